@@ -1,0 +1,104 @@
+"""splatopt: optimizers for 3D reconstruction.
+
+Train a scene in five lines::
+
+    import splatopt
+
+    result = splatopt.fit("path/to/capture", steps=2000, out="runs/first")
+    print(f"{result.before.psnr:.2f} -> {result.after.psnr:.2f} dB in {result.seconds:.0f} s")
+    splatopt.save_ply(result.cloud, "scene.ply")
+
+Names are loaded on first use, so that ``import splatopt`` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from splatopt.core.camera import Camera
+    from splatopt.core.checks import InputError
+    from splatopt.core.objective import Evaluation, Objective, Oracle
+    from splatopt.core.optimizer import Optimizer, Progress, optimizer_names, register
+    from splatopt.data import Capture, CaptureOptions, inspect_capture, load_capture
+    from splatopt.optim import Adam, AdamOptions
+    from splatopt.raster.render import make_renderer, render
+    from splatopt.raster.types import Footprint, RenderOptions
+    from splatopt.scene.gaussians import GaussianCloud
+    from splatopt.scene.photometric import PhotometricObjective
+    from splatopt.scene.ply import load_ply, save_ply
+    from splatopt.scene.starts import start_from_points, start_random
+    from splatopt.train.config import TrainConfig
+    from splatopt.train.fit import fit
+    from splatopt.train.loop import TrainResult
+    from splatopt.train.run import Run, open_run
+
+_HOMES = {
+    "splatopt.core.camera": ("Camera",),
+    "splatopt.core.checks": ("InputError",),
+    "splatopt.core.objective": ("Evaluation", "Objective", "Oracle"),
+    "splatopt.core.optimizer": ("Optimizer", "Progress", "optimizer_names", "register"),
+    "splatopt.data": ("Capture", "CaptureOptions", "inspect_capture", "load_capture"),
+    "splatopt.optim": ("Adam", "AdamOptions"),
+    "splatopt.raster.render": ("make_renderer", "render"),
+    "splatopt.raster.types": ("Footprint", "RenderOptions"),
+    "splatopt.scene.gaussians": ("GaussianCloud",),
+    "splatopt.scene.photometric": ("PhotometricObjective",),
+    "splatopt.scene.ply": ("load_ply", "save_ply"),
+    "splatopt.scene.starts": ("start_from_points", "start_random"),
+    "splatopt.train.config": ("TrainConfig",),
+    "splatopt.train.fit": ("fit",),
+    "splatopt.train.loop": ("TrainResult",),
+    "splatopt.train.run": ("Run", "open_run"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Adam",
+    "AdamOptions",
+    "Camera",
+    "Capture",
+    "CaptureOptions",
+    "Evaluation",
+    "Footprint",
+    "GaussianCloud",
+    "InputError",
+    "Objective",
+    "Optimizer",
+    "Oracle",
+    "PhotometricObjective",
+    "Progress",
+    "RenderOptions",
+    "Run",
+    "TrainConfig",
+    "TrainResult",
+    "fit",
+    "inspect_capture",
+    "load_capture",
+    "load_ply",
+    "make_renderer",
+    "open_run",
+    "optimizer_names",
+    "register",
+    "render",
+    "save_ply",
+    "start_from_points",
+    "start_random",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from where it lives."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'splatopt' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Public names, loaded or not."""
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,86 @@
+"""The native module: loading it, and the threads it works with."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+from splatopt.core.checks import InputError
+
+
+@functools.cache
+def load() -> ModuleType | None:
+    """Return the compiled module, or None where the package was installed without it."""
+    try:
+        return importlib.import_module("splatopt._native")
+    except ImportError:
+        return None
+
+
+def available() -> bool:
+    """Whether the compiled module can be used."""
+    return load() is not None
+
+
+def default_threads() -> int:
+    """Number of processors that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def workers(threads: int = 0, isa: str = "auto") -> Any:
+    """Return the shared pool of threads with the kernels that fit this processor.
+
+    Args:
+        threads: Threads including the caller's; 0 for one per processor.
+        isa: "auto", "avx512", "avx2" or "portable".
+
+    Raises:
+        InputError: There is no native module, or the processor lacks the instruction set.
+    """
+    return _workers(threads or default_threads(), isa)
+
+
+@functools.cache
+def _workers(threads: int, isa: str) -> Any:
+    native = load()
+    if native is None:
+        raise InputError("the native module is not installed: run `make install` (it needs a C++20 compiler)")
+    try:
+        return native.Workers(threads, isa)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def adam_step(
+    parameter: Tensor,
+    gradient: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    *,
+    rate: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    step: int,
+) -> None:
+    """Take one Adam step in place, on contiguous float32 tensors on the CPU.
+
+    With t = ``step`` counted from 1: m ← m + (1-β₁)(g-m), v ← β₂v + (1-β₂)g²,
+    θ ← θ - rate/(1-β₁ᵗ) · m / (√v/√(1-β₂ᵗ) + ε). The same bits for any number of threads.
+    """
+    workers().adam_step(
+        parameter.detach().view(-1),
+        gradient.view(-1),
+        exp_avg.view(-1),
+        exp_avg_sq.view(-1),
+        rate=rate,
+        beta1=beta1,
+        beta2=beta2,
+        epsilon=epsilon,
+        step=step,
+    )

@@ -1,0 +1,133 @@
+"""The optimizer protocol and the registry of names.
+
+An optimizer in one short file::
+
+    @dataclass(frozen=True)
+    class SignOptions:
+        rate: float = 1e-3
+
+    class Sign(Optimizer):
+        needs = frozenset({Oracle.GRADIENT})
+
+        def step(self, batch, progress):
+            evaluation = self.objective.gradient(batch)
+            for name, parameter in self.objective.parameters.items():
+                parameter -= self.options.rate * evaluation.gradient[name].sign()
+            return evaluation
+
+    register("sign", Sign, SignOptions)
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from splatopt.core.checks import InputError, nearest_names
+from splatopt.core.objective import Evaluation, Objective, Oracle
+from splatopt.core.rows import RowEdit
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where in a run a step stands.
+
+    Attributes:
+        step: Steps done before this one; the first is 0.
+        horizon: Steps that the run is planned for; schedules end there.
+    """
+
+    step: int
+    horizon: int
+
+    @property
+    def fraction(self) -> float:
+        """Share of the horizon already done, within [0, 1]."""
+        return min(1.0, self.step / max(1, self.horizon))
+
+
+@dataclass(frozen=True)
+class OptimizerState:
+    """Everything an optimizer must keep to go on bit-exactly.
+
+    Attributes:
+        tensors: Named tensors, written to safetensors.
+        scalars: Named numbers, written to JSON; floats keep every bit there.
+    """
+
+    tensors: Mapping[str, Tensor]
+    scalars: Mapping[str, float | int]
+
+
+class Optimizer(ABC):
+    """A policy that asks an objective for derivatives and writes its parameters in place."""
+
+    needs: ClassVar[frozenset[Oracle]]
+
+    def __init__(self, objective: Objective, options: Any, generator: torch.Generator | None = None) -> None:
+        """Check the oracles and keep what every optimizer keeps.
+
+        Args:
+            objective: What is minimised.
+            options: The optimizer's own frozen dataclass.
+            generator: The run's source of randomness, handed down; None for those that draw nothing.
+
+        Raises:
+            MissingOracleError: The objective lacks an oracle of ``needs``.
+        """
+        objective.require(self.needs, type(self).__name__)
+        self.objective = objective
+        self.options = options
+        self.generator = generator
+
+    @abstractmethod
+    def step(self, batch: Any, progress: Progress) -> Evaluation:
+        """Take one step on ``batch`` and return the evaluation at the point it started from."""
+
+    @abstractmethod
+    def state(self) -> OptimizerState:
+        """Return the state; tensors may be views, so whoever keeps them clones them."""
+
+    @abstractmethod
+    def load_state(self, state: OptimizerState) -> None:
+        """Go on from ``state``; raises InputError where it does not fit."""
+
+    @abstractmethod
+    def edit_rows(self, edit: RowEdit) -> None:
+        """Follow an edit of the parameters' rows: per-row state is gathered, fresh rows start anew."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered optimizer: its class, its options' dataclass and one line of help."""
+
+    optimizer: type[Optimizer]
+    options: type
+    help: str
+
+
+_REGISTRY: dict[str, Entry] = {}
+
+
+def register(name: str, optimizer: type[Optimizer], options: type, help: str = "") -> None:
+    """Make ``optimizer`` known under ``name`` to the command line, suites and tests."""
+    if name in _REGISTRY:
+        raise ValueError(f"an optimizer named {name!r} is registered already")
+    _REGISTRY[name] = Entry(optimizer, options, help)
+
+
+def optimizer_names() -> tuple[str, ...]:
+    """Names of all registered optimizers, sorted."""
+    return tuple(sorted(_REGISTRY))
+
+
+def find_optimizer(name: str) -> Entry:
+    """Return the entry of ``name``; raises InputError with the nearest names if there is none."""
+    if name not in _REGISTRY:
+        raise InputError(f"no optimizer is named {name!r}; {nearest_names(name, _REGISTRY)}")
+    return _REGISTRY[name]

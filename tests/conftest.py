@@ -1,0 +1,25 @@
+"""Options and fixtures that all tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a person say where the real scenes lie."""
+    parser.addoption(
+        "--data",
+        default="../shared/data",
+        help="folder with the real scenes (fox, castle, lego_200, …); tests that use them skip where it is absent",
+    )
+
+
+@pytest.fixture(scope="session")
+def data_folder(request: pytest.FixtureRequest) -> Path:
+    """The folder with the real scenes; skips where there is none."""
+    folder = Path(request.config.getoption("--data"))
+    if not folder.is_dir():
+        pytest.skip(f"no folder with real scenes at {folder} (give one with --data)")
+    return folder

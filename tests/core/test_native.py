@@ -1,0 +1,35 @@
+"""The native module: its committed stub, its threads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import splatopt
+from splatopt.core import native
+from splatopt.core.checks import InputError
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="the native module is not built")
+
+
+def test_the_committed_stub_is_the_generated_one(tmp_path: Path) -> None:
+    made = tmp_path / "_native.pyi"
+    command = [sys.executable, "-m", "nanobind.stubgen", "-q", "-m", "splatopt._native", "-o", str(made)]
+    subprocess.run(command, check=True)
+    committed = Path(splatopt.__file__).parent / "_native.pyi"
+    assert made.read_text() == committed.read_text(), "run: python -m nanobind.stubgen -m splatopt._native -o src/splatopt/_native.pyi"
+
+
+def test_one_pool_serves_all_who_ask_for_the_same_threads() -> None:
+    assert native.workers() is native.workers(native.default_threads(), "auto")
+    assert native.workers(3).threads == 3
+
+
+def test_impossible_threads_and_instruction_sets_are_refused() -> None:
+    with pytest.raises(InputError, match="1 to 1024"):
+        native.workers(5000)
+    with pytest.raises(InputError, match="mmx"):
+        native.workers(1, "mmx")
