@@ -1,0 +1,31 @@
+// Adam (Kingma and Ba 2015) on one tensor, in place, the operations in torch.optim.Adam's order.
+
+void adam(float* parameter, const float* gradient, float* exp_avg, float* exp_avg_sq, int64_t count, float rate,
+          float beta1, float beta2, float epsilon, float correction1, float correction2_sqrt) {
+    const Vec decay1(1.0f - beta1), b2(beta2), decay2(1.0f - beta2), step(rate / correction1),
+        inverse(1.0f / correction2_sqrt), eps(epsilon);
+    const auto update = [&](Vec p, Vec g, Vec& m, Vec& v) {
+        m = fmadd(g - m, decay1, m);
+        v = fmadd(decay2 * g, g, b2 * v);
+        return p - step * m / fmadd(sqrt(v), inverse, eps);
+    };
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+        Vec m = Vec::load(exp_avg + i), v = Vec::load(exp_avg_sq + i);
+        update(Vec::load(parameter + i), Vec::load(gradient + i), m, v).store(parameter + i);
+        m.store(exp_avg + i);
+        v.store(exp_avg_sq + i);
+    }
+    if (i == count) return;
+    float tail[4][kLanes] = {};
+    const size_t bytes = sizeof(float) * static_cast<size_t>(count - i);
+    const float* sources[4] = {parameter + i, gradient + i, exp_avg + i, exp_avg_sq + i};
+    for (int t = 0; t < 4; ++t) std::memcpy(tail[t], sources[t], bytes);
+    Vec m = Vec::load(tail[2]), v = Vec::load(tail[3]);
+    update(Vec::load(tail[0]), Vec::load(tail[1]), m, v).store(tail[0]);
+    m.store(tail[2]);
+    v.store(tail[3]);
+    std::memcpy(parameter + i, tail[0], bytes);
+    std::memcpy(exp_avg + i, tail[2], bytes);
+    std::memcpy(exp_avg_sq + i, tail[3], bytes);
+}

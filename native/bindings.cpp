@@ -1,0 +1,281 @@
+// The only file that knows Python: checks shapes, releases the interpreter lock, calls the plain C++.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/array.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+
+#include <array>
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <memory>
+#include <stdexcept>
+#include <string>
+
+#include "pool.h"
+#include "rasterizer.h"
+#include "scratch.h"
+#include "types.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+using splatopt::Cloud;
+using splatopt::CloudGradient;
+using splatopt::Constants;
+using splatopt::Rasterizer;
+using splatopt::View;
+using splatopt::Workers;
+
+template <class T, class Shape>
+using Array = nb::ndarray<T, Shape, nb::c_contig, nb::device::cpu>;
+using Floats1 = Array<const float, nb::ndim<1>>;
+using Floats2 = Array<const float, nb::ndim<2>>;
+using Floats3 = Array<const float, nb::ndim<3>>;
+using Bytes3 = Array<const uint8_t, nb::shape<-1, -1, 3>>;
+using OutFloats1 = Array<float, nb::ndim<1>>;
+using OutFloats2 = Array<float, nb::ndim<2>>;
+using OutFloats3 = Array<float, nb::ndim<3>>;
+using OutBools = Array<bool, nb::ndim<1>>;
+
+void require(bool condition, const char* what) {
+    if (!condition) throw std::invalid_argument(what);
+}
+
+Constants make_constants(float near_plane, float low_pass, float max_alpha, float min_alpha, float min_transmittance,
+                         float frustum_margin, float ssim_c1, float ssim_c2,
+                         const std::array<float, splatopt::kWindow>& window) {
+    Constants k{near_plane, low_pass, max_alpha, min_alpha, min_transmittance, frustum_margin, ssim_c1, ssim_c2, {}};
+    std::copy(window.begin(), window.end(), k.window);
+    return k;
+}
+
+View make_view(const std::array<double, 9>& rotation, const std::array<double, 3>& center,
+               const std::array<double, 4>& intrinsics, int width, int height, const std::array<float, 3>& background,
+               bool antialiased) {
+    require(width >= 1 && height >= 1 && width <= 32768 && height <= 32768, "image sides must be 1 to 32768 pixels");
+    View view{};
+    std::copy(rotation.begin(), rotation.end(), view.rotation);
+    std::copy(center.begin(), center.end(), view.center);
+    view.fx = intrinsics[0];
+    view.fy = intrinsics[1];
+    view.cx = intrinsics[2];
+    view.cy = intrinsics[3];
+    view.width = width;
+    view.height = height;
+    view.tiles_x = (width + splatopt::kTile - 1) / splatopt::kTile;
+    view.tiles_y = (height + splatopt::kTile - 1) / splatopt::kTile;
+    view.stride = view.tiles_x * splatopt::kTile;
+    view.antialiased = antialiased;
+    std::copy(background.begin(), background.end(), view.background);
+    return view;
+}
+
+Cloud make_cloud(const Floats2& means, const Floats2& log_scales, const Floats2& quats, const Floats1& logit_opacities,
+                 const Floats2& sh_dc, const Floats3& sh_rest, int degree) {
+    const size_t n = means.shape(0);
+    require(means.shape(1) == 3 && log_scales.shape(0) == n && log_scales.shape(1) == 3 && quats.shape(0) == n &&
+                quats.shape(1) == 4 && logit_opacities.shape(0) == n && sh_dc.shape(0) == n && sh_dc.shape(1) == 3 &&
+                sh_rest.shape(0) == n && (sh_rest.shape(2) == 3 || sh_rest.size() == 0),
+            "the Gaussians' tensors must have shapes (N, 3), (N, 3), (N, 4), (N,), (N, 3), (N, K, 3)");
+    const int rest = static_cast<int>(sh_rest.shape(1));
+    require(degree >= 0 && degree <= 3 && (degree + 1) * (degree + 1) - 1 <= rest,
+            "the degree that is evaluated must not exceed the stored one");
+    return {static_cast<int64_t>(n), means.data(), log_scales.data(), quats.data(), logit_opacities.data(),
+            sh_dc.data(),            sh_rest.data(), rest,            degree};
+}
+
+std::tuple<double, double, double> rasterizer_loss(Rasterizer& self, const Bytes3& target, float ssim_weight) {
+    require(static_cast<int>(target.shape(0)) == self.height() && static_cast<int>(target.shape(1)) == self.width(),
+            "the photograph must have the rendered image's size");
+    nb::gil_scoped_release release;
+    const splatopt::LossSums sums = self.loss(target.data(), ssim_weight);
+    const double n = 3.0 * self.height() * self.width();
+    const double loss = (1.0 - ssim_weight) * sums.absolute / n + ssim_weight * (1.0 - sums.ssim / n);
+    return {loss, sums.squared / n, sums.ssim / n};
+}
+
+void adam_step(Workers& self, const OutFloats1& parameter, const Floats1& gradient, const OutFloats1& exp_avg,
+               const OutFloats1& exp_avg_sq, double rate, double beta1, double beta2, double epsilon, int64_t step) {
+    const int64_t count = static_cast<int64_t>(parameter.shape(0));
+    require(gradient.shape(0) == parameter.shape(0) && exp_avg.shape(0) == parameter.shape(0) &&
+                exp_avg_sq.shape(0) == parameter.shape(0),
+            "Adam's four tensors must have one size");
+    require(step >= 1, "Adam counts steps from 1");
+    nb::gil_scoped_release release;
+    const float correction1 = static_cast<float>(1.0 - std::pow(beta1, static_cast<double>(step)));
+    const float correction2 = static_cast<float>(std::sqrt(1.0 - std::pow(beta2, static_cast<double>(step))));
+    constexpr int64_t kTask = 1 << 15;
+    self.pool.run((count + kTask - 1) / kTask, [&](int64_t task, int) {
+        const int64_t at = task * kTask;
+        self.kernels.adam(parameter.data() + at, gradient.data() + at, exp_avg.data() + at, exp_avg_sq.data() + at,
+                            std::min(kTask, count - at), static_cast<float>(rate), static_cast<float>(beta1),
+                            static_cast<float>(beta2), static_cast<float>(epsilon), correction1, correction2);
+    });
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+    m.doc() = "Native kernels of splatopt: rendering, its derivatives, the photometric loss and fused optimizer steps.";
+
+    nb::class_<Constants>(m, "Constants", "The rendering rule's numbers.")
+        .def("__init__",
+             [](Constants* self, float near_plane, float low_pass, float max_alpha, float min_alpha,
+                float min_transmittance, float frustum_margin, float ssim_c1, float ssim_c2,
+                const std::array<float, splatopt::kWindow>& window) {
+                 new (self) Constants(make_constants(near_plane, low_pass, max_alpha, min_alpha, min_transmittance,
+                                                     frustum_margin, ssim_c1, ssim_c2, window));
+             },
+             nb::kw_only(), "near_plane"_a, "low_pass"_a, "max_alpha"_a, "min_alpha"_a, "min_transmittance"_a,
+             "frustum_margin"_a, "ssim_c1"_a, "ssim_c2"_a, "window"_a);
+
+    nb::class_<View>(m, "View", "A camera, the image's size and how it is drawn.")
+        .def("__init__",
+             [](View* self, const std::array<double, 9>& rotation, const std::array<double, 3>& center,
+                const std::array<double, 4>& intrinsics, int width, int height, const std::array<float, 3>& background,
+                bool antialiased) {
+                 new (self) View(make_view(rotation, center, intrinsics, width, height, background, antialiased));
+             },
+             nb::kw_only(), "rotation"_a, "center"_a, "intrinsics"_a, "width"_a, "height"_a, "background"_a,
+             "antialiased"_a);
+
+    nb::class_<Cloud>(m, "Cloud", "Pointers to the Gaussians' six tensors, which the caller keeps alive.")
+        .def("__init__",
+             [](Cloud* self, const Floats2& means, const Floats2& log_scales, const Floats2& quats,
+                const Floats1& logit_opacities, const Floats2& sh_dc, const Floats3& sh_rest, int degree) {
+                 new (self) Cloud(make_cloud(means, log_scales, quats, logit_opacities, sh_dc, sh_rest, degree));
+             },
+             "means"_a, "log_scales"_a, "quats"_a, "logit_opacities"_a, "sh_dc"_a, "sh_rest"_a, "degree"_a);
+
+    nb::class_<Workers>(m, "Workers", "Threads and the kernels that fit this processor.")
+        .def("__init__",
+             [](Workers* self, int threads, const std::string& isa) {
+                 require(threads >= 1 && threads <= 1024, "threads must be 1 to 1024");
+                 new (self) Workers(threads, isa);
+             },
+             "threads"_a, "isa"_a = "auto")
+        .def("adam_step", &adam_step, "parameter"_a, "gradient"_a, "exp_avg"_a, "exp_avg_sq"_a, nb::kw_only(),
+             "rate"_a, "beta1"_a, "beta2"_a, "epsilon"_a, "step"_a,
+             "One Adam step in place on flat float32 tensors; step counts from 1.")
+        .def(
+            "blend_ceiling",
+            [](const Workers& self, int64_t rounds) {
+                // Splats about the block's middle, all of them wide, dim and in the first-level cache.
+                constexpr int kCount = 512;
+                std::array<float, kCount * splatopt::kLocal> splats{};
+                for (int i = 0; i < kCount; ++i) {
+                    const float row[9] = {static_cast<float>(i % 7), static_cast<float>(i % 5), 0.3f, 0.1f, 0.3f,
+                                          -6.0f,                     0.5f,                      0.4f, 0.3f};
+                    std::copy(row, row + 9, splats.begin() + i * splatopt::kLocal);
+                }
+                nb::gil_scoped_release release;
+                const auto begin = std::chrono::steady_clock::now();
+                volatile float sink = self.kernels.blend_ceiling(splats.data(), kCount, rounds);
+                (void)sink;
+                const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
+                return 16.0 * kCount * static_cast<double>(rounds) / seconds.count();
+            },
+            "rounds"_a, "Pixel-Gaussian pairs a second that one thread blends in a bare loop: the renderer's ceiling.")
+        .def_prop_ro("threads", [](const Workers& self) { return self.pool.threads(); })
+        .def_prop_ro("isa", [](const Workers& self) { return std::string(self.kernels.name); });
+
+    nb::class_<Rasterizer>(m, "Rasterizer", "One view's passes in order, with the buffers they share.")
+        .def(nb::init<const Constants&, std::shared_ptr<Workers>>(), "constants"_a, "workers"_a)
+        .def("forward", &Rasterizer::forward, "view"_a, "cloud"_a, "with_depth"_a = false,
+             nb::call_guard<nb::gil_scoped_release>(), "Project, bin and blend.")
+        .def("loss", &rasterizer_loss, "target"_a, "ssim_weight"_a,
+             "Loss, mean squared error and mean SSIM against (H, W, 3) bytes; keeps dL/dimage for backward.")
+        .def(
+            "set_image_gradient",
+            [](Rasterizer& self, const Floats3& gradient) {
+                require(static_cast<int>(gradient.shape(0)) == self.height() &&
+                            static_cast<int>(gradient.shape(1)) == self.width() && gradient.shape(2) == 3,
+                        "the image's gradient must have the image's shape");
+                self.set_image_gradient(gradient.data());
+            },
+            "gradient"_a, "Take dL/dimage (H, W, 3) from outside.")
+        .def(
+            "backward",
+            [](Rasterizer& self, const Cloud& cloud, double weight, const OutFloats2& means,
+               const OutFloats2& log_scales, const OutFloats2& quats, const OutFloats1& logit_opacities,
+               const OutFloats2& sh_dc, const OutFloats3& sh_rest, const OutBools& seen) {
+                const size_t n = static_cast<size_t>(cloud.count);
+                require(means.size() == 3 * n && log_scales.size() == 3 * n && quats.size() == 4 * n &&
+                            logit_opacities.size() == n && sh_dc.size() == 3 * n &&
+                            sh_rest.size() == 3 * n * cloud.rest && seen.size() == n,
+                        "gradients must have their parameters' shapes");
+                const CloudGradient out{means.data(),           log_scales.data(), quats.data(),
+                                        logit_opacities.data(), sh_dc.data(),      sh_rest.data()};
+                nb::gil_scoped_release release;
+                self.backward(cloud, static_cast<float>(weight), out, reinterpret_cast<uint8_t*>(seen.data()));
+            },
+            "cloud"_a, "weight"_a, "means"_a, "log_scales"_a, "quats"_a, "logit_opacities"_a, "sh_dc"_a, "sh_rest"_a,
+            "seen"_a, "Add weight · dL/dθ to the six gradients and mark what was drawn.")
+        .def(
+            "copy_image",
+            [](const Rasterizer& self, const OutFloats3& out) {
+                require(static_cast<int>(out.shape(0)) == self.height() &&
+                            static_cast<int>(out.shape(1)) == self.width() && out.shape(2) == 3,
+                        "the output must be (H, W, 3)");
+                self.copy_image(out.data());
+            },
+            "out"_a)
+        .def(
+            "copy_depth",
+            [](const Rasterizer& self, const OutFloats2& alpha, const OutFloats2& depth) {
+                require(static_cast<int>(alpha.shape(0)) == self.height() &&
+                            static_cast<int>(alpha.shape(1)) == self.width() && depth.shape(0) == alpha.shape(0) &&
+                            depth.shape(1) == alpha.shape(1),
+                        "the outputs must be (H, W)");
+                self.copy_depth(alpha.data(), depth.data());
+            },
+            "alpha"_a, "depth"_a)
+        .def(
+            "copy_visible",
+            [](const Rasterizer& self, const OutBools& out) {
+                require(static_cast<int64_t>(out.size()) == self.count(), "the output must be (N,)");
+                self.copy_visible(reinterpret_cast<uint8_t*>(out.data()));
+            },
+            "out"_a)
+        .def("relevant_pairs", &Rasterizer::relevant_pairs, nb::call_guard<nb::gil_scoped_release>())
+        .def("blended_pairs", &Rasterizer::blended_pairs, nb::call_guard<nb::gil_scoped_release>())
+        .def_prop_ro("timings",
+                     [](const Rasterizer& self) {
+                         const splatopt::Timings& t = self.timings();
+                         nb::dict out;
+                         out["project"] = t.project;
+                         out["sort"] = t.sort;
+                         out["bin"] = t.bin;
+                         out["blend"] = t.blend;
+                         out["loss"] = t.loss;
+                         out["blend_backward"] = t.blend_backward;
+                         out["project_backward"] = t.project_backward;
+                         return out;
+                     },
+                     "Seconds that the passes of the last view took.")
+        .def("block_pairs", &Rasterizer::block_pairs)
+        .def_prop_ro("visible_count", &Rasterizer::visible_count)
+        .def_prop_ro("entry_count", &Rasterizer::entry_count)
+        .def_prop_ro("memory_bytes", &Rasterizer::memory_bytes);
+
+    m.def(
+        "supported_isas",
+        [] {
+            nb::list names;
+            for (const char* name : {"avx512", "avx2", "portable"}) {
+                try {
+                    splatopt::select_kernels(name);
+                    names.append(name);
+                } catch (const std::invalid_argument&) {
+                }
+            }
+            return names;
+        },
+        "Instruction sets that this build and this processor share, fastest first.");
+}

@@ -1,0 +1,248 @@
+// Blending of one tile, front to back, and its gradient, back to front.
+//
+// Forward works block by block: the tile's list is compacted to the positions that touch the 4x4 block, and
+// the block's sixteen rays stay in registers. Backward works Gaussian by Gaussian, so that a pair's sums over
+// the tile's pixels are reduced across lanes once and not once a block.
+
+alignas(64) constexpr float kLaneX[kLanes] = {0.5f, 1.5f, 2.5f, 3.5f, 0.5f, 1.5f, 2.5f, 3.5f,
+                                              0.5f, 1.5f, 2.5f, 3.5f, 0.5f, 1.5f, 2.5f, 3.5f};
+alignas(64) constexpr float kLaneY[kLanes] = {0.5f, 0.5f, 0.5f, 0.5f, 1.5f, 1.5f, 1.5f, 1.5f,
+                                              2.5f, 2.5f, 2.5f, 2.5f, 3.5f, 3.5f, 3.5f, 3.5f};
+
+// Splats lie in the cloud's order, which the list jumps about in: fetched this many positions ahead.
+constexpr int64_t kAhead = 12;
+
+inline void gather_tile(const View& view, const Splat* splats, const Entry* entries, int64_t count, int tile,
+                        TileScratch& scratch) {
+    const float left = static_cast<float>(tile % view.tiles_x * kTile);
+    const float top = static_cast<float>(tile / view.tiles_x * kTile);
+    scratch.reserve(count);
+    for (int64_t i = 0; i < count; ++i) {
+        __builtin_prefetch(&splats[entries[i + kAhead < count ? i + kAhead : i].gaussian]);
+        const Splat& s = splats[entries[i].gaussian];
+        float* out = scratch.splats + kLocal * i;
+        std::memcpy(out, &s, sizeof(float) * 10);
+        out[0] -= left;
+        out[1] -= top;
+        scratch.blocks[i] = entries[i].blocks;
+    }
+    for (int64_t i = count; i < count + kLanes; ++i) scratch.blocks[i] = 0;
+}
+
+// Positions of the list that touch the block; returns how many.
+inline int64_t compact(TileScratch& scratch, int64_t count, int block) {
+    uint32_t* list = scratch.list;
+    const uint32_t* blocks = scratch.blocks;
+    int64_t found = 0;
+#if defined(SPLATOPT_AVX512)
+    const __m512i bit = _mm512_set1_epi32(1 << block), step = _mm512_set1_epi32(kLanes);
+    __m512i position = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (int64_t i = 0; i < count; i += kLanes) {
+        const __mmask16 hit = _mm512_test_epi32_mask(_mm512_loadu_si512(blocks + i), bit);
+        _mm512_storeu_si512(list + found, _mm512_maskz_compress_epi32(hit, position));
+        found += __builtin_popcount(hit);
+        position = _mm512_add_epi32(position, step);
+    }
+#else
+    for (int64_t i = 0; i < count; ++i) {
+        list[found] = static_cast<uint32_t>(i);
+        found += blocks[i] >> block & 1;
+    }
+#endif
+    return found;
+}
+
+struct Pair {
+    Vec u, v, alpha;
+};
+
+// α before its clamp, and the whitened offset (u, v) = A (pixel - mean).
+inline Pair evaluate(const float* s, Vec x, Vec y) {
+    const Vec dx = x - Vec(s[0]), dy = y - Vec(s[1]);
+    Pair pair;
+    pair.u = fmadd(Vec(s[2]), dx, Vec(s[3]) * dy);
+    pair.v = Vec(s[4]) * dy;
+    pair.alpha = exp2(fnmadd(pair.v, pair.v, fnmadd(pair.u, pair.u, Vec(s[5]))));
+    return pair;
+}
+
+template <bool kDepth>
+void blend_tile(const Constants& k, const View& view, const Splat* splats, Entry* entries, int64_t count, int tile,
+                TileScratch& scratch, TileState& state, const BlendPlanes& planes) {
+    gather_tile(view, splats, entries, count, tile, scratch);
+    const float* local = scratch.splats;
+    const Vec max_alpha(k.max_alpha), min_alpha(k.min_alpha), min_transmittance(k.min_transmittance);
+    const int64_t corner = static_cast<int64_t>(tile / view.tiles_x) * kTile * view.stride +
+                           static_cast<int64_t>(tile % view.tiles_x) * kTile;
+    for (int block = 0; block < kBlocksPerTile; ++block) {
+        const int column = block % kTileBlocks, row = block / kTileBlocks;
+        const Vec x = Vec::load(kLaneX) + Vec(column * kBlock), y = Vec::load(kLaneY) + Vec(row * kBlock);
+        const int64_t found = compact(scratch, count, block);
+        const uint32_t* list = scratch.list;
+        // A ray that has ended goes on being multiplied, but t stays under the limit, so nothing more is added
+        // and neither final_t nor last moves. No branch on a single ray's end: there is one in every pixel.
+        Vec t(1.0f), final_t(1.0f), red(0.0f), green(0.0f), blue(0.0f), depth(0.0f);
+        Position last = Position::zero();
+        for (int64_t j = 0; j < found; ++j) {
+            const float* s = local + kLocal * static_cast<int64_t>(list[j]);
+            Vec alpha = min(evaluate(s, x, y).alpha, max_alpha);
+            alpha = keep(alpha >= min_alpha, alpha);
+            const Vec next = fnmadd(alpha, t, t);
+            const Mask alive = next >= min_transmittance;
+            if (__builtin_expect(!any(alive), 0)) {
+                // Nothing behind is seen by this block: spare the backward pass these pairs.
+                const uint32_t others = ~(1u << block);
+                for (int64_t i = list[j]; i < count; ++i) entries[i].blocks &= others;
+                break;
+            }
+            const Vec w = keep(alive, alpha * t);
+            t = next;
+            final_t = select(alive, next, final_t);
+            last.set(alive, list[j] + 1);
+            red = fmadd(w, Vec(s[6]), red);
+            green = fmadd(w, Vec(s[7]), green);
+            blue = fmadd(w, Vec(s[8]), blue);
+            if (kDepth) depth = fmadd(w, Vec(s[9]), depth);
+        }
+        t = final_t;
+        last.store(state.last + block * kLanes);
+        t.store(state.transmittance + block * kLanes);
+        const int64_t at = corner + static_cast<int64_t>(row) * kBlock * view.stride + column * kBlock;
+        store_block(fmadd(t, Vec(view.background[0]), red), planes.color[0] + at, view.stride);
+        store_block(fmadd(t, Vec(view.background[1]), green), planes.color[1] + at, view.stride);
+        store_block(fmadd(t, Vec(view.background[2]), blue), planes.color[2] + at, view.stride);
+        if (kDepth) {
+            store_block(Vec(1.0f) - t, planes.alpha + at, view.stride);
+            store_block(depth, planes.depth + at, view.stride);
+        }
+    }
+}
+
+void blend(const Constants& k, const View& view, const Splat* splats, Entry* entries, int64_t count, int tile,
+           TileScratch& scratch, TileState& state, const BlendPlanes& planes) {
+    if (planes.depth)
+        blend_tile<true>(k, view, splats, entries, count, tile, scratch, state, planes);
+    else
+        blend_tile<false>(k, view, splats, entries, count, tile, scratch, state, planes);
+}
+
+// The sums of nine vectors' lanes, each in one fixed order.
+inline void reduce_nine(const Vec* sums, float* out) {
+#if defined(SPLATOPT_AVX512)
+    const auto fold_halves = [](__m512 a, __m512 b) {
+        return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    };
+    const auto fold_quarters = [](__m512 a, __m512 b) {
+        return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    };
+    const __m512 a = fold_quarters(fold_halves(sums[0].v, sums[1].v), fold_halves(sums[2].v, sums[3].v));
+    const __m512 b = fold_quarters(fold_halves(sums[4].v, sums[5].v), fold_halves(sums[6].v, sums[7].v));
+    const __m512 pairs = _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
+    const __m512 all = _mm512_add_ps(pairs, _mm512_permute_ps(pairs, 0xb1));
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
+    _mm256_storeu_ps(out, _mm512_castps512_ps256(_mm512_permutexvar_ps(order, all)));
+    out[8] = _mm512_reduce_add_ps(sums[8].v);
+#else
+    for (int i = 0; i < 9; ++i) {
+        const Float8 half = sums[i].lo + sums[i].hi;
+        out[i] = ((half[0] + half[4]) + (half[2] + half[6])) + ((half[1] + half[5]) + (half[3] + half[7]));
+    }
+#endif
+}
+
+inline void load_tile_gradient(const View& view, int tile, const TileState& state, const float* const* gradient,
+                               TileScratch& scratch) {
+    const int64_t corner = static_cast<int64_t>(tile / view.tiles_x) * kTile * view.stride +
+                           static_cast<int64_t>(tile % view.tiles_x) * kTile;
+    for (int block = 0; block < kBlocksPerTile; ++block) {
+        const int64_t at = corner + static_cast<int64_t>(block / kTileBlocks) * kBlock * view.stride +
+                           block % kTileBlocks * kBlock;
+        const Vec t = Vec::load(state.transmittance + block * kLanes);
+        Vec behind(0.0f);
+        for (int c = 0; c < 3; ++c) {
+            const Vec g = load_block(gradient[c] + at, view.stride);
+            g.store(scratch.gradient[c] + block * kLanes);
+            behind = fmadd(g, Vec(view.background[c]), behind);
+        }
+        (behind * t).store(scratch.behind + block * kLanes);
+        t.store(scratch.transmittance + block * kLanes);
+        std::memcpy(scratch.last + block * kLanes, state.last + block * kLanes, sizeof(uint32_t) * kLanes);
+    }
+}
+
+// Per pair: Σ g, Σ g w (2), Σ g w wᵀ (uu, uv, vv), ∂L/∂colour (3), with g = ∂L/∂log2 α over the tile's pixels.
+void blend_backward(const Constants& k, const View& view, const Splat* splats, const Entry* entries, int64_t count,
+                    int tile, TileScratch& scratch, const TileState& state, const float* const* image_gradient,
+                    float* pair_gradient) {
+    if (!count) return;
+    gather_tile(view, splats, entries, count, tile, scratch);
+    load_tile_gradient(view, tile, state, image_gradient, scratch);
+    const Vec max_alpha(k.max_alpha), min_alpha(k.min_alpha), one(1.0f), ln2(0.69314718f);
+    for (int64_t i = count - 1; i >= 0; --i) {
+        float* out = pair_gradient + static_cast<int64_t>(entries[i].slot) * kSplatGradient;
+        uint32_t blocks = scratch.blocks[i];
+        if (!blocks) {
+            std::memset(out, 0, sizeof(float) * kSplatGradient);
+            continue;
+        }
+        const float* s = scratch.splats + kLocal * i;
+        Vec sums[9];
+        for (Vec& sum : sums) sum = Vec(0.0f);
+        for (; blocks; blocks &= blocks - 1) {
+            const int block = __builtin_ctz(blocks), at = block * kLanes;
+            const Vec x = Vec::load(kLaneX) + Vec(block % kTileBlocks * kBlock);
+            const Vec y = Vec::load(kLaneY) + Vec(block / kTileBlocks * kBlock);
+            const Pair pair = evaluate(s, x, y);
+            const Mask used = (pair.alpha >= min_alpha) & Position::load(scratch.last + at).beyond(static_cast<uint32_t>(i));
+            const Vec alpha = keep(used, min(pair.alpha, max_alpha));
+            const Vec inverse = reciprocal(one - alpha);
+            const Vec t = Vec::load(scratch.transmittance + at) * inverse;
+            const Vec behind = Vec::load(scratch.behind + at);
+            const Vec red = Vec::load(scratch.gradient[0] + at), green = Vec::load(scratch.gradient[1] + at),
+                      blue = Vec::load(scratch.gradient[2] + at);
+            const Vec w = alpha * t;
+            const Vec along = fmadd(Vec(s[6]), red, fmadd(Vec(s[7]), green, Vec(s[8]) * blue));
+            const Vec d_alpha = fnmadd(behind, inverse, t * along);
+            const Vec g = keep(pair.alpha <= max_alpha, alpha * d_alpha);
+            const Vec gu = g * pair.u, gv = g * pair.v;
+            t.store(scratch.transmittance + at);
+            fmadd(w, along, behind).store(scratch.behind + at);
+            sums[0] += g;
+            sums[1] += gu;
+            sums[2] += gv;
+            sums[3] = fmadd(gu, pair.u, sums[3]);
+            sums[4] = fmadd(gu, pair.v, sums[4]);
+            sums[5] = fmadd(gv, pair.v, sums[5]);
+            sums[6] = fmadd(w, red, sums[6]);
+            sums[7] = fmadd(w, green, sums[7]);
+            sums[8] = fmadd(w, blue, sums[8]);
+        }
+        for (int f = 0; f < 6; ++f) sums[f] *= ln2;
+        reduce_nine(sums, out);
+    }
+}
+
+// The bare loop that blending is measured against: one block, `splats` in the first-level cache, every pair
+// counted, no lists, no cut-offs, no ray that ends. Returns a colour so that nothing is optimised away.
+float blend_ceiling(const float* splats, int count, int64_t rounds) {
+    Vec x = Vec::load(kLaneX);
+    const Vec y = Vec::load(kLaneY), max_alpha(0.999f);
+    Vec total(0.0f);
+    for (int64_t round = 0; round < rounds; ++round) {
+        Vec t(1.0f), red(0.0f), green(0.0f), blue(0.0f);
+        for (int j = 0; j < count; ++j) {
+            const float* s = splats + kLocal * j;
+            const Vec alpha = min(evaluate(s, x, y).alpha, max_alpha);
+            const Vec w = alpha * t;
+            t = t - w;
+            red = fmadd(w, Vec(s[6]), red);
+            green = fmadd(w, Vec(s[7]), green);
+            blue = fmadd(w, Vec(s[8]), blue);
+        }
+        total += red + green + blue + t;
+        x += Vec(1e-6f);
+    }
+    float lanes[kLanes];
+    total.store(lanes);
+    return lanes[0];
+}

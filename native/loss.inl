@@ -1,0 +1,177 @@
+// L1 and SSIM of one colour plane against a photograph, and their gradient, in one sweep down a band of rows.
+//
+// SSIM's windows are separable. A row is filtered across once and kept in a ring of the last eleven; filtering
+// down the ring gives the window sums of the row five above, and from them ∂SSIM/∂(E[x], E[x²]+E[y²], E[xy]).
+// Those three go through a second ring the same way and come out, five rows later still, as the gradient.
+// Outside the image everything is 0. A ring holds, for each sixteen columns, its slots and maps side by side,
+// so that all addresses within the sum are constants.
+
+constexpr int kHalfWindow = kWindow / 2;
+constexpr int kMargin = kLanes;  // zeros before a row, so that rows start on whole cache lines
+
+inline int64_t padded_width(const View& view) { return view.stride + 2 * kMargin; }
+
+int64_t loss_scratch_floats(const View& view) {
+    return padded_width(view) * (4 + 3 + 1) + static_cast<int64_t>(view.stride) * kWindow * (4 + 3);
+}
+
+inline int ring_slot(int row) { return (row + 4 * kWindow) % kWindow; }
+
+// Filters kMaps rows across into a slot of the ring.
+template <int kMaps>
+inline void filter_across(const Constants& k, const View& view, const float* source, float* ring, int slot) {
+    Vec taps[kHalfWindow + 1];
+    for (int i = 0; i <= kHalfWindow; ++i) taps[i] = Vec(k.window[i]);
+    const int64_t width = padded_width(view);
+    for (int m = 0; m < kMaps; ++m) {
+        const float* p = source + m * width + kMargin - kHalfWindow;
+        float* out = ring + (slot * kMaps + m) * kLanes;
+        for (int x = 0; x < view.width; x += kLanes, p += kLanes, out += kWindow * kMaps * kLanes) {
+            Vec sum = taps[kHalfWindow] * Vec::load(p + kHalfWindow);
+            for (int i = 0; i < kHalfWindow; ++i)
+                sum = fmadd(taps[i], Vec::load(p + i) + Vec::load(p + kWindow - 1 - i), sum);
+            sum.store(out);
+        }
+    }
+}
+
+template <int kMaps>
+inline void clear_slot(const View& view, float* ring, int slot) {
+    for (int x = 0; x < view.width; x += kLanes)
+        std::memset(ring + static_cast<int64_t>(x) * kWindow * kMaps + slot * kMaps * kLanes, 0,
+                    sizeof(float) * kMaps * kLanes);
+}
+
+// Weights of the ring's slots for one output row, so that the ring itself never moves.
+inline void ring_taps(const Constants& k, int row, Vec* taps) {
+    for (int tap = 0; tap < kWindow; ++tap) taps[ring_slot(row - kHalfWindow + tap)] = Vec(k.window[tap]);
+}
+
+template <int kMaps>
+inline Vec ring_sum(const Vec* taps, const float* column, int map) {
+    Vec even = taps[0] * Vec::load(column + map * kLanes);
+    Vec odd = taps[1] * Vec::load(column + (kMaps + map) * kLanes);
+    for (int s = 2; s < kWindow; s += 2) even = fmadd(taps[s], Vec::load(column + (s * kMaps + map) * kLanes), even);
+    for (int s = 3; s < kWindow; s += 2) odd = fmadd(taps[s], Vec::load(column + (s * kMaps + map) * kLanes), odd);
+    return even + odd;
+}
+
+// One row of the photograph's channel as floats in [0, 1].
+inline void target_row(const View& view, const uint8_t* target, int channel, int row, float* out) {
+    const uint8_t* bytes = target + static_cast<int64_t>(row) * view.width * 3;
+    const Vec scale(1.0f / 255.0f);
+    for (int x = 0; x + kLanes <= view.width; x += kLanes)
+        (load_channel(bytes + 3 * x, channel) * scale).store(out + x);
+    // The last sixteen pixels once more, where the row does not end with a whole vector.
+    if (view.width >= kLanes)
+        (load_channel(bytes + 3 * (view.width - kLanes), channel) * scale).store(out + view.width - kLanes);
+    else
+        for (int x = 0; x < view.width; ++x) out[x] = static_cast<float>(bytes[3 * x + channel]) * (1.0f / 255.0f);
+}
+
+inline double sum_lanes(Vec a) {
+    float lanes[kLanes];
+    a.store(lanes);
+    double sum = 0.0;
+    for (const float lane : lanes) sum += lane;
+    return sum;
+}
+
+// Rows of x, y, x² + y² and xy, and the sums of |x - y| and (x - y)².
+inline void source_rows(const View& view, const float* pixels, float* rows, double* absolute, double* squared) {
+    const int64_t width = padded_width(view);
+    float* a_row = rows + kMargin;
+    const float* b_row = a_row + width;
+    Vec total_absolute(0.0f), total_squared(0.0f);
+    for (int x = 0; x < view.width; x += kLanes) {
+        const Mask inside = first_lanes(view.width - x);
+        const Vec a = keep(inside, Vec::load(pixels + x)), b = keep(inside, Vec::load(b_row + x));
+        a.store(a_row + x);
+        fmadd(a, a, b * b).store(a_row + 2 * width + x);
+        (a * b).store(a_row + 3 * width + x);
+        const Vec d = a - b;
+        total_absolute += max(d, -d);
+        total_squared = fmadd(d, d, total_squared);
+    }
+    *absolute = sum_lanes(total_absolute);
+    *squared = sum_lanes(total_squared);
+}
+
+// One row of SSIM summed, and its three derivatives as rows ready to be filtered.
+inline double derivative_rows(const Constants& k, const View& view, int row, const float* ring, float* rows) {
+    const int64_t width = padded_width(view);
+    const Vec c1(k.ssim_c1), c2(k.ssim_c2), two(2.0f), one(1.0f);
+    Vec taps[kWindow], total(0.0f);
+    ring_taps(k, row, taps);
+    for (int x = 0; x < view.width; x += kLanes, ring += kWindow * 4 * kLanes) {
+        const Vec mx = ring_sum<4>(taps, ring, 0), my = ring_sum<4>(taps, ring, 1);
+        const Vec squares = ring_sum<4>(taps, ring, 2), products = ring_sum<4>(taps, ring, 3);
+        const Vec mxmy = mx * my, mean_squares = fmadd(mx, mx, my * my);
+        const Vec a1 = fmadd(two, mxmy, c1), a2 = fmadd(two, products - mxmy, c2);
+        const Vec b1 = mean_squares + c1, b2 = squares - mean_squares + c2;
+        const Vec inverse = one / (b1 * b2), inverse_b1 = inverse * b2, inverse_b2 = inverse * b1;
+        const Vec ssim = a1 * a2 * inverse;
+        const Mask inside = first_lanes(view.width - x);
+        total += keep(inside, ssim);
+        float* out = rows + kMargin + x;
+        keep(inside, two * (my * (a2 - a1) * inverse + mx * ssim * (inverse_b2 - inverse_b1))).store(out);
+        keep(inside, -(ssim * inverse_b2)).store(out + width);
+        keep(inside, two * a1 * inverse).store(out + 2 * width);
+    }
+    return sum_lanes(total);
+}
+
+inline void gradient_row(const Constants& k, const View& view, int row, const float* ring, const float* pixels,
+                         const float* target, float ssim_scale, float l1_scale, float* out) {
+    Vec taps[kWindow];
+    ring_taps(k, row, taps);
+    for (int x = 0; x < view.width; x += kLanes, ring += kWindow * 3 * kLanes) {
+        const Vec a = Vec::load(pixels + x), b = Vec::load(target + x);
+        const Vec ssim = fmadd(Vec(2.0f) * a, ring_sum<3>(taps, ring, 1),
+                               fmadd(b, ring_sum<3>(taps, ring, 2), ring_sum<3>(taps, ring, 0)));
+        const Vec sign = select(a > b, Vec(1.0f), select(a < b, Vec(-1.0f), Vec(0.0f)));
+        const Mask inside = first_lanes(view.width - x);
+        keep(inside, fmadd(Vec(ssim_scale), ssim, Vec(l1_scale) * sign)).store(out + x);
+    }
+}
+
+// Rows [begin, end) of one channel: sums of SSIM, |x - y|, (x - y)², and ssim_scale·∂ΣSSIM + l1_scale·∂Σ|x - y|.
+void photometric_loss(const Constants& k, const View& view, const float* image, const uint8_t* target, int channel,
+                      int begin, int end, float* scratch, float ssim_scale, float l1_scale, float* gradient,
+                      double* sums) {
+    const int64_t width = padded_width(view);
+    float* sources = scratch;
+    float* derivatives = sources + 4 * width;
+    float* target_out = derivatives + 3 * width + kMargin;
+    float* first_ring = derivatives + 4 * width;
+    float* second_ring = first_ring + static_cast<int64_t>(view.stride) * kWindow * 4;
+    std::memset(sources, 0, sizeof(float) * 8 * width);
+    sums[0] = sums[1] = sums[2] = 0.0;
+    for (int r = begin - 2 * kHalfWindow; r < end + 2 * kHalfWindow; ++r) {
+        if (r < 0 || r >= view.height) {
+            clear_slot<4>(view, first_ring, ring_slot(r));
+        } else {
+            double absolute, squared;
+            target_row(view, target, channel, r, sources + width + kMargin);
+            source_rows(view, image + static_cast<int64_t>(r) * view.stride, sources, &absolute, &squared);
+            filter_across<4>(k, view, sources, first_ring, ring_slot(r));
+            if (r >= begin && r < end) {
+                sums[1] += absolute;
+                sums[2] += squared;
+            }
+        }
+        const int middle = r - kHalfWindow, out = middle - kHalfWindow;
+        if (middle < begin - kHalfWindow) continue;
+        if (middle < 0 || middle >= view.height) {
+            clear_slot<3>(view, second_ring, ring_slot(middle));
+        } else {
+            const double ssim = derivative_rows(k, view, middle, first_ring, derivatives);
+            if (middle >= begin && middle < end) sums[0] += ssim;
+            filter_across<3>(k, view, derivatives, second_ring, ring_slot(middle));
+        }
+        if (out < begin) continue;
+        const int64_t at = static_cast<int64_t>(out) * view.stride;
+        target_row(view, target, channel, out, target_out);
+        gradient_row(k, view, out, second_ring, image + at, target_out, ssim_scale, l1_scale, gradient + at);
+    }
+}

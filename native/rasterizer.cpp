@@ -1,0 +1,428 @@
+#include "rasterizer.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <utility>
+
+#include "scratch.h"
+
+namespace splatopt {
+
+namespace {
+
+constexpr int64_t kProjectionTask = 1024;  // Gaussians a task
+constexpr int64_t kAhead = 12;             // Gaussians that memory is asked for early, where access jumps about
+constexpr int kLossRows = 48;              // image rows a task; twenty more are filtered as margin
+enum PlaneIndex { kRed, kGreen, kBlue, kGradient, kAlpha = kGradient + 3, kDepth, kPlanes };
+
+// Writes the seconds of its own life to where it is told.
+class Stopwatch {
+public:
+    explicit Stopwatch(double& seconds) : seconds_(seconds), begin_(Clock::now()) {}
+    ~Stopwatch() { seconds_ = std::chrono::duration<double>(Clock::now() - begin_).count(); }
+
+private:
+    using Clock = std::chrono::steady_clock;
+    double& seconds_;
+    Clock::time_point begin_;
+};
+
+int64_t tasks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+// Grows without copying: these buffers are rewritten by each pass.
+template <class T>
+void ensure(Buffer<T>& buffer, size_t size) {
+    if (buffer.capacity() < size) {
+        buffer.clear();
+        buffer.reserve(size + size / 8);
+    }
+    buffer.resize(size);
+}
+
+// The 4-pixel columns [first, last] as bits counted from column base; no bits where the row is empty.
+uint64_t column_bits(int first, int last, int base) {
+    if (first > last) return 0;
+    const int count = last - first + 1;
+    return (count >= 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1) << (first - base);
+}
+
+}  // namespace
+
+TileScratch::TileScratch() = default;
+
+TileScratch::~TileScratch() {
+    ::operator delete(splats, std::align_val_t(64));
+    ::operator delete(blocks, std::align_val_t(64));
+    ::operator delete(list, std::align_val_t(64));
+}
+
+void TileScratch::reserve(int64_t count) {
+    const size_t padded = static_cast<size_t>(count) + 32;
+    if (capacity >= padded) return;
+    ::operator delete(splats, std::align_val_t(64));
+    ::operator delete(blocks, std::align_val_t(64));
+    ::operator delete(list, std::align_val_t(64));
+    splats = nullptr;
+    blocks = list = nullptr;
+    capacity = 0;
+    const size_t room = padded + padded / 4;
+    splats = static_cast<float*>(::operator new(room * kLocal * sizeof(float), std::align_val_t(64)));
+    blocks = static_cast<uint32_t*>(::operator new(room * sizeof(uint32_t), std::align_val_t(64)));
+    list = static_cast<uint32_t*>(::operator new(room * sizeof(uint32_t), std::align_val_t(64)));
+    capacity = room;
+}
+
+const Kernels& select_kernels(const std::string& wanted) {
+    if (wanted == "portable") return kernels_portable();
+#if defined(SPLATOPT_X86)
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+    if ((wanted == "auto" || wanted == "avx512") && avx512) return kernels_avx512();
+    if ((wanted == "auto" || wanted == "avx2") && avx2) return kernels_avx2();
+#endif
+    if (wanted == "auto") return kernels_portable();
+    throw std::invalid_argument("this processor or this build has no " + wanted + " kernels");
+}
+
+Rasterizer::Rasterizer(const Constants& constants, std::shared_ptr<Workers> workers)
+    : constants_(constants), workers_(std::move(workers)), kernels_(workers_->kernels), pool_(workers_->pool) {
+    for (int i = 0; i < pool_.threads(); ++i) scratch_.push_back(std::make_unique<TileScratch>());
+    loss_scratch_.resize(pool_.threads());
+    chunks_.resize(pool_.threads());
+}
+
+Rasterizer::~Rasterizer() = default;
+
+float* Rasterizer::plane(int index) { return planes_.data() + plane_size() * index; }
+const float* Rasterizer::plane(int index) const { return planes_.data() + plane_size() * index; }
+
+void Rasterizer::forward(const View& view, const Cloud& cloud, bool with_depth) {
+    view_ = view;
+    count_ = cloud.count;
+    has_depth_ = with_depth;
+    ensure(splats_, cloud.count);
+    ensure(visible_, cloud.count);
+    {
+        const Stopwatch watch(timings_.project);
+        pool_.run(tasks_of(cloud.count, kProjectionTask), [&](int64_t task, int) {
+            const int64_t begin = task * kProjectionTask, end = std::min(cloud.count, begin + kProjectionTask);
+            kernels_.project(constants_, view_, cloud, begin, end, splats_.data(), visible_.data());
+        });
+    }
+    sort_by_depth();
+    bin();
+    const Stopwatch watch(timings_.blend);
+    const int64_t tiles = static_cast<int64_t>(view_.tiles_x) * view_.tiles_y;
+    ensure(tiles_, tiles);
+    ensure(planes_, plane_size() * kPlanes + 64);
+    BlendPlanes planes{{plane(kRed), plane(kGreen), plane(kBlue)}, plane(kAlpha), with_depth ? plane(kDepth) : nullptr};
+    pool_.run(tiles, [&](int64_t tile, int thread) {
+        kernels_.blend(constants_, view_, splats_.data(), entries_.data() + tile_begin_[tile],
+                       tile_begin_[tile + 1] - tile_begin_[tile], static_cast<int>(tile), *scratch_[thread],
+                       tiles_[tile], planes);
+    });
+}
+
+// Visible Gaussians by camera depth, ties by index: positive floats order as their bits do.
+void Rasterizer::sort_by_depth() {
+    const Stopwatch watch(timings_.sort);
+    ensure(order_, count_);
+    ensure(keys_, count_);
+    int64_t n = 0;
+    for (int64_t i = 0; i < count_; ++i) {
+        if (!visible_[i]) continue;
+        std::memcpy(&keys_[n], &splats_[i].depth, sizeof(float));
+        order_[n++] = static_cast<uint32_t>(i);
+    }
+    visible_count_ = n;
+    ensure(order_spare_, n);
+    ensure(keys_spare_, n);
+    constexpr int kBits = 11, kBuckets = 1 << kBits;
+    std::vector<uint32_t> histogram(3 * kBuckets, 0);
+    for (int64_t i = 0; i < n; ++i)
+        for (int digit = 0; digit < 3; ++digit)
+            ++histogram[digit * kBuckets + (keys_[i] >> (digit * kBits) & (kBuckets - 1))];
+    for (int digit = 0; digit < 3; ++digit) {
+        uint32_t* counts = histogram.data() + digit * kBuckets;
+        uint32_t sum = 0;
+        for (int b = 0; b < kBuckets; ++b) {
+            const uint32_t here = counts[b];
+            counts[b] = sum;
+            sum += here;
+        }
+        for (int64_t i = 0; i < n; ++i) {
+            const uint32_t to = counts[keys_[i] >> (digit * kBits) & (kBuckets - 1)]++;
+            keys_spare_[to] = keys_[i];
+            order_spare_[to] = order_[i];
+        }
+        keys_.swap(keys_spare_);
+        order_.swap(order_spare_);
+    }
+}
+
+// One (tile, blocks) pair for each tile that a Gaussian's ellipse touches, Gaussians in order [begin, end).
+void Rasterizer::emit(Chunk& chunk, int64_t begin, int64_t end) {
+    constexpr int kTilesAtOnce = 64 / kTileBlocks;
+    const int block_columns = (view_.width + kBlock - 1) / kBlock;
+    const int last_row = (view_.height + kBlock - 1) / kBlock - 1;
+    chunk.gaussian_pairs.resize(end - begin);
+    chunk.tile_counts.assign(static_cast<size_t>(view_.tiles_x) * view_.tiles_y, 0);
+    chunk.first.resize(view_.tiles_y * kTileBlocks + 32);
+    chunk.last.resize(view_.tiles_y * kTileBlocks + 32);
+    size_t written = 0;
+    for (int64_t i = begin; i < end; ++i) {
+        __builtin_prefetch(&splats_[order_[std::min(i + kAhead, end - 1)]]);
+        const Splat& s = splats_[order_[i]];
+        const float low = std::max(s.mean_y - s.half_y - 1.0f, 0.0f);
+        const float high = std::clamp(s.mean_y + s.half_y + 1.0f, 0.0f, static_cast<float>(view_.height));
+        const int tile_row_begin = static_cast<int>(std::min(low, 1e6f)) / kTile;
+        const int tile_row_end = std::min(static_cast<int>(high) / kTile + 1, view_.tiles_y);
+        const int row_begin = tile_row_begin * kTileBlocks, row_end = tile_row_end * kTileBlocks;
+        const size_t before = written;
+        if (row_begin < row_end)
+            kernels_.block_spans(view_, s, row_begin, row_end, chunk.first.data(), chunk.last.data());
+        for (int tile_row = tile_row_begin; tile_row < tile_row_end; ++tile_row) {
+            int from[kTileBlocks], to[kTileBlocks], low_column = block_columns, high_column = -1;
+            for (int r = 0; r < kTileBlocks; ++r) {
+                const int row = tile_row * kTileBlocks + r;
+                from[r] = std::max(chunk.first[row - row_begin], 0);
+                to[r] = row > last_row ? -1 : std::min(chunk.last[row - row_begin], block_columns - 1);
+                const bool empty = from[r] > to[r];
+                low_column = std::min(low_column, empty ? block_columns : from[r]);
+                high_column = std::max(high_column, empty ? -1 : to[r]);
+            }
+            const int tile_begin = low_column / kTileBlocks, tile_end = high_column < 0 ? 0 : high_column / kTileBlocks + 1;
+            for (int first_tile = tile_begin; first_tile < tile_end; first_tile += kTilesAtOnce) {
+                const int tiles = std::min(kTilesAtOnce, tile_end - first_tile), base = first_tile * kTileBlocks;
+                uint64_t bits[kTileBlocks];
+                for (int r = 0; r < kTileBlocks; ++r)
+                    bits[r] = column_bits(std::max(from[r], base), std::min(to[r], base + 63), base);
+                if (chunk.emissions.size() < written + tiles) chunk.emissions.resize(2 * written + 1024);
+                uint32_t tile = static_cast<uint32_t>(tile_row * view_.tiles_x + first_tile);
+                for (int t = 0; t < tiles; ++t, ++tile) {
+                    uint32_t blocks = 0;
+                    for (int r = 0; r < kTileBlocks; ++r) {
+                        blocks |= static_cast<uint32_t>(bits[r] & 15) << (r * kTileBlocks);
+                        bits[r] >>= kTileBlocks;
+                    }
+                    // Without a branch: a slanted needle leaves gaps that no predictor sees coming.
+                    const uint32_t touched = blocks != 0;
+                    chunk.emissions[written] = {tile, blocks};
+                    chunk.tile_counts[tile] += touched;
+                    written += touched;
+                }
+            }
+        }
+        chunk.gaussian_pairs[i - begin] = static_cast<uint32_t>(written - before);
+    }
+    chunk.pairs = written;
+}
+
+// Tile lists in depth order. Each thread takes a run of the sorted Gaussians; a tile's list is the runs' parts
+// one after the other, so the result does not depend on how many runs there are.
+void Rasterizer::bin() {
+    const Stopwatch watch(timings_.bin);
+    const int64_t tiles = static_cast<int64_t>(view_.tiles_x) * view_.tiles_y;
+    const int64_t runs = static_cast<int64_t>(chunks_.size());
+    const auto run_begin = [&](int64_t run) { return visible_count_ * run / runs; };
+    pool_.run(runs, [&](int64_t run, int) { emit(chunks_[run], run_begin(run), run_begin(run + 1)); });
+    ensure(tile_begin_, tiles + 1);
+    int64_t total = 0;
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+        tile_begin_[tile] = total;
+        for (Chunk& chunk : chunks_) {
+            const uint32_t here = chunk.tile_counts[tile];
+            chunk.tile_counts[tile] = static_cast<uint32_t>(total);
+            total += here;
+        }
+    }
+    tile_begin_[tiles] = total;
+    if (total >= int64_t{1} << 32) throw std::length_error("more than 2^32 tile-Gaussian pairs in one view");
+    ensure(entries_, total);
+    ensure(pair_begin_, count_);
+    ensure(pair_count_, count_);
+    std::memset(pair_begin_.data(), 0, sizeof(uint32_t) * count_);  // what is not drawn is looked up, not read
+    std::vector<int64_t> first_slot(runs + 1, 0);
+    for (int64_t run = 0; run < runs; ++run)
+        first_slot[run + 1] = first_slot[run] + static_cast<int64_t>(chunks_[run].pairs);
+    pool_.run(runs, [&](int64_t run, int) {
+        Chunk& chunk = chunks_[run];
+        const Emission* emission = chunk.emissions.data();
+        uint32_t slot = static_cast<uint32_t>(first_slot[run]);
+        for (int64_t i = run_begin(run); i < run_begin(run + 1); ++i) {
+            const uint32_t gaussian = order_[i], pairs = chunk.gaussian_pairs[i - run_begin(run)];
+            pair_begin_[gaussian] = slot;
+            pair_count_[gaussian] = pairs;
+            for (uint32_t p = 0; p < pairs; ++p, ++emission, ++slot)
+                entries_[chunk.tile_counts[emission->tile]++] = {gaussian, slot, emission->blocks};
+        }
+    });
+}
+
+LossSums Rasterizer::loss(const uint8_t* target, float ssim_weight) {
+    const Stopwatch watch(timings_.loss);
+    const int64_t bands = tasks_of(view_.height, kLossRows);
+    ensure(loss_sums_, bands * 9);
+    for (auto& scratch : loss_scratch_) ensure(scratch, kernels_.loss_scratch_floats(view_));
+    const double n = 3.0 * view_.height * view_.width;
+    pool_.run(bands * 3, [&](int64_t task, int thread) {
+        const int channel = static_cast<int>(task % 3), begin = static_cast<int>(task / 3) * kLossRows;
+        kernels_.photometric_loss(constants_, view_, plane(channel), target, channel, begin,
+                                  std::min(begin + kLossRows, view_.height), loss_scratch_[thread].data(),
+                                  static_cast<float>(-ssim_weight / n), static_cast<float>((1.0 - ssim_weight) / n),
+                                  plane(kGradient + channel), loss_sums_.data() + 3 * task);
+    });
+    LossSums sums{};
+    for (int64_t task = 0; task < bands * 3; ++task) {
+        sums.ssim += loss_sums_[3 * task];
+        sums.absolute += loss_sums_[3 * task + 1];
+        sums.squared += loss_sums_[3 * task + 2];
+    }
+    return sums;
+}
+
+void Rasterizer::set_image_gradient(const float* gradient) {
+    for (int c = 0; c < 3; ++c)
+        for (int y = 0; y < view_.height; ++y) {
+            float* out = plane(kGradient + c) + static_cast<int64_t>(y) * view_.stride;
+            const float* in = gradient + static_cast<int64_t>(y) * view_.width * 3 + c;
+            for (int x = 0; x < view_.width; ++x) out[x] = in[3 * x];
+        }
+}
+
+// Sums a Gaussian's pairs, in slot order.
+void Rasterizer::reduce_pairs(int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+        if (!visible_[i]) continue;
+        __builtin_prefetch(&pair_gradient_[static_cast<int64_t>(pair_begin_[std::min(i + kAhead, end - 1)]) * kSplatGradient]);
+        float sums[kSplatGradient] = {};
+        const float* pair = pair_gradient_.data() + static_cast<int64_t>(pair_begin_[i]) * kSplatGradient;
+        for (uint32_t p = 0; p < pair_count_[i]; ++p, pair += kSplatGradient)
+            for (int f = 0; f < kSplatGradient; ++f) sums[f] += pair[f];
+        std::memcpy(splat_gradient_.data() + i * kSplatGradient, sums, sizeof(sums));
+    }
+}
+
+void Rasterizer::backward(const Cloud& cloud, float weight, const CloudGradient& gradient, uint8_t* seen) {
+    if (cloud.count != count_) throw std::invalid_argument("backward needs the cloud that forward saw");
+    const int64_t tiles = static_cast<int64_t>(view_.tiles_x) * view_.tiles_y;
+    // Pixels of the padding beyond the image pass nothing on.
+    for (int c = 0; c < 3; ++c)
+        for (int y = 0; y < view_.tiles_y * kTile; ++y) {
+            float* row = plane(kGradient + c) + static_cast<int64_t>(y) * view_.stride;
+            const int from = y < view_.height ? view_.width : 0;
+            std::memset(row + from, 0, sizeof(float) * (view_.stride - from));
+        }
+    // The three spare floats of a slot are never read as numbers, but adding them must not meet NaNs.
+    if (pair_gradient_.size() < entries_.size() * kSplatGradient)
+        pair_gradient_.assign((entries_.size() + entries_.size() / 8) * kSplatGradient, 0.0f);
+    ensure(splat_gradient_, count_ * kSplatGradient);
+    const float* planes[3] = {plane(kGradient), plane(kGradient + 1), plane(kGradient + 2)};
+    {
+        const Stopwatch watch(timings_.blend_backward);
+        pool_.run(tiles, [&](int64_t tile, int thread) {
+            kernels_.blend_backward(constants_, view_, splats_.data(), entries_.data() + tile_begin_[tile],
+                                    tile_begin_[tile + 1] - tile_begin_[tile], static_cast<int>(tile),
+                                    *scratch_[thread], tiles_[tile], planes, pair_gradient_.data());
+        });
+    }
+    const Stopwatch watch(timings_.project_backward);
+    pool_.run(tasks_of(count_, kProjectionTask), [&](int64_t task, int) {
+        const int64_t begin = task * kProjectionTask, end = std::min(count_, begin + kProjectionTask);
+        reduce_pairs(begin, end);
+        kernels_.project_backward(constants_, view_, cloud, begin, end, splats_.data(), visible_.data(),
+                                  splat_gradient_.data(), weight, gradient, seen);
+    });
+}
+
+void Rasterizer::copy_image(float* out) const {
+    for (int c = 0; c < 3; ++c)
+        for (int y = 0; y < view_.height; ++y) {
+            const float* in = plane(kRed + c) + static_cast<int64_t>(y) * view_.stride;
+            float* to = out + static_cast<int64_t>(y) * view_.width * 3 + c;
+            for (int x = 0; x < view_.width; ++x) to[3 * x] = in[x];
+        }
+}
+
+void Rasterizer::copy_depth(float* alpha, float* depth) const {
+    if (!has_depth_) throw std::logic_error("the last forward pass made no depth");
+    for (int y = 0; y < view_.height; ++y) {
+        const int64_t from = static_cast<int64_t>(y) * view_.stride, to = static_cast<int64_t>(y) * view_.width;
+        std::memcpy(alpha + to, plane(kAlpha) + from, sizeof(float) * view_.width);
+        std::memcpy(depth + to, plane(kDepth) + from, sizeof(float) * view_.width);
+    }
+}
+
+void Rasterizer::copy_visible(uint8_t* out) const { std::memcpy(out, visible_.data(), count_); }
+
+int64_t Rasterizer::block_pairs() const {
+    int64_t total = 0;
+    for (const Entry& entry : entries_) total += __builtin_popcount(entry.blocks);
+    return total;
+}
+
+int64_t Rasterizer::relevant_pairs() {
+    std::vector<int64_t> counts(tasks_of(visible_count_, kProjectionTask), 0);
+    pool_.run(static_cast<int64_t>(counts.size()), [&](int64_t task, int) {
+        const int64_t begin = task * kProjectionTask, end = std::min(visible_count_, begin + kProjectionTask);
+        for (int64_t i = begin; i < end; ++i) {
+            const Splat& s = splats_[order_[i]];
+            const int x0 = std::max(0, static_cast<int>(s.mean_x - s.half_x) - 1);
+            const int x1 = std::min(view_.width - 1, static_cast<int>(s.mean_x + s.half_x) + 1);
+            const int y0 = std::max(0, static_cast<int>(s.mean_y - s.half_y) - 1);
+            const int y1 = std::min(view_.height - 1, static_cast<int>(s.mean_y + s.half_y) + 1);
+            for (int y = y0; y <= y1; ++y)
+                for (int x = x0; x <= x1; ++x) {
+                    const float dx = x + 0.5f - s.mean_x, dy = y + 0.5f - s.mean_y;
+                    const float u = s.a11 * dx + s.a12 * dy, v = s.a22 * dy;
+                    counts[task] += u * u + v * v <= s.reach;
+                }
+        }
+    });
+    int64_t total = 0;
+    for (const int64_t count : counts) total += count;
+    return total;
+}
+
+int64_t Rasterizer::blended_pairs() {
+    std::vector<int64_t> counts(tile_begin_.size() - 1, 0);
+    pool_.run(static_cast<int64_t>(counts.size()), [&](int64_t tile, int) {
+        for (int64_t e = tile_begin_[tile]; e < tile_begin_[tile + 1]; ++e) {
+            const Splat& s = splats_[entries_[e].gaussian];
+            for (uint32_t blocks = entries_[e].blocks; blocks; blocks &= blocks - 1) {
+                const int block = __builtin_ctz(blocks);
+                const int left = static_cast<int>(tile % view_.tiles_x) * kTile + block % kTileBlocks * kBlock;
+                const int top = static_cast<int>(tile / view_.tiles_x) * kTile + block / kTileBlocks * kBlock;
+                for (int lane = 0; lane < kBlock * kBlock; ++lane) {
+                    const int x = left + lane % kBlock, y = top + lane / kBlock;
+                    if (x >= view_.width || y >= view_.height) continue;
+                    const float dx = x + 0.5f - s.mean_x, dy = y + 0.5f - s.mean_y;
+                    const float u = s.a11 * dx + s.a12 * dy, v = s.a22 * dy;
+                    counts[tile] += u * u + v * v <= s.reach &&
+                                    e - tile_begin_[tile] < tiles_[tile].last[block * kBlock * kBlock + lane];
+                }
+            }
+        }
+    });
+    int64_t total = 0;
+    for (const int64_t count : counts) total += count;
+    return total;
+}
+
+int64_t Rasterizer::memory_bytes() const {
+    const auto bytes = [](const auto& buffer) { return static_cast<int64_t>(buffer.capacity() * sizeof(buffer[0])); };
+    int64_t total = bytes(splats_) + bytes(visible_) + bytes(order_) + bytes(order_spare_) + bytes(keys_) +
+                    bytes(keys_spare_) + bytes(pair_begin_) + bytes(pair_count_) + bytes(entries_) +
+                    bytes(tile_begin_) + bytes(tiles_) + bytes(planes_) +
+                    bytes(pair_gradient_) + bytes(splat_gradient_) + bytes(loss_sums_);
+    for (const Chunk& chunk : chunks_)
+        total += bytes(chunk.emissions) + bytes(chunk.gaussian_pairs) + bytes(chunk.tile_counts);
+    return total;
+}
+
+}  // namespace splatopt

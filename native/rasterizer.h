@@ -1,0 +1,137 @@
+// One view's passes in order, and the buffers they share.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "pool.h"
+#include "types.h"
+
+namespace splatopt {
+
+// Picks the fastest kernels this processor has; `wanted` may name one ("avx512", "avx2", "portable").
+// Throws std::invalid_argument where the processor or the build lacks it.
+const Kernels& select_kernels(const std::string& wanted);
+
+// Threads and the kernels that fit the processor; several rasterizers and optimizers may share one.
+struct Workers {
+    Workers(int threads, const std::string& isa) : kernels(select_kernels(isa)), pool(threads) {}
+    const Kernels& kernels;
+    Pool pool;
+};
+
+struct TileScratch;
+
+struct LossSums {
+    double ssim, absolute, squared;  // sums over pixels and channels
+};
+
+// Memory on whole cache lines: a vector that crosses two lines costs two loads.
+template <class T>
+struct CacheAligned {
+    using value_type = T;
+    CacheAligned() = default;
+    template <class U>
+    CacheAligned(const CacheAligned<U>&) {}
+    T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(64))); }
+    void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t(64)); }
+    // Growing leaves new elements as they come: every pass writes what it reads.
+    template <class U>
+    void construct(U* p) {
+        ::new (static_cast<void*>(p)) U;
+    }
+    template <class U, class... Arguments>
+    void construct(U* p, Arguments&&... arguments) {
+        ::new (static_cast<void*>(p)) U(static_cast<Arguments&&>(arguments)...);
+    }
+    bool operator==(const CacheAligned&) const { return true; }
+};
+template <class T>
+using Buffer = std::vector<T, CacheAligned<T>>;
+
+// Seconds that the passes of the last view took.
+struct Timings {
+    double project, sort, bin, blend, loss, blend_backward, project_backward;
+};
+
+class Rasterizer {
+public:
+    Rasterizer(const Constants& constants, std::shared_ptr<Workers> workers);
+    ~Rasterizer();
+    Rasterizer(const Rasterizer&) = delete;
+    Rasterizer& operator=(const Rasterizer&) = delete;
+
+    // Projects, bins and blends; with_depth also fills alpha and depth.
+    void forward(const View& view, const Cloud& cloud, bool with_depth);
+    // Loss of the rendered image against (H, W, 3) bytes, and dL/dimage kept for backward:
+    // L = (1-λ)·Σ|a-b|/n + λ·(1 - ΣSSIM/n), n = 3HW.
+    LossSums loss(const uint8_t* target, float ssim_weight);
+    // dL/dimage given as (H, W, 3) instead.
+    void set_image_gradient(const float* gradient);
+    // Adds weight · dL/dθ, for the cloud that forward saw.
+    void backward(const Cloud& cloud, float weight, const CloudGradient& gradient, uint8_t* seen);
+
+    void copy_image(float* out) const;               // (H, W, 3)
+    void copy_depth(float* alpha, float* depth) const;  // (H, W) each, after forward with depth
+    void copy_visible(uint8_t* out) const;
+    int64_t visible_count() const { return visible_count_; }
+    int64_t entry_count() const { return static_cast<int64_t>(entries_.size()); }
+    // 16-lane block evaluations of the last forward pass's lists, for benchmarks.
+    int64_t block_pairs() const;
+    // Pixel-Gaussian pairs with α at least min_alpha, whether or not the ray had ended.
+    int64_t relevant_pairs();
+    // Those of them that the ray reached.
+    int64_t blended_pairs();
+    const Timings& timings() const { return timings_; }
+    int64_t memory_bytes() const;
+    int height() const { return view_.height; }
+    int width() const { return view_.width; }
+    int64_t count() const { return count_; }
+
+private:
+    struct Emission {
+        uint32_t tile, blocks;
+    };
+    struct Chunk {
+        Buffer<Emission> emissions;  // the first `pairs` of them are meant
+        size_t pairs = 0;
+        Buffer<uint32_t> gaussian_pairs;  // emissions a Gaussian, in the chunk's order
+        Buffer<uint32_t> tile_counts;     // then offsets
+        Buffer<int> first, last;          // spans of one Gaussian
+    };
+
+    void sort_by_depth();
+    void bin();
+    void emit(Chunk& chunk, int64_t begin, int64_t end);
+    void reduce_pairs(int64_t begin, int64_t end);
+
+    Constants constants_;
+    std::shared_ptr<Workers> workers_;
+    const Kernels& kernels_;
+    Pool& pool_;
+    View view_{};
+    Timings timings_{};
+    int64_t count_ = 0, visible_count_ = 0;
+    bool has_depth_ = false;
+    std::vector<std::unique_ptr<TileScratch>> scratch_;
+    std::vector<Buffer<float>> loss_scratch_;
+    Buffer<Splat> splats_;
+    Buffer<uint8_t> visible_;
+    Buffer<uint32_t> order_, order_spare_, keys_, keys_spare_;
+    std::vector<Chunk> chunks_;
+    Buffer<uint32_t> pair_begin_, pair_count_;  // a Gaussian's slots
+    Buffer<Entry> entries_;
+    Buffer<int64_t> tile_begin_;
+    Buffer<TileState> tiles_;
+    Buffer<float> planes_, pair_gradient_, splat_gradient_;
+    Buffer<double> loss_sums_;
+
+    float* plane(int index);
+    const float* plane(int index) const;
+    int64_t plane_size() const { return static_cast<int64_t>(view_.tiles_y) * kTile * view_.stride; }
+};
+
+}  // namespace splatopt

@@ -1,0 +1,111 @@
+// Plain structures that the kernels and the code around them share. No Python here.
+#pragma once
+
+#include <cstdint>
+
+namespace splatopt {
+
+constexpr int kBlock = 4;           // a block is 4x4 pixels, one pixel a lane
+constexpr int kTileBlocks = 4;      // a tile is 4x4 blocks
+constexpr int kTile = kBlock * kTileBlocks;
+constexpr int kBlocksPerTile = kTileBlocks * kTileBlocks;
+constexpr int kTilePixels = kTile * kTile;
+constexpr int kWindow = 11;         // taps of SSIM's window
+constexpr int kSplatGradient = 12;  // floats a pair hands to its Gaussian, the last three unused
+
+// Half of log2(e): with w = A d and |w|² = kHalfLog2e · dᵀ Σ⁻¹ d, α = 2^(log2 o - |w|²).
+constexpr float kHalfLog2e = 0.72134752f;
+
+// The rendering rule's numbers, handed over from Python.
+struct Constants {
+    float near_plane, low_pass, max_alpha, min_alpha, min_transmittance, frustum_margin;
+    float ssim_c1, ssim_c2;
+    float window[kWindow];
+};
+
+struct View {
+    double rotation[9];  // world to camera, row-major
+    double center[3];    // camera centre in the world
+    double fx, fy, cx, cy;
+    int width, height;
+    int tiles_x, tiles_y;
+    int stride;  // floats a row of a padded plane
+    bool antialiased;
+    float background[3];
+};
+
+struct Cloud {
+    int64_t count;
+    const float *means, *log_scales, *quats, *logit_opacities, *sh_dc, *sh_rest;
+    int rest;    // coefficients per channel in sh_rest
+    int degree;  // highest degree evaluated
+};
+
+struct CloudGradient {
+    float *means, *log_scales, *quats, *logit_opacities, *sh_dc, *sh_rest;
+};
+
+// A projected Gaussian. A = [[a11, a12], [0, a22]] whitens: w = A (pixel - mean).
+struct Splat {
+    float mean_x, mean_y, a11, a12, a22, log2_opacity;
+    float color[3];
+    float depth;
+    float reach;          // largest |w|² at which α still reaches min_alpha
+    float half_x, half_y; // half extents of that ellipse, pixels
+    float color_passes[3];  // 1 where the clamp of the colour at 0 passes its gradient, else 0
+};
+
+// Which part of a tile a Gaussian touches: bit 4·row + column of its 4x4 blocks.
+struct Entry {
+    uint32_t gaussian;
+    uint32_t slot;  // where this pair's gradient goes; a Gaussian's slots are consecutive
+    uint32_t blocks;
+};
+
+// What a tile's backward pass needs from its forward pass.
+struct TileState {
+    float transmittance[kTilePixels];  // in block order
+    uint32_t last[kTilePixels];        // list position at which the pixel's ray ended
+};
+
+struct BlendPlanes {
+    float* color[3];
+    float* alpha;
+    float* depth;  // null when not wanted
+};
+
+// Room for one thread: the entries of a tile, gathered.
+struct TileScratch;
+
+struct Kernels {
+    const char* name;
+    void (*project)(const Constants&, const View&, const Cloud&, int64_t begin, int64_t end, Splat*, uint8_t* visible);
+    void (*project_backward)(const Constants&, const View&, const Cloud&, int64_t begin, int64_t end,
+                             const Splat*, const uint8_t* visible, const float* splat_gradient, float weight,
+                             const CloudGradient&, uint8_t* seen);
+    // Columns [first, last] of 4-pixel blocks that the splat touches, per block row from row_begin on;
+    // first > last where it touches none.
+    void (*block_spans)(const View&, const Splat&, int row_begin, int row_end, int* first, int* last);
+    void (*blend)(const Constants&, const View&, const Splat*, Entry*, int64_t count, int tile, TileScratch&,
+                  TileState&, const BlendPlanes&);
+    void (*blend_backward)(const Constants&, const View&, const Splat*, const Entry*, int64_t count, int tile,
+                           TileScratch&, const TileState&, const float* const* image_gradient,
+                           float* pair_gradient);
+    // Rows [begin, end) of one channel: sums of SSIM, |x - y| and (x - y)², and the gradient
+    // ssim_scale·∂ΣSSIM/∂x + l1_scale·∂Σ|x - y|/∂x. Scratch holds loss_scratch_floats.
+    void (*photometric_loss)(const Constants&, const View&, const float* image, const uint8_t* target, int channel,
+                             int begin, int end, float* scratch, float ssim_scale, float l1_scale, float* gradient,
+                             double* sums);
+    int64_t (*loss_scratch_floats)(const View&);
+    void (*adam)(float* parameter, const float* gradient, float* exp_avg, float* exp_avg_sq, int64_t count,
+                 float rate, float beta1, float beta2, float epsilon, float correction1, float correction2_sqrt);
+    float (*blend_ceiling)(const float* splats, int count, int64_t rounds);
+};
+
+const Kernels& kernels_portable();
+#if defined(SPLATOPT_X86)
+const Kernels& kernels_avx2();
+const Kernels& kernels_avx512();
+#endif
+
+}  // namespace splatopt

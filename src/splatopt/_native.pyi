@@ -1,0 +1,93 @@
+"""
+Native kernels of splatopt: rendering, its derivatives, the photometric loss and fused optimizer steps.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import numpy
+from numpy.typing import NDArray
+
+
+class Constants:
+    """The rendering rule's numbers."""
+
+    def __init__(self, *, near_plane: float, low_pass: float, max_alpha: float, min_alpha: float, min_transmittance: float, frustum_margin: float, ssim_c1: float, ssim_c2: float, window: Sequence[float]) -> None: ...
+
+class View:
+    """A camera, the image's size and how it is drawn."""
+
+    def __init__(self, *, rotation: Sequence[float], center: Sequence[float], intrinsics: Sequence[float], width: int, height: int, background: Sequence[float], antialiased: bool) -> None: ...
+
+class Cloud:
+    """Pointers to the Gaussians' six tensors, which the caller keeps alive."""
+
+    def __init__(self, means: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], log_scales: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], quats: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], logit_opacities: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], sh_dc: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], sh_rest: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], degree: int) -> None: ...
+
+class Workers:
+    """Threads and the kernels that fit this processor."""
+
+    def __init__(self, threads: int, isa: str = 'auto') -> None: ...
+
+    def adam_step(self, parameter: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], gradient: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], exp_avg: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], exp_avg_sq: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], *, rate: float, beta1: float, beta2: float, epsilon: float, step: int) -> None:
+        """One Adam step in place on flat float32 tensors; step counts from 1."""
+
+    def blend_ceiling(self, rounds: int) -> float:
+        """
+        Pixel-Gaussian pairs a second that one thread blends in a bare loop: the renderer's ceiling.
+        """
+
+    @property
+    def threads(self) -> int: ...
+
+    @property
+    def isa(self) -> str: ...
+
+class Rasterizer:
+    """One view's passes in order, with the buffers they share."""
+
+    def __init__(self, constants: Constants, workers: Workers) -> None: ...
+
+    def forward(self, view: View, cloud: Cloud, with_depth: bool = False) -> None:
+        """Project, bin and blend."""
+
+    def loss(self, target: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, 3), order='C', device='cpu', writable=False)], ssim_weight: float) -> tuple[float, float, float]:
+        """
+        Loss, mean squared error and mean SSIM against (H, W, 3) bytes; keeps dL/dimage for backward.
+        """
+
+    def set_image_gradient(self, gradient: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu', writable=False)]) -> None:
+        """Take dL/dimage (H, W, 3) from outside."""
+
+    def backward(self, cloud: Cloud, weight: float, means: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], log_scales: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], quats: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], logit_opacities: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], sh_dc: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], sh_rest: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu')], seen: Annotated[NDArray[numpy.bool_], dict(shape=(None,), order='C', device='cpu')]) -> None:
+        """Add weight · dL/dθ to the six gradients and mark what was drawn."""
+
+    def copy_image(self, out: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu')]) -> None: ...
+
+    def copy_depth(self, alpha: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], depth: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]) -> None: ...
+
+    def copy_visible(self, out: Annotated[NDArray[numpy.bool_], dict(shape=(None,), order='C', device='cpu')]) -> None: ...
+
+    def relevant_pairs(self) -> int: ...
+
+    def blended_pairs(self) -> int: ...
+
+    @property
+    def timings(self) -> dict:
+        """Seconds that the passes of the last view took."""
+
+    def block_pairs(self) -> int: ...
+
+    @property
+    def visible_count(self) -> int: ...
+
+    @property
+    def entry_count(self) -> int: ...
+
+    @property
+    def memory_bytes(self) -> int: ...
+
+def supported_isas() -> list:
+    """
+    Instruction sets that this build and this processor share, fastest first.
+    """

@@ -1,0 +1,165 @@
+"""The native CPU renderer: glue between tensors and the C++ passes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from splatopt.core import native
+from splatopt.core.camera import Camera
+from splatopt.core.objective import Oracle
+from splatopt.raster import constants
+from splatopt.raster.renderer import Renderer, ViewLoss
+from splatopt.raster.types import Footprint, Gaussians, Rendering, RenderOptions
+
+GAUSSIAN_TENSORS = ("means", "log_scales", "quats", "logit_opacities", "sh_dc", "sh_rest")
+
+
+def native_constants() -> Any:
+    """Return the rendering rule's numbers as the native module takes them."""
+    radius = constants.SSIM_WINDOW // 2
+    taps = [math.exp(-0.5 * (i / constants.SSIM_SIGMA) ** 2) for i in range(-radius, radius + 1)]
+    module = native.load()
+    assert module is not None  # workers() has said so already
+    return module.Constants(
+        near_plane=constants.NEAR_PLANE,
+        low_pass=constants.LOW_PASS,
+        max_alpha=constants.MAX_ALPHA,
+        min_alpha=constants.MIN_ALPHA,
+        min_transmittance=constants.MIN_TRANSMITTANCE,
+        frustum_margin=constants.FRUSTUM_MARGIN,
+        ssim_c1=constants.SSIM_C1,
+        ssim_c2=constants.SSIM_C2,
+        window=[tap / sum(taps) for tap in taps],
+    )
+
+
+def native_view(camera: Camera, options: RenderOptions) -> Any:
+    """Return the camera and the options as the native module takes them."""
+    module = native.load()
+    assert module is not None
+    pose = camera.world_to_camera.double()
+    return module.View(
+        rotation=pose[:3, :3].reshape(-1).tolist(),
+        center=camera.center.double().tolist(),
+        intrinsics=[camera.fx, camera.fy, camera.cx, camera.cy],
+        width=camera.width,
+        height=camera.height,
+        background=list(options.background),
+        antialiased=options.footprint is Footprint.ANTIALIASED,
+    )
+
+
+def stored_degree(sh_rest: Tensor) -> int:
+    """Degree of the spherical harmonics that K = (degree+1)² - 1 coefficients hold."""
+    return math.isqrt(sh_rest.shape[1] + 1) - 1
+
+
+def native_cloud(gaussians: Gaussians, options: RenderOptions) -> Any:
+    """Return pointers to the Gaussians' tensors; whoever calls keeps the tensors alive.
+
+    Raises:
+        ValueError: A tensor is not contiguous float32 on the CPU.
+    """
+    module = native.load()
+    assert module is not None
+    tensors = [getattr(gaussians, name).detach() for name in GAUSSIAN_TENSORS]
+    for name, tensor in zip(GAUSSIAN_TENSORS, tensors, strict=True):
+        if tensor.dtype != torch.float32 or tensor.device.type != "cpu" or not tensor.is_contiguous():
+            raise ValueError(
+                f"the native renderer needs contiguous float32 tensors on the CPU; {name} is {tensor.dtype} "
+                f"on {tensor.device}, strides {tensor.stride()} (the reference renderer takes any)"
+            )
+    degree = stored_degree(gaussians.sh_rest)
+    active = degree if options.sh_degree is None else min(options.sh_degree, degree)
+    return module.Cloud(*tensors, active)
+
+
+class NativeRenderer(Renderer):
+    """Renders on the CPU in C++; one view at a time, its buffers kept between views."""
+
+    name = "native"
+
+    def __init__(self, threads: int = 0, isa: str = "auto") -> None:
+        """Start the threads.
+
+        Args:
+            threads: Threads; 0 for one per processor. The results do not depend on it.
+            isa: "auto", or an instruction set by name; results differ between them by rounding.
+
+        Raises:
+            InputError: There is no native module, or the processor lacks the instruction set.
+        """
+        self._workers = native.workers(threads, isa)
+        module = native.load()
+        assert module is not None
+        self.rasterizer = module.Rasterizer(native_constants(), self._workers)
+        self._views: dict[tuple[int, RenderOptions], tuple[Camera, Any]] = {}
+
+    @property
+    def oracles(self) -> frozenset[Oracle]:
+        """Gradients, for now."""
+        return frozenset({Oracle.GRADIENT})
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use."""
+        return self._workers.isa
+
+    @property
+    def threads(self) -> int:
+        """The number of threads in use."""
+        return self._workers.threads
+
+    def render(self, gaussians: Gaussians, camera: Camera, options: RenderOptions) -> Rendering:
+        """Render one view, without gradients."""
+        self._forward(gaussians, camera, options, with_depth=True)
+        image = torch.empty(camera.height, camera.width, 3)
+        alpha, depth = torch.empty(2, camera.height, camera.width)
+        self.rasterizer.copy_image(image)
+        self.rasterizer.copy_depth(alpha, depth)
+        return Rendering(image, alpha, depth)
+
+    def accumulate_gradient(
+        self,
+        gaussians: Gaussians,
+        camera: Camera,
+        target: Tensor,
+        options: RenderOptions,
+        ssim_weight: float,
+        weight: float,
+        gradient: Mapping[str, Tensor],
+        seen: Tensor,
+    ) -> ViewLoss:
+        """Add ``weight`` · ∂loss/∂θ of one view to ``gradient``; see :class:`Renderer`."""
+        cloud = self._forward(gaussians, camera, options, with_depth=False)
+        loss, squared_error, _ = self.rasterizer.loss(target, ssim_weight)
+        self.rasterizer.backward(cloud, weight, *(gradient[name] for name in GAUSSIAN_TENSORS), seen)
+        return ViewLoss(loss, squared_error)
+
+    def backpropagate(
+        self, gaussians: Gaussians, options: RenderOptions, image_gradient: Tensor, gradient: Mapping[str, Tensor]
+    ) -> None:
+        """Add ∂L/∂θ to ``gradient`` for ∂L/∂image (H, W, 3) of the view that was rendered last."""
+        self.rasterizer.set_image_gradient(image_gradient.float().contiguous())
+        seen = torch.zeros(gaussians.means.shape[0], dtype=torch.bool)
+        cloud = native_cloud(gaussians, options)
+        self.rasterizer.backward(cloud, 1.0, *(gradient[name] for name in GAUSSIAN_TENSORS), seen)
+
+    def _forward(self, gaussians: Gaussians, camera: Camera, options: RenderOptions, *, with_depth: bool) -> Any:
+        cloud = native_cloud(gaussians, options)
+        self.rasterizer.forward(self._view(camera, options), cloud, with_depth)
+        return cloud
+
+    def _view(self, camera: Camera, options: RenderOptions) -> Any:
+        # Keyed by identity: cameras are frozen, and the kept reference keeps the id from being reused.
+        key = (id(camera), options)
+        if key not in self._views:
+            if len(self._views) > 4096:
+                self._views.clear()
+            self._views[key] = (camera, native_view(camera, options))
+        return self._views[key][1]

@@ -1,0 +1,295 @@
+"""The reference renderer: the rendering rule in plain PyTorch, twice differentiable.
+
+It is the truth that faster renderers are tested against, so it is dense, written straight from the
+formulae, and slow. Any float type; tests use float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from splatopt.core.camera import Camera
+from splatopt.core.objective import Oracle
+from splatopt.raster.constants import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE
+from splatopt.raster.reference_loss import photometric_loss_reference
+from splatopt.raster.reference_projection import Splats, project_reference
+from splatopt.raster.renderer import Renderer, ViewLoss
+from splatopt.raster.types import Gaussians, Rendering, RenderOptions
+
+_DEFAULT_OPTIONS = RenderOptions()
+_PAIRS_AT_ONCE = 1 << 22
+"""Pixel-Gaussian pairs held in memory at once by the dense loop, 32 MB a tensor in float64."""
+_BLOCK = 32
+"""Side of the blocks that :class:`ReferenceRenderer` culls by, pixels."""
+
+
+@dataclass(frozen=True)
+class _Blend:
+    """Blending of P pixels with N splats: outputs a pixel, and who was blended."""
+
+    color: Tensor
+    transmittance: Tensor
+    depth: Tensor
+    blended: Tensor
+
+
+def _pixel_centers(like: Tensor, rows: range, columns: range) -> Tensor:
+    """Return the centres of a block of pixels in row-major order, (P, 2), x and y."""
+    y = torch.arange(rows.start, rows.stop, dtype=like.dtype, device=like.device) + 0.5
+    x = torch.arange(columns.start, columns.stop, dtype=like.dtype, device=like.device) + 0.5
+    return torch.stack([x.repeat(len(rows)), y.repeat_interleave(len(columns))], dim=1)
+
+
+def _unclamped_alpha(splats: Splats, pixels: Tensor) -> Tensor:
+    """Return o·exp(-½ dᵀ Q d) for all pairs, (P, N)."""
+    dx, dy = (pixels[:, None, :] - splats.means[None, :, :]).unbind(dim=2)
+    xx, xy, yy = splats.conics.unbind(dim=1)
+    return splats.opacities * torch.exp(-0.5 * (xx * dx * dx + yy * dy * dy) - xy * dx * dy)
+
+
+def _blend(splats: Splats, pixels: Tensor) -> _Blend:
+    """Blend splats, front to back, over nothing.
+
+    A ray ends before the first splat that would take T below the threshold. T only falls, so all the
+    splats behind that one fail the same test and no loop is needed.
+    """
+    unclamped = _unclamped_alpha(splats, pixels)
+    matters = unclamped >= MIN_ALPHA
+    alpha = torch.where(matters, unclamped.clamp_max(MAX_ALPHA), torch.zeros_like(unclamped))
+    log_passed = torch.log1p(-alpha)
+    log_after = torch.cumsum(log_passed, dim=1)
+    reached = log_after.detach() >= math.log(MIN_TRANSMITTANCE)
+    zero = torch.zeros_like(alpha)
+    weights = torch.where(reached, alpha * torch.exp(log_after - log_passed), zero)
+    return _Blend(
+        color=weights @ splats.colors,
+        transmittance=torch.where(reached, log_passed, zero).sum(dim=1).exp(),
+        depth=weights @ splats.depths,
+        blended=(matters & reached).any(dim=0),
+    )
+
+
+def _over_background(blend: _Blend, options: RenderOptions) -> Tensor:
+    background = torch.tensor(options.background, dtype=blend.color.dtype, device=blend.color.device)
+    return blend.color + blend.transmittance[:, None] * background
+
+
+def _row_chunks(camera: Camera, count: int) -> Iterator[range]:
+    """Yield ranges of image rows small enough for the dense loop over ``count`` splats."""
+    step = max(1, _PAIRS_AT_ONCE // max(1, count * camera.width))
+    for start in range(0, camera.height, step):
+        yield range(start, min(camera.height, start + step))
+
+
+def render_reference(gaussians: Gaussians, camera: Camera, options: RenderOptions = _DEFAULT_OPTIONS) -> Rendering:
+    """Render one view, differentiably, over all pairs of pixels and Gaussians.
+
+    colour = Σ_i c_i α_i T_i + T·background, T_i = Π_{j<i} (1 - α_j), front to back, with
+    α = min(0.999, o·exp(-½ dᵀ Q d)) where that is at least 1/255 and 0 otherwise; a ray ends before
+    the first Gaussian that would take T below 1e-4. Kerbl et al. 2023; projection as described at
+    :func:`~splatopt.raster.reference_projection.project_reference`. Only differentiable operations
+    without in-place writes: gradients of gradients and ``torch.func`` transforms apply. A clamped α
+    passes no gradient, nor does the order.
+
+    Args:
+        gaussians: N Gaussians, N may be 0, any float type.
+        camera: From where.
+        options: Background, footprint, degree.
+
+    Returns:
+        Image, alpha and depth in the Gaussians' type.
+    """
+    splats = project_reference(gaussians, camera, options)
+    colors, alphas, depths = [], [], []
+    for rows in _row_chunks(camera, splats.depths.shape[0]):
+        blend = _blend(splats, _pixel_centers(splats.means, rows, range(camera.width)))
+        colors.append(_over_background(blend, options))
+        alphas.append(1 - blend.transmittance)
+        depths.append(blend.depth)
+    size = (camera.height, camera.width)
+    return Rendering(
+        image=torch.cat(colors).reshape(*size, 3),
+        alpha=torch.cat(alphas).reshape(size),
+        depth=torch.cat(depths).reshape(size),
+    )
+
+
+def _swappable_pairs(gaussians: Gaussians, splats: Splats, camera: Camera) -> Bool[Tensor, "n n"]:
+    """Return which pairs of splats lie so close in depth that float32 rounding may swap them.
+
+    Pairs with identical means are left out: every renderer computes the same z for both.
+    """
+    means = gaussians.means.detach()[splats.index]
+    pose = camera.world_to_camera.to(means)
+    terms = means.abs() @ pose[2, :3].abs() + pose[2, 3].abs()
+    rounding = 4 * torch.finfo(torch.float32).eps * terms
+    close = (splats.depths[:, None] - splats.depths[None, :]).abs() <= rounding[:, None] + rounding[None, :]
+    return close & (means[:, None, :] != means[None, :, :]).any(dim=2)
+
+
+def ambiguous_pixels(
+    gaussians: Gaussians, camera: Camera, options: RenderOptions = _DEFAULT_OPTIONS, relative: float = 1e-4
+) -> Bool[Tensor, "h w"]:
+    """Find the pixels where a renderer of lower precision may rightly give another colour.
+
+    Those are the pixels whose ray meets, before it ends, an α within ``relative`` of 1/255 or of
+    0.999, a transmittance within ``relative`` of 1e-4, or two visible Gaussians whose depths differ by
+    no more than float32 rounds.
+
+    Args:
+        gaussians: As rendered.
+        camera: As rendered.
+        options: As rendered.
+        relative: Largest relative distance to a threshold that counts as near.
+
+    Returns:
+        (H, W), bool.
+    """
+    with torch.no_grad():
+        splats = project_reference(gaussians, camera, options)
+        swappable = _swappable_pairs(gaussians, splats, camera).to(splats.means)
+        found = []
+        for rows in _row_chunks(camera, splats.depths.shape[0]):
+            unclamped = _unclamped_alpha(splats, _pixel_centers(splats.means, rows, range(camera.width)))
+            alpha = torch.where(unclamped >= MIN_ALPHA, unclamped.clamp_max(MAX_ALPHA), 0.0)
+            after = torch.cumprod(1 - alpha, dim=1)
+            reached = after / (1 - alpha) >= MIN_TRANSMITTANCE * (1 - relative)
+            near_cut = (unclamped / MIN_ALPHA - 1).abs() <= relative
+            near_clamp = (unclamped / MAX_ALPHA - 1).abs() <= relative
+            near_end = (after / MIN_TRANSMITTANCE - 1).abs() <= relative
+            drawn = ((unclamped >= MIN_ALPHA * (1 - relative)) & reached).to(splats.means)
+            swaps = (drawn @ swappable) * drawn > 0
+            found.append(((near_cut | near_clamp | near_end | swaps) & reached).any(dim=1))
+    return torch.cat(found).reshape(camera.height, camera.width)
+
+
+class ReferenceRenderer(Renderer):
+    """The rule of :func:`render_reference`, block by block so that memory stays bounded.
+
+    Computes in the type of the Gaussians; the gradient is autograd's. A block of pixels leaves out the
+    splats whose α is below 1/255 all over it, which changes nothing.
+    """
+
+    name = "reference"
+
+    @property
+    def oracles(self) -> frozenset[Oracle]:
+        """The gradient."""
+        return frozenset({Oracle.GRADIENT})
+
+    def render(self, gaussians: Gaussians, camera: Camera, options: RenderOptions) -> Rendering:
+        """Render one view, without gradients."""
+        with torch.no_grad():
+            rendering, _ = _render_blocks(project_reference(gaussians, camera, options), camera, options)
+        return rendering
+
+    def accumulate_gradient(
+        self,
+        gaussians: Gaussians,
+        camera: Camera,
+        target: Tensor,
+        options: RenderOptions,
+        ssim_weight: float,
+        weight: float,
+        gradient: Mapping[str, Tensor],
+        seen: Tensor,
+    ) -> ViewLoss:
+        """Add ``weight`` · ∂loss/∂θ of one view; see :meth:`Renderer.accumulate_gradient`.
+
+        ``seen`` becomes true for the Gaussians that are blended into at least one pixel.
+        """
+        leaves = _Leaves(**{name: getattr(gaussians, name).detach().requires_grad_() for name in gradient})
+        with torch.enable_grad():
+            splats = project_reference(leaves, camera, options)
+            outer = _splat_leaves(splats)
+        with torch.no_grad():
+            rendering, blended = _render_blocks(outer, camera, options)
+        photograph = target.to(rendering.image) / 255
+        image = rendering.image.requires_grad_()
+        with torch.enable_grad():
+            loss = photometric_loss_reference(image, photograph, ssim_weight)
+            (image_gradient,) = torch.autograd.grad(loss, image)
+            for rows, columns in _blocks(camera):
+                near = outer.take(_overlapping(outer, rows, columns))
+                blend = _blend(near, _pixel_centers(near.means, rows, columns))
+                block_gradient = image_gradient[rows.start : rows.stop, columns.start : columns.stop]
+                if near.depths.shape[0]:
+                    torch.autograd.backward(_over_background(blend, options), block_gradient.reshape(-1, 3))
+            names = [name for name in _SPLAT_FLOATS if getattr(outer, name).grad is not None]
+            if names:
+                torch.autograd.backward(
+                    [getattr(splats, name) for name in names], [getattr(outer, name).grad for name in names]
+                )
+        for name in gradient:
+            part = getattr(leaves, name).grad
+            if part is not None:
+                gradient[name].add_(part, alpha=weight)
+        seen[outer.index[blended]] = True
+        return ViewLoss(float(loss.detach()), float((image.detach() - photograph).square().mean()))
+
+
+@dataclass
+class _Leaves:
+    """Gaussians whose tensors are leaves of a graph."""
+
+    means: Float[Tensor, "n 3"]
+    log_scales: Float[Tensor, "n 3"]
+    quats: Float[Tensor, "n 4"]
+    logit_opacities: Float[Tensor, " n"]
+    sh_dc: Float[Tensor, "n 3"]
+    sh_rest: Float[Tensor, "n k 3"]
+
+
+_SPLAT_FLOATS = tuple(field.name for field in fields(Splats) if field.name != "index")
+
+
+def _splat_leaves(splats: Splats) -> Splats:
+    """Return the splats cut off from the projection's graph, as leaves of their own."""
+    tensors = {name: getattr(splats, name).detach().requires_grad_() for name in _SPLAT_FLOATS}
+    return Splats(index=splats.index, **tensors)
+
+
+def _blocks(camera: Camera) -> Iterator[tuple[range, range]]:
+    """Yield the rows and columns of the blocks that make up the image."""
+    for top in range(0, camera.height, _BLOCK):
+        for left in range(0, camera.width, _BLOCK):
+            yield range(top, min(camera.height, top + _BLOCK)), range(left, min(camera.width, left + _BLOCK))
+
+
+def _overlapping(splats: Splats, rows: range, columns: range) -> Tensor:
+    """Return the splats that may reach α = 1/255 at a pixel of the block, in order, as indices.
+
+    On dᵀ Q d ≤ 2·ln(255·o) the largest |dx| is √(2·ln(255·o)·Σ_xx), likewise for y.
+    """
+    with torch.no_grad():
+        reach = 2 * (splats.opacities / MIN_ALPHA).clamp_min(torch.finfo(splats.means.dtype).tiny).log()
+        # A hair more than exact, so that rounding never drops a pair that the dense loop would draw.
+        extent = (reach.clamp_min(0)[:, None] * splats.covariances[:, [0, 2]]).sqrt() * 1.001 + 0.01
+        lower = splats.means.new_tensor([columns.start, rows.start])
+        upper = splats.means.new_tensor([columns.stop, rows.stop])
+        inside = ((splats.means + extent >= lower) & (splats.means - extent <= upper)).all(dim=1)
+        return (inside & (splats.opacities >= MIN_ALPHA)).nonzero().squeeze(1)
+
+
+def _render_blocks(splats: Splats, camera: Camera, options: RenderOptions) -> tuple[Rendering, Tensor]:
+    """Return the view and which splats were blended into it."""
+    size = (camera.height, camera.width)
+    image, alpha, depth = (splats.means.new_zeros(*size, 3), splats.means.new_zeros(size), splats.means.new_zeros(size))
+    blended = torch.zeros_like(splats.index, dtype=torch.bool)
+    for rows, columns in _blocks(camera):
+        chosen = _overlapping(splats, rows, columns)
+        near = splats.take(chosen)
+        blend = _blend(near, _pixel_centers(near.means, rows, columns))
+        block = (slice(rows.start, rows.stop), slice(columns.start, columns.stop))
+        shape = (len(rows), len(columns))
+        image[block] = _over_background(blend, options).reshape(*shape, 3)
+        alpha[block] = 1 - blend.transmittance.reshape(shape)
+        depth[block] = blend.depth.reshape(shape)
+        blended[chosen[blend.blended]] = True
+    return Rendering(image=image, alpha=alpha, depth=depth), blended

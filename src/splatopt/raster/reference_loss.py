@@ -1,0 +1,62 @@
+"""The photometric loss in plain PyTorch: L1 and SSIM as 3DGS computes them."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+from splatopt.raster.constants import SSIM_C1, SSIM_C2, SSIM_SIGMA, SSIM_WINDOW
+
+
+def ssim_window(like: Tensor) -> Float[Tensor, " w"]:
+    """Return SSIM's 1D Gaussian window, which sums to 1, in the type of ``like``."""
+    offset = torch.arange(SSIM_WINDOW, dtype=like.dtype, device=like.device) - SSIM_WINDOW // 2
+    window = torch.exp(-0.5 * (offset / SSIM_SIGMA) ** 2)
+    return window / window.sum()
+
+
+def _blur(stack: Tensor, window: Tensor) -> Tensor:
+    """Blur each map of (B, 1, H, W) by the separable window, zeros outside."""
+    half = window.numel() // 2
+    stack = conv2d(stack, window.reshape(1, 1, 1, -1), padding=(0, half))
+    return conv2d(stack, window.reshape(1, 1, -1, 1), padding=(half, 0))
+
+
+def ssim_map_reference(image: Float[Tensor, "h w 3"], target: Float[Tensor, "h w 3"]) -> Float[Tensor, "h w 3"]:
+    """Compute the structural similarity of two images at every pixel and channel.
+
+    (2·μ₁μ₂ + C₁)(2·σ₁₂ + C₂) / ((μ₁² + μ₂² + C₁)(σ₁² + σ₂² + C₂)), moments under a Gaussian window of
+    11 px, σ 1.5 px, with zeros outside the image (Wang et al. 2004; the border as in 3DGS).
+
+    Args:
+        image: (H, W, 3), in [0, 1] where the constants make sense.
+        target: (H, W, 3), same type.
+
+    Returns:
+        (H, W, 3), at most 1.
+    """
+    first, second = image.permute(2, 0, 1)[:, None], target.permute(2, 0, 1)[:, None]
+    moments = torch.cat([first, second, first * first, second * second, first * second])
+    blurred = _blur(moments, ssim_window(image)).reshape(5, 3, *image.shape[:2])
+    mean_1, mean_2, square_1, square_2, product = blurred.unbind(dim=0)
+    variance_1, variance_2 = square_1 - mean_1 * mean_1, square_2 - mean_2 * mean_2
+    covariance = product - mean_1 * mean_2
+    above = (2 * mean_1 * mean_2 + SSIM_C1) * (2 * covariance + SSIM_C2)
+    below = (mean_1 * mean_1 + mean_2 * mean_2 + SSIM_C1) * (variance_1 + variance_2 + SSIM_C2)
+    return (above / below).permute(1, 2, 0)
+
+
+def photometric_loss_reference(
+    image: Float[Tensor, "h w 3"], target: Float[Tensor, "h w 3"], ssim_weight: float
+) -> Float[Tensor, ""]:
+    """Return (1-λ)·mean|image - target| + λ·(1 - mean SSIM), means over pixels and channels.
+
+    Args:
+        image: Rendered, (H, W, 3).
+        target: Photograph, (H, W, 3), in [0, 1], same type.
+        ssim_weight: λ, 0.2 in 3DGS.
+    """
+    absolute = (image - target).abs().mean()
+    return (1 - ssim_weight) * absolute + ssim_weight * (1 - ssim_map_reference(image, target).mean())
