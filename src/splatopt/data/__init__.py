@@ -1,0 +1,20 @@
+"""Captures: posed photographs from COLMAP, Blender, nerfstudio, instant-ngp, or made up here."""
+
+from splatopt.data.capture import Capture, CaptureOptions, Split, load_capture
+from splatopt.data.images import ImageStore, UnreadableImageError
+from splatopt.data.procedural import make_capture
+from splatopt.data.source import Points
+from splatopt.data.summary import CaptureSummary, inspect_capture
+
+__all__ = [
+    "Capture",
+    "CaptureOptions",
+    "CaptureSummary",
+    "ImageStore",
+    "Points",
+    "Split",
+    "UnreadableImageError",
+    "inspect_capture",
+    "load_capture",
+    "make_capture",
+]

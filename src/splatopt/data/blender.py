@@ -1,0 +1,36 @@
+"""Blender captures as of NeRF-synthetic: ``transforms_train.json`` and ``transforms_test.json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from splatopt.data.source import PosedImage, Source
+from splatopt.data.transforms import read_frames, read_json
+
+TRAIN_FILE = "transforms_train.json"
+"""The file whose presence makes a folder a Blender capture."""
+
+_TEST_FILES = ("transforms_test.json", "transforms_val.json")
+
+
+def read_blender(path: Path) -> Source:
+    """Read the training views and, as held-out views, those of the test file (else of ``val``).
+
+    Without either file the split is that of other captures. There are no sparse points.
+
+    Raises:
+        InputError: A file is malformed.
+    """
+    train = path / TRAIN_FILE
+    held_out = next((path / name for name in _TEST_FILES if (path / name).is_file()), None)
+    if held_out is None:
+        warning = f"there is no {' or '.join(_TEST_FILES)}; test views are taken from {TRAIN_FILE}"
+        return Source("blender", _sorted(read_frames(train, read_json(train))), None, (warning,))
+    views = _sorted(read_frames(train, read_json(train), "train"))
+    views += _sorted(read_frames(held_out, read_json(held_out), "test"))
+    warnings = () if held_out.name == _TEST_FILES[0] else (f"test views come from {held_out.name}",)
+    return Source("blender", views, None, warnings)
+
+
+def _sorted(views: list[PosedImage]) -> tuple[PosedImage, ...]:
+    return tuple(sorted(views, key=lambda view: view.name))

@@ -1,0 +1,320 @@
+"""Captures: posed photographs of one scene, found, checked and split."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from splatopt.core.camera import Camera
+from splatopt.core.checks import InputError
+from splatopt.data.blender import TRAIN_FILE, read_blender
+from splatopt.data.colmap import MODEL_FOLDERS, find_model, read_colmap
+from splatopt.data.images import ImageHeader, ImageSource, ImageStore, UnreadableImageError, read_header
+from splatopt.data.lens import Lens, Pinhole
+from splatopt.data.nerfstudio import TRANSFORMS_FILE, read_nerfstudio
+from splatopt.data.source import Points, PosedImage, Source
+
+
+@dataclass(frozen=True)
+class CaptureOptions:
+    """How a capture is loaded.
+
+    Attributes:
+        downscale: Images are made this many times smaller, factor.
+        max_side: Images whose longer side is larger are shrunk to this, pixels; None leaves them.
+        background: What lies behind see-through images, red, green, blue in [0, 1].
+        skip_missing: Whether views whose image is missing or truncated are left out, with a warning.
+        cache_mebibytes: Decoded images kept in memory, MiB.
+        test_every: Every n-th view by name is held out (8 as in the literature, llffhold).
+    """
+
+    downscale: int = 1
+    max_side: int | None = None
+    background: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    skip_missing: bool = False
+    cache_mebibytes: int = 512
+    test_every: int = 8
+
+    def __post_init__(self) -> None:
+        """Refuse values that mean nothing.
+
+        Raises:
+            InputError: Names the option, what it must be and what came.
+        """
+        if self.downscale < 1:
+            raise InputError(f"downscale must be a whole number of at least 1, got {self.downscale}")
+        if self.max_side is not None and self.max_side < 1:
+            raise InputError(f"max_side must be at least 1 pixel, got {self.max_side}")
+        if len(self.background) != 3 or not all(0 <= value <= 1 for value in self.background):
+            raise InputError(f"background must be three numbers between 0 and 1, got {self.background}")
+        if self.cache_mebibytes < 0:
+            raise InputError(f"cache_mebibytes must be at least 0, got {self.cache_mebibytes}")
+        if self.test_every < 2:
+            raise InputError(f"test_every must be at least 2 so that views to train on remain, got {self.test_every}")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which views are trained on and which are held out.
+
+    Attributes:
+        name: Named in every result: ``every-8th-test``, or ``blender`` where the capture has its own test file.
+        train: Indices of training views.
+        test: Indices of held-out views.
+    """
+
+    name: str
+    train: tuple[int, ...]
+    test: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A scene's photographs with undistorted pinhole cameras.
+
+    Attributes:
+        name: Name of the capture's folder.
+        path: The folder.
+        kind: ``colmap``, ``blender``, ``nerfstudio``, ``instant-ngp`` or ``procedural``.
+        cameras: One per view, at the size that ``images`` hands out.
+        images: One per view, (H, W, 3) uint8.
+        points: Sparse points, or None.
+        split: Training and held-out views.
+        warnings: One sentence each.
+        camera_models: COLMAP's names of the lenses before undistortion, sorted.
+        background: What a renderer should put behind the scene: the option's colour where an image is
+            see-through, else black, as 3DGS does for photographs.
+    """
+
+    name: str
+    path: Path
+    kind: str
+    cameras: tuple[Camera, ...]
+    images: ImageStore
+    points: Points | None
+    split: Split
+    warnings: tuple[str, ...]
+    camera_models: tuple[str, ...]
+    background: tuple[float, float, float]
+
+    @property
+    def extent(self) -> float:
+        """3DGS' scene extent: 1.1 times the largest distance of a training camera from their mean, world units."""
+        return scene_extent([self.cameras[index] for index in self.split.train], self.points)
+
+
+def scene_extent(cameras: Sequence[Camera], points: Points | None) -> float:
+    """Return 1.1·max‖cᵢ - mean(c)‖ over the cameras' centres c.
+
+    Cameras that all stand in one place have none; 1.1 times the median distance of the points from
+    there stands in, and 1 where there are no points.
+    """
+    centers = torch.stack([camera.center.double() for camera in cameras])
+    mean = centers.mean(dim=0)
+    distance = float((centers - mean).norm(dim=1).max())
+    if distance <= 1e-9 * max(1.0, float(mean.norm())):
+        distance = 0.0
+        if points is not None and len(points):
+            distance = float((points.positions.double() - mean).norm(dim=1).median())
+    return 1.1 * distance if distance > 0 else 1.0
+
+
+def read_source(path: Path) -> Source:
+    """Find out what kind of capture ``path`` is and read its poses, without opening images.
+
+    Raises:
+        InputError: Nothing was found (the message lists the paths tried), or what was found is malformed.
+    """
+    if not path.is_dir():
+        raise InputError(f"no capture at {path}: expected a folder with images and their camera poses")
+    warnings: list[str] = []
+    model = find_model(path, warnings)
+    if model is not None:
+        return read_colmap(path, model, warnings)
+    if (path / TRAIN_FILE).is_file():
+        return read_blender(path)
+    if (path / TRANSFORMS_FILE).is_file():
+        return read_nerfstudio(path)
+    tried = ", ".join(str(path / name) for name in (*MODEL_FOLDERS, TRAIN_FILE, TRANSFORMS_FILE))
+    raise InputError(
+        f"no model found in {path}; tried {tried}; give a folder with a COLMAP model (cameras, images and points3D as "
+        ".bin or .txt) or a transforms.json"
+    )
+
+
+@dataclass(frozen=True)
+class View:
+    """A view whose image has been looked at.
+
+    Attributes:
+        posed: What the capture says.
+        header: What the image says.
+        lens: The capture's lens, at the image's size.
+    """
+
+    posed: PosedImage
+    header: ImageHeader
+    lens: Lens
+
+
+def check_view(posed: PosedImage) -> View:
+    """Open the header of a view's image and fit the lens to it.
+
+    An image of another size but the same shape (a smaller copy) is used with the lens rescaled, if
+    the shapes agree to within a pixel. Any other size is refused.
+
+    Raises:
+        UnreadableImageError: The image is missing, truncated or no image.
+        InputError: Its size disagrees with the camera.
+    """
+    header, lens = read_header(posed.path), posed.lens
+    width, height = header.width, header.height
+    same_shape = (
+        abs(height - width * lens.height / lens.width) < 1 and abs(width - height * lens.width / lens.height) < 1
+    )
+    if not same_shape:
+        turned = (width, height) == (lens.height, lens.width)
+        advice = "the image was turned, save it upright" if turned else "use the images that the poses were made from"
+        raise InputError(
+            f"image {posed.path} is {width}x{height} pixels but its camera is {lens.width}x{lens.height}; {advice}"
+        )
+    return View(posed, header, lens.resized(width, height))
+
+
+def check_views(images: Sequence[PosedImage]) -> tuple[list[View], list[tuple[PosedImage, UnreadableImageError]]]:
+    """Check every view's image; return the good views and, with the reason, those without a readable image."""
+    views, unreadable = [], []
+    for posed in images:
+        try:
+            views.append(check_view(posed))
+        except UnreadableImageError as error:
+            unreadable.append((posed, error))
+    return views, unreadable
+
+
+def make_split(images: Sequence[PosedImage], test_every: int) -> Split:
+    """Hold out what the capture itself holds out, else every n-th view by name, the first included.
+
+    A view whose image is missing keeps its place in the count. Only ``skip_missing`` takes it out, and
+    then the views after it may change sides.
+
+    Raises:
+        InputError: There are fewer than two views, or none on one side.
+    """
+    if len(images) < 2:
+        raise InputError(
+            f"the capture has {len(images)} view{'' if len(images) == 1 else 's'}; at least 2 are needed, "
+            "one to train on and one to test on"
+        )
+    if any(image.part for image in images):
+        name = "blender"
+        test = tuple(index for index, image in enumerate(images) if image.part == "test")
+    else:
+        ending = {2: "nd", 3: "rd"}.get(test_every, "th")
+        name = f"every-{test_every}{ending}-test"
+        order = sorted(range(len(images)), key=lambda index: images[index].name)
+        test = tuple(sorted(order[::test_every]))
+    held_out = set(test)
+    train = tuple(index for index in range(len(images)) if index not in held_out)
+    if not train or not test:
+        raise InputError(f"the split {name} leaves {len(train)} training and {len(test)} test views; both need one")
+    return Split(name, train, test)
+
+
+def target_size(pinhole: Pinhole, options: CaptureOptions) -> tuple[int, int]:
+    """Return width and height after ``downscale`` and ``max_side``, rounded, at least 1."""
+    width, height = pinhole.width / options.downscale, pinhole.height / options.downscale
+    if options.max_side is not None and max(width, height) > options.max_side:
+        shrink = options.max_side / max(width, height)
+        width, height = width * shrink, height * shrink
+    return max(1, round(width)), max(1, round(height))
+
+
+class CameraMaker:
+    """Turns posed lenses into cameras of the loaded size; each lens is undistorted once."""
+
+    def __init__(self, options: CaptureOptions) -> None:
+        """Keep the options that decide on the size."""
+        self.options = options
+        self._pinholes: dict[Lens, Pinhole] = {}
+
+    def camera(self, posed: PosedImage, lens: Lens) -> Camera:
+        """Return the pinhole camera of a view.
+
+        Args:
+            posed: Name and pose.
+            lens: The lens, at the size of the image file.
+
+        Raises:
+            InputError: The pose or the intrinsics are impossible.
+        """
+        if lens not in self._pinholes:
+            self._pinholes[lens] = lens.pinhole()
+        pinhole = self._pinholes[lens]
+        pose: Tensor = posed.world_to_camera
+        full = Camera(pose, pinhole.fx, pinhole.fy, pinhole.cx, pinhole.cy, pinhole.width, pinhole.height, posed.name)
+        return full.resized(*target_size(pinhole, self.options))
+
+
+def gather_warnings(source: Source, views: Sequence[View], skipped: Sequence[PosedImage]) -> tuple[str, ...]:
+    """Return the source's warnings and those about images."""
+    warnings = list(source.warnings)
+    if skipped:
+        names = ", ".join(image.name for image in skipped[:5]) + (", …" if len(skipped) > 5 else "")
+        warnings.append(f"{len(skipped)} of {len(source.images)} views have no readable image and are skipped: {names}")
+    rescaled = [view for view in views if view.lens is not view.posed.lens]
+    if rescaled:
+        sizes = Counter(
+            f"{view.posed.lens.width}x{view.posed.lens.height} to {view.header.width}x{view.header.height}"
+            for view in rescaled
+        )
+        listed = ", ".join(sizes)
+        warnings.append(f"{len(rescaled)} cameras were rescaled to the size of their images ({listed})")
+    return tuple(warnings)
+
+
+def load_capture(path: Path, options: CaptureOptions | None = None) -> Capture:
+    """Find, check and split a capture; images are decoded only when asked for.
+
+    Headers of all images are read here, so that a missing image or a wrong size is an error now and
+    not at step 700.
+
+    Args:
+        path: Folder of a COLMAP, Blender, nerfstudio or instant-ngp capture.
+        options: Sizes, background, split; the defaults if None.
+
+    Raises:
+        InputError: Anything that cannot be used, in one sentence.
+    """
+    options = options or CaptureOptions()
+    path = Path(path)
+    source = read_source(path)
+    views, unreadable = check_views(source.images)
+    if unreadable and not options.skip_missing:
+        more = f" (and {len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
+        raise UnreadableImageError(f"{unreadable[0][1]}{more}")
+    maker = CameraMaker(options)
+    split = make_split([view.posed for view in views], options.test_every)
+    cameras = tuple(maker.camera(view.posed, view.lens) for view in views)
+    sources = [
+        ImageSource(view.posed.path, view.lens, camera.width, camera.height)
+        for view, camera in zip(views, cameras, strict=True)
+    ]
+    see_through = any(view.header.has_alpha for view in views)
+    return Capture(
+        name=path.resolve().name,
+        path=path,
+        kind=source.kind,
+        cameras=cameras,
+        images=ImageStore(sources, options.background, options.cache_mebibytes << 20),
+        points=source.points,
+        split=split,
+        warnings=gather_warnings(source, views, [posed for posed, _ in unreadable]),
+        camera_models=tuple(sorted({view.posed.lens.model for view in views})),
+        background=options.background if see_through else (0.0, 0.0, 0.0),
+    )

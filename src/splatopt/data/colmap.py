@@ -1,0 +1,316 @@
+"""COLMAP models, binary and text.
+
+The files are walked here and not by pycolmap: a model that is cut short makes its reader loop for
+ever or come back with fewer views, without a word. Every count is checked against the bytes that
+are there before anything is allocated. pycolmap stays the authority on camera models
+(:mod:`splatopt.data.lens`), and the tests compare this reader with pycolmap's.
+
+File format: https://colmap.github.io/format.html
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from splatopt.core.checks import InputError
+from splatopt.data.lens import Lens, lens_model
+from splatopt.data.source import Points, PosedImage, Source, finite_points
+
+MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0", "colmap/sparse")
+"""Where a model is looked for, below the capture."""
+
+PROCEDURAL_MARK = "procedural.json"
+"""A file that says that the capture was made by :mod:`splatopt.data.procedural`."""
+
+_DAMAGED = "is cut short or damaged; copy it again or run COLMAP's model_converter"
+_POINT_BYTES = 51  # id 8, position 24, colour 3, error 8, track length 8
+_SMALLEST_IMAGE = 4 + 56 + 4 + 1 + 8
+_SMALLEST_CAMERA = 24 + 3 * 8
+_CHUNK = 65_536
+
+
+@dataclass(frozen=True)
+class _RegisteredImage:
+    name: str
+    camera: int
+    world_to_camera: Tensor
+
+
+class _Bytes:
+    """A binary file that is read from front to back and never beyond its end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.offset = 0
+        self.data: bytes | mmap.mmap = b""
+        self.size = 0
+        try:
+            with path.open("rb") as file:
+                self.size = path.stat().st_size
+                if self.size:
+                    self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+    def take(self, form: str) -> tuple:
+        """Return the next fields of a ``struct`` format."""
+        length = struct.calcsize(form)
+        if self.offset + length > self.size:
+            raise InputError(f"{self.path} {_DAMAGED}")
+        values = struct.unpack_from(form, self.data, self.offset)
+        self.offset += length
+        return values
+
+    def skip(self, length: int) -> None:
+        """Go ``length`` bytes on."""
+        if length > self.size - self.offset:
+            raise InputError(f"{self.path} {_DAMAGED}")
+        self.offset += length
+
+    def count(self, smallest: int) -> int:
+        """Return the next count, of records of at least ``smallest`` bytes each."""
+        (number,) = self.take("<Q")
+        if number * smallest > self.size - self.offset:
+            raise InputError(f"{self.path} claims {number} records but holds {self.size} bytes; it {_DAMAGED}")
+        return number
+
+    def text(self) -> str:
+        """Return the next zero-terminated string."""
+        end = self.data.find(b"\0", self.offset)
+        if end < 0:
+            raise InputError(f"{self.path} {_DAMAGED}")
+        value = self.data[self.offset : end].decode("utf-8", errors="surrogateescape")
+        self.offset = end + 1
+        return value
+
+    def finish(self) -> None:
+        """Refuse a file that goes on after its last record."""
+        if self.offset != self.size:
+            raise InputError(f"{self.path} holds {self.size - self.offset} bytes too many; it {_DAMAGED}")
+
+
+def _pose(quaternion: tuple[float, ...], translation: tuple[float, ...], where: str) -> Tensor:
+    """Return the 4x4 world-to-camera matrix of a wxyz quaternion (normalised here) and a translation."""
+    values = np.array([*quaternion, *translation], dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise InputError(f"{where}: the pose holds a NaN or an infinite number; remove this view or mend its pose")
+    length = float(np.linalg.norm(values[:4]))
+    if length < 1e-12:
+        raise InputError(f"{where}: the rotation is a zero quaternion; remove this view or mend its pose")
+    w, x, y, z = values[:4] / length
+    matrix = np.eye(4)
+    matrix[:3, :3] = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    matrix[:3, 3] = values[4:]
+    return torch.from_numpy(matrix)
+
+
+def _cameras_binary(path: Path) -> dict[int, Lens]:
+    file, lenses = _Bytes(path), {}
+    for _ in range(file.count(_SMALLEST_CAMERA)):
+        number, model_number, width, height = file.take("<IiQQ")
+        model = lens_model(int(model_number), str(path))
+        parameters = file.take(f"<{model.parameter_count}d")
+        lenses[number] = Lens(model.name, width, height, parameters, f"{path}, camera {number}")
+    file.finish()
+    return lenses
+
+
+def _images_binary(path: Path) -> list[_RegisteredImage]:
+    file, images = _Bytes(path), []
+    for _ in range(file.count(_SMALLEST_IMAGE)):
+        values = file.take("<I7dI")
+        name = file.text()
+        file.skip(24 * file.count(24))
+        images.append(_RegisteredImage(name, values[8], _pose(values[1:5], values[5:8], f"{path}, image {name!r}")))
+    file.finish()
+    return images
+
+
+def _points_binary(path: Path, warnings: list[str]) -> Points:
+    file = _Bytes(path)
+    starts = np.empty(file.count(_POINT_BYTES), dtype=np.int64)
+    data, size, offset, length_at = file.data, file.size, file.offset, _POINT_BYTES - 8
+    for index in range(len(starts)):
+        if offset + _POINT_BYTES > size:
+            raise InputError(f"{path} {_DAMAGED}")
+        starts[index] = offset
+        offset += _POINT_BYTES + 8 * int.from_bytes(data[offset + length_at : offset + _POINT_BYTES], "little")
+    if offset > size:
+        raise InputError(f"{path} {_DAMAGED}")
+    file.offset = offset
+    file.finish()
+    positions = np.empty((len(starts), 3), dtype=np.float64)
+    colors = np.empty((len(starts), 3), dtype=np.uint8)
+    raw = np.frombuffer(data, dtype=np.uint8)
+    for first in range(0, len(starts), _CHUNK):
+        rows = slice(first, first + _CHUNK)
+        records = raw[starts[rows, None] + np.arange(8, 35)]
+        positions[rows] = np.ascontiguousarray(records[:, :24]).view("<f8")
+        colors[rows] = records[:, 24:]
+    return finite_points(positions, colors, warnings)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a text file, stripped, without comments; empty lines stay."""
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape") as file:
+            for line in file:
+                if not line.startswith("#"):
+                    yield line.strip()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _numbers(words: list[str], kind: type, where: str) -> tuple:
+    try:
+        return tuple(kind(word) for word in words)
+    except ValueError as error:
+        raise InputError(f"{where} {_DAMAGED}: expected numbers, got {' '.join(words)[:60]!r}") from error
+
+
+def _cameras_text(path: Path) -> dict[int, Lens]:
+    lenses = {}
+    for line in filter(None, _lines(path)):
+        words = line.split()
+        number, *size = _numbers([words[0], *words[2:4]], int, str(path))
+        where = f"{path}, camera {number}"
+        if len(size) != 2:
+            raise InputError(f"{where} {_DAMAGED}")
+        lens_model(words[1], where)
+        lenses[number] = Lens(words[1], size[0], size[1], _numbers(words[4:], float, where), where)
+    return lenses
+
+
+def _images_text(path: Path) -> list[_RegisteredImage]:
+    images, lines = [], _lines(path)
+    for line in lines:
+        if not line:
+            continue
+        words = line.split(maxsplit=9)
+        if len(words) != 10:
+            raise InputError(f"{path} {_DAMAGED}: expected 10 words about an image, got {line[:60]!r}")
+        where = f"{path}, image {words[9]!r}"
+        values = _numbers(words[1:8], float, where)
+        (camera,) = _numbers(words[8:9], int, where)
+        images.append(_RegisteredImage(words[9], camera, _pose(values[:4], values[4:], where)))
+        next(lines, None)  # the line of 2D points, which may be empty
+    return images
+
+
+def _points_text(path: Path, warnings: list[str]) -> Points:
+    rows = []
+    for line in filter(None, _lines(path)):
+        words = line.split(maxsplit=8)
+        if len(words) < 8:
+            raise InputError(f"{path} {_DAMAGED}: expected 8 numbers about a point, got {line[:60]!r}")
+        rows.append(_numbers(words[1:7], float, str(path)))
+    table = np.array(rows, dtype=np.float64).reshape(-1, 6)
+    if not ((table[:, 3:] >= 0) & (table[:, 3:] <= 255)).all():
+        raise InputError(f"{path} {_DAMAGED}: a colour lies outside 0 to 255")
+    return finite_points(table[:, :3], table[:, 3:].astype(np.uint8), warnings)
+
+
+def _suffix(folder: Path) -> str | None:
+    """Return ``.bin`` or ``.txt``, whichever a model in ``folder`` is made of, binary first as COLMAP does."""
+    for suffix in (".bin", ".txt"):
+        if (folder / f"cameras{suffix}").is_file() and (folder / f"images{suffix}").is_file():
+            return suffix
+    return None
+
+
+def _registered(folder: Path) -> int:
+    """Return how many images the model in ``folder`` says it has, read cheaply."""
+    if _suffix(folder) == ".bin":
+        return _Bytes(folder / "images.bin").count(_SMALLEST_IMAGE)
+    lines = _lines(folder / "images.txt")
+    count = 0
+    for line in lines:
+        if line:
+            count += 1
+            next(lines, None)
+    return count
+
+
+def find_model(path: Path, warnings: list[str]) -> Path | None:
+    """Return the folder of the COLMAP model of a capture, the largest of several.
+
+    Args:
+        path: The capture.
+        warnings: Gets a sentence if there were several.
+
+    Returns:
+        The folder, or None if there is no model.
+    """
+    found: list[Path] = []
+    for name in MODEL_FOLDERS:
+        folder = path / name
+        if _suffix(folder) and folder not in found:
+            found.append(folder)
+        if folder.is_dir() and folder.name == "sparse":
+            found += [sub for sub in sorted(folder.iterdir()) if _suffix(sub) and sub not in found]
+    if len(found) < 2:
+        return found[0] if found else None
+    sizes = {folder: _registered(folder) for folder in found}
+    best = max(found, key=lambda folder: sizes[folder])
+    others = ", ".join(f"{folder.relative_to(path)} ({sizes[folder]})" for folder in found if folder != best)
+    warnings.append(
+        f"several models were found; used {best.relative_to(path)} with {sizes[best]} images and not {others}"
+    )
+    return best
+
+
+def _image_folder(path: Path, warnings: list[str]) -> Path:
+    """Return the folder of the images: ``images``, or else that of ``images_2``, ``images_4``, … that shrinks least."""
+    folder = path / "images"
+    if folder.is_dir():
+        return folder
+    shrunk = [(int(sub.name[7:]), sub) for sub in path.glob("images_*") if sub.is_dir() and sub.name[7:].isdigit()]
+    if not shrunk:
+        raise InputError(f"no folder {folder} beside the COLMAP model; put the images there")
+    chosen = min(shrunk)[1]
+    warnings.append(f"there is no folder images; the smaller copies in {chosen.name} are used")
+    return chosen
+
+
+def read_colmap(path: Path, model: Path, warnings: list[str]) -> Source:
+    """Read the model in ``model`` of the capture ``path``.
+
+    Args:
+        path: The capture, which holds ``images``.
+        model: The folder found by :func:`find_model`.
+        warnings: Sentences that go into the source.
+
+    Raises:
+        InputError: A file is missing, damaged, or says what no capture can mean.
+    """
+    suffix = _suffix(model)
+    cameras, images, points3d = (model / f"{name}{suffix}" for name in ("cameras", "images", "points3D"))
+    binary = suffix == ".bin"
+    lenses = _cameras_binary(cameras) if binary else _cameras_text(cameras)
+    registered = _images_binary(images) if binary else _images_text(images)
+    points = None
+    if points3d.is_file():
+        points = _points_binary(points3d, warnings) if binary else _points_text(points3d, warnings)
+    folder = _image_folder(path, warnings)
+    views = []
+    for image in sorted(registered, key=lambda image: image.name):
+        if image.camera not in lenses:
+            raise InputError(
+                f"{images}, image {image.name!r}: its camera {image.camera} is not in {cameras.name}; "
+                "the model's files do not belong together"
+            )
+        views.append(PosedImage(image.name, folder / image.name, image.world_to_camera, lenses[image.camera]))
+    kind = "procedural" if (path / PROCEDURAL_MARK).is_file() else "colmap"
+    return Source(kind, tuple(views), points, tuple(warnings))

@@ -1,0 +1,212 @@
+"""Photographs: checked early, decoded when asked for, kept as bytes within a budget."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from splatopt.core.checks import InputError
+from splatopt.data.lens import Lens
+
+MAX_PIXELS = 150_000_000
+"""Largest image that is decoded, pixels; a small file that claims more is a decompression bomb."""
+
+# Markers lie at the end of a whole file. Cameras append previews and clips, so a file without
+# its marker there is not condemned but decoded.
+_TAIL_BYTES = 65_536
+_END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+
+
+class UnreadableImageError(InputError):
+    """An image is missing, cut short or no image at all; ``--skip-missing`` goes on without it."""
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What the first bytes of an image file say: size in pixels and whether it is see-through."""
+
+    width: int
+    height: int
+    has_alpha: bool
+
+
+def _open(path: Path) -> Image.Image:
+    """Open an image without decoding it; EXIF orientation is left alone, as COLMAP leaves it."""
+    if not path.is_file():
+        raise UnreadableImageError(f"image {path} is missing; put it there or go on without it with --skip-missing")
+    try:
+        image = Image.open(path)
+    except Image.DecompressionBombError as error:
+        raise InputError(f"image {path} claims more than {MAX_PIXELS} pixels; make it smaller") from error
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UnreadableImageError(
+            f"image {path} is truncated or no image; replace it or go on without it with --skip-missing"
+        ) from error
+    if image.width * image.height > MAX_PIXELS:
+        size = f"{image.width}x{image.height}"
+        image.close()
+        raise InputError(f"image {path} claims {size} pixels, more than {MAX_PIXELS}; make it smaller")
+    return image
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+
+
+def read_header(path: Path) -> ImageHeader:
+    """Read size and transparency of an image, and find out cheaply whether it is cut short.
+
+    JPEG and PNG files must end with their end marker; one that does not is decoded to be sure.
+    Damage in the middle of a file is found when the view is first used.
+
+    Raises:
+        UnreadableImageError: The file is missing, truncated or no image.
+        InputError: It claims more pixels than ``MAX_PIXELS``.
+    """
+    with _open(path) as image:
+        header = ImageHeader(image.width, image.height, _has_alpha(image))
+        marker = _END_MARKERS.get(image.format or "")
+    if marker is not None:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            if marker not in file.read():
+                read_pixels(path, (0.0, 0.0, 0.0))
+    return header
+
+
+def read_pixels(path: Path, background: tuple[float, float, float]) -> UInt8[np.ndarray, "height width 3"]:
+    """Decode an image into 8-bit RGB, laid over ``background`` where it is see-through.
+
+    Args:
+        path: The file.
+        background: Red, green, blue in [0, 1].
+
+    Raises:
+        UnreadableImageError: The file is missing, truncated or corrupt.
+    """
+    with _open(path) as image:
+        try:
+            if image.mode.startswith("I;16") or image.mode == "I":
+                # 16-bit grey: Pillow's own conversion clips at 255 instead of scaling.
+                grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
+                return np.repeat(grey[:, :, None], 3, axis=2)
+            if not _has_alpha(image):
+                return np.array(image.convert("RGB"))
+            pixels = np.asarray(image.convert("RGBA")).astype(np.float32)
+        except (OSError, ValueError, SyntaxError, IndexError) as error:
+            raise UnreadableImageError(
+                f"image {path} is truncated or corrupt; replace it or go on without it with --skip-missing"
+            ) from error
+    alpha = pixels[:, :, 3:] / 255
+    behind = np.array(background, dtype=np.float32) * 255
+    return np.rint(pixels[:, :, :3] * alpha + behind * (1 - alpha)).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """How the pixels of one view come about.
+
+    Attributes:
+        path: The file.
+        lens: Intrinsics of the file, at its own size.
+        width: Width after undistortion and resizing, pixels.
+        height: Height after undistortion and resizing, pixels.
+    """
+
+    path: Path
+    lens: Lens
+    width: int
+    height: int
+
+
+def load_pixels(source: ImageSource, background: tuple[float, float, float]) -> UInt8[np.ndarray, "height width 3"]:
+    """Decode, composite, undistort and resize one view (bicubic with antialiasing, as 3DGS).
+
+    Raises:
+        InputError: The file is unreadable or its size is no longer the lens's.
+    """
+    pixels = read_pixels(source.path, background)
+    height, width = pixels.shape[:2]
+    if (width, height) != (source.lens.width, source.lens.height):
+        raise InputError(
+            f"image {source.path} is {width}x{height} but its camera is {source.lens.width}x{source.lens.height}; "
+            "it changed since it was checked"
+        )
+    pixels = source.lens.undistort(pixels)
+    if pixels.shape[:2] != (source.height, source.width):
+        resized = Image.fromarray(pixels).resize((source.width, source.height), Image.Resampling.BICUBIC)
+        pixels = np.array(resized)
+    return np.ascontiguousarray(pixels)
+
+
+class ImageStore:
+    """The views' pixels, decoded on first use; the least recently used leave when the budget is spent.
+
+    Safe to use from several threads. A tensor that is handed out is shared with the cache and
+    must not be written to.
+    """
+
+    def __init__(
+        self, sources: Sequence[ImageSource], background: tuple[float, float, float], budget_bytes: int
+    ) -> None:
+        """Keep what is needed to decode.
+
+        Args:
+            sources: One per view.
+            background: What lies behind see-through images, red, green, blue in [0, 1].
+            budget_bytes: Decoded bytes that are kept at most; one image larger than this is handed out uncached.
+        """
+        self.sources = tuple(sources)
+        self.background = background
+        self.budget_bytes = budget_bytes
+        self._lock = threading.Lock()
+        self._cache: OrderedDict[int, Tensor] = OrderedDict()
+        self._cached_bytes = 0
+
+    def __len__(self) -> int:
+        """Number of views."""
+        return len(self.sources)
+
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes of decoded images that are kept now."""
+        return self._cached_bytes
+
+    def __getitem__(self, index: int) -> UInt8[Tensor, "height width 3"]:
+        """Return view ``index`` as (H, W, 3) uint8, red, green, blue.
+
+        Raises:
+            InputError: The file is missing, truncated or corrupt, and is named.
+        """
+        if not 0 <= index < len(self.sources):
+            raise IndexError(f"view {index} of {len(self.sources)}")
+        with self._lock:
+            if index in self._cache:
+                self._cache.move_to_end(index)
+                return self._cache[index]
+        # Decoding happens outside the lock, so that threads decode side by side.
+        image = torch.from_numpy(load_pixels(self.sources[index], self.background))
+        self._keep(index, image)
+        return image
+
+    def _keep(self, index: int, image: Tensor) -> None:
+        size = image.numel()
+        if size > self.budget_bytes:
+            return
+        with self._lock:
+            if index in self._cache:
+                return
+            while self._cached_bytes + size > self.budget_bytes:
+                _, oldest = self._cache.popitem(last=False)
+                self._cached_bytes -= oldest.numel()
+            self._cache[index] = image
+            self._cached_bytes += size

@@ -1,0 +1,181 @@
+"""What Blender's, nerfstudio's and instant-ngp's JSON files have in common: frames and intrinsics."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from splatopt.core.checks import InputError
+from splatopt.data.images import UnreadableImageError, read_header
+from splatopt.data.lens import Lens
+from splatopt.data.source import IMAGE_SUFFIXES, PosedImage, opengl_to_world_to_camera
+
+MAX_JSON_BYTES = 512 * 2**20
+"""Largest file of poses that is read, bytes; a thousand frames take about one mebibyte."""
+
+_PERSPECTIVE = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE", "SIMPLE_RADIAL", "RADIAL")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file of frames.
+
+    Raises:
+        InputError: It is no JSON, no object, or has no list ``frames`` of objects.
+    """
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise InputError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB, which no file of camera poses is")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        what = str(error) if isinstance(error, json.JSONDecodeError) else "not text"
+        raise InputError(f"{path} is not valid JSON ({what}); export it again") from error
+    frames = content.get("frames") if isinstance(content, dict) else None
+    if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
+        raise InputError(f"{path} must be a JSON object with a list 'frames' of objects; export it again")
+    return content
+
+
+def _number(values: Mapping[str, Any], key: str, where: str) -> float | None:
+    """Return ``values[key]`` as a finite number, or None where it is absent."""
+    value = values.get(key)
+    if value is None:
+        return None
+    try:
+        number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise InputError(f"{where}: {key!r} must be a finite number, got {str(value)[:40]!r}")
+    return number
+
+
+def _matrix(frame: Mapping[str, Any], where: str) -> np.ndarray:
+    try:
+        matrix = np.array(frame.get("transform_matrix"), dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        matrix = np.empty(0)
+    if matrix.shape == (3, 4):
+        matrix = np.vstack([matrix, [0.0, 0.0, 0.0, 1.0]])
+    if matrix.shape != (4, 4):
+        raise InputError(f"{where}: 'transform_matrix' must be 4 rows of 4 numbers; export the file again")
+    return matrix
+
+
+def find_image(folder: Path, name: str) -> Path:
+    """Return the file that a ``file_path`` means, with or without its ending; it may not exist."""
+    path = folder / name
+    if path.is_file():
+        return path
+    for suffix in IMAGE_SUFFIXES:
+        candidate = path.with_name(path.name + suffix)
+        if candidate.is_file():
+            return candidate
+    return path if path.suffix in IMAGE_SUFFIXES else path.with_name(path.name + IMAGE_SUFFIXES[0])
+
+
+@dataclass(frozen=True)
+class _Size:
+    width: int
+    height: int
+
+
+def _header_size(path: Path) -> _Size | None:
+    try:
+        header = read_header(path)
+    except UnreadableImageError:
+        return None
+    return _Size(header.width, header.height)
+
+
+def _file_size(values: Mapping[str, Any], where: str) -> _Size | None:
+    width, height = _number(values, "w", where), _number(values, "h", where)
+    return None if width is None or height is None else _Size(round(width), round(height))
+
+
+def _focal_lengths(values: Mapping[str, Any], size: _Size, where: str) -> tuple[float, float]:
+    """Return fx and fy from ``fl_x``/``fl_y``, or from ``camera_angle_x``/``_y``: f = side / (2 tan(angle/2))."""
+    focal = {}
+    for axis, side in (("x", size.width), ("y", size.height)):
+        focal[axis] = _number(values, f"fl_{axis}", where)
+        angle = _number(values, f"camera_angle_{axis}", where)
+        if focal[axis] is None and angle is not None:
+            if not 0 < angle < math.pi:
+                raise InputError(f"{where}: 'camera_angle_{axis}' must lie between 0 and π radians, got {angle}")
+            focal[axis] = 0.5 * side / math.tan(0.5 * angle)
+    across = focal["x"] if focal["x"] is not None else focal["y"]
+    down = focal["y"] if focal["y"] is not None else focal["x"]
+    if across is None or down is None:
+        raise InputError(f"{where}: no focal length; expected 'fl_x' (pixels) or 'camera_angle_x' (radians)")
+    return across, down
+
+
+def _lens(values: Mapping[str, Any], size: _Size, where: str) -> Lens:
+    """Return the lens that the keys of nerfstudio and instant-ngp describe."""
+    fx, fy = _focal_lengths(values, size, where)
+    cx, cy = _number(values, "cx", where), _number(values, "cy", where)
+    pinhole = (fx, fy, size.width / 2 if cx is None else cx, size.height / 2 if cy is None else cy)
+    k1, k2, k3, k4, p1, p2 = (_number(values, key, where) or 0.0 for key in ("k1", "k2", "k3", "k4", "p1", "p2"))
+    model = str(values.get("camera_model", "OPENCV")).upper()
+    if model == "OPENCV_FISHEYE" or values.get("is_fisheye") is True:
+        return Lens("OPENCV_FISHEYE", size.width, size.height, (*pinhole, k1, k2, k3, k4), where)
+    if model not in _PERSPECTIVE:
+        raise InputError(
+            f"{where}: camera model {model!r} is not supported; use OPENCV, OPENCV_FISHEYE or PINHOLE, "
+            "or load the COLMAP model instead"
+        )
+    if k4:
+        raise InputError(
+            f"{where}: 'k4' = {k4} of a lens that is no fisheye has no COLMAP camera model; "
+            "calibrate with at most k1, k2, k3, p1, p2, or load the COLMAP model instead"
+        )
+    if k3:
+        return Lens("FULL_OPENCV", size.width, size.height, (*pinhole, k1, k2, p1, p2, k3, 0.0, 0.0, 0.0), where)
+    if k1 or k2 or p1 or p2:
+        return Lens("OPENCV", size.width, size.height, (*pinhole, k1, k2, p1, p2), where)
+    return Lens("PINHOLE", size.width, size.height, pinhole, where)
+
+
+def read_frames(path: Path, content: Mapping[str, Any], part: str = "") -> list[PosedImage]:
+    """Return the views of one file, in the file's order.
+
+    Intrinsics of a frame win over those of the file. Where no size is given it is the image's own;
+    a missing image then takes the size of the first that is there.
+
+    Args:
+        path: The JSON file.
+        content: What :func:`read_json` returned for it.
+        part: ``train`` or ``test`` where the file says so, else empty.
+
+    Raises:
+        InputError: A frame lacks its path, pose or focal length, or holds a NaN.
+    """
+    shared = {key: value for key, value in content.items() if key != "frames"}
+    views: list[PosedImage] = []
+    sizes: dict[int, _Size | None] = {}
+    first: _Size | None = None
+    prepared = []
+    for index, frame in enumerate(content["frames"]):
+        name = frame.get("file_path")
+        if not isinstance(name, str) or not name:
+            raise InputError(f"{path}, frame {index}: 'file_path' must name an image")
+        where = f"{path}, view {name!r}"
+        file = find_image(path.parent, name)
+        values = {**shared, **frame}
+        sizes[index] = _file_size(values, where) or _header_size(file)
+        first = first or sizes[index]
+        prepared.append((name, where, file, values))
+    for index, (name, where, file, values) in enumerate(prepared):
+        size = sizes[index] or first
+        if size is None:
+            raise InputError(f"{where}: neither the file gives 'w' and 'h' nor is an image there; looked for {file}")
+        pose = opengl_to_world_to_camera(_matrix(values, where), where)
+        views.append(PosedImage(name.removeprefix("./"), file, pose, _lens(values, size, where), part))
+    return views

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import struct
+import threading
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from capture_cases import picture
+from PIL import Image
+
+from splatopt.core.checks import InputError
+from splatopt.data.images import ImageSource, ImageStore, UnreadableImageError, read_header, read_pixels
+from splatopt.data.lens import Lens
+
+WHITE = (1.0, 1.0, 1.0)
+
+
+def _store(folder: Path, views: int, budget_bytes: int) -> ImageStore:
+    sources = []
+    for index in range(views):
+        file = folder / f"{index}.png"
+        Image.fromarray(picture(8, 4, seed=index)).save(file)
+        sources.append(ImageSource(file, Lens("PINHOLE", 8, 4, (5.0, 5.0, 4.0, 2.0)), 8, 4))
+    return ImageStore(sources, WHITE, budget_bytes)
+
+
+def test_images_are_bytes(tmp_path: Path) -> None:
+    store = _store(tmp_path, 3, 1000)
+    assert len(store) == 3
+    for index in range(3):
+        image = store[index]
+        assert image.dtype == torch.uint8
+        assert image.is_contiguous()
+        np.testing.assert_array_equal(image.numpy(), picture(8, 4, seed=index))
+    with pytest.raises(IndexError):
+        store[3]
+    with pytest.raises(IndexError):
+        store[-1]
+
+
+def test_the_least_recently_used_image_leaves(tmp_path: Path) -> None:
+    store = _store(tmp_path, 3, 2 * 96)
+    first, second = store[0], store[1]
+    assert store.cached_bytes == 192
+    assert store[0] is first
+    store[2]
+    assert store.cached_bytes == 192
+    assert store[0] is first
+    assert store[1] is not second
+
+
+@pytest.mark.parametrize("budget", [0, 95])
+def test_an_image_beyond_the_budget_is_handed_out_uncached(tmp_path: Path, budget: int) -> None:
+    store = _store(tmp_path, 1, budget)
+    assert store[0] is not store[0]
+    assert store.cached_bytes == 0
+
+
+def test_threads_share_the_cache(tmp_path: Path) -> None:
+    store = _store(tmp_path, 6, 3 * 96)
+    failures: list[int] = []
+
+    def work(seed: int) -> None:
+        drawn = np.random.default_rng(seed).integers(0, 6, 200).tolist()
+        failures.extend(i for i in drawn if not np.array_equal(store[i].numpy(), picture(8, 4, seed=i)))
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert store.cached_bytes == 3 * 96
+
+
+@pytest.mark.parametrize("background", [(0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.2, 0.4, 0.6)])
+def test_see_through_images_lie_over_the_background(tmp_path: Path, background: tuple[float, float, float]) -> None:
+    pixels = np.zeros((2, 3, 4), dtype=np.uint8)
+    pixels[..., :3] = [200, 100, 50]
+    pixels[0, :, 3] = [0, 51, 255]
+    Image.fromarray(pixels, mode="RGBA").save(tmp_path / "a.png")
+    assert read_header(tmp_path / "a.png").has_alpha
+    row = read_pixels(tmp_path / "a.png", background)[0].astype(float)
+    behind = 255 * np.array(background)
+    np.testing.assert_allclose(row[0], behind, atol=0.5)
+    np.testing.assert_allclose(row[1], 0.2 * np.array([200, 100, 50]) + 0.8 * behind, atol=0.501)
+    np.testing.assert_array_equal(row[2], [200, 100, 50])
+
+
+def test_other_pixel_formats(tmp_path: Path) -> None:
+    grey = np.array([[0, 128], [255, 7]], dtype=np.uint8)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    palette = Image.fromarray(np.array([[0, 1]], dtype=np.uint8), mode="P")
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.save(tmp_path / "palette.png", transparency=1)
+    for name in ("grey", "deep"):
+        np.testing.assert_array_equal(read_pixels(tmp_path / f"{name}.png", WHITE), np.repeat(grey[..., None], 3, 2))
+    np.testing.assert_array_equal(read_pixels(tmp_path / "palette.png", WHITE), [[[10, 20, 30], [255, 255, 255]]])
+
+
+def test_exif_orientation_is_left_alone(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(picture(16, 8)).save(tmp_path / "turned.jpg", exif=exif)
+    header = read_header(tmp_path / "turned.jpg")
+    assert (header.width, header.height, header.has_alpha) == (16, 8, False)
+    assert read_pixels(tmp_path / "turned.jpg", WHITE).shape == (8, 16, 3)
+
+
+def test_damage_in_the_middle_is_named_when_decoded(tmp_path: Path) -> None:
+    store = _store(tmp_path, 1, 1000)
+    file = tmp_path / "0.png"
+    content = bytearray(file.read_bytes())
+    content[60] ^= 0xFF
+    file.write_bytes(content)
+    read_header(file)
+    with pytest.raises(UnreadableImageError, match=r"0.png is truncated or corrupt"):
+        store[0]
+
+
+def test_what_is_no_image(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("hello")
+    with pytest.raises(UnreadableImageError, match=r"a.png is truncated or no image"):
+        read_header(tmp_path / "a.png")
+    with pytest.raises(UnreadableImageError, match=r"b.png is missing"):
+        read_header(tmp_path / "b.png")
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(
+    ("side", "message"), [(13_000, "claims 13000x13000 pixels, more than"), (60_000, "claims more than")]
+)
+def test_a_decompression_bomb_is_refused_unread(tmp_path: Path, side: int, message: str) -> None:
+    head = _chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    body = _chunk(b"IDAT", zlib.compress(b"\0")) + _chunk(b"IEND", b"")
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + head + body)
+    with pytest.raises(InputError, match=f"bomb.png {message}"):
+        read_header(tmp_path / "bomb.png")
+
+
+def test_a_file_that_changed_since_it_was_checked(tmp_path: Path) -> None:
+    store = _store(tmp_path, 1, 1000)
+    Image.new("RGB", (9, 4)).save(tmp_path / "0.png")
+    with pytest.raises(InputError, match=r"0.png is 9x4 but its camera is 8x4"):
+        store[0]
