@@ -1,13 +1,13 @@
-// Adam (Kingma and Ba 2015) on one tensor, in place, the operations in torch.optim.Adam's order.
+// Adam (Kingma and Ba 2015) on one tensor, in place, the operations in torch.optim.Adam's order. decay = 1 - β
+// comes from outside, where it is taken in double: in float 1 - 0.999 has only five digits.
 
-void adam(float* parameter, const float* gradient, float* exp_avg, float* exp_avg_sq, int64_t count, float rate,
-          float beta1, float beta2, float epsilon, float correction1, float correction2_sqrt) {
-    const Vec decay1(1.0f - beta1), b2(beta2), decay2(1.0f - beta2), step(rate / correction1),
-        inverse(1.0f / correction2_sqrt), eps(epsilon);
+void adam(float* parameter, const float* gradient, float* exp_avg, float* exp_avg_sq, int64_t count, float step_size,
+          float decay1, float beta2, float decay2, float epsilon, float correction2_sqrt) {
+    const Vec d1(decay1), b2(beta2), d2(decay2), step(step_size), root(correction2_sqrt), eps(epsilon);
     const auto update = [&](Vec p, Vec g, Vec& m, Vec& v) {
-        m = fmadd(g - m, decay1, m);
-        v = fmadd(decay2 * g, g, b2 * v);
-        return p - step * m / fmadd(sqrt(v), inverse, eps);
+        m = fmadd(g - m, d1, m);
+        v = b2 * v + d2 * g * g;
+        return p - step * m / (sqrt(v) / root + eps);
     };
     int64_t i = 0;
     for (; i + kLanes <= count; i += kLanes) {

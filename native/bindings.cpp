@@ -108,14 +108,16 @@ void adam_step(Workers& self, const OutFloats1& parameter, const Floats1& gradie
             "Adam's four tensors must have one size");
     require(step >= 1, "Adam counts steps from 1");
     nb::gil_scoped_release release;
-    const float correction1 = static_cast<float>(1.0 - std::pow(beta1, static_cast<double>(step)));
-    const float correction2 = static_cast<float>(std::sqrt(1.0 - std::pow(beta2, static_cast<double>(step))));
+    const double steps = static_cast<double>(step);
+    const float step_size = static_cast<float>(rate / (1.0 - std::pow(beta1, steps)));
+    const float correction2 = static_cast<float>(std::sqrt(1.0 - std::pow(beta2, steps)));
+    const float decay1 = static_cast<float>(1.0 - beta1), decay2 = static_cast<float>(1.0 - beta2);
     constexpr int64_t kTask = 1 << 15;
     self.pool.run((count + kTask - 1) / kTask, [&](int64_t task, int) {
         const int64_t at = task * kTask;
         self.kernels.adam(parameter.data() + at, gradient.data() + at, exp_avg.data() + at, exp_avg_sq.data() + at,
-                            std::min(kTask, count - at), static_cast<float>(rate), static_cast<float>(beta1),
-                            static_cast<float>(beta2), static_cast<float>(epsilon), correction1, correction2);
+                          std::min(kTask, count - at), step_size, decay1, static_cast<float>(beta2), decay2,
+                          static_cast<float>(epsilon), correction2);
     });
 }
 

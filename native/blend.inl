@@ -66,54 +66,95 @@ inline Pair evaluate(const float* s, Vec x, Vec y) {
     return pair;
 }
 
+// Sixteen rays on their way through a block's list.
+struct Rays {
+    Vec t, red, green, blue, depth;
+};
+
+template <bool kDepth>
+inline void add(Rays& rays, const float* s, Mask m, Vec w) {
+    rays.red = accumulate(m, w, Vec(s[6]), rays.red);
+    rays.green = accumulate(m, w, Vec(s[7]), rays.green);
+    rays.blue = accumulate(m, w, Vec(s[8]), rays.blue);
+    if (kDepth) rays.depth = accumulate(m, w, Vec(s[9]), rays.depth);
+}
+
+// Follows the rays as long as none of them ends; returns the list position before which the first one may.
+template <bool kDepth>
+inline int64_t follow_together(const Constants& k, const float* local, const uint32_t* list, int64_t found, Vec x,
+                               Vec y, Rays& rays) {
+    constexpr int64_t kStride = 8;  // looking at the rays costs a wait for all that is in flight
+    const Vec max_alpha(k.max_alpha), min_alpha(k.min_alpha), min_transmittance(k.min_transmittance);
+    for (int64_t begin = 0; begin < found; begin += kStride) {
+        Rays next = rays;
+        const int64_t end = begin + kStride < found ? begin + kStride : found;
+        for (int64_t j = begin; j < end; ++j) {
+            const float* s = local + kLocal * static_cast<int64_t>(list[j]);
+            const Vec alpha = min(evaluate(s, x, y).alpha, max_alpha);
+            const Mask counts = alpha >= min_alpha;
+            add<kDepth>(next, s, counts, alpha * next.t);
+            next.t = select(counts, fnmadd(alpha, next.t, next.t), next.t);
+        }
+        if (any(next.t < min_transmittance)) return begin;
+        rays = next;
+    }
+    return found;
+}
+
+// Follows each ray to its own end. A ray that has ended goes on being multiplied, but t stays under the limit, so
+// nothing more is added and neither final_t nor last moves. Returns the last list position that was looked at.
+template <bool kDepth>
+inline int64_t follow_each(const Constants& k, const float* local, const uint32_t* list, int64_t begin,
+                           int64_t found, Vec x, Vec y, Rays& rays, Position& last) {
+    constexpr int64_t kLook = 4;
+    const Vec max_alpha(k.max_alpha), min_alpha(k.min_alpha), min_transmittance(k.min_transmittance);
+    Vec t = rays.t;
+    int64_t j = begin;
+    for (; j < found; ++j) {
+        const float* s = local + kLocal * static_cast<int64_t>(list[j]);
+        const Vec alpha = min(evaluate(s, x, y).alpha, max_alpha);
+        const Mask counts = alpha >= min_alpha;
+        const Vec next = select(counts, fnmadd(alpha, t, t), t);
+        const Mask adds = counts & (next >= min_transmittance);
+        add<kDepth>(rays, s, adds, alpha * t);
+        t = next;
+        rays.t = select(adds, next, rays.t);
+        last.set(adds, list + j);
+        if (j % kLook == kLook - 1 && !any(t >= min_transmittance)) break;
+    }
+    return j;
+}
+
 template <bool kDepth>
 void blend_tile(const Constants& k, const View& view, const Splat* splats, Entry* entries, int64_t count, int tile,
                 TileScratch& scratch, TileState& state, const BlendPlanes& planes) {
     gather_tile(view, splats, entries, count, tile, scratch);
-    const float* local = scratch.splats;
-    const Vec max_alpha(k.max_alpha), min_alpha(k.min_alpha), min_transmittance(k.min_transmittance);
+    const uint32_t* list = scratch.list;
     const int64_t corner = static_cast<int64_t>(tile / view.tiles_x) * kTile * view.stride +
                            static_cast<int64_t>(tile % view.tiles_x) * kTile;
     for (int block = 0; block < kBlocksPerTile; ++block) {
         const int column = block % kTileBlocks, row = block / kTileBlocks;
         const Vec x = Vec::load(kLaneX) + Vec(column * kBlock), y = Vec::load(kLaneY) + Vec(row * kBlock);
         const int64_t found = compact(scratch, count, block);
-        const uint32_t* list = scratch.list;
-        // A ray that has ended goes on being multiplied, but t stays under the limit, so nothing more is added
-        // and neither final_t nor last moves. No branch on a single ray's end: there is one in every pixel.
-        Vec t(1.0f), final_t(1.0f), red(0.0f), green(0.0f), blue(0.0f), depth(0.0f);
-        Position last = Position::zero();
-        for (int64_t j = 0; j < found; ++j) {
-            const float* s = local + kLocal * static_cast<int64_t>(list[j]);
-            Vec alpha = min(evaluate(s, x, y).alpha, max_alpha);
-            alpha = keep(alpha >= min_alpha, alpha);
-            const Vec next = fnmadd(alpha, t, t);
-            const Mask alive = next >= min_transmittance;
-            if (__builtin_expect(!any(alive), 0)) {
-                // Nothing behind is seen by this block: spare the backward pass these pairs.
-                const uint32_t others = ~(1u << block);
-                for (int64_t i = list[j]; i < count; ++i) entries[i].blocks &= others;
-                break;
-            }
-            const Vec w = keep(alive, alpha * t);
-            t = next;
-            final_t = select(alive, next, final_t);
-            last.set(alive, list[j] + 1);
-            red = fmadd(w, Vec(s[6]), red);
-            green = fmadd(w, Vec(s[7]), green);
-            blue = fmadd(w, Vec(s[8]), blue);
-            if (kDepth) depth = fmadd(w, Vec(s[9]), depth);
+        Rays rays{Vec(1.0f), Vec(0.0f), Vec(0.0f), Vec(0.0f), Vec(0.0f)};
+        const int64_t together = follow_together<kDepth>(k, scratch.splats, list, found, x, y, rays);
+        Position last = Position::all(together ? static_cast<int32_t>(list[together - 1]) : -1);
+        if (together < found) {
+            const int64_t end = follow_each<kDepth>(k, scratch.splats, list, together, found, x, y, rays, last);
+            // Nothing behind is seen by this block: spare the backward pass these pairs.
+            const uint32_t others = ~(1u << block);
+            if (end < found)
+                for (int64_t i = static_cast<int64_t>(list[end]) + 1; i < count; ++i) entries[i].blocks &= others;
         }
-        t = final_t;
+        rays.t.store(state.transmittance + block * kLanes);
         last.store(state.last + block * kLanes);
-        t.store(state.transmittance + block * kLanes);
         const int64_t at = corner + static_cast<int64_t>(row) * kBlock * view.stride + column * kBlock;
-        store_block(fmadd(t, Vec(view.background[0]), red), planes.color[0] + at, view.stride);
-        store_block(fmadd(t, Vec(view.background[1]), green), planes.color[1] + at, view.stride);
-        store_block(fmadd(t, Vec(view.background[2]), blue), planes.color[2] + at, view.stride);
+        store_block(fmadd(rays.t, Vec(view.background[0]), rays.red), planes.color[0] + at, view.stride);
+        store_block(fmadd(rays.t, Vec(view.background[1]), rays.green), planes.color[1] + at, view.stride);
+        store_block(fmadd(rays.t, Vec(view.background[2]), rays.blue), planes.color[2] + at, view.stride);
         if (kDepth) {
-            store_block(Vec(1.0f) - t, planes.alpha + at, view.stride);
-            store_block(depth, planes.depth + at, view.stride);
+            store_block(Vec(1.0f) - rays.t, planes.alpha + at, view.stride);
+            store_block(rays.depth, planes.depth + at, view.stride);
         }
     }
 }
@@ -166,7 +207,7 @@ inline void load_tile_gradient(const View& view, int tile, const TileState& stat
         }
         (behind * t).store(scratch.behind + block * kLanes);
         t.store(scratch.transmittance + block * kLanes);
-        std::memcpy(scratch.last + block * kLanes, state.last + block * kLanes, sizeof(uint32_t) * kLanes);
+        std::memcpy(scratch.last + block * kLanes, state.last + block * kLanes, sizeof(int32_t) * kLanes);
     }
 }
 
@@ -193,7 +234,7 @@ void blend_backward(const Constants& k, const View& view, const Splat* splats, c
             const Vec x = Vec::load(kLaneX) + Vec(block % kTileBlocks * kBlock);
             const Vec y = Vec::load(kLaneY) + Vec(block / kTileBlocks * kBlock);
             const Pair pair = evaluate(s, x, y);
-            const Mask used = (pair.alpha >= min_alpha) & Position::load(scratch.last + at).beyond(static_cast<uint32_t>(i));
+            const Mask used = (pair.alpha >= min_alpha) & Position::load(scratch.last + at).reaches(static_cast<uint32_t>(i));
             const Vec alpha = keep(used, min(pair.alpha, max_alpha));
             const Vec inverse = reciprocal(one - alpha);
             const Vec t = Vec::load(scratch.transmittance + at) * inverse;

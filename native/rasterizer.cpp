@@ -404,7 +404,7 @@ int64_t Rasterizer::blended_pairs() {
                     const float dx = x + 0.5f - s.mean_x, dy = y + 0.5f - s.mean_y;
                     const float u = s.a11 * dx + s.a12 * dy, v = s.a22 * dy;
                     counts[tile] += u * u + v * v <= s.reach &&
-                                    e - tile_begin_[tile] < tiles_[tile].last[block * kBlock * kBlock + lane];
+                                    e - tile_begin_[tile] <= tiles_[tile].last[block * kBlock * kBlock + lane];
                 }
             }
         }

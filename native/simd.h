@@ -36,6 +36,8 @@ inline Vec operator*(Vec a, Vec b) { return _mm512_mul_ps(a.v, b.v); }
 inline Vec operator/(Vec a, Vec b) { return _mm512_div_ps(a.v, b.v); }
 inline Vec fmadd(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
 inline Vec fnmadd(Vec a, Vec b, Vec c) { return _mm512_fnmadd_ps(a.v, b.v, c.v); }
+// sum + a·b where m, else sum.
+inline Vec accumulate(Mask m, Vec a, Vec b, Vec sum) { return _mm512_mask3_fmadd_ps(a.v, b.v, sum.v, m.bits); }
 inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a.v, b.v); }
 inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a.v, b.v); }
 inline Vec sqrt(Vec a) { return _mm512_sqrt_ps(a.v); }
@@ -79,14 +81,16 @@ inline void scatter_add(float* base, int stride, Mask m, Vec value) {
     const __m512 old = _mm512_mask_i32gather_ps(_mm512_setzero_ps(), m.bits, index, base, 4);
     _mm512_mask_i32scatter_ps(base, m.bits, index, _mm512_add_ps(old, value.v), 4);
 }
-// Sixteen list positions.
+// Sixteen list positions, -1 for none.
 struct Position {
     __m512i v;
-    static Position zero() { return {_mm512_setzero_si512()}; }
-    static Position load(const uint32_t* p) { return {_mm512_loadu_si512(p)}; }
-    void store(uint32_t* p) const { _mm512_storeu_si512(p, v); }
-    void set(Mask m, uint32_t to) { v = _mm512_mask_set1_epi32(v, m.bits, static_cast<int>(to)); }
-    Mask beyond(uint32_t i) const { return {_mm512_cmpgt_epu32_mask(v, _mm512_set1_epi32(static_cast<int>(i)))}; }
+    static Position all(int32_t i) { return {_mm512_set1_epi32(i)}; }
+    static Position load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+    void store(int32_t* p) const { _mm512_storeu_si512(p, v); }
+    void set(Mask m, const uint32_t* to) {
+        v = _mm512_mask_broadcastd_epi32(v, m.bits, _mm_loadu_si32(to));
+    }
+    Mask reaches(uint32_t i) const { return {_mm512_cmpge_epi32_mask(v, _mm512_set1_epi32(static_cast<int>(i)))}; }
 };
 inline Vec from_bytes(__m128i bytes) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)); }
 // The four rows of a 4x4 block to and from an image plane.
@@ -214,27 +218,28 @@ inline Float8 to_float(Int8 a) { return __builtin_convertvector(a, Float8); }
 
 struct Position {
     Int8 lo, hi;
-    static Position zero() { return {Int8{}, Int8{}}; }
-    static Position load(const uint32_t* p) {
+    static Position all(int32_t i) { return {Int8{} + i, Int8{} + i}; }
+    static Position load(const int32_t* p) {
         Position a;
         std::memcpy(&a.lo, p, 32);
         std::memcpy(&a.hi, p + 8, 32);
         return a;
     }
-    void store(uint32_t* p) const {
+    void store(int32_t* p) const {
         std::memcpy(p, &lo, 32);
         std::memcpy(p + 8, &hi, 32);
     }
-    void set(Mask m, uint32_t to) {
-        const Int8 all = Int8{} + static_cast<int32_t>(to);
+    void set(Mask m, const uint32_t* to) {
+        const Int8 all = Int8{} + static_cast<int32_t>(*to);
         lo = (m.lo & all) | (~m.lo & lo);
         hi = (m.hi & all) | (~m.hi & hi);
     }
-    Mask beyond(uint32_t i) const {
+    Mask reaches(uint32_t i) const {
         const Int8 all = Int8{} + static_cast<int32_t>(i);
-        return {lo > all, hi > all};
+        return {lo >= all, hi >= all};
     }
 };
+inline Vec accumulate(Mask m, Vec a, Vec b, Vec sum) { return fmadd(keep(m, a), b, sum); }
 inline Mask from_bits(uint32_t bits) {
     const Int8 low = {1, 2, 4, 8, 16, 32, 64, 128};
     const Int8 all = Int8{} + static_cast<int32_t>(bits);

@@ -65,7 +65,7 @@ struct Entry {
 // What a tile's backward pass needs from its forward pass.
 struct TileState {
     float transmittance[kTilePixels];  // in block order
-    uint32_t last[kTilePixels];        // list position at which the pixel's ray ended
+    int32_t last[kTilePixels];         // last list position that was added to the pixel, -1 for none
 };
 
 struct BlendPlanes {
@@ -98,7 +98,7 @@ struct Kernels {
                              double* sums);
     int64_t (*loss_scratch_floats)(const View&);
     void (*adam)(float* parameter, const float* gradient, float* exp_avg, float* exp_avg_sq, int64_t count,
-                 float rate, float beta1, float beta2, float epsilon, float correction1, float correction2_sqrt);
+                 float step_size, float decay1, float beta2, float decay2, float epsilon, float correction2_sqrt);
     float (*blend_ceiling)(const float* splats, int count, int64_t rounds);
 };
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from raster.cases import RENDER_CASES, RenderCase, find_case, make_camera, random_cloud
 from raster.compare import relative_vector_error, worst_elementwise_error
-
 from splatopt.core import native
 from splatopt.raster.cpu import NativeRenderer
 from splatopt.raster.reference import ReferenceRenderer, render_reference
@@ -99,7 +99,8 @@ def test_any_number_of_threads_gives_the_same_bits(isa: str, threads: int) -> No
     assert torch.equal(seen, other_seen)
     for name in gradient:
         assert torch.equal(gradient[name], other_gradient[name]), name
-    assert torch.equal(few.render(cloud, case.camera, case.options).image, many.render(cloud, case.camera, case.options).image)
+    images = [renderer.render(cloud, case.camera, case.options).image for renderer in (few, many)]
+    assert torch.equal(*images)
 
 
 def test_a_large_image_with_giants_and_needles_agrees(renderer: NativeRenderer) -> None:

@@ -1,0 +1,1 @@
+"""Cameras, objectives, the optimizer protocol, row edits, checks: what every other room speaks of."""

@@ -1,0 +1,1 @@
+"""Renderers: the float64 reference, the native CPU renderer, and the seam they share."""

@@ -20,7 +20,8 @@ def test_the_committed_stub_is_the_generated_one(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "nanobind.stubgen", "-q", "-m", "splatopt._native", "-o", str(made)]
     subprocess.run(command, check=True)
     committed = Path(splatopt.__file__).parent / "_native.pyi"
-    assert made.read_text() == committed.read_text(), "run: python -m nanobind.stubgen -m splatopt._native -o src/splatopt/_native.pyi"
+    # To renew it: python -m nanobind.stubgen -m splatopt._native -o src/splatopt/_native.pyi
+    assert made.read_text() == committed.read_text()
 
 
 def test_one_pool_serves_all_who_ask_for_the_same_threads() -> None:

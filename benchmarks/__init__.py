@@ -1,0 +1,1 @@
+"""Speed and memory against a peer or a ceiling; `python -m benchmarks --help`."""

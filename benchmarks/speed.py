@@ -1,0 +1,211 @@
+"""What is measured: each function yields measurements of one question."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.loads import Load, fox, garden, made_up
+from benchmarks.timing import StepTimes, ceiling, median_seconds, time_steps
+from splatopt.core.native import adam_step, default_threads
+from splatopt.raster.cpu import NativeRenderer
+from splatopt.raster.types import RenderOptions
+
+ENOUGH_PIXELS = 640.0  # at which 75,000 Gaussians reach 52 million pixels
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number with what is needed to judge it.
+
+    Attributes:
+        name: Stable key.
+        value: The number.
+        unit: Its unit.
+        better: "lower" or "higher".
+        bar: What it must reach, or None where it is only recorded.
+        gated: Whether it is a ratio within one run, to be compared with the committed baseline.
+    """
+
+    name: str
+    value: float
+    unit: str
+    better: str
+    bar: float | None = None
+    gated: bool = False
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the bar is reached; None where there is none."""
+        if self.bar is None:
+            return None
+        return self.value <= self.bar if self.better == "lower" else self.value >= self.bar
+
+
+def _step(key: str, times: StepTimes, top: float, bar: float | None) -> Iterator[Measurement]:
+    blend = times.passes["blend"]
+    yield Measurement(f"{key}.step", times.step * 1e3, "ms", "lower", bar)
+    for name, seconds in times.passes.items():
+        yield Measurement(f"{key}.{name}", seconds * 1e3, "ms", "lower")
+    adam = times.step - times.forward - times.passes["loss"] - times.backward
+    yield Measurement(f"{key}.adam_and_python", adam * 1e3, "ms", "lower")
+    yield Measurement(f"{key}.relevant_pairs", times.relevant_pairs / 1e6, "million", "lower")
+    yield Measurement(f"{key}.blended_pairs", times.blended_pairs / 1e6, "million", "lower")
+    yield Measurement(f"{key}.blend_in_step", times.blended_pairs / blend / top, "of ceiling", "higher")
+    whole = (times.forward + times.backward) / times.forward
+    yield Measurement(f"{key}.forward_and_backward", whole, "forwards", "lower", 4.0, gated=True)
+
+
+def _blending(key: str, load: Load) -> Iterator[Measurement]:
+    """Forward blending of one view again and again, the bare loop measured between."""
+    renderer = NativeRenderer()
+    options = RenderOptions(sh_degree=load.sh_degree)
+    shares = []
+    for _ in range(5):
+        top = ceiling()
+        seconds = []
+        for _ in range(12):
+            renderer.render(load.cloud, load.cameras[0], options)
+            seconds.append(renderer.rasterizer.timings["blend"])
+        shares.append(renderer.rasterizer.blended_pairs() / statistics.median(seconds) / top)
+    yield Measurement(f"{key}.blend", statistics.median(shares), "of ceiling", "higher", 0.5, gated=True)
+
+
+def blending(data: Path) -> Iterator[Measurement]:
+    """Pixel-Gaussian pairs that matter (α ≥ 1/255, ray not ended) a second, as a share of the bare loop's."""
+    if (data / "fox").is_dir():
+        yield from _blending("fox", fox(data))
+    if (data / "garden_workload.npz").is_file():
+        yield from _blending("garden", garden(data))
+    yield from _blending("heavy", made_up(75_000, 800, 533, ENOUGH_PIXELS))
+
+
+def steps(data: Path) -> Iterator[Measurement]:
+    """Whole training steps on fox, on the garden load and on 75,000 Gaussians with about 51 million pairs."""
+    top = ceiling()
+    yield Measurement("ceiling.all_threads", top / 1e9, "billion pairs/s", "higher")
+    if (data / "fox").is_dir():
+        yield from _step("fox", time_steps(fox(data)), top, 15.0)
+    if (data / "garden_workload.npz").is_file():
+        yield from _step("garden", time_steps(garden(data)), ceiling(), None)
+    yield from _step("heavy", time_steps(made_up(75_000, 800, 533, ENOUGH_PIXELS)), ceiling(), 110.0)
+
+
+def threads(data: Path) -> Iterator[Measurement]:
+    """Two threads against one, on the steps above."""
+    loads = [made_up(75_000, 800, 533, ENOUGH_PIXELS)]
+    if (data / "fox").is_dir():
+        loads.insert(0, fox(data))
+    for key, load in zip(("fox", "heavy")[-len(loads) :], loads, strict=True):
+        # Taken in turn, so that a noisy minute falls on both.
+        runs = [(time_steps(load, 1, 30).step, time_steps(load, 2, 30).step) for _ in range(3)]
+        speedup = sorted(one / two for one, two in runs)[1]
+        yield Measurement(f"{key}.two_threads", speedup, "times one thread", "higher", 1.8, gated=True)
+
+
+def scaling(_: Path) -> Iterator[Measurement]:
+    """Time per pair from 1e4 to 1e6 Gaussians; linear growth keeps it level."""
+    per_pair = []
+    for count in (10_000, 30_000, 100_000, 300_000, 1_000_000):
+        times = time_steps(made_up(count, 1280, 720, 200.0, sh_degree=0), repeats=30 if count < 300_000 else 10)
+        passes = times.forward + times.backward
+        per_pair.append(passes / times.blended_pairs)
+        yield Measurement(f"scaling.{count}.pairs", times.blended_pairs / 1e6, "million", "lower")
+        yield Measurement(f"scaling.{count}.forward_and_backward", passes * 1e3, "ms", "lower")
+        yield Measurement(f"scaling.{count}.per_pair", per_pair[-1] * 1e9, "ns/pair", "lower")
+    yield Measurement("scaling.last_of_first", per_pair[-1] / per_pair[0], "times per pair", "lower", 1.25, gated=True)
+
+
+def peers(_: Path) -> Iterator[Measurement]:
+    """Adam against torch's fused and for-each ones, the loss against torch's convolutions."""
+    from splatopt.raster.reference_loss import photometric_loss_reference
+
+    count = 75_000 * 59
+    parameter, gradient, exp_avg, exp_avg_sq = torch.full((4, count), 0.01)
+    ours = median_seconds(
+        lambda: adam_step(
+            parameter, gradient, exp_avg, exp_avg_sq, rate=1e-3, beta1=0.9, beta2=0.999, epsilon=1e-15, step=3
+        )
+    )
+    leaf = torch.nn.Parameter(parameter.clone())
+    leaf.grad = gradient
+    for kind in ("fused", "foreach"):
+        optimizer = torch.optim.Adam([leaf], lr=1e-3, eps=1e-15, **{kind: True})
+        theirs = _with_all_threads(optimizer.step)
+        yield Measurement(f"adam.of_torch_{kind}", ours / theirs, "times torch", "lower", 1.1, gated=True)
+    load = made_up(1000, 480, 270, 50.0, sh_degree=0)
+    renderer = NativeRenderer()
+    renderer.render(load.cloud, load.cameras[0], RenderOptions())
+    ours = median_seconds(lambda: renderer.rasterizer.loss(load.targets[0], 0.2))
+    image = torch.rand(270, 480, 3, requires_grad=True)
+    target = load.targets[0].float() / 255
+
+    def with_torch() -> None:
+        photometric_loss_reference(image, target, 0.2).backward()
+
+    yield Measurement("loss.of_torch", ours / _with_all_threads(with_torch), "times torch", "lower", 1.0, gated=True)
+
+
+def _with_all_threads(function: Callable[[], object]) -> float:
+    """Median seconds of something that PyTorch computes, with the threads that it would have by itself."""
+    torch.set_num_threads(default_threads())
+    try:
+        return median_seconds(function)
+    finally:
+        torch.set_num_threads(1)
+
+
+_PEAK = """
+import resource, sys
+{body}
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+_TRAIN = """
+import splatopt, tempfile, pathlib
+with tempfile.TemporaryDirectory() as folder:
+    splatopt.fit({capture!r}, steps=200, out=pathlib.Path(folder) / "run", callbacks=())
+"""
+
+_RENDER = """
+import pathlib
+from benchmarks.loads import garden
+from splatopt.raster.cpu import NativeRenderer
+from splatopt.raster.types import RenderOptions
+load = garden(pathlib.Path({data!r}))
+renderer = NativeRenderer()
+for camera in load.cameras:
+    renderer.render(load.cloud, camera, RenderOptions())
+"""
+
+
+def _peak_mebibytes(body: str) -> float:
+    result = subprocess.run([sys.executable, "-c", _PEAK.format(body=body)], capture_output=True, text=True, check=True)
+    return float(result.stdout.split()[-1])
+
+
+def memory(data: Path) -> Iterator[Measurement]:
+    """Peak memory above ``import torch`` of training fox and of rendering the garden load."""
+    empty = _peak_mebibytes("import torch")
+    if (data / "fox").is_dir():
+        train = _peak_mebibytes(_TRAIN.format(capture=str(data / "fox")))
+        yield Measurement("fox.train_memory", train - empty, "MiB above torch", "lower", 500.0)
+    if (data / "garden_workload.npz").is_file():
+        render = _peak_mebibytes(_RENDER.format(data=str(data)))
+        yield Measurement("garden.render_memory", render - empty, "MiB above torch", "lower", 400.0)
+
+
+QUESTIONS = {
+    "blending": blending,
+    "steps": steps,
+    "threads": threads,
+    "scaling": scaling,
+    "peers": peers,
+    "memory": memory,
+}

@@ -1,0 +1,375 @@
+"""The command line: parse, call, print.
+
+Commands are functions with a dataclass of options each. What is heavy is imported by the command that
+needs it, so that ``splatopt --help`` is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, make_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from splatopt import __version__
+from splatopt.core.checks import InputError
+
+if TYPE_CHECKING:
+    from splatopt.train.run import Run
+
+_USAGE = """usage: splatopt COMMAND ...
+
+Train 3D Gaussian scenes from photographs, with any optimizer.
+
+commands:
+{commands}
+
+options:
+  -h, --help   show this message
+  --version    show the version
+
+splatopt COMMAND --help explains a command.
+"""
+
+
+class Path3D(Enum):
+    """Where a rendered camera goes: the test views, a circle, or a swaying one."""
+
+    TEST = "test"
+    ORBIT = "orbit"
+    SPIRAL = "spiral"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        arguments: The words after ``splatopt``; those of the process when None.
+
+    Returns:
+        0 when done, 2 on bad input, a full disk or a file that cannot be written, 130 on Ctrl-C.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(words)
+    except InputError as error:
+        _complain(str(error))
+        return 2
+    except BrokenPipeError:
+        # Whoever read our output has had enough; nothing more may be written, not even at exit.
+        sys.stdout = None
+        return 0
+    except OSError as error:
+        _complain(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+        return 2
+    except KeyboardInterrupt as error:
+        _complain(str(error) or "stopped")
+        return 130
+
+
+def _dispatch(words: list[str]) -> int:
+    command, rest = (words[0], words[1:]) if words else ("", [])
+    if command in ("-h", "--help", "help"):
+        print(_usage(), end="")
+        return 0
+    if command in ("--version", "version"):
+        print(f"splatopt {__version__}")
+        return 0
+    if command not in _COMMANDS:
+        from splatopt.core.checks import nearest_names
+
+        if not command:
+            raise InputError(f"a command is missing; {nearest_names('', _COMMANDS)}")
+        raise InputError(f"there is no command {command!r}; {nearest_names(command, _COMMANDS)}")
+    return _COMMANDS[command][0](rest)
+
+
+def _usage() -> str:
+    return _USAGE.format(commands="\n".join(f"  {name:<9}{help}" for name, (_, help) in _COMMANDS.items()))
+
+
+def _complain(message: str) -> None:
+    print(f"splatopt: {' '.join(message.split())}", file=sys.stderr)
+
+
+def _parse(options: Any, command: str, words: list[str]) -> Any:
+    """Parse ``words`` into the dataclass ``options``; a mistake in them is bad input, help ends the command."""
+    import tyro
+
+    try:
+        return tyro.cli(
+            options,
+            prog=f"splatopt {command}",
+            args=words,
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff, tyro.conf.EnumChoicesFromValues),
+        )
+    except SystemExit as end:
+        # tyro has printed help or what is wrong with the words.
+        raise _Parsed(int(end.code or 0)) from None
+
+
+class _Parsed(Exception):  # noqa: N818 - no error: the parser has said all there is to say
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def _command(options: Callable[[], Any], run: Callable[[Any], int], name: str) -> Callable[[list[str]], int]:
+    """Join the dataclass of a command's options and the function that carries it out."""
+
+    def call(words: list[str]) -> int:
+        try:
+            parsed = _parse(options(), name, words)
+        except _Parsed as end:
+            return end.code
+        return run(parsed)
+
+    return call
+
+
+# ---------------------------------------------------------------------- train
+
+
+def _train_options() -> Any:
+    """TrainConfig, with the options of every registered optimizer under its name."""
+    import tyro
+
+    import splatopt.optim  # noqa: F401 - registers the optimizers
+    from splatopt.core.optimizer import find_optimizer, optimizer_names
+    from splatopt.train.config import TrainConfig
+
+    columns: list[Any] = [("training", tyro.conf.OmitArgPrefixes[TrainConfig])]
+    for name in optimizer_names():
+        options: Any = find_optimizer(name).options
+        columns.append((_field(name), Annotated[options, tyro.conf.arg(name=name)], options()))
+    command = make_dataclass("Train", columns, frozen=True)
+    command.__doc__ = TrainConfig.__doc__
+    return command
+
+
+def _field(optimizer: str) -> str:
+    """The optimizer's name as a field can be called."""
+    name = "".join(letter if letter.isalnum() else "_" for letter in optimizer)
+    return name if name.isidentifier() else f"_{name}"
+
+
+def _train(parsed: Any) -> int:
+    from dataclasses import replace
+
+    from splatopt.core.optimizer import optimizer_names
+    from splatopt.train.loop import train
+    from splatopt.train.progress import ProgressLine
+
+    config = parsed.training
+    for name in optimizer_names():
+        options = getattr(parsed, _field(name))
+        if name == config.optimizer:
+            config = replace(config, optimizer_options=options)
+        elif options != type(options)() and not config.resume:
+            raise InputError(
+                f"options of {name!r} are given, but the optimizer is {config.optimizer!r}; add --optimizer {name}"
+            )
+    result = train(config, [ProgressLine()])
+    print(
+        f"{result.steps} steps in {result.seconds:.1f} s, {len(result.cloud):,} Gaussians; "
+        f"{result.after.subset} PSNR {result.after.psnr:.2f} dB, SSIM {result.after.ssim:.4f} "
+        f"({len(result.after.views)} views, split {result.after.split})\n"
+        f"scene: {result.folder / 'scene.ply'}"
+    )
+    return 0
+
+
+# ---------------------------------------------------------------------- eval, render, export
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Score the held-out views of a run and write its eval.json."""
+
+    run: Path
+    """Folder of the run."""
+
+    renderer: str | None = None
+    """What renders: auto, native or reference; the run's own when None."""
+
+
+@dataclass(frozen=True)
+class RenderRunOptions:
+    """Render views of a run as PNGs; a camera path becomes a video as well where ffmpeg is present."""
+
+    run: Path
+    """Folder of the run."""
+
+    path: Path3D = Path3D.TEST
+    """test for the held-out views, orbit for a circle around the scene, spiral to sway before it."""
+
+    frames: int = 120
+    """Views on an orbit or a spiral. Unit: frames."""
+
+    fps: int = 30
+    """Speed of the video. Unit: frames per second."""
+
+    out: Path | None = None
+    """Folder of the pictures; renders/<path> in the run's folder when None."""
+
+    renderer: str | None = None
+    """What renders: auto, native or reference; the run's own when None."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write the scene of a run as a PLY that 3DGS viewers read."""
+
+    run: Path
+    """Folder of the run."""
+
+    scene: Path
+    """The file to write."""
+
+
+def _open(folder: Path, renderer: str | None = None) -> Run:
+    from splatopt.train.run import open_run
+
+    run = open_run(folder, renderer)
+    for warning in run.warnings:
+        print(f"splatopt: warning: {warning}", file=sys.stderr)
+    return run
+
+
+def _eval(options: EvalOptions) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    run = _open(options.run, options.renderer)
+    scores = run.evaluate(run.open_capture())
+    table = Table("view", "PSNR, dB", "SSIM", title=f"{scores.subset} views, split {scores.split}, step {run.steps}")
+    for view in scores.views:
+        table.add_row(view.name, f"{view.psnr:.2f}", f"{view.ssim:.4f}")
+    table.add_section()
+    table.add_row("mean", f"{scores.psnr:.2f}", f"{scores.ssim:.4f}")
+    Console().print(table)
+    print(f"written to {run.folder.evaluation}")
+    return 0
+
+
+def _render(options: RenderRunOptions) -> int:
+    from splatopt.train.trajectory import orbit, spiral
+    from splatopt.train.views import write_video, write_views
+
+    if options.fps < 1:
+        raise InputError(f"--fps must be at least 1, got {options.fps}")
+    run = _open(options.run, options.renderer)
+    capture = run.open_capture()
+    objective = run.objective(capture)
+    train_cameras = [capture.cameras[view] for view in capture.split.train]
+    match options.path:
+        case Path3D.ORBIT:
+            cameras = orbit(train_cameras, options.frames)
+        case Path3D.SPIRAL:
+            cameras = spiral(train_cameras, options.frames)
+        case Path3D.TEST:
+            cameras = [capture.cameras[view] for view in capture.split.test]
+    folder = options.out or run.folder.path / "renders" / options.path.value
+    pictures = write_views(folder, run.cloud, cameras, objective.renderer, objective.options)
+    print(f"{len(pictures)} pictures in {folder}")
+    if options.path is not Path3D.TEST:
+        video = write_video(folder, pictures, folder.with_name(f"{folder.name}.mp4"), options.fps)
+        print(f"video: {video}" if video else "no video: ffmpeg is not on the search path")
+    return 0
+
+
+def _export(options: ExportOptions) -> int:
+    run = _open(options.run)
+    run.export(options.scene)
+    print(f"{len(run.cloud):,} Gaussians of step {run.steps} written to {options.scene}")
+    return 0
+
+
+# ---------------------------------------------------------------------- inspect, doctor
+
+
+@dataclass(frozen=True)
+class InspectOptions:
+    """Say what a capture holds, what is missing, and what to type next."""
+
+    capture: Path
+    """Folder of the capture: COLMAP, Blender, nerfstudio or instant-ngp."""
+
+    downscale: int = 1
+    """Photographs this many times smaller. Unit: factor."""
+
+    max_side: int | None = None
+    """Shrink photographs until their longer side has at most so many pixels. Unit: pixels."""
+
+    test_every: int = 8
+    """Every so many-th view by name is a test view. Unit: views."""
+
+
+def _inspect(options: InspectOptions) -> int:
+    from splatopt.data import CaptureOptions, inspect_capture
+
+    found = inspect_capture(
+        options.capture,
+        CaptureOptions(downscale=options.downscale, max_side=options.max_side, test_every=options.test_every),
+    )
+    sizes = ", ".join(f"{size.width}x{size.height} ({size.views})" for size in found.sizes) or "none"
+    rows = {
+        "capture": f"{found.path} ({found.kind})",
+        "views": str(found.views),
+        "sizes": sizes,
+        "camera model": ", ".join(found.camera_models) or "none",
+        "points": f"{found.points:,}",
+        "extent": f"{found.extent:.4g} world units",
+        "split": f"{found.split}: {found.train} train, {found.test} test" if found.split else "none",
+        "missing": _listed(found.missing),
+        "truncated": _listed(found.truncated),
+    }
+    for name, value in rows.items():
+        print(f"{name:<13}{value}")
+    for label, sentences in (("warning", found.warnings), ("problem", found.problems)):
+        for sentence in sentences:
+            print(f"{label:<13}{sentence}")
+    print(f"next         {found.next_command}")
+    return 0
+
+
+def _listed(names: Sequence[str], most: int = 10) -> str:
+    """Names with their count, the first few spelt out."""
+    if not names:
+        return "none"
+    more = f", and {len(names) - most} more" if len(names) > most else ""
+    return f"{len(names)}: {', '.join(names[:most])}{more}"
+
+
+@dataclass(frozen=True)
+class DoctorOptions:
+    """Say what this machine has, and which renderer will be used and why."""
+
+
+def _doctor(_: DoctorOptions) -> int:
+    from splatopt.train.doctor import findings
+
+    for name, value in findings().items():
+        print(f"{name:<10}{value}")
+    return 0
+
+
+_COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
+    "train": (_command(_train_options, _train, "train"), "train a scene from a capture"),
+    "eval": (_command(lambda: _positional(EvalOptions), _eval, "eval"), "score the held-out views of a run"),
+    "render": (
+        _command(lambda: _positional(RenderRunOptions), _render, "render"),
+        "render a run's views, an orbit or a spiral",
+    ),
+    "export": (_command(lambda: _positional(ExportOptions), _export, "export"), "write the scene of a run as PLY"),
+    "inspect": (_command(lambda: _positional(InspectOptions), _inspect, "inspect"), "say what a capture holds"),
+    "doctor": (_command(lambda: DoctorOptions, _doctor, "doctor"), "say what this machine has"),
+}
+
+
+def _positional(options: Any) -> Any:
+    import tyro
+
+    return tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(options)

@@ -1,0 +1,1 @@
+"""Curvature: products with the Jacobian and the Hessian, diagonals and blocks."""

@@ -1,0 +1,223 @@
+"""First-order optimizers: what needs the gradient and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from splatopt.core.checks import InputError, check_fraction, check_positive
+from splatopt.core.native import adam_step, available
+from splatopt.core.objective import Evaluation, Objective, Oracle
+from splatopt.core.optimizer import Optimizer, OptimizerState, Progress, register
+from splatopt.core.rows import RowEdit
+
+
+@dataclass(frozen=True)
+class AdamOptions:
+    """Adam with the per-group learning rates of 3DGS (Kerbl et al. 2023)."""
+
+    means_rate: float = 1.6e-4
+    """Rate of the means at step 0. Unit: scene extents per step. Source: 3DGS, position_lr_init."""
+
+    means_final_factor: float = 0.01
+    """What the means' rate has been multiplied by, decaying exponentially, when the run ends.
+    Unit: factor. Source: 3DGS, position_lr_final / position_lr_init."""
+
+    scales_rate: float = 5e-3
+    """Rate of the log-scales. Unit: per step. Source: 3DGS, scaling_lr."""
+
+    quats_rate: float = 1e-3
+    """Rate of the quaternions. Unit: per step. Source: 3DGS, rotation_lr."""
+
+    opacities_rate: float = 5e-2
+    """Rate of the logit opacities. Unit: per step. Source: 3DGS, opacity_lr."""
+
+    sh_dc_rate: float = 2.5e-3
+    """Rate of the colour's constant band. Unit: per step. Source: 3DGS, feature_lr."""
+
+    sh_rest_rate: float = 1.25e-4
+    """Rate of the colour's higher bands. Unit: per step. Source: 3DGS, feature_lr / 20."""
+
+    rate: float = 1e-3
+    """Rate of every parameter that is not of a Gaussian. Unit: per step. Source: Kingma and Ba 2015."""
+
+    beta1: float = 0.9
+    """Decay of the mean of gradients. Unit: fraction. Source: Kingma and Ba 2015."""
+
+    beta2: float = 0.999
+    """Decay of the mean of squared gradients. Unit: fraction. Source: Kingma and Ba 2015."""
+
+    epsilon: float = 1e-15
+    """Added to the root of the mean square. Unit: of the gradient. Source: 3DGS."""
+
+    def __post_init__(self) -> None:
+        """Refuse rates that cannot descend and decays that never forget."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in ("beta1", "beta2"):
+                check_fraction(field.name, value)
+            else:
+                check_positive(field.name, value)
+
+    def rates(self, length_scale: float, progress: Progress) -> dict[str, float]:
+        """Return the rates of a cloud's parameters at one step.
+
+        The means' rate is ``means_rate · length_scale · means_final_factor^fraction``, where the
+        fraction is the share of the horizon already done; all others are constant.
+
+        Args:
+            length_scale: The objective's typical length, world units.
+            progress: Where in the run the step stands.
+        """
+        return {
+            "means": self.means_rate * length_scale * self.means_final_factor**progress.fraction,
+            "log_scales": self.scales_rate,
+            "quats": self.quats_rate,
+            "logit_opacities": self.opacities_rate,
+            "sh_dc": self.sh_dc_rate,
+            "sh_rest": self.sh_rest_rate,
+        }
+
+
+class Adam(Optimizer):
+    """Adam (Kingma and Ba 2015), equal to ``torch.optim.Adam`` up to rounding.
+
+    With the gradient g of step t = 1, 2, …::
+
+        m ← β₁ m + (1-β₁) g
+        v ← β₂ v + (1-β₂) g²
+        θ ← θ - rate · m/(1-β₁ᵗ) / (√(v/(1-β₂ᵗ)) + ε)
+
+    Contiguous float32 parameters on the CPU take one fused native pass that reads and writes each
+    number once; all others take the same formula in torch.
+    """
+
+    needs: ClassVar[frozenset[Oracle]] = frozenset({Oracle.GRADIENT})
+
+    def __init__(self, objective: Objective, options: AdamOptions, generator: torch.Generator | None = None) -> None:
+        """Start with empty means; see :class:`~splatopt.core.optimizer.Optimizer`."""
+        super().__init__(objective, options, generator)
+        self._steps = 0
+        self._exp_avg = {name: torch.zeros_like(value) for name, value in objective.parameters.items()}
+        self._exp_avg_sq = {name: torch.zeros_like(value) for name, value in objective.parameters.items()}
+
+    @torch.no_grad()
+    def step(self, batch: Any, progress: Progress) -> Evaluation:
+        """Evaluate the gradient on ``batch`` and move every parameter once."""
+        options = self.options
+        evaluation = self.objective.gradient(batch)
+        rates = options.rates(self.objective.length_scale, progress)
+        self._steps += 1
+        for name, parameter in self.objective.parameters.items():
+            adam_update(
+                parameter,
+                evaluation.gradient[name],
+                self._exp_avg[name],
+                self._exp_avg_sq[name],
+                rate=rates.get(name, options.rate),
+                step=self._steps,
+                options=options,
+            )
+        return evaluation
+
+    def state(self) -> OptimizerState:
+        """Return both means of every parameter and the number of steps."""
+        tensors = {f"exp_avg.{name}": value for name, value in self._exp_avg.items()}
+        tensors |= {f"exp_avg_sq.{name}": value for name, value in self._exp_avg_sq.items()}
+        return OptimizerState(tensors=tensors, scalars={"steps": self._steps})
+
+    def load_state(self, state: OptimizerState) -> None:
+        """Go on from ``state``; raises InputError where it does not fit the parameters."""
+        if "steps" not in state.scalars:
+            raise InputError("this is not a state of adam: it holds no number of steps; start a new run")
+        parameters = self.objective.parameters
+        self._exp_avg = load_like(parameters, state.tensors, "exp_avg")
+        self._exp_avg_sq = load_like(parameters, state.tensors, "exp_avg_sq")
+        self._steps = int(state.scalars["steps"])
+
+    def edit_rows(self, edit: RowEdit) -> None:
+        """Gather both means; fresh rows start at zero, and the number of steps goes on for all."""
+        self._exp_avg = {name: edit.gather_state(value) for name, value in self._exp_avg.items()}
+        self._exp_avg_sq = {name: edit.gather_state(value) for name, value in self._exp_avg_sq.items()}
+
+
+def adam_update(
+    parameter: Tensor,
+    gradient: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    *,
+    rate: float,
+    step: int,
+    options: AdamOptions,
+) -> None:
+    """Move ``parameter`` and both means in place by one step of Adam.
+
+    Args:
+        parameter: θ, any shape.
+        gradient: g, in the parameter's shape.
+        exp_avg: m.
+        exp_avg_sq: v.
+        rate: Learning rate of this tensor.
+        step: t, 1 at the first step.
+        options: Betas and epsilon.
+    """
+    beta1, beta2, epsilon = options.beta1, options.beta2, options.epsilon
+    if _fits_native(parameter, gradient) and available():
+        adam_step(
+            parameter,
+            gradient,
+            exp_avg,
+            exp_avg_sq,
+            rate=rate,
+            beta1=beta1,
+            beta2=beta2,
+            epsilon=epsilon,
+            step=step,
+        )
+        return
+    exp_avg.lerp_(gradient, 1 - beta1)
+    exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    root = exp_avg_sq.sqrt().div_((1 - beta2**step) ** 0.5).add_(epsilon)
+    parameter.addcdiv_(exp_avg, root, value=-rate / (1 - beta1**step))
+
+
+def _fits_native(parameter: Tensor, gradient: Tensor) -> bool:
+    """Whether the fused pass takes these tensors; the means are made by us in the parameter's layout."""
+    return (
+        parameter.dtype == torch.float32
+        and parameter.device.type == "cpu"
+        and parameter.is_contiguous()
+        and gradient.is_contiguous()
+    )
+
+
+def load_like(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return copies of the tensors named ``prefix.<parameter>``, on the parameters' device and in their type.
+
+    Args:
+        parameters: What the state belongs to.
+        tensors: A saved state.
+        prefix: The state's name.
+
+    Raises:
+        InputError: A tensor is missing, or has another shape or type than its parameter.
+    """
+    loaded = {}
+    for name, parameter in parameters.items():
+        value = tensors.get(f"{prefix}.{name}")
+        if value is None or value.shape != parameter.shape or value.dtype != parameter.dtype:
+            came = "nothing" if value is None else f"{tuple(value.shape)} {value.dtype}"
+            raise InputError(
+                f"the optimizer's state {prefix}.{name} must be {tuple(parameter.shape)} {parameter.dtype} to fit its "
+                f"parameter, got {came}; resume the run that wrote it, or start a new one"
+            )
+        loaded[name] = value.to(parameter.device, copy=True).contiguous()
+    return loaded
+
+
+register("adam", Adam, AdamOptions, help="Adam with the rates of 3DGS; the default")

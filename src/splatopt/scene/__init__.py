@@ -1,0 +1,8 @@
+"""Gaussian scenes: the cloud, where it starts, what it is fitted to and how it is kept."""
+
+from __future__ import annotations
+
+from splatopt.scene.gaussians import GaussianCloud
+from splatopt.scene.photometric import PhotometricObjective, ViewScore
+
+__all__ = ["GaussianCloud", "PhotometricObjective", "ViewScore"]

@@ -1,0 +1,190 @@
+"""The photometric objective: renders of a cloud against photographs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from splatopt.core.camera import Camera
+from splatopt.core.checks import InputError
+from splatopt.core.objective import Evaluation, Objective, Oracle
+from splatopt.core.rows import RowEdit
+from splatopt.raster.constants import SSIM_WEIGHT
+from splatopt.raster.renderer import Renderer
+from splatopt.raster.types import RenderOptions
+from splatopt.scene.gaussians import GaussianCloud
+
+
+@runtime_checkable
+class Images(Protocol):
+    """Photographs by view index; ``splatopt.data.ImageStore`` is one."""
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Return photograph ``index``, (H, W, 3), uint8."""
+        ...
+
+
+@dataclass(frozen=True)
+class ViewScore:
+    """How near one rendered view, clamped to [0, 1], comes to its photograph.
+
+    Attributes:
+        name: The view's name in its capture.
+        psnr: Peak signal-to-noise ratio over pixels and channels, dB.
+        ssim: Structural similarity, 1 at equality.
+    """
+
+    name: str
+    psnr: float
+    ssim: float
+
+
+class PhotometricObjective(Objective):
+    """Mean over the batch's views of (1-λ)·L1 + λ·(1-SSIM) of render against photograph.
+
+    A batch is a sequence of view indices. The parameters are the cloud's six tensors. The
+    gradient's buffers are parts of one flat buffer that every evaluation clears and fills.
+    """
+
+    def __init__(
+        self,
+        cloud: GaussianCloud,
+        cameras: Sequence[Camera],
+        images: Images,
+        renderer: Renderer,
+        options: RenderOptions | None = None,
+        *,
+        ssim_weight: float = SSIM_WEIGHT,
+        length_scale: float = 1.0,
+    ) -> None:
+        """Bind a cloud to the views it shall explain.
+
+        Args:
+            cloud: What is optimised, in place.
+            cameras: One per view.
+            images: One photograph per view, of its camera's size.
+            renderer: What renders and differentiates.
+            options: How it is rendered; black background and all stored degrees when None.
+            ssim_weight: λ.
+            length_scale: The scene's extent, world units; scales the means' learning rate.
+        """
+        if not 0 <= ssim_weight <= 1:
+            raise InputError(f"the weight of SSIM in the loss must lie in [0, 1], got {ssim_weight}")
+        if not 0 < length_scale < math.inf:
+            raise InputError(f"the scene's extent must be a positive number, got {length_scale}")
+        self.cloud = cloud
+        self.cameras = tuple(cameras)
+        self.images = images
+        self.renderer = renderer
+        self.options = options or RenderOptions()
+        self.ssim_weight = ssim_weight
+        self._length_scale = length_scale
+        self._allocate()
+
+    def _allocate(self) -> None:
+        """Make the gradient's buffers for the cloud's present number of rows."""
+        tensors = self.cloud.tensors
+        self._flat = torch.zeros(
+            sum(tensor.numel() for tensor in tensors.values()),
+            dtype=self.cloud.means.dtype,
+            device=self.cloud.means.device,
+        )
+        parts = self._flat.split([tensor.numel() for tensor in tensors.values()])
+        self._gradient = {
+            name: part.view(tensor.shape) for (name, tensor), part in zip(tensors.items(), parts, strict=True)
+        }
+        self._seen = torch.zeros(len(self.cloud), dtype=torch.bool, device=self.cloud.means.device)
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """The cloud's six tensors."""
+        return self.cloud.tensors
+
+    @property
+    def oracles(self) -> frozenset[Oracle]:
+        """What the renderer can answer."""
+        return self.renderer.oracles
+
+    @property
+    def length_scale(self) -> float:
+        """The scene's extent, world units."""
+        return self._length_scale
+
+    @property
+    def backend(self) -> str:
+        """The renderer's name."""
+        return self.renderer.name
+
+    @property
+    def sh_degree(self) -> int:
+        """Highest spherical-harmonics degree that is rendered."""
+        stored = self.cloud.sh_degree
+        return stored if self.options.sh_degree is None else min(stored, self.options.sh_degree)
+
+    @sh_degree.setter
+    def sh_degree(self, degree: int) -> None:
+        """Render up to ``degree`` from now on; coefficients above it get no gradient."""
+        self.options = replace(self.options, sh_degree=degree)
+
+    def gradient(self, batch: Sequence[int]) -> Evaluation:
+        """Return the mean loss over the views of ``batch``, its gradient, and the mean PSNR as a fact."""
+        if not batch:
+            raise ValueError("a batch must hold at least one view index, got none")
+        self._flat.zero_()
+        self._seen.zero_()
+        weight = 1.0 / len(batch)
+        loss = psnr = 0.0
+        for view in batch:
+            result = self.renderer.accumulate_gradient(
+                self.cloud,
+                self.cameras[view],
+                self.images[view],
+                self.options,
+                self.ssim_weight,
+                weight,
+                self._gradient,
+                self._seen,
+            )
+            loss += weight * result.loss
+            psnr += weight * decibels(result.squared_error)
+        return Evaluation(loss=loss, gradient=self._gradient, seen=self._seen, facts={"psnr": psnr})
+
+    def edit_rows(self, edit: RowEdit) -> None:
+        """Edit the cloud's rows and make buffers for the new number of them."""
+        self.cloud.edit_rows(edit)
+        self._allocate()
+
+    def evaluate(self, views: Sequence[int], watch: Callable[[int], None] | None = None) -> tuple[ViewScore, ...]:
+        """Render ``views``, clamp to [0, 1] and compare with their photographs.
+
+        Args:
+            views: View indices.
+            watch: Called after each view with the number of views done.
+
+        Returns:
+            PSNR and SSIM per view, in the order of ``views``.
+        """
+        from splatopt.metrics.image import psnr, ssim
+
+        scores = []
+        for done, view in enumerate(views, start=1):
+            camera = self.cameras[view]
+            image = self.renderer.render(self.cloud, camera, self.options).image.clamp(0, 1).float()
+            target = self.images[view].to(image.device).float() / 255
+            scores.append(ViewScore(name=camera.name, psnr=psnr(image, target), ssim=ssim(image, target)))
+            if watch:
+                watch(done)
+        return tuple(scores)
+
+
+def decibels(squared_error: float) -> float:
+    """Return PSNR = -10·log₁₀(mean squared error) for values in [0, 1], dB; 100 at most, so that JSON holds it."""
+    if squared_error <= 0:
+        return 100.0
+    ratio = -10.0 * math.log10(squared_error)
+    return 100.0 if ratio > 100.0 else ratio  # min() would hide a NaN

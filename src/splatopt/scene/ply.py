@@ -1,0 +1,210 @@
+"""Gaussian scenes as PLY files in the layout that 3DGS wrote first and every viewer reads.
+
+Per vertex: x y z, nx ny nz (zeros), f_dc_0..2, f_rest_* channel by channel (all K coefficients of red,
+then green, then blue), opacity (before the sigmoid), scale_0..2 (logarithms), rot_0..3 (wxyz); all
+float32, binary little-endian. Whatever it is trained in, the scene keeps the capture's own frame.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from plyfile import PlyData, PlyElement, PlyParseError
+
+from splatopt.core.checks import InputError
+from splatopt.scene.gaussians import GaussianCloud
+
+_COLUMNS = {
+    "means": ("x", "y", "z"),
+    "sh_dc": ("f_dc_0", "f_dc_1", "f_dc_2"),
+    "logit_opacities": ("opacity",),
+    "log_scales": ("scale_0", "scale_1", "scale_2"),
+    "quats": ("rot_0", "rot_1", "rot_2", "rot_3"),
+}
+_REST_COUNTS = (0, 9, 24, 45)
+_MAX_HEADER = 1 << 20
+_TYPE_BYTES = {
+    **dict.fromkeys(("char", "uchar", "int8", "uint8"), 1),
+    **dict.fromkeys(("short", "ushort", "int16", "uint16"), 2),
+    **dict.fromkeys(("int", "uint", "float", "int32", "uint32", "float32"), 4),
+    **dict.fromkeys(("double", "float64"), 8),
+}
+
+
+def save_ply(cloud: GaussianCloud, path: Path | str) -> None:
+    """Write ``cloud`` to ``path`` so that it appears whole or not at all.
+
+    Args:
+        cloud: N Gaussians; rounded to float32 if they are not.
+        path: The file; its folder is made if absent, an existing file is replaced.
+
+    Raises:
+        InputError: The file cannot be written, for example on a full disk. What was at ``path`` before
+            is still there.
+    """
+    path = Path(path)
+    rows = {name: tensor.detach().to("cpu", torch.float32).numpy() for name, tensor in cloud.tensors.items()}
+    rest = rows["sh_rest"].transpose(0, 2, 1).reshape(len(cloud), 3 * cloud.sh_rest.shape[1])
+    columns = {
+        **dict(zip(_COLUMNS["means"], rows["means"].T, strict=True)),
+        **dict.fromkeys(("nx", "ny", "nz"), np.float32(0)),
+        **dict(zip(_COLUMNS["sh_dc"], rows["sh_dc"].T, strict=True)),
+        **{f"f_rest_{index}": column for index, column in enumerate(rest.T)},
+        "opacity": rows["logit_opacities"],
+        **dict(zip(_COLUMNS["log_scales"], rows["log_scales"].T, strict=True)),
+        **dict(zip(_COLUMNS["quats"], rows["quats"].T, strict=True)),
+    }
+    table = np.empty(len(cloud), dtype=[(name, "<f4") for name in columns])
+    for name, column in columns.items():
+        table[name] = column
+    _write_whole(PlyData([PlyElement.describe(table, "vertex")], byte_order="<"), path)
+
+
+def _write_whole(data: PlyData, path: Path) -> None:
+    """Write beside ``path`` and rename, so that a failure leaves what was there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as stream:
+            data.write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        reason = error.strerror or str(error)
+        raise InputError(
+            f"cannot write the scene to {path}: {reason}; free some space or choose another place, "
+            f"nothing that was there has changed"
+        ) from error
+
+
+def load_ply(path: Path | str) -> GaussianCloud:
+    """Read a Gaussian scene, whoever wrote it: binary or ASCII, degree 0 to 3, properties in any order.
+
+    Properties that are not of a Gaussian are ignored. Quaternions are taken as they are, of any length.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The cloud, float32, on the CPU, at the degree that is stored.
+
+    Raises:
+        InputError: No such file, no PLY, truncated, a point cloud without Gaussians, missing
+            properties, or numbers that are NaN or infinite.
+    """
+    path = Path(path)
+    table = _read_vertices(path)
+    names = table.dtype.names or ()
+    rest_count = _check_properties(path, names)
+    if not len(table):
+        raise InputError(f"{path}: the scene holds no Gaussians; expected at least one, export it again")
+    columns = {name: _stack(path, table, group) for name, group in _COLUMNS.items()}
+    columns["logit_opacities"] = columns["logit_opacities"][:, 0]
+    rest = _stack(path, table, tuple(f"f_rest_{index}" for index in range(rest_count)))
+    columns["sh_rest"] = rest.reshape(len(table), 3, rest_count // 3).transpose(0, 2, 1)
+    cloud = GaussianCloud(**{name: torch.from_numpy(np.ascontiguousarray(part)) for name, part in columns.items()})
+    cloud.check_finite(str(path))
+    return cloud
+
+
+def _stack(path: Path, table: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
+    """Return the columns ``names`` side by side, float32."""
+    result = np.empty((len(table), len(names)), dtype=np.float32)
+    for index, name in enumerate(names):
+        column = table[name]
+        if column.dtype == object:
+            raise InputError(f"{path}: property {name} holds lists, expected one number per Gaussian; export it again")
+        # A double beyond float32 becomes infinite and is reported as such with its count.
+        with np.errstate(over="ignore"):
+            result[:, index] = column
+    return result
+
+
+def _check_properties(path: Path, names: tuple[str, ...]) -> int:
+    """Return the number of f_rest properties; raise where the rows are not Gaussians."""
+    missing = [name for group in _COLUMNS.values() for name in group if name not in names]
+    if {"f_dc_0", "scale_0", "rot_0", "opacity"} <= set(missing):
+        raise InputError(
+            f"{path} holds points, not Gaussians (it has no f_dc_0, opacity, scale_0 and rot_0); expected a scene "
+            f"that a Gaussian-splatting trainer wrote, so give one or train from a capture instead"
+        )
+    if missing:
+        raise InputError(
+            f"{path}: the scene lacks the {'property' if len(missing) == 1 else 'properties'} {', '.join(missing)}; "
+            f"export it again in the 3DGS layout"
+        )
+    count = sum(bool(re.fullmatch(r"f_rest_\d+", name)) for name in names)
+    if count not in _REST_COUNTS:
+        raise InputError(
+            f"{path}: the scene has {count} f_rest properties; expected 0, 9, 24 or 45 (degree 0 to 3), "
+            f"export it again in the 3DGS layout"
+        )
+    gaps = [name for name in (f"f_rest_{index}" for index in range(count)) if name not in names]
+    if gaps:
+        raise InputError(f"{path}: the scene lacks {', '.join(gaps)}; export it again in the 3DGS layout")
+    return count
+
+
+def _read_vertices(path: Path) -> np.ndarray:
+    """Return the table of vertices, after a check that the file can hold what its header promises."""
+    if not path.is_file():
+        raise InputError(f"there is no scene at {path}; give the path of a .ply file")
+    try:
+        _check_size(path)
+        data = PlyData.read(str(path))
+        return data["vertex"].data
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}; check the file and its rights") from error
+    except KeyError as error:
+        raise InputError(f"{path}: the PLY has no element 'vertex'; expected a Gaussian scene") from error
+    except (PlyParseError, ValueError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is not a PLY that can be read ({reason}); export the scene again") from error
+
+
+def _check_size(path: Path) -> None:
+    """Raise InputError where the file is too short for its header, before anything is allocated."""
+    with path.open("rb") as stream:
+        head = stream.read(_MAX_HEADER)
+    if not head.startswith(b"ply"):
+        raise InputError(f"{path} is not a PLY file (it does not begin with 'ply'); give a scene in PLY format")
+    end = re.search(rb"^end_header[ \t]*\r?\n", head, re.MULTILINE)
+    if end is None:
+        raise InputError(f"{path}: the PLY header has no end; the file is truncated, export or copy it again")
+    lines = [line.split() for line in head[: end.start()].decode("ascii", "replace").splitlines()]
+    ascii_format = ["format", "ascii", "1.0"] in lines
+    needed = promised = row_bytes = 0
+    for line in (*lines, ["element", "end", "0"]):
+        if line[:1] == ["element"]:
+            needed += promised * max(1, row_bytes)
+            promised, row_bytes = _promised_rows(path, line), 0
+        elif line[:1] == ["property"] and len(line) >= 3:
+            # An ASCII number takes a digit and a separator; an empty list takes its length alone.
+            kind = line[2] if line[1] == "list" else line[1]
+            row_bytes += 2 if ascii_format else _TYPE_BYTES.get(kind, 1)
+    present = path.stat().st_size - end.end()
+    # The last number of an ASCII file may lack its separator.
+    if present + ascii_format < needed:
+        raise InputError(
+            f"{path}: the header promises at least {needed} bytes of data but the file holds {present}; it is "
+            f"truncated, export or copy it again"
+        )
+
+
+def _promised_rows(path: Path, line: list[str]) -> int:
+    """Return the number of rows in a header's line ``element NAME COUNT``."""
+    if len(line) != 3 or not line[2].isdecimal():
+        raise InputError(
+            f"{path}: the PLY header says {' '.join(line)!r}, expected 'element NAME COUNT'; export it again"
+        )
+    return int(line[2])

@@ -1,0 +1,180 @@
+"""Where training begins: a cloud from a capture's points, or a random one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, UInt8
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from splatopt.core.camera import Camera
+from splatopt.core.checks import InputError, check_positive
+from splatopt.raster.spherical_harmonics import SH_C0
+from splatopt.scene.gaussians import GaussianCloud
+
+START_OPACITY = 0.1
+"""Opacity of every Gaussian at the start; 3DGS."""
+
+_NEIGHBOURS = 3
+_LEAST_SQUARED_DISTANCE = 1e-7
+"""World units²; 3DGS. Keeps points that coincide from becoming Gaussians without size."""
+_LONE_DISTANCE = 0.1
+"""World units: the size of a Gaussian that has no neighbour at all."""
+_CUBE_SHARE = 0.9
+"""Half side of the random cube as a share of what the cameras see; 1.3 for the Blender scenes, as 3DGS."""
+
+
+def neighbour_distances(positions: Float[Tensor, "p 3"]) -> Float[Tensor, " p"]:
+    """Return the root mean square distance of each point to its 3 nearest neighbours.
+
+    With fewer than 4 points, to as many as there are. Never below √1e-7, so that coinciding points
+    have a size.
+
+    Args:
+        positions: (P, 3), world units.
+
+    Returns:
+        (P,), world units, the type of ``positions``.
+    """
+    count = positions.shape[0]
+    if count < 2:
+        return positions.new_full((count,), _LONE_DISTANCE)
+    points = positions.double().numpy()
+    distances, _ = cKDTree(points).query(points, k=min(count, _NEIGHBOURS + 1))
+    # The nearest of all is the point itself, or one that coincides with it.
+    squared = torch.from_numpy(distances[:, 1:]).square().mean(dim=1)
+    return squared.clamp_min(_LEAST_SQUARED_DISTANCE).sqrt().to(positions.dtype)
+
+
+def _cloud(positions: Tensor, colors: Tensor, sh_degree: int) -> GaussianCloud:
+    """Return round, faint Gaussians at ``positions`` with ``colors`` in [0, 1], seen alike from all sides."""
+    if sh_degree not in (0, 1, 2, 3):
+        raise InputError(f"the spherical-harmonics degree must be 0, 1, 2 or 3, got {sh_degree}")
+    count = positions.shape[0]
+    quats = torch.zeros(count, 4)
+    quats[:, 0] = 1
+    return GaussianCloud(
+        means=positions.contiguous(),
+        log_scales=neighbour_distances(positions).log()[:, None].repeat(1, 3),
+        quats=quats,
+        logit_opacities=torch.full((count,), math.log(START_OPACITY / (1 - START_OPACITY))),
+        sh_dc=(colors - 0.5) / SH_C0,
+        sh_rest=torch.zeros(count, (sh_degree + 1) ** 2 - 1, 3),
+    )
+
+
+def start_from_points(
+    positions: Float[Tensor, "p 3"], colors: UInt8[Tensor, "p 3"], sh_degree: int = 3
+) -> GaussianCloud:
+    """Put one Gaussian on every point, as 3DGS does.
+
+    Round, as large as the root mean square distance to the 3 nearest neighbours, opacity 0.1, the
+    point's colour from every side.
+
+    Args:
+        positions: (P, 3), world units.
+        colors: (P, 3), uint8, RGB.
+        sh_degree: Degree at which colours are stored, 0 to 3.
+
+    Returns:
+        P Gaussians, float32.
+
+    Raises:
+        InputError: No points, or positions that are not finite.
+    """
+    if positions.shape[0] == 0:
+        raise InputError("the capture has no points to start from; start from random ones with --start random")
+    bad = int((~torch.isfinite(positions).all(dim=1)).sum())
+    if bad:
+        raise InputError(
+            f"{bad} of {positions.shape[0]} points of the capture have NaN or infinite positions; mend the "
+            f"capture or use --start random"
+        )
+    return _cloud(positions.detach().cpu().float().clone(), colors.cpu().float() / 255, sh_degree)
+
+
+def start_in_cube(
+    count: int,
+    center: Float[Tensor, " 3"],
+    half_size: float,
+    sh_degree: int = 3,
+    generator: torch.Generator | None = None,
+) -> GaussianCloud:
+    """Scatter Gaussians of random colours evenly in a cube.
+
+    3DGS starts the Blender scenes with 100,000 in [-1.3, 1.3]³.
+
+    Args:
+        count: Number of Gaussians.
+        center: Middle of the cube, (3,), world units.
+        half_size: Half of its side, world units.
+        sh_degree: Degree at which colours are stored, 0 to 3.
+        generator: Source of randomness, on the CPU.
+
+    Returns:
+        ``count`` Gaussians, float32, sized and as opaque as :func:`start_from_points` makes them.
+
+    Raises:
+        InputError: ``count`` is below 1.
+        ValueError: ``half_size`` is not a positive number.
+    """
+    if count < 1:
+        raise InputError(f"a random start needs at least 1 Gaussian, got {count}")
+    check_positive("half_size", half_size)
+    unit = 2 * torch.rand(count, 3, generator=generator) - 1
+    colors = torch.rand(count, 3, generator=generator)
+    return _cloud(unit * half_size + center.to(unit), colors, sh_degree)
+
+
+def cube_of_interest(cameras: Sequence[Camera]) -> tuple[Tensor, float]:
+    """Return the centre and the half side of a cube that holds what the cameras look at.
+
+    The centre is the point nearest to all optical axes in the least-squares sense, and the cube fills
+    0.9 of what the median camera sees there. Where the axes are parallel, or the point lies behind
+    most cameras (a room seen from inside), the cube holds the cameras instead, with twice their spread.
+
+    Args:
+        cameras: At least one.
+
+    Returns:
+        Centre, (3,), float64, and half side; world units.
+    """
+    centers = torch.stack([camera.center for camera in cameras]).double()
+    axes = torch.stack([camera.world_to_camera[2, :3] for camera in cameras]).double()
+    across = torch.eye(3, dtype=torch.float64) - axes[:, :, None] * axes[:, None, :]
+    normal = across.mean(dim=0)
+    if float(torch.linalg.eigvalsh(normal)[0]) > 1e-3:
+        focus = torch.linalg.solve(normal, (across @ centers[:, :, None]).mean(dim=0)[:, 0])
+        depths = ((focus - centers) * axes).sum(dim=1)
+        slopes = torch.tensor(
+            [max(camera.width / camera.fx, camera.height / camera.fy) / 2 for camera in cameras], dtype=torch.float64
+        )
+        if float(depths.median()) > 0:
+            return focus, _CUBE_SHARE * float((depths * slopes).median())
+    middle = centers.mean(dim=0)
+    spread = float((centers - middle).norm(dim=1).max())
+    return middle, 2 * spread if spread > 0 else 1.0
+
+
+def start_random(
+    cameras: Sequence[Camera], count: int, sh_degree: int = 3, generator: torch.Generator | None = None
+) -> GaussianCloud:
+    """Scatter Gaussians of random colours where the cameras look; see :func:`cube_of_interest`.
+
+    Args:
+        cameras: The capture's cameras, at least one.
+        count: Number of Gaussians.
+        sh_degree: Degree at which colours are stored, 0 to 3.
+        generator: Source of randomness, on the CPU.
+
+    Returns:
+        ``count`` Gaussians, float32.
+
+    Raises:
+        InputError: ``count`` is below 1.
+    """
+    center, half_size = cube_of_interest(cameras)
+    return start_in_cube(count, center, half_size, sh_degree, generator)

@@ -1,0 +1,44 @@
+"""What this machine has that matters to training."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+
+import psutil  # type: ignore[import-untyped]
+import torch
+
+from splatopt import __version__
+from splatopt.core import native
+from splatopt.raster.render import renderer_in_use
+
+
+def findings() -> dict[str, str]:
+    """Return one line per thing worth knowing, by name."""
+    name, why = renderer_in_use()
+    memory = psutil.virtual_memory()
+    return {
+        "splatopt": __version__,
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "system": f"{platform.system()} {platform.machine()}, {native.default_threads()} processors",
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
+        "native": _native(),
+        "renderer": f"{name}: {why}",
+        "gpu": _gpu(),
+        "ffmpeg": shutil.which("ffmpeg") or "not on the search path; camera paths are rendered without a video",
+        "memory": f"{memory.available / 1e9:.1f} GB free of {memory.total / 1e9:.1f} GB",
+    }
+
+
+def _native() -> str:
+    if not native.available():
+        return "not installed; run `make install` (it needs a C++20 compiler)"
+    workers = native.workers()
+    return f"{workers.isa}, {workers.threads} threads"
+
+
+def _gpu() -> str:
+    if not torch.cuda.is_available():
+        return "none that PyTorch can use; training runs on the CPU"
+    return f"{torch.cuda.get_device_name(0)}; training runs on the CPU for now"

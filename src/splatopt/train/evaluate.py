@@ -1,0 +1,93 @@
+"""Scores of held-out views, and the record that names how they were taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from splatopt.core.checks import InputError
+from splatopt.data import Capture
+from splatopt.scene.photometric import PhotometricObjective, ViewScore
+
+PROTOCOL = (
+    "renders clamped to [0, 1] against 8-bit photographs at the training size; PSNR over all pixels and channels "
+    "per view; SSIM with a Gaussian window of 11 pixels, sigma 1.5; means over views"
+)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of a set of views.
+
+    Attributes:
+        split: Name of the capture's split.
+        subset: Which part of it was scored: test, or train where there are no test views.
+        views: Score of each view.
+    """
+
+    split: str
+    subset: str
+    views: tuple[ViewScore, ...]
+
+    @property
+    def psnr(self) -> float:
+        """Mean PSNR over the views, dB."""
+        return sum(view.psnr for view in self.views) / len(self.views)
+
+    @property
+    def ssim(self) -> float:
+        """Mean SSIM over the views."""
+        return sum(view.ssim for view in self.views) / len(self.views)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return means and views as JSON values."""
+        return {"psnr": self.psnr, "ssim": self.ssim, "views": [asdict(view) for view in self.views]}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any], split: str, subset: str) -> Scores:
+        """Return the scores that :meth:`to_json` gave; raises InputError where they are none."""
+        try:
+            return cls(split, subset, tuple(ViewScore(**view) for view in values["views"]))
+        except (KeyError, TypeError) as error:
+            raise InputError(f"these are not scores of views ({error}); run splatopt eval again") from error
+
+
+def evaluate(objective: PhotometricObjective, capture: Capture, watch: Callable[[int], None] | None = None) -> Scores:
+    """Score the capture's test views, or its training views where it has no others.
+
+    Args:
+        objective: Bound to the capture's cameras and photographs.
+        capture: Names the split.
+        watch: Called after each view with the number of views done.
+    """
+    subset = "test" if capture.split.test else "train"
+    views = capture.split.test or capture.split.train
+    return Scores(capture.split.name, subset, objective.evaluate(views, watch))
+
+
+def evaluation_record(
+    before: Scores | None, after: Scores | None, *, steps: int, seconds: float, gaussians: int
+) -> dict[str, Any]:
+    """Return what ``eval.json`` holds.
+
+    Args:
+        before: Scores before the first step.
+        after: Scores now; None where training has not come to an end.
+        steps: Optimizer steps taken.
+        seconds: Seconds of training, evaluation not counted.
+        gaussians: Number of Gaussians scored.
+    """
+    some = after or before
+    record: dict[str, Any] = {
+        "protocol": PROTOCOL,
+        "split": some.split if some else None,
+        "subset": some.subset if some else None,
+        "steps": steps,
+        "seconds": seconds,
+        "gaussians": gaussians,
+    }
+    if after:
+        record |= after.to_json()
+    record["before"] = before.to_json() if before else None
+    return record

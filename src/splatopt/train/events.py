@@ -1,0 +1,84 @@
+"""What a run tells those who listen: one dataclass per kind of event."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from splatopt.scene.gaussians import GaussianCloud
+from splatopt.train.config import TrainConfig
+from splatopt.train.evaluate import Scores
+
+
+@dataclass(frozen=True)
+class Started:
+    """A run begins, or goes on.
+
+    Attributes:
+        config: What it was told, resolved.
+        step: Steps done already; 0 for a new run.
+        gaussians: Number of Gaussians.
+        views: Number of training views.
+        renderer: Name of what renders.
+    """
+
+    config: TrainConfig
+    step: int
+    gaussians: int
+    views: int
+    renderer: str
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """One step was taken.
+
+    Attributes:
+        step: Steps done, this one included.
+        steps: Steps planned.
+        seconds: Seconds of training so far, without evaluation.
+        loss: Loss where the step started.
+        psnr: PSNR of the step's training views, dB.
+        cloud: The live cloud; whoever keeps it clones it.
+    """
+
+    step: int
+    steps: int
+    seconds: float
+    loss: float
+    psnr: float
+    cloud: GaussianCloud
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The held-out views were scored after ``step`` steps."""
+
+    step: int
+    scores: Scores
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint of ``step`` was written to ``folder``."""
+
+    step: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something went wrong that the run survives; one sentence."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The run takes no more steps: it is finished, was stopped or failed."""
+
+
+Event = Started | Stepped | Evaluated | Saved | Warned | Ended
+Callback = Callable[[Event], None]
+"""Called with every event, in order, between steps. Raising KeyboardInterrupt stops the run as Ctrl-C does."""

@@ -1,0 +1,72 @@
+"""What guards a run: against numbers that break down, being stopped inside a step, and threads that fight."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+from collections.abc import Iterator
+
+import torch
+
+from splatopt.core.objective import Tensors
+from splatopt.raster.renderer import Renderer
+
+
+def non_finite(what: str, tensors: Tensors) -> str | None:
+    """Return the first of ``tensors`` that holds a NaN or infinity, with its count of rows; else None.
+
+    One sum per tensor tells the usual case, since a sum with a NaN or infinite term is neither finite;
+    only a sum that is not leads to a second look.
+
+    Args:
+        what: Word before the tensor's name.
+        tensors: Named tensors.
+    """
+    for name, tensor in tensors.items():
+        if math.isfinite(tensor.sum().item()) or not tensor.numel():
+            continue
+        rows = (~torch.isfinite(tensor.reshape(tensor.shape[0], -1))).any(dim=1)
+        if rows.any():
+            return f"the {what} {name} is not finite in {int(rows.sum())} of {len(rows)} rows"
+    return None
+
+
+@contextlib.contextmanager
+def stop_requests(requested: list[int]) -> Iterator[None]:
+    """Note Ctrl-C and termination in ``requested``, so that no step is torn; the second acts at once."""
+
+    def note(number: int, _frame: object) -> None:
+        if requested:
+            raise KeyboardInterrupt
+        requested.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def quiet_torch(renderer: Renderer) -> Iterator[None]:
+    """Let PyTorch work on one thread while a renderer with threads of its own is at work.
+
+    PyTorch's threads spin for milliseconds after each small operation and keep the renderer's from
+    their cores: a step on two cores takes several times as long. The setting is the process's, so it is
+    put back at the end.
+    """
+    if renderer.name != "native":
+        yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

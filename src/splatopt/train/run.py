@@ -1,0 +1,114 @@
+"""A run, opened again: its scene, its capture, its scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from splatopt.core.checks import InputError
+from splatopt.data import Capture
+from splatopt.raster.renderer import Renderer
+from splatopt.scene.gaussians import GaussianCloud
+from splatopt.scene.photometric import PhotometricObjective
+from splatopt.scene.ply import load_ply, save_ply
+from splatopt.train.checkpoint import latest_checkpoint
+from splatopt.train.config import TrainConfig
+from splatopt.train.evaluate import Scores, evaluate, evaluation_record
+from splatopt.train.folder import RunFolder, read_json, write_json
+from splatopt.train.setup import make_objective, open_capture, open_renderer, sh_degree_at
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its folder holds it.
+
+    Attributes:
+        folder: Its files.
+        config: What it was told.
+        cloud: The scene of its newest whole checkpoint, or else of ``scene.ply``.
+        steps: Optimizer steps that the scene has seen.
+        seconds: Seconds of training that it took.
+        warnings: One sentence for each checkpoint that is damaged.
+    """
+
+    folder: RunFolder
+    config: TrainConfig
+    cloud: GaussianCloud
+    steps: int
+    seconds: float
+    warnings: tuple[str, ...]
+
+    def open_capture(self) -> Capture:
+        """Load the capture that it was trained on, at the same size and split."""
+        return open_capture(self.config)
+
+    def objective(self, capture: Capture, renderer: Renderer | None = None) -> PhotometricObjective:
+        """Bind the scene to its capture, rendered as the last step rendered it.
+
+        Args:
+            capture: What it was trained on.
+            renderer: What renders; the configuration's when None.
+        """
+        objective = make_objective(self.config, capture, self.cloud, renderer or open_renderer(self.config))
+        objective.sh_degree = sh_degree_at(self.config, max(0, self.steps - 1))
+        return objective
+
+    def evaluate(
+        self, capture: Capture, renderer: Renderer | None = None, watch: Callable[[int], None] | None = None
+    ) -> Scores:
+        """Score the held-out views and write ``eval.json``; scores from before training stay in it.
+
+        Args:
+            capture: What it was trained on.
+            renderer: What renders; the configuration's when None.
+            watch: Called after each view with the number of views done.
+        """
+        scores = evaluate(self.objective(capture, renderer), capture, watch)
+        record = read_json(self.folder.evaluation)
+        # A record of the same step also counts the writing of the checkpoint that we were read from.
+        seconds = float(record["seconds"]) if record.get("steps") == self.steps else self.seconds
+        before = None
+        if record.get("before"):
+            before = Scores.from_json(record["before"], scores.split, scores.subset)
+        write_json(
+            self.folder.evaluation,
+            evaluation_record(before, scores, steps=self.steps, seconds=seconds, gaussians=len(self.cloud)),
+        )
+        return scores
+
+    def export(self, path: Path) -> None:
+        """Write the scene as a PLY that 3DGS viewers read; raises InputError for another ending."""
+        if path.suffix.lower() != ".ply":
+            raise InputError(f"scenes are written as .ply, got {path.name!r}; give a path such as scene.ply")
+        save_ply(self.cloud, path)
+
+
+def open_run(path: Path | str, renderer: str | None = None) -> Run:
+    """Open the run in folder ``path``.
+
+    Args:
+        path: A folder that ``splatopt train`` made.
+        renderer: Use this renderer in place of the run's own.
+
+    Raises:
+        InputError: There is no run, or it holds no scene yet.
+    """
+    folder = RunFolder(Path(path))
+    config = folder.read_config()
+    if renderer is not None:
+        config = TrainConfig(**{**vars(config), "renderer": renderer})
+    checkpoint, warnings = latest_checkpoint(folder.checkpoints)
+    if checkpoint is not None:
+        tensors = {
+            name.removeprefix("cloud."): value
+            for name, value in checkpoint.tensors.items()
+            if name.startswith("cloud.")
+        }
+        cloud, steps = GaussianCloud(**tensors).clone(), checkpoint.step
+        return Run(folder, config, cloud, steps, float(checkpoint.scalars["seconds"]), tuple(warnings))
+    if not folder.scene.is_file():
+        raise InputError(f"{folder.path} holds neither a whole checkpoint nor a scene.ply; train it first")
+    record = read_json(folder.evaluation)
+    steps, seconds = int(record.get("steps", config.steps)), float(record.get("seconds", 0.0))
+    return Run(folder, config, load_ply(folder.scene), steps, seconds, tuple(warnings))

@@ -1,0 +1,87 @@
+"""From a configuration to what is trained: capture, starting cloud, objective."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from splatopt.core.checks import InputError
+from splatopt.data import Capture, CaptureOptions, load_capture
+from splatopt.raster.render import make_renderer
+from splatopt.raster.renderer import Renderer
+from splatopt.raster.types import RenderOptions
+from splatopt.scene.gaussians import GaussianCloud
+from splatopt.scene.photometric import PhotometricObjective
+from splatopt.scene.ply import load_ply
+from splatopt.scene.starts import start_from_points, start_random
+from splatopt.train.config import TrainConfig
+
+
+def open_capture(config: TrainConfig) -> Capture:
+    """Load the capture of ``config`` at the size, split and background it names."""
+    options = CaptureOptions(
+        downscale=config.downscale,
+        max_side=config.max_side,
+        skip_missing=config.skip_missing,
+        cache_mebibytes=config.cache_mebibytes,
+        test_every=config.test_every,
+    )
+    if config.background is not None:
+        options = replace(options, background=config.background)
+    return load_capture(Path(config.capture), options)
+
+
+def open_renderer(config: TrainConfig) -> Renderer:
+    """Make the renderer of ``config``."""
+    return make_renderer(config.renderer, config.threads)
+
+
+def starting_cloud(config: TrainConfig, capture: Capture, generator: torch.Generator) -> GaussianCloud:
+    """Return the cloud that training begins from, at the configuration's degree.
+
+    Args:
+        config: Names the start.
+        capture: Gives points and cameras.
+        generator: Draws a random start.
+
+    Raises:
+        InputError: The capture has no points, or the scene file cannot be used.
+    """
+    if config.start == "random":
+        return start_random(capture.cameras, config.random_points, sh_degree=config.sh_degree, generator=generator)
+    if config.start == "sfm":
+        if capture.points is None or not len(capture.points.positions):
+            raise InputError(
+                f"capture {capture.path} holds no points to start from; start with --start random, or from a "
+                f"scene with --start scene.ply"
+            )
+        return start_from_points(capture.points.positions, capture.points.colors, sh_degree=config.sh_degree)
+    return load_ply(Path(config.start)).with_sh_degree(config.sh_degree)
+
+
+def make_objective(
+    config: TrainConfig, capture: Capture, cloud: GaussianCloud, renderer: Renderer
+) -> PhotometricObjective:
+    """Bind ``cloud`` to the capture's views, rendered as ``config`` says."""
+    return PhotometricObjective(
+        cloud,
+        capture.cameras,
+        capture.images,
+        renderer,
+        RenderOptions(config.background or capture.background, config.footprint, config.sh_degree),
+        ssim_weight=config.ssim_weight,
+        length_scale=capture.extent,
+    )
+
+
+def sh_degree_at(config: TrainConfig, step: int) -> int:
+    """Return the spherical-harmonics degree of the step after ``step`` steps.
+
+    It rises by one every ``sh_interval`` steps, as in 3DGS, so that the constant colour settles first;
+    a scene that comes with its bands keeps them all.
+    """
+    if config.sh_interval == 0 or config.start.endswith(".ply"):
+        return config.sh_degree
+    return min(config.sh_degree, step // config.sh_interval)

@@ -1,0 +1,99 @@
+"""Rendered views as picture files, and a video of them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from splatopt.core.camera import Camera
+from splatopt.core.checks import InputError
+from splatopt.raster.renderer import Renderer
+from splatopt.raster.types import Gaussians, RenderOptions
+
+
+def write_views(
+    folder: Path,
+    gaussians: Gaussians,
+    cameras: Sequence[Camera],
+    renderer: Renderer,
+    options: RenderOptions,
+    watch: Callable[[int], None] | None = None,
+) -> list[Path]:
+    """Render ``cameras`` and write one PNG each.
+
+    Args:
+        folder: Where to; made if absent.
+        gaussians: What is rendered.
+        cameras: Their names give the files' names.
+        renderer: What renders.
+        options: How it is rendered.
+        watch: Called after each view with the number of views done.
+
+    Returns:
+        The files, in the order of ``cameras``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    names = file_names(cameras)
+    for done, (camera, name) in enumerate(zip(cameras, names, strict=True), start=1):
+        image = renderer.render(gaussians, camera, options).image
+        pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().contiguous().numpy()
+        Image.fromarray(pixels).save(folder / name)
+        written.append(folder / name)
+        if watch:
+            watch(done)
+    return written
+
+
+def file_names(cameras: Sequence[Camera]) -> list[str]:
+    """Return one PNG name per camera, unique and without folders, made from the view's name."""
+    names: list[str] = []
+    taken: set[str] = set()
+    for index, camera in enumerate(cameras):
+        stem = re.sub(r"[^\w.-]+", "_", camera.name.replace("\\", "/").rsplit(".", 1)[0]).strip("._")
+        name = stem or f"view-{index:04d}"
+        if name in taken:
+            name = f"{name}-{index:04d}"
+        taken.add(name)
+        names.append(f"{name}.png")
+    return names
+
+
+def write_video(folder: Path, pictures: Sequence[Path], path: Path, frames_per_second: int = 30) -> Path | None:
+    """Join ``pictures`` to an MP4 with ffmpeg.
+
+    Args:
+        folder: Where the pictures lie.
+        pictures: In order, all of one size.
+        path: The video.
+        frames_per_second: Speed.
+
+    Returns:
+        The video, or None where ffmpeg is not on the search path.
+
+    Raises:
+        InputError: ffmpeg failed; its last line is passed on.
+    """
+    program = shutil.which("ffmpeg")
+    if program is None:
+        return None
+    listing = folder / ".frames.txt"
+    listing.write_text("".join(f"file '{picture.name}'\nduration {1 / frames_per_second}\n" for picture in pictures))
+    # H.264 in its common form needs even sides.
+    even = "pad=ceil(iw/2)*2:ceil(ih/2)*2"
+    command = [program, "-y", "-loglevel", "error", "-f", "concat", "-safe", "0", "-i", str(listing)]
+    command += ["-r", str(frames_per_second), "-vf", even, "-pix_fmt", "yuv420p", str(path)]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    finally:
+        listing.unlink(missing_ok=True)
+    if result.returncode:
+        reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise InputError(f"ffmpeg could not make {path} ({reason}); the pictures are in {folder}")
+    return path

@@ -1,0 +1,181 @@
+"""What every registered optimizer must do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import splatopt.optim  # noqa: F401 - registers the optimizers
+from optim.quadratic import Quadratic
+from splatopt.core.checks import InputError
+from splatopt.core.objective import MissingOracleError, Oracle
+from splatopt.core.optimizer import Optimizer, OptimizerState, Progress, find_optimizer, optimizer_names, register
+from splatopt.core.rows import RowEdit
+
+HORIZON = 200
+
+
+def make(name: str, objective: Quadratic) -> Optimizer:
+    entry = find_optimizer(name)
+    return entry.optimizer(objective, entry.options(), torch.Generator().manual_seed(3))
+
+
+def take(optimizer: Optimizer, first: int, count: int) -> None:
+    for step in range(first, first + count):
+        optimizer.step(None, Progress(step, HORIZON))
+
+
+def copy_of(state: OptimizerState) -> OptimizerState:
+    return OptimizerState({name: value.clone() for name, value in state.tensors.items()}, dict(state.scalars))
+
+
+every_optimizer = pytest.mark.parametrize("name", optimizer_names())
+
+
+def test_adam_is_registered():
+    assert "adam" in optimizer_names()
+
+
+@every_optimizer
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_quadratic_falls_and_types_stay(name, dtype):
+    objective = Quadratic(dtype=dtype)
+    optimizer = make(name, objective)
+    before = objective.loss()
+    tensors = dict(objective.parameters)
+    take(optimizer, 0, HORIZON)
+    assert objective.loss() < 0.5 * before
+    for key, value in objective.parameters.items():
+        assert value is tensors[key], "parameters are written in place"
+        assert value.dtype == dtype
+        assert torch.isfinite(value).all()
+    for value in optimizer.state().tensors.values():
+        assert value.dtype == dtype
+
+
+@every_optimizer
+def test_the_evaluation_is_of_the_point_the_step_started_from(name):
+    objective = Quadratic()
+    optimizer = make(name, objective)
+    before = objective.loss()
+    evaluation = optimizer.step(None, Progress(0, HORIZON))
+    assert evaluation.loss == before
+    assert objective.loss() < before
+
+
+@every_optimizer
+def test_saved_state_continues_bit_exactly(name):
+    straight = Quadratic()
+    optimizer = make(name, straight)
+    take(optimizer, 0, 7)
+    saved = copy_of(optimizer.state())
+    resumed = Quadratic()
+    for key, value in resumed.parameters.items():
+        value.copy_(straight.parameters[key])
+    take(optimizer, 7, 7)
+    second = make(name, resumed)
+    second.load_state(saved)
+    take(second, 7, 7)
+    for key, value in straight.parameters.items():
+        assert torch.equal(value, resumed.parameters[key]), key
+    for key, value in optimizer.state().tensors.items():
+        assert torch.equal(value, second.state().tensors[key]), key
+    assert optimizer.state().scalars == second.state().scalars
+
+
+@every_optimizer
+def test_loading_copies_the_state(name):
+    objective = Quadratic()
+    optimizer = make(name, objective)
+    take(optimizer, 0, 3)
+    saved = copy_of(optimizer.state())
+    kept = copy_of(saved)
+    optimizer.load_state(saved)
+    take(optimizer, 3, 3)
+    for key, value in saved.tensors.items():
+        assert torch.equal(value, kept.tensors[key]), key
+
+
+@every_optimizer
+def test_a_state_of_other_parameters_is_refused(name):
+    optimizer = make(name, Quadratic(rows=5))
+    take(optimizer, 0, 1)
+    if not optimizer.state().tensors:
+        pytest.skip(f"{name} keeps no tensors")
+    with pytest.raises(InputError, match="state"):
+        make(name, Quadratic(rows=4)).load_state(copy_of(optimizer.state()))
+    with pytest.raises(InputError, match="state"):
+        optimizer.load_state(OptimizerState({}, {}))
+
+
+@every_optimizer
+def test_row_edits_keep_the_state_of_kept_rows(name):
+    objective = Quadratic(rows=5)
+    optimizer = make(name, objective)
+    take(optimizer, 0, 4)
+    old = copy_of(optimizer.state())
+    source, fresh = torch.tensor([4, 0, 0, 2]), torch.tensor([False, False, True, False])
+    edit = RowEdit(source, fresh)
+    objective.edit_rows(edit)
+    optimizer.edit_rows(edit)
+    new = optimizer.state()
+    for key, value in new.tensors.items():
+        if old.tensors[key].shape[:1] != (5,):
+            continue
+        assert value.shape[0] == 4
+        assert torch.equal(value[~fresh], old.tensors[key][source[~fresh]])
+        assert torch.equal(value[fresh], torch.zeros_like(value[fresh]))
+    before = objective.loss()
+    take(optimizer, 4, 100)
+    assert objective.loss() < before
+
+
+@every_optimizer
+def test_pruning_every_row_is_survived(name):
+    objective = Quadratic(rows=3)
+    optimizer = make(name, objective)
+    edit = RowEdit.keep(torch.zeros(3, dtype=torch.bool))
+    objective.edit_rows(edit)
+    optimizer.edit_rows(edit)
+    take(optimizer, 0, 1)
+    assert objective.parameters["means"].shape == (0, 3)
+
+
+@every_optimizer
+def test_a_missing_oracle_is_refused_by_name(name):
+    class Mute(Quadratic):
+        @property
+        def oracles(self) -> frozenset[Oracle]:
+            return frozenset()
+
+    entry = find_optimizer(name)
+    with pytest.raises(MissingOracleError) as caught:
+        entry.optimizer(Mute(), entry.options(), None)
+    message = str(caught.value)
+    assert entry.optimizer.__name__ in message
+    assert "formula" in message
+    for oracle in entry.optimizer.needs:
+        assert oracle.value in message
+
+
+@every_optimizer
+def test_every_option_has_a_help_a_unit_and_a_source(name):
+    from tyro._docstrings import get_field_docstring
+
+    options = find_optimizer(name).options
+    for field in options.__dataclass_fields__:
+        help = get_field_docstring(options, field, ())
+        assert help, field
+        assert "Unit:" in help, field
+        assert "Source:" in help, field
+
+
+def test_an_unknown_name_is_refused_with_the_nearest():
+    with pytest.raises(InputError, match=r"'adm'.*adam"):
+        find_optimizer("adm")
+
+
+def test_a_name_is_registered_once():
+    entry = find_optimizer("adam")
+    with pytest.raises(ValueError, match="adam"):
+        register("adam", entry.optimizer, entry.options)

@@ -1,0 +1,285 @@
+"""The command line and the five lines of Python, from a capture to a scene, with the real renderer."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import splatopt
+from splatopt.cli import main
+from splatopt.core import native
+from splatopt.scene.ply import load_ply
+from splatopt.train import loop as loop_module
+from splatopt.train import views as views_module
+from splatopt.train.checkpoint import latest_checkpoint
+from train.toys import ToyRenderer, make_toy_capture
+
+COMMANDS = ("train", "eval", "render", "export", "inspect", "doctor")
+
+
+@pytest.fixture(scope="module")
+def capture(tmp_path_factory) -> Path:
+    return make_toy_capture(tmp_path_factory.mktemp("capture") / "toy", width=48, height=36, points=200)
+
+
+@pytest.fixture(scope="module")
+def run_folder(capture, tmp_path_factory) -> Path:
+    """A finished run."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert main(["train", str(capture), "--steps", "30", "--out", str(out), "--adam.means-rate", "2e-4"]) == 0
+    return out
+
+
+def output_of(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+
+
+def test_help_names_every_command_and_loads_nothing_heavy():
+    heavy = ("torch", "numpy", "torchmetrics", "pycolmap", "matplotlib", "rich", "tyro")
+    code = f"""
+import sys
+from splatopt.cli import main
+assert main(["--help"]) == 0
+assert main(["--version"]) == 0
+print([name for name in {heavy} if name in sys.modules])
+"""
+    out = output_of(code)
+    for command in COMMANDS:
+        assert f"  {command} " in out
+    assert f"splatopt {splatopt.__version__}" in out
+    assert out.splitlines()[-1] == "[]"
+
+
+def test_the_python_names_load_neither_metrics_nor_plotting():
+    code = """
+import sys, splatopt
+splatopt.TrainConfig, splatopt.fit, splatopt.AdamOptions
+print([name for name in ("torchmetrics", "matplotlib") if name in sys.modules])
+"""
+    assert output_of(code).strip() == "[]"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_explains_itself(command, capsys):
+    assert main([command, "--help"]) == 0
+    assert f"usage: splatopt {command}" in capsys.readouterr().out
+
+
+def test_help_of_train_shows_the_optimizers_options(capsys):
+    main(["train", "--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for flag in ("--adam.means-rate", "--downscale", "--max-side", "--view-batch", "--resume", "--skip-missing"):
+        assert flag in shown
+    assert "Source: 3DGS, position_lr_init. (default: 0.00016)" in shown
+
+
+@pytest.mark.parametrize(("words", "said"), [([], "a command is missing"), (["trian"], "did you mean train")])
+def test_an_unknown_command_gets_a_hint(words, said, capsys):
+    assert main(words) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_train_leaves_a_run(run_folder):
+    config = json.loads((run_folder / "config.json").read_text())
+    assert config["optimizer_options"]["means_rate"] == 2e-4
+    assert config["steps"] == 30
+    record = json.loads((run_folder / "eval.json").read_text())
+    assert record["psnr"] > record["before"]["psnr"] + 1
+    assert len(load_ply(run_folder / "scene.ply")) == 200
+    assert len((run_folder / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_train_says_what_came_out(capture, tmp_path, capsys):
+    assert main(["train", str(capture), "--steps", "3", "--out", str(tmp_path / "run")]) == 0
+    out, err = capsys.readouterr()
+    assert "3 steps in" in out
+    assert "test PSNR" in out
+    assert str(tmp_path / "run" / "scene.ply") in out.replace("\n", "")
+    assert "step 3/3" in err
+    assert "200 Gaussians" in err
+
+
+def test_the_folder_is_named_after_capture_and_optimizer(capture, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", str(capture), "--steps", "1"]) == 0
+    assert (tmp_path / "runs" / "toy-adam" / "scene.ply").is_file()
+    assert main(["train", str(capture), "--resume", "--steps", "2"]) == 0
+    assert latest_checkpoint(tmp_path / "runs" / "toy-adam" / "checkpoints")[0].step == 2
+
+
+def test_sizes_are_those_asked_for(capture, tmp_path, capsys):
+    out = tmp_path / "run"
+    sizes = ["--downscale", "2", "--view-batch", "3"]
+    assert main(["train", str(capture), "--steps", "1", *sizes, "--out", str(out)]) == 0
+    assert main(["render", str(out)]) == 0
+    picture = next((out / "renders" / "test").iterdir())
+    assert Image.open(picture).size == (24, 18)
+
+
+def test_eval_gives_the_same_scores_again(run_folder, capsys):
+    before = json.loads((run_folder / "eval.json").read_text())
+    assert main(["eval", str(run_folder)]) == 0
+    assert json.loads((run_folder / "eval.json").read_text()) == before
+    shown = capsys.readouterr().out
+    assert f"{before['psnr']:.2f}" in shown
+    assert before["views"][0]["name"] in shown
+
+
+def test_export_gives_the_trained_scene(run_folder, tmp_path, capsys):
+    path = tmp_path / "out.ply"
+    assert main(["export", str(run_folder), str(path)]) == 0
+    exported, trained = load_ply(path), latest_checkpoint(run_folder / "checkpoints")[0].tensors
+    assert torch.equal(exported.means, trained["cloud.means"])
+    assert torch.equal(exported.sh_dc, trained["cloud.sh_dc"])
+    assert "200 Gaussians of step 30" in capsys.readouterr().out
+    assert main(["export", str(run_folder), str(tmp_path / "out.obj")]) == 2
+
+
+def test_a_run_without_checkpoints_falls_back_on_its_scene(run_folder, tmp_path):
+    import shutil
+
+    copy = Path(shutil.copytree(run_folder, tmp_path / "copy"))
+    shutil.rmtree(copy / "checkpoints")
+    assert main(["export", str(copy), str(tmp_path / "out.ply")]) == 0
+    assert (tmp_path / "out.ply").read_bytes() == (copy / "scene.ply").read_bytes()
+    run = splatopt.open_run(copy)
+    assert (run.steps, run.folder.path) == (30, copy)
+
+
+def test_render_writes_what_eval_scored(run_folder):
+    assert main(["render", str(run_folder)]) == 0
+    record = json.loads((run_folder / "eval.json").read_text())
+    pictures = sorted((run_folder / "renders" / "test").iterdir())
+    assert [path.stem for path in pictures] == [Path(view["name"]).stem for view in record["views"]]
+    run = splatopt.open_run(run_folder)
+    capture = run.open_capture()
+    for path, view, index in zip(pictures, record["views"], capture.split.test, strict=True):
+        picture = np.asarray(Image.open(path)) / 255.0
+        error = np.mean((picture - capture.images[index].numpy() / 255.0) ** 2)
+        assert -10 * np.log10(error) == pytest.approx(view["psnr"], abs=0.05)
+
+
+@pytest.mark.parametrize("path", ["orbit", "spiral"])
+def test_render_of_a_path(run_folder, tmp_path, path, monkeypatch, capsys):
+    monkeypatch.setattr(views_module.shutil, "which", lambda name: None)
+    folder = tmp_path / "frames"
+    assert main(["render", str(run_folder), "--path", path, "--frames", "3", "--out", str(folder)]) == 0
+    assert sorted(file.name for file in folder.iterdir()) == [f"{path}-{i:04d}.png" for i in range(3)]
+    assert len({file.read_bytes() for file in folder.iterdir()}) == 3
+    assert "ffmpeg is not on the search path" in capsys.readouterr().out
+
+
+def test_render_makes_a_video_where_ffmpeg_is(run_folder, tmp_path, monkeypatch, capsys):
+    program = tmp_path / "bin" / "ffmpeg"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\nfor last; do :; done\necho "$@" > "$last"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    folder = tmp_path / "frames"
+    words = ["render", str(run_folder), "--path", "orbit", "--frames", "2", "--out", str(folder)]
+    assert main([*words, "--fps", "24"]) == 0
+    assert "-r 24" in (tmp_path / "frames.mp4").read_text()
+    assert "video:" in capsys.readouterr().out
+    program.write_text("#!/bin/sh\necho broken codec >&2\nexit 1\n")
+    assert main(words) == 2
+    assert "broken codec" in capsys.readouterr().err
+
+
+def test_inspect_says_what_was_found(capture, capsys):
+    assert main(["inspect", str(capture)]) == 0
+    shown = capsys.readouterr().out
+    for words in ("views        10", "48x36 (10)", "points       200", "every-8th-test: 8 train, 2 test"):
+        assert words in shown
+    assert "next         splatopt train" in shown
+
+
+def test_doctor_says_what_will_render_and_why(capsys):
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    for name in ("splatopt", "python", "torch", "native", "renderer", "ffmpeg", "memory"):
+        assert any(line.startswith(name) for line in shown.splitlines()), name
+    if native.available():
+        assert f"{native.workers().isa}, {native.workers().threads} threads" in shown
+        assert "renderer  native: the native module is installed" in shown
+
+
+def test_ctrl_c_ends_with_130_and_how_to_go_on(capture, tmp_path, monkeypatch, capsys):
+    def press(call, parts):
+        if call == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(loop_module, "open_renderer", lambda config: ToyRenderer(press))
+    out = tmp_path / "run"
+    assert main(["train", str(capture), "--steps", "9", "--out", str(out)]) == 130
+    error = capsys.readouterr().err
+    assert "splatopt: stopped at step 5 of 9, step-000005 is kept; go on with: " in error
+    assert f"splatopt train {capture} --out {out} --resume" in error
+    assert "Traceback" not in error
+    monkeypatch.setattr(loop_module, "open_renderer", lambda config: ToyRenderer())
+    assert main(["train", str(capture), "--out", str(out), "--resume"]) == 0
+    assert latest_checkpoint(out / "checkpoints")[0].step == 9
+
+
+def test_a_killed_process_is_resumed_as_if_nothing_had_happened(capture, tmp_path):
+    """SIGKILL in the middle of training, at no moment in particular."""
+    words = ["--steps", "400", "--checkpoint-every", "20", "--log-every", "7"]
+    assert main(["train", str(capture), "--out", str(tmp_path / "straight"), *words]) == 0
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-m", "splatopt", "train", str(capture), "--out", str(killed), *words]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if any((killed / "checkpoints").glob("step-0000[2-9]0")):
+                process.kill()
+            time.sleep(0.002)
+        process.kill()
+    assert main(["train", str(capture), "--out", str(killed), "--resume"]) == 0
+    lines = [
+        [(line["step"], line["loss"], line["psnr"]) for line in map(json.loads, (folder / "metrics.jsonl").open())]
+        for folder in (tmp_path / "straight", killed)
+    ]
+    assert lines[0] == lines[1]
+    assert (tmp_path / "straight" / "scene.ply").read_bytes() == (killed / "scene.ply").read_bytes()
+
+
+def test_the_number_of_threads_changes_nothing(capture, tmp_path):
+    for threads in ("1", "2"):
+        out = str(tmp_path / threads)
+        assert main(["train", str(capture), "--steps", "12", "--threads", threads, "--out", out]) == 0
+    assert (tmp_path / "1" / "scene.ply").read_bytes() == (tmp_path / "2" / "scene.ply").read_bytes()
+
+
+def test_five_lines_of_python(capture, tmp_path, monkeypatch):
+    """The README's, line for line but for the paths."""
+    monkeypatch.chdir(tmp_path)
+    result = splatopt.fit(str(capture), steps=20, out="runs/first")
+    line = f"{result.before.psnr:.2f} -> {result.after.psnr:.2f} dB in {result.seconds:.0f} s"
+    splatopt.save_ply(result.cloud, "scene.ply")
+    assert result.after.psnr > result.before.psnr
+    assert "dB in" in line
+    assert len(splatopt.load_ply("scene.ply")) == 200
+    image = splatopt.render(result.cloud, result.capture.cameras[0]).image if native.available() else None
+    assert image is None or image.shape == (36, 48, 3)
+
+
+def test_python_refuses_an_unknown_setting(capture):
+    with pytest.raises(splatopt.InputError, match=r"'stpes'; did you mean steps"):
+        splatopt.fit(capture, stpes=3)
+
+
+def test_every_public_name_can_be_loaded():
+    for name in splatopt.__all__:
+        assert getattr(splatopt, name) is not None
+        assert name in dir(splatopt)
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        splatopt.nothing_of_the_kind  # noqa: B018

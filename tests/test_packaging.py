@@ -1,0 +1,103 @@
+"""What the package says about itself agrees with what is there."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import splatopt
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = Path(splatopt.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.fixture(scope="module")
+def pins() -> dict[str, str]:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    return {normal(line.split("==")[0]): line.split("==")[1] for line in lines}
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def requirement_name(text: str) -> str:
+    return normal(re.match(r"[A-Za-z0-9._-]+", text)[0])
+
+
+def test_versions_agree(project: dict):
+    assert splatopt.__version__ == project["version"]
+
+
+def test_every_requirement_is_pinned_and_meets_its_floor(project: dict, pins: dict[str, str]):
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    requirements = [*project["dependencies"], *project["optional-dependencies"]["dev"], *build]
+    assert len(requirements) >= 20
+    for requirement in requirements:
+        name, floor = requirement_name(requirement), requirement.split(">=")[1]
+        assert name in pins, f"{name} has no pin in constraints.txt"
+        assert numbers(pins[name]) >= numbers(floor), f"{name} is pinned below its floor"
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+def test_requirements_are_floors_only(project: dict):
+    for requirement in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+        assert re.fullmatch(r"[a-z0-9-]+>=[0-9.]+", requirement), f"{requirement}: exact pins belong in constraints.txt"
+
+
+def test_torch_is_pinned_without_a_build_tag(pins: dict[str, str]):
+    assert pins["torch"] == "2.13.0"
+
+
+def test_everything_pinned_is_an_exact_version(pins: dict[str, str]):
+    assert {name for name, version in pins.items() if not re.fullmatch(r"[0-9]+(\.[0-9]+)*", version)} == set()
+    assert {"cmake", "ninja", "nanobind", "scikit-build-core"} <= set(pins)
+
+
+def test_data_files_and_type_marker_are_installed():
+    assert (PACKAGE / "py.typed").is_file()
+    assert "--accent" in (PACKAGE / "train" / "report.css").read_text()
+
+
+def test_every_folder_of_the_package_is_a_package():
+    folders = {path.parent for path in PACKAGE.rglob("*.py")}
+    assert {folder for folder in folders if not (folder / "__init__.py").is_file()} == set()
+    assert {"core", "raster", "scene", "data", "metrics", "optim", "train"} <= {folder.name for folder in folders}
+
+
+def test_the_command_points_at_a_function(project: dict):
+    module, function = project["scripts"]["splatopt"].split(":")
+    assert find_spec(module) is not None
+    assert callable(getattr(__import__(module, fromlist=[function]), function))
+
+
+def test_the_licence_is_apache_2(project: dict):
+    text = (ROOT / "LICENSE").read_text()
+    assert project["license"] == "Apache-2.0"
+    assert "Apache License" in text
+    assert "Version 2.0, January 2004" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_every_room_has_its_page_of_theory():
+    rooms = {"core", "raster", "scene", "data", "metrics", "optim", "train"}
+    assert rooms <= {path.stem for path in (ROOT / "docs").glob("*.md")}
+
+
+def test_import_contracts_name_every_room():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = " ".join(contracts[0]["layers"])
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} | {"cli"}
+    assert {room for room in rooms if not re.search(rf"\b{room}\b", layers)} == set()

@@ -1,0 +1,302 @@
+"""Bad input on the command line: one sentence, exit code 2, no stack trace, nothing lost."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from splatopt.cli import main
+from splatopt.raster.renderer import ViewLoss
+from splatopt.scene.gaussians import GaussianCloud
+from splatopt.scene.ply import save_ply
+from splatopt.train import checkpoint as checkpoint_module
+from splatopt.train import loop as loop_module
+from train.toys import ToyRenderer, make_toy_capture
+
+
+@pytest.fixture(scope="module")
+def good_capture(tmp_path_factory) -> Path:
+    return make_toy_capture(tmp_path_factory.mktemp("capture") / "toy")
+
+
+@pytest.fixture
+def capture(good_capture, tmp_path) -> Path:
+    """A capture that a test may break."""
+    return Path(shutil.copytree(good_capture, tmp_path / "capture"))
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch) -> None:
+    monkeypatch.setattr(loop_module, "open_renderer", lambda config: ToyRenderer())
+
+
+@pytest.fixture
+def train(capture, tmp_path, capsys) -> Callable[..., tuple[int, str]]:
+    """``splatopt train``: exit code and standard error."""
+
+    def run(*words: str, steps: int = 8) -> tuple[int, str]:
+        capsys.readouterr()
+        code = main(["train", str(capture), "--out", str(tmp_path / "run"), "--steps", str(steps), *words])
+        return code, capsys.readouterr().err
+
+    return run
+
+
+def refused(result: tuple[int, str], *said: str) -> str:
+    """Check that bad input ended in one sentence that says ``said``, and return it."""
+    code, error = result
+    assert code == 2, error
+    assert "Traceback" not in error
+    sentences = [line for line in error.splitlines() if line.startswith("splatopt: ")]
+    assert len(sentences) == 1, error
+    for words in said:
+        assert words in sentences[0]
+    return sentences[0]
+
+
+def edit(path: Path, change: Callable[[str], str]) -> None:
+    path.write_text(change(path.read_text()))
+
+
+def model(capture: Path) -> Path:
+    return capture / "sparse" / "0"
+
+
+def some_image(capture: Path) -> Path:
+    return sorted((capture / "images").iterdir())[3]
+
+
+def test_no_capture(train, capture, tmp_path):
+    shutil.rmtree(capture)
+    refused(train(), str(capture), "no capture")
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_model_lists_the_paths_tried(train, capture, tmp_path):
+    shutil.rmtree(capture / "sparse")
+    refused(train(), "no model found", "sparse/0", "transforms.json")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_image_is_named_and_can_be_skipped(train, capture):
+    image = some_image(capture)
+    image.unlink()
+    refused(train(), image.name, "missing", "--skip-missing")
+    code, error = train("--skip-missing")
+    assert code == 0
+    assert image.name in error
+
+
+def test_a_truncated_image_is_named_and_can_be_skipped(train, capture):
+    image = some_image(capture)
+    image.write_bytes(image.read_bytes()[: image.stat().st_size // 2])
+    refused(train(), image.name, "truncated", "--skip-missing")
+    assert train("--skip-missing")[0] == 0
+
+
+def test_an_image_of_another_size_is_named(train, capture):
+    from PIL import Image
+
+    Image.new("RGB", (50, 10)).save(some_image(capture))
+    refused(train(), some_image(capture).name, "50x10", "24x16")
+
+
+def test_zero_points(train, capture):
+    edit(model(capture) / "points3D.txt", lambda text: "# none\n")
+    refused(train(), "points", "--start random")
+    assert train("--start", "random", "--random-points", "9")[0] == 0
+
+
+def keep_views(capture: Path, count: int) -> None:
+    """Leave only the first ``count`` views in the model, two lines each."""
+
+    def keep(text: str) -> str:
+        lines = text.splitlines()
+        comments = [line for line in lines if line.startswith("#")]
+        views = [line for line in lines if not line.startswith("#")]
+        return "\n".join([*comments, *views[: 2 * count]]) + "\n"
+
+    edit(model(capture) / "images.txt", keep)
+
+
+def test_one_view_only(train, capture):
+    keep_views(capture, 1)
+    refused(train(), "1 view", "at least 2")
+
+
+def test_a_pose_that_is_nan(train, capture):
+    def spoil(text: str) -> str:
+        lines = text.splitlines()
+        index = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
+        words = lines[index].split()
+        words[5] = "nan"
+        lines[index] = " ".join(words)
+        return "\n".join(lines) + "\n"
+
+    edit(model(capture) / "images.txt", spoil)
+    refused(train(), "pose", "NaN")
+
+
+def test_an_unknown_camera_model(train, capture):
+    edit(model(capture) / "cameras.txt", lambda text: text.replace(" PINHOLE ", " KALEIDOSCOPE "))
+    refused(train(), "KALEIDOSCOPE")
+
+
+@pytest.fixture
+def scene(tmp_path) -> Path:
+    """A scene of three Gaussians."""
+    cloud = GaussianCloud(
+        means=torch.zeros(3, 3),
+        log_scales=torch.full((3, 3), -2.0),
+        quats=torch.tensor([[1.0, 0, 0, 0]] * 3),
+        logit_opacities=torch.zeros(3),
+        sh_dc=torch.zeros(3, 3),
+        sh_rest=torch.zeros(3, 0, 3),
+    )
+    save_ply(cloud, tmp_path / "scene.ply")
+    return tmp_path / "scene.ply"
+
+
+def test_a_scene_that_is_absent(train, tmp_path):
+    refused(train("--start", str(tmp_path / "absent.ply")), "absent.ply")
+
+
+def test_a_scene_with_a_missing_property(train, scene):
+    scene.write_bytes(scene.read_bytes().replace(b"property float opacity", b"property float density"))
+    refused(train("--start", str(scene)), "scene.ply", "opacity")
+
+
+def test_a_scene_with_nan(train, scene):
+    data = scene.read_bytes()
+    body = data.index(b"end_header\n") + len(b"end_header\n")
+    scene.write_bytes(data[:body] + b"\x00\x00\xc0\x7f" + data[body + 4 :])
+    refused(train("--start", str(scene)), "scene.ply", "NaN", "1")
+
+
+def test_a_folder_that_is_not_a_run(train, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    refused(train(), "not a run", "--out")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_where_the_folder_should_be(train, tmp_path):
+    (tmp_path / "run").write_text("a file")
+    refused(train(), "not a run", "--out")
+
+
+def test_a_run_is_not_overwritten(train):
+    assert train()[0] == 0
+    refused(train(), "--resume")
+
+
+def test_resuming_nothing(train):
+    refused(train("--resume"), "is not a run")
+
+
+def test_resuming_with_another_seed(train):
+    assert train()[0] == 0
+    refused(train("--resume", "--seed", "4"), "--seed 0", "4")
+
+
+def test_all_checkpoints_damaged(train, tmp_path):
+    assert train()[0] == 0
+    for file in (tmp_path / "run" / "checkpoints").glob("*/tensors.safetensors"):
+        file.write_bytes(b"")
+    refused(train("--resume", steps=9), "no checkpoint to resume from")
+
+
+def test_a_checkpoint_cut_in_half_falls_back(train, tmp_path):
+    assert train("--checkpoint-every", "3")[0] == 0
+    newest = tmp_path / "run" / "checkpoints" / "step-000008" / "tensors.safetensors"
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+    code, error = train("--resume")
+    assert code == 0
+    assert "step-000008" in error
+    assert "going on at step 6 of 8" in error
+
+
+def test_a_full_disk(train, tmp_path, monkeypatch):
+    write = checkpoint_module.write_durably
+
+    def full(path, data):
+        if path.parent.parent.name == "checkpoints":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, data)
+
+    monkeypatch.setattr(checkpoint_module, "write_durably", full)
+    code, error = train()
+    assert "warning: the checkpoint of step 0 could not be written (No space left on device)" in error
+    refused((code, error), "no checkpoint could be written", "No space left on device")
+    assert (tmp_path / "run" / "scene.ply").is_file()
+
+
+def test_a_disk_that_is_full_from_the_start(train, monkeypatch):
+    def full(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(checkpoint_module, "write_durably", full)
+    refused(train(), "No space left on device")
+
+
+class Breaking(ToyRenderer):
+    """Gives a NaN in two rows of the means whenever its turn has come."""
+
+    def accumulate_gradient(self, *arguments, **named) -> ViewLoss:
+        result = super().accumulate_gradient(*arguments, **named)
+        if self.calls % 5 == 0:
+            gradient = named.get("gradient") or arguments[6]
+            gradient["means"][:2] = float("nan")
+        return result
+
+
+def test_a_gradient_that_stays_broken(train, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop_module, "open_renderer", lambda config: Breaking())
+    code, error = train("--checkpoint-every", "3")
+    assert "warning: the gradient of means is not finite in 2 of 40 rows at step 5" in error
+    assert "went back to the checkpoint of step 3" in error
+    refused((code, error), "training stopped", "the gradient of means is not finite in 2 of 40 rows", "step 8")
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-000003", "step-000006"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--steps", "0"], "--steps must be at least 1"),
+        (["--optimizer", "adm"], "did you mean adam"),
+        (["--adam.beta1", "1"], "beta1"),
+        (["--start", "scene.obj"], "--start must be"),
+        (["--background", "2", "0", "0"], "background"),
+        (["--footprint", "sharp"], "sharp"),
+        (["--no-such-option"], "--no-such-option"),
+        (["--downscale", "half"], "half"),
+    ],
+)
+def test_options_without_sense(train, tmp_path, words, said):
+    code, error = train(*words)
+    assert code == 2
+    assert said in " ".join(error.replace("│", " ").split())
+    assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_renderer(train, monkeypatch):
+    monkeypatch.undo()
+    refused(train("--renderer", "natve"), "natve", "native")
+
+
+@pytest.mark.parametrize("command", ["eval", "render", "export"])
+def test_a_folder_without_a_run(command, tmp_path, capsys):
+    words = [command, str(tmp_path)] + (["scene.ply"] if command == "export" else [])
+    code = main(words)
+    refused((code, capsys.readouterr().err), "is not a run of splatopt")
+
+
+def test_inspecting_nothing(tmp_path, capsys):
+    code = main(["inspect", str(tmp_path)])
+    refused((code, capsys.readouterr().err), "no model found")

@@ -1,0 +1,115 @@
+"""Configurations survive JSON, refuse nonsense, and resume only what they fit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from splatopt.core.checks import InputError
+from splatopt.optim.first_order import AdamOptions
+from splatopt.raster.types import Footprint
+from splatopt.train.config import TrainConfig
+
+BLACK = (0.0, 0.0, 0.0)
+
+
+def test_it_survives_json():
+    config = TrainConfig(
+        capture="/data/fox",
+        optimizer_options=AdamOptions(means_rate=1.0 / 3.0),
+        out=Path("runs/x"),
+        background=(0.1, 0.2, 0.3),
+        footprint=Footprint.ANTIALIASED,
+        max_side=480,
+    )
+    values = json.loads(json.dumps(config.to_json()))
+    assert "resume" not in values
+    assert TrainConfig.from_json(values, "config.json") == config
+
+
+def test_resolving_spells_out_what_was_left_open():
+    config = TrainConfig(capture="fox").resolved("fox", (1.0, 1.0, 1.0))
+    assert config.out == Path("runs/fox-adam")
+    assert config.optimizer_options == AdamOptions()
+    assert config.background == (1.0, 1.0, 1.0)
+    given = TrainConfig(capture="fox", out=Path("x"), background=BLACK).resolved("fox", (1.0, 1.0, 1.0))
+    assert given.out == Path("x")
+    assert given.background == BLACK
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"steps": 0}, "--steps must be at least 1, got 0"),
+        ({"view_batch": 0}, "--view-batch"),
+        ({"downscale": 0}, "--downscale"),
+        ({"max_side": 0}, "--max-side"),
+        ({"test_every": 1}, "--test-every"),
+        ({"log_every": 0}, "--log-every"),
+        ({"checkpoint_every": -1}, "--checkpoint-every"),
+        ({"checkpoint_seconds": float("nan")}, "--checkpoint-seconds"),
+        ({"ssim_weight": 1.1}, "--ssim-weight"),
+        ({"start": "scene.obj"}, "--start must be sfm, random or the path of a .ply"),
+        ({"sh_degree": 4}, "degree must be 0, 1, 2 or 3"),
+        ({"background": (2.0, 0.0, 0.0)}, "background"),
+        ({"optimizer": "adm"}, "did you mean adam"),
+    ],
+)
+def test_nonsense_is_refused_in_a_sentence(settings, said):
+    with pytest.raises(InputError, match=said):
+        TrainConfig(capture="fox", **settings)
+
+
+def test_options_of_another_optimizer_are_refused():
+    with pytest.raises(InputError, match="must be a AdamOptions, got a dict"):
+        TrainConfig(capture="fox", optimizer_options={"rate": 1.0})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"stpes": 3},
+        {"capture": "fox", "optimizer_options": {"speed": 1}},
+        {"steps": 3},
+        {"capture": "fox", "steps": "many"},
+    ],
+)
+def test_a_file_that_is_no_configuration_is_refused(values):
+    with pytest.raises(InputError, match=r"config\.json"):
+        TrainConfig.from_json({"optimizer": "adam"} | values, "config.json")
+
+
+SAVED = TrainConfig(
+    capture="/data/fox", steps=700, seed=3, downscale=2, optimizer_options=AdamOptions(quats_rate=2e-3), out=Path("run")
+).resolved("fox", BLACK)
+
+
+def test_resuming_takes_the_saved_settings_where_none_are_given():
+    asked = TrainConfig(capture="here/fox", out=Path("run"), resume=True)
+    resumed = asked.resuming(SAVED)
+    assert resumed == replace(SAVED, capture="here/fox", resume=True)
+
+
+def test_resuming_may_change_what_leaves_past_steps_alone():
+    asked = TrainConfig(
+        capture="fox", out=Path("run"), resume=True, steps=900, threads=1, log_every=5, optimizer_options=AdamOptions()
+    )
+    resumed = asked.resuming(SAVED)
+    assert (resumed.steps, resumed.threads, resumed.log_every) == (900, 1, 5)
+    assert resumed.optimizer_options == AdamOptions(quats_rate=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "flag"),
+    [
+        ({"seed": 4}, "--seed 3, and cannot go on with 4"),
+        ({"downscale": 4}, "--downscale 2"),
+        ({"optimizer_options": AdamOptions(quats_rate=5e-3)}, "--adam.quats-rate 0.002, and cannot go on with 0.005"),
+    ],
+)
+def test_resuming_with_another_past_is_refused(settings, flag):
+    with pytest.raises(InputError, match=flag):
+        TrainConfig(capture="fox", out=Path("run"), resume=True, **settings).resuming(SAVED)

@@ -1,0 +1,68 @@
+"""What is said while a run goes on."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+from rich.console import Console
+
+from splatopt.scene.gaussians import GaussianCloud
+from splatopt.scene.photometric import ViewScore
+from splatopt.train.config import TrainConfig
+from splatopt.train.evaluate import Scores
+from splatopt.train.events import Ended, Evaluated, Started, Stepped, Warned
+from splatopt.train.progress import ProgressLine, _clock
+
+
+def cloud(count: int) -> GaussianCloud:
+    return GaussianCloud(
+        *(torch.zeros(count, 3), torch.zeros(count, 3), torch.zeros(count, 4), torch.zeros(count)),
+        *(torch.zeros(count, 3), torch.zeros(count, 0, 3)),
+    )
+
+
+def say(terminal: bool) -> str:
+    stream = io.StringIO()
+    line = ProgressLine(Console(file=stream, force_terminal=terminal, width=200))
+    line(Started(TrainConfig(capture="fox").resolved("fox", (0.0, 0.0, 0.0)), 0, 1234, 43, "native"))
+    line(Evaluated(0, Scores("every-8th-test", "test", (ViewScore("a", 10.0, 0.25), ViewScore("b", 12.0, 0.75)))))
+    scene = cloud(1234)
+    for step in range(1, 101):
+        line(Stepped(step, 100, 0.01 * step, 0.25, 20.0, scene))
+    line(Warned("the disk is full [/nothing]"))
+    line(Ended())
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_it_tells_everything_a_person_asks_for(terminal):
+    said = say(terminal)
+    for words in (
+        "0 of 2000",
+        "1,234 Gaussians",
+        "43 views",
+        "optimizer adam",
+        "native renderer",
+        "test PSNR 11.00 dB, SSIM 0.5000 (2 views, every-8th-test)",
+        "step 100/100",
+        "loss 0.2500",
+        "PSNR 20.00 dB",
+        " MB",
+        "ms/step",
+        "ETA 0:00",
+        "warning: the disk is full [/nothing]",
+    ):
+        assert words in said, words
+
+
+def test_elsewhere_than_on_a_terminal_lines_are_few_and_plain():
+    said = say(terminal=False)
+    assert "\x1b" not in said
+    assert said.count("\n") < 8
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0.0, "0:00"), (59.6, "1:00"), (125.0, "2:05"), (3725.0, "1:02:05")])
+def test_durations(seconds, shown):
+    assert _clock(seconds) == shown

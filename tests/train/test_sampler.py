@@ -1,0 +1,67 @@
+"""Views are drawn without repetition, and go on where they were."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from splatopt.core.checks import InputError
+from splatopt.train.sampler import ViewSampler
+
+
+def sampler(seed: int = 0, views: tuple[int, ...] = (2, 3, 5, 7, 11)) -> ViewSampler:
+    return ViewSampler(views, torch.Generator().manual_seed(seed))
+
+
+def test_orders_are_permutations_and_differ():
+    views = sampler()
+    orders = [tuple(view for _ in range(5) for view in views.draw(1)) for _ in range(20)]
+    assert all(sorted(order) == [2, 3, 5, 7, 11] for order in orders)
+    assert len(set(orders)) > 10
+
+
+def test_batches_reach_across_orders():
+    single, batched = sampler(4), sampler(4)
+    one_by_one = [view for _ in range(12) for view in single.draw(1)]
+    together = [view for _ in range(4) for view in batched.draw(3)]
+    assert one_by_one == together
+
+
+def test_a_batch_larger_than_the_views_repeats_them():
+    assert sorted(sampler(views=(1, 2)).draw(4)) == [1, 1, 2, 2]
+
+
+def test_the_seed_decides():
+    assert sampler(1).draw(5) == sampler(1).draw(5)
+    assert {sampler(seed).draw(5) for seed in range(20)} != {sampler(0).draw(5)}
+
+
+def test_state_continues():
+    generator = torch.Generator().manual_seed(0)
+    views = ViewSampler((2, 3, 5, 7, 11), generator)
+    views.draw(3)
+    pending, random = views.state().clone(), generator.get_state()
+    expected = views.draw(9)
+    other = torch.Generator()
+    other.set_state(random)
+    resumed = ViewSampler((2, 3, 5, 7, 11), other)
+    resumed.load_state(pending)
+    assert resumed.draw(9) == expected
+
+
+def test_shuffling_forgets_the_order_at_hand():
+    views = sampler()
+    views.draw(3)
+    views.shuffle()
+    assert views.state().numel() == 0
+    assert sorted(views.draw(5)) == [2, 3, 5, 7, 11]
+
+
+def test_a_state_of_another_capture_is_refused():
+    with pytest.raises(InputError, match="more training views than the 5"):
+        sampler().load_state(torch.tensor([5]))
+
+
+def test_no_view_is_refused():
+    with pytest.raises(InputError, match="no view to train on"):
+        ViewSampler((), torch.Generator())

@@ -1,0 +1,91 @@
+"""A renderer and captures small enough that a training run takes a moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from splatopt.core.camera import Camera
+from splatopt.core.objective import Oracle
+from splatopt.data import Capture, CaptureOptions, load_capture, make_capture
+from splatopt.raster.renderer import Renderer, ViewLoss
+from splatopt.raster.types import Gaussians, Rendering, RenderOptions
+
+VIEWS, WIDTH, HEIGHT, POINTS = 10, 24, 16, 40
+NAMES = ("means", "log_scales", "quats", "logit_opacities", "sh_dc", "sh_rest")
+
+
+def draw(tensors: Mapping[str, Tensor], camera: Camera, options: RenderOptions) -> Tensor:
+    """An image of one colour to which every parameter contributes smoothly, other in each view."""
+    weight = tensors["logit_opacities"].sigmoid()[:, None]
+    centers = tensors["means"] - camera.center.to(tensors["means"])
+    color = tensors["sh_dc"] + 0.1 * centers.tanh() + 0.1 * tensors["log_scales"].tanh() + 0.1 * tensors["quats"][:, 1:]
+    degree = 3 if options.sh_degree is None else options.sh_degree
+    count = (degree + 1) ** 2 - 1
+    color = color + 0.1 * tensors["sh_rest"][:, :count].sum(dim=1)
+    mixed = (weight * color).mean(dim=0) + options.background[0] / 2
+    return mixed.expand(camera.height, camera.width, 3)
+
+
+class ToyRenderer(Renderer):
+    """Mean squared error of :func:`draw`, by autograd; ``spoil`` may change the gradients of a call."""
+
+    name = "toy"
+
+    def __init__(self, spoil: Callable[[int, dict[str, Tensor]], None] | None = None) -> None:
+        self.calls = 0
+        self.degrees: list[int | None] = []
+        self.views: list[str] = []
+        self._spoil = spoil
+
+    @property
+    def oracles(self) -> frozenset[Oracle]:
+        return frozenset({Oracle.GRADIENT})
+
+    def render(self, gaussians: Gaussians, camera: Camera, options: RenderOptions) -> Rendering:
+        image = draw({name: getattr(gaussians, name) for name in NAMES}, camera, options).contiguous()
+        empty = torch.zeros(camera.height, camera.width)
+        return Rendering(image, empty, empty)
+
+    def accumulate_gradient(
+        self,
+        gaussians: Gaussians,
+        camera: Camera,
+        target: Tensor,
+        options: RenderOptions,
+        ssim_weight: float,
+        weight: float,
+        gradient: Mapping[str, Tensor],
+        seen: Tensor,
+    ) -> ViewLoss:
+        self.calls += 1
+        self.degrees.append(options.sh_degree)
+        self.views.append(camera.name)
+        leaves = {name: getattr(gaussians, name).detach().clone().requires_grad_() for name in NAMES}
+        with torch.enable_grad():
+            loss = ((draw(leaves, camera, options) - target.to(leaves["means"]) / 255) ** 2).mean()
+        found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        parts = {
+            name: torch.zeros_like(leaves[name]) if part is None else part
+            for name, part in zip(NAMES, found, strict=True)
+        }
+        if self._spoil:
+            self._spoil(self.calls, parts)
+        for name, part in parts.items():
+            gradient[name].add_(part, alpha=weight)
+        seen[0] = True
+        return ViewLoss(loss.item(), loss.item())
+
+
+def make_toy_capture(folder: Path, **changes: int) -> Path:
+    """Write a capture of a few tiny views."""
+    settings = {"seed": 0, "views": VIEWS, "width": WIDTH, "height": HEIGHT, "points": POINTS} | changes
+    return make_capture(folder, **settings)
+
+
+def load_toy_capture(folder: Path) -> Capture:
+    """Write and load one."""
+    return load_capture(make_toy_capture(folder), CaptureOptions())
