@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import splatopt.optim  # noqa: F401 - registers the optimizers
 from benchmarks.loads import Load
+from splatopt.core import native
 from splatopt.core.optimizer import Progress, find_optimizer
 from splatopt.raster.cpu import NativeRenderer
 from splatopt.raster.types import RenderOptions
@@ -93,8 +94,6 @@ def time_steps(load: Load, threads: int = 0, repeats: int = 40, isa: str = "auto
 
 
 def ceiling(threads: int = 0) -> float:
-    """Pixel-Gaussian pairs a second that all threads could blend in a bare loop, best of five."""
-    from splatopt.core import native
-
+    """Pixel-Gaussian pairs a second that all threads together blend in a bare loop, median of nine."""
     workers = native.workers(threads)
-    return workers.threads * max(workers.blend_ceiling(3000) for _ in range(5))
+    return statistics.median(workers.blend_ceiling(2000) for _ in range(9))

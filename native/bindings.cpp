@@ -167,7 +167,7 @@ NB_MODULE(_native, m) {
              "One Adam step in place on flat float32 tensors; step counts from 1.")
         .def(
             "blend_ceiling",
-            [](const Workers& self, int64_t rounds) {
+            [](Workers& self, int64_t rounds) {
                 // Splats about the block's middle, all of them wide, dim and in the first-level cache.
                 constexpr int kCount = 512;
                 std::array<float, kCount * splatopt::kLocal> splats{};
@@ -177,13 +177,16 @@ NB_MODULE(_native, m) {
                     std::copy(row, row + 9, splats.begin() + i * splatopt::kLocal);
                 }
                 nb::gil_scoped_release release;
+                const int threads = self.pool.threads();
                 const auto begin = std::chrono::steady_clock::now();
-                volatile float sink = self.kernels.blend_ceiling(splats.data(), kCount, rounds);
-                (void)sink;
+                self.pool.run(threads, [&](int64_t, int) {
+                    volatile float sink = self.kernels.blend_ceiling(splats.data(), kCount, rounds);
+                    (void)sink;
+                });
                 const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
-                return 16.0 * kCount * static_cast<double>(rounds) / seconds.count();
+                return 16.0 * kCount * threads * static_cast<double>(rounds) / seconds.count();
             },
-            "rounds"_a, "Pixel-Gaussian pairs a second that one thread blends in a bare loop: the renderer's ceiling.")
+            "rounds"_a, "Pixel-Gaussian pairs a second that all threads together blend in a bare loop: the renderer's ceiling.")
         .def_prop_ro("threads", [](const Workers& self) { return self.pool.threads(); })
         .def_prop_ro("isa", [](const Workers& self) { return std::string(self.kernels.name); });
 
@@ -206,7 +209,7 @@ NB_MODULE(_native, m) {
             "backward",
             [](Rasterizer& self, const Cloud& cloud, double weight, const OutFloats2& means,
                const OutFloats2& log_scales, const OutFloats2& quats, const OutFloats1& logit_opacities,
-               const OutFloats2& sh_dc, const OutFloats3& sh_rest, const OutBools& seen) {
+               const OutFloats2& sh_dc, const OutFloats3& sh_rest, const OutBools& seen, bool overwrite) {
                 const size_t n = static_cast<size_t>(cloud.count);
                 require(means.size() == 3 * n && log_scales.size() == 3 * n && quats.size() == 4 * n &&
                             logit_opacities.size() == n && sh_dc.size() == 3 * n &&
@@ -215,10 +218,11 @@ NB_MODULE(_native, m) {
                 const CloudGradient out{means.data(),           log_scales.data(), quats.data(),
                                         logit_opacities.data(), sh_dc.data(),      sh_rest.data()};
                 nb::gil_scoped_release release;
-                self.backward(cloud, static_cast<float>(weight), out, reinterpret_cast<uint8_t*>(seen.data()));
+                self.backward(cloud, static_cast<float>(weight), overwrite, out,
+                              reinterpret_cast<uint8_t*>(seen.data()));
             },
             "cloud"_a, "weight"_a, "means"_a, "log_scales"_a, "quats"_a, "logit_opacities"_a, "sh_dc"_a, "sh_rest"_a,
-            "seen"_a, "Add weight · dL/dθ to the six gradients and mark what was drawn.")
+            "seen"_a, "overwrite"_a = false, "Add weight · dL/dθ to the six gradients and mark what was drawn.")
         .def(
             "copy_image",
             [](const Rasterizer& self, const OutFloats3& out) {

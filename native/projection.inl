@@ -254,11 +254,26 @@ inline void color_gradient(const Cloud& cloud, int64_t i, Mask lanes, const Vec*
     for (int c = 0; c < 3; ++c) mean[c] = (g[c] - direction[c] * radial) * inverse;
 }
 
+// Empties the gradient of a few rows just before they are written, while they are about to be in the cache.
+inline void clear_rows(const Cloud& cloud, const CloudGradient& out, uint8_t* seen, int64_t row, int64_t count) {
+    const auto clear = [&](float* p, int64_t width) {
+        std::memset(p + row * width, 0, sizeof(float) * static_cast<size_t>(count * width));
+    };
+    clear(out.means, 3);
+    clear(out.log_scales, 3);
+    clear(out.quats, 4);
+    clear(out.logit_opacities, 1);
+    clear(out.sh_dc, 3);
+    clear(out.sh_rest, 3 * static_cast<int64_t>(cloud.rest));
+    std::memset(seen + row, 0, static_cast<size_t>(count));
+}
+
 void project_backward(const Constants& k, const View& view, const Cloud& cloud, int64_t begin, int64_t end,
                       const Splat* splats, const uint8_t* visible, const float* splat_gradient, float weight,
-                      const CloudGradient& out, uint8_t* seen) {
+                      bool overwrite, const CloudGradient& out, uint8_t* seen) {
     for (int64_t i = begin; i < end; i += kLanes) {
         const int count = static_cast<int>(end - i < kLanes ? end - i : kLanes);
+        if (overwrite) clear_rows(cloud, out, seen, i, count);
         uint32_t bits = 0;
         for (int lane = 0; lane < count; ++lane) bits |= static_cast<uint32_t>(visible[i + lane] != 0) << lane;
         if (!bits) continue;

@@ -308,7 +308,8 @@ void Rasterizer::reduce_pairs(int64_t begin, int64_t end) {
     }
 }
 
-void Rasterizer::backward(const Cloud& cloud, float weight, const CloudGradient& gradient, uint8_t* seen) {
+void Rasterizer::backward(const Cloud& cloud, float weight, bool overwrite, const CloudGradient& gradient,
+                          uint8_t* seen) {
     if (cloud.count != count_) throw std::invalid_argument("backward needs the cloud that forward saw");
     const int64_t tiles = static_cast<int64_t>(view_.tiles_x) * view_.tiles_y;
     // Pixels of the padding beyond the image pass nothing on.
@@ -336,7 +337,7 @@ void Rasterizer::backward(const Cloud& cloud, float weight, const CloudGradient&
         const int64_t begin = task * kProjectionTask, end = std::min(count_, begin + kProjectionTask);
         reduce_pairs(begin, end);
         kernels_.project_backward(constants_, view_, cloud, begin, end, splats_.data(), visible_.data(),
-                                  splat_gradient_.data(), weight, gradient, seen);
+                                  splat_gradient_.data(), weight, overwrite, gradient, seen);
     });
 }
 

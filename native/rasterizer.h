@@ -71,8 +71,8 @@ public:
     LossSums loss(const uint8_t* target, float ssim_weight);
     // dL/dimage given as (H, W, 3) instead.
     void set_image_gradient(const float* gradient);
-    // Adds weight · dL/dθ, for the cloud that forward saw.
-    void backward(const Cloud& cloud, float weight, const CloudGradient& gradient, uint8_t* seen);
+    // Adds weight · dL/dθ, for the cloud that forward saw; with overwrite, to nothing instead of what is there.
+    void backward(const Cloud& cloud, float weight, bool overwrite, const CloudGradient& gradient, uint8_t* seen);
 
     void copy_image(float* out) const;               // (H, W, 3)
     void copy_depth(float* alpha, float* depth) const;  // (H, W) each, after forward with depth

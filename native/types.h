@@ -82,7 +82,7 @@ struct Kernels {
     void (*project)(const Constants&, const View&, const Cloud&, int64_t begin, int64_t end, Splat*, uint8_t* visible);
     void (*project_backward)(const Constants&, const View&, const Cloud&, int64_t begin, int64_t end,
                              const Splat*, const uint8_t* visible, const float* splat_gradient, float weight,
-                             const CloudGradient&, uint8_t* seen);
+                             bool overwrite, const CloudGradient&, uint8_t* seen);
     // Columns [first, last] of 4-pixel blocks that the splat touches, per block row from row_begin on;
     // first > last where it touches none.
     void (*block_spans)(const View&, const Splat&, int row_begin, int row_end, int* first, int* last);

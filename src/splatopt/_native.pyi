@@ -34,7 +34,7 @@ class Workers:
 
     def blend_ceiling(self, rounds: int) -> float:
         """
-        Pixel-Gaussian pairs a second that one thread blends in a bare loop: the renderer's ceiling.
+        Pixel-Gaussian pairs a second that all threads together blend in a bare loop: the renderer's ceiling.
         """
 
     @property
@@ -59,7 +59,7 @@ class Rasterizer:
     def set_image_gradient(self, gradient: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu', writable=False)]) -> None:
         """Take dL/dimage (H, W, 3) from outside."""
 
-    def backward(self, cloud: Cloud, weight: float, means: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], log_scales: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], quats: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], logit_opacities: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], sh_dc: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], sh_rest: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu')], seen: Annotated[NDArray[numpy.bool_], dict(shape=(None,), order='C', device='cpu')]) -> None:
+    def backward(self, cloud: Cloud, weight: float, means: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], log_scales: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], quats: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], logit_opacities: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], sh_dc: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], sh_rest: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu')], seen: Annotated[NDArray[numpy.bool_], dict(shape=(None,), order='C', device='cpu')], overwrite: bool = False) -> None:
         """Add weight · dL/dθ to the six gradients and mark what was drawn."""
 
     def copy_image(self, out: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu')]) -> None: ...

@@ -87,6 +87,22 @@ def test_gradients_are_added_with_their_weight(renderer: NativeRenderer) -> None
         torch.testing.assert_close(gradient[name], 1 + 0.75 * tensor, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("make", [lambda _: ReferenceRenderer(), lambda native_one: native_one])
+def test_overwriting_forgets_what_was_there(renderer: NativeRenderer, make) -> None:
+    case, chosen = find_case("all_around"), make(renderer)
+    cloud = case.cloud().to(torch.float32)
+    _, truth, true_seen = gradient_of(chosen, cloud, case)
+    gradient = {name: torch.full_like(tensor, float("nan")) for name, tensor in cloud.tensors.items()}
+    seen = torch.ones(len(cloud), dtype=torch.bool)
+    chosen.accumulate_gradient(
+        cloud, case.camera, case.target(), case.options, 0.2, 1.0, gradient, seen, overwrite=True
+    )
+    assert not true_seen.all()
+    assert torch.equal(seen, true_seen)
+    for name, tensor in truth.items():
+        assert torch.equal(gradient[name], tensor), name
+
+
 @pytest.mark.parametrize("isa", isas())
 @pytest.mark.parametrize("threads", [1, 3, 7])
 def test_any_number_of_threads_gives_the_same_bits(isa: str, threads: int) -> None:

@@ -60,6 +60,7 @@ class ToyRenderer(Renderer):
         weight: float,
         gradient: Mapping[str, Tensor],
         seen: Tensor,
+        overwrite: bool = False,
     ) -> ViewLoss:
         self.calls += 1
         self.degrees.append(options.sh_degree)
@@ -74,6 +75,10 @@ class ToyRenderer(Renderer):
         }
         if self._spoil:
             self._spoil(self.calls, parts)
+        if overwrite:
+            seen.zero_()
+            for part in gradient.values():
+                part.zero_()
         for name, part in parts.items():
             gradient[name].add_(part, alpha=weight)
         seen[0] = True

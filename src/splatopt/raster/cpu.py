@@ -117,7 +117,7 @@ class NativeRenderer(Renderer):
 
     def render(self, gaussians: Gaussians, camera: Camera, options: RenderOptions) -> Rendering:
         """Render one view, without gradients."""
-        self._forward(gaussians, camera, options, with_depth=True)
+        self.draw(gaussians, camera, options, with_depth=True)
         image = torch.empty(camera.height, camera.width, 3)
         alpha, depth = torch.empty(2, camera.height, camera.width)
         self.rasterizer.copy_image(image)
@@ -134,11 +134,12 @@ class NativeRenderer(Renderer):
         weight: float,
         gradient: Mapping[str, Tensor],
         seen: Tensor,
+        overwrite: bool = False,
     ) -> ViewLoss:
         """Add ``weight`` · ∂loss/∂θ of one view to ``gradient``; see :class:`Renderer`."""
-        cloud = self._forward(gaussians, camera, options, with_depth=False)
+        cloud = self.draw(gaussians, camera, options)
         loss, squared_error, _ = self.rasterizer.loss(target, ssim_weight)
-        self.rasterizer.backward(cloud, weight, *(gradient[name] for name in GAUSSIAN_TENSORS), seen)
+        self.rasterizer.backward(cloud, weight, *(gradient[name] for name in GAUSSIAN_TENSORS), seen, overwrite)
         return ViewLoss(loss, squared_error)
 
     def backpropagate(
@@ -148,9 +149,10 @@ class NativeRenderer(Renderer):
         self.rasterizer.set_image_gradient(image_gradient.float().contiguous())
         seen = torch.zeros(gaussians.means.shape[0], dtype=torch.bool)
         cloud = native_cloud(gaussians, options)
-        self.rasterizer.backward(cloud, 1.0, *(gradient[name] for name in GAUSSIAN_TENSORS), seen)
+        self.rasterizer.backward(cloud, 1.0, *(gradient[name] for name in GAUSSIAN_TENSORS), seen, False)
 
-    def _forward(self, gaussians: Gaussians, camera: Camera, options: RenderOptions, *, with_depth: bool) -> Any:
+    def draw(self, gaussians: Gaussians, camera: Camera, options: RenderOptions, *, with_depth: bool = False) -> Any:
+        """Render into the rasterizer's own buffers; returns the cloud that a backward pass needs."""
         cloud = native_cloud(gaussians, options)
         self.rasterizer.forward(self._view(camera, options), cloud, with_depth)
         return cloud

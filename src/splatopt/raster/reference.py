@@ -199,6 +199,7 @@ class ReferenceRenderer(Renderer):
         weight: float,
         gradient: Mapping[str, Tensor],
         seen: Tensor,
+        overwrite: bool = False,
     ) -> ViewLoss:
         """Add ``weight`` · ∂loss/∂θ of one view; see :meth:`Renderer.accumulate_gradient`.
 
@@ -226,6 +227,10 @@ class ReferenceRenderer(Renderer):
                 torch.autograd.backward(
                     [getattr(splats, name) for name in names], [getattr(outer, name).grad for name in names]
                 )
+        if overwrite:
+            seen.zero_()
+            for part in gradient.values():
+                part.zero_()
         for name in gradient:
             part = getattr(leaves, name).grad
             if part is not None:

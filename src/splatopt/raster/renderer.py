@@ -51,6 +51,7 @@ class Renderer(ABC):
         weight: float,
         gradient: Mapping[str, Tensor],
         seen: Tensor,
+        overwrite: bool = False,
     ) -> ViewLoss:
         """Add ``weight`` · ∂loss/∂θ of one view to ``gradient``.
 
@@ -63,6 +64,7 @@ class Renderer(ABC):
             weight: Factor on the gradient, 1 / number of views in the batch for a mean.
             gradient: One tensor per parameter, in its shape; added to.
             seen: (N,) bool; set true where this view drew the Gaussian, otherwise left as it is.
+            overwrite: Take ``gradient`` and ``seen`` as empty, whatever they hold: spares clearing them.
 
         Returns:
             Loss and squared error of this view, not multiplied by ``weight``.

@@ -135,11 +135,9 @@ class PhotometricObjective(Objective):
         """Return the mean loss over the views of ``batch``, its gradient, and the mean PSNR as a fact."""
         if not batch:
             raise ValueError("a batch must hold at least one view index, got none")
-        self._flat.zero_()
-        self._seen.zero_()
         weight = 1.0 / len(batch)
         loss = psnr = 0.0
-        for view in batch:
+        for position, view in enumerate(batch):
             result = self.renderer.accumulate_gradient(
                 self.cloud,
                 self.cameras[view],
@@ -149,6 +147,7 @@ class PhotometricObjective(Objective):
                 weight,
                 self._gradient,
                 self._seen,
+                overwrite=position == 0,
             )
             loss += weight * result.loss
             psnr += weight * decibels(result.squared_error)
