@@ -19,7 +19,8 @@ from benchmarks.speed import QUESTIONS, Measurement
 from splatopt.core import native
 
 HERE = Path(__file__).parent
-TOLERANCE = 0.15
+TOLERANCE = 0.3
+"""How far a ratio may fall behind the baseline: two runs on two shared cores differ by a fifth."""
 
 
 def machine() -> dict[str, str | int]:
