@@ -97,81 +97,123 @@ inline void source_rows(const View& view, const float* pixels, float* rows, doub
     *squared = sum_lanes(total_squared);
 }
 
-// One row of SSIM summed, and its three derivatives as rows ready to be filtered.
-inline double derivative_rows(const Constants& k, const View& view, int row, const float* ring, float* rows) {
-    const int64_t width = padded_width(view);
+// SSIM of one window and its derivatives by E[x], E[x²] + E[y²] and E[xy].
+struct Window {
+    Vec ssim, by_mean, by_squares, by_product;
+};
+
+inline Window window_at(const Constants& k, const Vec* taps, const float* ring) {
     const Vec c1(k.ssim_c1), c2(k.ssim_c2), two(2.0f), one(1.0f);
+    const Vec mx = ring_sum<4>(taps, ring, 0), my = ring_sum<4>(taps, ring, 1);
+    const Vec squares = ring_sum<4>(taps, ring, 2), products = ring_sum<4>(taps, ring, 3);
+    const Vec mxmy = mx * my, mean_squares = fmadd(mx, mx, my * my);
+    const Vec a1 = fmadd(two, mxmy, c1), a2 = fmadd(two, products - mxmy, c2);
+    const Vec b1 = mean_squares + c1, b2 = squares - mean_squares + c2;
+    const Vec inverse = one / (b1 * b2), inverse_b1 = inverse * b2, inverse_b2 = inverse * b1;
+    const Vec ssim = a1 * a2 * inverse;
+    return {ssim, two * (my * (a2 - a1) * inverse + mx * ssim * (inverse_b2 - inverse_b1)), -(ssim * inverse_b2),
+            two * a1 * inverse};
+}
+
+// One row of SSIM summed, and its three derivatives as rows ready to be filtered. factor(x, ssim) multiplies
+// the derivatives of sixteen windows.
+template <class Factor>
+inline double derivative_rows(const Constants& k, const View& view, int row, const float* ring, float* rows,
+                              const Factor& factor) {
+    const int64_t width = padded_width(view);
     Vec taps[kWindow], total(0.0f);
     ring_taps(k, row, taps);
     for (int x = 0; x < view.width; x += kLanes, ring += kWindow * 4 * kLanes) {
-        const Vec mx = ring_sum<4>(taps, ring, 0), my = ring_sum<4>(taps, ring, 1);
-        const Vec squares = ring_sum<4>(taps, ring, 2), products = ring_sum<4>(taps, ring, 3);
-        const Vec mxmy = mx * my, mean_squares = fmadd(mx, mx, my * my);
-        const Vec a1 = fmadd(two, mxmy, c1), a2 = fmadd(two, products - mxmy, c2);
-        const Vec b1 = mean_squares + c1, b2 = squares - mean_squares + c2;
-        const Vec inverse = one / (b1 * b2), inverse_b1 = inverse * b2, inverse_b2 = inverse * b1;
-        const Vec ssim = a1 * a2 * inverse;
+        const Window at = window_at(k, taps, ring);
         const Mask inside = first_lanes(view.width - x);
-        total += keep(inside, ssim);
+        total += keep(inside, at.ssim);
+        const Vec f = factor(x, at.ssim);
         float* out = rows + kMargin + x;
-        keep(inside, two * (my * (a2 - a1) * inverse + mx * ssim * (inverse_b2 - inverse_b1))).store(out);
-        keep(inside, -(ssim * inverse_b2)).store(out + width);
-        keep(inside, two * a1 * inverse).store(out + 2 * width);
+        keep(inside, f * at.by_mean).store(out);
+        keep(inside, f * at.by_squares).store(out + width);
+        keep(inside, f * at.by_product).store(out + 2 * width);
     }
     return sum_lanes(total);
 }
 
+// One row of ∂(what the windows' derivatives were multiplied with · SSIM)/∂x, and `extra(x, a, b)` added to it.
+template <class Extra>
 inline void gradient_row(const Constants& k, const View& view, int row, const float* ring, const float* pixels,
-                         const float* target, float ssim_scale, float l1_scale, float* out) {
+                         const float* target, float* out, const Extra& extra) {
     Vec taps[kWindow];
     ring_taps(k, row, taps);
     for (int x = 0; x < view.width; x += kLanes, ring += kWindow * 3 * kLanes) {
         const Vec a = Vec::load(pixels + x), b = Vec::load(target + x);
         const Vec ssim = fmadd(Vec(2.0f) * a, ring_sum<3>(taps, ring, 1),
                                fmadd(b, ring_sum<3>(taps, ring, 2), ring_sum<3>(taps, ring, 0)));
-        const Vec sign = select(a > b, Vec(1.0f), select(a < b, Vec(-1.0f), Vec(0.0f)));
         const Mask inside = first_lanes(view.width - x);
-        keep(inside, fmadd(Vec(ssim_scale), ssim, Vec(l1_scale) * sign)).store(out + x);
+        keep(inside, ssim + extra(x, a, b)).store(out + x);
     }
+}
+
+inline Vec sign_of(Vec a) {
+    const Vec zero(0.0f);
+    return select(a > zero, Vec(1.0f), select(a < zero, Vec(-1.0f), zero));
+}
+
+// Fills the first ring row by row. on_source(row, sum |x - y|, sum (x - y)²) hears of each row of the image that
+// enters, on_window(row, ring) of each row in [begin - halo, end + halo) whose windows are complete.
+template <class OnSource, class OnWindow>
+inline void sweep(const Constants& k, const View& view, const float* image, const uint8_t* target, int channel,
+                  int begin, int end, int halo, float* scratch, const OnSource& on_source, const OnWindow& on_window) {
+    const int64_t width = padded_width(view);
+    float* ring = scratch + 8 * width;
+    std::memset(scratch, 0, sizeof(float) * 8 * width);
+    for (int r = begin - halo - kHalfWindow; r < end + halo + kHalfWindow; ++r) {
+        if (r < 0 || r >= view.height) {
+            clear_slot<4>(view, ring, ring_slot(r));
+        } else {
+            double absolute, squared;
+            target_row(view, target, channel, r, scratch + width + kMargin);
+            source_rows(view, image + static_cast<int64_t>(r) * view.stride, scratch, &absolute, &squared);
+            filter_across<4>(k, view, scratch, ring, ring_slot(r));
+            on_source(r, absolute, squared);
+        }
+        if (r - kHalfWindow >= begin - halo) on_window(r - kHalfWindow, ring);
+    }
+}
+
+// Where the rows of the three derivatives, the photograph's row and the second ring lie in the scratch.
+struct SecondSweep {
+    float *derivatives, *target, *ring;
+};
+
+inline SecondSweep second_sweep(const View& view, float* scratch) {
+    const int64_t width = padded_width(view);
+    return {scratch + 4 * width, scratch + 7 * width + kMargin,
+            scratch + 8 * width + static_cast<int64_t>(view.stride) * kWindow * 4};
 }
 
 // Rows [begin, end) of one channel: sums of SSIM, |x - y|, (x - y)², and ssim_scale·∂ΣSSIM + l1_scale·∂Σ|x - y|.
 void photometric_loss(const Constants& k, const View& view, const float* image, const uint8_t* target, int channel,
                       int begin, int end, float* scratch, float ssim_scale, float l1_scale, float* gradient,
                       double* sums) {
-    const int64_t width = padded_width(view);
-    float* sources = scratch;
-    float* derivatives = sources + 4 * width;
-    float* target_out = derivatives + 3 * width + kMargin;
-    float* first_ring = derivatives + 4 * width;
-    float* second_ring = first_ring + static_cast<int64_t>(view.stride) * kWindow * 4;
-    std::memset(sources, 0, sizeof(float) * 8 * width);
+    const SecondSweep second = second_sweep(view, scratch);
     sums[0] = sums[1] = sums[2] = 0.0;
-    for (int r = begin - 2 * kHalfWindow; r < end + 2 * kHalfWindow; ++r) {
-        if (r < 0 || r >= view.height) {
-            clear_slot<4>(view, first_ring, ring_slot(r));
+    const auto on_source = [&](int row, double absolute, double squared) {
+        if (row < begin || row >= end) return;
+        sums[1] += absolute;
+        sums[2] += squared;
+    };
+    sweep(k, view, image, target, channel, begin, end, kHalfWindow, scratch, on_source, [&](int row, const float* ring) {
+        if (row < 0 || row >= view.height) {
+            clear_slot<3>(view, second.ring, ring_slot(row));
         } else {
-            double absolute, squared;
-            target_row(view, target, channel, r, sources + width + kMargin);
-            source_rows(view, image + static_cast<int64_t>(r) * view.stride, sources, &absolute, &squared);
-            filter_across<4>(k, view, sources, first_ring, ring_slot(r));
-            if (r >= begin && r < end) {
-                sums[1] += absolute;
-                sums[2] += squared;
-            }
+            const auto factor = [&](int, Vec) { return Vec(ssim_scale); };
+            const double ssim = derivative_rows(k, view, row, ring, second.derivatives, factor);
+            if (row >= begin && row < end) sums[0] += ssim;
+            filter_across<3>(k, view, second.derivatives, second.ring, ring_slot(row));
         }
-        const int middle = r - kHalfWindow, out = middle - kHalfWindow;
-        if (middle < begin - kHalfWindow) continue;
-        if (middle < 0 || middle >= view.height) {
-            clear_slot<3>(view, second_ring, ring_slot(middle));
-        } else {
-            const double ssim = derivative_rows(k, view, middle, first_ring, derivatives);
-            if (middle >= begin && middle < end) sums[0] += ssim;
-            filter_across<3>(k, view, derivatives, second_ring, ring_slot(middle));
-        }
-        if (out < begin) continue;
+        const int out = row - kHalfWindow;
+        if (out < begin) return;
         const int64_t at = static_cast<int64_t>(out) * view.stride;
-        target_row(view, target, channel, out, target_out);
-        gradient_row(k, view, out, second_ring, image + at, target_out, ssim_scale, l1_scale, gradient + at);
-    }
+        target_row(view, target, channel, out, second.target);
+        gradient_row(k, view, out, second.ring, image + at, second.target, gradient + at,
+                     [&](int, Vec a, Vec b) { return Vec(l1_scale) * sign_of(a - b); });
+    });
 }

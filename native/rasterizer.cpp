@@ -13,7 +13,7 @@ namespace splatopt {
 
 namespace {
 
-constexpr int64_t kProjectionTask = 1024;  // Gaussians a task
+constexpr int64_t kProjectionTask = 512;   // Gaussians a task
 constexpr int64_t kAhead = 12;             // Gaussians that memory is asked for early, where access jumps about
 constexpr int kLossRows = 48;              // image rows a task; twenty more are filtered as margin
 enum PlaneIndex { kRed, kGreen, kBlue, kGradient, kAlpha = kGradient + 3, kDepth, kPlanes };
@@ -93,7 +93,8 @@ Rasterizer::Rasterizer(const Constants& constants, std::shared_ptr<Workers> work
     : constants_(constants), workers_(std::move(workers)), kernels_(workers_->kernels), pool_(workers_->pool) {
     for (int i = 0; i < pool_.threads(); ++i) scratch_.push_back(std::make_unique<TileScratch>());
     loss_scratch_.resize(pool_.threads());
-    chunks_.resize(pool_.threads());
+    // More runs than threads: nearer Gaussians are larger, and their runs take longer.
+    chunks_.resize(pool_.threads() == 1 ? 1 : 4 * pool_.threads());
 }
 
 Rasterizer::~Rasterizer() = default;
