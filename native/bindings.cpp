@@ -29,6 +29,7 @@ using splatopt::Cloud;
 using splatopt::CloudGradient;
 using splatopt::Constants;
 using splatopt::Rasterizer;
+using splatopt::ResidualRule;
 using splatopt::View;
 using splatopt::Workers;
 
@@ -40,6 +41,8 @@ using Floats3 = Array<const float, nb::ndim<3>>;
 using Bytes3 = Array<const uint8_t, nb::shape<-1, -1, 3>>;
 using OutFloats1 = Array<float, nb::ndim<1>>;
 using OutFloats2 = Array<float, nb::ndim<2>>;
+using Floats4 = Array<const float, nb::ndim<4>>;
+using OutFloats4 = Array<float, nb::ndim<4>>;
 using OutFloats3 = Array<float, nb::ndim<3>>;
 using OutBools = Array<bool, nb::ndim<1>>;
 
@@ -121,6 +124,18 @@ void adam_step(Workers& self, const OutFloats1& parameter, const Floats1& gradie
     });
 }
 
+void require_photograph(const Rasterizer& self, const Bytes3& target) {
+    require(static_cast<int>(target.shape(0)) == self.height() && static_cast<int>(target.shape(1)) == self.width(),
+            "the photograph must have the rendered image's size");
+}
+
+template <class Residuals>
+void require_residuals(const Rasterizer& self, const ResidualRule& rule, const Residuals& residuals) {
+    require(residuals.shape(0) == (rule.squared ? 1u : 2u) && static_cast<int>(residuals.shape(1)) == self.height() &&
+                static_cast<int>(residuals.shape(2)) == self.width() && residuals.shape(3) == 3,
+            "residuals must be (2, H, W, 3), or (1, H, W, 3) for squared errors");
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -155,6 +170,16 @@ NB_MODULE(_native, m) {
              },
              "means"_a, "log_scales"_a, "quats"_a, "logit_opacities"_a, "sh_dc"_a, "sh_rest"_a, "degree"_a);
 
+    nb::class_<ResidualRule>(m, "ResidualRule", "How images become residuals.")
+        .def("__init__",
+             [](ResidualRule* self, bool squared, float scale, float absolute_slope, float dissimilarity_slope,
+                float floor_absolute, float floor_dissimilarity) {
+                 new (self) ResidualRule{squared,        scale, absolute_slope, dissimilarity_slope,
+                                         floor_absolute, floor_dissimilarity};
+             },
+             nb::kw_only(), "squared"_a, "scale"_a, "absolute_slope"_a, "dissimilarity_slope"_a, "floor_absolute"_a,
+             "floor_dissimilarity"_a);
+
     nb::class_<Workers>(m, "Workers", "Threads and the kernels that fit this processor.")
         .def("__init__",
              [](Workers* self, int threads, const std::string& isa) {
@@ -165,6 +190,27 @@ NB_MODULE(_native, m) {
         .def("adam_step", &adam_step, "parameter"_a, "gradient"_a, "exp_avg"_a, "exp_avg_sq"_a, nb::kw_only(),
              "rate"_a, "beta1"_a, "beta2"_a, "epsilon"_a, "step"_a,
              "One Adam step in place on flat float32 tensors; step counts from 1.")
+        .def(
+            "solve_blocks",
+            [](Workers& self, const Floats2& blocks, const Floats2& gradient, const Floats2& radii, double scale,
+               int factorisations, const OutFloats1& multipliers, const OutFloats2& steps) {
+                const size_t n = gradient.shape(0);
+                require(blocks.shape(0) == n && blocks.shape(1) == 105 && gradient.shape(1) == 14 &&
+                            radii.shape(0) == n && radii.shape(1) == 14 && multipliers.shape(0) == n &&
+                            steps.shape(0) == n && steps.shape(1) == 14,
+                        "blocks must be (N, 105), gradient, radii and steps (N, 14), multipliers (N,)");
+                require(factorisations >= 1 && factorisations <= 64, "factorisations must be 1 to 64");
+                nb::gil_scoped_release release;
+                constexpr int64_t kTask = 256;
+                const int64_t count = static_cast<int64_t>(n);
+                self.pool.run((count + kTask - 1) / kTask, [&](int64_t task, int) {
+                    self.kernels.solve_blocks(blocks.data(), gradient.data(), radii.data(), static_cast<float>(scale),
+                                              factorisations, task * kTask, std::min(count, (task + 1) * kTask),
+                                              multipliers.data(), steps.data());
+                });
+            },
+            "blocks"_a, "gradient"_a, "radii"_a, "scale"_a, "factorisations"_a, "multipliers"_a, "steps"_a,
+            "Trust-region steps of 14x14 blocks; multipliers are read and updated.")
         .def(
             "blend_ceiling",
             [](Workers& self, int64_t rounds) {
@@ -224,6 +270,68 @@ NB_MODULE(_native, m) {
             "cloud"_a, "weight"_a, "means"_a, "log_scales"_a, "quats"_a, "logit_opacities"_a, "sh_dc"_a, "sh_rest"_a,
             "seen"_a, "overwrite"_a = false, "Add weight · dL/dθ to the six gradients and mark what was drawn.")
         .def(
+            "residuals",
+            [](Rasterizer& self, const Bytes3& target, const ResidualRule& rule, const OutFloats4& out) {
+                require_photograph(self, target);
+                require_residuals(self, rule, out);
+                nb::gil_scoped_release release;
+                self.residuals(target.data(), rule, out.data());
+            },
+            "target"_a, "rule"_a, "out"_a, "Residuals of the last view.")
+        .def(
+            "jvp",
+            [](Rasterizer& self, const Cloud& cloud, const Cloud& tangent, const Bytes3& target,
+               const ResidualRule& rule, const OutFloats4& out) {
+                require_photograph(self, target);
+                require_residuals(self, rule, out);
+                require(tangent.count == cloud.count && tangent.rest == cloud.rest, "a tangent has its cloud's shapes");
+                nb::gil_scoped_release release;
+                self.jvp(cloud, tangent, target.data(), rule, out.data());
+            },
+            "cloud"_a, "tangent"_a, "target"_a, "rule"_a, "out"_a, "J · tangent for the last view.")
+        .def(
+            "set_cotangent",
+            [](Rasterizer& self, const Bytes3& target, const ResidualRule& rule, const Floats4& cotangent) {
+                require_photograph(self, target);
+                require_residuals(self, rule, cotangent);
+                nb::gil_scoped_release release;
+                self.set_cotangent(target.data(), rule, cotangent.data());
+            },
+            "target"_a, "rule"_a, "cotangent"_a, "Keep J_imageᵀ · cotangent for backward.")
+        .def(
+            "diagonal",
+            [](Rasterizer& self, const Cloud& cloud, const Bytes3& target, const ResidualRule& rule, double weight,
+               const OutFloats2& means, const OutFloats2& log_scales, const OutFloats2& quats,
+               const OutFloats1& logit_opacities, const OutFloats2& sh_dc, const OutFloats3& sh_rest,
+               bool overwrite) {
+                require_photograph(self, target);
+                const size_t n = static_cast<size_t>(cloud.count);
+                require(means.size() == 3 * n && log_scales.size() == 3 * n && quats.size() == 4 * n &&
+                            logit_opacities.size() == n && sh_dc.size() == 3 * n &&
+                            sh_rest.size() == 3 * n * cloud.rest,
+                        "diagonals must have their parameters' shapes");
+                const CloudGradient out{means.data(),           log_scales.data(), quats.data(),
+                                        logit_opacities.data(), sh_dc.data(),      sh_rest.data()};
+                nb::gil_scoped_release release;
+                self.diagonal(cloud, target.data(), rule, static_cast<float>(weight), overwrite, out);
+            },
+            "cloud"_a, "target"_a, "rule"_a, "weight"_a, "means"_a, "log_scales"_a, "quats"_a, "logit_opacities"_a,
+            "sh_dc"_a, "sh_rest"_a, "overwrite"_a = false, "Add weight · diag(JᵀJ) of the last view.")
+        .def(
+            "blocks",
+            [](Rasterizer& self, const Cloud& cloud, const Bytes3& target, const ResidualRule& rule, double weight,
+               const OutFloats2& blocks, const OutFloats3& sh_rest, bool overwrite) {
+                require_photograph(self, target);
+                require(static_cast<int64_t>(blocks.shape(0)) == cloud.count && blocks.shape(1) == 105 &&
+                            static_cast<int64_t>(sh_rest.size()) == 3 * cloud.count * cloud.rest,
+                        "blocks must be (N, 105) and the diagonal of sh_rest in its shape");
+                nb::gil_scoped_release release;
+                self.blocks(cloud, target.data(), rule, static_cast<float>(weight), overwrite, blocks.data(),
+                            sh_rest.data());
+            },
+            "cloud"_a, "target"_a, "rule"_a, "weight"_a, "blocks"_a, "sh_rest"_a, "overwrite"_a = false,
+            "Add weight · each Gaussian's block of JᵀJ of the last view, lower triangles row by row.")
+        .def(
             "copy_image",
             [](const Rasterizer& self, const OutFloats3& out) {
                 require(static_cast<int>(out.shape(0)) == self.height() &&
@@ -262,6 +370,8 @@ NB_MODULE(_native, m) {
                          out["loss"] = t.loss;
                          out["blend_backward"] = t.blend_backward;
                          out["project_backward"] = t.project_backward;
+                         out["jvp"] = t.jvp;
+                         out["curvature"] = t.curvature;
                          return out;
                      },
                      "Seconds that the passes of the last view took.")

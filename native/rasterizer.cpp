@@ -1,46 +1,17 @@
 #include "rasterizer.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <new>
 #include <stdexcept>
 #include <utility>
 
+#include "passes.h"
 #include "scratch.h"
 
 namespace splatopt {
 
 namespace {
-
-constexpr int64_t kProjectionTask = 512;   // Gaussians a task
-constexpr int64_t kAhead = 12;             // Gaussians that memory is asked for early, where access jumps about
-constexpr int kLossRows = 48;              // image rows a task; twenty more are filtered as margin
-enum PlaneIndex { kRed, kGreen, kBlue, kGradient, kAlpha = kGradient + 3, kDepth, kPlanes };
-
-// Writes the seconds of its own life to where it is told.
-class Stopwatch {
-public:
-    explicit Stopwatch(double& seconds) : seconds_(seconds), begin_(Clock::now()) {}
-    ~Stopwatch() { seconds_ = std::chrono::duration<double>(Clock::now() - begin_).count(); }
-
-private:
-    using Clock = std::chrono::steady_clock;
-    double& seconds_;
-    Clock::time_point begin_;
-};
-
-int64_t tasks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
-
-// Grows without copying: these buffers are rewritten by each pass.
-template <class T>
-void ensure(Buffer<T>& buffer, size_t size) {
-    if (buffer.capacity() < size) {
-        buffer.clear();
-        buffer.reserve(size + size / 8);
-    }
-    buffer.resize(size);
-}
 
 // The 4-pixel columns [first, last] as bits counted from column base; no bits where the row is empty.
 uint64_t column_bits(int first, int last, int base) {
@@ -269,12 +240,9 @@ LossSums Rasterizer::loss(const uint8_t* target, float ssim_weight) {
     const Stopwatch watch(timings_.loss);
     const int64_t bands = tasks_of(view_.height, kLossRows);
     ensure(loss_sums_, bands * 9);
-    for (auto& scratch : loss_scratch_) ensure(scratch, kernels_.loss_scratch_floats(view_));
     const double n = 3.0 * view_.height * view_.width;
-    pool_.run(bands * 3, [&](int64_t task, int thread) {
-        const int channel = static_cast<int>(task % 3), begin = static_cast<int>(task / 3) * kLossRows;
-        kernels_.photometric_loss(constants_, view_, plane(channel), target, channel, begin,
-                                  std::min(begin + kLossRows, view_.height), loss_scratch_[thread].data(),
+    sweep_bands([&](int channel, int begin, int end, float* scratch, int64_t task) {
+        kernels_.photometric_loss(constants_, view_, plane(channel), target, channel, begin, end, scratch,
                                   static_cast<float>(-ssim_weight / n), static_cast<float>((1.0 - ssim_weight) / n),
                                   plane(kGradient + channel), loss_sums_.data() + 3 * task);
     });
@@ -296,30 +264,36 @@ void Rasterizer::set_image_gradient(const float* gradient) {
         }
 }
 
-// Sums a Gaussian's pairs, in slot order.
-void Rasterizer::reduce_pairs(int64_t begin, int64_t end) {
+void Rasterizer::reduce_pairs(int64_t begin, int64_t end, int floats, const float* pairs, float* sums) const {
     for (int64_t i = begin; i < end; ++i) {
         if (!visible_[i]) continue;
-        __builtin_prefetch(&pair_gradient_[static_cast<int64_t>(pair_begin_[std::min(i + kAhead, end - 1)]) * kSplatGradient]);
-        float sums[kSplatGradient] = {};
-        const float* pair = pair_gradient_.data() + static_cast<int64_t>(pair_begin_[i]) * kSplatGradient;
-        for (uint32_t p = 0; p < pair_count_[i]; ++p, pair += kSplatGradient)
-            for (int f = 0; f < kSplatGradient; ++f) sums[f] += pair[f];
-        std::memcpy(splat_gradient_.data() + i * kSplatGradient, sums, sizeof(sums));
+        __builtin_prefetch(pairs + static_cast<int64_t>(pair_begin_[std::min(i + kAhead, end - 1)]) * floats);
+        float* sum = sums + i * floats;
+        std::memset(sum, 0, sizeof(float) * floats);
+        const float* pair = pairs + static_cast<int64_t>(pair_begin_[i]) * floats;
+        for (uint32_t p = 0; p < pair_count_[i]; ++p, pair += floats)
+            for (int f = 0; f < floats; ++f) sum[f] += pair[f];
     }
 }
 
-void Rasterizer::backward(const Cloud& cloud, float weight, bool overwrite, const CloudGradient& gradient,
-                          uint8_t* seen) {
-    if (cloud.count != count_) throw std::invalid_argument("backward needs the cloud that forward saw");
-    const int64_t tiles = static_cast<int64_t>(view_.tiles_x) * view_.tiles_y;
-    // Pixels of the padding beyond the image pass nothing on.
+// Pixels of the padding beyond the image pass nothing on.
+void Rasterizer::clear_padding() {
     for (int c = 0; c < 3; ++c)
         for (int y = 0; y < view_.tiles_y * kTile; ++y) {
             float* row = plane(kGradient + c) + static_cast<int64_t>(y) * view_.stride;
             const int from = y < view_.height ? view_.width : 0;
             std::memset(row + from, 0, sizeof(float) * (view_.stride - from));
         }
+}
+
+void Rasterizer::require_drawn(const Cloud& cloud) const {
+    if (cloud.count != count_) throw std::invalid_argument("derivatives need the cloud that forward saw");
+}
+
+void Rasterizer::backward(const Cloud& cloud, float weight, bool overwrite, const CloudGradient& gradient,
+                          uint8_t* seen) {
+    require_drawn(cloud);
+    clear_padding();
     // The three spare floats of a slot are never read as numbers, but adding them must not meet NaNs.
     if (pair_gradient_.size() < entries_.size() * kSplatGradient)
         pair_gradient_.assign((entries_.size() + entries_.size() / 8) * kSplatGradient, 0.0f);
@@ -327,7 +301,7 @@ void Rasterizer::backward(const Cloud& cloud, float weight, bool overwrite, cons
     const float* planes[3] = {plane(kGradient), plane(kGradient + 1), plane(kGradient + 2)};
     {
         const Stopwatch watch(timings_.blend_backward);
-        pool_.run(tiles, [&](int64_t tile, int thread) {
+        pool_.run(static_cast<int64_t>(view_.tiles_x) * view_.tiles_y, [&](int64_t tile, int thread) {
             kernels_.blend_backward(constants_, view_, splats_.data(), entries_.data() + tile_begin_[tile],
                                     tile_begin_[tile + 1] - tile_begin_[tile], static_cast<int>(tile),
                                     *scratch_[thread], tiles_[tile], planes, pair_gradient_.data());
@@ -336,7 +310,7 @@ void Rasterizer::backward(const Cloud& cloud, float weight, bool overwrite, cons
     const Stopwatch watch(timings_.project_backward);
     pool_.run(tasks_of(count_, kProjectionTask), [&](int64_t task, int) {
         const int64_t begin = task * kProjectionTask, end = std::min(count_, begin + kProjectionTask);
-        reduce_pairs(begin, end);
+        reduce_pairs(begin, end, kSplatGradient, pair_gradient_.data(), splat_gradient_.data());
         kernels_.project_backward(constants_, view_, cloud, begin, end, splats_.data(), visible_.data(),
                                   splat_gradient_.data(), weight, overwrite, gradient, seen);
     });
@@ -420,8 +394,9 @@ int64_t Rasterizer::memory_bytes() const {
     const auto bytes = [](const auto& buffer) { return static_cast<int64_t>(buffer.capacity() * sizeof(buffer[0])); };
     int64_t total = bytes(splats_) + bytes(visible_) + bytes(order_) + bytes(order_spare_) + bytes(keys_) +
                     bytes(keys_spare_) + bytes(pair_begin_) + bytes(pair_count_) + bytes(entries_) +
-                    bytes(tile_begin_) + bytes(tiles_) + bytes(planes_) +
-                    bytes(pair_gradient_) + bytes(splat_gradient_) + bytes(loss_sums_);
+                    bytes(tile_begin_) + bytes(tiles_) + bytes(planes_) + bytes(tangent_planes_) +
+                    bytes(pair_gradient_) + bytes(splat_gradient_) + bytes(loss_sums_) + bytes(splat_tangent_) +
+                    bytes(splat_moments_);
     for (const Chunk& chunk : chunks_)
         total += bytes(chunk.emissions) + bytes(chunk.gaussian_pairs) + bytes(chunk.tile_counts);
     return total;

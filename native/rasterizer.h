@@ -54,7 +54,7 @@ using Buffer = std::vector<T, CacheAligned<T>>;
 
 // Seconds that the passes of the last view took.
 struct Timings {
-    double project, sort, bin, blend, loss, blend_backward, project_backward;
+    double project, sort, bin, blend, loss, blend_backward, project_backward, jvp, curvature;
 };
 
 class Rasterizer {
@@ -73,6 +73,18 @@ public:
     void set_image_gradient(const float* gradient);
     // Adds weight · dL/dθ, for the cloud that forward saw; with overwrite, to nothing instead of what is there.
     void backward(const Cloud& cloud, float weight, bool overwrite, const CloudGradient& gradient, uint8_t* seen);
+
+    // The residual view, for the view that forward drew; residuals are (kinds, H, W, 3).
+    void residuals(const uint8_t* target, const ResidualRule& rule, float* out);
+    void jvp(const Cloud& cloud, const Cloud& tangent, const uint8_t* target, const ResidualRule& rule, float* out);
+    // dL/dimage = J_imageᵀ · cotangent, kept for backward.
+    void set_cotangent(const uint8_t* target, const ResidualRule& rule, const float* cotangent);
+    // Adds weight · diag(JᵀJ), by pixels' own residuals.
+    void diagonal(const Cloud& cloud, const uint8_t* target, const ResidualRule& rule, float weight, bool overwrite,
+                  const CloudGradient& out);
+    // Adds weight · each Gaussian's own block of JᵀJ, 105 floats, and the diagonal of sh_rest.
+    void blocks(const Cloud& cloud, const uint8_t* target, const ResidualRule& rule, float weight, bool overwrite,
+                float* blocks, float* rest);
 
     void copy_image(float* out) const;               // (H, W, 3)
     void copy_depth(float* alpha, float* depth) const;  // (H, W) each, after forward with depth
@@ -106,7 +118,14 @@ private:
     void sort_by_depth();
     void bin();
     void emit(Chunk& chunk, int64_t begin, int64_t end);
-    void reduce_pairs(int64_t begin, int64_t end);
+    // Sums the floats that a Gaussian's pairs left, in slot order.
+    void reduce_pairs(int64_t begin, int64_t end, int floats, const float* pairs, float* sums) const;
+    // Runs work(channel, first row, last row, scratch, task) over bands of the image.
+    template <class Work>
+    void sweep_bands(const Work& work);
+    void clear_padding();
+    void moments(const uint8_t* target, const ResidualRule& rule, bool cross);
+    void require_drawn(const Cloud& cloud) const;
 
     Constants constants_;
     std::shared_ptr<Workers> workers_;
@@ -126,7 +145,7 @@ private:
     Buffer<Entry> entries_;
     Buffer<int64_t> tile_begin_;
     Buffer<TileState> tiles_;
-    Buffer<float> planes_, pair_gradient_, splat_gradient_;
+    Buffer<float> planes_, tangent_planes_, pair_gradient_, splat_gradient_, splat_tangent_, splat_moments_;
     Buffer<double> loss_sums_;
 
     float* plane(int index);

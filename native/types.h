@@ -41,6 +41,12 @@ struct Cloud {
     int degree;  // highest degree evaluated
 };
 
+// How images become residuals: see residuals.inl. The slopes are √((1-λ)/2n) and √(λ/2n), scale is 1/√n.
+struct ResidualRule {
+    bool squared;
+    float scale, absolute_slope, dissimilarity_slope, floor_absolute, floor_dissimilarity;
+};
+
 struct CloudGradient {
     float *means, *log_scales, *quats, *logit_opacities, *sh_dc, *sh_rest;
 };
@@ -97,8 +103,33 @@ struct Kernels {
                              int begin, int end, float* scratch, float ssim_scale, float l1_scale, float* gradient,
                              double* sums);
     int64_t (*loss_scratch_floats)(const View&);
+    // The residual view of the loss: rows [begin, end) of one channel, residuals (kinds, H, W, 3) in memory.
+    void (*residuals)(const Constants&, const View&, const ResidualRule&, const float* image, const uint8_t* target,
+                      int channel, int begin, int end, float* scratch, float* out);
+    void (*residual_jvp)(const Constants&, const View&, const ResidualRule&, const float* image, const float* tangent,
+                         const uint8_t* target, int channel, int begin, int end, float* scratch, float* out);
+    void (*residual_vjp)(const Constants&, const View&, const ResidualRule&, const float* image,
+                         const uint8_t* target, int channel, int begin, int end, float* scratch,
+                         const float* cotangent, float* gradient);
+    void (*residual_weights)(const Constants&, const View&, const ResidualRule&, const float* image,
+                             const uint8_t* target, int channel, int begin, int end, float* scratch, float* out);
+    void (*project_jvp)(const Constants&, const View&, const Cloud&, const Cloud& tangent, int64_t begin, int64_t end,
+                        const Splat*, const uint8_t* visible, float* splat_tangent);
+    void (*blend_jvp)(const Constants&, const View&, const Splat*, const Entry*, int64_t count, int tile,
+                      TileScratch&, const TileState&, const float* splat_tangent, float* const* image_tangent);
+    // Sums of a pair's curvature over the tile's pixels: 18 floats, with cross 36.
+    void (*blend_moments)(const Constants&, const View&, const Splat*, const Entry*, int64_t count, int tile,
+                          TileScratch&, const TileState&, const float* const* weights, bool cross,
+                          float* pair_moments);
+    void (*project_diagonal)(const Constants&, const View&, const Cloud&, int64_t begin, int64_t end, const Splat*,
+                             const uint8_t* visible, const float* moments, bool cross, float weight,
+                             const CloudGradient&);
+    void (*project_blocks)(const Constants&, const View&, const Cloud&, int64_t begin, int64_t end, const Splat*,
+                           const uint8_t* visible, const float* moments, float weight, float* blocks, float* rest);
     void (*adam)(float* parameter, const float* gradient, float* exp_avg, float* exp_avg_sq, int64_t count,
                  float step_size, float decay1, float beta2, float decay2, float epsilon, float correction2_sqrt);
+    void (*solve_blocks)(const float* blocks, const float* gradient, const float* radii, float scale,
+                         int factorisations, int64_t begin, int64_t end, float* multipliers, float* steps);
     float (*blend_ceiling)(const float* splats, int count, int64_t rounds);
 };
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,13 +19,15 @@ from PIL import Image
 import splatopt
 from splatopt.cli import main
 from splatopt.core import native
+from splatopt.raster.cpu import NativeRenderer
 from splatopt.scene.ply import load_ply
 from splatopt.train import loop as loop_module
 from splatopt.train import views as views_module
 from splatopt.train.checkpoint import latest_checkpoint
+from splatopt.train.program import program
 from train.toys import ToyRenderer, make_toy_capture
 
-COMMANDS = ("train", "eval", "render", "export", "inspect", "doctor")
+COMMANDS = ("train", "eval", "render", "export", "report", "inspect", "doctor")
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +149,6 @@ def test_export_gives_the_trained_scene(run_folder, tmp_path, capsys):
 
 
 def test_a_run_without_checkpoints_falls_back_on_its_scene(run_folder, tmp_path):
-    import shutil
-
     copy = Path(shutil.copytree(run_folder, tmp_path / "copy"))
     shutil.rmtree(copy / "checkpoints")
     assert main(["export", str(copy), str(tmp_path / "out.ply")]) == 0
@@ -180,19 +181,109 @@ def test_render_of_a_path(run_folder, tmp_path, path, monkeypatch, capsys):
 
 
 def test_render_makes_a_video_where_ffmpeg_is(run_folder, tmp_path, monkeypatch, capsys):
-    program = tmp_path / "bin" / "ffmpeg"
-    program.parent.mkdir()
-    program.write_text('#!/bin/sh\nfor last; do :; done\necho "$@" > "$last"\n')
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    fake = tmp_path / "bin" / "ffmpeg"
+    fake.parent.mkdir()
+    fake.write_text('#!/bin/sh\nfor last; do :; done\necho "$@" > "$last"\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
     folder = tmp_path / "frames"
     words = ["render", str(run_folder), "--path", "orbit", "--frames", "2", "--out", str(folder)]
     assert main([*words, "--fps", "24"]) == 0
     assert "-r 24" in (tmp_path / "frames.mp4").read_text()
     assert "video:" in capsys.readouterr().out
-    program.write_text("#!/bin/sh\necho broken codec >&2\nexit 1\n")
+    fake.write_text("#!/bin/sh\necho broken codec >&2\nexit 1\n")
     assert main(words) == 2
     assert "broken codec" in capsys.readouterr().err
+
+
+def test_the_video_has_every_frame(run_folder, tmp_path, capsys):
+    if shutil.which("ffmpeg") is None or shutil.which("ffprobe") is None:
+        pytest.skip("ffmpeg and ffprobe are not on the search path")
+    folder = tmp_path / "frames"
+    words = ["render", str(run_folder), "--path", "spiral", "--frames", "7", "--fps", "10", "--out", str(folder)]
+    assert main(words) == 0
+    asked = "stream=codec_name,width,height,pix_fmt,r_frame_rate,nb_read_frames"
+    probe = ["ffprobe", "-v", "error", "-count_frames", "-show_entries", asked, "-of", "json"]
+    out = subprocess.run([*probe, str(tmp_path / "frames.mp4")], check=True, capture_output=True, text=True).stdout
+    (stream,) = json.loads(out)["streams"]
+    assert (stream["width"], stream["height"], stream["pix_fmt"]) == (48, 36, "yuv420p")
+    assert (stream["r_frame_rate"], stream["nb_read_frames"]) == ("10/1", "7")
+    assert sorted(file.name for file in folder.iterdir()) == [f"spiral-{i:04d}.png" for i in range(7)]
+
+
+@pytest.mark.parametrize(
+    ("out", "video"), [(".", "work.mp4"), ("..", "up.mp4"), ("a.b", "work/a.b.mp4"), ("../-x", "-x.mp4")]
+)
+def test_the_video_lies_beside_its_folder(tmp_path, out, video, monkeypatch):
+    folder = tmp_path / "up" / "work"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    expected = tmp_path / video if video == "up.mp4" else tmp_path / "up" / video
+    assert views_module.video_path(Path(out)).resolve() == expected
+
+
+def test_eval_and_render_keep_pytorchs_threads_away_from_the_renderer(run_folder, monkeypatch, capsys):
+    if not native.available():
+        pytest.skip("the native module is not installed")
+    seen = []
+    render = NativeRenderer.render
+
+    def note(self, *arguments):
+        seen.append(torch.get_num_threads())
+        return render(self, *arguments)
+
+    monkeypatch.setattr(NativeRenderer, "render", note)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for command in ("eval", "render", "report"):
+            assert main([command, str(run_folder)]) == 0
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert set(seen) == {1}
+    assert len(seen) >= 6
+
+
+def test_report_writes_the_page(run_folder, capsys):
+    assert main(["report", str(run_folder)]) == 0
+    assert f"written to {run_folder / 'report.html'}" in capsys.readouterr().out.replace("\n", "")
+    page = (run_folder / "report.html").read_text()
+    record = json.loads((run_folder / "eval.json").read_text())
+    assert f"{record['before']['psnr']:.2f} → {record['psnr']:.2f}" in page
+    for view in record["views"]:
+        assert f"<h3>{view['name']}</h3>" in page
+    assert page.count('<img src="data:image/png;base64,') == 4 * len(record["views"])
+    assert "--adam.means-rate 0.0002" in page
+
+
+def test_report_shows_as_many_views_as_asked_for(run_folder, tmp_path, capsys):
+    assert main(["report", str(run_folder), "--views", "1"]) == 0
+    assert (run_folder / "report.html").read_text().count("<img ") == 4
+    moved = Path(shutil.copytree(run_folder, tmp_path / "moved"))
+    settings = json.loads((moved / "config.json").read_text())
+    (moved / "config.json").write_text(json.dumps(settings | {"capture": str(tmp_path / "gone")}))
+    assert main(["report", str(moved)]) == 2
+    assert "no capture at" in capsys.readouterr().err
+    assert main(["report", str(moved), "--views", "0"]) == 0
+    assert "<img " not in (moved / "report.html").read_text()
+    assert main(["report", str(moved), "--views", "-1"]) == 2
+    assert main(["report", str(tmp_path)]) == 2
+
+
+def test_commands_that_are_shown_can_be_typed(tmp_path, monkeypatch):
+    folder = tmp_path / "environment"
+    folder.mkdir()
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert program() == "environment/python -m splatopt"
+    (folder / "splatopt").touch(mode=0o755)
+    assert program() == "environment/splatopt"
+    monkeypatch.chdir(folder)
+    assert program() == "./splatopt"
+    monkeypatch.setenv("PATH", str(folder))
+    assert program() == "splatopt"
 
 
 def test_inspect_says_what_was_found(capture, capsys):
@@ -200,7 +291,18 @@ def test_inspect_says_what_was_found(capture, capsys):
     shown = capsys.readouterr().out
     for words in ("views        10", "48x36 (10)", "points       200", "every-8th-test: 8 train, 2 test"):
         assert words in shown
-    assert "next         splatopt train" in shown
+    assert f"next         {program()} train {capture} --out runs/toy\n" in shown
+
+
+def test_inspect_does_not_send_one_on_before_the_problems_are_mended(capture, tmp_path, capsys):
+    alone = Path(shutil.copytree(capture, tmp_path / "alone"))
+    for picture in sorted((alone / "images").iterdir()):
+        Image.new("RGB", (50, 50)).save(picture)
+    assert main(["inspect", str(alone)]) == 0
+    shown = capsys.readouterr().out
+    assert "problem      image" in shown
+    assert f"once mended  {program()} train" in shown
+    assert "next  " not in shown
 
 
 def test_doctor_says_what_will_render_and_why(capsys):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import sys
 import tomllib
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,6 +57,19 @@ def numbers(version: str) -> tuple[int, ...]:
 def test_requirements_are_floors_only(project: dict):
     for requirement in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
         assert re.fullmatch(r"[a-z0-9-]+>=[0-9.]+", requirement), f"{requirement}: exact pins belong in constraints.txt"
+
+
+def test_what_is_required_is_what_is_imported(project: dict):
+    imported = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            imported |= {name.split(".")[0] for name in names}
+    called = {"pillow": "PIL"}
+    required = {called.get(name, name) for name in map(requirement_name, project["dependencies"])}
+    assert required <= imported, "what only the tests use belongs to the dev extra"
+    assert imported - set(sys.stdlib_module_names) - {"splatopt"} <= required
 
 
 def test_torch_is_pinned_without_a_build_tag(pins: dict[str, str]):

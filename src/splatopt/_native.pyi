@@ -24,6 +24,11 @@ class Cloud:
 
     def __init__(self, means: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], log_scales: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], quats: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], logit_opacities: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], sh_dc: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], sh_rest: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], degree: int) -> None: ...
 
+class ResidualRule:
+    """How images become residuals."""
+
+    def __init__(self, *, squared: bool, scale: float, absolute_slope: float, dissimilarity_slope: float, floor_absolute: float, floor_dissimilarity: float) -> None: ...
+
 class Workers:
     """Threads and the kernels that fit this processor."""
 
@@ -31,6 +36,9 @@ class Workers:
 
     def adam_step(self, parameter: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], gradient: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], exp_avg: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], exp_avg_sq: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], *, rate: float, beta1: float, beta2: float, epsilon: float, step: int) -> None:
         """One Adam step in place on flat float32 tensors; step counts from 1."""
+
+    def solve_blocks(self, blocks: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], gradient: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], radii: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], scale: float, factorisations: int, multipliers: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], steps: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]) -> None:
+        """Trust-region steps of 14x14 blocks; multipliers are read and updated."""
 
     def blend_ceiling(self, rounds: int) -> float:
         """
@@ -61,6 +69,23 @@ class Rasterizer:
 
     def backward(self, cloud: Cloud, weight: float, means: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], log_scales: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], quats: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], logit_opacities: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], sh_dc: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], sh_rest: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu')], seen: Annotated[NDArray[numpy.bool_], dict(shape=(None,), order='C', device='cpu')], overwrite: bool = False) -> None:
         """Add weight · dL/dθ to the six gradients and mark what was drawn."""
+
+    def residuals(self, target: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, 3), order='C', device='cpu', writable=False)], rule: ResidualRule, out: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None, None), order='C', device='cpu')]) -> None:
+        """Residuals of the last view."""
+
+    def jvp(self, cloud: Cloud, tangent: Cloud, target: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, 3), order='C', device='cpu', writable=False)], rule: ResidualRule, out: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None, None), order='C', device='cpu')]) -> None:
+        """J · tangent for the last view."""
+
+    def set_cotangent(self, target: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, 3), order='C', device='cpu', writable=False)], rule: ResidualRule, cotangent: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None, None), order='C', device='cpu', writable=False)]) -> None:
+        """Keep J_imageᵀ · cotangent for backward."""
+
+    def diagonal(self, cloud: Cloud, target: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, 3), order='C', device='cpu', writable=False)], rule: ResidualRule, weight: float, means: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], log_scales: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], quats: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], logit_opacities: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], sh_dc: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], sh_rest: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu')], overwrite: bool = False) -> None:
+        """Add weight · diag(JᵀJ) of the last view."""
+
+    def blocks(self, cloud: Cloud, target: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, 3), order='C', device='cpu', writable=False)], rule: ResidualRule, weight: float, blocks: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], sh_rest: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu')], overwrite: bool = False) -> None:
+        """
+        Add weight · each Gaussian's block of JᵀJ of the last view, lower triangles row by row.
+        """
 
     def copy_image(self, out: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu')]) -> None: ...
 

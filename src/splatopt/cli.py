@@ -181,7 +181,7 @@ def _train(parsed: Any) -> int:
     return 0
 
 
-# ---------------------------------------------------------------------- eval, render, export
+# ---------------------------------------------------------------------- eval, render, export, report
 
 
 @dataclass(frozen=True)
@@ -229,6 +229,21 @@ class ExportOptions:
     """The file to write."""
 
 
+@dataclass(frozen=True)
+class ReportOptions:
+    """Write report.html into a run's folder: scores, curves and pictures on one self-contained page."""
+
+    run: Path
+    """Folder of the run."""
+
+    views: int = 4
+    """Views shown side by side at most, spread over the held-out ones; with 0 the capture is not needed.
+    Unit: views."""
+
+    renderer: str | None = None
+    """What renders: auto, native or reference; the run's own when None."""
+
+
 def _open(folder: Path, renderer: str | None = None) -> Run:
     from splatopt.train.run import open_run
 
@@ -256,7 +271,7 @@ def _eval(options: EvalOptions) -> int:
 
 def _render(options: RenderRunOptions) -> int:
     from splatopt.train.trajectory import orbit, spiral
-    from splatopt.train.views import write_video, write_views
+    from splatopt.train.views import video_path, write_video, write_views
 
     if options.fps < 1:
         raise InputError(f"--fps must be at least 1, got {options.fps}")
@@ -275,7 +290,7 @@ def _render(options: RenderRunOptions) -> int:
     pictures = write_views(folder, run.cloud, cameras, objective.renderer, objective.options)
     print(f"{len(pictures)} pictures in {folder}")
     if options.path is not Path3D.TEST:
-        video = write_video(folder, pictures, folder.with_name(f"{folder.name}.mp4"), options.fps)
+        video = write_video(folder, pictures, video_path(folder), options.fps)
         print(f"video: {video}" if video else "no video: ffmpeg is not on the search path")
     return 0
 
@@ -284,6 +299,22 @@ def _export(options: ExportOptions) -> int:
     run = _open(options.run)
     run.export(options.scene)
     print(f"{len(run.cloud):,} Gaussians of step {run.steps} written to {options.scene}")
+    return 0
+
+
+def _report(options: ReportOptions) -> int:
+    from splatopt.train.pictures import run_pictures
+    from splatopt.train.report import write_report
+    from splatopt.train.setup import open_renderer
+
+    if options.views < 0:
+        raise InputError(f"--views must be at least 0, got {options.views}")
+    run = _open(options.run, options.renderer)
+    pictures = []
+    if options.views:
+        renderer = open_renderer(run.config)
+        pictures = run_pictures(run.config, run.open_capture(), run.cloud, run.steps, renderer, options.views)
+    print(f"written to {write_report(run.folder.path, pictures)}")
     return 0
 
 
@@ -309,6 +340,7 @@ class InspectOptions:
 
 def _inspect(options: InspectOptions) -> int:
     from splatopt.data import CaptureOptions, inspect_capture
+    from splatopt.train.program import program
 
     found = inspect_capture(
         options.capture,
@@ -331,7 +363,8 @@ def _inspect(options: InspectOptions) -> int:
     for label, sentences in (("warning", found.warnings), ("problem", found.problems)):
         for sentence in sentences:
             print(f"{label:<13}{sentence}")
-    print(f"next         {found.next_command}")
+    command = f"{program()} {found.next_command.removeprefix('splatopt ')}"
+    print(f"{'once mended' if found.problems else 'next':<13}{command}")
     return 0
 
 
@@ -364,6 +397,10 @@ _COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
         "render a run's views, an orbit or a spiral",
     ),
     "export": (_command(lambda: _positional(ExportOptions), _export, "export"), "write the scene of a run as PLY"),
+    "report": (
+        _command(lambda: _positional(ReportOptions), _report, "report"),
+        "write a page with a run's scores, curves and pictures",
+    ),
     "inspect": (_command(lambda: _positional(InspectOptions), _inspect, "inspect"), "say what a capture holds"),
     "doctor": (_command(lambda: DoctorOptions, _doctor, "doctor"), "say what this machine has"),
 }

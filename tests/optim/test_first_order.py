@@ -147,3 +147,20 @@ def test_tensors_with_strides_take_the_torch_path():
 def test_options_without_sense_are_refused(field, value):
     with pytest.raises(ValueError, match=field):
         AdamOptions(**{field: value})
+
+
+@needs_native
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_threads_reach_the_native_pass_and_change_nothing(monkeypatch, threads):
+    asked = []
+    workers = native.workers
+    monkeypatch.setattr(native, "workers", lambda count=0: asked.append(count) or workers(count))
+    objective, twin = Quadratic(), Quadratic()
+    Adam(twin, AdamOptions()).step(None, Progress(0, 1))
+    asked.clear()
+    optimizer = Adam(objective, AdamOptions())
+    optimizer.threads = threads
+    optimizer.step(None, Progress(0, 1))
+    assert asked == [threads] * len(objective.values)
+    for name, value in objective.values.items():
+        assert torch.equal(value, twin.values[name])

@@ -315,7 +315,7 @@ def test_memory_chunks_change_nothing(monkeypatch):
 def test_oracles_are_named():
     renderer = ReferenceRenderer()
     assert renderer.name == "reference"
-    assert renderer.oracles == {Oracle.GRADIENT}
+    assert renderer.oracles == set(Oracle)
 
 
 def one_on_axis(opacity: float, *depths: float) -> GaussianCloud:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,10 @@ import torch
 from splatopt.cli import main
 from splatopt.raster.renderer import ViewLoss
 from splatopt.scene.gaussians import GaussianCloud
-from splatopt.scene.ply import save_ply
+from splatopt.scene.ply import load_ply, save_ply
 from splatopt.train import checkpoint as checkpoint_module
 from splatopt.train import loop as loop_module
+from splatopt.train.run import open_run
 from train.toys import ToyRenderer, make_toy_capture
 
 
@@ -204,6 +206,41 @@ def test_resuming_with_another_seed(train):
     refused(train("--resume", "--seed", "4"), "--seed 0", "4")
 
 
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(train, tmp_path):
+    assert train()[0] == 0
+    straight = (tmp_path / "run" / "scene.ply").read_bytes()
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    refused(train("--resume"), "no checkpoint to resume from")
+    for name in ("scene.ply", "eval.json"):
+        (tmp_path / "run" / name).unlink()
+    (tmp_path / "run" / "metrics.jsonl").write_bytes(b"")
+    code, error = train("--resume")
+    assert code == 0
+    assert "stopped before its first checkpoint; it begins at step 0" in error
+    assert (tmp_path / "run" / "scene.ply").read_bytes() == straight
+
+
+def test_views_too_small_to_be_scored(train, tmp_path):
+    refused(train("--max-side", "10"), "view view_000.png is 10x7 pixels", "11x11", "--max-side")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--seed", "99999999999999999999999", "--seed must be at most"),
+        ("--seed", "-1", "--seed must be at least 0"),
+        ("--threads", "1025", "--threads must be at most 1024, got 1025"),
+    ],
+)
+def test_numbers_out_of_range(train, tmp_path, option, value, said):
+    code, error = train(option, value)
+    assert code == 2
+    assert "Traceback" not in error
+    assert said in " ".join(error.replace("│", " ").split())
+    assert not (tmp_path / "run").exists()
+
+
 def test_all_checkpoints_damaged(train, tmp_path):
     assert train()[0] == 0
     for file in (tmp_path / "run" / "checkpoints").glob("*/tensors.safetensors"):
@@ -234,6 +271,40 @@ def test_a_full_disk(train, tmp_path, monkeypatch):
     assert "warning: the checkpoint of step 0 could not be written (No space left on device)" in error
     refused((code, error), "no checkpoint could be written", "No space left on device")
     assert (tmp_path / "run" / "scene.ply").is_file()
+
+
+def test_a_scene_later_than_the_last_checkpoint_is_the_one_that_counts(train, tmp_path, monkeypatch):
+    write = checkpoint_module.write_durably
+
+    def full(path, data):
+        if path.parent.parent.name == "checkpoints" and path.parent.name != ".step-000000.partial":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, data)
+
+    monkeypatch.setattr(checkpoint_module, "write_durably", full)
+    assert train()[0] == 0
+    folder = tmp_path / "run"
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-000000"]
+    scores = json.loads((folder / "eval.json").read_text())
+    run = open_run(folder)
+    assert (run.steps, run.seconds) == (8, scores["seconds"])
+    assert torch.equal(run.cloud.sh_dc, load_ply(folder / "scene.ply").sh_dc)
+    assert run.evaluate(run.open_capture(), ToyRenderer()).psnr == scores["psnr"]
+    assert json.loads((folder / "eval.json").read_text()) == scores
+
+
+def test_a_record_that_was_damaged_is_written_anew(train, tmp_path):
+    assert train()[0] == 0
+    file = tmp_path / "run" / "eval.json"
+    scores = json.loads(file.read_text())
+    for damaged in ('{"steps": 8, "psnr": 1, "before": {"views": 3}}', '{"steps": "8", "before": [1]}', '{"ste'):
+        file.write_text(damaged)
+        run = open_run(tmp_path / "run")
+        run.evaluate(run.open_capture(), ToyRenderer())
+        anew = json.loads(file.read_text())
+        assert anew["views"] == scores["views"]
+        assert anew["before"] is None
+        assert 0 < anew["seconds"] <= scores["seconds"]
 
 
 def test_a_disk_that_is_full_from_the_start(train, monkeypatch):

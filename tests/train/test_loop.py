@@ -11,7 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from splatopt.core import optimizer as optimizer_module
 from splatopt.core.checks import InputError
+from splatopt.core.optimizer import register
+from splatopt.data import load_capture
+from splatopt.optim import Adam, AdamOptions
+from splatopt.raster.types import Rendering
 from splatopt.scene.ply import load_ply
 from splatopt.train import checkpoint as checkpoint_module
 from splatopt.train import loop as loop_module
@@ -428,3 +433,32 @@ def test_nothing_is_written_when_the_start_cannot_be_used(settings, tmp_path):
     with pytest.raises(InputError, match=r"absent\.ply"):
         train(config, renderer=ToyRenderer())
     assert not config.out.exists()
+
+
+def test_the_optimizer_is_told_how_many_threads_it_may_take(settings):
+    told = []
+
+    class Counting(Adam):
+        def step(self, batch, progress):
+            told.append(self.threads)
+            return super().step(batch, progress)
+
+    register("counting", Counting, AdamOptions)
+    try:
+        train(settings(optimizer="counting", threads=3), renderer=ToyRenderer())
+    finally:
+        del optimizer_module._REGISTRY["counting"]
+    assert set(told) == {3}
+
+
+def test_a_render_that_equals_its_photograph_has_a_number(settings):
+    class Perfect(ToyRenderer):
+        def render(self, gaussians, camera, options):
+            picture = images[camera.name].float() / 255
+            return Rendering(picture, picture[..., 0], picture[..., 0])
+
+    capture = load_capture(Path(settings().capture))
+    images = {camera.name: capture.images[view] for view, camera in enumerate(capture.cameras)}
+    result = train(settings(), renderer=Perfect())
+    assert result.after.psnr == 100.0
+    assert json.loads((result.folder / "eval.json").read_text())["psnr"] == 100.0

@@ -122,6 +122,15 @@ def test_difference_does_not_wrap_around(run: Path):
     assert int(np.asarray(Image.open(io.BytesIO(base64.b64decode(images[-1].split(",")[1])))).min()) == 255
 
 
+def test_the_command_names_every_setting_that_is_not_at_its_default(tmp_path: Path):
+    options = {"beta1": 0.8, "beta2": 0.999}
+    config = {"max_side": 160, "skip_missing": True, "background": [0.0, 0.5, 1.0], "footprint": "antialiased"}
+    config |= {"view_batch": 1, "threads": 0, "start": "random", "optimizer_options": options}
+    page = write_report(write_run(tmp_path / "run", **config)).read_text()
+    said = "--start random --background 0.0 0.5 1.0 --footprint antialiased --max-side 160 --skip-missing "
+    assert f"--seed 3 {said}--adam.beta1 0.8 --out" in page
+
+
 def test_command_and_title_can_be_given_or_are_put_together(run: Path):
     page = write_report(run).read_text()
     assert "<title>fox, trained with adam</title>" in page

@@ -67,13 +67,15 @@ def adam_step(
     beta2: float,
     epsilon: float,
     step: int,
+    threads: int = 0,
 ) -> None:
     """Take one Adam step in place, on contiguous float32 tensors on the CPU.
 
     With t = ``step`` counted from 1: m ← m + (1-β₁)(g-m), v ← β₂v + (1-β₂)g²,
-    θ ← θ - rate/(1-β₁ᵗ) · m / (√v/√(1-β₂ᵗ) + ε). The same bits for any number of threads.
+    θ ← θ - rate/(1-β₁ᵗ) · m / (√v/√(1-β₂ᵗ) + ε). The same bits for any number of ``threads``; 0 for one
+    per processor.
     """
-    workers().adam_step(
+    workers(threads).adam_step(
         parameter.detach().view(-1),
         gradient.view(-1),
         exp_avg.view(-1),
@@ -84,3 +86,31 @@ def adam_step(
         epsilon=epsilon,
         step=step,
     )
+
+
+def solve_blocks(
+    blocks: Tensor,
+    gradient: Tensor,
+    radii: Tensor,
+    scale: float,
+    factorisations: int,
+    multipliers: Tensor,
+    steps: Tensor,
+    threads: int = 0,
+) -> None:
+    """Take a trust-region step for every 14×14 block, on contiguous float32 tensors on the CPU.
+
+    Minimises gᵀd + ½ dᵀ(scale·B)d subject to Σ_k (d_k/η_k)² ≤ 1 by Moré and Sorensen's iteration (1983), one
+    Newton step on the multiplier for each of ``factorisations``; what still leaves the ball is scaled back.
+
+    Args:
+        blocks: B, lower triangles by row, (N, 105).
+        gradient: g, (N, 14).
+        radii: η > 0, (N, 14).
+        scale: Factor on B.
+        factorisations: Cholesky factorisations, at least 1.
+        multipliers: μ to begin with, (N,); becomes the next one.
+        steps: d, (N, 14); written.
+        threads: Threads; 0 for one per processor.
+    """
+    workers(threads).solve_blocks(blocks, gradient, radii, scale, factorisations, multipliers, steps)

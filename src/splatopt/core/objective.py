@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from splatopt.core.checks import InputError
 
 Tensors = Mapping[str, Tensor]
+Residuals = tuple[Tensor, ...]
+"""The residuals of a batch, or something in their shape: one tensor for each part (view)."""
 
 
 class Oracle(enum.Enum):
-    """A derivative question. J is the Jacobian of the residuals f, loss = ½‖f‖²/m."""
+    """A derivative question. J is the Jacobian of the residuals r, loss = ½‖r‖²."""
 
     GRADIENT = "gradient"
     JVP = "jvp"
@@ -52,10 +55,57 @@ class Evaluation:
     facts: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class GaussNewtonBlocks:
+    """JᵀJ kept where both parameters belong to one row (Gaussian), and its diagonal for the rest.
+
+    Attributes:
+        names: The parameters whose entries, in this order, make up a row's block of size B.
+        blocks: Lower triangles by row, (N, B·(B+1)/2), entry (i, j ≤ i) at i·(i+1)/2 + j; may be reused
+            by the next call.
+        diagonal: diag(JᵀJ) of the parameters that are in no block; may be reused by the next call.
+    """
+
+    names: tuple[str, ...]
+    blocks: Tensor
+    diagonal: Tensors
+
+
+@runtime_checkable
+class DiagonalEstimator(Protocol):
+    """A way to get diag(JᵀJ); ``splatopt.curvature.estimators`` has three."""
+
+    @property
+    def needs(self) -> frozenset[Oracle]:
+        """What it asks of the objective."""
+        ...
+
+    def estimate(self, objective: Objective, batch: Any, generator: torch.Generator | None) -> Tensors:
+        """Return diag(JᵀJ) on ``batch``, or an unbiased estimate of it."""
+        ...
+
+
+@runtime_checkable
+class HessianProduct(Protocol):
+    """A way to get ∇²L v; ``splatopt.curvature.hessian`` has two."""
+
+    @property
+    def needs(self) -> frozenset[Oracle]:
+        """What it asks of the objective."""
+        ...
+
+    def product(self, objective: Objective, batch: Any, tangent: Tensors) -> Tensors:
+        """Return ∇²L v on ``batch``."""
+        ...
+
+
 class Objective(ABC):
     """A loss over named parameters, evaluated on batches whose meaning only it knows.
 
-    ``parameters`` are updated in place by optimizers, outside autograd.
+    ``parameters`` are updated in place by optimizers, outside autograd. Beyond the gradient, an
+    objective overrides the methods of the oracles that it names; the others raise MissingOracleError.
+    All that is returned may live in buffers that the next call of the same method reuses: whoever
+    keeps it clones it.
     """
 
     @property
@@ -82,21 +132,131 @@ class Objective(ABC):
     def gradient(self, batch: Any) -> Evaluation:
         """Return loss and ∂loss/∂θ on ``batch``."""
 
+    def parts(self, batch: Any) -> Sequence[Any]:
+        """Return batches, one per view, of which ``batch`` is the mean; estimators draw probes for each."""
+        return (batch,)
+
+    def residuals(self, batch: Any) -> Residuals:
+        """Return the residuals r on ``batch``, one tensor per part, each divided by √(number of parts).
+
+        The loss is ½‖r‖² over all of them, so JᵀJ is the mean of the parts' own.
+
+        Raises:
+            MissingOracleError: This objective has none.
+        """
+        self._refuse(Oracle.JVP)
+
+    def empty_residuals(self, batch: Any) -> Residuals:
+        """Return tensors in the shapes of :meth:`residuals`, with any values and without computing them.
+
+        Raises:
+            MissingOracleError: This objective has no residuals.
+        """
+        self._refuse(Oracle.VJP)
+
+    def jvp(self, batch: Any, tangent: Tensors) -> Residuals:
+        """Return J v in the shapes of :meth:`residuals`, J = ∂r/∂θ.
+
+        Args:
+            batch: Where.
+            tangent: v, one tensor per parameter in its shape; a missing one is zero.
+
+        Raises:
+            MissingOracleError: This objective does not give it.
+        """
+        self._refuse(Oracle.JVP)
+
+    def vjp(self, batch: Any, cotangent: Residuals) -> Tensors:
+        """Return Jᵀ u, one tensor per parameter; u = r gives the gradient of the loss.
+
+        Args:
+            batch: Where.
+            cotangent: u, in the shapes of :meth:`residuals`.
+
+        Raises:
+            MissingOracleError: This objective does not give it.
+        """
+        self._refuse(Oracle.VJP)
+
+    def gauss_newton_diagonal(
+        self, batch: Any, estimator: DiagonalEstimator, generator: torch.Generator | None = None
+    ) -> Tensors:
+        """Return diag(JᵀJ), as ``estimator`` gets it, one tensor per parameter.
+
+        Args:
+            batch: Where.
+            estimator: Exact, or by parameter or residual probes.
+            generator: Source of the probes; not needed by those that draw none.
+
+        Raises:
+            MissingOracleError: The estimator needs an oracle that this objective does not give.
+            ValueError: The estimator draws probes and was handed no generator.
+        """
+        self.require(estimator.needs, type(estimator).__name__)
+        return estimator.estimate(self, batch, generator)
+
+    def exact_gauss_newton_diagonal(self, batch: Any) -> Tensors:
+        """Return diag(JᵀJ) from one pass that sums squared derivatives; the objective says what is exact.
+
+        Raises:
+            MissingOracleError: This objective does not give it; probes need ``jvp`` and ``vjp`` alone.
+        """
+        self._refuse(Oracle.GAUSS_NEWTON_DIAGONAL)
+
+    def gauss_newton_blocks(self, batch: Any) -> GaussNewtonBlocks:
+        """Return each row's own block of JᵀJ.
+
+        Raises:
+            MissingOracleError: This objective does not give it.
+        """
+        self._refuse(Oracle.GAUSS_NEWTON_BLOCKS)
+
+    def hvp(self, batch: Any, tangent: Tensors, method: HessianProduct) -> Tensors:
+        """Return ∇²L v, as ``method`` gets it, one tensor per parameter.
+
+        Args:
+            batch: Where.
+            tangent: v, one tensor per parameter in its shape; a missing one is zero.
+            method: Exact, or by a central difference of gradients.
+
+        Raises:
+            MissingOracleError: The method needs an oracle that this objective does not give.
+        """
+        self.require(method.needs, type(method).__name__)
+        return method.product(self, batch, tangent)
+
+    def exact_hvp(self, batch: Any, tangent: Tensors) -> Tensors:
+        """Return ∇²L v of the loss whose gradient :meth:`gradient` gives; v as in :meth:`hvp`.
+
+        Raises:
+            MissingOracleError: This objective does not give it; a central difference needs the gradient alone.
+        """
+        self._refuse(Oracle.HVP)
+
     def require(self, needed: frozenset[Oracle], who: str) -> None:
         """Raise MissingOracleError if an oracle in ``needed`` cannot be answered.
 
         Args:
             needed: What will be asked.
-            who: Name of the optimizer that asks.
+            who: Name of the optimizer, estimator or method that asks.
 
         Raises:
-            MissingOracleError: Names the optimizer, the oracle, the backend and what would work.
+            MissingOracleError: Names who asks, the oracle, the backend and what would work.
         """
         missing = needed - self.oracles
         if missing:
-            names = ", ".join(sorted(oracle.value for oracle in missing))
-            given = ", ".join(sorted(oracle.value for oracle in self.oracles))
-            raise MissingOracleError(
-                f"optimizer {who!r} needs {names}, which {type(self).__name__} on the {self.backend} backend "
-                f"does not give (it gives {given}); choose another backend or an optimizer that asks less"
-            )
+            raise MissingOracleError(f"{who!r} needs {_names(missing)}, which {self._gives()}")
+
+    def _refuse(self, oracle: Oracle) -> NoReturn:
+        raise MissingOracleError(f"{oracle.value} was asked for, which {self._gives()}")
+
+    def _gives(self) -> str:
+        """Return the end of a refusal: who refuses, what it gives and what would work."""
+        return (
+            f"{type(self).__name__} on the {self.backend} backend does not give (it gives {_names(self.oracles)}); "
+            "choose another backend, or an optimizer, an estimator or a method that asks less"
+        )
+
+
+def _names(oracles: frozenset[Oracle]) -> str:
+    return ", ".join(sorted(oracle.value for oracle in oracles))

@@ -69,6 +69,9 @@ class Optimizer(ABC):
 
     needs: ClassVar[frozenset[Oracle]]
 
+    threads: int = 0
+    """Threads that native passes may take, 0 for one per processor; set by whoever runs the optimizer."""
+
     def __init__(self, objective: Objective, options: Any, generator: torch.Generator | None = None) -> None:
         """Check the oracles and keep what every optimizer keeps.
 

@@ -121,6 +121,7 @@ class Adam(Optimizer):
                 rate=rates.get(name, options.rate),
                 step=self._steps,
                 options=options,
+                threads=self.threads,
             )
         return evaluation
 
@@ -154,6 +155,7 @@ def adam_update(
     rate: float,
     step: int,
     options: AdamOptions,
+    threads: int = 0,
 ) -> None:
     """Move ``parameter`` and both means in place by one step of Adam.
 
@@ -165,6 +167,7 @@ def adam_update(
         rate: Learning rate of this tensor.
         step: t, 1 at the first step.
         options: Betas and epsilon.
+        threads: Threads of the fused pass, 0 for one per processor; the result does not depend on it.
     """
     beta1, beta2, epsilon = options.beta1, options.beta2, options.epsilon
     if _fits_native(parameter, gradient) and available():
@@ -178,6 +181,7 @@ def adam_update(
             beta2=beta2,
             epsilon=epsilon,
             step=step,
+            threads=threads,
         )
         return
     exp_avg.lerp_(gradient, 1 - beta1)

@@ -14,6 +14,7 @@ from splatopt.core.camera import Camera
 from splatopt.core.objective import Oracle
 from splatopt.raster import constants
 from splatopt.raster.renderer import Renderer, ViewLoss
+from splatopt.raster.residuals import L1Ssim, ResidualOptions
 from splatopt.raster.types import Footprint, Gaussians, Rendering, RenderOptions
 
 GAUSSIAN_TENSORS = ("means", "log_scales", "quats", "logit_opacities", "sh_dc", "sh_rest")
@@ -51,6 +52,22 @@ def native_view(camera: Camera, options: RenderOptions) -> Any:
         height=camera.height,
         background=list(options.background),
         antialiased=options.footprint is Footprint.ANTIALIASED,
+    )
+
+
+def native_rule(residual_options: ResidualOptions, camera: Camera) -> Any:
+    """Return the residuals' numbers as the native module takes them."""
+    module = native.load()
+    assert module is not None
+    count = 3 * camera.height * camera.width
+    l1_ssim = residual_options if isinstance(residual_options, L1Ssim) else L1Ssim()
+    return module.ResidualRule(
+        squared=not isinstance(residual_options, L1Ssim),
+        scale=count**-0.5,
+        absolute_slope=((1 - l1_ssim.ssim_weight) / (2 * count)) ** 0.5,
+        dissimilarity_slope=(l1_ssim.ssim_weight / (2 * count)) ** 0.5,
+        floor_absolute=l1_ssim.floor_absolute,
+        floor_dissimilarity=l1_ssim.floor_dissimilarity,
     )
 
 
@@ -102,8 +119,16 @@ class NativeRenderer(Renderer):
 
     @property
     def oracles(self) -> frozenset[Oracle]:
-        """Gradients, for now."""
-        return frozenset({Oracle.GRADIENT})
+        """All but exact Hessian-vector products; a central difference of gradients stands in for those."""
+        return frozenset(
+            {
+                Oracle.GRADIENT,
+                Oracle.JVP,
+                Oracle.VJP,
+                Oracle.GAUSS_NEWTON_DIAGONAL,
+                Oracle.GAUSS_NEWTON_BLOCKS,
+            }
+        )
 
     @property
     def isa(self) -> str:
@@ -141,6 +166,92 @@ class NativeRenderer(Renderer):
         loss, squared_error, _ = self.rasterizer.loss(target, ssim_weight)
         self.rasterizer.backward(cloud, weight, *(gradient[name] for name in GAUSSIAN_TENSORS), seen, overwrite)
         return ViewLoss(loss, squared_error)
+
+    def residuals(
+        self,
+        gaussians: Gaussians,
+        camera: Camera,
+        target: Tensor,
+        options: RenderOptions,
+        residual_options: ResidualOptions,
+    ) -> Tensor:
+        """Return the residuals, (components, H, W, 3); see :class:`Renderer`."""
+        self.draw(gaussians, camera, options)
+        out = torch.empty(residual_options.components, camera.height, camera.width, 3)
+        self.rasterizer.residuals(target, native_rule(residual_options, camera), out)
+        return out
+
+    def jvp(
+        self,
+        gaussians: Gaussians,
+        camera: Camera,
+        target: Tensor,
+        options: RenderOptions,
+        residual_options: ResidualOptions,
+        tangent: Mapping[str, Tensor],
+    ) -> Tensor:
+        """Return J v, (components, H, W, 3), a missing tangent being zero; see :class:`Renderer`."""
+        tensors = [tangent.get(name) for name in GAUSSIAN_TENSORS]
+        pairs = zip(GAUSSIAN_TENSORS, tensors, strict=True)
+        full = [torch.zeros_like(getattr(gaussians, name)) if v is None else v.contiguous() for name, v in pairs]
+        cloud = self.draw(gaussians, camera, options)
+        module = native.load()
+        assert module is not None
+        direction = module.Cloud(*full, 0)
+        out = torch.empty(residual_options.components, camera.height, camera.width, 3)
+        self.rasterizer.jvp(cloud, direction, target, native_rule(residual_options, camera), out)
+        return out
+
+    def vjp(
+        self,
+        gaussians: Gaussians,
+        camera: Camera,
+        target: Tensor,
+        options: RenderOptions,
+        residual_options: ResidualOptions,
+        cotangent: Tensor,
+        weight: float,
+        gradient: Mapping[str, Tensor],
+        overwrite: bool = False,
+    ) -> None:
+        """Add ``weight`` · Jᵀ u to ``gradient``; see :class:`Renderer`."""
+        cloud = self.draw(gaussians, camera, options)
+        self.rasterizer.set_cotangent(target, native_rule(residual_options, camera), cotangent.contiguous())
+        seen = torch.zeros(gaussians.means.shape[0], dtype=torch.bool)
+        self.rasterizer.backward(cloud, weight, *(gradient[name] for name in GAUSSIAN_TENSORS), seen, overwrite)
+
+    def accumulate_diagonal(
+        self,
+        gaussians: Gaussians,
+        camera: Camera,
+        target: Tensor,
+        options: RenderOptions,
+        residual_options: ResidualOptions,
+        weight: float,
+        diagonal: Mapping[str, Tensor],
+        overwrite: bool = False,
+    ) -> None:
+        """Add ``weight`` · diag(JᵀJ), by pixels' own residuals, to ``diagonal``; see :class:`Renderer`."""
+        cloud = self.draw(gaussians, camera, options)
+        tensors = (diagonal[name] for name in GAUSSIAN_TENSORS)
+        self.rasterizer.diagonal(cloud, target, native_rule(residual_options, camera), weight, *tensors, overwrite)
+
+    def accumulate_blocks(
+        self,
+        gaussians: Gaussians,
+        camera: Camera,
+        target: Tensor,
+        options: RenderOptions,
+        residual_options: ResidualOptions,
+        weight: float,
+        blocks: Tensor,
+        rest_diagonal: Tensor,
+        overwrite: bool = False,
+    ) -> None:
+        """Add ``weight`` · each Gaussian's block of JᵀJ to ``blocks``; see :class:`Renderer`."""
+        cloud = self.draw(gaussians, camera, options)
+        rule = native_rule(residual_options, camera)
+        self.rasterizer.blocks(cloud, target, rule, weight, blocks, rest_diagonal, overwrite)
 
     def backpropagate(
         self, gaussians: Gaussians, options: RenderOptions, image_gradient: Tensor, gradient: Mapping[str, Tensor]

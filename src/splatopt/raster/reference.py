@@ -6,8 +6,7 @@ formulae, and slow. Any float type; tests use float64.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 
 import torch
@@ -17,9 +16,11 @@ from torch import Tensor
 from splatopt.core.camera import Camera
 from splatopt.core.objective import Oracle
 from splatopt.raster.constants import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE
+from splatopt.raster.reference_blend import blend_splats, over_background, pixel_centers, unclamped_alpha
 from splatopt.raster.reference_loss import photometric_loss_reference
+from splatopt.raster.reference_products import GAUSSIAN_TENSORS, PulledBack, ReferenceProducts, add_parts
 from splatopt.raster.reference_projection import Splats, project_reference
-from splatopt.raster.renderer import Renderer, ViewLoss
+from splatopt.raster.renderer import ViewLoss
 from splatopt.raster.types import Gaussians, Rendering, RenderOptions
 
 _DEFAULT_OPTIONS = RenderOptions()
@@ -27,57 +28,6 @@ _PAIRS_AT_ONCE = 1 << 22
 """Pixel-Gaussian pairs held in memory at once by the dense loop, 32 MB a tensor in float64."""
 _BLOCK = 32
 """Side of the blocks that :class:`ReferenceRenderer` culls by, pixels."""
-
-
-@dataclass(frozen=True)
-class _Blend:
-    """Blending of P pixels with N splats: outputs a pixel, and who was blended."""
-
-    color: Tensor
-    transmittance: Tensor
-    depth: Tensor
-    blended: Tensor
-
-
-def _pixel_centers(like: Tensor, rows: range, columns: range) -> Tensor:
-    """Return the centres of a block of pixels in row-major order, (P, 2), x and y."""
-    y = torch.arange(rows.start, rows.stop, dtype=like.dtype, device=like.device) + 0.5
-    x = torch.arange(columns.start, columns.stop, dtype=like.dtype, device=like.device) + 0.5
-    return torch.stack([x.repeat(len(rows)), y.repeat_interleave(len(columns))], dim=1)
-
-
-def _unclamped_alpha(splats: Splats, pixels: Tensor) -> Tensor:
-    """Return o·exp(-½ dᵀ Q d) for all pairs, (P, N)."""
-    dx, dy = (pixels[:, None, :] - splats.means[None, :, :]).unbind(dim=2)
-    xx, xy, yy = splats.conics.unbind(dim=1)
-    return splats.opacities * torch.exp(-0.5 * (xx * dx * dx + yy * dy * dy) - xy * dx * dy)
-
-
-def _blend(splats: Splats, pixels: Tensor) -> _Blend:
-    """Blend splats, front to back, over nothing.
-
-    A ray ends before the first splat that would take T below the threshold. T only falls, so all the
-    splats behind that one fail the same test and no loop is needed.
-    """
-    unclamped = _unclamped_alpha(splats, pixels)
-    matters = unclamped >= MIN_ALPHA
-    alpha = torch.where(matters, unclamped.clamp_max(MAX_ALPHA), torch.zeros_like(unclamped))
-    log_passed = torch.log1p(-alpha)
-    log_after = torch.cumsum(log_passed, dim=1)
-    reached = log_after.detach() >= math.log(MIN_TRANSMITTANCE)
-    zero = torch.zeros_like(alpha)
-    weights = torch.where(reached, alpha * torch.exp(log_after - log_passed), zero)
-    return _Blend(
-        color=weights @ splats.colors,
-        transmittance=torch.where(reached, log_passed, zero).sum(dim=1).exp(),
-        depth=weights @ splats.depths,
-        blended=(matters & reached).any(dim=0),
-    )
-
-
-def _over_background(blend: _Blend, options: RenderOptions) -> Tensor:
-    background = torch.tensor(options.background, dtype=blend.color.dtype, device=blend.color.device)
-    return blend.color + blend.transmittance[:, None] * background
 
 
 def _row_chunks(camera: Camera, count: int) -> Iterator[range]:
@@ -108,8 +58,8 @@ def render_reference(gaussians: Gaussians, camera: Camera, options: RenderOption
     splats = project_reference(gaussians, camera, options)
     colors, alphas, depths = [], [], []
     for rows in _row_chunks(camera, splats.depths.shape[0]):
-        blend = _blend(splats, _pixel_centers(splats.means, rows, range(camera.width)))
-        colors.append(_over_background(blend, options))
+        blend = blend_splats(splats, pixel_centers(splats.means, rows, range(camera.width)))
+        colors.append(over_background(blend, options))
         alphas.append(1 - blend.transmittance)
         depths.append(blend.depth)
     size = (camera.height, camera.width)
@@ -156,7 +106,7 @@ def ambiguous_pixels(
         swappable = _swappable_pairs(gaussians, splats, camera).to(splats.means)
         found = []
         for rows in _row_chunks(camera, splats.depths.shape[0]):
-            unclamped = _unclamped_alpha(splats, _pixel_centers(splats.means, rows, range(camera.width)))
+            unclamped = unclamped_alpha(splats, pixel_centers(splats.means, rows, range(camera.width)))
             alpha = torch.where(unclamped >= MIN_ALPHA, unclamped.clamp_max(MAX_ALPHA), 0.0)
             after = torch.cumprod(1 - alpha, dim=1)
             reached = after / (1 - alpha) >= MIN_TRANSMITTANCE * (1 - relative)
@@ -169,7 +119,7 @@ def ambiguous_pixels(
     return torch.cat(found).reshape(camera.height, camera.width)
 
 
-class ReferenceRenderer(Renderer):
+class ReferenceRenderer(ReferenceProducts):
     """The rule of :func:`render_reference`, block by block so that memory stays bounded.
 
     Computes in the type of the Gaussians; the gradient is autograd's. A block of pixels leaves out the
@@ -180,8 +130,8 @@ class ReferenceRenderer(Renderer):
 
     @property
     def oracles(self) -> frozenset[Oracle]:
-        """The gradient."""
-        return frozenset({Oracle.GRADIENT})
+        """All of them."""
+        return frozenset(Oracle)
 
     def render(self, gaussians: Gaussians, camera: Camera, options: RenderOptions) -> Rendering:
         """Render one view, without gradients."""
@@ -205,38 +155,55 @@ class ReferenceRenderer(Renderer):
 
         ``seen`` becomes true for the Gaussians that are blended into at least one pixel.
         """
-        leaves = _Leaves(**{name: getattr(gaussians, name).detach().requires_grad_() for name in gradient})
+        loss = torch.zeros(())
+        photograph = target.to(gaussians.means) / 255
+
+        def image_gradient(image: Tensor) -> Tensor:
+            nonlocal loss
+            with torch.enable_grad():
+                loss = photometric_loss_reference(image.requires_grad_(), photograph, ssim_weight)
+            return torch.autograd.grad(loss, image)[0]
+
+        pulled = self.pull_back(gaussians, camera, options, image_gradient)
+        if overwrite:
+            seen.zero_()
+        add_parts(gradient, pulled.gradient, weight, overwrite)
+        seen[pulled.blended] = True
+        return ViewLoss(float(loss.detach()), float((pulled.image.detach() - photograph).square().mean()))
+
+    def pull_back(
+        self,
+        gaussians: Gaussians,
+        camera: Camera,
+        options: RenderOptions,
+        image_gradient: Callable[[Tensor], Tensor],
+    ) -> PulledBack:
+        """Return (∂image/∂θ)ᵀ g with g = ``image_gradient(image)``, block by block."""
+        leaves = _Leaves(**{name: getattr(gaussians, name).detach().requires_grad_() for name in GAUSSIAN_TENSORS})
         with torch.enable_grad():
             splats = project_reference(leaves, camera, options)
             outer = _splat_leaves(splats)
         with torch.no_grad():
             rendering, blended = _render_blocks(outer, camera, options)
-        photograph = target.to(rendering.image) / 255
-        image = rendering.image.requires_grad_()
+        along = image_gradient(rendering.image)
         with torch.enable_grad():
-            loss = photometric_loss_reference(image, photograph, ssim_weight)
-            (image_gradient,) = torch.autograd.grad(loss, image)
             for rows, columns in _blocks(camera):
                 near = outer.take(_overlapping(outer, rows, columns))
-                blend = _blend(near, _pixel_centers(near.means, rows, columns))
-                block_gradient = image_gradient[rows.start : rows.stop, columns.start : columns.stop]
+                blend = blend_splats(near, pixel_centers(near.means, rows, columns))
+                block_gradient = along[rows.start : rows.stop, columns.start : columns.stop]
                 if near.depths.shape[0]:
-                    torch.autograd.backward(_over_background(blend, options), block_gradient.reshape(-1, 3))
+                    torch.autograd.backward(over_background(blend, options), block_gradient.reshape(-1, 3))
             names = [name for name in _SPLAT_FLOATS if getattr(outer, name).grad is not None]
             if names:
                 torch.autograd.backward(
                     [getattr(splats, name) for name in names], [getattr(outer, name).grad for name in names]
                 )
-        if overwrite:
-            seen.zero_()
-            for part in gradient.values():
-                part.zero_()
-        for name in gradient:
-            part = getattr(leaves, name).grad
-            if part is not None:
-                gradient[name].add_(part, alpha=weight)
-        seen[outer.index[blended]] = True
-        return ViewLoss(float(loss.detach()), float((image.detach() - photograph).square().mean()))
+        gradient = {name: getattr(leaves, name).grad for name in GAUSSIAN_TENSORS}
+        return PulledBack(rendering.image, gradient, outer.index[blended])
+
+    def image_of(self, gaussians: Gaussians, camera: Camera, options: RenderOptions) -> Tensor:
+        """Return the image, differentiably."""
+        return render_reference(gaussians, camera, options).image
 
 
 @dataclass
@@ -290,10 +257,10 @@ def _render_blocks(splats: Splats, camera: Camera, options: RenderOptions) -> tu
     for rows, columns in _blocks(camera):
         chosen = _overlapping(splats, rows, columns)
         near = splats.take(chosen)
-        blend = _blend(near, _pixel_centers(near.means, rows, columns))
+        blend = blend_splats(near, pixel_centers(near.means, rows, columns))
         block = (slice(rows.start, rows.stop), slice(columns.start, columns.stop))
         shape = (len(rows), len(columns))
-        image[block] = _over_background(blend, options).reshape(*shape, 3)
+        image[block] = over_background(blend, options).reshape(*shape, 3)
         alpha[block] = 1 - blend.transmittance.reshape(shape)
         depth[block] = blend.depth.reshape(shape)
         blended[chosen[blend.blended]] = True

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError
-from splatopt.core.objective import Evaluation, Objective, Oracle
+from splatopt.core.objective import Evaluation, GaussNewtonBlocks, Objective, Oracle, Residuals, Tensors
 from splatopt.core.rows import RowEdit
 from splatopt.raster.constants import SSIM_WEIGHT
 from splatopt.raster.renderer import Renderer
+from splatopt.raster.residuals import BLOCK_TENSORS, PACKED_BLOCK, L1Ssim, ResidualOptions
 from splatopt.raster.types import RenderOptions
 from splatopt.scene.gaussians import GaussianCloud
 
@@ -48,7 +49,11 @@ class PhotometricObjective(Objective):
     """Mean over the batch's views of (1-λ)·L1 + λ·(1-SSIM) of render against photograph.
 
     A batch is a sequence of view indices. The parameters are the cloud's six tensors. The
-    gradient's buffers are parts of one flat buffer that every evaluation clears and fills.
+    gradient's buffers are parts of one flat buffer that every evaluation clears and fills; each
+    other oracle has its own, made when it is first asked.
+
+    The residuals of a batch of V views are the views' own divided by √V, one tensor per view, so that
+    JᵀJ and its diagonal and blocks are means over the views, as the loss is.
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class PhotometricObjective(Objective):
         *,
         ssim_weight: float = SSIM_WEIGHT,
         length_scale: float = 1.0,
+        residual_options: ResidualOptions | None = None,
     ) -> None:
         """Bind a cloud to the views it shall explain.
 
@@ -72,6 +78,8 @@ class PhotometricObjective(Objective):
             options: How it is rendered; black background and all stored degrees when None.
             ssim_weight: λ.
             length_scale: The scene's extent, world units; scales the means' learning rate.
+            residual_options: What residuals, Jacobian products and Gauss-Newton curvature are of; those
+                of the loss, L1Ssim(ssim_weight), when None. Loss, gradient and Hessian do not follow it.
         """
         if not 0 <= ssim_weight <= 1:
             raise InputError(f"the weight of SSIM in the loss must lie in [0, 1], got {ssim_weight}")
@@ -83,22 +91,28 @@ class PhotometricObjective(Objective):
         self.renderer = renderer
         self.options = options or RenderOptions()
         self.ssim_weight = ssim_weight
+        self.residual_options = residual_options or L1Ssim(ssim_weight)
         self._length_scale = length_scale
         self._allocate()
 
     def _allocate(self) -> None:
         """Make the gradient's buffers for the cloud's present number of rows."""
-        tensors = self.cloud.tensors
-        self._flat = torch.zeros(
-            sum(tensor.numel() for tensor in tensors.values()),
-            dtype=self.cloud.means.dtype,
-            device=self.cloud.means.device,
-        )
-        parts = self._flat.split([tensor.numel() for tensor in tensors.values()])
-        self._gradient = {
-            name: part.view(tensor.shape) for (name, tensor), part in zip(tensors.items(), parts, strict=True)
-        }
+        self._gradient = self._flat_tensors()
         self._seen = torch.zeros(len(self.cloud), dtype=torch.bool, device=self.cloud.means.device)
+        self._kept: dict[Oracle, dict[str, Tensor]] = {}
+
+    def _flat_tensors(self) -> dict[str, Tensor]:
+        """Return zeros in the shapes of the parameters, parts of one flat buffer."""
+        tensors = self.cloud.tensors
+        sizes = [tensor.numel() for tensor in tensors.values()]
+        parts = self.cloud.means.new_zeros(sum(sizes)).split(sizes)
+        return {name: part.view(tensor.shape) for (name, tensor), part in zip(tensors.items(), parts, strict=True)}
+
+    def _buffers(self, oracle: Oracle) -> dict[str, Tensor]:
+        """Return the buffers of ``oracle``, made when it is first asked after an edit of rows."""
+        if oracle not in self._kept:
+            self._kept[oracle] = self._flat_tensors()
+        return self._kept[oracle]
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -133,9 +147,7 @@ class PhotometricObjective(Objective):
 
     def gradient(self, batch: Sequence[int]) -> Evaluation:
         """Return the mean loss over the views of ``batch``, its gradient, and the mean PSNR as a fact."""
-        if not batch:
-            raise ValueError("a batch must hold at least one view index, got none")
-        weight = 1.0 / len(batch)
+        weight = _weight(batch)
         loss = psnr = 0.0
         for position, view in enumerate(batch):
             result = self.renderer.accumulate_gradient(
@@ -152,6 +164,78 @@ class PhotometricObjective(Objective):
             loss += weight * result.loss
             psnr += weight * decibels(result.squared_error)
         return Evaluation(loss=loss, gradient=self._gradient, seen=self._seen, facts={"psnr": psnr})
+
+    def parts(self, batch: Sequence[int]) -> tuple[Sequence[int], ...]:
+        """Return one batch per view."""
+        return tuple((view,) for view in batch)
+
+    def residuals(self, batch: Sequence[int]) -> Residuals:
+        """Return the residuals, (components, H, W, 3) per view; see :meth:`Objective.residuals`."""
+        scale = math.sqrt(_weight(batch))
+        return tuple(self.renderer.residuals(*self._scene(view)).mul_(scale) for view in batch)
+
+    def empty_residuals(self, batch: Sequence[int]) -> Residuals:
+        """Return tensors in the shapes of the residuals, with any values."""
+        components = self.residual_options.components
+        cameras = [self.cameras[view] for view in batch]
+        return tuple(self.cloud.means.new_empty(components, camera.height, camera.width, 3) for camera in cameras)
+
+    def jvp(self, batch: Sequence[int], tangent: Tensors) -> Residuals:
+        """Return J v, one tensor per view; see :meth:`Objective.jvp`."""
+        scale = math.sqrt(_weight(batch))
+        return tuple(self.renderer.jvp(*self._scene(view), tangent).mul_(scale) for view in batch)
+
+    def vjp(self, batch: Sequence[int], cotangent: Residuals) -> Tensors:
+        """Return Jᵀ u; see :meth:`Objective.vjp`."""
+        scale = math.sqrt(_weight(batch))
+        if len(cotangent) != len(batch):
+            raise ValueError(f"a cotangent must hold one tensor for each of {len(batch)} views, got {len(cotangent)}")
+        product = self._buffers(Oracle.VJP)
+        for position, (view, part) in enumerate(zip(batch, cotangent, strict=True)):
+            self.renderer.vjp(*self._scene(view), part, scale, product, overwrite=position == 0)
+        return product
+
+    def exact_gauss_newton_diagonal(self, batch: Sequence[int]) -> Tensors:
+        """Return diag(JᵀJ), each residual taken as a function of its own pixel alone.
+
+        Exact for L1 and for squared errors; of SSIM it keeps the derivative to the window's centre.
+        """
+        weight = _weight(batch)
+        diagonal = self._buffers(Oracle.GAUSS_NEWTON_DIAGONAL)
+        for position, view in enumerate(batch):
+            self.renderer.accumulate_diagonal(*self._scene(view), weight, diagonal, overwrite=position == 0)
+        return diagonal
+
+    def gauss_newton_blocks(self, batch: Sequence[int]) -> GaussNewtonBlocks:
+        """Return each Gaussian's 14x14 block of JᵀJ and the diagonal of ``sh_rest``.
+
+        The blocks take residuals as functions of their own pixel, as :meth:`exact_gauss_newton_diagonal`.
+        """
+        weight = _weight(batch)
+        if Oracle.GAUSS_NEWTON_BLOCKS not in self._kept:
+            blocks = self.cloud.means.new_zeros(len(self.cloud), PACKED_BLOCK)
+            self._kept[Oracle.GAUSS_NEWTON_BLOCKS] = {
+                "blocks": blocks,
+                "sh_rest": torch.zeros_like(self.cloud.sh_rest),
+            }
+        kept = self._kept[Oracle.GAUSS_NEWTON_BLOCKS]
+        for position, view in enumerate(batch):
+            scene = self._scene(view)
+            self.renderer.accumulate_blocks(*scene, weight, kept["blocks"], kept["sh_rest"], overwrite=position == 0)
+        return GaussNewtonBlocks(BLOCK_TENSORS, kept["blocks"], {"sh_rest": kept["sh_rest"]})
+
+    def exact_hvp(self, batch: Sequence[int], tangent: Tensors) -> Tensors:
+        """Return ∇²L v of the loss; see :meth:`Objective.exact_hvp`."""
+        weight = _weight(batch)
+        product = self._buffers(Oracle.HVP)
+        for position, view in enumerate(batch):
+            scene = (self.cloud, self.cameras[view], self.images[view], self.options)
+            self.renderer.hvp(*scene, self.ssim_weight, tangent, weight, product, overwrite=position == 0)
+        return product
+
+    def _scene(self, view: int) -> tuple[GaussianCloud, Camera, Tensor, RenderOptions, ResidualOptions]:
+        """Return what the renderer's residual methods take first."""
+        return self.cloud, self.cameras[view], self.images[view], self.options, self.residual_options
 
     def edit_rows(self, edit: RowEdit) -> None:
         """Edit the cloud's rows and make buffers for the new number of them."""
@@ -179,6 +263,13 @@ class PhotometricObjective(Objective):
             if watch:
                 watch(done)
         return tuple(scores)
+
+
+def _weight(batch: Sequence[int]) -> float:
+    """Return the share of one view in a mean over the batch."""
+    if not batch:
+        raise ValueError("a batch must hold at least one view index, got none")
+    return 1.0 / len(batch)
 
 
 def decibels(squared_error: float) -> float:

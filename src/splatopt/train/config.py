@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -31,11 +31,15 @@ FREE_ON_RESUME = (
 """Settings that may change when a run is resumed: they leave the steps already taken as they were."""
 
 
+_MOST_THREADS = 1024
+"""More are refused by the native module."""
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Train a Gaussian scene from a capture: posed photographs, and points to start from."""
 
-    capture: tyro.conf.Positional[str]
+    capture: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CAPTURE")]
     """Folder of the capture: COLMAP, Blender, nerfstudio or instant-ngp."""
 
     optimizer: str = "adam"
@@ -102,7 +106,7 @@ class TrainConfig:
     """What renders: auto, native or reference."""
 
     threads: int = 0
-    """Threads of the renderer; 0 for all cores. The result does not depend on it."""
+    """Threads of renderer and optimizer; 0 for all cores. The result does not depend on it."""
 
     eval_every: int = 0
     """Score the test views every so many steps; 0 for only before and after. Unit: steps."""
@@ -120,6 +124,7 @@ class TrainConfig:
         """Refuse what no run can do."""
         at_least = {
             "steps": 1,
+            "seed": 0,
             "view_batch": 1,
             "random_points": 1,
             "sh_interval": 0,
@@ -135,6 +140,10 @@ class TrainConfig:
         for name, least in at_least.items():
             if not least <= getattr(self, name) < float("inf"):
                 raise InputError(f"{_flag(name)} must be at least {least}, got {getattr(self, name)}")
+        at_most = {"seed": 2**63 - 1, "threads": _MOST_THREADS}
+        for name, most in at_most.items():
+            if getattr(self, name) > most:
+                raise InputError(f"{_flag(name)} must be at most {most}, got {getattr(self, name)}")
         if self.max_side is not None and self.max_side < 1:
             raise InputError(f"--max-side must be at least 1, got {self.max_side}")
         if not 0 <= self.ssim_weight <= 1:

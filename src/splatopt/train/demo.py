@@ -30,6 +30,7 @@ from splatopt.train.events import Event, Started
 from splatopt.train.folder import write_json
 from splatopt.train.loop import TrainResult, train
 from splatopt.train.pictures import run_pictures
+from splatopt.train.program import program
 from splatopt.train.progress import ProgressLine
 from splatopt.train.report import write_report
 from splatopt.train.setup import make_objective, open_capture, open_renderer, starting_cloud
@@ -183,8 +184,7 @@ def _say(result: DemoResult, console: Console) -> None:
     run, folder = result.run, result.folder
     before = f"{run.before.psnr:.2f} → " if run.before else ""
     before_ssim = f"{run.before.ssim:.3f} → " if run.before else ""
-    program = Path(sys.executable).with_name("splatopt")
-    typed = _relative(program) if program.exists() else "splatopt"
+    typed = program()
     lines = [
         "",
         f"held-out views: PSNR {before}{run.after.psnr:.2f} dB, SSIM {before_ssim}{run.after.ssim:.3f}; "
@@ -206,14 +206,6 @@ def _say(result: DemoResult, console: Console) -> None:
 def _tell(console: Console, line: str) -> None:
     """Print a line as it is."""
     console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _relative(path: Path) -> str:
-    """Write a path from here where it lies below."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
 
 
 def main() -> int:

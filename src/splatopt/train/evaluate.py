@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from splatopt.core.checks import InputError
 from splatopt.data import Capture
+from splatopt.metrics.image import SSIM_WINDOW
 from splatopt.scene.photometric import PhotometricObjective, ViewScore
+from splatopt.train.guards import quiet_torch
+
+MOST_DECIBELS = 100.0
+"""PSNR of a render that equals its photograph, dB; infinity would have no mean and no JSON."""
 
 PROTOCOL = (
     "renders clamped to [0, 1] against 8-bit photographs at the training size; PSNR over all pixels and channels "
-    "per view; SSIM with a Gaussian window of 11 pixels, sigma 1.5; means over views"
+    "per view, at most 100 dB; SSIM with a Gaussian window of 11 pixels, sigma 1.5; means over views"
 )
 
 
@@ -62,8 +67,31 @@ def evaluate(objective: PhotometricObjective, capture: Capture, watch: Callable[
         watch: Called after each view with the number of views done.
     """
     subset = "test" if capture.split.test else "train"
-    views = capture.split.test or capture.split.train
-    return Scores(capture.split.name, subset, objective.evaluate(views, watch))
+    with quiet_torch(objective.renderer):
+        scores = objective.evaluate(_scored(capture), watch)
+    # The score stands first in min(), which returns a NaN only from there.
+    capped = tuple(replace(score, psnr=min(score.psnr, MOST_DECIBELS)) for score in scores)
+    return Scores(capture.split.name, subset, capped)
+
+
+def check_scorable(capture: Capture) -> None:
+    """Make sure that the views to be scored are large enough for SSIM's window.
+
+    Raises:
+        InputError: One is not; names it and its size.
+    """
+    for view in _scored(capture):
+        camera = capture.cameras[view]
+        if min(camera.width, camera.height) < SSIM_WINDOW:
+            raise InputError(
+                f"view {camera.name} is {camera.width}x{camera.height} pixels, and scoring needs at least "
+                f"{SSIM_WINDOW}x{SSIM_WINDOW}; use larger photographs, a larger --max-side or a smaller --downscale"
+            )
+
+
+def _scored(capture: Capture) -> tuple[int, ...]:
+    """The held-out views, or the training views where there are no others."""
+    return capture.split.test or capture.split.train
 
 
 def evaluation_record(

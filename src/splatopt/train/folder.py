@@ -61,6 +61,11 @@ class RunFolder:
         except (OSError, ValueError, AttributeError):
             return False
 
+    @property
+    def has_progress(self) -> bool:
+        """Whether anything of a step was left here: a scene or a line of metrics."""
+        return self.scene.exists() or (self.metrics.exists() and self.metrics.stat().st_size > 0)
+
     def check_free(self) -> None:
         """Make sure that a new run can begin here.
 

@@ -24,11 +24,12 @@ from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.ply import save_ply
 from splatopt.train.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from splatopt.train.config import TrainConfig
-from splatopt.train.evaluate import Scores, evaluate, evaluation_record
+from splatopt.train.evaluate import Scores, check_scorable, evaluate, evaluation_record
 from splatopt.train.events import Callback, Ended, Evaluated, Event, Saved, Started, Stepped, Warned
 from splatopt.train.folder import MetricsLog, MetricSums, RunFolder, read_json, write_json
 from splatopt.train.guards import non_finite, quiet_torch, stop_requests
 from splatopt.train.memory import resident_megabytes
+from splatopt.train.program import program
 from splatopt.train.sampler import ViewSampler
 from splatopt.train.setup import make_objective, open_capture, open_renderer, sh_degree_at, starting_cloud
 
@@ -94,6 +95,8 @@ def train(
         InputError: Something that was given cannot be used, or the numbers broke down twice.
         InterruptedRunError: Ctrl-C or a request to terminate; a checkpoint was written.
     """
+    warnings: list[str] = []
+    checkpoint = None
     if config.resume:
         config, capture, checkpoint, warnings = _reopen(config, capture)
     else:
@@ -102,7 +105,7 @@ def train(
         capture = capture or open_capture(config)
         config = config.resolved(capture.name, capture.background)
         RunFolder(config.folder).check_free()
-        checkpoint, warnings = None, []
+    check_scorable(capture)
     trainer = _Trainer(config, capture, renderer or open_renderer(config), tuple(callbacks))
     trainer.begin(checkpoint)
     for warning in (*capture.warnings, *warnings):
@@ -110,8 +113,11 @@ def train(
     return trainer.run()
 
 
-def _reopen(config: TrainConfig, capture: Capture | None) -> tuple[TrainConfig, Capture, Checkpoint, list[str]]:
-    """Find the run that ``config`` wants to resume, and its last good checkpoint."""
+def _reopen(config: TrainConfig, capture: Capture | None) -> tuple[TrainConfig, Capture, Checkpoint | None, list[str]]:
+    """Find the run that ``config`` wants to resume, and its last good checkpoint.
+
+    A run that was stopped before its first checkpoint has done no step; it begins again, without one.
+    """
     if config.out is None:
         capture = capture or open_capture(config)
         config = replace(config, out=config.resolved(capture.name, capture.background).out)
@@ -119,10 +125,12 @@ def _reopen(config: TrainConfig, capture: Capture | None) -> tuple[TrainConfig, 
     resumed = config.resuming(folder.read_config())
     checkpoint, warnings = latest_checkpoint(folder.checkpoints)
     if checkpoint is None:
-        detail = f" ({warnings[0]})" if warnings else ""
-        raise InputError(
-            f"{folder.path} holds no checkpoint to resume from{detail}; start a new run with another --out"
-        )
+        if warnings or folder.has_progress:
+            detail = f" ({warnings[0]})" if warnings else ""
+            raise InputError(
+                f"{folder.path} holds no checkpoint to resume from{detail}; start a new run with another --out"
+            )
+        warnings = [f"{folder.path} was stopped before its first checkpoint; it begins at step 0"]
     return resumed, capture or open_capture(resumed), checkpoint, warnings
 
 
@@ -178,6 +186,7 @@ class _Trainer:
         self.objective = make_objective(self.config, self.capture, cloud, self.renderer)
         entry = find_optimizer(self.config.optimizer)
         self.optimizer = entry.optimizer(self.objective, self.config.optimizer_options, self.generator)
+        self.optimizer.threads = self.config.threads
 
     def _saved_scores(self) -> Scores | None:
         """Scores from before the first step, as a resumed run finds them."""
@@ -376,7 +385,7 @@ class _Trainer:
         capture, out = shlex.quote(self.config.capture), shlex.quote(str(self.folder.path))
         return InterruptedRunError(
             f"stopped at step {self.step} of {self.config.steps}, {self.saved.name} is kept; "
-            f"go on with: splatopt train {capture} --out {out} --resume"
+            f"go on with: {program()} train {capture} --out {out} --resume"
         )
 
 

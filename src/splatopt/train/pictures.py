@@ -17,6 +17,7 @@ from splatopt.raster.renderer import Renderer
 from splatopt.raster.types import RenderOptions
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.train.config import TrainConfig
+from splatopt.train.guards import quiet_torch
 from splatopt.train.setup import sh_degree_at, starting_cloud
 
 MAX_SIDE = 640
@@ -84,7 +85,8 @@ def spread(views: tuple[int, ...], most: int) -> list[int]:
 
 def _drawn(renderer: Renderer, cloud: GaussianCloud, camera: Camera, options: RenderOptions) -> Tensor:
     """Render one view as bytes."""
-    return (renderer.render(cloud, camera, options).image.clamp(0, 1) * 255).round().to(torch.uint8)
+    with quiet_torch(renderer):
+        return (renderer.render(cloud, camera, options).image.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def data_uri(picture: UInt8[Tensor, "h w 3"]) -> str:

@@ -8,6 +8,8 @@ import os
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from enum import Enum
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,10 @@ import torch
 
 from splatopt import __version__
 from splatopt.core.checks import InputError
+from splatopt.core.optimizer import find_optimizer, optimizer_names
 from splatopt.train.charts import Mark, Series, line_chart, running_mean
 from splatopt.train.checkpoint import replace_file
+from splatopt.train.config import TrainConfig
 from splatopt.train.folder import RunFolder, read_json
 from splatopt.train.pictures import ViewPictures, data_uri
 
@@ -279,9 +283,33 @@ def _table(values: Mapping[str, Any]) -> str:
 
 
 def _command(config: Mapping[str, Any], run_folder: Path) -> str:
-    """The command that makes a run like this one, as far as the usual options tell."""
+    """The command that makes a run like this one: the usual options, and every other that is not at its default."""
     words = ["splatopt", "train", str(config.get("capture", ""))]
-    for name in ("optimizer", "steps", "seed", "start"):
-        if name in config:
-            words += [f"--{name}", str(config[name])]
+    for item in fields(TrainConfig):
+        value = config.get(item.name)
+        if item.name in _USUAL_OPTIONS or value not in (None, _plain_default(item.default)):
+            words += _option(item.name, value) if item.name not in _NO_OPTIONS and item.name in config else []
+    optimizer, options = str(config.get("optimizer")), config.get("optimizer_options")
+    if isinstance(options, dict) and optimizer in optimizer_names():
+        defaults = asdict(find_optimizer(optimizer).options())
+        for name, value in options.items():
+            if value != defaults.get(name):
+                words += _option(f"{optimizer}.{name}", value)
     return shlex.join([*words, "--out", str(run_folder)])
+
+
+_USUAL_OPTIONS = ("optimizer", "steps", "seed", "start")
+_NO_OPTIONS = ("capture", "out", "resume", "optimizer_options")
+
+
+def _plain_default(value: object) -> object:
+    """A default as JSON holds it."""
+    return value.value if isinstance(value, Enum) else value
+
+
+def _option(name: str, value: object) -> list[str]:
+    """An option and its value as they are typed; a flag stands alone."""
+    flag = "--" + name.replace("_", "-")
+    if isinstance(value, bool):
+        return [flag]
+    return [flag, *(str(part) for part in (value if isinstance(value, list) else [value]))]

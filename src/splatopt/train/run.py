@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from splatopt.core.checks import InputError
 from splatopt.data import Capture
@@ -14,7 +16,7 @@ from splatopt.scene.photometric import PhotometricObjective
 from splatopt.scene.ply import load_ply, save_ply
 from splatopt.train.checkpoint import latest_checkpoint
 from splatopt.train.config import TrainConfig
-from splatopt.train.evaluate import Scores, evaluate, evaluation_record
+from splatopt.train.evaluate import Scores, check_scorable, evaluate, evaluation_record
 from splatopt.train.folder import RunFolder, read_json, write_json
 from splatopt.train.setup import make_objective, open_capture, open_renderer, sh_degree_at
 
@@ -26,7 +28,8 @@ class Run:
     Attributes:
         folder: Its files.
         config: What it was told.
-        cloud: The scene of its newest whole checkpoint, or else of ``scene.ply``.
+        cloud: The scene of its newest whole checkpoint, or of ``scene.ply`` where that is later: a disk that
+            was full may have kept the last checkpoints away.
         steps: Optimizer steps that the scene has seen.
         seconds: Seconds of training that it took.
         warnings: One sentence for each checkpoint that is damaged.
@@ -64,13 +67,16 @@ class Run:
             renderer: What renders; the configuration's when None.
             watch: Called after each view with the number of views done.
         """
+        check_scorable(capture)
         scores = evaluate(self.objective(capture, renderer), capture, watch)
         record = read_json(self.folder.evaluation)
         # A record of the same step also counts the writing of the checkpoint that we were read from.
-        seconds = float(record["seconds"]) if record.get("steps") == self.steps else self.seconds
+        seconds = _seconds(record, self.seconds) if record.get("steps") == self.steps else self.seconds
         before = None
-        if record.get("before"):
-            before = Scores.from_json(record["before"], scores.split, scores.subset)
+        # Scores that are damaged are left out: nothing can bring them back.
+        with contextlib.suppress(InputError):
+            if isinstance(record.get("before"), dict):
+                before = Scores.from_json(record["before"], scores.split, scores.subset)
         write_json(
             self.folder.evaluation,
             evaluation_record(before, scores, steps=self.steps, seconds=seconds, gaussians=len(self.cloud)),
@@ -99,7 +105,8 @@ def open_run(path: Path | str, renderer: str | None = None) -> Run:
     if renderer is not None:
         config = TrainConfig(**{**vars(config), "renderer": renderer})
     checkpoint, warnings = latest_checkpoint(folder.checkpoints)
-    if checkpoint is not None:
+    record = read_json(folder.evaluation)
+    if checkpoint is not None and not _is_later(record, folder, checkpoint.step):
         tensors = {
             name.removeprefix("cloud."): value
             for name, value in checkpoint.tensors.items()
@@ -109,6 +116,17 @@ def open_run(path: Path | str, renderer: str | None = None) -> Run:
         return Run(folder, config, cloud, steps, float(checkpoint.scalars["seconds"]), tuple(warnings))
     if not folder.scene.is_file():
         raise InputError(f"{folder.path} holds neither a whole checkpoint nor a scene.ply; train it first")
-    record = read_json(folder.evaluation)
-    steps, seconds = int(record.get("steps", config.steps)), float(record.get("seconds", 0.0))
-    return Run(folder, config, load_ply(folder.scene), steps, seconds, tuple(warnings))
+    steps = record["steps"] if isinstance(record.get("steps"), int) else config.steps
+    return Run(folder, config, load_ply(folder.scene), steps, _seconds(record, 0.0), tuple(warnings))
+
+
+def _is_later(record: dict[str, Any], folder: RunFolder, step: int) -> bool:
+    """Whether the run came to its end, with its scores and its scene, after the checkpoint of ``step``."""
+    steps = record.get("steps")
+    return "psnr" in record and isinstance(steps, int) and steps > step and folder.scene.is_file()
+
+
+def _seconds(record: dict[str, Any], otherwise: float) -> float:
+    """Seconds of training that ``eval.json`` names, where it is whole."""
+    seconds = record.get("seconds")
+    return float(seconds) if isinstance(seconds, int | float) else otherwise

@@ -15,6 +15,7 @@ from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError
 from splatopt.raster.renderer import Renderer
 from splatopt.raster.types import Gaussians, RenderOptions
+from splatopt.train.guards import quiet_torch
 
 
 def write_views(
@@ -42,7 +43,8 @@ def write_views(
     written = []
     names = file_names(cameras)
     for done, (camera, name) in enumerate(zip(cameras, names, strict=True), start=1):
-        image = renderer.render(gaussians, camera, options).image
+        with quiet_torch(renderer):
+            image = renderer.render(gaussians, camera, options).image
         pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().contiguous().numpy()
         Image.fromarray(pixels).save(folder / name)
         written.append(folder / name)
@@ -65,6 +67,12 @@ def file_names(cameras: Sequence[Camera]) -> list[str]:
     return names
 
 
+def video_path(folder: Path) -> Path:
+    """Return where the video of the pictures in ``folder`` lies: beside the folder, under its name."""
+    named = folder if folder.name not in ("", "..") else folder.resolve()
+    return named.parent / f"{named.name or 'video'}.mp4"
+
+
 def write_video(folder: Path, pictures: Sequence[Path], path: Path, frames_per_second: int = 30) -> Path | None:
     """Join ``pictures`` to an MP4 with ffmpeg.
 
@@ -83,6 +91,8 @@ def write_video(folder: Path, pictures: Sequence[Path], path: Path, frames_per_s
     program = shutil.which("ffmpeg")
     if program is None:
         return None
+    # ffmpeg would read a name such as "-a.mp4" as an option.
+    path = path.absolute()
     listing = folder / ".frames.txt"
     listing.write_text("".join(f"file '{picture.name}'\nduration {1 / frames_per_second}\n" for picture in pictures))
     # H.264 in its common form needs even sides.

@@ -1,0 +1,52 @@
+// What the files of the rasterizer share.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+
+#include "rasterizer.h"
+
+namespace splatopt {
+
+inline constexpr int64_t kProjectionTask = 512;   // Gaussians a task
+inline constexpr int64_t kAhead = 12;             // Gaussians that memory is asked for early, where access jumps about
+inline constexpr int kLossRows = 48;              // image rows a task; twenty more are filtered as margin
+enum PlaneIndex { kRed, kGreen, kBlue, kGradient, kAlpha = kGradient + 3, kDepth, kPlanes };
+
+// Writes the seconds of its own life to where it is told.
+class Stopwatch {
+public:
+    explicit Stopwatch(double& seconds) : seconds_(seconds), begin_(Clock::now()) {}
+    ~Stopwatch() { seconds_ = std::chrono::duration<double>(Clock::now() - begin_).count(); }
+
+private:
+    using Clock = std::chrono::steady_clock;
+    double& seconds_;
+    Clock::time_point begin_;
+};
+
+inline int64_t tasks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+// Grows without copying: these buffers are rewritten by each pass.
+template <class T>
+void ensure(Buffer<T>& buffer, size_t size) {
+    if (buffer.capacity() < size) {
+        buffer.clear();
+        buffer.reserve(size + size / 8);
+    }
+    buffer.resize(size);
+}
+
+template <class Work>
+void Rasterizer::sweep_bands(const Work& work) {
+    for (auto& scratch : loss_scratch_) ensure(scratch, kernels_.loss_scratch_floats(view_));
+    const int64_t bands = tasks_of(view_.height, kLossRows);
+    pool_.run(bands * 3, [&](int64_t task, int thread) {
+        const int begin = static_cast<int>(task / 3) * kLossRows;
+        work(static_cast<int>(task % 3), begin, std::min(begin + kLossRows, view_.height),
+             loss_scratch_[thread].data(), task);
+    });
+}
+
+}  // namespace splatopt

@@ -1,0 +1,31 @@
+"""Symmetric blocks, packed: the lower triangle by row, entry (i, j ≤ i) at i·(i+1)/2 + j."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def unpack_blocks(packed: Float[Tensor, "n p"]) -> Float[Tensor, "n b b"]:
+    """Return the symmetric matrices whose lower triangles are given, p = b·(b+1)/2.
+
+    Raises:
+        ValueError: p is no triangular number.
+    """
+    size = (math.isqrt(8 * packed.shape[1] + 1) - 1) // 2
+    if size * (size + 1) // 2 != packed.shape[1]:
+        raise ValueError(f"a packed block must hold b·(b+1)/2 numbers for some b, got {packed.shape[1]}")
+    row, column = torch.tril_indices(size, size, device=packed.device)
+    blocks = packed.new_empty(packed.shape[0], size, size)
+    blocks[:, row, column] = packed
+    blocks[:, column, row] = packed
+    return blocks
+
+
+def pack_blocks(blocks: Float[Tensor, "n b b"]) -> Float[Tensor, "n p"]:
+    """Return the lower triangles by row; what is above the diagonal is not read."""
+    row, column = torch.tril_indices(blocks.shape[1], blocks.shape[1], device=blocks.device)
+    return blocks[:, row, column]

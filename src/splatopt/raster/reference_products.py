@@ -1,0 +1,362 @@
+"""Jacobian products, Gauss-Newton curvature and Hessian products of the reference renderer.
+
+Products are forward and reverse differentiation of :func:`~splatopt.raster.reference.render_reference`. The
+curvature of each Gaussian comes in two exact steps: over pixels, of the nine numbers that blending reads of
+a splat, by differentiating each pair on its own; then through the projection, which treats rows separately.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from splatopt.core.camera import Camera
+from splatopt.raster.reference_blend import blend_splats, over_background, pixel_centers
+from splatopt.raster.reference_loss import (
+    photometric_loss_reference,
+    ssim_center_derivative_reference,
+    ssim_map_reference,
+)
+from splatopt.raster.reference_projection import Splats, project_reference
+from splatopt.raster.renderer import Renderer
+from splatopt.raster.residuals import BLOCK_SIZE, L1Ssim, ResidualOptions
+from splatopt.raster.types import Gaussians, RenderOptions
+
+GAUSSIAN_TENSORS = ("means", "log_scales", "quats", "logit_opacities", "sh_dc", "sh_rest")
+_PAIRS_AT_ONCE = 1 << 19
+"""Pixel-Gaussian pairs whose nine derivatives are held at once, 38 MB a tensor in float64."""
+
+
+@dataclass
+class _TensorsOf:
+    """The six tensors under their names, of any kind that PyTorch's transforms make."""
+
+    means: Tensor
+    log_scales: Tensor
+    quats: Tensor
+    logit_opacities: Tensor
+    sh_dc: Tensor
+    sh_rest: Tensor
+
+
+@dataclass(frozen=True)
+class PulledBack:
+    """An image's gradient taken back to the Gaussians.
+
+    Attributes:
+        image: What was rendered, (H, W, 3).
+        gradient: One tensor per parameter; None where nothing came back.
+        blended: Rows that were drawn, (M,) int64.
+    """
+
+    image: Tensor
+    gradient: Mapping[str, Tensor | None]
+    blended: Tensor
+
+
+def add_parts(total: Mapping[str, Tensor], parts: Mapping[str, Tensor | None], weight: float, overwrite: bool) -> None:
+    """Add ``weight`` · ``parts`` to ``total``, or write it there; a part that is None is zero."""
+    for name, into in total.items():
+        if overwrite:
+            into.zero_()
+        part = parts[name]
+        if part is not None:
+            into.add_(part, alpha=weight)
+
+
+def residuals_reference(
+    image: Float[Tensor, "h w 3"], target: Float[Tensor, "h w 3"], options: ResidualOptions
+) -> Float[Tensor, "k h w 3"]:
+    """Return the residuals of an image; see :mod:`splatopt.raster.residuals`."""
+    if not isinstance(options, L1Ssim):
+        return (image - target)[None] / image.numel() ** 0.5
+    share = 2 / image.numel()
+    absolute = (share * (1 - options.ssim_weight) * (image - target).abs()).sqrt()
+    # Rounding may take SSIM a hair above 1.
+    dissimilarity = (1 - ssim_map_reference(image, target)).clamp_min(0)
+    return torch.stack([absolute, (share * options.ssim_weight * dissimilarity).sqrt()])
+
+
+def _slopes(image: Tensor, target: Tensor, options: L1Ssim) -> tuple[Tensor, Tensor]:
+    """Return ∂r₁/∂x and ∂r₂/∂SSIM at every pixel and channel, floors included."""
+    half_share = 0.5 / image.numel()
+    difference = image - target
+    absolute = difference.abs().clamp_min(options.floor_absolute)
+    dissimilarity = (1 - ssim_map_reference(image, target)).clamp_min(options.floor_dissimilarity)
+    to_absolute = difference.sign() * (half_share * (1 - options.ssim_weight) / absolute).sqrt()
+    return to_absolute, -(half_share * options.ssim_weight / dissimilarity).sqrt()
+
+
+def push_residuals(
+    image: Float[Tensor, "h w 3"],
+    target: Float[Tensor, "h w 3"],
+    options: ResidualOptions,
+    change: Float[Tensor, "h w 3"],
+) -> Float[Tensor, "k h w 3"]:
+    """Return ∂r/∂image · ``change``, over SSIM's whole window."""
+    if not isinstance(options, L1Ssim):
+        return change[None] / image.numel() ** 0.5
+    to_absolute, to_ssim = _slopes(image, target, options)
+    ssim_change = torch.func.jvp(lambda x: ssim_map_reference(x, target), (image,), (change,))[1]
+    return torch.stack([to_absolute * change, to_ssim * ssim_change])
+
+
+def pull_residuals(
+    image: Float[Tensor, "h w 3"],
+    target: Float[Tensor, "h w 3"],
+    options: ResidualOptions,
+    cotangent: Float[Tensor, "k h w 3"],
+) -> Float[Tensor, "h w 3"]:
+    """Return (∂r/∂image)ᵀ · ``cotangent``, over SSIM's whole window."""
+    if not isinstance(options, L1Ssim):
+        return cotangent[0] / image.numel() ** 0.5
+    to_absolute, to_ssim = _slopes(image, target, options)
+    pull = torch.func.vjp(lambda x: ssim_map_reference(x, target), image)[1]
+    return to_absolute * cotangent[0] + pull(to_ssim * cotangent[1])[0]
+
+
+def pixel_weights_reference(
+    image: Float[Tensor, "h w 3"], target: Float[Tensor, "h w 3"], options: ResidualOptions
+) -> Float[Tensor, "h w 3"]:
+    """Return W = Σ_k (∂r_k/∂x)² of each pixel and channel to itself; of SSIM the window's centre."""
+    if not isinstance(options, L1Ssim):
+        return torch.full_like(image, 1 / image.numel())
+    to_absolute, to_ssim = _slopes(image, target, options)
+    return to_absolute.square() + (to_ssim * ssim_center_derivative_reference(image, target)).square()
+
+
+class ReferenceProducts(Renderer):
+    """The oracles beyond the gradient, for a renderer whose image is differentiable."""
+
+    @abstractmethod
+    def image_of(self, gaussians: Gaussians, camera: Camera, options: RenderOptions) -> Tensor:
+        """Return the image (H, W, 3), differentiably and fit for ``torch.func``."""
+
+    @abstractmethod
+    def pull_back(
+        self,
+        gaussians: Gaussians,
+        camera: Camera,
+        options: RenderOptions,
+        image_gradient: Callable[[Tensor], Tensor],
+    ) -> PulledBack:
+        """Return (∂image/∂θ)ᵀ g with g = ``image_gradient(image)``."""
+
+    def residuals(
+        self,
+        gaussians: Gaussians,
+        camera: Camera,
+        target: Tensor,
+        options: RenderOptions,
+        residual_options: ResidualOptions,
+    ) -> Tensor:
+        """Return the residuals of one view; see :meth:`Renderer.residuals`."""
+        image = self.render(gaussians, camera, options).image
+        return residuals_reference(image, target.to(image) / 255, residual_options)
+
+    def jvp(
+        self,
+        gaussians: Gaussians,
+        camera: Camera,
+        target: Tensor,
+        options: RenderOptions,
+        residual_options: ResidualOptions,
+        tangent: Mapping[str, Tensor],
+    ) -> Tensor:
+        """Return J v of one view; see :meth:`Renderer.jvp`."""
+        values = tuple(getattr(gaussians, name).detach() for name in GAUSSIAN_TENSORS)
+        with torch.no_grad():
+            pushed = torch.func.jvp(
+                lambda *tensors: self.image_of(_TensorsOf(*tensors), camera, options),
+                values,
+                _whole(gaussians, tangent),
+            )
+            image, change = pushed[0], pushed[1]
+            return push_residuals(image, target.to(image) / 255, residual_options, change)
+
+    def vjp(
+        self,
+        gaussians: Gaussians,
+        camera: Camera,
+        target: Tensor,
+        options: RenderOptions,
+        residual_options: ResidualOptions,
+        cotangent: Tensor,
+        weight: float,
+        gradient: Mapping[str, Tensor],
+        overwrite: bool = False,
+    ) -> None:
+        """Add ``weight`` · Jᵀ u of one view; see :meth:`Renderer.vjp`."""
+        photograph = target.to(gaussians.means) / 255
+        pulled = self.pull_back(
+            gaussians, camera, options, lambda image: pull_residuals(image, photograph, residual_options, cotangent)
+        )
+        add_parts(gradient, pulled.gradient, weight, overwrite)
+
+    def accumulate_diagonal(
+        self,
+        gaussians: Gaussians,
+        camera: Camera,
+        target: Tensor,
+        options: RenderOptions,
+        residual_options: ResidualOptions,
+        weight: float,
+        diagonal: Mapping[str, Tensor],
+        overwrite: bool = False,
+    ) -> None:
+        """Add ``weight`` · the diagonal of one view; see :meth:`Renderer.accumulate_diagonal`."""
+        curvature = self._curvature(gaussians, camera, target, options, residual_options)
+        shapes = [getattr(gaussians, name).shape for name in GAUSSIAN_TENSORS]
+        parts = curvature.diagonal().split([shape[1:].numel() for shape in shapes], dim=1)
+        shaped = {name: part.reshape(shape) for name, shape, part in zip(GAUSSIAN_TENSORS, shapes, parts, strict=True)}
+        add_parts(diagonal, shaped, weight, overwrite)
+
+    def accumulate_blocks(
+        self,
+        gaussians: Gaussians,
+        camera: Camera,
+        target: Tensor,
+        options: RenderOptions,
+        residual_options: ResidualOptions,
+        weight: float,
+        blocks: Tensor,
+        rest_diagonal: Tensor,
+        overwrite: bool = False,
+    ) -> None:
+        """Add ``weight`` · the blocks of one view; see :meth:`Renderer.accumulate_blocks`."""
+        curvature = self._curvature(gaussians, camera, target, options, residual_options)
+        row, column = torch.tril_indices(BLOCK_SIZE, BLOCK_SIZE)
+        parts = {
+            "blocks": curvature.blocks(BLOCK_SIZE)[:, row, column],
+            "rest": curvature.diagonal()[:, BLOCK_SIZE:].reshape(rest_diagonal.shape),
+        }
+        add_parts({"blocks": blocks, "rest": rest_diagonal}, parts, weight, overwrite)
+
+    def hvp(
+        self,
+        gaussians: Gaussians,
+        camera: Camera,
+        target: Tensor,
+        options: RenderOptions,
+        ssim_weight: float,
+        tangent: Mapping[str, Tensor],
+        weight: float,
+        product: Mapping[str, Tensor],
+        overwrite: bool = False,
+    ) -> None:
+        """Add ``weight`` · ∇²loss v of one view, by differentiating twice; see :meth:`Renderer.hvp`."""
+        leaves = [getattr(gaussians, name).detach().requires_grad_() for name in GAUSSIAN_TENSORS]
+        with torch.enable_grad():
+            image = self.image_of(_TensorsOf(*leaves), camera, options)
+            loss = photometric_loss_reference(image, target.to(image) / 255, ssim_weight)
+            first = torch.autograd.grad(loss, leaves, create_graph=True)
+            second = torch.autograd.grad(first, leaves, _whole(gaussians, tangent), allow_unused=True)
+        add_parts(product, dict(zip(GAUSSIAN_TENSORS, second, strict=True)), weight, overwrite)
+
+    def _curvature(
+        self,
+        gaussians: Gaussians,
+        camera: Camera,
+        target: Tensor,
+        options: RenderOptions,
+        residual_options: ResidualOptions,
+    ) -> _Curvature:
+        """Return each Gaussian's curvature in one view."""
+        with torch.no_grad():
+            image = self.render(gaussians, camera, options).image
+            weights = pixel_weights_reference(image, target.to(image) / 255, residual_options)
+            splats = project_reference(gaussians, camera, options)
+            unsort = torch.argsort(splats.index)
+        outer = _splat_curvature(splats, camera, options, weights)[unsort]
+        return _Curvature(outer, _projection_jacobian(gaussians, camera, options))
+
+
+@dataclass(frozen=True)
+class _Curvature:
+    """Gᵀ M G per Gaussian: M (N, 9, 9) over what blending reads, G (N, 9, T) the projection's Jacobian."""
+
+    outer: Tensor
+    jacobian: Tensor
+
+    def blocks(self, size: int) -> Tensor:
+        """Return the leading (size, size) entries, (N, size, size); exactly 0 for what is not drawn."""
+        leading = self.jacobian[:, :, :size]
+        return self._drawn(leading.transpose(1, 2) @ self.outer @ leading)
+
+    def diagonal(self) -> Tensor:
+        """Return the diagonal, (N, T); exactly 0 for what is not drawn."""
+        return self._drawn(((self.outer @ self.jacobian) * self.jacobian).sum(dim=1))
+
+    def _drawn(self, result: Tensor) -> Tensor:
+        # Where M is zero, G may still be infinite or NaN: a transparent Gaussian whose determinant overflows.
+        drawn = (self.outer != 0).flatten(1).any(dim=1)
+        return torch.where(drawn.reshape(-1, *[1] * (result.dim() - 1)), result, torch.zeros_like(result))
+
+
+def _whole(gaussians: Gaussians, tangent: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """Return a tangent's six tensors, zeros for those that are missing."""
+    return tuple(
+        tangent[name].to(getattr(gaussians, name)) if name in tangent else torch.zeros_like(getattr(gaussians, name))
+        for name in GAUSSIAN_TENSORS
+    )
+
+
+def _splat_curvature(splats: Splats, camera: Camera, options: RenderOptions, weights: Tensor) -> Tensor:
+    """Return M = Σ_{p,c} W_pc (∂C_pc/∂s)(∂C_pc/∂s)ᵀ per splat, s = (mean 2, conic 3, opacity, colour 3), (N, 9, 9).
+
+    Each pixel gets splats of its own as leaves, so one backward pass a channel gives the derivatives of all
+    pairs; no formula of blending is written a second time.
+    """
+    count = splats.depths.shape[0]
+    total = splats.means.new_zeros(count, 9, 9)
+    step = max(1, _PAIRS_AT_ONCE // max(1, count * camera.width))
+    for start in range(0, camera.height, step):
+        rows = range(start, min(camera.height, start + step))
+        pixels = pixel_centers(splats.means, rows, range(camera.width))
+        shape = (pixels.shape[0], count)
+        with torch.enable_grad():
+            own = {
+                name: getattr(splats, name).detach().expand(*shape, *getattr(splats, name).shape[1:]).clone()
+                for name in ("means", "conics", "opacities")
+            }
+            for leaf in own.values():
+                leaf.requires_grad_()
+            blend = blend_splats(replace(splats, **own), pixels)
+            color = over_background(blend, options)
+        near = weights[rows.start : rows.stop].reshape(-1, 3)
+        for channel in range(3):
+            parts = torch.autograd.grad(color[:, channel].sum(), list(own.values()), retain_graph=channel < 2)
+            to_color = splats.means.new_zeros(*shape, 3)
+            to_color[:, :, channel] = blend.weights.detach()
+            derivative = torch.cat([parts[0], parts[1], parts[2][:, :, None], to_color], dim=2).transpose(0, 1)
+            total += (derivative * near[:, channel, None]).transpose(1, 2) @ derivative
+    return total
+
+
+def _projection_jacobian(gaussians: Gaussians, camera: Camera, options: RenderOptions) -> Tensor:
+    """Return ∂s/∂θ per Gaussian, (N, 9, T), columns in the order of the six tensors.
+
+    Rows do not depend on one another, so one tangent that is the same in all of them gives a column for all of them.
+    """
+
+    def projected(*tensors: Tensor) -> Tensor:
+        splats = project_reference(_TensorsOf(*tensors), camera, options)
+        numbers = [splats.means, splats.conics, splats.opacities[:, None], splats.colors]
+        return torch.cat(numbers, dim=1)[torch.argsort(splats.index)]
+
+    values = tuple(getattr(gaussians, name).detach() for name in GAUSSIAN_TENSORS)
+    sizes = [value.shape[1:].numel() for value in values]
+
+    def column(along: Tensor) -> Tensor:
+        parts = zip(along.split(sizes), values, strict=True)
+        tangent = tuple(part.reshape(value.shape[1:]).expand(value.shape) for part, value in parts)
+        return torch.func.jvp(projected, values, tangent)[1]
+
+    with torch.no_grad():
+        columns = torch.eye(sum(sizes), dtype=values[0].dtype, device=values[0].device)
+        return torch.func.vmap(column, out_dims=2)(columns)

@@ -1,0 +1,35 @@
+"""Every example runs as it stands, from another folder, and shows what it promises."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import splatopt
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = Path(splatopt.__file__).resolve().parents[1]
+
+
+def run(name: str, folder: Path) -> str:
+    """Output of an example that ran in ``folder``, with the package that is tested here."""
+    code = f"import runpy, sys; sys.path.insert(0, {str(SOURCE)!r}); runpy.run_path(sys.argv[1], run_name='__main__')"
+    command = [sys.executable, "-c", code, str(ROOT / "examples" / name)]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_first_order(tmp_path: Path):
+    scores = re.findall(r"^(\w+): ([\d.]+) -> ([\d.]+) dB in ", run("first_order.py", tmp_path), re.MULTILINE)
+    assert [name for name, _, _ in scores] == ["adam", "lion"]
+    assert scores[0][1] == scores[1][1], "both begin at the same cloud"
+    assert all(float(after) > float(before) + 4 for _, before, after in scores)
+    assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+
+
+def test_every_example_has_its_test():
+    names = {path.stem for path in (ROOT / "examples").glob("*.py")}
+    assert {f"test_{name}" for name in names} <= set(globals())
