@@ -10,7 +10,7 @@ alignas(64) constexpr float kLaneY[kLanes] = {0.5f, 0.5f, 0.5f, 0.5f, 1.5f, 1.5f
                                               2.5f, 2.5f, 2.5f, 2.5f, 3.5f, 3.5f, 3.5f, 3.5f};
 
 // Splats lie in the cloud's order, which the list jumps about in: fetched this many positions ahead.
-constexpr int64_t kAhead = 12;
+constexpr int64_t kAhead = 32;
 
 inline void gather_tile(const View& view, const Splat* splats, const Entry* entries, int64_t count, int tile,
                         TileScratch& scratch) {

@@ -1,16 +1,17 @@
-"""A small objective with a known minimum, for every optimizer."""
+"""A small objective with a known minimum that answers every question, for every optimizer."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from splatopt.core.objective import Evaluation, Objective, Oracle
+from splatopt.core.objective import Evaluation, GaussNewtonBlocks, Objective, Oracle, Residuals, Tensors
 from splatopt.core.rows import RowEdit
+from splatopt.curvature.blocks import pack_blocks
 
 
 class Quadratic(Objective):
-    """½ Σ c·(θ - target)² over tensors with N rows each; gives gradients alone."""
+    """½ Σ c·(θ - target)² over tensors with N rows each; residuals √c·(θ - target), JᵀJ = Hessian = diag(c)."""
 
     def __init__(self, rows: int = 5, dtype: torch.dtype = torch.float32, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -30,7 +31,7 @@ class Quadratic(Objective):
 
     @property
     def oracles(self) -> frozenset[Oracle]:
-        return frozenset({Oracle.GRADIENT})
+        return frozenset(Oracle)
 
     @property
     def length_scale(self) -> float:
@@ -49,6 +50,35 @@ class Quadratic(Objective):
     def gradient(self, batch: object) -> Evaluation:
         gradient = {name: self.curvature[name] * (value - self.targets[name]) for name, value in self.values.items()}
         return Evaluation(loss=self.loss(), gradient=gradient, seen=None, facts={})
+
+    def residuals(self, batch: object) -> Residuals:
+        return tuple(self.curvature[name].sqrt() * (value - self.targets[name]) for name, value in self.values.items())
+
+    def empty_residuals(self, batch: object) -> Residuals:
+        return tuple(torch.empty_like(value) for value in self.values.values())
+
+    def jvp(self, batch: object, tangent: Tensors) -> Residuals:
+        return tuple(
+            self.curvature[name].sqrt() * tangent[name] if name in tangent else torch.zeros_like(value)
+            for name, value in self.values.items()
+        )
+
+    def vjp(self, batch: object, cotangent: Residuals) -> Tensors:
+        return {name: self.curvature[name].sqrt() * part for name, part in zip(self.values, cotangent, strict=True)}
+
+    def exact_gauss_newton_diagonal(self, batch: object) -> Tensors:
+        return self.curvature
+
+    def gauss_newton_blocks(self, batch: object) -> GaussNewtonBlocks:
+        rows = self.values["means"].shape[0]
+        columns = torch.cat([value.reshape(rows, -1) for value in self.curvature.values()], dim=1)
+        return GaussNewtonBlocks(tuple(self.values), pack_blocks(torch.diag_embed(columns)), {})
+
+    def exact_hvp(self, batch: object, tangent: Tensors) -> Tensors:
+        return {
+            name: self.curvature[name] * tangent[name] if name in tangent else torch.zeros_like(value)
+            for name, value in self.values.items()
+        }
 
     def edit_rows(self, edit: RowEdit) -> None:
         self.values = {name: edit.gather(value) for name, value in self.values.items()}
