@@ -4,7 +4,8 @@
 //
 // In x = d/η this is (A + μI) x = -h, A = s·ηBη, h = ηg, with μ >= 0 such that |x| = 1 or μ = 0 and |x| < 1
 // (Moré and Sorensen 1983). μ is kept between steps: one Newton step on 1/|x| - 1 a factorisation follows it as
-// the scene moves, and what still sticks out of the ball is scaled back onto it.
+// the scene moves, and what still sticks out of the ball is scaled back onto it. A Gaussian without any curvature
+// stays: nothing is known about how far it may go.
 
 constexpr int kBlockRows = 14;
 constexpr int kBlockFloats = kBlockRows * (kBlockRows + 1) / 2;
@@ -45,7 +46,9 @@ void solve_blocks(const float* blocks, const float* gradient, const float* radii
         }
         // What rounding may have taken from a block without full rank.
         const Vec floor = max(trace * Vec(1e-6f), Vec(1e-30f));
-        Vec mu = max(gather(multipliers + i, 1, lanes), zero);
+        const Mask known = trace > zero;
+        const Vec kept = max(gather(multipliers + i, 1, lanes), zero);
+        Vec mu = kept;
         Vec length(0.0f);
         for (int round = 0; round < factorisations; ++round) {
             factorise(a, mu + floor, floor * Vec(1e-3f), l);
@@ -73,11 +76,11 @@ void solve_blocks(const float* blocks, const float* gradient, const float* radii
         const Vec shrink = one / max(length, one);
         for (int r = 0; r < kBlockRows; ++r) {
             float out[kLanes];
-            (x[r] * eta[r] * shrink).store(out);
+            keep(known, x[r] * eta[r] * shrink).store(out);
             for (int lane = 0; lane < kLanes && i + lane < end; ++lane) steps[kBlockRows * (i + lane) + r] = out[lane];
         }
         float out[kLanes];
-        mu.store(out);
+        select(known, mu, kept).store(out);
         for (int lane = 0; lane < kLanes && i + lane < end; ++lane) multipliers[i + lane] = out[lane];
     }
 }

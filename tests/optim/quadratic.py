@@ -70,8 +70,7 @@ class Quadratic(Objective):
         return self.curvature
 
     def gauss_newton_blocks(self, batch: object) -> GaussNewtonBlocks:
-        rows = self.values["means"].shape[0]
-        columns = torch.cat([value.reshape(rows, -1) for value in self.curvature.values()], dim=1)
+        columns = torch.cat([value[:, None].flatten(1) for value in self.curvature.values()], dim=1)
         return GaussNewtonBlocks(tuple(self.values), pack_blocks(torch.diag_embed(columns)), {})
 
     def exact_hvp(self, batch: object, tangent: Tensors) -> Tensors:

@@ -1,0 +1,277 @@
+"""Trust radii by the squared Hellinger distance (Hsiao et al. 2026, 3DGS²-TR, arXiv 2602.00395).
+
+A Gaussian with opacity α, colour C, scales S and covariance Σ is the unnormalised density G of mass
+α·C·det(S). The distance between G and G', normalised by det(S), is
+
+    H² = ½ ∫ (√G - √G')² / det(S)
+
+and the radius η of a scalar parameter is the change that takes H² to about ε when nothing else moves
+(C = 1 where the colour does not move). In the space of opacities and scales themselves:
+
+    mean, axis c      √(-8 V_c ln(1 - ε/α)),  V_c the variance along c
+    scale S_c         √(2 S_c² ε/α)
+    opacity α         √(4 α ε)
+    colour C_c        √(4 C_c ε/α)
+    quaternion q_c    √(-8/β_c · ln(1 - ε/α))
+
+What is stored is log S, logit α and the coefficient of the constant spherical harmonic, so radii are divided
+by the derivative of the activation: log S by S, logit α by α(1-α), sh_dc by Y₀. β_c is the second derivative
+of ‖S(I+E)S⁻¹‖² along q_c, I+E = RᵀR(q + δe_c), which has a closed form: :func:`quaternion_curvature`.
+
+To second order the mean reaches ε, a scale ¾ ε, and quaternion, opacity and colour ½ ε.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from splatopt.core.checks import InputError
+from splatopt.core.objective import Tensors
+from splatopt.core.optimizer import Progress
+
+GAUSSIAN_TENSORS = ("means", "log_scales", "quats", "logit_opacities", "sh_dc", "sh_rest")
+"""Parameters of exactly these names are a cloud's, and get the radii of the table."""
+
+_Y0 = 0.5 / math.sqrt(math.pi)
+"""The constant spherical harmonic, and the root mean square over the sphere of every other one."""
+
+_MOST_QUAT = 0.5
+
+_MOST_LOG_SCALE = 40.0
+_MOST_LOG_RATIO = 10.0
+"""Scales and ratios of scales are taken within exp(±these), where float32 holds their squares."""
+
+
+MeanVariance = Literal["marginal", "conditional"]
+"""Which variance V_c bounds a mean along world axis c: Σ_cc, the marginal one, as published, for which H² exceeds ε
+by the factor Σ_cc (Σ⁻¹)_cc, large for thin slanted Gaussians; or 1/(Σ⁻¹)_cc, the conditional one, for which it
+reaches ε."""
+
+
+@dataclass(frozen=True)
+class RadiusBounds:
+    """What keeps trust radii finite and the quadratic picture believable; no radius exceeds it."""
+
+    opacity_floor: float = 0.01
+    """Opacities below count as this in the formulas. Unit: fraction. Source: own experiments."""
+
+    most_relative_distance: float = 0.02
+    """ε/α counts as at most this. Unit: fraction. Source: own experiments."""
+
+    most_log_scale: float = 0.15
+    """Largest step of a log-scale. Unit: per step. Source: own experiments."""
+
+    most_quat: float = 0.1
+    """Largest step of a quaternion's entry. Unit: quaternion's norm. Source: own experiments."""
+
+    most_logit: float = 0.5
+    """Largest step of a logit opacity. Unit: per step. Source: own experiments."""
+
+    most_color: float = 0.1
+    """Largest step of a colour channel. Unit: colour in [0, 1]. Source: own experiments."""
+
+    color_floor: float = 0.01
+    """Colours below, negative ones too, count as this in the formula. Unit: colour. Source: own choice."""
+
+    higher_bands: float = 0.25
+    """Radius of sh_rest over that of sh_dc. At 1 one coefficient changes the colour by as much as sh_dc, as a root
+    mean square over directions; at 1/√15 ≈ 0.25 all of degree 3 together do. Unit: factor. Source: own choice."""
+
+    mean_variance: MeanVariance = "marginal"
+    """The variance that bounds a mean: marginal, or conditional. Unit: choice. Source: 3DGS²-TR: marginal."""
+
+    def __post_init__(self) -> None:
+        """Refuse bounds that are not positive or that let a logarithm or a division be infinite."""
+        if self.mean_variance not in get_args(MeanVariance):
+            raise InputError(f"mean_variance must be marginal or conditional, got {self.mean_variance!r}")
+        for field in fields(RadiusBounds):
+            value = getattr(self, field.name)
+            if field.name != "mean_variance" and not 0 < value < math.inf:
+                raise InputError(f"the trust region's {field.name} must be a positive number, got {value}")
+        for name in ("opacity_floor", "most_relative_distance"):
+            if getattr(self, name) >= 1:
+                raise InputError(f"the trust region's {name} must lie below 1, got {getattr(self, name)}")
+        if self.most_quat >= _MOST_QUAT:
+            raise InputError(
+                f"the trust region's most_quat must lie below {_MOST_QUAT}, where a step can reach the zero "
+                f"quaternion, got {self.most_quat}"
+            )
+
+
+@dataclass(frozen=True)
+class PublishedBounds(RadiusBounds):
+    """The formulas as published; the bounds only keep them finite."""
+
+    opacity_floor: float = 1e-6
+    """Opacities below count as this in the formulas. Unit: fraction. Source: finiteness alone."""
+
+    most_relative_distance: float = 0.99
+    """ε/α counts as at most this. Unit: fraction. Source: finiteness alone."""
+
+    most_log_scale: float = 2.0
+    """Largest step of a log-scale. Unit: per step. Source: finiteness alone."""
+
+    most_quat: float = 0.25
+    """Largest step of a quaternion's entry. Unit: quaternion's norm. Source: finiteness alone, for spheres."""
+
+    most_logit: float = 10.0
+    """Largest step of a logit opacity. Unit: per step. Source: finiteness alone, for opacities near 1."""
+
+    most_color: float = 2.0
+    """Largest step of a colour channel. Unit: colour in [0, 1]. Source: finiteness alone."""
+
+    higher_bands: float = 1.0
+    """Radius of sh_rest over that of sh_dc; at 1 one coefficient changes the colour by as much as sh_dc, as a root
+    mean square over directions. Unit: factor. Source: the formula for colours."""
+
+
+@dataclass(frozen=True)
+class TrustRegionOptions(RadiusBounds):
+    """A trust region that shrinks over the run."""
+
+    epsilon_start: float = 1e-5
+    """ε at step 0, the squared Hellinger distance that one parameter may move a Gaussian, over det(S).
+    Unit: opacity. Source: own experiments; published 1e-6."""
+
+    epsilon_end: float = 1e-7
+    """ε when the run ends; in between it decays exponentially. Unit: opacity. Source: own experiments;
+    published 1e-8."""
+
+    def __post_init__(self) -> None:
+        """Refuse distances that are none."""
+        super().__post_init__()
+        for name in ("epsilon_start", "epsilon_end"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(
+                    f"the trust region's {name} must be a positive number, got {getattr(self, name)}; "
+                    "3DGS²-TR goes from 1e-6 to 1e-8"
+                )
+
+    def distance(self, progress: Progress) -> float:
+        """Return ε at one step, ε₀^(1-f) · ε₁^f with f the share of the horizon already done."""
+        return self.epsilon_start ** (1 - progress.fraction) * self.epsilon_end**progress.fraction
+
+
+@dataclass(frozen=True)
+class PublishedTrustRegionOptions(PublishedBounds, TrustRegionOptions):
+    """The trust region as published."""
+
+    epsilon_start: float = 1e-6
+    """ε at step 0, the squared Hellinger distance that one parameter may move a Gaussian, over det(S).
+    Unit: opacity. Source: 3DGS²-TR."""
+
+    epsilon_end: float = 1e-8
+    """ε when the run ends; in between it decays exponentially. Unit: opacity. Source: 3DGS²-TR."""
+
+
+class HellingerRadii:
+    """Per-entry trust radii of a cloud's parameters.
+
+    Parameters that are not a cloud's six tensors get one constant, √(8ε): the radius of the mean of an
+    opaque Gaussian of variance 1.
+    """
+
+    def __init__(self, bounds: RadiusBounds) -> None:
+        """Keep the bounds."""
+        self.bounds = bounds
+
+    def radii(self, parameters: Tensors, epsilon: float) -> dict[str, Tensor]:
+        """Return η ≥ 0 for every parameter, in a shape that broadcasts to the parameter's.
+
+        Args:
+            parameters: The values that a step starts from; not written.
+            epsilon: ε, the normalised squared Hellinger distance.
+        """
+        if set(parameters) != set(GAUSSIAN_TENSORS):
+            return {name: value.new_tensor(math.sqrt(8 * epsilon)) for name, value in parameters.items()}
+        bounds = self.bounds
+        logits, log_scales, quats = parameters["logit_opacities"], parameters["log_scales"], parameters["quats"]
+        opacity = logits.sigmoid().clamp_min_(bounds.opacity_floor)
+        relative = (epsilon / opacity).clamp_max_(bounds.most_relative_distance)
+        # 8·(-ln(1 - ε/α)): what V_c is multiplied and β_c is divided by.
+        eightfold = torch.log1p(-relative).mul_(-8)[:, None]
+        # 2·√(ε/α)/(1-α); 1-α from the logit, for α that rounds to 1.
+        logit = relative.sqrt().mul_(2).div_((-logits).sigmoid_().clamp_min_(torch.finfo(logits.dtype).tiny))
+        color = (0.5 + _Y0 * parameters["sh_dc"]).clamp_min_(bounds.color_floor)
+        color = color.mul_(4 * relative[:, None]).sqrt_().clamp_max_(bounds.most_color).div_(_Y0)
+        most_quat = bounds.most_quat * quats.norm(dim=1, keepdim=True)
+        return {
+            "means": mean_variances(log_scales, quats, bounds.mean_variance).mul_(eightfold).sqrt_(),
+            "log_scales": (2 * relative).sqrt_().clamp_max_(bounds.most_log_scale)[:, None],
+            "quats": torch.minimum((eightfold / quaternion_curvature(log_scales, quats)).sqrt_(), most_quat),
+            "logit_opacities": logit.clamp_max_(bounds.most_logit),
+            "sh_dc": color,
+            "sh_rest": (bounds.higher_bands * color)[:, None, :],
+        }
+
+
+@contextmanager
+def quaternion_lengths_kept(parameters: Tensors) -> Iterator[None]:
+    """Scale a cloud's quaternions, on leaving, to the lengths that they had on entering.
+
+    A quaternion's length turns nothing, so no distance bounds it: where the gradient along it, which is 0 but
+    for rounding, were followed to the cap, lengths would shrink or grow exponentially. What has not been
+    changed stays bit for bit, and parameters that are no cloud's are left alone.
+    """
+    if set(parameters) != set(GAUSSIAN_TENSORS):
+        yield
+        return
+    quats = parameters["quats"]
+    lengths = quats.norm(dim=1, keepdim=True)
+    yield
+    moved = quats.norm(dim=1, keepdim=True)
+    quats.mul_(torch.where(moved > 0, lengths / moved, 1.0))
+
+
+def mean_variances(
+    log_scales: Float[Tensor, "n 3"], quats: Float[Tensor, "n 4"], kind: MeanVariance
+) -> Float[Tensor, "n 3"]:
+    """Return Σ_cc = Σ_k R_ck² S_k² (marginal) or 1/(Σ⁻¹)_cc = 1/Σ_k R_ck²/S_k² (conditional), world units²."""
+    rotation_squared = _rotation(quats).square_()
+    doubled = 2 * log_scales.clamp(-_MOST_LOG_SCALE, _MOST_LOG_SCALE)
+    if kind == "marginal":
+        return (rotation_squared * doubled.exp()[:, None, :]).sum(dim=2)
+    return (rotation_squared * (-doubled).exp()[:, None, :]).sum(dim=2).reciprocal_()
+
+
+def quaternion_curvature(log_scales: Float[Tensor, "n 3"], quats: Float[Tensor, "n 4"]) -> Float[Tensor, "n 4"]:
+    """Return β_c, the second derivative of ‖S(I+E)S⁻¹‖² along each entry of the quaternion.
+
+    With v_c = Im(q̄ e_c)/‖q‖², half the turn about the Gaussian's own axes that δe_c makes, and r_k the
+    ratio of the two other axes' scales: β_c = 8 Σ_k v_ck² (r_k - 1/r_k)², (r - 1/r)² = 4 sinh²(ln r).
+    It is 0 for a sphere, which no turn changes.
+    """
+    first, second, third = log_scales.unbind(dim=1)
+    ratios = torch.stack([second - third, third - first, first - second], dim=1)
+    stretch = ratios.clamp_(-_MOST_LOG_RATIO, _MOST_LOG_RATIO).sinh_().square_().mul_(32)
+    squares = quats.square()
+    norm_squared = squares.sum(dim=1, keepdim=True).clamp_min_(torch.finfo(quats.dtype).tiny)
+    w, x, y, z = squares.div_(norm_squared).unbind(dim=1)
+    turns = torch.stack([x, y, z, w, z, y, z, w, x, y, x, w], dim=1).view(-1, 4, 3)
+    return (turns * stretch[:, None, :]).sum(dim=2).div_(norm_squared)
+
+
+def _rotation(quats: Float[Tensor, "n 4"]) -> Float[Tensor, "n 3 3"]:
+    """Return the rotations of quaternions wxyz of any length."""
+    norm = quats.norm(dim=1, keepdim=True).clamp_min(torch.finfo(quats.dtype).tiny)
+    w, x, y, z = (quats / norm).unbind(dim=1)
+    rows = [
+        1 - 2 * (y * y + z * z),
+        2 * (x * y - w * z),
+        2 * (x * z + w * y),
+        2 * (x * y + w * z),
+        1 - 2 * (x * x + z * z),
+        2 * (y * z - w * x),
+        2 * (x * z - w * y),
+        2 * (y * z + w * x),
+        1 - 2 * (x * x + y * y),
+    ]
+    return torch.stack(rows, dim=1).view(-1, 3, 3)

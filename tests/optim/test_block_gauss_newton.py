@@ -1,0 +1,226 @@
+"""Block Gauss-Newton: the solver against the optimality conditions, the step against dense algebra, the state."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from splatopt.core import native
+from splatopt.core.checks import InputError
+from splatopt.core.objective import Evaluation, GaussNewtonBlocks, MissingOracleError, Objective, Oracle
+from splatopt.core.optimizer import Progress
+from splatopt.core.rows import RowEdit
+from splatopt.curvature.blocks import pack_blocks
+from splatopt.optim.block_gauss_newton import BlockGaussNewton, BlockGaussNewtonOptions, solve_in_balls
+from splatopt.optim.first_order import Adam, AdamOptions
+from splatopt.optim.hellinger import GAUSSIAN_TENSORS
+
+WIDTHS = {"means": 3, "log_scales": 3, "quats": 4, "logit_opacities": 1, "sh_dc": 3}
+
+
+class Coupled(Objective):
+    """½‖J(θ - target)‖² with a dense J over all parameters of a few Gaussians; rows overlap in it."""
+
+    def __init__(self, rows: int = 6, dtype: torch.dtype = torch.float64, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+        self.rows = rows
+        shapes = {name: (rows, width) for name, width in WIDTHS.items()} | {"logit_opacities": (rows,)}
+        self.values = {name: 0.3 * normal(*shape) for name, shape in shapes.items()}
+        self.values["quats"] = self.values["quats"] + torch.tensor([1.0, 0, 0, 0], dtype=dtype)
+        self.values["sh_rest"] = 0.1 * normal(rows, 3, 3)
+        self.targets = {name: value + 0.01 * normal(*value.shape) for name, value in self.values.items()}
+        count = sum(value.numel() for value in self.values.values())
+        self.jacobian = normal(2 * count, count)
+        self.seen = torch.ones(rows, dtype=torch.bool)
+        self.seen[-1] = False
+        self.jacobian[:, self.flat({n: self._last(v) for n, v in self.values.items()}) != 0] = 0
+
+    def _last(self, value: Tensor) -> Tensor:
+        mask = torch.zeros_like(value)
+        mask[-1] = 1
+        return mask
+
+    def flat(self, tensors: dict[str, Tensor]) -> Tensor:
+        return torch.cat([tensors[name].reshape(-1) for name in GAUSSIAN_TENSORS])
+
+    def split(self, flat: Tensor) -> dict[str, Tensor]:
+        parts = flat.split([self.values[name].numel() for name in GAUSSIAN_TENSORS])
+        return {name: part.view(self.values[name].shape) for name, part in zip(GAUSSIAN_TENSORS, parts, strict=True)}
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        return self.values
+
+    @property
+    def oracles(self) -> frozenset[Oracle]:
+        return frozenset({Oracle.GRADIENT, Oracle.JVP, Oracle.GAUSS_NEWTON_BLOCKS})
+
+    @property
+    def length_scale(self) -> float:
+        return 1.0
+
+    @property
+    def backend(self) -> str:
+        return "formula"
+
+    def residual(self) -> Tensor:
+        return self.jacobian @ (self.flat(self.values) - self.flat(self.targets))
+
+    def gradient(self, batch: object) -> Evaluation:
+        residual = self.residual()
+        loss = float(0.5 * residual.square().sum())
+        return Evaluation(loss, self.split(self.jacobian.T @ residual), self.seen, {})
+
+    def jvp(self, batch: object, tangent: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        return (self.jacobian @ self.flat(tangent),)
+
+    def gauss_newton_blocks(self, batch: object) -> GaussNewtonBlocks:
+        whole = self.jacobian.T @ self.jacobian
+        index = self.split(torch.arange(whole.shape[0]))
+        blocks = []
+        for row in range(self.rows):
+            own = torch.cat([index[name][row].reshape(-1) for name in WIDTHS])
+            blocks.append(whole[own][:, own])
+        diagonal = self.split(whole.diagonal().clone())["sh_rest"]
+        return GaussNewtonBlocks(tuple(WIDTHS), pack_blocks(torch.stack(blocks)), {"sh_rest": diagonal.clone()})
+
+
+def problems(count: int = 400, size: int = 14, dtype: torch.dtype = torch.float64):
+    generator = torch.Generator().manual_seed(7)
+    root = torch.randn(count, size, size + 3, generator=generator, dtype=torch.float64)
+    root *= 10 ** torch.empty(count, size, 1, dtype=torch.float64).uniform_(-1, 1, generator=generator)
+    gradient = torch.randn(count, size, generator=generator, dtype=torch.float64)
+    gradient *= 10 ** torch.empty(count, 1, dtype=torch.float64).uniform_(-3, 2, generator=generator)
+    radii = torch.empty(count, size, dtype=torch.float64).uniform_(0.01, 0.3, generator=generator)
+    return tuple(part.to(dtype) for part in (root @ root.mT, gradient, radii))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_solver_meets_the_conditions_of_the_optimum(dtype: torch.dtype) -> None:
+    if dtype == torch.float32 and not native.available():
+        pytest.skip("the native module is not built")
+    blocks, gradient, radii = problems(dtype=dtype)
+    multipliers = torch.zeros(len(blocks), dtype=dtype)
+    step = solve_in_balls(pack_blocks(blocks), gradient, radii, 2.0, multipliers, 30)
+    blocks, gradient, radii = problems()
+    step, multipliers = step.double(), multipliers.double()
+    length = (step / radii).norm(dim=1)
+    inside = multipliers == 0
+    assert 0.1 < inside.double().mean() < 0.9, "both kinds of optimum must be among the problems"
+    assert length.max() < 1 + 1e-5
+    assert (length[~inside] - 1).abs().max() < 1e-3
+    # (s B + (μ + 1e-6·tr) diag(1/η²)) d = -g, tr the trace of s·ηBη
+    trace = 2 * (blocks.diagonal(dim1=1, dim2=2) * radii**2).sum(dim=1)
+    left = 2 * (blocks @ step[:, :, None]).squeeze(2)
+    left += (multipliers + 1e-6 * trace)[:, None] * step / radii**2
+    error = (radii * (left + gradient)).norm(dim=1) / (radii * gradient).norm(dim=1)
+    assert error.max() < (1e-4 if dtype == torch.float64 else 2e-3)
+
+
+@pytest.mark.skipif(not native.available(), reason="the native module is not built")
+def test_native_and_torch_solvers_agree_step_by_step() -> None:
+    blocks, gradient, radii = problems()
+    ours, theirs = (torch.zeros(len(blocks), dtype=dtype) for dtype in (torch.float32, torch.float64))
+    packed = pack_blocks(blocks)
+    for _ in range(3):
+        fast = solve_in_balls(packed.float(), gradient.float(), radii.float(), 4.0, ours, 1)
+        slow = solve_in_balls(packed, gradient, radii, 4.0, theirs, 1)
+        relative = ((fast.double() - slow) / radii).norm(dim=1)
+        assert relative.max() < 2e-3
+        torch.testing.assert_close(ours.double(), theirs, rtol=5e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_row_without_curvature_stays_and_disturbs_no_other(dtype: torch.dtype) -> None:
+    blocks, gradient, radii = problems(20, dtype=dtype)
+    whole = solve_in_balls(pack_blocks(blocks), gradient, radii, 1.0, torch.zeros(20, dtype=dtype), 5)
+    blocks[7] = 0
+    multipliers = torch.full((20,), 0.0, dtype=dtype)
+    multipliers[7] = 2.0
+    step = solve_in_balls(pack_blocks(blocks), gradient, radii, 1.0, multipliers, 5)
+    assert step[7].abs().max() == 0
+    assert multipliers[7] == 2.0
+    others = torch.arange(20) != 7
+    torch.testing.assert_close(step[others], whole[others])
+
+
+def test_the_first_step_is_the_balls_minimum_of_each_rows_model() -> None:
+    objective = Coupled()
+    options = BlockGaussNewtonOptions(factorisations=40)
+    before = {name: value.clone() for name, value in objective.values.items()}
+    evaluation = objective.gradient(None)
+    blocks = objective.gauss_newton_blocks(None)
+    optimizer = BlockGaussNewton(objective, options)
+    optimizer.step(None, Progress(0, 100))
+    columns = [objective.values[n].reshape(6, -1) - before[n].reshape(6, -1) for n in WIDTHS]
+    taken = torch.cat(columns, dim=1)
+    gradient = torch.cat([evaluation.gradient[n].reshape(6, -1) for n in WIDTHS], dim=1)
+    radii = optimizer._radii.radii(before, options.epsilon_start)
+    eta = torch.cat([radii[n].expand_as(before[n]).reshape(6, -1) for n in WIDTHS], dim=1)
+    expected = solve_in_balls(blocks.blocks, gradient, eta, 8.0 * 8.0, torch.zeros(6, dtype=torch.float64), 40)
+    torch.testing.assert_close(taken[:5], expected[:5], rtol=1e-9, atol=1e-12)
+    assert taken[5].abs().max() == 0, "a row that was not seen must stay"
+    rest = objective.values["sh_rest"] - before["sh_rest"]
+    bound = radii["sh_rest"].expand_as(rest)
+    newton = -evaluation.gradient["sh_rest"] / (64 * blocks.diagonal["sh_rest"].clamp_min(1e-30))
+    torch.testing.assert_close(rest[:5], torch.maximum(torch.minimum(newton, bound), -bound)[:5])
+
+
+def test_it_descends_and_measures_the_overlap() -> None:
+    objective = Coupled()
+    optimizer = BlockGaussNewton(objective, BlockGaussNewtonOptions(refresh=2, epsilon_end=1e-4))
+    first = objective.gradient(None).loss
+    for step in range(60):
+        optimizer.step(None, Progress(step, 60))
+    assert objective.gradient(None).loss < 0.2 * first
+    # κ of the last step on the whole J, which a running mean follows.
+    assert 1.0 <= optimizer.overlap_factor < 20.0
+    assert optimizer.state().scalars["kappa"] > 0
+
+
+def test_saving_and_loading_goes_on_bit_exactly() -> None:
+    straight, broken = Coupled(), Coupled()
+    options = BlockGaussNewtonOptions(refresh=3)
+    one, two = BlockGaussNewton(straight, options), BlockGaussNewton(broken, options)
+    for step in range(7):
+        one.step(None, Progress(step, 20))
+        two.step(None, Progress(step, 20))
+    resumed = BlockGaussNewton(broken, options)
+    resumed.load_state(two.state())
+    for step in range(7, 12):
+        one.step(None, Progress(step, 20))
+        resumed.step(None, Progress(step, 20))
+    assert all(torch.equal(straight.values[name], broken.values[name]) for name in straight.values)
+
+
+def test_row_edits_gather_the_state_and_start_fresh_rows_anew() -> None:
+    optimizer = BlockGaussNewton(Coupled(), BlockGaussNewtonOptions())
+    optimizer.step(None, Progress(0, 20))
+    before = {name: tensor.clone() for name, tensor in optimizer.state().tensors.items()}
+    edit = RowEdit(torch.tensor([2, 0, 0]), torch.tensor([False, False, True]))
+    optimizer.edit_rows(edit)
+    for name, tensor in optimizer.state().tensors.items():
+        assert torch.equal(tensor[:2], before[name][[2, 0]]), name
+        assert tensor[2].abs().max() == 0, name
+
+
+def test_bad_options_and_missing_oracles_are_refused() -> None:
+    for bad in ({"epsilon_start": 0.0}, {"epsilon_end": -1.0}, {"overlap": 0.0}, {"momentum": 1.0}, {"refresh": 0}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            BlockGaussNewtonOptions(**bad)
+
+    class Plain(Coupled):
+        @property
+        def oracles(self) -> frozenset[Oracle]:
+            return frozenset({Oracle.GRADIENT})
+
+    with pytest.raises(MissingOracleError, match="gauss_newton_blocks"):
+        BlockGaussNewton(Plain(), BlockGaussNewtonOptions())
+    other = Adam(Coupled(), AdamOptions())
+    with pytest.raises(InputError, match="block-gn"):
+        BlockGaussNewton(Coupled(), BlockGaussNewtonOptions()).load_state(other.state())

@@ -1,0 +1,226 @@
+"""Trust radii against the distance that they bound, and against their definitions."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from splatopt.core.checks import InputError
+from splatopt.optim.hellinger import (
+    GAUSSIAN_TENSORS,
+    HellingerRadii,
+    PublishedBounds,
+    RadiusBounds,
+    _rotation,
+    mean_variances,
+    quaternion_curvature,
+    quaternion_lengths_kept,
+)
+
+Y0 = 0.28209479177387814
+COUNT = 1000
+
+
+def random_cloud(seed: int = 0, count: int = COUNT, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    """Gaussians with scale ratios up to about 20 and opacities from about 0.02 to 0.98."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    return {
+        "means": draw(count, 3),
+        "log_scales": -3 + draw(count, 3),
+        "quats": draw(count, 4),
+        "logit_opacities": 1.3 * draw(count),
+        "sh_dc": draw(count, 3).clamp(-1.4, 3),
+        "sh_rest": 0.1 * draw(count, 3, 3),
+    }
+
+
+def covariance(cloud: dict[str, Tensor]) -> Tensor:
+    factor = _rotation(cloud["quats"]) * cloud["log_scales"].exp()[:, None, :]
+    return factor @ factor.mT
+
+
+def distance(before: dict[str, Tensor], after: dict[str, Tensor], color: int | None = None) -> Tensor:
+    """½∫(√G - √G')² / det(S), the integral over space by its closed form; one channel's colour, or C = 1."""
+
+    def mass(cloud: dict[str, Tensor]) -> Tensor:
+        shade = 1.0 if color is None else (0.5 + Y0 * cloud["sh_dc"][:, color]).clamp_min(0)
+        return cloud["logit_opacities"].sigmoid() * shade * cloud["log_scales"].sum(dim=1).exp()
+
+    first, second = covariance(before), covariance(after)
+    middle = (first + second) / 2
+    offset = after["means"] - before["means"]
+    exponent = (offset[:, None, :] @ torch.linalg.solve(middle, offset[:, :, None])).view(-1) / 8
+    overlap = (torch.linalg.det(first) * torch.linalg.det(second)) ** 0.25 / torch.linalg.det(middle).sqrt()
+    one, two = mass(before), mass(after)
+    integral = (one + two) / 2 - (one * two).sqrt() * overlap * torch.exp(-exponent)
+    return integral / before["log_scales"].sum(dim=1).exp()
+
+
+def reached(cloud: dict[str, Tensor], radii: dict[str, Tensor], name: str, epsilon: float) -> Tensor:
+    """H²/ε of each Gaussian when one entry of ``name`` is pushed far either way and clipped; the largest."""
+    worst = torch.zeros(COUNT, dtype=torch.float64)
+    columns = cloud[name].reshape(COUNT, -1).shape[1]
+    radius = radii[name].expand(cloud[name].shape).reshape(COUNT, -1)
+    for column in range(columns):
+        for far in (-1e3, 1e3):
+            pushed = cloud[name].clone()
+            step = torch.full((COUNT,), far, dtype=torch.float64)
+            pushed.view(COUNT, -1)[:, column] += step.clamp(-radius[:, column], radius[:, column])
+            color = column if name == "sh_dc" else None
+            worst = torch.maximum(worst, distance(cloud, cloud | {name: pushed}, color) / epsilon)
+    return worst
+
+
+@pytest.mark.parametrize("epsilon", [1e-4, 1e-5, 1e-6])
+@pytest.mark.parametrize(
+    ("name", "theory"),
+    [("means", 1.0), ("log_scales", 0.75), ("quats", 0.5), ("logit_opacities", 0.5), ("sh_dc", 0.5)],
+)
+@pytest.mark.parametrize("bounds", [RadiusBounds, PublishedBounds])
+def test_the_distance_reached_is_that_of_theory(bounds, name, theory, epsilon):
+    cloud = random_cloud()
+    radii = HellingerRadii(bounds(mean_variance="conditional")).radii(cloud, epsilon)
+    ratio = reached(cloud, radii, name, epsilon)
+    assert ratio.median().item() == pytest.approx(theory, rel=0.05 if epsilon < 1e-4 else 0.1)
+    # Geometry keeps to ε. Opacity and colour pass it where they are near 0 or 1, beyond the quadratic picture.
+    limits = {"logit_opacities": 9.0 if bounds is PublishedBounds else 1.0, "sh_dc": 1.0}
+    assert ratio.max().item() < limits.get(name, 1.1)
+
+
+def test_the_published_radius_of_a_mean_passes_the_bound_by_the_ratio_of_variances():
+    """Σ_cc is the variance along c with the other axes integrated out, but the others stand still."""
+    cloud = random_cloud()
+    radii = HellingerRadii(PublishedBounds()).radii(cloud, 1e-6)
+    marginal = mean_variances(cloud["log_scales"], cloud["quats"], "marginal")
+    conditional = mean_variances(cloud["log_scales"], cloud["quats"], "conditional")
+    worst = (marginal / conditional).amax(dim=1)
+    torch.testing.assert_close(reached(cloud, radii, "means", 1e-6), worst, rtol=2e-2, atol=0)
+    assert worst.median().item() > 2
+    assert worst.max().item() > 20
+
+
+def test_mean_variances_are_those_of_the_covariance():
+    cloud = random_cloud(count=50)
+    sigma = covariance(cloud)
+    marginal = mean_variances(cloud["log_scales"], cloud["quats"], "marginal")
+    conditional = mean_variances(cloud["log_scales"], cloud["quats"], "conditional")
+    torch.testing.assert_close(marginal, sigma.diagonal(dim1=1, dim2=2))
+    torch.testing.assert_close(conditional, 1 / torch.linalg.inv(sigma).diagonal(dim1=1, dim2=2))
+
+
+def test_the_closed_form_of_beta_is_the_second_derivative():
+    cloud = random_cloud(count=20)
+    closed = quaternion_curvature(cloud["log_scales"], cloud["quats"])
+    for row in range(20):
+        quat, scales = cloud["quats"][row], cloud["log_scales"][row].exp()
+        rotation = _rotation(quat[None])[0]
+
+        def norm_squared(moved: Tensor, rotation: Tensor = rotation, scales: Tensor = scales) -> Tensor:
+            turned = rotation.T @ _rotation(moved[None])[0]
+            return (scales[:, None] * turned / scales[None, :]).square().sum()
+
+        dense = torch.func.hessian(norm_squared)(quat).diagonal()
+        torch.testing.assert_close(closed[row], dense, rtol=1e-8, atol=1e-10)
+
+
+def test_a_sphere_turns_by_the_cap():
+    cloud = random_cloud(count=4)
+    cloud["log_scales"][:] = -2.0
+    assert torch.equal(quaternion_curvature(cloud["log_scales"], cloud["quats"]), torch.zeros(4, 4).double())
+    radius = HellingerRadii(RadiusBounds()).radii(cloud, 1e-6)["quats"]
+    torch.testing.assert_close(radius, (0.1 * cloud["quats"].norm(dim=1, keepdim=True)).expand(4, 4))
+
+
+def test_the_radii_of_one_gaussian_by_hand():
+    """α = ½, scales 1, 2 and 4, turned by 90° about z: x and y change places."""
+    half = math.sqrt(0.5)
+    cloud = {
+        "means": torch.zeros(1, 3, dtype=torch.float64),
+        "log_scales": torch.tensor([[1.0, 2.0, 4.0]], dtype=torch.float64).log(),
+        "quats": torch.tensor([[half, 0.0, 0.0, half]], dtype=torch.float64),
+        "logit_opacities": torch.zeros(1, dtype=torch.float64),
+        "sh_dc": torch.tensor([[0.0, 1.0, -5.0]], dtype=torch.float64),
+        "sh_rest": torch.zeros(1, 3, 3, dtype=torch.float64),
+    }
+    epsilon = 1e-4
+    radii = HellingerRadii(RadiusBounds(higher_bands=0.5)).radii(cloud, epsilon)
+    factor = -8 * math.log(1 - 2e-4)
+    assert radii["means"][0].tolist() == pytest.approx([math.sqrt(factor * v) for v in (4, 1, 16)])
+    assert radii["log_scales"].expand(1, 3)[0].tolist() == pytest.approx([0.02] * 3)
+    assert radii["logit_opacities"].tolist() == pytest.approx([math.sqrt(4 * 0.5 * epsilon) / 0.25])
+    colors = [math.sqrt(4 * color * 2e-4) / Y0 for color in (0.5, 0.5 + Y0, 0.01)]
+    assert radii["sh_dc"][0].tolist() == pytest.approx(colors)
+    rest = radii["sh_rest"].expand(1, 3, 3)
+    assert rest[0, 2].tolist() == pytest.approx([color / 2 for color in colors])
+    # v_w and v_z turn about z, v_x and v_y about x and y in equal parts; (r - 1/r)² is 2.25, 14.0625, 2.25.
+    about_z, about_xy = 8 * 0.5 * 2.25, 8 * 0.5 * (2.25 + 14.0625)
+    betas = (about_z, about_xy, about_xy, about_z)
+    assert radii["quats"][0].tolist() == pytest.approx([math.sqrt(factor / beta) for beta in betas])
+
+
+@pytest.mark.parametrize("bounds", [RadiusBounds(), PublishedBounds(), RadiusBounds(mean_variance="conditional")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_radii_are_finite_and_within_the_bounds_wherever_a_cloud_may_go(bounds, dtype):
+    cloud = random_cloud(dtype=dtype)
+    cloud["logit_opacities"][:200] = 90.0
+    cloud["logit_opacities"][200:400] = -90.0
+    cloud["log_scales"][::3, 0] = -60.0
+    cloud["log_scales"][::5, 1] = 30.0
+    cloud["quats"][::7] = 0.0
+    cloud["sh_dc"][::4] = -100.0
+    for epsilon in (1e-8, 1e-3, 1.0):
+        radii = HellingerRadii(bounds).radii(cloud, epsilon)
+        assert tuple(radii) == GAUSSIAN_TENSORS
+        for name, radius in radii.items():
+            assert radius.dtype == dtype
+            assert torch.isfinite(radius).all(), name
+            assert (radius >= 0).all(), name
+            assert torch.broadcast_shapes(radius.shape, cloud[name].shape) == cloud[name].shape
+        assert radii["log_scales"].max() <= bounds.most_log_scale * (1 + 1e-6)
+        assert radii["logit_opacities"].max() <= bounds.most_logit
+        assert radii["sh_dc"].max() <= bounds.most_color / Y0 * (1 + 1e-6)
+        assert (radii["quats"] <= bounds.most_quat * cloud["quats"].norm(dim=1, keepdim=True) * (1 + 1e-6)).all()
+
+
+def test_parameters_of_anything_else_share_one_constant():
+    radii = HellingerRadii(RadiusBounds()).radii({"means": torch.ones(2, 3), "weights": torch.ones(5)}, 1e-4)
+    assert {name: radius.item() for name, radius in radii.items()} == pytest.approx(
+        {"means": math.sqrt(8e-4), "weights": math.sqrt(8e-4)}
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("opacity_floor", 0.0),
+        ("most_relative_distance", 1.0),
+        ("most_quat", -0.1),
+        ("most_quat", 0.5),
+        ("most_color", float("inf")),
+    ],
+)
+def test_bounds_without_sense_are_refused(field, value):
+    with pytest.raises(InputError, match=field):
+        RadiusBounds(**{field: value})
+
+
+def test_quaternions_keep_their_lengths_and_unmoved_ones_every_bit():
+    cloud = random_cloud(count=8, dtype=torch.float32)
+    before = cloud["quats"].clone()
+    with quaternion_lengths_kept(cloud):
+        cloud["quats"][:4] += 0.1
+    torch.testing.assert_close(cloud["quats"].norm(dim=1), before.norm(dim=1))
+    turned = torch.nn.functional.normalize(before[:4] + 0.1, dim=1)
+    torch.testing.assert_close(torch.nn.functional.normalize(cloud["quats"][:4], dim=1), turned)
+    assert torch.equal(cloud["quats"][4:], before[4:])
+    others = {"quats": torch.ones(2, 4)}
+    with quaternion_lengths_kept(others):
+        others["quats"] += 1
+    assert torch.equal(others["quats"], torch.full((2, 4), 2.0))
