@@ -11,6 +11,7 @@ namespace splatopt {
 
 inline constexpr int64_t kProjectionTask = 512;   // Gaussians a task
 inline constexpr int64_t kAhead = 12;             // Gaussians that memory is asked for early, where access jumps about
+inline constexpr int kSquare = 4;                 // tiles a side of a square that one thread takes in a row
 inline constexpr int kLossRows = 48;              // image rows a task; twenty more are filtered as margin
 enum PlaneIndex { kRed, kGreen, kBlue, kGradient, kAlpha = kGradient + 3, kDepth, kPlanes };
 
@@ -46,6 +47,16 @@ void Rasterizer::sweep_bands(const Work& work) {
         const int begin = static_cast<int>(task / 3) * kLossRows;
         work(static_cast<int>(task % 3), begin, std::min(begin + kLossRows, view_.height),
              loss_scratch_[thread].data(), task);
+    });
+}
+
+template <class Work>
+void Rasterizer::for_each_tile(const Work& work) {
+    const int64_t tiles = static_cast<int64_t>(tile_order_.size());
+    // A whole square at a time where there are enough of them to share out, else a quarter.
+    const int64_t run = tiles >= int64_t{8} * kSquare * kSquare * pool_.threads() ? kSquare * kSquare : kSquare;
+    pool_.run(tasks_of(tiles, run), [&](int64_t task, int thread) {
+        for (int64_t i = task * run; i < std::min((task + 1) * run, tiles); ++i) work(tile_order_[i], thread);
     });
 }
 

@@ -34,7 +34,7 @@ void Rasterizer::jvp(const Cloud& cloud, const Cloud& tangent, const uint8_t* ta
     ensure(tangent_planes_, plane_size() * 3 + 64);
     float* planes[3];
     for (int c = 0; c < 3; ++c) planes[c] = tangent_planes_.data() + plane_size() * c;
-    pool_.run(static_cast<int64_t>(view_.tiles_x) * view_.tiles_y, [&](int64_t tile, int thread) {
+    for_each_tile([&](int64_t tile, int thread) {
         kernels_.blend_jvp(constants_, view_, splats_.data(), entries_.data() + tile_begin_[tile],
                            tile_begin_[tile + 1] - tile_begin_[tile], static_cast<int>(tile), *scratch_[thread],
                            tiles_[tile], splat_tangent_.data(), planes);
@@ -62,7 +62,7 @@ void Rasterizer::moments(const uint8_t* target, const ResidualRule& rule, bool c
     ensure(pair_gradient_, entries_.size() * floats);
     ensure(splat_moments_, count_ * floats);
     const float* planes[3] = {plane(kGradient), plane(kGradient + 1), plane(kGradient + 2)};
-    pool_.run(static_cast<int64_t>(view_.tiles_x) * view_.tiles_y, [&](int64_t tile, int thread) {
+    for_each_tile([&](int64_t tile, int thread) {
         kernels_.blend_moments(constants_, view_, splats_.data(), entries_.data() + tile_begin_[tile],
                                tile_begin_[tile + 1] - tile_begin_[tile], static_cast<int>(tile), *scratch_[thread],
                                tiles_[tile], planes, cross, pair_gradient_.data());

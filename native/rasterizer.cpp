@@ -91,13 +91,28 @@ void Rasterizer::forward(const View& view, const Cloud& cloud, bool with_depth) 
     const Stopwatch watch(timings_.blend);
     const int64_t tiles = static_cast<int64_t>(view_.tiles_x) * view_.tiles_y;
     ensure(tiles_, tiles);
+    order_tiles();
     ensure(planes_, plane_size() * kPlanes + 64);
     BlendPlanes planes{{plane(kRed), plane(kGreen), plane(kBlue)}, plane(kAlpha), with_depth ? plane(kDepth) : nullptr};
-    pool_.run(tiles, [&](int64_t tile, int thread) {
+    for_each_tile([&](int64_t tile, int thread) {
         kernels_.blend(constants_, view_, splats_.data(), entries_.data() + tile_begin_[tile],
                        tile_begin_[tile + 1] - tile_begin_[tile], static_cast<int>(tile), *scratch_[thread],
                        tiles_[tile], planes);
     });
+}
+
+// Tiles square by square: a Gaussian touches neighbours, and its splat is still in the thread's own cache when
+// the next tile asks for it.
+void Rasterizer::order_tiles() {
+    const size_t tiles = static_cast<size_t>(view_.tiles_x) * view_.tiles_y;
+    if (tile_order_.size() == tiles && ordered_tiles_x_ == view_.tiles_x) return;
+    ordered_tiles_x_ = view_.tiles_x;
+    tile_order_.clear();
+    for (int y = 0; y < view_.tiles_y; y += kSquare)
+        for (int x = 0; x < view_.tiles_x; x += kSquare)
+            for (int row = y; row < std::min(y + kSquare, view_.tiles_y); ++row)
+                for (int column = x; column < std::min(x + kSquare, view_.tiles_x); ++column)
+                    tile_order_.push_back(static_cast<uint32_t>(row * view_.tiles_x + column));
 }
 
 // Visible Gaussians by camera depth, ties by index: positive floats order as their bits do.
@@ -301,7 +316,7 @@ void Rasterizer::backward(const Cloud& cloud, float weight, bool overwrite, cons
     const float* planes[3] = {plane(kGradient), plane(kGradient + 1), plane(kGradient + 2)};
     {
         const Stopwatch watch(timings_.blend_backward);
-        pool_.run(static_cast<int64_t>(view_.tiles_x) * view_.tiles_y, [&](int64_t tile, int thread) {
+        for_each_tile([&](int64_t tile, int thread) {
             kernels_.blend_backward(constants_, view_, splats_.data(), entries_.data() + tile_begin_[tile],
                                     tile_begin_[tile + 1] - tile_begin_[tile], static_cast<int>(tile),
                                     *scratch_[thread], tiles_[tile], planes, pair_gradient_.data());

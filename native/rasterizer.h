@@ -124,6 +124,10 @@ private:
     template <class Work>
     void sweep_bands(const Work& work);
     void clear_padding();
+    void order_tiles();
+    // Runs work(tile, thread) for every tile.
+    template <class Work>
+    void for_each_tile(const Work& work);
     void moments(const uint8_t* target, const ResidualRule& rule, bool cross);
     void require_drawn(const Cloud& cloud) const;
 
@@ -144,6 +148,8 @@ private:
     Buffer<uint32_t> pair_begin_, pair_count_;  // a Gaussian's slots
     Buffer<Entry> entries_;
     Buffer<int64_t> tile_begin_;
+    Buffer<uint32_t> tile_order_;
+    int ordered_tiles_x_ = 0;
     Buffer<TileState> tiles_;
     Buffer<float> planes_, tangent_planes_, pair_gradient_, splat_gradient_, splat_tangent_, splat_moments_;
     Buffer<double> loss_sums_;

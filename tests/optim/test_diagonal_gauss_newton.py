@@ -201,8 +201,8 @@ def test_rows_without_gradient_and_curvature_stay(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_sphere_whose_quaternion_only_gets_rounding_noise_keeps_it(name):
-    """A sphere's radius for turns is the cap; followed along the quaternion itself, lengths would go to 0."""
+def test_the_quaternion_of_a_sphere_keeps_its_length(name):
+    """A sphere's radius for turns is the cap, a share of the length: unchecked, noise makes lengths exponential."""
 
     class Noise(Cloudlike):
         def gradient(self, batch: object) -> Evaluation:

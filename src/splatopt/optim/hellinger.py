@@ -217,9 +217,10 @@ class HellingerRadii:
 def quaternion_lengths_kept(parameters: Tensors) -> Iterator[None]:
     """Scale a cloud's quaternions, on leaving, to the lengths that they had on entering.
 
-    A quaternion's length turns nothing, so no distance bounds it: where the gradient along it, which is 0 but
-    for rounding, were followed to the cap, lengths would shrink or grow exponentially. What has not been
-    changed stays bit for bit, and parameters that are no cloud's are left alone.
+    A quaternion's length turns nothing, so no distance bounds it. Near spheres every step is as long as the cap,
+    a share of the length, and mostly at right angles to the quaternion, so lengths grow exponentially until
+    their squares overflow. What has not been changed stays bit for bit, and parameters that are no cloud's are
+    left alone.
     """
     if set(parameters) != set(GAUSSIAN_TENSORS):
         yield
