@@ -26,7 +26,7 @@ from splatopt.core.optimizer import Optimizer, OptimizerState, Progress, registe
 from splatopt.core.rows import RowEdit
 from splatopt.curvature.blocks import unpack_blocks
 from splatopt.optim.first_order import load_like
-from splatopt.optim.hellinger import HellingerRadii, RadiusBounds
+from splatopt.optim.hellinger import HellingerRadii, RadiusBounds, quaternion_lengths_kept
 
 NATIVE_BLOCK = 14
 
@@ -121,8 +121,9 @@ class BlockGaussNewton(Optimizer):
         self._moved = {name: torch.zeros_like(value) for name, value in self.objective.parameters.items()}
         self._step_blocks(rows, radii)
         self._step_diagonal(rows, radii)
-        for name, parameter in self.objective.parameters.items():
-            parameter.add_(self._moved[name])
+        with quaternion_lengths_kept(self.objective.parameters):
+            for name, parameter in self.objective.parameters.items():
+                parameter.add_(self._moved[name])
         return evaluation
 
     def _refresh(self, batch: Any) -> None:
