@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+
 import pytest
 import torch
 
@@ -168,6 +171,12 @@ def test_every_option_has_a_help_a_unit_and_a_source(name):
         assert help, field
         assert "Unit:" in help, field
         assert "Source:" in help, field
+
+
+@pytest.mark.parametrize("name", optimizer_names())
+def test_options_come_back_from_json(name):
+    options = find_optimizer(name).options
+    assert options(**json.loads(json.dumps(asdict(options())))) == options()
 
 
 def test_an_unknown_name_is_refused_with_the_nearest():

@@ -13,7 +13,7 @@ The blocks ignore that Gaussians overlap, and all of them move at once. The over
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -26,20 +26,17 @@ from splatopt.core.optimizer import Optimizer, OptimizerState, Progress, registe
 from splatopt.core.rows import RowEdit
 from splatopt.curvature.blocks import unpack_blocks
 from splatopt.optim.first_order import load_like
-from splatopt.optim.hellinger import HellingerRadii, RadiusBounds, quaternion_lengths_kept
+from splatopt.optim.hellinger import HellingerRadii, TrustRegionOptions, quaternion_lengths_kept
 
 NATIVE_BLOCK = 14
 
 
 @dataclass(frozen=True)
-class BlockGaussNewtonOptions:
+class BlockGaussNewtonOptions(TrustRegionOptions):
     """Block Gauss-Newton; there are no learning rates, ε is the one knob."""
 
     epsilon_start: float = 3e-4
     """Squared Hellinger distance of the ball at step 0. Unit: fraction. Source: own experiments."""
-
-    epsilon_end: float = 1e-7
-    """The same at the horizon, falling exponentially. Unit: fraction. Source: own experiments."""
 
     momentum: float = 0.9
     """Decay of the mean of gradients. Unit: fraction. Source: 3DGS²-TR."""
@@ -56,22 +53,15 @@ class BlockGaussNewtonOptions:
     factorisations: int = 2
     """Cholesky factorisations a step. Unit: factorisations. Source: own experiments."""
 
-    bounds: RadiusBounds = field(default_factory=RadiusBounds)
-    """What keeps the radii finite. Unit: see its fields. Source: own experiments."""
-
     def __post_init__(self) -> None:
         """Refuse radii that are not positive, decays that never forget, and no refresh at all."""
-        for name in ("epsilon_start", "epsilon_end", "overlap"):
-            check_positive(name, getattr(self, name))
+        super().__post_init__()
+        check_positive("overlap", self.overlap)
         for name in ("momentum", "memory"):
             check_fraction(name, getattr(self, name))
         for name in ("refresh", "factorisations"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-
-    def epsilon(self, progress: Progress) -> float:
-        """ε of one step: from start to end, exponentially in the share of the horizon."""
-        return self.epsilon_start * (self.epsilon_end / self.epsilon_start) ** progress.fraction
 
 
 class BlockGaussNewton(Optimizer):
@@ -89,7 +79,7 @@ class BlockGaussNewton(Optimizer):
     ) -> None:
         """Start with no curvature and no momentum; see :class:`~splatopt.core.optimizer.Optimizer`."""
         super().__init__(objective, options, generator)
-        self._radii = HellingerRadii(options.bounds)
+        self._radii = HellingerRadii(options)
         self._steps = 0
         self._kappa = 0.0
         self._momentum = {name: torch.zeros_like(value) for name, value in objective.parameters.items()}
@@ -116,7 +106,7 @@ class BlockGaussNewton(Optimizer):
         where = {name: value[rows] for name, value in self.objective.parameters.items()}
         radii = {
             name: eta.expand_as(where[name])
-            for name, eta in self._radii.radii(where, options.epsilon(progress)).items()
+            for name, eta in self._radii.radii(where, options.distance(progress)).items()
         }
         self._moved = {name: torch.zeros_like(value) for name, value in self.objective.parameters.items()}
         self._step_blocks(rows, radii)
