@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from splatopt.core.objective import Oracle
 from splatopt.data import Capture, CaptureOptions, load_capture, make_capture
 from splatopt.raster.renderer import Renderer, ViewLoss
 from splatopt.raster.types import Gaussians, Rendering, RenderOptions
+from splatopt.train.events import Stepped
 
 VIEWS, WIDTH, HEIGHT, POINTS = 10, 24, 16, 40
 NAMES = ("means", "log_scales", "quats", "logit_opacities", "sh_dc", "sh_rest")
@@ -94,3 +97,30 @@ def make_toy_capture(folder: Path, **changes: int) -> Path:
 def load_toy_capture(folder: Path) -> Capture:
     """Write and load one."""
     return load_capture(make_toy_capture(folder), CaptureOptions())
+
+
+class Listener:
+    """Keeps all events; stops the run after a step when told to."""
+
+    def __init__(self, stop_at: int | None = None, by: int | None = None) -> None:
+        self.events = []
+        self.stop_at, self.by = stop_at, by
+
+    def __call__(self, event) -> None:
+        self.events.append(event)
+        if isinstance(event, Stepped) and event.step == self.stop_at:
+            if self.by is None:
+                raise KeyboardInterrupt
+            os.kill(os.getpid(), self.by)
+
+    def of(self, kind: type) -> list:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def lasting(folder: Path) -> list[dict]:
+    """Lines without what differs between two runs of one seed: the time and the memory."""
+    return [{k: v for k, v in line.items() if k not in ("seconds", "memory_mb")} for line in lines(folder)]

@@ -1,0 +1,26 @@
+"""A small capture and the settings of short runs on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from splatopt.train.config import TrainConfig
+from train.toys import make_toy_capture
+
+
+@pytest.fixture(scope="module")
+def capture_folder(tmp_path_factory) -> Path:
+    return make_toy_capture(tmp_path_factory.mktemp("capture") / "toy")
+
+
+@pytest.fixture
+def settings(capture_folder, tmp_path):
+    """Settings of a short run; several can be made from them."""
+
+    def make(name: str = "run", **changes) -> TrainConfig:
+        base = {"steps": 40, "out": tmp_path / name, "sh_interval": 10, "log_every": 3, "checkpoint_every": 7}
+        return TrainConfig(capture=str(capture_folder), **(base | changes))
+
+    return make
