@@ -14,6 +14,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "pool.h"
 #include "rasterizer.h"
@@ -26,10 +27,14 @@ using namespace nb::literals;
 namespace {
 
 using splatopt::Cloud;
-using splatopt::CloudGradient;
+using splatopt::ClippedRule;
+using splatopt::CloudTensors;
 using splatopt::Constants;
+using splatopt::StepKind;
+using splatopt::kStepTask;
 using splatopt::Rasterizer;
 using splatopt::ResidualRule;
+using splatopt::TrustBounds;
 using splatopt::View;
 using splatopt::Workers;
 
@@ -124,6 +129,72 @@ void adam_step(Workers& self, const OutFloats1& parameter, const Floats1& gradie
     });
 }
 
+// Six tensors of one cloud, which the caller keeps alive.
+struct HeldTensors {
+    CloudTensors tensors;
+    int64_t count;
+    int rest;
+};
+
+HeldTensors hold_tensors(const OutFloats2& means, const OutFloats2& log_scales, const OutFloats2& quats,
+                         const OutFloats1& logit_opacities, const OutFloats2& sh_dc, const OutFloats3& sh_rest) {
+    const Cloud shape = make_cloud(Floats2(means), Floats2(log_scales), Floats2(quats), Floats1(logit_opacities),
+                                   Floats2(sh_dc), Floats3(sh_rest), 0);
+    return {{means.data(), log_scales.data(), quats.data(), logit_opacities.data(), sh_dc.data(), sh_rest.data()},
+            shape.count,
+            shape.rest};
+}
+
+void clipped_step(Workers& self, const TrustBounds& bounds, const ClippedRule& rule, const HeldTensors& values,
+                  const HeldTensors& gradient, const HeldTensors& first, const HeldTensors& second) {
+    for (const HeldTensors* other : {&gradient, &first, &second})
+        require(other->count == values.count && other->rest == values.rest,
+                "values, gradient and states must have one number of rows and of coefficients");
+    nb::gil_scoped_release release;
+    const int64_t tasks = (values.count + kStepTask - 1) / kStepTask;
+    std::vector<std::vector<float>> scratch(self.pool.threads());
+    self.pool.run(tasks, [&](int64_t task, int thread) {
+        scratch[thread].resize(splatopt::step_scratch_floats(values.rest));
+        self.kernels.clipped_step(bounds, rule, values.tensors, gradient.tensors, first.tensors, second.tensors,
+                                  values.rest, task * kStepTask, std::min(values.count, (task + 1) * kStepTask),
+                                  scratch[thread].data());
+    });
+}
+
+void sign_step(Workers& self, const TrustBounds& bounds, const HeldTensors& values, const HeldTensors& gradient,
+               const HeldTensors& momentum, double decay) {
+    ClippedRule rule{};
+    rule.kind = StepKind::sign;
+    rule.decay1 = static_cast<float>(1.0 - decay);
+    clipped_step(self, bounds, rule, values, gradient, momentum, momentum);
+}
+
+void adam_clipped_step(Workers& self, const TrustBounds& bounds, const HeldTensors& values,
+                       const HeldTensors& gradient, const HeldTensors& exp_avg, const HeldTensors& exp_avg_sq,
+                       const std::array<double, 6>& rates, double beta1, double beta2, double epsilon, int64_t step) {
+    require(step >= 1, "Adam counts steps from 1");
+    const double steps = static_cast<double>(step);
+    ClippedRule rule{};
+    rule.kind = StepKind::adam;
+    rule.decay1 = static_cast<float>(1.0 - beta1);
+    rule.beta2 = static_cast<float>(beta2);
+    rule.decay2 = static_cast<float>(1.0 - beta2);
+    rule.epsilon = static_cast<float>(epsilon);
+    rule.root = static_cast<float>(std::sqrt(1.0 - std::pow(beta2, steps)));
+    for (size_t i = 0; i < rates.size(); ++i)
+        rule.step_size[i] = static_cast<float>(rates[i] / (1.0 - std::pow(beta1, steps)));
+    clipped_step(self, bounds, rule, values, gradient, exp_avg, exp_avg_sq);
+}
+
+void curvature_step(Workers& self, const TrustBounds& bounds, const HeldTensors& values, const HeldTensors& gradient,
+                    const HeldTensors& momentum, const HeldTensors& curvature, double decay, double factor) {
+    ClippedRule rule{};
+    rule.kind = StepKind::curvature;
+    rule.decay1 = static_cast<float>(1.0 - decay);
+    rule.factor = static_cast<float>(factor);
+    clipped_step(self, bounds, rule, values, gradient, momentum, curvature);
+}
+
 void require_photograph(const Rasterizer& self, const Bytes3& target) {
     require(static_cast<int>(target.shape(0)) == self.height() && static_cast<int>(target.shape(1)) == self.width(),
             "the photograph must have the rendered image's size");
@@ -180,6 +251,27 @@ NB_MODULE(_native, m) {
              nb::kw_only(), "squared"_a, "scale"_a, "absolute_slope"_a, "dissimilarity_slope"_a, "floor_absolute"_a,
              "floor_dissimilarity"_a);
 
+    nb::class_<HeldTensors>(m, "CloudTensors", "Pointers to six tensors in a cloud's shapes, which the caller keeps alive.")
+        .def("__init__",
+             [](HeldTensors* self, const OutFloats2& means, const OutFloats2& log_scales, const OutFloats2& quats,
+                const OutFloats1& logit_opacities, const OutFloats2& sh_dc, const OutFloats3& sh_rest) {
+                 new (self) HeldTensors(hold_tensors(means, log_scales, quats, logit_opacities, sh_dc, sh_rest));
+             },
+             "means"_a, "log_scales"_a, "quats"_a, "logit_opacities"_a, "sh_dc"_a, "sh_rest"_a);
+
+    nb::class_<TrustBounds>(m, "TrustBounds", "The trust region of one step.")
+        .def("__init__",
+             [](TrustBounds* self, float epsilon, float opacity_floor, float most_relative_distance,
+                float most_log_scale, float most_quat, float most_logit, float most_color, float color_floor,
+                float higher_bands, bool conditional_variance) {
+                 new (self) TrustBounds{epsilon,    opacity_floor, most_relative_distance, most_log_scale, most_quat,
+                                        most_logit, most_color,    color_floor,            higher_bands,
+                                        conditional_variance};
+             },
+             nb::kw_only(), "epsilon"_a, "opacity_floor"_a, "most_relative_distance"_a, "most_log_scale"_a,
+             "most_quat"_a, "most_logit"_a, "most_color"_a, "color_floor"_a, "higher_bands"_a,
+             "conditional_variance"_a);
+
     nb::class_<Workers>(m, "Workers", "Threads and the kernels that fit this processor.")
         .def("__init__",
              [](Workers* self, int threads, const std::string& isa) {
@@ -190,6 +282,14 @@ NB_MODULE(_native, m) {
         .def("adam_step", &adam_step, "parameter"_a, "gradient"_a, "exp_avg"_a, "exp_avg_sq"_a, nb::kw_only(),
              "rate"_a, "beta1"_a, "beta2"_a, "epsilon"_a, "step"_a,
              "One Adam step in place on flat float32 tensors; step counts from 1.")
+        .def("sign_step", &sign_step, "bounds"_a, "values"_a, "gradient"_a, "momentum"_a, nb::kw_only(), "decay"_a,
+             "Momentum's sign times the trust radii, in place.")
+        .def("adam_clipped_step", &adam_clipped_step, "bounds"_a, "values"_a, "gradient"_a, "exp_avg"_a,
+             "exp_avg_sq"_a, nb::kw_only(), "rates"_a, "beta1"_a, "beta2"_a, "epsilon"_a, "step"_a,
+             "One Adam step clipped to the trust radii, in place; step counts from 1.")
+        .def("curvature_step", &curvature_step, "bounds"_a, "values"_a, "gradient"_a, "momentum"_a, "curvature"_a,
+             nb::kw_only(), "decay"_a, "factor"_a,
+             "Momentum over curvature clipped to the trust radii, in place; the curvature is only read.")
         .def(
             "solve_blocks",
             [](Workers& self, const Floats2& blocks, const Floats2& gradient, const Floats2& radii, double scale,
@@ -261,7 +361,7 @@ NB_MODULE(_native, m) {
                             logit_opacities.size() == n && sh_dc.size() == 3 * n &&
                             sh_rest.size() == 3 * n * cloud.rest && seen.size() == n,
                         "gradients must have their parameters' shapes");
-                const CloudGradient out{means.data(),           log_scales.data(), quats.data(),
+                const CloudTensors out{means.data(),           log_scales.data(), quats.data(),
                                         logit_opacities.data(), sh_dc.data(),      sh_rest.data()};
                 nb::gil_scoped_release release;
                 self.backward(cloud, static_cast<float>(weight), overwrite, out,
@@ -310,7 +410,7 @@ NB_MODULE(_native, m) {
                             logit_opacities.size() == n && sh_dc.size() == 3 * n &&
                             sh_rest.size() == 3 * n * cloud.rest,
                         "diagonals must have their parameters' shapes");
-                const CloudGradient out{means.data(),           log_scales.data(), quats.data(),
+                const CloudTensors out{means.data(),           log_scales.data(), quats.data(),
                                         logit_opacities.data(), sh_dc.data(),      sh_rest.data()};
                 nb::gil_scoped_release release;
                 self.diagonal(cloud, target.data(), rule, static_cast<float>(weight), overwrite, out);

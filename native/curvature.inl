@@ -209,7 +209,7 @@ inline void rest_diagonal(const Cloud& cloud, const Splat* splats, int64_t i, Ma
 
 void project_diagonal(const Constants& k, const View& view, const Cloud& cloud, int64_t begin, int64_t end,
                       const Splat* splats, const uint8_t* visible, const float* moments, bool cross, float weight,
-                      const CloudGradient& out) {
+                      const CloudTensors& out) {
     for (int64_t i = begin; i < end; i += kLanes) {
         const int count = static_cast<int>(end - i < kLanes ? end - i : kLanes);
         const uint32_t bits = visible_bits(visible, i, count);

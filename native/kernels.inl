@@ -15,13 +15,15 @@ namespace SPLATOPT_ISA {
 #include "tangent.inl"
 #include "curvature.inl"
 #include "adam.inl"
+#include "hellinger.inl"
+#include "clipped_step.inl"
 #include "trust_region.inl"
 
 constexpr Kernels kKernels = {
     SPLATOPT_ISA_NAME, project,      project_backward, block_spans,      blend,       blend_backward,
     photometric_loss,  loss_scratch_floats, residuals, residual_jvp,     residual_vjp, residual_weights,
     project_jvp,       blend_jvp,    blend_moments,    project_diagonal, project_blocks, adam,
-    solve_blocks,      blend_ceiling};
+    clipped_step,      solve_blocks, blend_ceiling};
 
 }  // namespace SPLATOPT_ISA
 }  // namespace splatopt

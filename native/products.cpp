@@ -70,7 +70,7 @@ void Rasterizer::moments(const uint8_t* target, const ResidualRule& rule, bool c
 }
 
 void Rasterizer::diagonal(const Cloud& cloud, const uint8_t* target, const ResidualRule& rule, float weight,
-                          bool overwrite, const CloudGradient& out) {
+                          bool overwrite, const CloudTensors& out) {
     const Stopwatch watch(timings_.curvature);
     require_drawn(cloud);
     // Above degree 0 a mean moves its colour too, and then the cross sums count.

@@ -234,7 +234,7 @@ inline void half_gradient(const Constants& k, bool antialiased, const Projected&
 
 // Through the colours; `passes` is 0 where the clamp at 0 acted, else 1.
 inline void color_gradient(const Cloud& cloud, int64_t i, Mask lanes, const Vec* offset, const Vec* passes,
-                           const Vec* color, const CloudGradient& out, Vec* mean) {
+                           const Vec* color, const CloudTensors& out, Vec* mean) {
     Vec direction[3], basis[15], along[15];
     const Vec inverse = direction_of(offset, direction);
     const int count = sh_basis(cloud.degree, direction[0], direction[1], direction[2], basis);
@@ -255,7 +255,7 @@ inline void color_gradient(const Cloud& cloud, int64_t i, Mask lanes, const Vec*
 }
 
 // Empties the gradient of a few rows just before they are written, while they are about to be in the cache.
-inline void clear_rows(const Cloud& cloud, const CloudGradient& out, uint8_t* seen, int64_t row, int64_t count) {
+inline void clear_rows(const Cloud& cloud, const CloudTensors& out, uint8_t* seen, int64_t row, int64_t count) {
     const auto clear = [&](float* p, int64_t width) {
         std::memset(p + row * width, 0, sizeof(float) * static_cast<size_t>(count * width));
     };
@@ -270,7 +270,7 @@ inline void clear_rows(const Cloud& cloud, const CloudGradient& out, uint8_t* se
 
 void project_backward(const Constants& k, const View& view, const Cloud& cloud, int64_t begin, int64_t end,
                       const Splat* splats, const uint8_t* visible, const float* splat_gradient, float weight,
-                      bool overwrite, const CloudGradient& out, uint8_t* seen) {
+                      bool overwrite, const CloudTensors& out, uint8_t* seen) {
     for (int64_t i = begin; i < end; i += kLanes) {
         const int count = static_cast<int>(end - i < kLanes ? end - i : kLanes);
         if (overwrite) clear_rows(cloud, out, seen, i, count);

@@ -305,7 +305,7 @@ void Rasterizer::require_drawn(const Cloud& cloud) const {
     if (cloud.count != count_) throw std::invalid_argument("derivatives need the cloud that forward saw");
 }
 
-void Rasterizer::backward(const Cloud& cloud, float weight, bool overwrite, const CloudGradient& gradient,
+void Rasterizer::backward(const Cloud& cloud, float weight, bool overwrite, const CloudTensors& gradient,
                           uint8_t* seen) {
     require_drawn(cloud);
     clear_padding();

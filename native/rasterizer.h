@@ -72,7 +72,7 @@ public:
     // dL/dimage given as (H, W, 3) instead.
     void set_image_gradient(const float* gradient);
     // Adds weight · dL/dθ, for the cloud that forward saw; with overwrite, to nothing instead of what is there.
-    void backward(const Cloud& cloud, float weight, bool overwrite, const CloudGradient& gradient, uint8_t* seen);
+    void backward(const Cloud& cloud, float weight, bool overwrite, const CloudTensors& gradient, uint8_t* seen);
 
     // The residual view, for the view that forward drew; residuals are (kinds, H, W, 3).
     void residuals(const uint8_t* target, const ResidualRule& rule, float* out);
@@ -81,7 +81,7 @@ public:
     void set_cotangent(const uint8_t* target, const ResidualRule& rule, const float* cotangent);
     // Adds weight · diag(JᵀJ), by pixels' own residuals.
     void diagonal(const Cloud& cloud, const uint8_t* target, const ResidualRule& rule, float weight, bool overwrite,
-                  const CloudGradient& out);
+                  const CloudTensors& out);
     // Adds weight · each Gaussian's own block of JᵀJ, 105 floats, and the diagonal of sh_rest.
     void blocks(const Cloud& cloud, const uint8_t* target, const ResidualRule& rule, float weight, bool overwrite,
                 float* blocks, float* rest);

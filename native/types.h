@@ -1,6 +1,7 @@
 // Plain structures that the kernels and the code around them share. No Python here.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace splatopt {
@@ -47,8 +48,34 @@ struct ResidualRule {
     float scale, absolute_slope, dissimilarity_slope, floor_absolute, floor_dissimilarity;
 };
 
-struct CloudGradient {
+// Six tensors in the shapes of a cloud's: gradients, curvature, states, or the parameters where they are written.
+struct CloudTensors {
     float *means, *log_scales, *quats, *logit_opacities, *sh_dc, *sh_rest;
+};
+
+// The trust region of one step: see hellinger.inl.
+struct TrustBounds {
+    float epsilon, opacity_floor, most_relative_distance, most_log_scale, most_quat, most_logit, most_color,
+        color_floor, higher_bands;
+    bool conditional_variance;
+};
+
+constexpr int64_t kStepTask = 512;       // rows that one task of a step over a cloud moves
+constexpr int64_t kCoefficientRows = 64; // rows whose coefficients' radii are laid out at a time
+
+// Floats of scratch that such a task needs: 15 a row, the coefficients' radii and one vector.
+constexpr size_t step_scratch_floats(int rest) {
+    return static_cast<size_t>(15 * kStepTask + kCoefficientRows * 3 * rest + 16);
+}
+
+// Which step is clipped to the trust region, and its numbers. decay = 1 - β is taken in double by the caller.
+enum class StepKind { sign, adam, curvature };
+struct ClippedRule {
+    StepKind kind;
+    float decay1;
+    float factor;                                // curvature: multiplies D
+    float beta2, decay2, epsilon, root;          // adam
+    float step_size[6];                          // adam: of each tensor
 };
 
 // A projected Gaussian. A = [[a11, a12], [0, a22]] whitens: w = A (pixel - mean).
@@ -88,7 +115,7 @@ struct Kernels {
     void (*project)(const Constants&, const View&, const Cloud&, int64_t begin, int64_t end, Splat*, uint8_t* visible);
     void (*project_backward)(const Constants&, const View&, const Cloud&, int64_t begin, int64_t end,
                              const Splat*, const uint8_t* visible, const float* splat_gradient, float weight,
-                             bool overwrite, const CloudGradient&, uint8_t* seen);
+                             bool overwrite, const CloudTensors&, uint8_t* seen);
     // Columns [first, last] of 4-pixel blocks that the splat touches, per block row from row_begin on;
     // first > last where it touches none.
     void (*block_spans)(const View&, const Splat&, int row_begin, int row_end, int* first, int* last);
@@ -123,11 +150,15 @@ struct Kernels {
                           float* pair_moments);
     void (*project_diagonal)(const Constants&, const View&, const Cloud&, int64_t begin, int64_t end, const Splat*,
                              const uint8_t* visible, const float* moments, bool cross, float weight,
-                             const CloudGradient&);
+                             const CloudTensors&);
     void (*project_blocks)(const Constants&, const View&, const Cloud&, int64_t begin, int64_t end, const Splat*,
                            const uint8_t* visible, const float* moments, float weight, float* blocks, float* rest);
     void (*adam)(float* parameter, const float* gradient, float* exp_avg, float* exp_avg_sq, int64_t count,
                  float step_size, float decay1, float beta2, float decay2, float epsilon, float correction2_sqrt);
+    // Rows [begin, end) of a cloud; scratch holds step_scratch_floats(rest).
+    void (*clipped_step)(const TrustBounds&, const ClippedRule&, const CloudTensors& values,
+                         const CloudTensors& gradient, const CloudTensors& first, const CloudTensors& second, int rest,
+                         int64_t begin, int64_t end, float* scratch);
     void (*solve_blocks)(const float* blocks, const float* gradient, const float* radii, float scale,
                          int factorisations, int64_t begin, int64_t end, float* multipliers, float* steps);
     float (*blend_ceiling)(const float* splats, int count, int64_t rounds);

@@ -29,6 +29,18 @@ class ResidualRule:
 
     def __init__(self, *, squared: bool, scale: float, absolute_slope: float, dissimilarity_slope: float, floor_absolute: float, floor_dissimilarity: float) -> None: ...
 
+class CloudTensors:
+    """
+    Pointers to six tensors in a cloud's shapes, which the caller keeps alive.
+    """
+
+    def __init__(self, means: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], log_scales: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], quats: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], logit_opacities: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], sh_dc: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], sh_rest: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu')]) -> None: ...
+
+class TrustBounds:
+    """The trust region of one step."""
+
+    def __init__(self, *, epsilon: float, opacity_floor: float, most_relative_distance: float, most_log_scale: float, most_quat: float, most_logit: float, most_color: float, color_floor: float, higher_bands: float, conditional_variance: bool) -> None: ...
+
 class Workers:
     """Threads and the kernels that fit this processor."""
 
@@ -36,6 +48,19 @@ class Workers:
 
     def adam_step(self, parameter: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], gradient: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], exp_avg: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], exp_avg_sq: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], *, rate: float, beta1: float, beta2: float, epsilon: float, step: int) -> None:
         """One Adam step in place on flat float32 tensors; step counts from 1."""
+
+    def sign_step(self, bounds: TrustBounds, values: CloudTensors, gradient: CloudTensors, momentum: CloudTensors, *, decay: float) -> None:
+        """Momentum's sign times the trust radii, in place."""
+
+    def adam_clipped_step(self, bounds: TrustBounds, values: CloudTensors, gradient: CloudTensors, exp_avg: CloudTensors, exp_avg_sq: CloudTensors, *, rates: Sequence[float], beta1: float, beta2: float, epsilon: float, step: int) -> None:
+        """
+        One Adam step clipped to the trust radii, in place; step counts from 1.
+        """
+
+    def curvature_step(self, bounds: TrustBounds, values: CloudTensors, gradient: CloudTensors, momentum: CloudTensors, curvature: CloudTensors, *, decay: float, factor: float) -> None:
+        """
+        Momentum over curvature clipped to the trust radii, in place; the curvature is only read.
+        """
 
     def solve_blocks(self, blocks: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], gradient: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], radii: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], scale: float, factorisations: int, multipliers: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], steps: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]) -> None:
         """Trust-region steps of 14x14 blocks; multipliers are read and updated."""

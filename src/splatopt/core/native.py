@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -47,13 +48,17 @@ def workers(threads: int = 0, isa: str = "auto") -> Any:
 
 @functools.cache
 def _workers(threads: int, isa: str) -> Any:
-    native = load()
-    if native is None:
-        raise InputError("the native module is not installed: run `make install` (it needs a C++20 compiler)")
     try:
-        return native.Workers(threads, isa)
+        return _module().Workers(threads, isa)
     except ValueError as error:
         raise InputError(str(error)) from None
+
+
+def _module() -> ModuleType:
+    module = load()
+    if module is None:
+        raise InputError("the native module is not installed: run `make install` (it needs a C++20 compiler)")
+    return module
 
 
 def adam_step(
@@ -86,6 +91,16 @@ def adam_step(
         epsilon=epsilon,
         step=step,
     )
+
+
+def cloud_tensors(tensors: Mapping[str, Tensor]) -> Any:
+    """Return the native view of a cloud's six float32 tensors, which must outlive it."""
+    return _module().CloudTensors(**{name: value.detach() for name, value in tensors.items()})
+
+
+def trust_bounds(**bounds: float | bool) -> Any:
+    """Return the native form of one step's trust region; the names are those of ``RadiusBounds``, and ``epsilon``."""
+    return _module().TrustBounds(**bounds)
 
 
 def solve_blocks(

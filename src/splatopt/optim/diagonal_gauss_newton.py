@@ -20,12 +20,14 @@ which the publication, whose losses are sums, needs.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from splatopt.core import native
 from splatopt.core.checks import InputError, check_fraction, check_positive
 from splatopt.core.objective import DiagonalEstimator, Evaluation, Objective, Oracle, Tensors
 from splatopt.core.optimizer import Optimizer, OptimizerState, Progress, register
@@ -33,9 +35,11 @@ from splatopt.core.rows import RowEdit
 from splatopt.curvature.estimators import Exact, ParameterProbes, ResidualProbes
 from splatopt.optim.first_order import AdamOptions, load_like
 from splatopt.optim.hellinger import (
+    GAUSSIAN_TENSORS,
     HellingerRadii,
     PublishedTrustRegionOptions,
     TrustRegionOptions,
+    fits_native,
     quaternion_lengths_kept,
 )
 
@@ -154,12 +158,30 @@ class TrustRegionOptimizer(Optimizer):
         evaluation = self.objective.gradient(batch)
         self._prepare(batch, progress)
         self._steps += 1
-        parameters = self.objective.parameters
-        radii = self._radii.radii(parameters, self.options.distance(progress))
+        parameters, epsilon = self.objective.parameters, self.options.distance(progress)
+        if fits_native(parameters, evaluation.gradient, *self._kept.values()):
+            self._move_natively(self._radii.native_bounds(epsilon), evaluation.gradient)
+            return evaluation
+        radii = self._radii.radii(parameters, epsilon)
         with quaternion_lengths_kept(parameters):
             for name, parameter in parameters.items():
                 self._move(name, parameter, evaluation.gradient[name], radii[name])
         return evaluation
+
+    def _move_natively(self, bounds: Any, gradient: Tensors) -> None:
+        """Do what :meth:`_move` does to a whole cloud in one fused pass; the same bits for any number of threads."""
+        operands = [self.objective.parameters, gradient, *self._kept.values()]
+        self._fused_pass(native.workers(self.threads))(
+            bounds, *(native.cloud_tensors(operand) for operand in operands), **self._numbers()
+        )
+
+    @abstractmethod
+    def _fused_pass(self, workers: Any) -> Callable[..., None]:
+        """Return the native pass that does what :meth:`_move` does; it takes the states in the order of ``kept``."""
+
+    @abstractmethod
+    def _numbers(self) -> dict[str, Any]:
+        """Return the pass's numbers."""
 
     @abstractmethod
     def _prepare(self, batch: Any, progress: Progress) -> None:
@@ -209,7 +231,13 @@ class SignTrustRegion(TrustRegionOptimizer):
         pass
 
     def _move(self, name: str, parameter: Tensor, gradient: Tensor, radius: Tensor) -> None:
-        sign_update(parameter, gradient, self._kept["momentum"][name], radius, decay=self.options.momentum)
+        sign_update(parameter, gradient, self._kept["momentum"][name], radius, **self._numbers())
+
+    def _fused_pass(self, workers: Any) -> Callable[..., None]:
+        return workers.sign_step
+
+    def _numbers(self) -> dict[str, Any]:
+        return {"decay": self.options.momentum}
 
 
 class AdamTrustRegion(TrustRegionOptimizer):
@@ -233,6 +261,20 @@ class AdamTrustRegion(TrustRegionOptimizer):
             options=self.options,
         )
 
+    def _fused_pass(self, workers: Any) -> Callable[..., None]:
+        return workers.adam_clipped_step
+
+    def _numbers(self) -> dict[str, Any]:
+        options = self.options
+        rates = [options.rate_factor * self._rates[name] for name in GAUSSIAN_TENSORS]
+        return {
+            "rates": rates,
+            "beta1": options.beta1,
+            "beta2": options.beta2,
+            "epsilon": options.epsilon,
+            "step": self._steps,
+        }
+
 
 class _DiagonalTrustRegion(TrustRegionOptimizer):
     """-m/D clipped to the radius, D a running mean of the diagonal, measured at every so many-th step.
@@ -254,14 +296,13 @@ class _DiagonalTrustRegion(TrustRegionOptimizer):
         if self._steps % self.options.refresh:
             return
         diagonal = self.objective.gauss_newton_diagonal(batch, self._estimator, self.generator)
+        weight = self._weight()
         for name, curvature in self._kept["curvature"].items():
-            curvature.lerp_(diagonal[name], 1 - self.options.curvature_decay)
-        for age in self._kept_by_row.values():
-            age.add_(1)
+            curvature.lerp_(diagonal[name], _along_rows(weight, curvature))
 
     @abstractmethod
-    def _share(self, parameter: Tensor) -> Tensor | float:
-        """Return the weight of all measurements in D's mean, in a shape that broadcasts to ``parameter``."""
+    def _weight(self) -> Tensor:
+        """Return the weight of this measurement in D, of each row or of all, and count it."""
 
     def _move(self, name: str, parameter: Tensor, gradient: Tensor, radius: Tensor) -> None:
         diagonal_update(
@@ -270,10 +311,14 @@ class _DiagonalTrustRegion(TrustRegionOptimizer):
             self._kept["momentum"][name],
             self._kept["curvature"][name],
             radius,
-            decay=self.options.momentum,
-            share=self._share(parameter),
-            factor=self.options.curvature_factor,
+            **self._numbers(),
         )
+
+    def _fused_pass(self, workers: Any) -> Callable[..., None]:
+        return workers.curvature_step
+
+    def _numbers(self) -> dict[str, Any]:
+        return {"decay": self.options.momentum, "factor": self.options.curvature_factor}
 
 
 class PublishedGaussNewton(_DiagonalTrustRegion):
@@ -283,22 +328,27 @@ class PublishedGaussNewton(_DiagonalTrustRegion):
     it moves to the end of the radius against m and not along it.
     """
 
-    def _share(self, parameter: Tensor) -> Tensor | float:
-        return 1.0
+    def _weight(self) -> Tensor:
+        return torch.tensor(1 - self.options.curvature_decay, dtype=torch.float64)
 
 
 class DiagonalGaussNewton(_DiagonalTrustRegion):
-    """3DGS²-TR with D divided by 1-θ₂ᵃ, a the age of each row: how often its curvature has been measured.
+    """3DGS²-TR with D corrected for its start: after a measurements of a row it is their weighted mean.
 
-    A row that was added since the last measurement has age 0 and no curvature; it moves by its radii.
+    D ← D + (1-θ₂)/(1-θ₂ᵃ)·(diag - D) is the raw mean divided by 1-θ₂ᵃ. A row that was added since the last
+    measurement has age a = 0 and no curvature; it moves by its radii.
     """
 
     kept_by_row = ("age",)
 
-    def _share(self, parameter: Tensor) -> Tensor | float:
-        age = self._kept_by_row["age"].to(parameter.dtype)
-        share = torch.where(age > 0, 1 - self.options.curvature_decay**age, 1.0)
-        return share.view(-1, *[1] * (parameter.dim() - 1)) if parameter.dim() else share.view(())
+    def _weight(self) -> Tensor:
+        age = self._kept_by_row["age"].add_(1)
+        return (1 - self.options.curvature_decay) / (1 - self.options.curvature_decay ** age.double())
+
+
+def _along_rows(per_row: Tensor, tensor: Tensor) -> Tensor:
+    """Return a number for each row, or one for all, in a shape that broadcasts to ``tensor``."""
+    return per_row.to(tensor.dtype).view([-1, *[1] * (tensor.dim() - 1)] if tensor.dim() else [])
 
 
 def clip_and_subtract(parameter: Tensor, step: Tensor, radius: Tensor) -> None:
@@ -358,24 +408,22 @@ def diagonal_update(
     radius: Tensor,
     *,
     decay: float,
-    share: Tensor | float,
     factor: float,
 ) -> None:
-    """Take m ← θ₁m + (1-θ₁)g, θ ← θ - clip(m·share / (factor·D), -η, η), in place; to ±η where D ≤ 0.
+    """Take m ← θ₁m + (1-θ₁)g, θ ← θ - clip(m / (factor·D), -η, η), in place; to ±η where D ≤ 0.
 
     Args:
         parameter: θ, any shape.
         gradient: g, in the parameter's shape.
         momentum: m, likewise.
-        curvature: D before its bias is corrected, likewise; not written.
+        curvature: D, likewise; not written.
         radius: η, in a shape that broadcasts to it.
         decay: θ₁.
-        share: Weight of all measurements in D's mean, likewise.
         factor: What the curvature is multiplied by.
     """
     momentum.lerp_(gradient, 1 - decay)
     # At the smallest number instead of 0, m/D is beyond any radius for m ≠ 0, and 0 for m = 0.
-    scaled = curvature.mul(factor).div_(share).clamp_min_(torch.finfo(curvature.dtype).tiny)
+    scaled = curvature.mul(factor).clamp_min_(torch.finfo(curvature.dtype).tiny)
     clip_and_subtract(parameter, torch.div(momentum, scaled, out=scaled), radius)
 
 

@@ -27,12 +27,13 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from splatopt.core import native
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Tensors
 from splatopt.core.optimizer import Progress
@@ -211,6 +212,24 @@ class HellingerRadii:
             "sh_dc": color,
             "sh_rest": (bounds.higher_bands * color)[:, None, :],
         }
+
+    def native_bounds(self, epsilon: float) -> Any:
+        """Return what the native passes make the same radii from."""
+        numbers = {field.name: getattr(self.bounds, field.name) for field in fields(RadiusBounds)}
+        conditional = numbers.pop("mean_variance") == "conditional"
+        return native.trust_bounds(epsilon=epsilon, conditional_variance=conditional, **numbers)
+
+
+def fits_native(*clouds: Tensors) -> bool:
+    """Whether the native passes take these tensors: a cloud's six, float32, contiguous, on the CPU."""
+    return native.available() and all(
+        set(tensors) == set(GAUSSIAN_TENSORS)
+        and all(
+            value.dtype == torch.float32 and value.device.type == "cpu" and value.is_contiguous()
+            for value in tensors.values()
+        )
+        for tensors in clouds
+    )
 
 
 @contextmanager
