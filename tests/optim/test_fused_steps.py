@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from optim.quadratic import Quadratic
 from splatopt.core import native
 from splatopt.core.objective import Evaluation
 from splatopt.core.optimizer import Progress, find_optimizer
 from splatopt.optim.hellinger import GAUSSIAN_TENSORS
-
-from optim.quadratic import Quadratic
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native module is not built")
 
