@@ -3,6 +3,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -12,6 +13,7 @@
 #include <chrono>
 #include <cmath>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -145,19 +147,37 @@ HeldTensors hold_tensors(const OutFloats2& means, const OutFloats2& log_scales, 
             shape.rest};
 }
 
+// Calls work(begin, end, scratch) for every task of rows, each once.
+template <class Work>
+void for_row_tasks(Workers& self, int64_t count, int rest, const Work& work) {
+    std::vector<std::vector<float>> scratch(self.pool.threads());
+    self.pool.run((count + kStepTask - 1) / kStepTask, [&](int64_t task, int thread) {
+        scratch[thread].resize(splatopt::step_scratch_floats(rest));
+        work(task * kStepTask, std::min(count, (task + 1) * kStepTask), scratch[thread].data());
+    });
+}
+
+// The same, for work that gives a number; they are added in the order of the tasks.
+template <class Work>
+double sum_of_row_tasks(Workers& self, int64_t count, int rest, const Work& work) {
+    std::vector<double> sums((count + kStepTask - 1) / kStepTask);
+    for_row_tasks(self, count, rest, [&](int64_t begin, int64_t end, float* scratch) {
+        sums[begin / kStepTask] = work(begin, end, scratch);
+    });
+    double total = 0;
+    for (double sum : sums) total += sum;
+    return total;
+}
+
 void clipped_step(Workers& self, const TrustBounds& bounds, const ClippedRule& rule, const HeldTensors& values,
                   const HeldTensors& gradient, const HeldTensors& first, const HeldTensors& second) {
     for (const HeldTensors* other : {&gradient, &first, &second})
         require(other->count == values.count && other->rest == values.rest,
                 "values, gradient and states must have one number of rows and of coefficients");
     nb::gil_scoped_release release;
-    const int64_t tasks = (values.count + kStepTask - 1) / kStepTask;
-    std::vector<std::vector<float>> scratch(self.pool.threads());
-    self.pool.run(tasks, [&](int64_t task, int thread) {
-        scratch[thread].resize(splatopt::step_scratch_floats(values.rest));
+    for_row_tasks(self, values.count, values.rest, [&](int64_t begin, int64_t end, float* scratch) {
         self.kernels.clipped_step(bounds, rule, values.tensors, gradient.tensors, first.tensors, second.tensors,
-                                  values.rest, task * kStepTask, std::min(values.count, (task + 1) * kStepTask),
-                                  scratch[thread].data());
+                                  values.rest, begin, end, scratch);
     });
 }
 
@@ -193,6 +213,52 @@ void curvature_step(Workers& self, const TrustBounds& bounds, const HeldTensors&
     rule.decay1 = static_cast<float>(1.0 - decay);
     rule.factor = static_cast<float>(factor);
     clipped_step(self, bounds, rule, values, gradient, momentum, curvature);
+}
+
+using Bools1 = Array<const bool, nb::ndim<1>>;
+
+double block_step(Workers& self, const TrustBounds& bounds, const HeldTensors& values, const HeldTensors& gradient,
+                const HeldTensors& momentum, const OutFloats3& blocks, const OutFloats3& rest_curvature,
+                const std::optional<Bools1>& seen, const OutFloats1& multipliers, double decay, double correction,
+                double scale, double damping, int factorisations, bool measure_only) {
+    const int64_t count = values.count;
+    for (const HeldTensors* other : {&gradient, &momentum})
+        require(other->count == count && other->rest == values.rest,
+                "values, gradient and momentum must have one number of rows and of coefficients");
+    require(static_cast<int64_t>(blocks.shape(0)) == (count + 15) / 16 && blocks.shape(1) == 105 &&
+                blocks.shape(2) == 16 && static_cast<int64_t>(multipliers.shape(0)) == count &&
+                static_cast<int64_t>(rest_curvature.size()) == 3 * count * values.rest &&
+                (!seen || static_cast<int64_t>(seen->shape(0)) == count),
+            "blocks must be (ceil(N/16), 105, 16), the curvature of sh_rest in its shape, seen and multipliers (N,)");
+    require(factorisations >= 1 && factorisations <= 64, "factorisations must be 1 to 64");
+    const splatopt::BlockRule rule{static_cast<float>(1.0 - decay), static_cast<float>(correction),
+                                   static_cast<float>(scale), static_cast<float>(damping), factorisations, measure_only};
+    const uint8_t* mask = seen ? reinterpret_cast<const uint8_t*>(seen->data()) : nullptr;
+    nb::gil_scoped_release release;
+    return sum_of_row_tasks(self, count, values.rest, [&](int64_t begin, int64_t end, float* scratch) {
+        return self.kernels.block_step(bounds, rule, values.tensors, gradient.tensors, momentum.tensors, blocks.data(),
+                                       rest_curvature.data(), mask, multipliers.data(), values.rest, begin, end,
+                                       scratch);
+    });
+}
+
+void fold_blocks(Workers& self, const OutFloats3& blocks, const Floats2& fresh, const Floats1& weights) {
+    const int64_t count = static_cast<int64_t>(fresh.shape(0));
+    require(static_cast<int64_t>(blocks.shape(0)) == (count + 15) / 16 && blocks.shape(1) == 105 &&
+                blocks.shape(2) == 16 && fresh.shape(1) == 105 && static_cast<int64_t>(weights.shape(0)) == count,
+            "blocks must be (ceil(N/16), 105, 16), fresh ones (N, 105), weights (N,)");
+    nb::gil_scoped_release release;
+    for_row_tasks(self, count, 0, [&](int64_t begin, int64_t end, float*) {
+        self.kernels.fold_blocks(blocks.data(), fresh.data(), weights.data(), begin, end);
+    });
+}
+
+double block_form(Workers& self, const Floats2& blocks, const HeldTensors& step) {
+    require(static_cast<int64_t>(blocks.shape(0)) == step.count && blocks.shape(1) == 105, "blocks must be (N, 105)");
+    nb::gil_scoped_release release;
+    return sum_of_row_tasks(self, step.count, 0, [&](int64_t begin, int64_t end, float*) {
+        return self.kernels.block_form(blocks.data(), step.tensors, begin, end);
+    });
 }
 
 void require_photograph(const Rasterizer& self, const Bytes3& target) {
@@ -290,27 +356,14 @@ NB_MODULE(_native, m) {
         .def("curvature_step", &curvature_step, "bounds"_a, "values"_a, "gradient"_a, "momentum"_a, "curvature"_a,
              nb::kw_only(), "decay"_a, "factor"_a,
              "Momentum over curvature clipped to the trust radii, in place; the curvature is only read.")
-        .def(
-            "solve_blocks",
-            [](Workers& self, const Floats2& blocks, const Floats2& gradient, const Floats2& radii, double scale,
-               int factorisations, const OutFloats1& multipliers, const OutFloats2& steps) {
-                const size_t n = gradient.shape(0);
-                require(blocks.shape(0) == n && blocks.shape(1) == 105 && gradient.shape(1) == 14 &&
-                            radii.shape(0) == n && radii.shape(1) == 14 && multipliers.shape(0) == n &&
-                            steps.shape(0) == n && steps.shape(1) == 14,
-                        "blocks must be (N, 105), gradient, radii and steps (N, 14), multipliers (N,)");
-                require(factorisations >= 1 && factorisations <= 64, "factorisations must be 1 to 64");
-                nb::gil_scoped_release release;
-                constexpr int64_t kTask = 256;
-                const int64_t count = static_cast<int64_t>(n);
-                self.pool.run((count + kTask - 1) / kTask, [&](int64_t task, int) {
-                    self.kernels.solve_blocks(blocks.data(), gradient.data(), radii.data(), static_cast<float>(scale),
-                                              factorisations, task * kTask, std::min(count, (task + 1) * kTask),
-                                              multipliers.data(), steps.data());
-                });
-            },
-            "blocks"_a, "gradient"_a, "radii"_a, "scale"_a, "factorisations"_a, "multipliers"_a, "steps"_a,
-            "Trust-region steps of 14x14 blocks; multipliers are read and updated.")
+        .def("block_step", &block_step, "bounds"_a, "values"_a, "gradient"_a, "momentum"_a, "blocks"_a,
+             "rest_curvature"_a, "seen"_a.none(), "multipliers"_a, nb::kw_only(), "decay"_a, "correction"_a, "scale"_a,
+             "damping"_a, "factorisations"_a, "measure_only"_a = false,
+             "Trust-region steps with 14x14 blocks, in place; multipliers are read and updated. Returns the sum of "
+             "|h| over the rows that were seen; with measure_only that is all it does.")
+        .def("fold_blocks", &fold_blocks, "blocks"_a, "fresh"_a, "weights"_a,
+             "Move kept blocks (M, 105, 16) towards fresh ones (N, 105) by each row's weight.")
+        .def("block_form", &block_form, "blocks"_a, "step"_a, "The sum of d'Bd over all rows, blocks (N, 105).")
         .def(
             "blend_ceiling",
             [](Workers& self, int64_t rounds) {

@@ -17,13 +17,14 @@ namespace SPLATOPT_ISA {
 #include "adam.inl"
 #include "hellinger.inl"
 #include "clipped_step.inl"
-#include "trust_region.inl"
+#include "block_step.inl"
 
 constexpr Kernels kKernels = {
     SPLATOPT_ISA_NAME, project,      project_backward, block_spans,      blend,       blend_backward,
     photometric_loss,  loss_scratch_floats, residuals, residual_jvp,     residual_vjp, residual_weights,
     project_jvp,       blend_jvp,    blend_moments,    project_diagonal, project_blocks, adam,
-    clipped_step,      solve_blocks, blend_ceiling};
+    clipped_step,      block_step,  fold_blocks,     block_form,
+    blend_ceiling};
 
 }  // namespace SPLATOPT_ISA
 }  // namespace splatopt

@@ -78,6 +78,13 @@ struct ClippedRule {
     float step_size[6];                          // adam: of each tensor
 };
 
+// A step of block Gauss-Newton: see block_step.inl. correction = 1/(1-θ₁ᵗ) of the momentum.
+struct BlockRule {
+    float decay1, correction, scale, damping;
+    int factorisations;
+    bool measure_only;
+};
+
 // A projected Gaussian. A = [[a11, a12], [0, a22]] whitens: w = A (pixel - mean).
 struct Splat {
     float mean_x, mean_y, a11, a12, a22, log2_opacity;
@@ -159,8 +166,11 @@ struct Kernels {
     void (*clipped_step)(const TrustBounds&, const ClippedRule&, const CloudTensors& values,
                          const CloudTensors& gradient, const CloudTensors& first, const CloudTensors& second, int rest,
                          int64_t begin, int64_t end, float* scratch);
-    void (*solve_blocks)(const float* blocks, const float* gradient, const float* radii, float scale,
-                         int factorisations, int64_t begin, int64_t end, float* multipliers, float* steps);
+    double (*block_step)(const TrustBounds&, const BlockRule&, const CloudTensors& values, const CloudTensors& gradient,
+                         const CloudTensors& momentum, const float* blocks, const float* rest_curvature,
+                         const uint8_t* seen, float* multipliers, int rest, int64_t begin, int64_t end, float* scratch);
+    void (*fold_blocks)(float* blocks, const float* fresh, const float* weights, int64_t begin, int64_t end);
+    double (*block_form)(const float* blocks, const CloudTensors& step, int64_t begin, int64_t end);
     float (*blend_ceiling)(const float* splats, int count, int64_t rounds);
 };
 

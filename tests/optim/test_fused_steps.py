@@ -8,9 +8,11 @@ from torch import Tensor
 
 from optim.quadratic import Quadratic
 from splatopt.core import native
-from splatopt.core.objective import Evaluation
+from splatopt.core.objective import Evaluation, GaussNewtonBlocks, Tensors
 from splatopt.core.optimizer import Progress, find_optimizer
-from splatopt.optim.hellinger import GAUSSIAN_TENSORS
+from splatopt.curvature.blocks import from_lanes, pack_blocks, to_lanes, unpack_blocks
+from splatopt.optim.block_gauss_newton import BLOCK_NAMES, BlockGaussNewton, BlockGaussNewtonOptions
+from splatopt.optim.hellinger import GAUSSIAN_TENSORS, HellingerRadii
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native module is not built")
 
@@ -55,7 +57,21 @@ class Scene(Quadratic):
         generator = torch.Generator().manual_seed(self.asked)
         noise = {name: torch.randn(value.shape, generator=generator) for name, value in self.values.items()}
         gradient = {name: value.to(self.values[name].dtype) for name, value in noise.items()}
-        return Evaluation(loss=1.0, gradient=gradient, seen=None, facts={})
+        seen = torch.rand(len(noise["means"]), generator=generator) < 0.8
+        return Evaluation(loss=1.0, gradient=gradient, seen=seen, facts={})
+
+    def gauss_newton_blocks(self, batch: object) -> GaussNewtonBlocks:
+        """Blocks of full rank, of low rank, and none at all."""
+        generator = torch.Generator().manual_seed(self.asked)
+        rows = len(self.values["means"])
+        roots = torch.randn(rows, 14, 17, generator=generator) * torch.exp(
+            2 * torch.randn(rows, 14, 1, generator=generator)
+        )
+        roots[::5, :, 4:] = 0
+        roots[::7] = 0
+        blocks = pack_blocks((roots @ roots.mT).double())
+        dtype = self.values["means"].dtype
+        return GaussNewtonBlocks(BLOCK_NAMES, blocks.to(dtype), {"sh_rest": self.curvature["sh_rest"].clone()})
 
 
 def stepped(name: str, scene: Scene, options: dict[str, object], threads: int = 2) -> tuple[dict, dict]:
@@ -102,14 +118,77 @@ def test_the_fused_pass_is_the_step(monkeypatch, isa, name, options, rows, rest)
         torch.testing.assert_close(states[key].double(), state.double(), rtol=1e-4, atol=1e-6, msg=key)
 
 
-@pytest.mark.parametrize("name", ["sign-tr", "adam-tr", "tr2"])
+def flattened(tensors: Tensors, names: tuple[str, ...] = BLOCK_NAMES) -> Tensor:
+    return torch.cat([tensors[name].double().reshape(len(tensors[name]), -1) for name in names], dim=1)
+
+
+@pytest.mark.parametrize("rest", [0, 3, 15])
+@pytest.mark.parametrize("damping", [0.0, 0.7])
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_fused_step_with_blocks_is_as_good_as_the_one_in_float64(monkeypatch, isa, damping, rest) -> None:
+    """Steps of blocks of low rank differ in float32, but what they take off the model must not."""
+    rows = 300
+    options = BlockGaussNewtonOptions(factorisations=12, damping=damping, epsilon_start=1e-2, overlap=0.5)
+    workers = native.workers(2, isa)
+    monkeypatch.setattr(native, "workers", lambda threads: workers)
+    start = Scene(torch.float64, rows, rest)
+    evaluation = start.gradient(None)
+    gradient, blocks = flattened(evaluation.gradient), unpack_blocks(start.gauss_newton_blocks(None).blocks)
+    radii = HellingerRadii(options).radii(start.values, options.epsilon_start)
+    eta = flattened({name: value.expand_as(start.values[name]) for name, value in radii.items()})
+    seen = evaluation.seen & (blocks.diagonal(dim1=1, dim2=2).sum(dim=1) > 0)
+    floor = damping * (gradient * eta)[evaluation.seen].norm(dim=1).mean()
+    # The first step is made with κ = 8.
+    assert 0.5 < seen.double().mean() < 0.8
+    models = {}
+    for dtype in (torch.float64, torch.float32):
+        scene = Scene(dtype, rows, rest)
+        before = {name: value.clone() for name, value in scene.values.items()}
+        BlockGaussNewton(scene, options).step(None, Progress(0, 10))
+        step = flattened(scene.values) - flattened(before)
+        assert (step[~seen] == 0).all(), "a row that was not seen, or has no curvature, must stay"
+        rest_step = (scene.values["sh_rest"] - before["sh_rest"]).double()
+        models[dtype] = (step, rest_step)
+        # Turned quaternions keep their lengths, which no model sees.
+        assert ((step / eta)[:, [0, 1, 2, 3, 4, 5, 10, 11, 12, 13]].norm(dim=1) < 1 + 1e-3).all()
+    steps = {dtype: step for dtype, (step, _) in models.items()}
+
+    def value(step: Tensor) -> Tensor:
+        quadratic = 0.5 * 8 * 0.5 * torch.einsum("ni,nij,nj->n", step, blocks, step)
+        return (gradient * step).sum(dim=1) + quadratic + 0.5 * floor * (step / eta).square().sum(dim=1)
+
+    exact, fused = value(steps[torch.float64])[seen], value(steps[torch.float32])[seen]
+    assert (exact < 0).double().mean() > 0.85, "all but where the turning back of a length costs more"
+    error = (fused - exact).abs() / (exact.abs() + 1e-4 * exact.abs().mean())
+    assert error.median() < 1e-3, error.median()
+    assert error.quantile(0.9) < 0.05, error.quantile(0.9)
+    torch.testing.assert_close(models[torch.float32][1], models[torch.float64][1], rtol=1e-3, atol=1e-6)
+
+
+def test_kept_blocks_and_their_form_are_those_of_torch() -> None:
+    rows = 83
+    scene = Scene(torch.float32, rows, 3)
+    kept, fresh = (scene.gauss_newton_blocks(None).blocks * factor for factor in (1.0, 0.3))
+    fresh = fresh.flip(0).contiguous()
+    weights = torch.rand(rows, generator=torch.Generator().manual_seed(0))
+    lanes = to_lanes(kept)
+    assert torch.equal(from_lanes(lanes, rows), kept)
+    native.workers(2).fold_blocks(lanes, fresh, weights)
+    torch.testing.assert_close(from_lanes(lanes, rows), kept.lerp(fresh, weights[:, None]))
+    step = {name: value.contiguous() for name, value in scene.values.items()}
+    d = flattened(step)
+    expected = torch.einsum("ni,nij,nj->", d, unpack_blocks(fresh.double()), d)
+    assert native.workers(2).block_form(fresh, native.cloud_tensors(step)) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sign-tr", "adam-tr", "tr2", "block-gn"])
 def test_the_bits_do_not_depend_on_the_number_of_threads(name) -> None:
     one, two = (stepped(name, Scene(torch.float32, 5000, 3), {}, threads)[0] for threads in (1, 2))
     for tensor in GAUSSIAN_TENSORS:
         assert torch.equal(one[tensor], two[tensor])
 
 
-@pytest.mark.parametrize("name", ["sign-tr", "adam-tr", "tr2", "tr2-paper"])
+@pytest.mark.parametrize("name", ["sign-tr", "adam-tr", "tr2", "tr2-paper", "block-gn"])
 def test_quaternions_keep_their_lengths(name) -> None:
     scene = Scene(torch.float32, 500, 0)
     before = scene.values["quats"].double().norm(dim=1)

@@ -101,31 +101,3 @@ def cloud_tensors(tensors: Mapping[str, Tensor]) -> Any:
 def trust_bounds(**bounds: float | bool) -> Any:
     """Return the native form of one step's trust region; the names are those of ``RadiusBounds``, and ``epsilon``."""
     return _module().TrustBounds(**bounds)
-
-
-def solve_blocks(
-    blocks: Tensor,
-    gradient: Tensor,
-    radii: Tensor,
-    scale: float,
-    factorisations: int,
-    multipliers: Tensor,
-    steps: Tensor,
-    threads: int = 0,
-) -> None:
-    """Take a trust-region step for every 14×14 block, on contiguous float32 tensors on the CPU.
-
-    Minimises gᵀd + ½ dᵀ(scale·B)d subject to Σ_k (d_k/η_k)² ≤ 1 by Moré and Sorensen's iteration (1983), one
-    Newton step on the multiplier for each of ``factorisations``; what still leaves the ball is scaled back.
-
-    Args:
-        blocks: B, lower triangles by row, (N, 105).
-        gradient: g, (N, 14).
-        radii: η > 0, (N, 14).
-        scale: Factor on B.
-        factorisations: Cholesky factorisations, at least 1.
-        multipliers: μ to begin with, (N,); becomes the next one.
-        steps: d, (N, 14); written.
-        threads: Threads; 0 for one per processor.
-    """
-    workers(threads).solve_blocks(blocks, gradient, radii, scale, factorisations, multipliers, steps)

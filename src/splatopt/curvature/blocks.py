@@ -29,3 +29,20 @@ def pack_blocks(blocks: Float[Tensor, "n b b"]) -> Float[Tensor, "n p"]:
     """Return the lower triangles by row; what is above the diagonal is not read."""
     row, column = torch.tril_indices(blocks.shape[1], blocks.shape[1], device=blocks.device)
     return blocks[:, row, column]
+
+
+LANES = 16
+"""Rows that lie side by side in the layout of the native passes."""
+
+
+def to_lanes(packed: Float[Tensor, "n p"]) -> Float[Tensor, "m p 16"]:
+    """Return packed blocks sixteen rows a lane: row i's entry k at [i // 16, k, i % 16]; the last rows are padded."""
+    rows, entries = packed.shape
+    padded = packed.new_zeros(-(-rows // LANES) * LANES, entries)
+    padded[:rows] = packed
+    return padded.view(-1, LANES, entries).transpose(1, 2).contiguous()
+
+
+def from_lanes(lanes: Float[Tensor, "m p 16"], rows: int) -> Float[Tensor, "n p"]:
+    """Return the packed blocks of the first ``rows`` rows that :func:`to_lanes` laid out."""
+    return lanes.transpose(1, 2).reshape(-1, lanes.shape[1])[:rows].contiguous()

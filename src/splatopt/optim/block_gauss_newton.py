@@ -24,11 +24,12 @@ from splatopt.core.checks import InputError, check_fraction, check_positive
 from splatopt.core.objective import Evaluation, GaussNewtonBlocks, Objective, Oracle, Tensors
 from splatopt.core.optimizer import Optimizer, OptimizerState, Progress, register
 from splatopt.core.rows import RowEdit
-from splatopt.curvature.blocks import unpack_blocks
+from splatopt.curvature.blocks import from_lanes, to_lanes, unpack_blocks
 from splatopt.optim.first_order import load_like
-from splatopt.optim.hellinger import HellingerRadii, TrustRegionOptions, quaternion_lengths_kept
+from splatopt.optim.hellinger import HellingerRadii, TrustRegionOptions, fits_native, quaternion_lengths_kept
 
-NATIVE_BLOCK = 14
+BLOCK_NAMES = ("means", "log_scales", "quats", "logit_opacities", "sh_dc")
+"""Whose entries make up the 14×14 blocks that the native passes take."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class BlockGaussNewtonOptions(TrustRegionOptions):
     overlap: float = 8.0
     """Factor on the measured overlap κ. Unit: factor. Source: own experiments."""
 
+    damping: float = 1.0
+    """No multiplier lies below this share of the mean |ηg| over the rows seen, what their balls promise to first
+    order; rows that promise little then stay inside theirs. 0 for none. Unit: factor. Source: own experiments."""
+
     factorisations: int = 2
     """Cholesky factorisations a step. Unit: factorisations. Source: own experiments."""
 
@@ -57,6 +62,8 @@ class BlockGaussNewtonOptions(TrustRegionOptions):
         """Refuse radii that are not positive, decays that never forget, and no refresh at all."""
         super().__post_init__()
         check_positive("overlap", self.overlap)
+        if not 0 <= self.damping < math.inf:
+            raise InputError(f"damping must be at least 0, got {self.damping}")
         for name in ("momentum", "memory"):
             check_fraction(name, getattr(self, name))
         for name in ("refresh", "factorisations"):
@@ -68,8 +75,8 @@ class BlockGaussNewton(Optimizer):
     """One trust-region step per row (Gaussian) with its own block of JᵀJ; the rest by its diagonal.
 
     Gradient and blocks are running means, corrected for their start; a row's blocks count from when it
-    became fresh. Rows that the batch did not see stay where they are. Contiguous float32 blocks of 14 on
-    the CPU are solved natively; all others by the same iteration in torch.
+    became fresh. Rows that the batch did not see stay where they are. A float32 cloud on the CPU takes one
+    fused native pass; all others the same iteration in torch.
     """
 
     needs: ClassVar[frozenset[Oracle]] = frozenset({Oracle.GRADIENT, Oracle.JVP, Oracle.GAUSS_NEWTON_BLOCKS})
@@ -82,128 +89,188 @@ class BlockGaussNewton(Optimizer):
         self._radii = HellingerRadii(options)
         self._steps = 0
         self._kappa = 0.0
+        self._promise = 0.0
         self._momentum = {name: torch.zeros_like(value) for name, value in objective.parameters.items()}
         self._names: tuple[str, ...] = ()
-        self._blocks: Tensor | None = None
+        self._blocks: Tensor | None = None  # (M, 105, 16) where the native passes take them, else (N, B·(B+1)/2)
         self._diagonal: dict[str, Tensor] = {}
         rows = next(iter(objective.parameters.values()))
         self._age = rows.new_zeros(rows.shape[0])
         self._multipliers = rows.new_zeros(rows.shape[0])
-        self._moved: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def step(self, batch: Any, progress: Progress) -> Evaluation:
         """Evaluate, look at the curvature where it is due, and move every row that was seen."""
-        options = self.options
         evaluation = self.objective.gradient(batch)
         self._steps += 1
-        for name, mean in self._momentum.items():
-            mean.lerp_(evaluation.gradient[name], 1 - options.momentum)
-        if (self._steps - 1) % options.refresh == 0:
-            self._refresh(batch)
-        seen = evaluation.seen
-        rows = torch.arange(len(self._age)) if seen is None else seen.nonzero().squeeze(1)
-        where = {name: value[rows] for name, value in self.objective.parameters.items()}
-        radii = {
-            name: eta.expand_as(where[name])
-            for name, eta in self._radii.radii(where, options.distance(progress)).items()
-        }
-        self._moved = {name: torch.zeros_like(value) for name, value in self.objective.parameters.items()}
-        self._step_blocks(rows, radii)
-        self._step_diagonal(rows, radii)
-        with quaternion_lengths_kept(self.objective.parameters):
-            for name, parameter in self.objective.parameters.items():
-                parameter.add_(self._moved[name])
+        epsilon = self.options.distance(progress)
+        if (self._steps - 1) % self.options.refresh:
+            self._move(evaluation, epsilon)
+            return evaluation
+        fresh = self.objective.gauss_newton_blocks(batch)
+        self._fold(fresh)
+        parameters = self.objective.parameters
+        before = {name: value.clone() for name, value in parameters.items()}
+        self._move(evaluation, epsilon)
+        after = {name: value.clone() for name, value in parameters.items()}
+        for name, value in parameters.items():
+            value.copy_(before[name])
+        self._measure_overlap(batch, fresh, {name: value.sub_(before[name]) for name, value in after.items()})
+        for name, value in parameters.items():
+            value.add_(after[name])
         return evaluation
 
-    def _refresh(self, batch: Any) -> None:
-        """Fold the batch's curvature into the running means, and measure the overlap along the last step."""
-        options = self.options
-        fresh = self.objective.gauss_newton_blocks(batch)
-        if self._moved:
-            self._measure_overlap(batch, fresh)
+    @property
+    def _is_native(self) -> bool:
+        return self._blocks is not None and self._blocks.dim() == 3
+
+    def _laid_out(self, blocks: Tensor) -> Tensor:
+        """Blocks row by row in the layout in which they are kept."""
+        takes = self._names == BLOCK_NAMES and set(self._diagonal) == {"sh_rest"}
+        return to_lanes(blocks) if takes and fits_native(self.objective.parameters, self._momentum) else blocks
+
+    def _fold(self, fresh: GaussNewtonBlocks) -> None:
+        """B ← B + w·(fresh - B), w = (1-θ₂)/(1-θ₂ᵃ), a the age: the running mean, corrected for its start."""
         if self._blocks is None:
             self._names = fresh.names
-            self._blocks = torch.zeros_like(fresh.blocks)
             self._diagonal = {name: torch.zeros_like(value) for name, value in fresh.diagonal.items()}
+            self._blocks = self._laid_out(torch.zeros_like(fresh.blocks))
+        assert self._blocks is not None
         self._age += 1
-        self._blocks.lerp_(fresh.blocks, 1 - options.memory)
+        memory = self.options.memory
+        weights = ((1 - memory) / (1 - memory ** self._age.double())).to(self._age.dtype)
+        if self._is_native:
+            native.workers(self.threads).fold_blocks(self._blocks, fresh.blocks, weights)
+        else:
+            self._blocks.lerp_(fresh.blocks, weights[:, None])
         for name, mean in self._diagonal.items():
-            mean.lerp_(fresh.diagonal[name], 1 - options.memory)
+            mean.lerp_(fresh.diagonal[name], weights.view(-1, *[1] * (mean.dim() - 1)))
 
-    def _measure_overlap(self, batch: Any, fresh: GaussNewtonBlocks) -> None:
-        """κ ← running mean of ‖J d‖² / Σ dᵀB d, both on this batch, d the last step."""
-        together = sum(float(part.double().square().sum()) for part in self.objective.jvp(batch, self._moved))
-        step = side_by_side(self._moved, fresh.names).double()
-        size = step.shape[1]
-        row, column = torch.tril_indices(size, size)
-        twice = torch.where(row == column, 1.0, 2.0).double()
-        alone = float((fresh.blocks.double() * step[:, row] * step[:, column] * twice).sum())
+    def _measure_overlap(self, batch: Any, fresh: GaussNewtonBlocks, step: Tensors) -> None:
+        """κ ← running mean of ‖J d‖² / Σ dᵀB d, both on this batch at the point where the step d began."""
+        together = sum(float(part.double().square().sum()) for part in self.objective.jvp(batch, step))
+        alone = self._block_form(fresh, step)
         for name, diagonal in fresh.diagonal.items():
-            alone += float((diagonal.double() * self._moved[name].double().square()).sum())
+            alone += float((diagonal * step[name].square()).sum(dtype=torch.float64))
         if alone > 0 and math.isfinite(together):
             measured = max(1.0, together / alone)
             self._kappa = measured if self._kappa == 0 else 0.8 * self._kappa + 0.2 * measured
+
+    def _block_form(self, fresh: GaussNewtonBlocks, step: Tensors) -> float:
+        """Σ dᵀB d over the rows."""
+        if self._is_native:
+            return native.workers(self.threads).block_form(fresh.blocks, native.cloud_tensors(step))
+        d = side_by_side(step, fresh.names).double()
+        row, column = torch.tril_indices(d.shape[1], d.shape[1])
+        twice = torch.where(row == column, 1.0, 2.0).double()
+        return float((fresh.blocks.double() * d[:, row] * d[:, column] * twice).sum())
 
     @property
     def overlap_factor(self) -> float:
         """κ, the measured overlap; 8 before it has been measured."""
         return self._kappa or 8.0
 
-    def _mean_gradient(self, name: str, rows: Tensor) -> Tensor:
-        return self._momentum[name][rows] / (1 - self.options.momentum**self._steps)
+    def _move(self, evaluation: Evaluation, epsilon: float) -> None:
+        """Fold the gradient into the momentum and move every row that was seen."""
+        if self._is_native:
+            self._move_natively(evaluation, epsilon)
+            return
+        parameters = self.objective.parameters
+        for name, mean in self._momentum.items():
+            mean.lerp_(evaluation.gradient[name], 1 - self.options.momentum)
+        seen = evaluation.seen
+        rows = torch.arange(len(self._age)) if seen is None else seen.nonzero().squeeze(1)
+        rows = rows[self._known(rows)]
+        where = {name: value[rows] for name, value in parameters.items()}
+        radii = {name: eta.expand_as(where[name]) for name, eta in self._radii.radii(where, epsilon).items()}
+        with quaternion_lengths_kept(parameters):
+            self._step_blocks(rows, radii)
+            self._step_diagonal(rows, radii)
 
-    def _correction(self, rows: Tensor) -> Tensor:
-        """1 / (1 - memory^age) of each row."""
-        return 1 / (1 - self.options.memory ** self._age[rows].clamp_min(1))
+    def _known(self, rows: Tensor) -> Tensor:
+        """Whether any curvature of the rows is known."""
+        assert self._blocks is not None  # the first step refreshes
+        size = (math.isqrt(8 * self._blocks.shape[1] + 1) - 1) // 2
+        diagonal = torch.arange(1, size + 1).cumsum(0) - 1
+        return (self._blocks[rows][:, diagonal] > 0).any(dim=1)
+
+    def _move_natively(self, evaluation: Evaluation, epsilon: float) -> None:
+        workers = native.workers(self.threads)
+        parameters, seen = self.objective.parameters, evaluation.seen
+
+        def step(damping: float, measure_only: bool) -> float:
+            promised = workers.block_step(
+                self._radii.native_bounds(epsilon),
+                *(native.cloud_tensors(tensors) for tensors in (parameters, evaluation.gradient, self._momentum)),
+                self._blocks,
+                self._diagonal["sh_rest"],
+                seen,
+                self._multipliers,
+                decay=self.options.momentum,
+                correction=1.0 if measure_only else self._correction,
+                scale=self._scale,
+                damping=damping,
+                factorisations=self.options.factorisations,
+                measure_only=measure_only,
+            )
+            return promised / max(1, len(self._age) if seen is None else int(seen.count_nonzero()))
+
+        if self._steps == 1:
+            self._promise = step(0.0, measure_only=True)
+        self._promise = step(self.options.damping * self._promise, measure_only=False)
+
+    @property
+    def _correction(self) -> float:
+        """1 / (1 - θ₁ᵗ), which corrects the momentum for its start."""
+        return 1 / (1 - self.options.momentum**self._steps)
+
+    @property
+    def _scale(self) -> float:
+        """What the blocks are multiplied by."""
+        return self.options.overlap * self.overlap_factor
 
     def _step_blocks(self, rows: Tensor, radii: Tensors) -> None:
         assert self._blocks is not None  # the first step refreshes
         names = self._names
-        gradient = side_by_side({name: self._mean_gradient(name, rows) for name in names}, names)
+        gradient = side_by_side({name: self._momentum[name][rows] * self._correction for name in names}, names)
         eta = side_by_side(radii, names)
-        blocks = self._blocks[rows]
-        blocks *= self._correction(rows)[:, None]
-        scale = self.options.overlap * self.overlap_factor
+        promise = float((gradient * eta).norm(dim=1).mean()) if len(rows) else 0.0
+        damping = self.options.damping * (promise if self._steps == 1 else self._promise)
+        self._promise = promise
         multipliers = self._multipliers[rows]
         steps = solve_in_balls(
-            blocks, gradient, eta, scale, multipliers, self.options.factorisations, threads=self.threads
+            self._blocks[rows], gradient, eta, self._scale, damping, multipliers, self.options.factorisations
         )
         self._multipliers[rows] = multipliers
-        # A row without any gradient has nothing to go by.
-        steps[gradient.abs().sum(dim=1) == 0] = 0
         begin = 0
         for name in names:
-            moved = self._moved[name]
-            width = moved[:, None].flatten(1).shape[1]
-            moved[rows] = steps[:, begin : begin + width].reshape(-1, *moved.shape[1:])
+            parameter = self.objective.parameters[name]
+            width = parameter[:1, None].flatten(1).shape[1]
+            parameter[rows] += steps[:, begin : begin + width].reshape(-1, *parameter.shape[1:])
             begin += width
 
     def _step_diagonal(self, rows: Tensor, radii: Tensors) -> None:
-        scale = self.options.overlap * self.overlap_factor
-        correction = self._correction(rows)
         for name, mean in self._diagonal.items():
-            if not mean.count_nonzero():  # spherical harmonics above the degree that is rendered
-                continue
-            gradient = self._mean_gradient(name, rows)
-            curvature = mean[rows] * correction.view(-1, *[1] * (mean.dim() - 1)) * scale
-            step = torch.where(curvature > 0, -gradient / curvature.clamp_min(1e-30), torch.zeros_like(gradient))
-            self._moved[name][rows] = torch.maximum(torch.minimum(step, radii[name]), -radii[name])
+            gradient = self._momentum[name][rows] * self._correction
+            # At the smallest number instead of 0, the quotient is beyond any radius for g ≠ 0, and 0 for g = 0.
+            curvature = (self._scale * mean[rows]).clamp_min(torch.finfo(mean.dtype).tiny)
+            step = gradient / curvature
+            self.objective.parameters[name][rows] -= torch.maximum(torch.minimum(step, radii[name]), -radii[name])
 
     def state(self) -> OptimizerState:
-        """Return momentum, blocks, diagonals, ages, multipliers, the last step, and the counters."""
+        """Return momentum, blocks, diagonals, ages, multipliers and the counters."""
         tensors = {f"momentum.{name}": value for name, value in self._momentum.items()}
         tensors |= {f"diagonal.{name}": value for name, value in self._diagonal.items()}
-        tensors |= {f"moved.{name}": value for name, value in self._moved.items()}
         tensors |= {"age": self._age, "multipliers": self._multipliers}
         if self._blocks is not None:
-            tensors["blocks"] = self._blocks
-        return OptimizerState(tensors=tensors, scalars={"steps": self._steps, "kappa": self._kappa})
+            tensors["blocks"] = from_lanes(self._blocks, len(self._age)) if self._is_native else self._blocks
+        scalars = {"steps": self._steps, "kappa": self._kappa, "promise": self._promise}
+        return OptimizerState(tensors=tensors, scalars=scalars)
 
     def load_state(self, state: OptimizerState) -> None:
         """Go on from ``state``; raises InputError where it does not fit the parameters."""
-        tensors, parameters = state.tensors, self.objective.parameters
-        if not {"steps", "kappa"} <= set(state.scalars) or not {"age", "multipliers"} <= set(tensors):
+        tensors, parameters, scalars = state.tensors, self.objective.parameters, state.scalars
+        if not {"steps", "kappa", "promise"} <= set(scalars) or not {"age", "multipliers"} <= set(tensors):
             raise InputError("this is not a state of block-gn; start a new run")
         self._momentum = load_like(parameters, tensors, "momentum")
         self._age, self._multipliers = tensors["age"].clone(), tensors["multipliers"].clone()
@@ -211,20 +278,21 @@ class BlockGaussNewton(Optimizer):
             raise InputError("the state of block-gn belongs to another number of rows; resume the run that wrote it")
         inside = [name for name in parameters if f"diagonal.{name}" not in tensors]
         self._diagonal = load_like({n: p for n, p in parameters.items() if n not in inside}, tensors, "diagonal")
-        self._blocks = tensors["blocks"].clone() if "blocks" in tensors else None
-        self._names = tuple(inside) if self._blocks is not None else ()
-        moved = any(key.startswith("moved.") for key in tensors)
-        self._moved = load_like(parameters, tensors, "moved") if moved else {}
-        self._steps, self._kappa = int(state.scalars["steps"]), float(state.scalars["kappa"])
+        self._names = tuple(inside) if "blocks" in tensors else ()
+        self._blocks = self._laid_out(tensors["blocks"].clone()) if "blocks" in tensors else None
+        self._steps = int(scalars["steps"])
+        self._kappa, self._promise = float(scalars["kappa"]), float(scalars["promise"])
 
     def edit_rows(self, edit: RowEdit) -> None:
         """Gather all per-row state; fresh rows start without momentum, curvature, age and multiplier."""
-        for group in (self._momentum, self._diagonal, self._moved):
+        rows = len(self._age)
+        for group in (self._momentum, self._diagonal):
             for name, value in group.items():
                 group[name] = edit.gather_state(value)
         self._age, self._multipliers = edit.gather_state(self._age), edit.gather_state(self._multipliers)
         if self._blocks is not None:
-            self._blocks = edit.gather_state(self._blocks)
+            kept = from_lanes(self._blocks, rows) if self._is_native else self._blocks
+            self._blocks = self._laid_out(edit.gather_state(kept))
 
 
 def side_by_side(tensors: Tensors, names: tuple[str, ...]) -> Tensor:
@@ -237,38 +305,30 @@ def solve_in_balls(
     gradient: Tensor,
     radii: Tensor,
     scale: float,
+    damping: float,
     multipliers: Tensor,
     factorisations: int,
-    *,
-    threads: int = 0,
 ) -> Tensor:
-    """Return the steps (N, B) that minimise gᵀd + ½ dᵀ(scale·B)d within Σ (d_k/η_k)² ≤ 1.
+    """Return the steps (N, B) that minimise gᵀd + ½ dᵀ(scale·B)d + ½ damping·Σ(d_k/η_k)² within Σ (d_k/η_k)² ≤ 1.
 
-    ηBη is regularised by 1e-6 of its trace, which a block without full rank needs. A row whose block is zero
-    stays: nothing is known about how far it may go.
+    Moré and Sorensen's iteration (1983): d/η = -(ηBη·scale + μI)⁻¹ηg with μ ≥ damping, and one Newton step on
+    1/‖d/η‖ - 1 = 0 for each factorisation; what still leaves the ball is scaled back. ηBη is regularised by 1e-6 of
+    its trace, which a block without full rank needs.
 
     Args:
-        blocks: B, lower triangles by row, (N, B·(B+1)/2).
+        blocks: B, lower triangles by row, (N, B·(B+1)/2), none of them zero.
         gradient: g, (N, B).
         radii: η > 0, (N, B).
         scale: Factor on B.
+        damping: Least multiplier.
         multipliers: μ of each row to begin with, (N,); becomes the next one.
         factorisations: Factorisations, each with one Newton step on μ.
-        threads: Threads of the native solver; 0 for one per processor.
     """
-    native_fits = gradient.shape[1] == NATIVE_BLOCK and gradient.dtype == torch.float32 and native.available()
-    if native_fits and gradient.device.type == "cpu":
-        steps = torch.empty_like(gradient)
-        native.solve_blocks(blocks, gradient, radii.contiguous(), scale, factorisations, multipliers, steps, threads)
-        return steps
     scaled = scale * radii[:, :, None] * unpack_blocks(blocks) * radii[:, None, :]
     right = -(radii * gradient)
-    trace = scaled.diagonal(dim1=1, dim2=2).sum(dim=1)
-    known = trace > 0
-    scaled[~known] = torch.eye(gradient.shape[1], dtype=gradient.dtype)
-    right = torch.where(known[:, None], right, 0)
-    floor = (trace * 1e-6).clamp_min(1e-30)
+    floor = (scaled.diagonal(dim1=1, dim2=2).sum(dim=1) * 1e-6).clamp_min(1e-30)
     eye = torch.eye(gradient.shape[1], dtype=gradient.dtype)
+    multipliers.clamp_min_(damping)
     for _ in range(factorisations):
         factor = torch.linalg.cholesky(scaled + (multipliers + floor)[:, None, None] * eye)
         step = torch.cholesky_solve(right[:, :, None], factor)
@@ -276,7 +336,7 @@ def solve_in_balls(
         squared = step.square().sum(dim=(1, 2))
         length = squared.sqrt()
         change = squared / slope.square().sum(dim=(1, 2)).clamp_min(1e-30) * (length - 1)
-        multipliers.copy_(torch.where(known, multipliers + change, multipliers)).clamp_min_(0)
+        multipliers.add_(change).clamp_min_(damping)
     return step.squeeze(2) * radii / length.clamp_min(1)[:, None]
 
 
