@@ -34,6 +34,7 @@ using splatopt::CloudTensors;
 using splatopt::Constants;
 using splatopt::StepKind;
 using splatopt::kStepTask;
+using splatopt::Promise;
 using splatopt::Rasterizer;
 using splatopt::ResidualRule;
 using splatopt::TrustBounds;
@@ -169,16 +170,28 @@ double sum_of_row_tasks(Workers& self, int64_t count, int rest, const Work& work
     return total;
 }
 
-void clipped_step(Workers& self, const TrustBounds& bounds, const ClippedRule& rule, const HeldTensors& values,
-                  const HeldTensors& gradient, const HeldTensors& first, const HeldTensors& second) {
+std::array<double, 6> clipped_step(Workers& self, const TrustBounds& bounds, const ClippedRule& rule,
+                                   const HeldTensors& values, const HeldTensors& gradient, const HeldTensors& first,
+                                   const HeldTensors& second) {
     for (const HeldTensors* other : {&gradient, &first, &second})
         require(other->count == values.count && other->rest == values.rest,
                 "values, gradient and states must have one number of rows and of coefficients");
     nb::gil_scoped_release release;
+    std::vector<std::array<Promise, 6>> promised((values.count + kStepTask - 1) / kStepTask);
     for_row_tasks(self, values.count, values.rest, [&](int64_t begin, int64_t end, float* scratch) {
         self.kernels.clipped_step(bounds, rule, values.tensors, gradient.tensors, first.tensors, second.tensors,
-                                  values.rest, begin, end, scratch);
+                                  values.rest, begin, end, scratch, promised[begin / kStepTask].data());
     });
+    std::array<double, 6> means{};
+    for (size_t i = 0; i < means.size(); ++i) {
+        Promise total;
+        for (const std::array<Promise, 6>& task : promised) {
+            total.sum += task[i].sum;
+            total.count += task[i].count;
+        }
+        means[i] = total.count > 0 ? total.sum / total.count : 0;
+    }
+    return means;
 }
 
 void sign_step(Workers& self, const TrustBounds& bounds, const HeldTensors& values, const HeldTensors& gradient,
@@ -206,13 +219,16 @@ void adam_clipped_step(Workers& self, const TrustBounds& bounds, const HeldTenso
     clipped_step(self, bounds, rule, values, gradient, exp_avg, exp_avg_sq);
 }
 
-void curvature_step(Workers& self, const TrustBounds& bounds, const HeldTensors& values, const HeldTensors& gradient,
-                    const HeldTensors& momentum, const HeldTensors& curvature, double decay, double factor) {
+std::array<double, 6> curvature_step(Workers& self, const TrustBounds& bounds, const HeldTensors& values,
+                                     const HeldTensors& gradient, const HeldTensors& momentum,
+                                     const HeldTensors& curvature, double decay, double factor,
+                                     const std::array<double, 6>& damping) {
     ClippedRule rule{};
     rule.kind = StepKind::curvature;
     rule.decay1 = static_cast<float>(1.0 - decay);
     rule.factor = static_cast<float>(factor);
-    clipped_step(self, bounds, rule, values, gradient, momentum, curvature);
+    for (size_t i = 0; i < damping.size(); ++i) rule.damping[i] = static_cast<float>(damping[i]);
+    return clipped_step(self, bounds, rule, values, gradient, momentum, curvature);
 }
 
 using Bools1 = Array<const bool, nb::ndim<1>>;
@@ -327,15 +343,15 @@ NB_MODULE(_native, m) {
 
     nb::class_<TrustBounds>(m, "TrustBounds", "The trust region of one step.")
         .def("__init__",
-             [](TrustBounds* self, float epsilon, float opacity_floor, float most_relative_distance,
+             [](TrustBounds* self, float epsilon, float opacity_floor, float most_relative_distance, float most_mean,
                 float most_log_scale, float most_quat, float most_logit, float most_color, float color_floor,
                 float higher_bands, bool conditional_variance) {
-                 new (self) TrustBounds{epsilon,    opacity_floor, most_relative_distance, most_log_scale, most_quat,
-                                        most_logit, most_color,    color_floor,            higher_bands,
-                                        conditional_variance};
+                 new (self) TrustBounds{epsilon,        opacity_floor, most_relative_distance, most_mean,
+                                        most_log_scale, most_quat,     most_logit,             most_color,
+                                        color_floor,    higher_bands,  conditional_variance};
              },
-             nb::kw_only(), "epsilon"_a, "opacity_floor"_a, "most_relative_distance"_a, "most_log_scale"_a,
-             "most_quat"_a, "most_logit"_a, "most_color"_a, "color_floor"_a, "higher_bands"_a,
+             nb::kw_only(), "epsilon"_a, "opacity_floor"_a, "most_relative_distance"_a, "most_mean"_a,
+             "most_log_scale"_a, "most_quat"_a, "most_logit"_a, "most_color"_a, "color_floor"_a, "higher_bands"_a,
              "conditional_variance"_a);
 
     nb::class_<Workers>(m, "Workers", "Threads and the kernels that fit this processor.")
@@ -354,8 +370,9 @@ NB_MODULE(_native, m) {
              "exp_avg_sq"_a, nb::kw_only(), "rates"_a, "beta1"_a, "beta2"_a, "epsilon"_a, "step"_a,
              "One Adam step clipped to the trust radii, in place; step counts from 1.")
         .def("curvature_step", &curvature_step, "bounds"_a, "values"_a, "gradient"_a, "momentum"_a, "curvature"_a,
-             nb::kw_only(), "decay"_a, "factor"_a,
-             "Momentum over curvature clipped to the trust radii, in place; the curvature is only read.")
+             nb::kw_only(), "decay"_a, "factor"_a, "damping"_a,
+             "Momentum over damped curvature clipped to the trust radii, in place; the curvature is only read. "
+             "Returns the mean of |momentum * radius| over each tensor's entries that are not 0.")
         .def("block_step", &block_step, "bounds"_a, "values"_a, "gradient"_a, "momentum"_a, "blocks"_a,
              "rest_curvature"_a, "seen"_a.none(), "multipliers"_a, nb::kw_only(), "decay"_a, "correction"_a, "scale"_a,
              "damping"_a, "factorisations"_a, "measure_only"_a = false,

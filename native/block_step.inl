@@ -176,7 +176,7 @@ double block_step(const TrustBounds& bounds, const BlockRule& rule, const CloudT
             if (bits >> lane & 1) multipliers[i + lane] = next[lane];
     }
     if (rest == 0 || rule.measure_only) return promised;
-    const CurvatureRule rest_rule{decay, Vec(rule.scale / rule.correction)};
+    CurvatureRule rest_rule{decay, Vec(rule.scale / rule.correction), Vec(0.0f)};
     for (int64_t row = 0; row < rows; row += kCoefficientRows) {
         const int64_t count = rows - row < kCoefficientRows ? rows - row : kCoefficientRows;
         const int64_t at = 3 * rest * (begin + row);

@@ -22,18 +22,25 @@ struct AdamRule {
     }
 };
 
-// Δ = m / (factor·D); to the end of the radius where D <= 0.
+// Δ = m / (factor·D + δ/η²), clipped; in units of the radius x = h / (factor·Dη² + δ), h = mη. To the end of the
+// radius where that is 0 and h is not. Sums |h|, and counts where it is not 0, for the next step's δ.
 struct CurvatureRule {
     static constexpr bool kReadsSecond = true, kWritesSecond = false;
-    Vec decay, factor;
-    Vec operator()(Vec g, Vec& m, Vec& d, Vec radius) const {
+    Vec decay, factor, damping;
+    Vec promised = Vec(0.0f), counted = Vec(0.0f);
+    Vec operator()(Vec g, Vec& m, Vec& d, Vec radius) {
         m = fmadd(g - m, decay, m);
-        return clamp(m / max(factor * d, Vec(1.17549435e-38f)), -radius, radius);
+        const Vec h = m * radius;
+        const Vec size = max(h, -h);
+        promised += size;
+        counted += select(size > Vec(0.0f), Vec(1.0f), Vec(0.0f));
+        const Vec curvature = fmadd(factor * d, radius * radius, damping);
+        return radius * clamp(h / max(curvature, Vec(1.17549435e-38f)), Vec(-1.0f), Vec(1.0f));
     }
 };
 
 template <class Rule>
-void sweep(const Rule& rule, float* value, const float* gradient, float* first, float* second, const float* radius,
+void sweep(Rule& rule, float* value, const float* gradient, float* first, float* second, const float* radius,
            int64_t count) {
     int64_t i = 0;
     Vec b(0.0f);
@@ -64,6 +71,13 @@ void sweep(const Rule& rule, float* value, const float* gradient, float* first, 
     if constexpr (Rule::kWritesSecond) std::memcpy(second + i, tail[3], bytes);
 }
 
+// Σ|h| and its count, of a rule that keeps them.
+template <class Rule>
+Promise promise_of(const Rule& rule) {
+    if constexpr (std::is_same_v<Rule, CurvatureRule>) return {sum_lanes(rule.promised), sum_lanes(rule.counted)};
+    return {};
+}
+
 // Radii of some rows, as their tensors lie in memory, within a task's scratch.
 struct RowRadii {
     float *means, *log_scales, *quats, *logit_opacities, *sh_dc, *quat_lengths, *coefficients;
@@ -88,39 +102,45 @@ struct RowRadii {
 template <class RuleOf>
 void clipped_rows(const TrustBounds& bounds, const RuleOf& rule_of, const CloudTensors& values,
                   const CloudTensors& gradient, const CloudTensors& first, const CloudTensors& second, int rest,
-                  int64_t begin, int64_t end, float* scratch) {
+                  int64_t begin, int64_t end, float* scratch, Promise* promised) {
     const RowRadii radii(scratch);
     const int64_t rows = end - begin;
     const auto lanes_at = [&](int64_t row) { return first_lanes(static_cast<int>(rows - row < kLanes ? rows - row : kLanes)); };
     for (int64_t row = 0; row < rows; row += kLanes)
         radii.set(hellinger_radii(bounds, values, begin + row, lanes_at(row)), row);
-    const auto move = [&](const auto& rule, float* CloudTensors::*tensor, const float* radius, int64_t width,
+    const auto move = [&](auto&& rule, float* CloudTensors::*tensor, const float* radius, int64_t width,
                           int64_t row, int64_t count) {
         const int64_t at = width * (begin + row);
         sweep(rule, values.*tensor + at, gradient.*tensor + at, first.*tensor + at,
               second.*tensor ? second.*tensor + at : nullptr, radius, width * count);
     };
-    move(rule_of(0), &CloudTensors::means, radii.means, 3, 0, rows);
-    move(rule_of(1), &CloudTensors::log_scales, radii.log_scales, 3, 0, rows);
-    move(rule_of(2), &CloudTensors::quats, radii.quats, 4, 0, rows);
+    const auto move_all = [&](int tensor, float* CloudTensors::*which, const float* radius, int64_t width) {
+        auto rule = rule_of(tensor);
+        move(rule, which, radius, width, 0, rows);
+        promised[tensor] = promise_of(rule);
+    };
+    move_all(0, &CloudTensors::means, radii.means, 3);
+    move_all(1, &CloudTensors::log_scales, radii.log_scales, 3);
+    move_all(2, &CloudTensors::quats, radii.quats, 4);
     for (int64_t row = 0; row < rows; row += kLanes)
         keep_lengths(values.quats + 4 * (begin + row), Vec::load(radii.quat_lengths + row), lanes_at(row));
-    move(rule_of(3), &CloudTensors::logit_opacities, radii.logit_opacities, 1, 0, rows);
-    move(rule_of(4), &CloudTensors::sh_dc, radii.sh_dc, 3, 0, rows);
+    move_all(3, &CloudTensors::logit_opacities, radii.logit_opacities, 1);
+    move_all(4, &CloudTensors::sh_dc, radii.sh_dc, 3);
     if (rest == 0) return;
-    const auto rule_rest = rule_of(5);
+    auto rule_rest = rule_of(5);
     for (int64_t row = 0; row < rows; row += kCoefficientRows) {
         const int64_t count = rows - row < kCoefficientRows ? rows - row : kCoefficientRows;
         store_coefficients(radii.sh_dc + 3 * row, bounds.higher_bands, rest, count, radii.coefficients);
         move(rule_rest, &CloudTensors::sh_rest, radii.coefficients, 3 * rest, row, count);
     }
+    promised[5] = promise_of(rule_rest);
 }
 
 void clipped_step(const TrustBounds& bounds, const ClippedRule& rule, const CloudTensors& values,
                   const CloudTensors& gradient, const CloudTensors& first, const CloudTensors& second, int rest,
-                  int64_t begin, int64_t end, float* scratch) {
+                  int64_t begin, int64_t end, float* scratch, Promise* promised) {
     const auto rows = [&](const auto& rule_of) {
-        clipped_rows(bounds, rule_of, values, gradient, first, second, rest, begin, end, scratch);
+        clipped_rows(bounds, rule_of, values, gradient, first, second, rest, begin, end, scratch, promised);
     };
     switch (rule.kind) {
         case StepKind::sign:
@@ -131,6 +151,8 @@ void clipped_step(const TrustBounds& bounds, const ClippedRule& rule, const Clou
                                 Vec(rule.step_size[tensor]), Vec(rule.root),  Vec(rule.epsilon)};
             });
         case StepKind::curvature:
-            return rows([&](int) { return CurvatureRule{Vec(rule.decay1), Vec(rule.factor)}; });
+            return rows([&](int tensor) {
+                return CurvatureRule{Vec(rule.decay1), Vec(rule.factor), Vec(rule.damping[tensor])};
+            });
     }
 }

@@ -81,7 +81,7 @@ inline Radii hellinger_radii(const TrustBounds& k, const CloudTensors& cloud, in
     for (int c = 0; c < 3; ++c) {
         Vec sum(0.0f);
         for (int axis = 0; axis < 3; ++axis) sum = fmadd(rotation[c][axis] * rotation[c][axis], variance[axis], sum);
-        out.mean[c] = sqrt((k.conditional_variance ? one / sum : sum) * eightfold);
+        out.mean[c] = min(sqrt((k.conditional_variance ? one / sum : sum) * eightfold), Vec(k.most_mean));
     }
     return out;
 }

@@ -1,5 +1,7 @@
 // All kernels, for the instruction set that the including file names.
 
+#include <type_traits>
+
 #include "scratch.h"
 #include "simd.h"
 #include "types.h"

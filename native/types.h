@@ -55,7 +55,7 @@ struct CloudTensors {
 
 // The trust region of one step: see hellinger.inl.
 struct TrustBounds {
-    float epsilon, opacity_floor, most_relative_distance, most_log_scale, most_quat, most_logit, most_color,
+    float epsilon, opacity_floor, most_relative_distance, most_mean, most_log_scale, most_quat, most_logit, most_color,
         color_floor, higher_bands;
     bool conditional_variance;
 };
@@ -74,8 +74,14 @@ struct ClippedRule {
     StepKind kind;
     float decay1;
     float factor;                                // curvature: multiplies D
+    float damping[6];                            // curvature: δ of each tensor
     float beta2, decay2, epsilon, root;          // adam
     float step_size[6];                          // adam: of each tensor
+};
+
+// Σ|mη| of a tensor's entries, and how many of them are not 0.
+struct Promise {
+    double sum = 0, count = 0;
 };
 
 // A step of block Gauss-Newton: see block_step.inl. correction = 1/(1-θ₁ᵗ) of the momentum.
@@ -162,10 +168,10 @@ struct Kernels {
                            const uint8_t* visible, const float* moments, float weight, float* blocks, float* rest);
     void (*adam)(float* parameter, const float* gradient, float* exp_avg, float* exp_avg_sq, int64_t count,
                  float step_size, float decay1, float beta2, float decay2, float epsilon, float correction2_sqrt);
-    // Rows [begin, end) of a cloud; scratch holds step_scratch_floats(rest).
+    // Rows [begin, end) of a cloud; scratch holds step_scratch_floats(rest), promised takes six.
     void (*clipped_step)(const TrustBounds&, const ClippedRule&, const CloudTensors& values,
                          const CloudTensors& gradient, const CloudTensors& first, const CloudTensors& second, int rest,
-                         int64_t begin, int64_t end, float* scratch);
+                         int64_t begin, int64_t end, float* scratch, Promise* promised);
     double (*block_step)(const TrustBounds&, const BlockRule&, const CloudTensors& values, const CloudTensors& gradient,
                          const CloudTensors& momentum, const float* blocks, const float* rest_curvature,
                          const uint8_t* seen, float* multipliers, int rest, int64_t begin, int64_t end, float* scratch);

@@ -39,7 +39,7 @@ class CloudTensors:
 class TrustBounds:
     """The trust region of one step."""
 
-    def __init__(self, *, epsilon: float, opacity_floor: float, most_relative_distance: float, most_log_scale: float, most_quat: float, most_logit: float, most_color: float, color_floor: float, higher_bands: float, conditional_variance: bool) -> None: ...
+    def __init__(self, *, epsilon: float, opacity_floor: float, most_relative_distance: float, most_mean: float, most_log_scale: float, most_quat: float, most_logit: float, most_color: float, color_floor: float, higher_bands: float, conditional_variance: bool) -> None: ...
 
 class Workers:
     """Threads and the kernels that fit this processor."""
@@ -57,9 +57,9 @@ class Workers:
         One Adam step clipped to the trust radii, in place; step counts from 1.
         """
 
-    def curvature_step(self, bounds: TrustBounds, values: CloudTensors, gradient: CloudTensors, momentum: CloudTensors, curvature: CloudTensors, *, decay: float, factor: float) -> None:
+    def curvature_step(self, bounds: TrustBounds, values: CloudTensors, gradient: CloudTensors, momentum: CloudTensors, curvature: CloudTensors, *, decay: float, factor: float, damping: Sequence[float]) -> list[float]:
         """
-        Momentum over curvature clipped to the trust radii, in place; the curvature is only read.
+        Momentum over damped curvature clipped to the trust radii, in place; the curvature is only read. Returns the mean of |momentum * radius| over each tensor's entries that are not 0.
         """
 
     def block_step(self, bounds: TrustBounds, values: CloudTensors, gradient: CloudTensors, momentum: CloudTensors, blocks: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu')], rest_curvature: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu')], seen: Annotated[NDArray[numpy.bool_], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, multipliers: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], *, decay: float, correction: float, scale: float, damping: float, factorisations: int, measure_only: bool = False) -> float:

@@ -104,6 +104,7 @@ def test_two_steps_over_curvature(optimizer, options, shares, estimator):
         momentum=0.8,
         curvature_decay=0.6,
         curvature_factor=0.3,
+        damping=0.0,
         refresh=1,
         estimator=estimator,
     )
@@ -226,7 +227,7 @@ def test_without_or_with_negative_curvature_an_entry_moves_to_the_end_of_its_rad
     value, momentum = torch.zeros(5), torch.zeros(5)
     gradient = torch.tensor([1.0, -1e-30, 3.0, 0.0, 0.0])
     curvature = torch.tensor([0.0, 0.0, -5.0, 0.0, -1.0])
-    diagonal_update(value, gradient, momentum, curvature, torch.tensor(0.25), decay=0.9, factor=1.0)
+    diagonal_update(value, gradient, momentum, curvature, torch.tensor(0.25), decay=0.9, factor=1.0, damping=0.0)
     assert value.tolist() == [-0.25, 0.25, -0.25, 0.0, 0.0]
 
 
@@ -235,13 +236,46 @@ def test_the_clipped_step_minimises_the_model_of_each_entry():
     momentum = torch.randn(500, generator=generator, dtype=torch.float64)
     curvature = 2 * torch.randn(500, generator=generator, dtype=torch.float64)
     value = torch.zeros(500, dtype=torch.float64)
-    diagonal_update(value, momentum, momentum.clone(), curvature, torch.tensor(0.5).double(), decay=0.0, factor=1.0)
+    diagonal_update(
+        value, momentum, momentum.clone(), curvature, torch.tensor(0.5).double(), decay=0.0, factor=1.0, damping=0.0
+    )
     candidates = torch.linspace(-0.5, 0.5, 1001, dtype=torch.float64)[:, None]
 
     def model(step: Tensor) -> Tensor:
         return momentum * step + 0.5 * curvature * step**2
 
     assert (model(value) <= model(candidates).amin(dim=0) + 1e-12).all()
+
+
+def test_damping_keeps_entries_that_promise_little_inside_their_radii():
+    radius = torch.tensor(0.5, dtype=torch.float64)
+    value, momentum = torch.zeros(4, dtype=torch.float64), torch.tensor([2.0, -0.2, 0.02, 0.0], dtype=torch.float64)
+    curvature = torch.tensor([0.0, 0.0, 0.4, 0.0], dtype=torch.float64)
+    promise = diagonal_update(value, momentum, momentum.clone(), curvature, radius, decay=0.0, factor=1.0, damping=0.25)
+    # x = -h / (D η² + δ) with h = mη = 1, -0.1, 0.01, 0
+    torch.testing.assert_close(value, 0.5 * torch.tensor([-1.0, 0.4, -0.01 / 0.35, 0.0], dtype=torch.float64))
+    assert promise == pytest.approx((1.0 + 0.1 + 0.01) / 3)
+
+
+def test_the_damping_is_a_share_of_what_the_step_before_promised():
+    objective = Quadratic(rows=30, dtype=torch.float64)
+    options = DiagonalGaussNewtonOptions(epsilon_start=START, epsilon_end=END, momentum=0.0, damping=0.5, refresh=1)
+    run = DiagonalGaussNewton(objective, options)
+    before, first = numpy_of(objective.parameters), numpy_of(objective.gradient(None).gradient)
+    run.step(None, Progress(0, 4))
+    for name, start in before.items():
+        promise = np.abs(first[name] * RADII[0]).mean()
+        assert run.state().scalars[f"promise.{name}"] == pytest.approx(promise, rel=1e-12)
+        step = first[name] / objective.curvature[name].numpy()
+        moved = start - np.clip(step, -RADII[0], RADII[0])
+        np.testing.assert_allclose(objective.values[name].numpy(), moved, rtol=1e-12)
+    before, second = numpy_of(objective.parameters), numpy_of(objective.gradient(None).gradient)
+    run.step(None, Progress(1, 4))
+    for name, start in before.items():
+        damping = 0.5 * np.abs(first[name] * RADII[0]).mean()
+        x = second[name] * RADII[1] / (objective.curvature[name].numpy() * RADII[1] ** 2 + damping)
+        moved = start - RADII[1] * np.clip(x, -1, 1)
+        np.testing.assert_allclose(objective.values[name].numpy(), moved, rtol=1e-12)
 
 
 def test_curvature_is_measured_at_every_refresh():

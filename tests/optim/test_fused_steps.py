@@ -89,7 +89,8 @@ CASES = [
     ("sign-tr", {"mean_variance": "conditional", "epsilon_start": 1e-3}),
     ("adam-tr", {"rate_factor": 30.0}),
     ("tr2-paper", {"estimator": "exact", "refresh": 2}),
-    ("tr2", {"refresh": 2, "curvature_factor": 3.0}),
+    ("tr2", {"refresh": 2, "curvature_factor": 3.0, "damping": 0.0}),
+    ("tr2", {"refresh": 2}),
     ("tr2", {"epsilon_start": 0.3, "most_relative_distance": 0.9}),
 ]
 
@@ -134,7 +135,7 @@ def test_a_fused_step_with_blocks_is_as_good_as_the_one_in_float64(monkeypatch, 
     start = Scene(torch.float64, rows, rest)
     evaluation = start.gradient(None)
     gradient, blocks = flattened(evaluation.gradient), unpack_blocks(start.gauss_newton_blocks(None).blocks)
-    radii = HellingerRadii(options).radii(start.values, options.epsilon_start)
+    radii = HellingerRadii(options, start.length_scale).radii(start.values, options.epsilon_start)
     eta = flattened({name: value.expand_as(start.values[name]) for name, value in radii.items()})
     seen = evaluation.seen & (blocks.diagonal(dim1=1, dim2=2).sum(dim=1) > 0)
     floor = damping * (gradient * eta)[evaluation.seen].norm(dim=1).mean()

@@ -150,9 +150,9 @@ def test_the_radii_of_one_gaussian_by_hand():
         "sh_rest": torch.zeros(1, 3, 3, dtype=torch.float64),
     }
     epsilon = 1e-4
-    radii = HellingerRadii(RadiusBounds(higher_bands=0.5)).radii(cloud, epsilon)
+    radii = HellingerRadii(RadiusBounds(higher_bands=0.5, most_mean=0.05), length_scale=3.0).radii(cloud, epsilon)
     factor = -8 * math.log(1 - 2e-4)
-    assert radii["means"][0].tolist() == pytest.approx([math.sqrt(factor * v) for v in (4, 1, 16)])
+    assert radii["means"][0].tolist() == pytest.approx([math.sqrt(factor * 4), math.sqrt(factor), 0.15])
     assert radii["log_scales"].expand(1, 3)[0].tolist() == pytest.approx([0.02] * 3)
     assert radii["logit_opacities"].tolist() == pytest.approx([math.sqrt(4 * 0.5 * epsilon) / 0.25])
     colors = [math.sqrt(4 * color * 2e-4) / Y0 for color in (0.5, 0.5 + Y0, 0.01)]

@@ -86,7 +86,7 @@ class BlockGaussNewton(Optimizer):
     ) -> None:
         """Start with no curvature and no momentum; see :class:`~splatopt.core.optimizer.Optimizer`."""
         super().__init__(objective, options, generator)
-        self._radii = HellingerRadii(options)
+        self._radii = HellingerRadii(options, objective.length_scale)
         self._steps = 0
         self._kappa = 0.0
         self._promise = 0.0

@@ -6,11 +6,16 @@ optimizers differ in the direction Δ alone:
 
     sign-tr             -sign(m) · ∞      no curvature; every entry moves by its radius
     adam-tr             Adam's step
-    tr2-paper, tr2      -m / D, where D ≤ 0 to the end of the radius
+    tr2-paper           -m / D, where D ≤ 0 to the end of the radius
+    tr2                 -m / (D + δ/η²)
 
 with the momentum m ← θ₁m + (1-θ₁)g of the gradient g, and D a running mean of diag(JᵀJ). clip(-m/D) minimises
 the model m·Δ + ½D·Δ² over |Δ| ≤ η in each entry; where D ≤ 0 (a noisy estimate may be negative) its minimum is
 at the end of the radius, and where m = 0 nothing moves.
+
+In units of its radius, x = Δ/η, an entry promises h = mη to first order, and its damped step is -h/(Dη² + δ). With
+δ a tensor's mean |h| of the step before, entries that promise much go to the end of their radii, and those that
+promise little stay inside: noise in a Gaussian that hardly matters no longer moves it as far as any other.
 
 The objective's loss and its residuals r are both means over pixels and over the views of a batch (loss = ½‖r‖²),
 so gradient and diagonal estimate the same mean and Δ = -m/D needs no factor M/|S| for the number of views,
@@ -19,6 +24,7 @@ which the publication, whose losses are sums, needs.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -88,6 +94,10 @@ class DiagonalGaussNewtonOptions(TrustRegionOptions):
     """Multiplies the curvature; above 1 it makes up for the overlap of Gaussians, which no diagonal sees.
     Unit: factor. Source: 3DGS²-TR has none."""
 
+    damping: float = 1.0
+    """δ of each tensor over the mean |mη| of its entries; entries that promise less than that stay inside their radii.
+    0 for none. Unit: factor. Source: own experiments; 3DGS²-TR has none."""
+
     refresh: int = 10
     """Curvature is measured at every so many-th step. Unit: steps. Source: 3DGS²-TR."""
 
@@ -104,6 +114,8 @@ class DiagonalGaussNewtonOptions(TrustRegionOptions):
         check_fraction("momentum", self.momentum)
         check_fraction("curvature_decay", self.curvature_decay)
         check_positive("curvature_factor", self.curvature_factor)
+        if not 0 <= self.damping < math.inf:
+            raise InputError(f"damping must be at least 0, got {self.damping}")
         if self.refresh < 1:
             raise InputError(f"refresh must be at least 1 step, got {self.refresh}; 3DGS²-TR takes 10")
         if self.estimator not in get_args(EstimatorName):
@@ -126,6 +138,9 @@ class DiagonalGaussNewtonOptions(TrustRegionOptions):
 class PublishedGaussNewtonOptions(PublishedTrustRegionOptions, DiagonalGaussNewtonOptions):
     """3DGS²-TR as published: raw means, Hutchinson's parameter probes, radii bounded for finiteness alone."""
 
+    damping: float = 0.0
+    """δ of each tensor over the mean |mη| of its entries; 0 for none. Unit: factor. Source: 3DGS²-TR has none."""
+
     estimator: EstimatorName = "parameter"
     """How it is measured: exact in one pass, by residual probes, or by parameter probes.
     Unit: choice. Source: 3DGS²-TR."""
@@ -146,7 +161,7 @@ class TrustRegionOptimizer(Optimizer):
     ) -> None:
         """Start with empty states; see :class:`~splatopt.core.optimizer.Optimizer`."""
         super().__init__(objective, options, generator)
-        self._radii = HellingerRadii(options)
+        self._radii = HellingerRadii(options, objective.length_scale)
         self._steps = 0
         parameters = objective.parameters
         self._kept = {kind: {name: torch.zeros_like(value) for name, value in parameters.items()} for kind in self.kept}
@@ -171,17 +186,19 @@ class TrustRegionOptimizer(Optimizer):
     def _move_natively(self, bounds: Any, gradient: Tensors) -> None:
         """Do what :meth:`_move` does to a whole cloud in one fused pass; the same bits for any number of threads."""
         operands = [self.objective.parameters, gradient, *self._kept.values()]
-        self._fused_pass(native.workers(self.threads))(
-            bounds, *(native.cloud_tensors(operand) for operand in operands), **self._numbers()
-        )
+        fused = self._fused_pass(native.workers(self.threads))
+        self._note(fused(bounds, *(native.cloud_tensors(operand) for operand in operands), **self._numbers()))
 
     @abstractmethod
-    def _fused_pass(self, workers: Any) -> Callable[..., None]:
+    def _fused_pass(self, workers: Any) -> Callable[..., Any]:
         """Return the native pass that does what :meth:`_move` does; it takes the states in the order of ``kept``."""
 
     @abstractmethod
     def _numbers(self) -> dict[str, Any]:
         """Return the pass's numbers."""
+
+    def _note(self, answer: Any) -> None:
+        """Keep what the pass measured."""
 
     @abstractmethod
     def _prepare(self, batch: Any, progress: Progress) -> None:
@@ -233,7 +250,7 @@ class SignTrustRegion(TrustRegionOptimizer):
     def _move(self, name: str, parameter: Tensor, gradient: Tensor, radius: Tensor) -> None:
         sign_update(parameter, gradient, self._kept["momentum"][name], radius, **self._numbers())
 
-    def _fused_pass(self, workers: Any) -> Callable[..., None]:
+    def _fused_pass(self, workers: Any) -> Callable[..., Any]:
         return workers.sign_step
 
     def _numbers(self) -> dict[str, Any]:
@@ -261,7 +278,7 @@ class AdamTrustRegion(TrustRegionOptimizer):
             options=self.options,
         )
 
-    def _fused_pass(self, workers: Any) -> Callable[..., None]:
+    def _fused_pass(self, workers: Any) -> Callable[..., Any]:
         return workers.adam_clipped_step
 
     def _numbers(self) -> dict[str, Any]:
@@ -291,6 +308,7 @@ class _DiagonalTrustRegion(TrustRegionOptimizer):
         self._estimator = options.make_estimator()
         objective.require(self.needs | self._estimator.needs, type(self).__name__)
         super().__init__(objective, options, generator)
+        self._promise: dict[str, float] = {}
 
     def _prepare(self, batch: Any, progress: Progress) -> None:
         if self._steps % self.options.refresh:
@@ -305,20 +323,39 @@ class _DiagonalTrustRegion(TrustRegionOptimizer):
         """Return the weight of this measurement in D, of each row or of all, and count it."""
 
     def _move(self, name: str, parameter: Tensor, gradient: Tensor, radius: Tensor) -> None:
-        diagonal_update(
+        self._promise[name] = diagonal_update(
             parameter,
             gradient,
             self._kept["momentum"][name],
             self._kept["curvature"][name],
             radius,
-            **self._numbers(),
+            decay=self.options.momentum,
+            factor=self.options.curvature_factor,
+            damping=self.options.damping * self._promise.get(name, 0.0),
         )
 
-    def _fused_pass(self, workers: Any) -> Callable[..., None]:
+    def _fused_pass(self, workers: Any) -> Callable[..., Any]:
         return workers.curvature_step
 
     def _numbers(self) -> dict[str, Any]:
-        return {"decay": self.options.momentum, "factor": self.options.curvature_factor}
+        options = self.options
+        damping = [options.damping * self._promise.get(name, 0.0) for name in GAUSSIAN_TENSORS]
+        return {"decay": options.momentum, "factor": options.curvature_factor, "damping": damping}
+
+    def _note(self, answer: Any) -> None:
+        self._promise = dict(zip(GAUSSIAN_TENSORS, answer, strict=True))
+
+    def state(self) -> OptimizerState:
+        """Return the states of every parameter, the number of steps, and what the last step promised."""
+        state = super().state()
+        promise = {f"promise.{name}": value for name, value in self._promise.items()}
+        return OptimizerState(state.tensors, {**state.scalars, **promise})
+
+    def load_state(self, state: OptimizerState) -> None:
+        """Go on from ``state``; raises InputError where it does not fit the parameters."""
+        super().load_state(state)
+        names = self.objective.parameters
+        self._promise = {name: float(state.scalars.get(f"promise.{name}", 0.0)) for name in names}
 
 
 class PublishedGaussNewton(_DiagonalTrustRegion):
@@ -409,8 +446,9 @@ def diagonal_update(
     *,
     decay: float,
     factor: float,
-) -> None:
-    """Take m ← θ₁m + (1-θ₁)g, θ ← θ - clip(m / (factor·D), -η, η), in place; to ±η where D ≤ 0.
+    damping: float,
+) -> float:
+    """Take m ← θ₁m + (1-θ₁)g, θ ← θ - clip(m / (factor·D + damping/η²), -η, η), in place; to ±η where that is 0.
 
     Args:
         parameter: θ, any shape.
@@ -420,11 +458,17 @@ def diagonal_update(
         radius: η, in a shape that broadcasts to it.
         decay: θ₁.
         factor: What the curvature is multiplied by.
+        damping: δ, curvature per squared radius that every entry has besides its own.
+
+    Returns:
+        The mean of |m η| over the entries where it is not 0.
     """
     momentum.lerp_(gradient, 1 - decay)
-    # At the smallest number instead of 0, m/D is beyond any radius for m ≠ 0, and 0 for m = 0.
-    scaled = curvature.mul(factor).clamp_min_(torch.finfo(curvature.dtype).tiny)
-    clip_and_subtract(parameter, torch.div(momentum, scaled, out=scaled), radius)
+    promise = momentum * radius
+    # At the smallest number instead of 0, the quotient is beyond any radius for m ≠ 0, and 0 for m = 0.
+    scaled = (factor * curvature * radius**2).add_(damping).clamp_min_(torch.finfo(curvature.dtype).tiny)
+    parameter.sub_(torch.div(promise, scaled, out=scaled).clamp_(-1, 1).mul_(radius))
+    return float(promise.abs().sum(dtype=torch.float64)) / max(1, int(promise.count_nonzero()))
 
 
 register("sign-tr", SignTrustRegion, SignTrustRegionOptions, help="momentum's sign times the trust radius")

@@ -67,6 +67,10 @@ class RadiusBounds:
     most_relative_distance: float = 0.02
     """ε/α counts as at most this. Unit: fraction. Source: own experiments."""
 
+    most_mean: float = 0.02
+    """Largest step of a mean along an axis; huge Gaussians would leap out of the scene. Unit: the scene's length.
+    Source: own experiments."""
+
     most_log_scale: float = 0.15
     """Largest step of a log-scale. Unit: per step. Source: own experiments."""
 
@@ -116,6 +120,9 @@ class PublishedBounds(RadiusBounds):
 
     most_relative_distance: float = 0.99
     """ε/α counts as at most this. Unit: fraction. Source: finiteness alone."""
+
+    most_mean: float = 1e6
+    """Largest step of a mean along an axis. Unit: the scene's length. Source: finiteness alone."""
 
     most_log_scale: float = 2.0
     """Largest step of a log-scale. Unit: per step. Source: finiteness alone."""
@@ -180,9 +187,10 @@ class HellingerRadii:
     opaque Gaussian of variance 1.
     """
 
-    def __init__(self, bounds: RadiusBounds) -> None:
-        """Keep the bounds."""
+    def __init__(self, bounds: RadiusBounds, length_scale: float = 1.0) -> None:
+        """Keep the bounds and the scene's length, world units."""
         self.bounds = bounds
+        self._most_mean = bounds.most_mean * length_scale
 
     def radii(self, parameters: Tensors, epsilon: float) -> dict[str, Tensor]:
         """Return η ≥ 0 for every parameter, in a shape that broadcasts to the parameter's.
@@ -205,7 +213,10 @@ class HellingerRadii:
         color = color.mul_(4 * relative[:, None]).sqrt_().clamp_max_(bounds.most_color).div_(_Y0)
         most_quat = bounds.most_quat * quats.norm(dim=1, keepdim=True)
         return {
-            "means": mean_variances(log_scales, quats, bounds.mean_variance).mul_(eightfold).sqrt_(),
+            "means": mean_variances(log_scales, quats, bounds.mean_variance)
+            .mul_(eightfold)
+            .sqrt_()
+            .clamp_max_(self._most_mean),
             "log_scales": (2 * relative).sqrt_().clamp_max_(bounds.most_log_scale)[:, None],
             "quats": torch.minimum((eightfold / quaternion_curvature(log_scales, quats)).sqrt_(), most_quat),
             "logit_opacities": logit.clamp_max_(bounds.most_logit),
@@ -216,6 +227,7 @@ class HellingerRadii:
     def native_bounds(self, epsilon: float) -> Any:
         """Return what the native passes make the same radii from."""
         numbers = {field.name: getattr(self.bounds, field.name) for field in fields(RadiusBounds)}
+        numbers["most_mean"] = self._most_mean
         conditional = numbers.pop("mean_variance") == "conditional"
         return native.trust_bounds(epsilon=epsilon, conditional_variance=conditional, **numbers)
 
