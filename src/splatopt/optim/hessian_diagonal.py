@@ -1,7 +1,7 @@
 """Gradient over a diagonal of the Hessian: ESGD, AdaHessian and Sophia, for scenes.
 
-Every optimizer here is θ ← θ - ℓ·clip(ratio, -1, 1), elementwise, ratio = gain · m / (a diagonal D of curvature).
-ℓ is the rate of the parameter's type: the rates of 3DGS, times ``rate_factor``, decaying over the run. They differ in D:
+Every optimizer here is θ ← θ - ℓ·clip(ratio, -1, 1), elementwise, with a ratio of gradient to curvature, gain · m/D.
+ℓ is the rate of the parameter's type: the rates of 3DGS, times ``rate_factor``, decaying over the run. D differs:
 
     esgd         √E[(Hv)²] + damping, the 2-norms of the Hessian's rows   (Dauphin et al. 2015, arXiv 1502.04390)
     adahessian   (√E[(v ⊙ Hv)²])^k, averaged over each Gaussian's tensor  (Yao et al. 2021, arXiv 2006.00719)
@@ -39,7 +39,7 @@ from splatopt.optim.hellinger import quaternion_lengths_kept
 from splatopt.optim.kept_state import KeptStateOptimizer
 
 ProductName = Literal["difference", "exact"]
-"""A central difference of gradients, which every backend gives, or the exact product, which the reference renderer has."""
+"""A central difference of gradients, for every backend, or the exact product, which the reference renderer has."""
 
 MomentName = Literal["squares", "signed"]
 SophiaEstimatorName = Literal["hutchinson", "residual", "exact"]
