@@ -1,7 +1,8 @@
 """How good one random probe of the Gauss-Newton diagonal is, on a real scene: fox after some steps of Adam, one view.
 
 The residuals are those of L1, for which the exact pass leaves nothing out. Entries with a curvature of 0 (Gaussians
-that the view does not see) are left out. Prints Markdown::
+that the view does not see) are left out. Parameter probes are drawn twice: as they are, and in units u in which the
+types have the rates of 3DGS, (z/u) ⊙ Jᵀ(J(u ⊙ z)), which has the same mean. Prints Markdown::
 
     python -m benchmarks.estimators --data ../shared/data
 """
@@ -11,16 +12,17 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from splatopt.core.objective import Tensors
+from splatopt.core.objective import DiagonalEstimator, Objective, Oracle, Tensors
 from splatopt.core.optimizer import Progress
-from splatopt.curvature.estimators import Exact, ParameterProbes, ResidualProbes
+from splatopt.curvature.estimators import Exact, ParameterProbes, ResidualProbes, rademacher
 from splatopt.data import CaptureOptions, load_capture
 from splatopt.optim.first_order import Adam, AdamOptions
 from splatopt.raster.render import make_renderer
@@ -31,6 +33,26 @@ from splatopt.scene.starts import start_from_points
 
 COUNTS = (1, 4, 16, 64, 256)
 """Numbers of probes whose mean is compared with the exact diagonal."""
+
+
+@dataclass(frozen=True)
+class ScaledParameterProbes:
+    """One parameter probe (z/u) ⊙ Jᵀ(J(u ⊙ z)) for one view.
+
+    Attributes:
+        units: u, one for each type.
+    """
+
+    units: Mapping[str, float]
+    needs: ClassVar[frozenset[Oracle]] = ParameterProbes.needs
+
+    def estimate(self, objective: Objective, batch: Any, generator: torch.Generator | None) -> Tensors:
+        """Return the estimate."""
+        assert generator is not None
+        signs = {name: rademacher(value, generator) for name, value in objective.parameters.items()}
+        forward = objective.jvp(batch, {name: self.units[name] * part for name, part in signs.items()})
+        pulled = objective.vjp(batch, forward)
+        return {name: part.mul_(pulled[name]).div_(self.units[name]) for name, part in signs.items()}
 
 
 @dataclass(frozen=True)
@@ -53,12 +75,13 @@ class Quality:
         return math.log(self.errors[-1] / self.errors[0]) / math.log(COUNTS[-1] / COUNTS[0])
 
 
-def trained_fox(data: Path, steps: int, max_side: int | None) -> PhotometricObjective:
-    """Train fox from its points with Adam, one view a step in turn."""
+def trained_fox(data: Path, steps: int, max_side: int | None, points: int | None = None) -> PhotometricObjective:
+    """Train fox from its points, or from so many random ones of them, with Adam, one view a step in turn."""
     capture = load_capture(data / "fox", CaptureOptions(max_side=max_side))
     assert capture.points is not None
+    order = torch.randperm(len(capture.points.positions), generator=torch.Generator().manual_seed(0))[:points]
     objective = PhotometricObjective(
-        start_from_points(capture.points.positions, capture.points.colors, sh_degree=3),
+        start_from_points(capture.points.positions[order], capture.points.colors[order], sh_degree=3),
         capture.cameras,
         capture.images,
         make_renderer("native"),
@@ -75,7 +98,7 @@ def trained_fox(data: Path, steps: int, max_side: int | None) -> PhotometricObje
 def qualities(
     objective: PhotometricObjective,
     view: int,
-    estimator: ParameterProbes | ResidualProbes,
+    estimator: DiagonalEstimator,
     exact: Tensors,
     generator: torch.Generator,
 ) -> Iterator[tuple[str, Quality]]:
@@ -117,8 +140,9 @@ def main() -> int:
     exact = {n: part.clone() for n, part in objective.gauss_newton_diagonal([arguments.view], Exact()).items()}
     print("| parameter | entries | probe | sd of one | negative | " + " | ".join(f"m = {m}" for m in COUNTS), end="")
     print(" | slope |\n" + "|---" * (len(COUNTS) + 6) + "|")
-    for kind in (ResidualProbes(), ParameterProbes()):
-        label = "residual" if isinstance(kind, ResidualProbes) else "parameter"
+    units = AdamOptions().rates(objective.length_scale, Progress(0, 1))
+    kinds = {"residual": ResidualProbes(), "parameter": ParameterProbes(), "in units": ScaledParameterProbes(units)}
+    for label, kind in kinds.items():
         for name, row in qualities(objective, arguments.view, kind, exact, torch.Generator().manual_seed(0)):
             cells = [f"`{name}`", f"{int((exact[name] > 0).sum()):,}", label, f"{row.deviation:.3g}"]
             cells += [f"{100 * row.negative:.0f} %", *(f"{error:.2g}" for error in row.errors), f"{row.slope:.2f}"]
