@@ -38,6 +38,14 @@ def test_trust_region(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
 
 
+def test_hessian_diagonal(tmp_path: Path):
+    scores = re.findall(r"^([\w-]+): ([\d.]+) -> ([\d.]+) dB in ", run("hessian_diagonal.py", tmp_path), re.MULTILINE)
+    assert [name for name, _, _ in scores] == ["adam", "adam-tuned", "esgd", "adahessian", "sophia", "sophia-h"]
+    assert len({before for _, before, _ in scores}) == 1, "all begin at the same cloud"
+    assert all(float(after) > float(before) + 4 for _, before, after in scores)
+    assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+
+
 def test_every_example_has_its_test():
     names = {path.stem for path in (ROOT / "examples").glob("*.py")}
     assert {f"test_{name}" for name in names} <= set(globals())

@@ -11,7 +11,7 @@ from optim.quadratic import Quadratic
 from splatopt.core import native
 from splatopt.core.optimizer import Progress
 from splatopt.optim import first_order
-from splatopt.optim.first_order import Adam, AdamOptions, adam_update
+from splatopt.optim.first_order import Adam, AdamOptions, TunedAdamOptions, adam_update
 
 needs_native = pytest.mark.skipif(not native.available(), reason="the native module is not installed")
 
@@ -125,6 +125,33 @@ def test_rates_are_those_of_3dgs():
     assert {**last, "means": 0} == {**first, "means": 0}
 
 
+def test_tuned_rates_are_raised_and_all_decay():
+    options = TunedAdamOptions(rate_factor=3.0, final_factor=0.25, means_final_factor=0.04)
+    plain = AdamOptions().rates(2.0, Progress(0, 100))
+    assert options.rates(2.0, Progress(0, 100)) == {name: pytest.approx(3 * rate) for name, rate in plain.items()}
+    assert options.other_rate(Progress(0, 100)) == pytest.approx(3e-3)
+    for step, others, means in ((50, 0.5, 0.2), (100, 0.25, 0.04), (130, 0.25, 0.04)):
+        expected = {name: 3 * rate * (means if name == "means" else others) for name, rate in plain.items()}
+        assert options.rates(2.0, Progress(step, 100)) == pytest.approx(expected)
+        assert options.other_rate(Progress(step, 100)) == pytest.approx(3e-3 * others)
+
+
+def test_tuned_adam_is_adam_at_these_rates():
+    objective, twin = Quadratic(dtype=torch.float64), Quadratic(dtype=torch.float64)
+    tuned = Adam(objective, TunedAdamOptions(rate_factor=5.0, final_factor=0.1, means_final_factor=0.2))
+    for step in range(4):
+        progress = Progress(step, 4)
+        rates = {"means": 5 * 1.6e-3 * 0.2 ** (step / 4), "logit_opacities": 5 * 5e-2 * 0.1 ** (step / 4)}
+        rates["weights"] = 5e-3 * 0.1 ** (step / 4)
+        tuned.step(None, progress)
+        for name, value in twin.values.items():
+            state = tuned.state().tensors
+            m, v = state[f"exp_avg.{name}"], state[f"exp_avg_sq.{name}"]
+            t = step + 1
+            value.sub_(rates[name] * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-15))
+            torch.testing.assert_close(value, objective.values[name], rtol=1e-12, atol=1e-13)
+
+
 def test_a_parameter_without_gradient_stays():
     value, state = torch.ones(4), torch.zeros(4)
     adam_update(value, torch.zeros(4), state, torch.zeros(4), rate=1.0, step=1, options=AdamOptions())
@@ -147,6 +174,14 @@ def test_tensors_with_strides_take_the_torch_path():
 def test_options_without_sense_are_refused(field, value):
     with pytest.raises(ValueError, match=field):
         AdamOptions(**{field: value})
+    with pytest.raises(ValueError, match=field):
+        TunedAdamOptions(**{field: value})
+
+
+@pytest.mark.parametrize("field", ["rate_factor", "final_factor", "means_final_factor"])
+def test_factors_without_sense_are_refused(field):
+    with pytest.raises(ValueError, match=field):
+        TunedAdamOptions(**{field: 0.0})
 
 
 @needs_native

@@ -14,10 +14,12 @@ from splatopt.optim.hellinger import (
     HellingerRadii,
     PublishedBounds,
     RadiusBounds,
+    _covariance,
     _rotation,
     mean_variances,
     quaternion_curvature,
     quaternion_lengths_kept,
+    squared_distances,
 )
 
 Y0 = 0.28209479177387814
@@ -41,28 +43,6 @@ def random_cloud(seed: int = 0, count: int = COUNT, dtype: torch.dtype = torch.f
     }
 
 
-def covariance(cloud: dict[str, Tensor]) -> Tensor:
-    factor = _rotation(cloud["quats"]) * cloud["log_scales"].exp()[:, None, :]
-    return factor @ factor.mT
-
-
-def distance(before: dict[str, Tensor], after: dict[str, Tensor], color: int | None = None) -> Tensor:
-    """½∫(√G - √G')² / det(S), the integral over space by its closed form; one channel's colour, or C = 1."""
-
-    def mass(cloud: dict[str, Tensor]) -> Tensor:
-        shade = 1.0 if color is None else (0.5 + Y0 * cloud["sh_dc"][:, color]).clamp_min(0)
-        return cloud["logit_opacities"].sigmoid() * shade * cloud["log_scales"].sum(dim=1).exp()
-
-    first, second = covariance(before), covariance(after)
-    middle = (first + second) / 2
-    offset = after["means"] - before["means"]
-    exponent = (offset[:, None, :] @ torch.linalg.solve(middle, offset[:, :, None])).view(-1) / 8
-    overlap = (torch.linalg.det(first) * torch.linalg.det(second)) ** 0.25 / torch.linalg.det(middle).sqrt()
-    one, two = mass(before), mass(after)
-    integral = (one + two) / 2 - (one * two).sqrt() * overlap * torch.exp(-exponent)
-    return integral / before["log_scales"].sum(dim=1).exp()
-
-
 def reached(cloud: dict[str, Tensor], radii: dict[str, Tensor], name: str, epsilon: float) -> Tensor:
     """H²/ε of each Gaussian when one entry of ``name`` is pushed far either way and clipped; the largest."""
     worst = torch.zeros(COUNT, dtype=torch.float64)
@@ -74,8 +54,30 @@ def reached(cloud: dict[str, Tensor], radii: dict[str, Tensor], name: str, epsil
             step = torch.full((COUNT,), far, dtype=torch.float64)
             pushed.view(COUNT, -1)[:, column] += step.clamp(-radius[:, column], radius[:, column])
             color = column if name == "sh_dc" else None
-            worst = torch.maximum(worst, distance(cloud, cloud | {name: pushed}, color) / epsilon)
+            worst = torch.maximum(worst, squared_distances(cloud, cloud | {name: pushed}, color) / epsilon)
     return worst
+
+
+def test_the_distance_in_closed_form_is_the_integral():
+    """A sum over a grid of ±6 standard deviations, for two Gaussians that differ in everything."""
+    pair = random_cloud(seed=4, count=2)
+    pair["log_scales"] = torch.tensor([[0.0, -0.5, 0.3], [0.2, -0.3, 0.1]], dtype=torch.float64)
+    pair["means"][1] = pair["means"][0] + 0.3
+    before, after = ({name: value[row : row + 1] for name, value in pair.items()} for row in (0, 1))
+    axis = torch.linspace(-8, 8, 81, dtype=torch.float64)
+    points = pair["means"][0] + torch.cartesian_prod(axis, axis, axis)
+    roots = []
+    for cloud in (before, after):
+        offset = points - cloud["means"]
+        inverse = torch.linalg.inv(_covariance(cloud["log_scales"], cloud["quats"])[0])
+        shape = torch.exp(-0.5 * torch.einsum("ni,ij,nj->n", offset, inverse, offset)) / (2 * math.pi) ** 1.5
+        color = 0.5 + Y0 * cloud["sh_dc"][0, 1]
+        roots.append((cloud["logit_opacities"].sigmoid() * color * shape).sqrt())
+    cell = float(axis[1] - axis[0]) ** 3
+    integral = 0.5 * (roots[0] - roots[1]).square().sum() * cell / before["log_scales"].sum().exp()
+    closed = squared_distances(before, after, channel=1)
+    assert closed.item() == pytest.approx(integral.item(), rel=1e-6)
+    assert squared_distances(before, before).item() == pytest.approx(0.0, abs=1e-12)
 
 
 @pytest.mark.parametrize("epsilon", [1e-4, 1e-5, 1e-6])
@@ -108,7 +110,7 @@ def test_the_published_radius_of_a_mean_passes_the_bound_by_the_ratio_of_varianc
 
 def test_mean_variances_are_those_of_the_covariance():
     cloud = random_cloud(count=50)
-    sigma = covariance(cloud)
+    sigma = _covariance(cloud["log_scales"], cloud["quats"])
     marginal = mean_variances(cloud["log_scales"], cloud["quats"], "marginal")
     conditional = mean_variances(cloud["log_scales"], cloud["quats"], "conditional")
     torch.testing.assert_close(marginal, sigma.diagonal(dim1=1, dim2=2))

@@ -13,6 +13,9 @@ from torch import Tensor
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Objective, Oracle, Tensors
 
+RELATIVE_STEP = 1e-4
+"""Long enough for the rounding of float32, short enough to be exact where the gradient is smooth."""
+
 
 @dataclass(frozen=True)
 class ExactHessian:
@@ -29,29 +32,29 @@ class ExactHessian:
 class CentralDifference:
     """(g(θ + h v) - g(θ - h v)) / 2h, for any objective that has a gradient g.
 
-    h‖v‖ = relative_step · (1 + ‖θ‖), norms over all parameters together. With ε the rounding of their
-    type, the default ε^⅓ (float32: 0.0049) balances the rounding ε/h against the truncation h² of a
-    gradient whose third derivatives are of order one. A v of signs then moves each entry by about 0.5 % of
-    the parameters' root mean square; a v that is zero almost everywhere moves its few entries by far more.
+    h‖v‖ = relative_step · (1 + ‖θ‖), norms over all parameters together. A v of signs then moves each entry by
+    about ``relative_step`` of the parameters' root mean square; a v that is zero almost everywhere moves its few
+    entries by far more.
 
-    A rendering is less smooth than that: kinks of the loss within the step count with their jump (of
-    |x - y| whose sign flips, of α that crosses its threshold), while the exact product counts them as
-    zero. On a scene of six Gaussians the default is off by 0.1 to 1.9 of the product's norm, and √ε to ε^0.6
-    (float32: 3e-4 to 1e-4) by 1e-4 to 3e-4 where it meets no kink; see ``docs/curvature.md``.
+    A rendering has kinks: |x - y| changes its sign, α crosses its threshold. Those within the step count with the
+    gradient's jump over 2h, while the exact product counts them as zero. Where a float32 scene is so small that the
+    default step meets none, it is off by 1e-4 to 4e-4 of the product's norm. A photograph's thousands of pixels have
+    kinks within any step that float32 resolves; there nothing comes near the exact product, a short step is mostly
+    the noise of single kinks, and one of 0.01 averages over them: see ``docs/curvature.md``.
 
     Attributes:
-        relative_step: h‖v‖ / (1 + ‖θ‖); None for ε^⅓.
+        relative_step: h‖v‖ / (1 + ‖θ‖).
     """
 
     needs: ClassVar[frozenset[Oracle]] = frozenset({Oracle.GRADIENT})
-    relative_step: float | None = None
+    relative_step: float = RELATIVE_STEP
 
     def __post_init__(self) -> None:
         """Check the step."""
-        if self.relative_step is not None and not 0 < self.relative_step < math.inf:
+        if not 0 < self.relative_step < math.inf:
             raise InputError(
                 f"the relative step of a central difference must be a positive number, got {self.relative_step}; "
-                "leave it out for the cube root of the type's rounding"
+                f"leave it out for {RELATIVE_STEP}"
             )
 
     def product(self, objective: Objective, batch: Any, tangent: Tensors) -> Tensors:
@@ -62,7 +65,7 @@ class CentralDifference:
 
 
 def central_difference(
-    gradient: Callable[[], Tensors], parameters: Tensors, tangent: Tensors, relative_step: float | None = None
+    gradient: Callable[[], Tensors], parameters: Tensors, tangent: Tensors, relative_step: float = RELATIVE_STEP
 ) -> dict[str, Tensor]:
     """Return (g(θ + h v) - g(θ - h v)) / 2h; see :class:`CentralDifference`.
 
@@ -70,7 +73,7 @@ def central_difference(
         gradient: Returns g at the present values of ``parameters``; may reuse its buffers.
         parameters: θ, written in place and put back, even where ``gradient`` raises.
         tangent: v, in their shapes; a missing one is zero.
-        relative_step: h‖v‖ / (1 + ‖θ‖); None for ε^⅓.
+        relative_step: h‖v‖ / (1 + ‖θ‖).
 
     Returns:
         One tensor per parameter, of its own memory; all zero for v = 0.
@@ -78,8 +81,6 @@ def central_difference(
     length = _norm({name: tangent[name] for name in parameters if name in tangent})
     if length == 0:
         return {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-    if relative_step is None:
-        relative_step = max(torch.finfo(parameter.dtype).eps for parameter in parameters.values()) ** (1 / 3)
     step = relative_step * (1 + _norm(parameters)) / length
     kept = {name: parameters[name].clone() for name in parameters if name in tangent}
 

@@ -36,10 +36,9 @@ from torch import Tensor
 from splatopt.core import native
 from splatopt.core.checks import InputError, check_fraction, check_positive
 from splatopt.core.objective import DiagonalEstimator, Evaluation, Objective, Oracle, Tensors
-from splatopt.core.optimizer import Optimizer, OptimizerState, Progress, register
-from splatopt.core.rows import RowEdit
+from splatopt.core.optimizer import OptimizerState, Progress, register
 from splatopt.curvature.estimators import Exact, ParameterProbes, ResidualProbes
-from splatopt.optim.first_order import AdamOptions, load_like
+from splatopt.optim.first_order import AdamOptions
 from splatopt.optim.hellinger import (
     GAUSSIAN_TENSORS,
     HellingerRadii,
@@ -48,6 +47,7 @@ from splatopt.optim.hellinger import (
     fits_native,
     quaternion_lengths_kept,
 )
+from splatopt.optim.kept_state import KeptStateOptimizer
 
 EstimatorName = Literal["exact", "residual", "parameter"]
 """The estimators of ``splatopt.curvature``, by the names of their probes."""
@@ -146,15 +146,10 @@ class PublishedGaussNewtonOptions(PublishedTrustRegionOptions, DiagonalGaussNewt
     Unit: choice. Source: 3DGS²-TR."""
 
 
-class TrustRegionOptimizer(Optimizer):
+class TrustRegionOptimizer(KeptStateOptimizer):
     """Moves every parameter along a direction clipped to its Hellinger radii; subclasses give the direction."""
 
     needs: ClassVar[frozenset[Oracle]] = frozenset({Oracle.GRADIENT})
-    kept: ClassVar[tuple[str, ...]]
-    """Names of the states that have a parameter's shape, one tensor per parameter each."""
-
-    kept_by_row: ClassVar[tuple[str, ...]] = ()
-    """Names of the states with one number per row, in the parameters' type."""
 
     def __init__(
         self, objective: Objective, options: TrustRegionOptions, generator: torch.Generator | None = None
@@ -162,10 +157,6 @@ class TrustRegionOptimizer(Optimizer):
         """Start with empty states; see :class:`~splatopt.core.optimizer.Optimizer`."""
         super().__init__(objective, options, generator)
         self._radii = HellingerRadii(options, objective.length_scale)
-        self._steps = 0
-        parameters = objective.parameters
-        self._kept = {kind: {name: torch.zeros_like(value) for name, value in parameters.items()} for kind in self.kept}
-        self._kept_by_row = {kind: _zero_per_row(parameters) for kind in self.kept_by_row}
 
     @torch.no_grad()
     def step(self, batch: Any, progress: Progress) -> Evaluation:
@@ -207,36 +198,6 @@ class TrustRegionOptimizer(Optimizer):
     @abstractmethod
     def _move(self, name: str, parameter: Tensor, gradient: Tensor, radius: Tensor) -> None:
         """Update the states and the parameter of one name in place."""
-
-    def state(self) -> OptimizerState:
-        """Return the states of every parameter and the number of steps."""
-        tensors = {f"{kind}.{name}": value for kind, kept in self._kept.items() for name, value in kept.items()}
-        tensors |= {f"{kind}.rows": value for kind, value in self._kept_by_row.items()}
-        return OptimizerState(tensors=tensors, scalars={"steps": self._steps})
-
-    def load_state(self, state: OptimizerState) -> None:
-        """Go on from ``state``; raises InputError where it does not fit the parameters."""
-        if "steps" not in state.scalars:
-            raise InputError("this is not a state of a trust region: it holds no number of steps; start a new run")
-        self._kept = {kind: load_like(self.objective.parameters, state.tensors, kind) for kind in self.kept}
-        for kind in self.kept_by_row:
-            rows = {"rows": _zero_per_row(self.objective.parameters)}
-            self._kept_by_row[kind] = load_like(rows, state.tensors, kind)["rows"]
-        self._steps = int(state.scalars["steps"])
-
-    def edit_rows(self, edit: RowEdit) -> None:
-        """Gather the states; fresh rows start at zero, and the number of steps goes on for all."""
-        self._kept = {
-            kind: {name: edit.gather_state(value) for name, value in kept.items()} for kind, kept in self._kept.items()
-        }
-        self._kept_by_row = {kind: edit.gather_state(value) for kind, value in self._kept_by_row.items()}
-
-
-def _zero_per_row(parameters: Tensors) -> Tensor:
-    """Return a zero for each row that all parameters share, or a single one where their rows differ."""
-    first = next(iter(parameters.values()))
-    counts = {value.shape[:1] for value in parameters.values()}
-    return first.new_zeros(counts.pop() if len(counts) == 1 and first.dim() else 1)
 
 
 class SignTrustRegion(TrustRegionOptimizer):

@@ -17,8 +17,8 @@ from splatopt.core.rows import RowEdit
 
 
 @dataclass(frozen=True)
-class AdamOptions:
-    """Adam with the per-group learning rates of 3DGS (Kerbl et al. 2023)."""
+class GaussianRates:
+    """The per-group learning rates of 3DGS (Kerbl et al. 2023), tuned for steps of unit size such as Adam's."""
 
     means_rate: float = 1.6e-4
     """Rate of the means at step 0. Unit: scene extents per step. Source: 3DGS, position_lr_init."""
@@ -45,23 +45,10 @@ class AdamOptions:
     rate: float = 1e-3
     """Rate of every parameter that is not of a Gaussian. Unit: per step. Source: Kingma and Ba 2015."""
 
-    beta1: float = 0.9
-    """Decay of the mean of gradients. Unit: fraction. Source: Kingma and Ba 2015."""
-
-    beta2: float = 0.999
-    """Decay of the mean of squared gradients. Unit: fraction. Source: Kingma and Ba 2015."""
-
-    epsilon: float = 1e-15
-    """Added to the root of the mean square. Unit: of the gradient. Source: 3DGS."""
-
     def __post_init__(self) -> None:
-        """Refuse rates that cannot descend and decays that never forget."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in ("beta1", "beta2"):
-                check_fraction(field.name, value)
-            else:
-                check_positive(field.name, value)
+        """Refuse rates that cannot descend."""
+        for field in fields(GaussianRates):
+            check_positive(field.name, getattr(self, field.name))
 
     def rates(self, length_scale: float, progress: Progress) -> dict[str, float]:
         """Return the rates of a cloud's parameters at one step.
@@ -81,6 +68,68 @@ class AdamOptions:
             "sh_dc": self.sh_dc_rate,
             "sh_rest": self.sh_rest_rate,
         }
+
+    def other_rate(self, progress: Progress) -> float:
+        """Return the rate of every parameter that is not of a Gaussian."""
+        return self.rate
+
+
+@dataclass(frozen=True)
+class DecayingRates(GaussianRates):
+    """The rates of 3DGS multiplied by one factor, and all decaying exponentially."""
+
+    rate_factor: float = 4.0
+    """Multiplies all rates. Unit: factor. Source: swept on lego_200, see docs/optim.md."""
+
+    final_factor: float = 0.1
+    """What every rate but the means' has been multiplied by, decaying exponentially, when the run ends.
+    Unit: factor. Source: swept on lego_200, see docs/optim.md."""
+
+    means_final_factor: float = 0.1
+    """What the means' rate has been multiplied by, decaying exponentially, when the run ends.
+    Unit: factor. Source: swept on lego_200, see docs/optim.md."""
+
+    def __post_init__(self) -> None:
+        """Refuse factors that cannot descend."""
+        super().__post_init__()
+        for name in ("rate_factor", "final_factor"):
+            check_positive(name, getattr(self, name))
+
+    def rates(self, length_scale: float, progress: Progress) -> dict[str, float]:
+        """Return the rates of :class:`GaussianRates` times ``rate_factor``, the others' decaying like the means'."""
+        factor = self.rate_factor * self.final_factor**progress.fraction
+        own = {"means": self.rate_factor}
+        return {name: rate * own.get(name, factor) for name, rate in super().rates(length_scale, progress).items()}
+
+    def other_rate(self, progress: Progress) -> float:
+        """Return the rate of every parameter that is not of a Gaussian, multiplied and decaying as well."""
+        return super().other_rate(progress) * self.rate_factor * self.final_factor**progress.fraction
+
+
+@dataclass(frozen=True)
+class AdamOptions(GaussianRates):
+    """Adam with the per-group learning rates of 3DGS (Kerbl et al. 2023)."""
+
+    beta1: float = 0.9
+    """Decay of the mean of gradients. Unit: fraction. Source: Kingma and Ba 2015."""
+
+    beta2: float = 0.999
+    """Decay of the mean of squared gradients. Unit: fraction. Source: Kingma and Ba 2015."""
+
+    epsilon: float = 1e-15
+    """Added to the root of the mean square. Unit: of the gradient. Source: 3DGS."""
+
+    def __post_init__(self) -> None:
+        """Refuse rates that cannot descend and decays that never forget."""
+        super().__post_init__()
+        check_fraction("beta1", self.beta1)
+        check_fraction("beta2", self.beta2)
+        check_positive("epsilon", self.epsilon)
+
+
+@dataclass(frozen=True)
+class TunedAdamOptions(DecayingRates, AdamOptions):
+    """Adam with all rates of 3DGS raised by one factor, and all decaying: the baseline that is hard to beat."""
 
 
 class Adam(Optimizer):
@@ -110,7 +159,7 @@ class Adam(Optimizer):
         """Evaluate the gradient on ``batch`` and move every parameter once."""
         options = self.options
         evaluation = self.objective.gradient(batch)
-        rates = options.rates(self.objective.length_scale, progress)
+        rates, other_rate = options.rates(self.objective.length_scale, progress), options.other_rate(progress)
         self._steps += 1
         for name, parameter in self.objective.parameters.items():
             adam_update(
@@ -118,7 +167,7 @@ class Adam(Optimizer):
                 evaluation.gradient[name],
                 self._exp_avg[name],
                 self._exp_avg_sq[name],
-                rate=rates.get(name, options.rate),
+                rate=rates.get(name, other_rate),
                 step=self._steps,
                 options=options,
                 threads=self.threads,
@@ -225,3 +274,4 @@ def load_like(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], p
 
 
 register("adam", Adam, AdamOptions, help="Adam with the rates of 3DGS; the default")
+register("adam-tuned", Adam, TunedAdamOptions, help="Adam with all rates of 3DGS raised, and all decaying")

@@ -307,3 +307,35 @@ def _rotation(quats: Float[Tensor, "n 4"]) -> Float[Tensor, "n 3 3"]:
         1 - 2 * (x * x + y * y),
     ]
     return torch.stack(rows, dim=1).view(-1, 3, 3)
+
+
+def squared_distances(before: Tensors, after: Tensors, channel: int | None = None) -> Float[Tensor, " n"]:
+    """Return H² = ½ ∫ (√G - √G')² / det(S) of each Gaussian before and after a change, det(S) that of before.
+
+    In closed form: with masses w = α·C·det(S) and the mean of both covariances Σ̄,
+    H² = ((w + w')/2 - √(ww') · det(Σ)^¼ det(Σ')^¼ / det(Σ̄)^½ · exp(-⅛ δᵀΣ̄⁻¹δ)) / det(S), δ the change of the mean.
+
+    Args:
+        before: A cloud's tensors.
+        after: Likewise, of as many Gaussians.
+        channel: The colour channel that C is of; C = 1 when None.
+    """
+
+    def mass(cloud: Tensors) -> Tensor:
+        color = 1.0 if channel is None else (0.5 + _Y0 * cloud["sh_dc"][:, channel]).clamp_min(0)
+        return cloud["logit_opacities"].sigmoid() * color * cloud["log_scales"].sum(dim=1).exp()
+
+    first, second = (_covariance(cloud["log_scales"], cloud["quats"]) for cloud in (before, after))
+    middle = (first + second) / 2
+    offset = after["means"] - before["means"]
+    exponent = (offset[:, None, :] @ torch.linalg.solve(middle, offset[:, :, None])).view(-1) / 8
+    overlap = (torch.linalg.det(first) * torch.linalg.det(second)) ** 0.25 / torch.linalg.det(middle).sqrt()
+    one, two = mass(before), mass(after)
+    integral = (one + two) / 2 - (one * two).sqrt() * overlap * torch.exp(-exponent)
+    return integral / before["log_scales"].sum(dim=1).exp()
+
+
+def _covariance(log_scales: Float[Tensor, "n 3"], quats: Float[Tensor, "n 4"]) -> Float[Tensor, "n 3 3"]:
+    """Return Σ = R S² Rᵀ."""
+    factor = _rotation(quats) * log_scales.exp()[:, None, :]
+    return factor @ factor.mT
