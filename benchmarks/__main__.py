@@ -15,7 +15,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.speed import QUESTIONS, Measurement
+from benchmarks.measurement import Measurement
+from benchmarks.speed import QUESTIONS
 from splatopt.core import native
 
 HERE = Path(__file__).parent
