@@ -36,8 +36,12 @@ BLOCK_NAMES = ("means", "log_scales", "quats", "logit_opacities", "sh_dc")
 class BlockGaussNewtonOptions(TrustRegionOptions):
     """Block Gauss-Newton; there are no learning rates, ε is the one knob."""
 
-    epsilon_start: float = 3e-4
-    """Squared Hellinger distance of the ball at step 0. Unit: fraction. Source: own experiments."""
+    epsilon_start: float = 5e-4
+    """ε at step 0, the squared Hellinger distance that a whole ball reaches along one axis. Unit: opacity.
+    Source: own experiments."""
+
+    epsilon_end: float = 3e-6
+    """ε when the run ends; in between it decays exponentially. Unit: opacity. Source: own experiments."""
 
     momentum: float = 0.9
     """Decay of the mean of gradients. Unit: fraction. Source: 3DGS²-TR."""
@@ -51,7 +55,7 @@ class BlockGaussNewtonOptions(TrustRegionOptions):
     overlap: float = 8.0
     """Factor on the measured overlap κ. Unit: factor. Source: own experiments."""
 
-    damping: float = 1.0
+    damping: float = 0.5
     """No multiplier lies below this share of the mean |ηg| over the rows seen, what their balls promise to first
     order; rows that promise little then stay inside theirs. 0 for none. Unit: factor. Source: own experiments."""
 

@@ -82,7 +82,11 @@ class AdamTrustRegionOptions(AdamOptions, PublishedTrustRegionOptions):
 
 @dataclass(frozen=True)
 class DiagonalGaussNewtonOptions(TrustRegionOptions):
-    """Our diagonal form: exact diagonal, bias-corrected per row, within a bounded trust region."""
+    """Our diagonal form: exact diagonal, bias-corrected per row, damped, within a bounded trust region."""
+
+    epsilon_start: float = 3e-5
+    """ε at step 0, the squared Hellinger distance that one parameter may move a Gaussian, over det(S).
+    Unit: opacity. Source: own experiments; published 1e-6."""
 
     momentum: float = 0.9
     """θ₁, decay of the mean of gradients. Unit: fraction. Source: 3DGS²-TR."""
@@ -137,6 +141,10 @@ class DiagonalGaussNewtonOptions(TrustRegionOptions):
 @dataclass(frozen=True)
 class PublishedGaussNewtonOptions(PublishedTrustRegionOptions, DiagonalGaussNewtonOptions):
     """3DGS²-TR as published: raw means, Hutchinson's parameter probes, radii bounded for finiteness alone."""
+
+    epsilon_start: float = 1e-6
+    """ε at step 0, the squared Hellinger distance that one parameter may move a Gaussian, over det(S).
+    Unit: opacity. Source: 3DGS²-TR."""
 
     damping: float = 0.0
     """δ of each tensor over the mean |mη| of its entries; 0 for none. Unit: factor. Source: 3DGS²-TR has none."""
