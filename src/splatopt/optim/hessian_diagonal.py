@@ -49,6 +49,17 @@ SophiaEstimatorName = Literal["hutchinson", "residual", "exact"]
 class HessianDiagonalOptions(DecayingRates):
     """What ESGD, AdaHessian and Sophia share."""
 
+    rate_factor: float = 8.0
+    """Multiplies all rates, which here bound the steps. Unit: factor. Source: swept on fox, see docs/optim.md."""
+
+    final_factor: float = 0.1
+    """What every rate but the means' has been multiplied by, decaying exponentially, when the run ends.
+    Unit: factor. Source: swept on fox, see docs/optim.md."""
+
+    means_final_factor: float = 0.1
+    """What the means' rate has been multiplied by, decaying exponentially, when the run ends.
+    Unit: factor. Source: swept on fox, see docs/optim.md."""
+
     beta1: float = 0.9
     """Decay of the mean of gradients. Unit: fraction. Source: Kingma and Ba 2015."""
 
@@ -94,7 +105,7 @@ class HessianDiagonalOptions(DecayingRates):
 class EsgdOptions(HessianDiagonalOptions):
     """ESGD: gradient over the equilibrated diagonal, the norms of the Hessian's rows."""
 
-    gain: float = 1.0
+    gain: float = 0.1
     """Multiplies gradient over curvature, before it is clipped. Unit: factor. Source: own experiments."""
 
     damping: float = 1e-2
@@ -111,7 +122,7 @@ class EsgdOptions(HessianDiagonalOptions):
 class AdaHessianOptions(HessianDiagonalOptions):
     """AdaHessian: gradient over a running mean of Hutchinson's estimates of the Hessian's diagonal."""
 
-    gain: float = 1.0
+    gain: float = 0.1
     """Multiplies gradient over curvature, before it is clipped. Unit: factor. Source: own experiments."""
 
     moment: MomentName = "squares"
@@ -139,9 +150,6 @@ class AdaHessianOptions(HessianDiagonalOptions):
 class SophiaOptions(HessianDiagonalOptions):
     """Sophia: gradient over curvature, clipped to the sign of the gradient where that is longer."""
 
-    beta1: float = 0.96
-    """Decay of the mean of gradients. Unit: fraction. Source: Liu et al. 2023."""
-
     beta2: float = 0.99
     """Decay of the mean of curvatures, per measurement. Unit: fraction. Source: Liu et al. 2023."""
 
@@ -149,7 +157,7 @@ class SophiaOptions(HessianDiagonalOptions):
     """The diagonal: hutchinson, of the Hessian (Sophia-H); residual, of the Gauss-Newton matrix by one residual probe
     per view (Sophia-G), or exact, the same without a probe. Unit: choice. Source: Liu et al. 2023."""
 
-    gamma: float = 1.0
+    gamma: float = 300.0
     """γ, multiplies the curvature; the smaller, the more is clipped. Unit: factor. Source: own experiments."""
 
     epsilon: float = 1e-15
@@ -275,14 +283,16 @@ class _HessianDiagonal(KeptStateOptimizer):
                 folded(momentum, evaluation.gradient[name], options.beta1, seen)
                 if fresh:
                     folded(curvature, fresh[name], options.beta2, seen)
+                if not curvature.any():  # nothing measured yet, or spherical harmonics above the rendered degree
+                    continue
                 ratio = self._ratio(
-                    self._corrected(momentum, "age", options.beta1) * units[name],
+                    self._corrected(momentum, "age", options.beta1, units[name]),
                     self._corrected(curvature, "measured", options.beta2),
                 ).clamp_(-1, 1)
                 known = curvature != 0
                 if seen is not None:
                     known &= by_row(seen, parameter) > 0
-                parameter.sub_(torch.where(known, ratio, 0).mul_(rates.get(name, other_rate)))
+                parameter.sub_(torch.where(known, ratio, 0), alpha=rates.get(name, other_rate))
         return evaluation
 
     def _units(self) -> dict[str, float]:
@@ -292,10 +302,10 @@ class _HessianDiagonal(KeptStateOptimizer):
         units = {name: rates.get(name, self.options.other_rate(start)) for name in self.objective.parameters}
         return {name: unit / self.options.rate_factor for name, unit in units.items()}
 
-    def _corrected(self, mean: Tensor, count: str, decay: float) -> Tensor:
-        """Return a running mean over the weight of all that went into it; 0 where nothing did."""
+    def _corrected(self, mean: Tensor, count: str, decay: float, factor: float = 1.0) -> Tensor:
+        """Return a running mean, times a factor, over the weight of all that went into it; 0 where nothing did."""
         count_by_row = by_row(self._kept_by_row[count], mean)
-        return mean / torch.where(count_by_row > 0, 1 - decay**count_by_row, 1)
+        return mean * torch.where(count_by_row > 0, factor / (1 - decay**count_by_row), 0)
 
     def _products(self, batch: Any, units: dict[str, float]) -> Iterator[tuple[Tensors, dict[str, Tensor]]]:
         """Yield random signs v and u ⊙ H(u ⊙ v), as often as the options say."""
