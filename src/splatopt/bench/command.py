@@ -58,8 +58,9 @@ class RunOptions:
     """Without a suite's file: further settings of every cell, as in --set max_side=240 start=random; the names are
     those of `splatopt train`'s options."""
 
-    threads: int = 0
-    """Threads of renderer and optimizer; 0 for all cores. No number but the seconds depends on it."""
+    threads: int | None = None
+    """Threads of renderer and optimizer, 0 for all cores; the suite's own when None. No number but the
+    seconds depends on it."""
 
     retry: bool = False
     """Run cells that failed once more; what they left is kept under another name."""
@@ -118,6 +119,8 @@ def run(options: RunOptions) -> int:
     """Run a suite and write what it came to; 1 where a cell failed."""
     from splatopt.bench.session import run_suite
 
+    if options.views < 0:
+        raise InputError(f"--views must be at least 0, got {options.views}")
     suite = _suite(options)
     out = options.out or Path("runs") / f"bench-{options.suite.stem if options.suite else 'session'}"
     command = shlex.join(["splatopt", "bench", *_typed_words(options)])
@@ -127,13 +130,14 @@ def run(options: RunOptions) -> int:
         command=command,
         say=_say,
         data=options.data,
-        overrides={"threads": options.threads},
+        overrides={} if options.threads is None else {"threads": options.threads},
         retry=options.retry,
         lpips_weights=options.lpips_weights,
+        views=options.views,
     )
     from splatopt.bench.output import write_output
 
-    for path in write_output(results, out):
+    for path in write_output(results, out, pictures_from=[out]):
         print(f"written: {path}")
     for cell in results.failed:
         print(f"splatopt: cell {cell['name']} failed: {cell['failure']}", file=sys.stderr)
@@ -178,7 +182,7 @@ def report(options: ReportOptions) -> int:
 
     results = load_results(options.results)
     folder = options.results if options.results.is_dir() else options.results.parent
-    for path in write_output(results, options.out or folder, reference=options.reference):
+    for path in write_output(results, options.out or folder, pictures_from=[folder], reference=options.reference):
         print(f"written: {path}")
     return 0
 
@@ -204,7 +208,9 @@ def merge(options: MergeOptions) -> int:
         raise InputError(f"merge wants at least two results, got {len(options.results)}")
     if (options.out / "results.json").exists():
         raise InputError(f"{options.out} holds results already, and nothing is overwritten; give another --out")
-    for path in write_output(join([load_results(path) for path in options.results]), options.out, keep=True):
+    results = join([load_results(path) for path in options.results])
+    folders = [path if path.is_dir() else path.parent for path in options.results]
+    for path in write_output(results, options.out, pictures_from=folders, keep=True):
         print(f"written: {path}")
     return 0
 

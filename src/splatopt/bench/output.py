@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from splatopt.bench.page import make_page
+from splatopt.bench.pictures import load_pictures
 from splatopt.bench.results import Results, save_results
 from splatopt.bench.summaries import groups, tables
 from splatopt.bench.tables import to_csv, to_latex, to_markdown
@@ -11,12 +14,20 @@ from splatopt.core.checks import InputError
 from splatopt.train.checkpoint import replace_file
 
 
-def write_output(results: Results, out: Path, *, reference: str | None = None, keep: bool = False) -> list[Path]:
+def write_output(
+    results: Results,
+    out: Path,
+    *,
+    pictures_from: Sequence[Path] = (),
+    reference: str | None = None,
+    keep: bool = False,
+) -> list[Path]:
     """Write tables.md, tables.tex, tables.csv and report.html.
 
     Args:
         results: What they show.
         out: Folder; made if absent.
+        pictures_from: Suites' folders whose pictures the page shows.
         reference: Label to compare with in place of the results' own.
         keep: Whether results.json is written too.
 
@@ -35,6 +46,7 @@ def write_output(results: Results, out: Path, *, reference: str | None = None, k
         "tables.md": markdown,
         "tables.tex": "\n".join(to_latex(table) for table in found),
         "tables.csv": to_csv(found),
+        "report.html": make_page(results, load_pictures(pictures_from), reference),
     }
     for name, text in files.items():
         replace_file(out / name, text.encode())

@@ -67,8 +67,8 @@ _PROTOCOLS = (
     ),
     Protocol(
         "long",
-        f"{_EVERY_8TH}; training goes on well past the horizon that schedules are planned for, and the worst drop after "
-        "the peak is reported",
+        f"{_EVERY_8TH}; training goes on well past the horizon that schedules are planned for, and the worst drop "
+        "after the peak is reported",
         fixed={"test_every": 8, "input_views": 0, "max_seconds": 0.0},
         usual={"steps": 30_000, "horizon": 7000},
     ),

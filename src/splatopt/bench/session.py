@@ -10,6 +10,7 @@ from typing import Any
 
 from splatopt.bench.cells import Cell, check_overrides, make_cells, make_clocks
 from splatopt.bench.measure import locked
+from splatopt.bench.pictures import draw_pictures
 from splatopt.bench.results import Results, result_cell, save_results
 from splatopt.bench.runner import Launch, Outcome, Place, Say, run_cells, run_process, with_times
 from splatopt.bench.suite import Suite
@@ -29,6 +30,7 @@ def run_suite(
     overrides: Mapping[str, Any] | None = None,
     retry: bool = False,
     lpips_weights: Path | None = None,
+    views: int = 0,
     launch: Launch = run_process,
 ) -> Results:
     """Run what is left of a suite and write its results.json.
@@ -42,6 +44,7 @@ def run_suite(
         overrides: Settings of this start that change no number, such as ``threads``.
         retry: Whether cells that failed are run once more.
         lpips_weights: Folder of LPIPS backbones.
+        views: Views of each scene that are kept as pictures.
         launch: Runs one cell.
 
     Raises:
@@ -70,6 +73,7 @@ def run_suite(
             raise KeyboardInterrupt(f"stopped; what is done is kept, go on with: {command}") from None
         results = gather(suite, command, outcomes)
         save_results(out / "results.json", results)
+        draw_pictures(out, [outcome.cell for outcome in outcomes if outcome.failure is None], views)
     return results
 
 
