@@ -62,6 +62,10 @@ class RunOptions:
     """Threads of renderer and optimizer, 0 for all cores; the suite's own when None. No number but the
     seconds depends on it."""
 
+    ray: str | None = None
+    """Run cells side by side on Ray: a cluster's address, auto, local for this machine, or local:N for N of its
+    processors. Each cell takes --threads processors, 1 unless given. Needs splatopt[ray]."""
+
     retry: bool = False
     """Run cells that failed once more; what they left is kept under another name."""
 
@@ -134,6 +138,7 @@ def run(options: RunOptions) -> int:
         retry=options.retry,
         lpips_weights=options.lpips_weights,
         views=options.views,
+        ray=options.ray,
     )
     from splatopt.bench.output import write_output
 
@@ -215,9 +220,72 @@ def merge(options: MergeOptions) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class VerifyOptions:
+    """Run a cell of a suite again and compare: its numbers must be the same to the bit."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of the cell, below a suite's cells/."""
+
+    data: Path | None = None
+    """Folder that holds the scene, where it is no longer where it was."""
+
+    threads: int | None = None
+    """Threads, 0 for all cores; the cell's own when None. No number depends on them."""
+
+
+def verify(options: VerifyOptions) -> int:
+    """Run a cell again; 1 where a number differs."""
+    from splatopt.bench.verify import verify as again
+
+    found = again(options.run, _say, data=options.data, threads=options.threads)
+    if found.same:
+        print(f"the same to the bit: {found.points} scored points and the trained scene")
+    for difference in found.differences:
+        print(f"differs: {difference}")
+    for change in found.changes:
+        print(f"changed since: {change}")
+    if not found.same and not found.changes:
+        print("machine and versions are the same, so that the numbers should be: this is a fault of splatopt")
+    return 0 if found.same else 1
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """Refresh the tables in a Markdown page from the results that it names.
+
+    They stand between the lines <!-- bench table: RESULTS.json KINDS --> and <!-- end of table -->.
+    """
+
+    page: Annotated[Path, tyro.conf.Positional]
+    """The page, such as README.md."""
+
+    check: bool = False
+    """Only say whether the tables are up to date, with exit code 1 where they are not."""
+
+
+def table(options: TableOptions) -> int:
+    """Refresh the tables of a page; 1 where they only were to be checked, and are stale."""
+    from splatopt.bench.insert import refreshed
+    from splatopt.train.checkpoint import replace_file
+
+    text, wanted = refreshed(options.page)
+    if text == wanted:
+        print(f"the tables in {options.page} are up to date")
+        return 0
+    if options.check:
+        print(f"the tables in {options.page} are stale; run: splatopt bench table {options.page}", file=sys.stderr)
+        return 1
+    replace_file(options.page, wanted.encode())
+    print(f"written: {options.page}")
+    return 0
+
+
 FORMS: Mapping[str, tuple[type, Callable[[Any], int]]] = {
     "report": (ReportOptions, report),
     "merge": (MergeOptions, merge),
+    "verify": (VerifyOptions, verify),
+    "table": (TableOptions, table),
 }
 """Forms of the command by their word; without one it runs a suite."""
 

@@ -2,7 +2,8 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
-const WIDTH = 1000, HEIGHT = 420, LEFT = 62, RIGHT = 18, TOP = 14, BOTTOM = 46;
+const LEFT = 52, RIGHT = 14, TOP = 12, BOTTOM = 44;
+let WIDTH = 1000, HEIGHT = 420;
 
 function make(tag, attributes, ...children) {
   const node = document.createElement(tag);
@@ -85,7 +86,7 @@ function linearTicks(low, high, about) {
 }
 
 function logTicks(low, high) {
-  const ticks = [], wide = Math.log10(high / low) > 2.5;
+  const ticks = [], wide = Math.log10(high / low) > WIDTH / 320;
   for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high) + 1e-9; power++) {
     for (const factor of wide ? [1] : [1, 2, 5]) {
       const value = factor * 10 ** power;
@@ -126,6 +127,8 @@ function curves() {
 
   function redraw() {
     cursor = null;
+    WIDTH = Math.max(280, figure.clientWidth);
+    HEIGHT = Math.max(260, Math.min(440, Math.round(0.42 * WIDTH)));
     const runs = data.groups[group.index].scenes[scene.index].runs;
     const there = labels.filter((label) => runs.some((run) => run.label === label));
     [...legend.children].forEach((button) => { button.hidden = !there.includes(button.dataset.label); });
@@ -165,7 +168,7 @@ function curves() {
       svg.append(draw("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: py(value), y2: py(value) }));
       svg.append(draw("text", { x: LEFT - 10, y: py(value) + 4, "text-anchor": "end" }, written(value)));
     }
-    for (const value of log ? logTicks(xLow, xHigh) : linearTicks(xLow, xHigh, 8)) {
+    for (const value of log ? logTicks(xLow, xHigh) : linearTicks(xLow, xHigh, WIDTH / 120)) {
       svg.append(draw("line", { class: "grid", x1: px(value), x2: px(value), y1: TOP, y2: HEIGHT - BOTTOM }));
       svg.append(draw("text", { x: px(value), y: HEIGHT - BOTTOM + 19, "text-anchor": "middle" }, written(value)));
     }
@@ -226,6 +229,10 @@ function curves() {
     tip.style.left = `${Math.max(0, Math.min(left, figure.clientWidth - tip.offsetWidth))}px`;
   }
 
+  let width = 0;
+  new ResizeObserver(() => {
+    if (figure.clientWidth !== width) { width = figure.clientWidth; redraw(); }
+  }).observe(figure);
   redraw();
 }
 
@@ -270,6 +277,15 @@ function pictures() {
     gainText.textContent = `× ${gain.value}`;
     if (difference) subtract();
     slide();
+    fit();
+  }
+
+  // No taller than the window, so that a view is seen as a whole.
+  async function fit() {
+    await under.decode().catch(() => undefined);
+    if (!under.naturalHeight) return;
+    const width = Math.min(760, 0.74 * window.innerHeight * under.naturalWidth / under.naturalHeight);
+    stage.style.maxWidth = place.style.maxWidth = `${Math.max(240, Math.round(width))}px`;
   }
 
   async function subtract() {

@@ -210,6 +210,8 @@ def _provenance(results: Results) -> str:
     resumed = [cell["name"] for cell in results.done if cell.get("resumed")]
     notes = [*scoring, *(f"LPIPS: {one}" for one in ranges), *left_out, f"splits: {', '.join(splits)}", *warnings]
     notes.append(_ALIKE)
+    if any(source.get("side_by_side") for source in results.sources):
+        notes.append("cells ran side by side on Ray: their seconds depend on what ran beside them")
     if resumed:
         notes.append(f"went on after an interruption, which costs seconds: {', '.join(resumed)}")
     items = "".join(f"<li>{escape(note)}</li>" for note in notes if note)

@@ -155,10 +155,7 @@ def run_cells(
         InputError: A folder is another cell's, or a scene cannot be read; nothing has been run then.
         KeyboardInterrupt: We were asked to stop.
     """
-    kept = {cell.name: outcome for cell in cells if (outcome := place.outcome(cell))}
-    check_scenes([cell for cell in cells if cell.name not in kept])
-    if kept:
-        say(f"{len(kept)} of {len(cells)} cells are kept from before")
+    kept, _ = split_kept(place, cells, say)
     outcomes, began, ran = [], time.monotonic(), 0
     for number, cell in enumerate(cells, start=1):
         outcome = kept.get(cell.name)
@@ -168,9 +165,19 @@ def run_cells(
             say(f"{number}/{len(cells)}  {describe(cell)} …{ahead}")
             outcome = launch(place, cell, lpips_weights)
             ran += 1
-            say(f"{' ' * len(f'{number}/{len(cells)}')}  {_summary(outcome)}")
+            say(f"{' ' * len(f'{number}/{len(cells)}')}  {said_of(outcome)}")
         outcomes.append(outcome)
     return outcomes
+
+
+def split_kept(place: Place, cells: Sequence[Cell], say: Say) -> tuple[dict[str, Outcome], list[Cell]]:
+    """Return the cells that ended before, by name, and those that are left, whose scenes can be read."""
+    kept = {cell.name: outcome for cell in cells if (outcome := place.outcome(cell))}
+    left = [cell for cell in cells if cell.name not in kept]
+    check_scenes(left)
+    if kept:
+        say(f"{len(kept)} of {len(cells)} cells are kept from before")
+    return kept, left
 
 
 def describe(cell: Cell) -> str:
@@ -178,7 +185,8 @@ def describe(cell: Cell) -> str:
     return ", ".join(part for part in (cell.scene, cell.setting, cell.label, f"seed {cell.seed}") if part)
 
 
-def _summary(outcome: Outcome) -> str:
+def said_of(outcome: Outcome) -> str:
+    """What a cell came to, in words."""
     if outcome.failure is not None:
         return f"failed: {outcome.failure}"
     last = outcome.record["points"][-1]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from splatopt.bench.cells import Cell, check_overrides, make_cells, make_clocks
+from splatopt.bench.cluster import run_cells_on_ray
 from splatopt.bench.measure import locked
 from splatopt.bench.pictures import draw_pictures
 from splatopt.bench.results import Results, result_cell, save_results
@@ -31,6 +32,7 @@ def run_suite(
     retry: bool = False,
     lpips_weights: Path | None = None,
     views: int = 0,
+    ray: str | None = None,
     launch: Launch = run_process,
 ) -> Results:
     """Run what is left of a suite and write its results.json.
@@ -45,6 +47,7 @@ def run_suite(
         retry: Whether cells that failed are run once more.
         lpips_weights: Folder of LPIPS backbones.
         views: Views of each scene that are kept as pictures.
+        ray: Address of Ray, on which cells run side by side; None to run one at a time, here.
         launch: Runs one cell.
 
     Raises:
@@ -54,6 +57,11 @@ def run_suite(
     """
     check_place(out)
     settings = check_overrides(overrides or {})
+    if ray is not None:
+        if suite.protocol.budget_steps:
+            raise InputError("fixed-time measures one machine's clock and cannot run on Ray; leave out --ray")
+        # Nodes have other working folders, and cells share a node's processors.
+        out, settings = out.resolve(), settings | {"threads": settings.get("threads") or 1}
     cells = make_cells(suite, out, settings, data)
     place = Place(out)
     with locked(place.state / "suite.lock", f"a suite in {out}") as lock:
@@ -66,12 +74,14 @@ def run_suite(
                 cells = with_times(place, cells, make_clocks(suite, out, settings, data), say, launch=launch)
             if retry:
                 _set_failures_aside(place, cells, say)
-            outcomes = run_cells(
-                place, cells, say, lpips_weights=str(lpips_weights) if lpips_weights else None, launch=launch
-            )
+            weights = str(lpips_weights.resolve()) if lpips_weights else None
+            if ray is None:
+                outcomes = run_cells(place, cells, say, lpips_weights=weights, launch=launch)
+            else:
+                outcomes = run_cells_on_ray(place, cells, say, ray, lpips_weights=weights)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"stopped; what is done is kept, go on with: {command}") from None
-        results = gather(suite, command, outcomes)
+        results = gather(suite, command, outcomes, side_by_side=ray is not None)
         save_results(out / "results.json", results)
         draw_pictures(out, [outcome.cell for outcome in outcomes if outcome.failure is None], views)
     return results
@@ -105,12 +115,13 @@ def _set_failures_aside(place: Place, cells: list[Cell], say: Say) -> None:
         say(f"{cell.name} is run once more; what it left is in {kept}")
 
 
-def gather(suite: Suite, command: str, outcomes: list[Outcome]) -> Results:
-    """Return the results of a suite's cells."""
+def gather(suite: Suite, command: str, outcomes: list[Outcome], *, side_by_side: bool = False) -> Results:
+    """Return the results of a suite's cells; ``side_by_side`` says that they shared machines."""
     source = {
         "title": suite.title,
         "command": command,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "side_by_side": side_by_side,
         "suite": suite.to_json(),
     }
     return Results(suite.title, suite.reference, (source,), tuple(result_cell(outcome) for outcome in outcomes))

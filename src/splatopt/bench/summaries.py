@@ -233,3 +233,30 @@ def _of_scene(group: Group, scene: str) -> Table:
 
 def _pace(point: Mapping[str, Any]) -> float | None:
     return 1000 * point["seconds"] / point["step"] if point["step"] else None
+
+
+SECONDS = Measure("Seconds of training", ",.1f", 0, _last("seconds"))
+MEMORY = Measure("Peak memory, MB", ",.0f", -1, _last("peak_memory_mb"))
+
+KINDS: Mapping[str, Callable[[Group], Table]] = {
+    **{
+        name: lambda group, measure=measure: _over_scenes(group, measure)  # type: ignore[misc]
+        for name, measure in (
+            ("psnr", PSNR),
+            ("ssim", SSIM),
+            ("lpips-vgg", LPIPS["vgg"]),
+            ("lpips-alex", LPIPS["alex"]),
+            ("seconds", SECONDS),
+            ("memory", MEMORY),
+        )
+    },
+    "steps-to-reach": lambda group: _to_reach(group, "steps"),
+    "seconds-to-reach": lambda group: _to_reach(group, "seconds"),
+    "significance": _significance,
+}
+"""Tables over all scenes, by the word that asks for them."""
+
+
+def table_of_kind(group: Group, kind: str) -> Table:
+    """Return one of the tables of KINDS."""
+    return KINDS[kind](group)

@@ -163,6 +163,7 @@ class _Trainer:
         self.save_failure: OSError | None = None
         self.saved_at_seconds = 0.0
         self.looked_at_seconds = 0.0
+        self.over = False
         self.requests: list[int] = []
         self.whole = True
 
@@ -224,6 +225,7 @@ class _Trainer:
             self.step = checkpoint.step
             self.seconds = self.saved_at_seconds = self.looked_at_seconds = scalars["seconds"]
             self.sums = MetricSums(**scalars["sums"])
+            self.over = self._is_over()
         except (KeyError, TypeError) as error:
             raise InputError(f"the checkpoint of step {checkpoint.step} lacks {error}; start a new run") from error
 
@@ -278,7 +280,7 @@ class _Trainer:
                     self.before = self._evaluate()
                     self._write_scores(None)
                     self._save()
-                while not self._is_over and not self.requests:
+                while not self.over and not self.requests:
                     self.whole = False
                     self._advance()
                     self.whole = True
@@ -311,14 +313,14 @@ class _Trainer:
 
     def _after_step(self) -> None:
         config, step = self.config, self.step
-        last = self._is_over
-        evaluation_due = self._is_evaluation_due() and not last
-        if evaluation_due or _is_due(step, config.log_every) or last:
+        self.over = self._is_over()
+        evaluation_due = self._is_evaluation_due() and not self.over
+        if evaluation_due or _is_due(step, config.log_every) or self.over:
             scores = self._evaluate() if evaluation_due else None
             self._log_line(scores)
         began = time.perf_counter()
         late = 0 < config.checkpoint_seconds <= self.seconds - self.saved_at_seconds
-        if _is_due(step, config.checkpoint_every) or late or last:
+        if _is_due(step, config.checkpoint_every) or late or self.over:
             broken = non_finite("parameter", self.objective.parameters)
             if broken:
                 self._roll_back(f"{broken} after step {step}")
@@ -326,7 +328,6 @@ class _Trainer:
                 self._save()
         self.seconds += time.perf_counter() - began
 
-    @property
     def _is_over(self) -> bool:
         """Whether all steps were taken, or the time is up."""
         return self.step >= self.config.steps or 0 < self.config.max_seconds <= self.seconds
