@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -68,7 +69,8 @@ class Cell:
             "seed": self.seed,
             "protocol": dict(self.protocol),
             "source": self.source,
-            "config": self.config.to_json(),
+            # As JSON gives it back, tuples being lists there.
+            "config": json.loads(json.dumps(self.config.to_json())),
         }
 
     @classmethod
@@ -85,15 +87,11 @@ class Cell:
         """Return the first setting in which ``other`` would come to other numbers, in words; None where in none."""
         if Path(self.source).name != Path(other.source).name:
             return f"scene {other.source} and not {self.source}"
-        mine, theirs = self.config.to_json(), other.config.to_json()
+        mine, theirs = self.to_json()["config"], other.to_json()["config"]
         for name in sorted(set(mine) | set(theirs)):
-            if name not in LOOSE and _listed(mine.get(name)) != _listed(theirs.get(name)):
+            if name not in LOOSE and mine.get(name) != theirs.get(name):
                 return f"{name} = {theirs.get(name)!r} and not {mine.get(name)!r}"
         return None
-
-
-def _listed(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def cell_name(scene: str, setting: str, label: str, seed: int) -> str:

@@ -50,8 +50,9 @@ class Recorder:
                 self.record["warnings"].append(event.message)
 
     def _start(self, event: Started) -> None:
-        before = read_json(self._path) if event.step else {}
-        points = [point for point in before.get("points", []) if point["step"] <= event.step]
+        before = read_json(self._path)
+        # A run that begins at step 0 scores that step again.
+        points = [point for point in before.get("points", []) if event.step and point["step"] <= event.step]
         self.record = {
             **self._cell.to_json(),
             "name": self._cell.name,

@@ -9,7 +9,7 @@ from splatopt.bench.page import make_page
 from splatopt.bench.pictures import load_pictures
 from splatopt.bench.results import Results, save_results
 from splatopt.bench.summaries import groups, tables
-from splatopt.bench.tables import to_csv, to_latex, to_markdown
+from splatopt.bench.tables import as_markdown, to_csv, to_latex, to_markdown
 from splatopt.core.checks import InputError
 from splatopt.train.checkpoint import replace_file
 
@@ -41,7 +41,9 @@ def write_output(
     if keep:
         save_results(out / "results.json", results)
     found = [table for group in groups(results, reference) for table in tables(group)]
-    markdown = "\n".join([f"# {results.title}\n", *(to_markdown(table, 2) for table in found), _failures(results)])
+    markdown = "\n".join(
+        [f"# {as_markdown(results.title)}\n", *(to_markdown(table, 2) for table in found), _failures(results)]
+    )
     files = {
         "tables.md": markdown,
         "tables.tex": "\n".join(to_latex(table) for table in found),
@@ -55,5 +57,5 @@ def write_output(
 
 def _failures(results: Results) -> str:
     """The cells that failed, in a list."""
-    lines = [f"- {cell['name']}: {cell['failure']}" for cell in results.failed]
+    lines = [f"- {as_markdown(cell['name'])}: {as_markdown(cell['failure'])}" for cell in results.failed]
     return "\n".join(["## Cells that failed", "", *lines, ""]) if lines else ""

@@ -42,8 +42,7 @@ class Protocol:
 
     def to_json(self) -> dict[str, Any]:
         """Return what a result says of its protocol."""
-        values = asdict(self) | {"fixed": _plain(self.fixed), "usual": _plain(self.usual)}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return asdict(self) | {"fixed": _plain(self.fixed), "usual": _plain(self.usual), "inputs": list(self.inputs)}
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:

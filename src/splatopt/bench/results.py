@@ -136,6 +136,9 @@ def _check_cell(cell: Any, where: str) -> None:
     _text(cell["protocol"], "name", where)
     _text(cell["config"], "optimizer", where)
     _number(cell, "seed", where)
+    for name in ("warnings", "lpips_left_out"):
+        for text in _list({name: cell.get(name, [])}, name, where, _MOST_POINTS):
+            _text({name: text}, name, where)
     points = _list(cell, "points", where, _MOST_POINTS)
     if cell["status"] == "done" and not points:
         raise InputError(f"{where}: a cell that is done has no points")

@@ -90,14 +90,15 @@ def run_process(place: Place, cell: Cell, lpips_weights: str | None) -> Outcome:
     command = [sys.executable, "-m", "splatopt.bench.worker", str(request)]
     with (
         request.with_suffix(".log").open("ab") as log,
-        # Its standard input is never written to: that it closes is how the cell learns that we are gone.
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log) as process,
-        _forwarding(process),
+        # Its standard input is never written to: that it closes is how the cell learns that we are gone. In a session
+        # of its own it hears of Ctrl-C from us alone, once.
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True) as process,
+        _forwarding(process) as requests,
     ):
         code = process.wait()
-    if code == STOPPED:
-        raise KeyboardInterrupt
     record = finished_record(cell)
+    if code == STOPPED or requests:
+        raise KeyboardInterrupt
     if record:
         return Outcome(cell, record, None)
     if code != FAILED or place.failure(cell) is None:
@@ -116,10 +117,12 @@ def _death(code: int, log: Path) -> str:
 
 
 @contextlib.contextmanager
-def _forwarding(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Hand Ctrl-C and termination on to ``process``, which keeps its work, and wait for it."""
+def _forwarding(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """Hand Ctrl-C and termination on to ``process``, which keeps its work; yields what was handed on."""
+    requests: list[int] = []
 
     def forward(number: int, _frame: object) -> None:
+        requests.append(number)
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)
 
@@ -127,10 +130,10 @@ def _forwarding(process: subprocess.Popen[bytes]) -> Iterator[None]:
         previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:
         # Not the main thread: signals are not ours to take.
-        yield
+        yield requests
         return
     try:
-        yield
+        yield requests
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -97,16 +97,16 @@ def _is_best(number: Number | None) -> bool:
 
 def to_markdown(table: Table, level: int = 3) -> str:
     """Write a table as Markdown under a heading of ``level``; without one where it is 0."""
-    lines = [f"{'#' * level} {_markdown(table.title)}", ""] if level else []
-    lines.append("| " + " | ".join(_markdown(one) for one in (table.head, *table.columns)) + " |")
+    lines = [f"{'#' * level} {as_markdown(table.title)}", ""] if level else []
+    lines.append("| " + " | ".join(as_markdown(one) for one in (table.head, *table.columns)) + " |")
     lines.append("|---" + "|---:" * len(table.columns) + "|")
     for (name, numbers), texts in zip(table.rows, table.texts, strict=True):
         parts = [f"**{text}**" if _is_best(one) else text for one, text in zip(numbers, texts[1:], strict=True)]
-        lines.append("| " + " | ".join([_markdown(name), *parts]) + " |")
-    return "\n".join([*lines, "", _markdown(table.note), ""])
+        lines.append("| " + " | ".join([as_markdown(name), *parts]) + " |")
+    return "\n".join([*lines, "", as_markdown(table.note), ""])
 
 
-def _markdown(text: str) -> str:
+def as_markdown(text: str) -> str:
     """A text that Markdown shows as it stands."""
     return re.sub(r"([\\`*\[\]|#<>]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
 
