@@ -14,6 +14,9 @@ from splatopt.core.checks import InputError
 from splatopt.train.folder import write_json
 from train.toys import ToyRenderer
 
+HOSTILE = '<script>alert(1)</script>|*_`\\&%$#{}~^ "x"'
+"""A text that means something to every format that it is put into."""
+
 
 def toy_suite(capture: Path, **changes: Any) -> Suite:
     values = {

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import time
+import subprocess
+import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -144,25 +143,22 @@ def test_a_cell_survives_json(cell):
         Cell.from_json(cell.to_json() | {"seed": "0"}, "here")
 
 
-def hold(path: str, ready, stop) -> None:
-    with locked(Path(path), "it"):
-        ready.set()
-        stop.wait(60)
+HOLDER = """
+import fcntl, sys
+file = open(sys.argv[1], "a+")
+fcntl.flock(file, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
 
 
 def test_a_lock_is_refused_while_held_and_free_when_its_holder_is_dead(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    ready, stop = context.Event(), context.Event()
-    holder = context.Process(target=hold, args=(str(tmp_path / "lock"), ready, stop))
-    holder.start()
-    assert ready.wait(60)
-    with (
-        pytest.raises(InputError, match="another process is at work on the thing"),
-        locked(tmp_path / "lock", "the thing"),
-    ):
-        pass
-    holder.kill()
-    began = time.monotonic()
-    with locked(tmp_path / "lock", "the thing", 10.0):
-        assert time.monotonic() - began < 10
-    holder.join()
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        busy = pytest.raises(InputError, match="another process is at work on the thing")
+        with busy, locked(tmp_path / "lock", "the thing"):
+            pass
+        holder.kill()
+        with locked(tmp_path / "lock", "the thing", 10.0) as file:
+            assert not file.closed

@@ -7,7 +7,7 @@ import io
 
 import pytest
 
-from bench.cases import made_cell, made_results, two_labels
+from bench.cases import HOSTILE, made_cell, made_results, two_labels
 from splatopt.bench.insert import refreshed
 from splatopt.bench.output import write_output
 from splatopt.bench.results import save_results
@@ -121,9 +121,6 @@ def test_numbers_that_read_the_same_are_best_together_and_all_equal_is_no_best()
         [True, False],
         [False, False],
     ]
-
-
-HOSTILE = '<script>alert(1)</script>|*_`\\&%$#{}~^ "x"'
 
 
 def hostile() -> Table:

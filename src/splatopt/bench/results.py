@@ -55,7 +55,7 @@ class Results:
 def result_cell(outcome: Outcome) -> dict[str, Any]:
     """Return what a result says of a cell: its record without places on this machine."""
     cell, record = outcome.cell, dict(outcome.record)
-    config = {name: value for name, value in cell.config.to_json().items() if name not in LOOSE}
+    config = {name: value for name, value in cell.to_json()["config"].items() if name not in LOOSE}
     identity = cell.to_json() | {"config": config, "name": cell.name}
     failed = {"status": "failed", "failure": outcome.failure} if outcome.failure is not None else {}
     return {"points": [], "warnings": []} | record | identity | failed
