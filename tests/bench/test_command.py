@@ -16,6 +16,7 @@ from splatopt.cli import main
 from splatopt.core import native
 from splatopt.metrics import lpips as lpips_module
 from splatopt.metrics.lpips import Lpips
+from train.toys import make_toy_capture
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
@@ -209,9 +210,11 @@ def test_lpips_is_measured_where_its_weights_are_and_else_said_to_be_left_out(ca
             assert 0 <= float(target.min()) <= float(target.max()) <= 1
             return float((image - target).abs().mean())
 
-    cell = make_cells(toy_suite(capture), tmp_path / "out", {})[0]
+    small = make_cells(toy_suite(capture), tmp_path / "small", {})[0]
+    cell = make_cells(toy_suite(make_toy_capture(tmp_path / "toy", width=48, height=36)), tmp_path / "out", {})[0]
     found = {"vgg": "LPIPS vgg is left out: why", "alex": Distance()}
     monkeypatch.setattr(lpips_scores, "find_lpips", lambda network, folder: found[network])
+    assert run_cell(small, finish=measure_lpips)["lpips_left_out"][0].startswith("LPIPS is left out: its networks need")
     record = run_cell(cell, finish=measure_lpips)
     assert record["lpips_left_out"] == ["LPIPS vgg is left out: why"]
     assert record["lpips_range"] == lpips_module.INPUT_RANGE

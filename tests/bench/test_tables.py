@@ -12,7 +12,7 @@ from splatopt.bench.insert import refreshed
 from splatopt.bench.output import write_output
 from splatopt.bench.results import save_results
 from splatopt.bench.statistics import paired_bootstrap
-from splatopt.bench.summaries import groups, table_of_kind, tables
+from splatopt.bench.summaries import groups, table_of_kind, tables, view_tables
 from splatopt.bench.tables import Number, Table, bold_best, to_csv, to_html, to_latex, to_markdown
 from splatopt.core.checks import InputError
 
@@ -82,6 +82,18 @@ def test_the_comparison_is_paired_by_scene_and_seed():
     ((name, numbers),) = table.rows
     assert name == "second"
     assert [number.mean for number in numbers] == [expected.difference, expected.low, expected.high, expected.p, 2]
+
+
+def test_every_view_has_its_row():
+    views = [
+        [{"name": "a", "psnr": 10.0 + seed, "ssim": 0.5}, {"name": "b", "psnr": 20.0, "ssim": 0.5}] for seed in (0, 1)
+    ]
+    cells = [cell | {"views": views[cell["seed"]]} for cell in two_labels().cells]
+    (group,) = groups(made_results(*cells))
+    (table,) = view_tables(group)
+    assert table.texts == [["a", "10.50 ± 0.71", "10.50 ± 0.71"], ["b", "20.00 ± 0.00", "20.00 ± 0.00"]]
+    assert table.columns == ["first", "second"]
+    assert view_tables(groups(two_labels())[0]) == []
 
 
 def test_scenes_have_a_mean_only_where_all_are_there():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from splatopt.metrics.lpips import INPUT_RANGE, NETWORKS, Lpips, find_lpips
+from splatopt.metrics.lpips import INPUT_RANGE, MIN_SIDE, NETWORKS, Lpips, find_lpips
 from splatopt.train.guards import quiet_torch
 from splatopt.train.loop import TrainResult
 from splatopt.train.run import open_run
@@ -27,6 +27,11 @@ def measure_lpips(result: TrainResult, folder: str | None = None) -> dict[str, A
     objective = run.objective(result.capture)
     capture, options, renderer = result.capture, objective.options, objective.renderer
     views = capture.split.test or capture.split.train
+    if min(min(capture.cameras[view].width, capture.cameras[view].height) for view in views) < MIN_SIDE:
+        return {
+            "lpips": {},
+            "lpips_left_out": [f"LPIPS is left out: its networks need views of {MIN_SIDE} pixels a side"],
+        }
     scores: dict[str, list[float]] = {network: [] for network in usable}
     for view in views:
         with quiet_torch(renderer):

@@ -13,7 +13,7 @@ from typing import Any
 from splatopt.bench.environment import REPRODUCING
 from splatopt.bench.pictures import Picture
 from splatopt.bench.results import Results
-from splatopt.bench.summaries import Group, groups, tables
+from splatopt.bench.summaries import Group, groups, tables, view_tables
 from splatopt.bench.tables import to_html
 
 
@@ -188,7 +188,9 @@ def _scene_tables(group: Group) -> str:
     """Each scene in full."""
     titles = _scene_titles(group)
     inside = "\n".join(to_html(table) for table in tables(group) if table.title in titles)
-    return f"<h2>Each scene in full: {escape(group.name)}</h2>\n{inside}"
+    views = "\n".join(to_html(table) for table in view_tables(group))
+    more = f"<details><summary>Each view</summary>{views}</details>" if views else ""
+    return f"<h2>Each scene in full: {escape(group.name)}</h2>\n{inside}\n{more}"
 
 
 def _provenance(results: Results) -> str:

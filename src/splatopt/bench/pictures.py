@@ -6,7 +6,7 @@ import base64
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,8 @@ def _draw(folder: Path, cell: Cell, most: int, photographed: set[tuple[str, str]
     """Render the views of one cell; the first of a scene brings the photographs."""
     folder.mkdir(parents=True, exist_ok=True)
     run = open_run(cell.config.folder)
+    # The scene may have moved since the cell was run.
+    run = replace(run, config=replace(run.config, capture=cell.config.capture))
     capture = run.open_capture()
     objective = run.objective(capture)
     entries = []

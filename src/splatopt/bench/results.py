@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,8 @@ _MOST_BYTES = 256 << 20
 _MOST_CELLS = 100_000
 _MOST_POINTS = 100_000
 _MOST_LETTERS = 100_000
+_LARGEST = 1e15
+"""No number of a result is larger; sums and squares of such numbers are still finite."""
 
 
 @dataclass(frozen=True)
@@ -136,9 +137,19 @@ def _check_cell(cell: Any, where: str) -> None:
     _text(cell["protocol"], "name", where)
     _text(cell["config"], "optimizer", where)
     _number(cell, "seed", where)
+    _check_points(cell, where)
     for name in ("warnings", "lpips_left_out"):
         for text in _list({name: cell.get(name, [])}, name, where, _MOST_POINTS):
             _text({name: text}, name, where)
+    for view in _list({"views": cell.get("views", [])}, "views", where, _MOST_POINTS):
+        _text(_object(view, where), "name", where)
+        for name in ("psnr", "ssim"):
+            _number(view, name, where)
+    for name, value in _object(cell.get("lpips", {}), f"{where}: lpips").items():
+        _number({name: value}, name, where)
+
+
+def _check_points(cell: Mapping[str, Any], where: str) -> None:
     points = _list(cell, "points", where, _MOST_POINTS)
     if cell["status"] == "done" and not points:
         raise InputError(f"{where}: a cell that is done has no points")
@@ -148,8 +159,6 @@ def _check_cell(cell: Any, where: str) -> None:
             _number(point, name, where)
     if any(point["step"] > later["step"] for point, later in itertools.pairwise(points)):
         raise InputError(f"{where}: its points are not in the order of their steps")
-    for name, value in _object(cell.get("lpips", {}), f"{where}: lpips").items():
-        _number({name: value}, name, where)
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:
@@ -176,8 +185,10 @@ def _text(values: Mapping[str, Any], name: str, where: str) -> str:
 
 def _number(values: Mapping[str, Any], name: str, where: str) -> None:
     value = values.get(name)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise InputError(f"{where}: {name} must be a finite number; the file was changed since it was written")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not -_LARGEST <= value <= _LARGEST:
+        raise InputError(
+            f"{where}: {name} must be a number of a reasonable size; the file was changed since it was written"
+        )
 
 
 def merge(parts: Sequence[Results]) -> Results:

@@ -210,7 +210,7 @@ def check_scenes(cells: Sequence[Cell]) -> None:
     seen = set()
     for cell in cells:
         config = cell.config
-        key = (config.capture, config.downscale, config.max_side, config.skip_missing, config.input_views)
+        key = (config.capture, config.downscale, config.max_side, config.skip_missing, config.input_views, config.start)
         if key not in seen:
             seen.add(key)
             capture = open_capture(config)

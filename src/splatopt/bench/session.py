@@ -68,7 +68,9 @@ def run_suite(
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()
-        write_json(out / "suite.json", {"format": _FORMAT, "command": command, **suite.to_json()})
+        described = {"format": _FORMAT, "command": command, **suite.to_json()}
+        if not (out / "suite.json").exists():
+            write_json(out / "suite.json", described)
         try:
             if suite.protocol.budget_steps:
                 cells = with_times(place, cells, make_clocks(suite, out, settings, data), say, launch=launch)
@@ -82,6 +84,7 @@ def run_suite(
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"stopped; what is done is kept, go on with: {command}") from None
         results = gather(suite, command, outcomes, side_by_side=ray is not None)
+        write_json(out / "suite.json", described)
         save_results(out / "results.json", results)
         draw_pictures(out, [outcome.cell for outcome in outcomes if outcome.failure is None], views)
     return results

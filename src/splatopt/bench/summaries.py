@@ -114,7 +114,30 @@ def tables(group: Group) -> list[Table]:
     found = [_over_scenes(group, measure) for measure in shown]
     if len(group.labels) > 1:
         found += [_to_reach(group, "steps"), _to_reach(group, "seconds"), _significance(group)]
-    return found + [_of_scene(group, scene) for scene in group.scenes]
+    return [table for table in found if table.rows] + [_of_scene(group, scene) for scene in group.scenes]
+
+
+def view_tables(group: Group) -> list[Table]:
+    """Return, for each scene, the PSNR of every scored view at the last step: views down, optimizers across."""
+    found = []
+    for scene in group.scenes:
+        names = dict.fromkeys(
+            view["name"] for label in group.labels for cell in group.of(label, scene) for view in _views(cell)
+        )
+        rows = [(name, [_number(group.of(label, scene), _of_view(name)) for label in group.labels]) for name in names]
+        note = "PSNR of each scored view at the last step, dB; mean ± standard deviation over seeds."
+        if rows:
+            found.append(Table(f"{scene}, each view ({group.name})", note, "view", group.labels, rows))
+    return found
+
+
+def _views(cell: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    return cell.get("views", [])
+
+
+def _of_view(name: str) -> Measure:
+    """PSNR of one view."""
+    return Measure(name, ".2f", 1, lambda cell: next((v["psnr"] for v in _views(cell) if v["name"] == name), None))
 
 
 def _over_scenes(group: Group, measure: Measure) -> Table:
