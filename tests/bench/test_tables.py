@@ -43,7 +43,7 @@ def test_everything_about_a_scene():
     )
     assert second["seconds"].mean == 10
     assert second["ms a step"].mean == pytest.approx(100)
-    assert second["peak memory, MB"].text == "300 ± 0"
+    assert second["peak memory, MB"].text == "300"
     assert row(table, "first")["worst drop after, dB"].best
     assert not second["steps"].best
 
@@ -55,7 +55,7 @@ def test_the_way_to_the_references_quality():
     first_seed = 10 + 90 * (21 - 20) / 4
     second_seed = 1 + 9 * (21 - 8) / 18
     assert row(steps, "second")["toy (21.00 dB)"].mean == pytest.approx((first_seed + second_seed) / 2)
-    assert row(steps, "first (whole run)")["toy (21.00 dB)"].text == "100 ± 0"
+    assert row(steps, "first (whole run)")["toy (21.00 dB)"].text == "100"
     seconds = row(found["Seconds to reach first (dense)"], "second")["toy (21.00 dB)"]
     assert seconds.mean == pytest.approx((first_seed + second_seed) / 20)
     assert seconds.best
@@ -91,7 +91,7 @@ def test_every_view_has_its_row():
     cells = [cell | {"views": views[cell["seed"]]} for cell in two_labels().cells]
     (group,) = groups(made_results(*cells))
     (table,) = view_tables(group)
-    assert table.texts == [["a", "10.50 ± 0.71", "10.50 ± 0.71"], ["b", "20.00 ± 0.00", "20.00 ± 0.00"]]
+    assert table.texts == [["a", "10.50 ± 0.71", "10.50 ± 0.71"], ["b", "20.00", "20.00"]]
     assert table.columns == ["first", "second"]
     assert view_tables(groups(two_labels())[0]) == []
 

@@ -2,7 +2,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
-const LEFT = 52, RIGHT = 14, TOP = 12, BOTTOM = 44;
+const LEFT = 52, RIGHT = 28, TOP = 30, BOTTOM = 44;
 let WIDTH = 1000, HEIGHT = 420;
 
 function make(tag, attributes, ...children) {
@@ -54,22 +54,27 @@ function chooser(holder, name, id, change) {
 const written = (value) => Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en-US").replaceAll(",", "\u2009")
   : String(Number(value.toPrecision(4)));
 
-function at(xs, ys, x) {
+// The value at x, between points along a straight line of the axis, whose scale is `to`.
+function at(xs, ys, x, to) {
   if (x <= xs[0]) return ys[0];
   for (let i = 1; i < xs.length; i++) {
-    if (x <= xs[i]) return ys[i - 1] + (ys[i] - ys[i - 1]) * (x - xs[i - 1]) / (xs[i] - xs[i - 1] || 1);
+    if (x <= xs[i]) return ys[i - 1] + (ys[i] - ys[i - 1]) * (to(x) - to(xs[i - 1])) / (to(xs[i]) - to(xs[i - 1]) || 1);
   }
   return ys[ys.length - 1];
 }
 
-// Mean and deviation over seeds, where all seeds have values.
-function overSeeds(runs, xName, yName) {
-  const rows = runs.map((run) => ({ x: run[xName], y: run[yName] }));
+// Mean and deviation over seeds, where all seeds have values; a logarithm has no place for 0.
+function overSeeds(runs, xName, yName, log, to) {
+  const rows = runs.map((run) => {
+    const kept = run[xName].map((x, index) => [x, run[yName][index]]).filter(([x]) => !log || x > 0);
+    return { x: kept.map(([x]) => x), y: kept.map(([, y]) => y) };
+  });
+  if (rows.some((row) => !row.x.length)) return { x: [], mean: [], sd: [] };
   const low = Math.max(...rows.map((row) => row.x[0])), high = Math.min(...rows.map((row) => row.x.at(-1)));
   const grid = [...new Set(rows.flatMap((row) => row.x))].filter((x) => x >= low && x <= high).sort((a, b) => a - b);
   const mean = [], sd = [];
   for (const x of grid) {
-    const values = rows.map((row) => at(row.x, row.y, x));
+    const values = rows.map((row) => at(row.x, row.y, x, to));
     const middle = values.reduce((sum, value) => sum + value, 0) / values.length;
     mean.push(middle);
     sd.push(values.length < 2 ? 0 : Math.sqrt(values.reduce((sum, value) => sum + (value - middle) ** 2, 0) / (values.length - 1)));
@@ -132,17 +137,11 @@ function curves() {
     const runs = data.groups[group.index].scenes[scene.index].runs;
     const there = labels.filter((label) => runs.some((run) => run.label === label));
     [...legend.children].forEach((button) => { button.hidden = !there.includes(button.dataset.label); });
+    const log = state.scale === "log", to = log ? Math.log10 : (x) => x;
     const series = there.filter((label) => !hidden.has(label)).map((label) => ({
       label, color: labels.indexOf(label) % 8, dash: ["", "7 5", "2 5"][Math.floor(labels.indexOf(label) / 8) % 3],
-      ...overSeeds(runs.filter((run) => run.label === label), state.x, state.y),
+      ...overSeeds(runs.filter((run) => run.label === label), state.x, state.y, log, to),
     }));
-    const log = state.scale === "log";
-    if (log) {
-      for (const one of series) {
-        const keep = one.x.map((x) => x > 0);
-        for (const name of ["mean", "sd", "x"]) one[name] = one[name].filter((_, index) => keep[index]);
-      }
-    }
     const drawn = series.filter((one) => one.x.length);
     const svg = draw("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", tabindex: "0", "aria-label": `${state.y} against ${state.x}` });
     figure.replaceChildren(svg, tip);
@@ -152,9 +151,9 @@ function curves() {
       svg.append(draw("text", { x: WIDTH / 2, y: HEIGHT / 2, "text-anchor": "middle" }, "No series is shown."));
       return;
     }
-    const xs = drawn.flatMap((one) => one.x), to = log ? Math.log10 : (x) => x;
+    const xs = drawn.flatMap((one) => one.x);
     const xLow = log ? Math.min(...xs) : Math.min(0, ...xs), xHigh = Math.max(...xs, xLow * 1.0001 + 1e-9);
-    let ys = drawn.flatMap((one) => one.mean.flatMap((mean, i) => [mean - one.sd[i], mean + one.sd[i]]));
+    const ys = drawn.flatMap((one) => one.mean.flatMap((mean, i) => [mean - one.sd[i], mean + one.sd[i]]));
     let yHigh = Math.max(...ys), yLow = Math.min(...ys);
     if (state.range === "end") {
       const ends = drawn.map((one) => one.mean.at(-1));
@@ -174,6 +173,7 @@ function curves() {
     }
     const name = state.x === "step" ? "steps" : "seconds of training, evaluation not counted";
     svg.append(draw("text", { x: (LEFT + WIDTH - RIGHT) / 2, y: HEIGHT - 6, "text-anchor": "middle", class: "axis" }, name));
+    svg.append(draw("text", { x: 2, y: 14 }, state.y === "psnr" ? "PSNR, dB" : "SSIM"));
     const clip = draw("clipPath", { id: "inside" });
     clip.append(draw("rect", { x: LEFT, y: TOP - 4, width: WIDTH - LEFT - RIGHT, height: HEIGHT - TOP - BOTTOM + 8 }));
     const lines = draw("g", { "clip-path": "url(#inside)" });
@@ -216,7 +216,7 @@ function curves() {
     const digits = state.y === "psnr" ? 2 : 4;
     plot.marks.append(draw("line", { class: "cursor", x1: plot.px(x), x2: plot.px(x), y1: TOP, y2: HEIGHT - BOTTOM }));
     const rows = plot.drawn.filter((one) => x >= one.x[0] && x <= one.x.at(-1))
-      .map((one) => ({ one, mean: at(one.x, one.mean, x), sd: at(one.x, one.sd, x) })).sort((a, b) => b.mean - a.mean);
+      .map((one) => ({ one, mean: at(one.x, one.mean, x, plot.to), sd: at(one.x, one.sd, x, plot.to) })).sort((a, b) => b.mean - a.mean);
     for (const row of rows) {
       if (plot.py(row.mean) <= HEIGHT - BOTTOM) plot.marks.append(draw("circle", { class: `dot c${row.one.color}`, cx: plot.px(x), cy: plot.py(row.mean), r: 4.5 }));
     }

@@ -69,7 +69,7 @@ _CURVES = """<h2>Curves</h2>
 <section id="curves">
 <div class="controls"></div>
 <div class="card"><div class="chart"></div><div class="legend" role="group" aria-label="Series"></div></div>
-<p class="quiet small">Means over seeds, linear between scored points, with a band of one standard deviation. Point
+<p class="quiet small">Means over seeds, straight between scored points, with a band of one standard deviation. Point
 at the chart, or move along it with the arrow keys, to read values; the names below it hide and show series.</p>
 <noscript><p>The curves need JavaScript, which is part of this page.</p></noscript>
 </section>"""
@@ -199,9 +199,11 @@ def _provenance(results: Results) -> str:
     for source in results.sources:
         rows = {"title": source.get("title"), "date": source.get("date")}
         parts += [f"<pre>{escape(str(source.get('command', '')))}</pre>", _pairs(rows)]
-    environments = {json.dumps(cell["environment"], sort_keys=True): cell["environment"] for cell in results.done}
-    for values in environments.values():
-        parts.append(_pairs(values))
+    ran_on: dict[str, dict[str, None]] = {}
+    for cell in results.done:
+        for name, value in cell["environment"].items():
+            ran_on.setdefault(name, {})[str(value)] = None
+    parts.append(_pairs({name: "; ".join(values) for name, values in ran_on.items()}))
     scoring = dict.fromkeys(str(cell.get("scoring", "")) for cell in results.done)
     splits = dict.fromkeys(f"{cell['scene']}: {cell.get('split')}" for cell in results.done)
     left_out = dict.fromkeys(

@@ -32,11 +32,11 @@ class Number:
 
     @property
     def text(self) -> str:
-        """The number in words: mean ± deviation, and how many of how many where some are missing."""
+        """The number in words: mean ± deviation unless all are equal, and how many of how many where some are missing."""
         if self.mean is None:
             return f"not reached (0 of {self.asked})"
         text = format(self.mean, self.form)
-        if self.sd is not None:
+        if self.sd:
             text += f" ± {format(self.sd, self.form.replace('+', ''))}"
         missing = self.asked is not None and self.count < self.asked
         return f"{text} ({self.count} of {self.asked})" if missing else text
