@@ -167,6 +167,20 @@ def test_fixed_time_measures_once_and_gives_everyone_that_time(capture, tmp_path
         start(suite, tmp_path / "ray", ray="local")
 
 
+def test_a_time_that_could_not_be_measured_is_measured_with_retry(capture, tmp_path):
+    suite = toy_suite(capture, protocol="fixed-time", train={}, seeds=1, points=[0, 5])
+    suite = replace(suite, protocol=replace(suite.protocol, budget_steps=2))
+
+    def broken(place, cell, weights):
+        write_json(place.request(cell).with_suffix(".failed"), {"reason": "no luck"})
+        return Outcome(cell, {}, "no luck")
+
+    for launch in (broken, launch_here):
+        with pytest.raises(InputError, match="the time on scene 'toy' could not be measured: no luck"):
+            start(suite, tmp_path / "out", launch)
+    assert len(start(suite, tmp_path / "out", retry=True)[0].done) == 2
+
+
 def test_sparse_holds_out_all_but_its_inputs(capture, tmp_path):
     results, _ = start(toy_suite(capture, protocol="sparse", inputs=[2, 4], seeds=1), tmp_path / "out")
     found = {(cell["setting"], cell["split"], cell["views_trained"], cell["views_tested"]) for cell in results.cells}

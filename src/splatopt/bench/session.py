@@ -63,6 +63,7 @@ def run_suite(
         # Nodes have other working folders, and cells share a node's processors.
         out, settings = out.resolve(), settings | {"threads": settings.get("threads") or 1}
     cells = make_cells(suite, out, settings, data)
+    clocks = make_clocks(suite, out, settings, data) if suite.protocol.budget_steps else {}
     place = Place(out)
     with locked(place.state / "suite.lock", f"a suite in {out}") as lock:
         lock.truncate(0)
@@ -72,10 +73,10 @@ def run_suite(
         if not (out / "suite.json").exists():
             write_json(out / "suite.json", described)
         try:
-            if suite.protocol.budget_steps:
-                cells = with_times(place, cells, make_clocks(suite, out, settings, data), say, launch=launch)
             if retry:
-                _set_failures_aside(place, cells, say)
+                _set_failures_aside(place, [*clocks.values(), *cells], say)
+            if clocks:
+                cells = with_times(place, cells, clocks, say, launch=launch)
             weights = str(lpips_weights.resolve()) if lpips_weights else None
             if ray is None:
                 outcomes = run_cells(place, cells, say, lpips_weights=weights, launch=launch)

@@ -32,7 +32,7 @@ class Number:
 
     @property
     def text(self) -> str:
-        """The number in words: mean ± deviation unless all are equal, and how many of how many where some are missing."""
+        """The number in words: mean ± deviation where there is any, and how many of how many where some miss."""
         if self.mean is None:
             return f"not reached (0 of {self.asked})"
         text = format(self.mean, self.form)
