@@ -42,7 +42,8 @@ def test_versions_agree(project: dict):
 
 def test_every_requirement_is_pinned_and_meets_its_floor(project: dict, pins: dict[str, str]):
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
-    requirements = [*project["dependencies"], *project["optional-dependencies"]["dev"], *build]
+    extras = [one for extra in project["optional-dependencies"].values() for one in extra]
+    requirements = [*project["dependencies"], *extras, *build]
     assert len(requirements) >= 20
     for requirement in requirements:
         name, floor = requirement_name(requirement), requirement.split(">=")[1]
@@ -69,7 +70,9 @@ def test_what_is_required_is_what_is_imported(project: dict):
     called = {"pillow": "PIL"}
     required = {called.get(name, name) for name in map(requirement_name, project["dependencies"])}
     assert required <= imported, "what only the tests use belongs to the dev extra"
-    assert imported - set(sys.stdlib_module_names) - {"splatopt"} <= required
+    extras = project["optional-dependencies"].items()
+    optional = {requirement_name(one) for name, extra in extras if name != "dev" for one in extra}
+    assert imported - set(sys.stdlib_module_names) - {"splatopt"} <= required | optional
 
 
 def test_torch_is_pinned_without_a_build_tag(pins: dict[str, str]):
@@ -84,6 +87,8 @@ def test_everything_pinned_is_an_exact_version(pins: dict[str, str]):
 def test_data_files_and_type_marker_are_installed():
     assert (PACKAGE / "py.typed").is_file()
     assert "--accent" in (PACKAGE / "train" / "report.css").read_text()
+    assert "--accent" in (PACKAGE / "bench" / "page.css").read_text()
+    assert "use strict" in (PACKAGE / "bench" / "page.js").read_text()
 
 
 def test_every_folder_of_the_package_is_a_package():
@@ -107,7 +112,7 @@ def test_the_licence_is_apache_2(project: dict):
 
 
 def test_every_room_has_its_page_of_theory():
-    rooms = {"core", "raster", "scene", "data", "metrics", "optim", "train"}
+    rooms = {"core", "raster", "scene", "data", "metrics", "optim", "train", "bench"}
     assert rooms <= {path.stem for path in (ROOT / "docs").glob("*.md")}
 
 

@@ -389,6 +389,13 @@ def _doctor(_: DoctorOptions) -> int:
     return 0
 
 
+def _bench(words: list[str]) -> int:
+    from splatopt.bench.command import chosen
+
+    name, options, run, rest = chosen(words)
+    return _command(lambda: options, run, name)(rest)
+
+
 _COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (_command(_train_options, _train, "train"), "train a scene from a capture"),
     "eval": (_command(lambda: _positional(EvalOptions), _eval, "eval"), "score the held-out views of a run"),
@@ -401,6 +408,7 @@ _COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
         _command(lambda: _positional(ReportOptions), _report, "report"),
         "write a page with a run's scores, curves and pictures",
     ),
+    "bench": (_bench, "compare optimizers on scenes: a suite of runs, tables and one page"),
     "inspect": (_command(lambda: _positional(InspectOptions), _inspect, "inspect"), "say what a capture holds"),
     "doctor": (_command(lambda: DoctorOptions, _doctor, "doctor"), "say what this machine has"),
 }

@@ -27,7 +27,11 @@ def say(terminal: bool) -> str:
     stream = io.StringIO()
     line = ProgressLine(Console(file=stream, force_terminal=terminal, width=200))
     line(Started(TrainConfig(capture="fox").resolved("fox", (0.0, 0.0, 0.0)), 0, 1234, 43, "native"))
-    line(Evaluated(0, Scores("every-8th-test", "test", (ViewScore("a", 10.0, 0.25), ViewScore("b", 12.0, 0.75)))))
+    line(
+        Evaluated(
+            0, 0.0, Scores("every-8th-test", "test", (ViewScore("a", 10.0, 0.25), ViewScore("b", 12.0, 0.75))), cloud(1)
+        )
+    )
     scene = cloud(1234)
     for step in range(1, 101):
         line(Stepped(step, 100, 0.01 * step, 0.25, 20.0, scene))

@@ -31,6 +31,18 @@ def test_a_batch_larger_than_the_views_repeats_them():
     assert sorted(sampler(views=(1, 2)).draw(4)) == [1, 1, 2, 2]
 
 
+def test_far_views_are_one_of_the_order_and_those_farthest_from_it():
+    positions = torch.tensor([[float(place), 0.0, 0.0] for place in (0, 1, 2, 3, 10)])
+    views = ViewSampler((2, 3, 5, 7, 11), torch.Generator().manual_seed(0), positions)
+    firsts = [view for _ in range(5) for view in sampler().draw(1)]
+    draws = [views.draw(3) for _ in range(5)]
+    assert [draw[0] for draw in draws] == firsts
+    for draw in draws:
+        assert len(set(draw)) == 3
+        assert {2, 11} <= set(draw) or draw[0] in (2, 11)
+    assert sorted(views.draw(9)) == [2, 3, 5, 7, 11]
+
+
 def test_the_seed_decides():
     assert sampler(1).draw(5) == sampler(1).draw(5)
     assert {sampler(seed).draw(5) for seed in range(20)} != {sampler(0).draw(5)}

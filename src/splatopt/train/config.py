@@ -14,6 +14,7 @@ from splatopt.core.checks import InputError, nearest_names
 from splatopt.core.optimizer import find_optimizer
 from splatopt.raster.constants import SSIM_WEIGHT
 from splatopt.raster.types import Footprint, RenderOptions
+from splatopt.train.sampler import ViewChoice
 
 FREE_ON_RESUME = (
     "capture",
@@ -24,6 +25,9 @@ FREE_ON_RESUME = (
     "threads",
     "cache_mebibytes",
     "eval_every",
+    "eval_at",
+    "eval_at_seconds",
+    "max_seconds",
     "checkpoint_every",
     "checkpoint_seconds",
     "log_every",
@@ -51,6 +55,14 @@ class TrainConfig:
     steps: int = 2000
     """Optimizer steps. Unit: steps."""
 
+    horizon: int | None = None
+    """Steps that schedules are planned for, where the run goes on longer or ends sooner; ``steps`` when None.
+    Unit: steps."""
+
+    max_seconds: float = 0.0
+    """End after so many seconds of training, evaluation not counted, if that is sooner; 0 for never.
+    Unit: seconds."""
+
     seed: int = 0
     """Seed of the run's only source of randomness."""
 
@@ -62,6 +74,14 @@ class TrainConfig:
 
     view_batch: int = 1
     """Views rendered per step; the loss is their mean. Unit: views."""
+
+    view_choice: ViewChoice = ViewChoice.SHUFFLED
+    """How the views of a step are chosen: shuffled, or farthest for one shuffled view and those farthest from it
+    and from each other."""
+
+    input_views: int = 0
+    """Train on so many views alone, chosen far from each other, and hold out the rest; 0 for the capture's
+    split. Unit: views."""
 
     start: str = "sfm"
     """Where the cloud comes from: sfm (the capture's points), random, or the path of a .ply scene."""
@@ -111,6 +131,12 @@ class TrainConfig:
     eval_every: int = 0
     """Score the test views every so many steps; 0 for only before and after. Unit: steps."""
 
+    eval_at: tuple[int, ...] = ()
+    """Score the test views after these steps as well. Unit: steps."""
+
+    eval_at_seconds: tuple[float, ...] = ()
+    """Score the test views after the first step that ends past each of these times. Unit: seconds of training."""
+
     checkpoint_every: int = 500
     """Write a checkpoint every so many steps; 0 for never by steps. Unit: steps."""
 
@@ -133,6 +159,8 @@ class TrainConfig:
             "test_every": 2,
             "threads": 0,
             "eval_every": 0,
+            "max_seconds": 0,
+            "input_views": 0,
             "checkpoint_every": 0,
             "checkpoint_seconds": 0,
             "log_every": 1,
@@ -144,8 +172,13 @@ class TrainConfig:
         for name, most in at_most.items():
             if getattr(self, name) > most:
                 raise InputError(f"{_flag(name)} must be at most {most}, got {getattr(self, name)}")
-        if self.max_side is not None and self.max_side < 1:
-            raise InputError(f"--max-side must be at least 1, got {self.max_side}")
+        for name in ("max_side", "horizon"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(f"{_flag(name)} must be at least 1, got {getattr(self, name)}")
+        for name in ("eval_at", "eval_at_seconds"):
+            for value in getattr(self, name):
+                if not 0 <= value < float("inf"):
+                    raise InputError(f"{_flag(name)} must be at least 0, got {value}")
         if not 0 <= self.ssim_weight <= 1:
             raise InputError(f"--ssim-weight must lie in [0, 1], got {self.ssim_weight}")
         if self.start not in ("sfm", "random") and not self.start.endswith(".ply"):
@@ -210,8 +243,9 @@ class TrainConfig:
                 settings["optimizer_options"] = options(**_tuples(settings["optimizer_options"]))
             if settings.get("out") is not None:
                 settings["out"] = Path(settings["out"])
-            if "footprint" in settings:
-                settings["footprint"] = Footprint(settings["footprint"])
+            for name, choices in (("footprint", Footprint), ("view_choice", ViewChoice)):
+                if name in settings:
+                    settings[name] = choices(settings[name])
             return cls(**_tuples(settings))
         except (TypeError, KeyError, AttributeError) as error:
             raise InputError(f"{where}: this is not the configuration of a run ({error}); start a new run") from error

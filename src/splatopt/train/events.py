@@ -53,10 +53,19 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The held-out views were scored after ``step`` steps."""
+    """The held-out views were scored.
+
+    Attributes:
+        step: Steps done.
+        seconds: Seconds of training so far, without evaluation.
+        scores: Of the held-out views.
+        cloud: The live cloud; whoever keeps it clones it.
+    """
 
     step: int
+    seconds: float
     scores: Scores
+    cloud: GaussianCloud
 
 
 @dataclass(frozen=True)

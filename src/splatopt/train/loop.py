@@ -31,7 +31,14 @@ from splatopt.train.guards import non_finite, quiet_torch, stop_requests
 from splatopt.train.memory import resident_megabytes
 from splatopt.train.program import program
 from splatopt.train.sampler import ViewSampler
-from splatopt.train.setup import make_objective, open_capture, open_renderer, sh_degree_at, starting_cloud
+from splatopt.train.setup import (
+    make_objective,
+    open_capture,
+    open_renderer,
+    sh_degree_at,
+    starting_cloud,
+    training_positions,
+)
 
 _CLOUD, _OPTIMIZER = "cloud.", "optimizer."
 
@@ -146,7 +153,7 @@ class _Trainer:
         self.callbacks = callbacks
         self.folder = RunFolder(config.folder)
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.sampler = ViewSampler(tuple(capture.split.train), self.generator)
+        self.sampler = ViewSampler(tuple(capture.split.train), self.generator, training_positions(config, capture))
         self.step = 0
         self.seconds = 0.0
         self.sums = MetricSums()
@@ -155,6 +162,8 @@ class _Trainer:
         self.saved: Path | None = None
         self.save_failure: OSError | None = None
         self.saved_at_seconds = 0.0
+        self.looked_at_seconds = 0.0
+        self.over = False
         self.requests: list[int] = []
         self.whole = True
 
@@ -214,8 +223,9 @@ class _Trainer:
             self.sampler.load_state(tensors["sampler"])
             self.generator.set_state(tensors["generator"])
             self.step = checkpoint.step
-            self.seconds = self.saved_at_seconds = scalars["seconds"]
+            self.seconds = self.saved_at_seconds = self.looked_at_seconds = scalars["seconds"]
             self.sums = MetricSums(**scalars["sums"])
+            self.over = self._is_over()
         except (KeyError, TypeError) as error:
             raise InputError(f"the checkpoint of step {checkpoint.step} lacks {error}; start a new run") from error
 
@@ -270,7 +280,7 @@ class _Trainer:
                     self.before = self._evaluate()
                     self._write_scores(None)
                     self._save()
-                while self.step < config.steps and not self.requests:
+                while not self.over and not self.requests:
                     self.whole = False
                     self._advance()
                     self.whole = True
@@ -289,7 +299,7 @@ class _Trainer:
         config = self.config
         views = self.sampler.draw(config.view_batch)
         self._set_degree(self.step)
-        evaluation = self.optimizer.step(views, Progress(self.step, config.steps))
+        evaluation = self.optimizer.step(views, Progress(self.step, config.horizon or config.steps))
         problem = self._non_finite(evaluation, views)
         if problem:
             self._roll_back(problem)
@@ -303,19 +313,33 @@ class _Trainer:
 
     def _after_step(self) -> None:
         config, step = self.config, self.step
-        evaluation_due = _is_due(step, config.eval_every) and step < config.steps
-        if evaluation_due or _is_due(step, config.log_every) or step == config.steps:
+        self.over = self._is_over()
+        evaluation_due = self._is_evaluation_due() and not self.over
+        if evaluation_due or _is_due(step, config.log_every) or self.over:
             scores = self._evaluate() if evaluation_due else None
             self._log_line(scores)
         began = time.perf_counter()
         late = 0 < config.checkpoint_seconds <= self.seconds - self.saved_at_seconds
-        if _is_due(step, config.checkpoint_every) or late or step == config.steps:
+        if _is_due(step, config.checkpoint_every) or late or self.over:
             broken = non_finite("parameter", self.objective.parameters)
             if broken:
                 self._roll_back(f"{broken} after step {step}")
             else:
                 self._save()
         self.seconds += time.perf_counter() - began
+
+    def _is_over(self) -> bool:
+        """Whether all steps were taken, or the time is up."""
+        return self.step >= self.config.steps or 0 < self.config.max_seconds <= self.seconds
+
+    def _is_evaluation_due(self) -> bool:
+        """Whether the held-out views are to be scored after this step; each time that was asked for comes once."""
+        passed, self.looked_at_seconds = self.looked_at_seconds, self.seconds
+        return (
+            _is_due(self.step, self.config.eval_every)
+            or self.step in self.config.eval_at
+            or any(passed < moment <= self.seconds for moment in self.config.eval_at_seconds)
+        )
 
     def _log_line(self, scores: Scores | None) -> None:
         line = {
@@ -347,7 +371,7 @@ class _Trainer:
         """Score the held-out views as the last step rendered; its time is not counted."""
         self._set_degree(max(0, self.step - 1))
         scores = evaluate(self.objective, self.capture)
-        self.tell(Evaluated(self.step, scores))
+        self.tell(Evaluated(self.step, self.seconds, scores, self.objective.cloud))
         return scores
 
     def _write_scores(self, after: Scores | None) -> None:

@@ -304,6 +304,8 @@ _NO_OPTIONS = ("capture", "out", "resume", "optimizer_options")
 
 def _plain_default(value: object) -> object:
     """A default as JSON holds it."""
+    if isinstance(value, tuple):
+        return list(value)
     return value.value if isinstance(value, Enum) else value
 
 

@@ -2,34 +2,68 @@
 
 from __future__ import annotations
 
+from enum import Enum
+
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from splatopt.core.checks import InputError
+from splatopt.data.selection import farthest_points
+
+
+class ViewChoice(Enum):
+    """How the views of one step are chosen."""
+
+    SHUFFLED = "shuffled"
+    FARTHEST = "farthest"
 
 
 class ViewSampler:
-    """Draws every view once, in random order, before it draws one again."""
+    """Draws every view once, in random order, before it draws one again.
 
-    def __init__(self, views: tuple[int, ...], generator: torch.Generator) -> None:
+    Given positions, only the first view of a draw comes from that order; the others are those farthest from it
+    and from each other, by farthest-point sampling.
+    """
+
+    def __init__(
+        self,
+        views: tuple[int, ...],
+        generator: torch.Generator,
+        positions: Float[Tensor, "views 3"] | None = None,
+    ) -> None:
         """Draw from ``views`` with the run's generator.
 
         Args:
             views: View indices.
             generator: The run's source of randomness.
+            positions: Where each view's camera stands, for draws of views far from each other.
         """
         if not views:
             raise InputError("the capture's split leaves no view to train on; choose another --test-every")
         self._views = views
+        self._positions = positions
         self._generator = generator
         self._pending: list[int] = []
 
     def draw(self, count: int) -> tuple[int, ...]:
-        """Return the next ``count`` view indices; a batch may reach across two orders."""
+        """Return the next ``count`` view indices; a batch may reach across two orders.
+
+        With positions, one of more views than there are holds each once.
+        """
+        if self._positions is not None and count > 1:
+            (first,) = self._next(1)
+            chosen = farthest_points(self._positions, min(count, len(self._views)), first)
+        else:
+            chosen = self._next(count)
+        return tuple(self._views[position] for position in chosen)
+
+    def _next(self, count: int) -> list[int]:
+        """Take the next ``count`` positions in the random order."""
         while len(self._pending) < count:
             order = torch.randperm(len(self._views), generator=self._generator)
             self._pending.extend(order.tolist())
-        drawn = tuple(self._views[position] for position in self._pending[:count])
+        drawn = self._pending[:count]
         del self._pending[:count]
         return drawn
 

@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from splatopt.core.checks import InputError
 from splatopt.data import Capture, CaptureOptions, load_capture
+from splatopt.data.selection import camera_centers, sparse_split
 from splatopt.raster.render import make_renderer
 from splatopt.raster.renderer import Renderer
 from splatopt.raster.types import RenderOptions
@@ -17,6 +19,7 @@ from splatopt.scene.photometric import PhotometricObjective
 from splatopt.scene.ply import load_ply
 from splatopt.scene.starts import start_from_points, start_random
 from splatopt.train.config import TrainConfig
+from splatopt.train.sampler import ViewChoice
 
 
 def open_capture(config: TrainConfig) -> Capture:
@@ -30,7 +33,15 @@ def open_capture(config: TrainConfig) -> Capture:
     )
     if config.background is not None:
         options = replace(options, background=config.background)
-    return load_capture(Path(config.capture), options)
+    capture = load_capture(Path(config.capture), options)
+    return replace(capture, split=sparse_split(capture, config.input_views)) if config.input_views else capture
+
+
+def training_positions(config: TrainConfig, capture: Capture) -> Tensor | None:
+    """Return the training cameras' centres, (n, 3), where views are chosen by them, else None."""
+    if config.view_choice is not ViewChoice.FARTHEST:
+        return None
+    return camera_centers([capture.cameras[view] for view in capture.split.train])
 
 
 def open_renderer(config: TrainConfig) -> Renderer:

@@ -1,0 +1,236 @@
+"""Cells: each one run of a suite, with its folder and all it is told."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from splatopt.bench.protocol import Protocol
+from splatopt.bench.suite import OptimizerEntry, SceneEntry, SettingEntry, Suite
+from splatopt.bench.typed import field_names, typed, typed_fields
+from splatopt.core.checks import InputError
+from splatopt.core.optimizer import find_optimizer
+from splatopt.train.config import TrainConfig
+
+LOOSE = (
+    "capture",
+    "out",
+    "resume",
+    "renderer",
+    "threads",
+    "cache_mebibytes",
+    "checkpoint_every",
+    "checkpoint_seconds",
+    "log_every",
+)
+"""Settings that may differ when a suite is started again: no number of a result depends on them."""
+
+_TIME_READINGS = 40
+"""Evaluations spread over a cell's time in ``fixed-time``, so that its best step is found."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a suite.
+
+    Attributes:
+        scene: Name of the scene.
+        setting: Name of the setting; empty where there is but one.
+        label: What the optimizer entry is called.
+        seed: The seed.
+        protocol: The rules.
+        source: The scene's folder as the suite names it.
+        config: What the run is told; ``out`` is its folder.
+    """
+
+    scene: str
+    setting: str
+    label: str
+    seed: int
+    protocol: Mapping[str, Any]
+    source: str
+    config: TrainConfig
+
+    @property
+    def name(self) -> str:
+        """Its folder's name, unique in its suite."""
+        return self.config.folder.name
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the cell as JSON values."""
+        return {
+            "scene": self.scene,
+            "setting": self.setting,
+            "label": self.label,
+            "seed": self.seed,
+            "protocol": dict(self.protocol),
+            "source": self.source,
+            # As JSON gives it back, tuples being lists there.
+            "config": json.loads(json.dumps(self.config.to_json())),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], where: str) -> Cell:
+        """Return the cell that :meth:`to_json` gave; raises InputError where it is none."""
+        config = TrainConfig.from_json(dict(values.get("config") or {}), where)
+        texts = {
+            name: typed(values.get(name), str, f"{where}: {name}") for name in ("scene", "setting", "label", "source")
+        }
+        seed = typed(values.get("seed"), int, f"{where}: seed")
+        return cls(**texts, seed=seed, protocol=values.get("protocol") or {}, config=config)
+
+    def differs_from(self, other: Cell) -> str | None:
+        """Return the first setting in which ``other`` would come to other numbers, in words; None where in none."""
+        if Path(self.source).name != Path(other.source).name:
+            return f"scene {other.source} and not {self.source}"
+        mine, theirs = self.to_json()["config"], other.to_json()["config"]
+        for name in sorted(set(mine) | set(theirs)):
+            if name not in LOOSE and mine.get(name) != theirs.get(name):
+                return f"{name} = {theirs.get(name)!r} and not {mine.get(name)!r}"
+        return None
+
+
+def cell_name(scene: str, setting: str, label: str, seed: int) -> str:
+    """Return the folder's name of a cell: what it is, in letters that every file system takes."""
+    parts = [re.sub(r"[^A-Za-z0-9_-]+", "-", part).strip("-") or "x" for part in (scene, setting, label) if part]
+    return ".".join([*(part[:60] for part in parts), f"seed{seed}"])
+
+
+def make_cells(suite: Suite, out: Path, overrides: Mapping[str, Any], data: Path | None = None) -> list[Cell]:
+    """Return all cells of a suite, scene by scene.
+
+    Args:
+        suite: What is compared.
+        out: The suite's folder.
+        overrides: Settings of this start that change no number, such as ``threads``.
+        data: Folder in which scenes are looked for by the last part of their path.
+
+    Raises:
+        InputError: A scene has no folder, a cell could not run, or two cells would share a folder.
+    """
+    cells = []
+    for scene in suite.scenes:
+        path = scene_folder(scene, suite.folder, data)
+        for setting in suite.settings:
+            for entry in suite.optimizers:
+                for seed in suite.seeds:
+                    name = cell_name(scene.name, setting.name, entry.label, seed)
+                    folder = out / "cells" / name
+                    config = _config(suite, scene, setting, entry, seed, path, folder, overrides)
+                    protocol = suite.protocol.to_json()
+                    cells.append(Cell(scene.name, setting.name, entry.label, seed, protocol, scene.path, config))
+    _check_folders(cells)
+    return cells
+
+
+def make_clocks(
+    suite: Suite, out: Path, overrides: Mapping[str, Any], data: Path | None = None
+) -> dict[tuple[str, str], Cell]:
+    """Return, by scene and setting, the plain Adam run whose seconds are everyone's time in ``fixed-time``.
+
+    Args:
+        suite: What is compared.
+        out: The suite's folder.
+        overrides: As for :func:`make_cells`.
+        data: As for :func:`make_cells`.
+    """
+    entry = OptimizerEntry("adam", "adam", {}, {})
+    clocks = {}
+    for scene in suite.scenes:
+        path = scene_folder(scene, suite.folder, data)
+        for setting in suite.settings:
+            folder = out / "times" / cell_name(scene.name, setting.name, "time of adam", suite.seeds[0])
+            config = _config(suite, scene, setting, entry, suite.seeds[0], path, folder, overrides)
+            config = replace(config, steps=suite.protocol.budget_steps, horizon=None)
+            config = replace(config, eval_every=0, eval_at=(), eval_at_seconds=())
+            clocks[scene.name, setting.name] = Cell(
+                scene.name, setting.name, "adam", suite.seeds[0], suite.protocol.to_json(), scene.path, config
+            )
+    return clocks
+
+
+def scene_folder(scene: SceneEntry, folder: Path, data: Path | None) -> Path:
+    """Return where a scene lies: below ``data`` if given, else from the suite's folder, else from the current one.
+
+    Raises:
+        InputError: It lies nowhere there.
+    """
+    path = Path(scene.path)
+    tried = [data / path.name] if data is not None else [folder / path, path]
+    for place in tried:
+        if place.is_dir():
+            return place
+    places = " and ".join(dict.fromkeys(str(place) for place in tried))
+    raise InputError(f"scene {scene.name!r} is not at {places}; give the folder that holds the scenes with --data")
+
+
+def _config(
+    suite: Suite,
+    scene: SceneEntry,
+    setting: SettingEntry,
+    entry: OptimizerEntry,
+    seed: int,
+    path: Path,
+    folder: Path,
+    overrides: Mapping[str, Any],
+) -> TrainConfig:
+    """What a cell's run is told: what the protocol begins from, then all that is more and more special."""
+    settings = {
+        **_base(suite.protocol),
+        **suite.common,
+        **scene.settings,
+        **setting.settings,
+        **entry.settings,
+        **overrides,
+    }
+    try:
+        return TrainConfig(
+            capture=str(path),
+            optimizer=entry.name,
+            optimizer_options=find_optimizer(entry.name).options(**entry.options),
+            seed=seed,
+            out=folder,
+            eval_at=tuple(point for point in suite.points if point > 0),
+            eval_at_seconds=suite.seconds,
+            **settings,
+        )
+    except InputError as error:
+        raise InputError(f"scene {scene.name!r}, optimizer {entry.label!r}: {error}") from error
+
+
+def _base(protocol: Protocol) -> dict[str, Any]:
+    # Checkpoints by steps alone would weigh on the clock of quick steps.
+    return {"checkpoint_every": 0, "log_every": 50, **protocol.usual, **protocol.fixed}
+
+
+def timed(cell: Cell, seconds: float) -> Cell:
+    """Return a ``fixed-time`` cell with its time, and evaluations spread over it.
+
+    Args:
+        cell: Without its time.
+        seconds: Its time.
+    """
+    readings = {round(seconds * part / _TIME_READINGS, 3) for part in range(1, _TIME_READINGS)}
+    moments = tuple(sorted({*(m for m in cell.config.eval_at_seconds if m < seconds), *readings}))
+    return replace(cell, config=replace(cell.config, max_seconds=seconds, eval_at_seconds=moments))
+
+
+def _check_folders(cells: list[Cell]) -> None:
+    seen: dict[str, Cell] = {}
+    for cell in cells:
+        # Some file systems do not tell capitals apart.
+        other = seen.setdefault(cell.name.lower(), cell)
+        if other is not cell:
+            raise InputError(
+                f"scene {other.scene!r} with {other.label!r} and scene {cell.scene!r} with {cell.label!r} would share "
+                f"the folder {cell.name}; give one of them another name or label"
+            )
+
+
+def check_overrides(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of this start in the types of their fields; raises InputError for others."""
+    return typed_fields(values, TrainConfig, set(LOOSE) & field_names(TrainConfig), "setting", "the command line")

@@ -1,0 +1,149 @@
+"""Pictures of a suite's cells: held-out views as photographed and as each optimizer left them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from splatopt.bench.cells import Cell
+from splatopt.core.checks import InputError
+from splatopt.train.checkpoint import replace_file
+from splatopt.train.folder import write_json
+from splatopt.train.guards import quiet_torch
+from splatopt.train.pictures import spread
+from splatopt.train.run import open_run
+
+FOLDER = "pictures"
+INDEX = "index.json"
+PHOTOGRAPH = "photograph"
+
+_MAX_SIDE = 640
+_MOST_BYTES = 8 << 20
+_MOST_PICTURES = 2000
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One view, as several saw it.
+
+    Attributes:
+        title: Scene, setting and view in words.
+        images: By label, the photograph first: data URIs of one size.
+    """
+
+    title: str
+    images: Mapping[str, str]
+
+
+def draw_pictures(out: Path, cells: Sequence[Cell], most: int) -> None:
+    """Render held-out views of each entry's first seed and keep them in the suite's folder.
+
+    Args:
+        out: The suite's folder.
+        cells: Those that are done.
+        most: So many views of each scene at most, spread evenly; 0 for none.
+    """
+    folder = out / FOLDER
+    first: dict[tuple[str, str, str], Cell] = {}
+    for cell in cells:
+        first.setdefault((cell.scene, cell.setting, cell.label), cell)
+    entries: list[dict[str, str]] = []
+    for cell in first.values() if most > 0 else ():
+        entries += _draw(folder, cell, most, {(one["scene"], one["setting"]) for one in entries})
+    if entries:
+        write_json(folder / INDEX, {"pictures": entries})
+
+
+def _draw(folder: Path, cell: Cell, most: int, photographed: set[tuple[str, str]]) -> list[dict[str, str]]:
+    """Render the views of one cell; the first of a scene brings the photographs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    run = open_run(cell.config.folder)
+    # The scene may have moved since the cell was run.
+    run = replace(run, config=replace(run.config, capture=cell.config.capture))
+    capture = run.open_capture()
+    objective = run.objective(capture)
+    entries = []
+    for number, view in enumerate(spread(capture.split.test or capture.split.train, most)):
+        camera = capture.cameras[view]
+        with quiet_torch(objective.renderer):
+            image = objective.renderer.render(run.cloud, camera, objective.options).image
+        drawn = {cell.label: (image.clamp(0, 1) * 255).round().to(torch.uint8)}
+        if (cell.scene, cell.setting) not in photographed:
+            drawn = {PHOTOGRAPH: capture.images[view], **drawn}
+        for label, picture in drawn.items():
+            name = f"{cell.name}.{number}{'.photo' if label == PHOTOGRAPH else ''}.webp"
+            replace_file(folder / name, _webp(picture))
+            place = {"protocol": str(cell.protocol["name"]), "scene": cell.scene, "setting": cell.setting}
+            entries.append({**place, "view": camera.name, "label": label, "file": name})
+    return entries
+
+
+def _webp(picture: Tensor) -> bytes:
+    """The picture without loss, so that differences are true; shrunk where it is large."""
+    image = Image.fromarray(picture.cpu().contiguous().numpy())
+    image.thumbnail((_MAX_SIDE, _MAX_SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, format="WEBP", lossless=True)
+    return buffer.getvalue()
+
+
+def load_pictures(folders: Sequence[Path]) -> list[Picture]:
+    """Return the pictures that suites' folders hold; none where they have none.
+
+    What a folder from elsewhere names is taken as data: files of its own picture folder, of a bounded size.
+
+    Args:
+        folders: Suites' folders.
+
+    Raises:
+        InputError: An index is not of its form, or a picture is none.
+    """
+    found: dict[tuple[str, str, str, str], dict[str, str]] = {}
+    for out in folders:
+        for entry in _entries(out / FOLDER / INDEX):
+            key = (entry["protocol"], entry["scene"], entry["setting"], entry["view"])
+            found.setdefault(key, {}).setdefault(entry["label"], _data_uri(out / FOLDER / entry["file"]))
+    pictures = []
+    for (_, scene, setting, view), images in found.items():
+        # The photograph stands first.
+        ordered = dict(sorted(images.items(), key=lambda item: item[0] != PHOTOGRAPH))
+        pictures.append(Picture(", ".join(part for part in (scene, setting, view) if part), ordered))
+    return [picture for picture in pictures if len(picture.images) > 1]
+
+
+def _entries(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    names = ("protocol", "scene", "setting", "view", "label", "file")
+    try:
+        entries = json.loads(path.read_bytes())["pictures"]
+        if len(entries) > _MOST_PICTURES or not all(isinstance(one[name], str) for one in entries for name in names):
+            raise ValueError
+        # A name with folders in it would lead elsewhere.
+        if any(Path(one["file"]).name != one["file"] for one in entries):
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a list of pictures; delete it, or run the suite again") from error
+    return [{name: one[name] for name in names} for one in entries]
+
+
+def _data_uri(path: Path) -> str:
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise InputError(f"{path} is larger than a picture of a report can be")
+        content: Any = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            if image.format != "WEBP":
+                raise InputError(f"{path} is no picture of a report; delete it, or run the suite again")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read as a picture; delete it, or run the suite again") from error
+    return f"data:image/webp;base64,{base64.b64encode(content).decode('ascii')}"

@@ -1,0 +1,131 @@
+"""One start of a suite, from its cells to its results."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from splatopt.bench.cells import Cell, check_overrides, make_cells, make_clocks
+from splatopt.bench.cluster import run_cells_on_ray
+from splatopt.bench.measure import locked
+from splatopt.bench.pictures import draw_pictures
+from splatopt.bench.results import Results, result_cell, save_results
+from splatopt.bench.runner import Launch, Outcome, Place, Say, run_cells, run_process, with_times
+from splatopt.bench.suite import Suite
+from splatopt.core.checks import InputError
+from splatopt.train.folder import read_json, write_json
+
+_FORMAT = "splatopt-suite-1"
+
+
+def run_suite(
+    suite: Suite,
+    out: Path,
+    *,
+    command: str,
+    say: Say,
+    data: Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    retry: bool = False,
+    lpips_weights: Path | None = None,
+    views: int = 0,
+    ray: str | None = None,
+    launch: Launch = run_process,
+) -> Results:
+    """Run what is left of a suite and write its results.json.
+
+    Args:
+        suite: What is compared.
+        out: The suite's folder; a new or empty one, or one in which a suite was begun.
+        command: What was typed.
+        say: Takes a line for each cell.
+        data: Folder in which scenes are looked for by the last part of their path.
+        overrides: Settings of this start that change no number, such as ``threads``.
+        retry: Whether cells that failed are run once more.
+        lpips_weights: Folder of LPIPS backbones.
+        views: Views of each scene that are kept as pictures.
+        ray: Address of Ray, on which cells run side by side; None to run one at a time, here.
+        launch: Runs one cell.
+
+    Raises:
+        InputError: The folder is in use or something else, a scene cannot be read, or the suite says otherwise
+            than what was run there.
+        KeyboardInterrupt: It was stopped; the message says how to go on.
+    """
+    check_place(out)
+    settings = check_overrides(overrides or {})
+    if ray is not None:
+        if suite.protocol.budget_steps:
+            raise InputError("fixed-time measures one machine's clock and cannot run on Ray; leave out --ray")
+        # Nodes have other working folders, and cells share a node's processors.
+        out, settings = out.resolve(), settings | {"threads": settings.get("threads") or 1}
+    cells = make_cells(suite, out, settings, data)
+    clocks = make_clocks(suite, out, settings, data) if suite.protocol.budget_steps else {}
+    place = Place(out)
+    with locked(place.state / "suite.lock", f"a suite in {out}") as lock:
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        described = {"format": _FORMAT, "command": command, **suite.to_json()}
+        if not (out / "suite.json").exists():
+            write_json(out / "suite.json", described)
+        try:
+            if retry:
+                _set_failures_aside(place, [*clocks.values(), *cells], say)
+            if clocks:
+                cells = with_times(place, cells, clocks, say, launch=launch)
+            weights = str(lpips_weights.resolve()) if lpips_weights else None
+            if ray is None:
+                outcomes = run_cells(place, cells, say, lpips_weights=weights, launch=launch)
+            else:
+                outcomes = run_cells_on_ray(place, cells, say, ray, lpips_weights=weights)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"stopped; what is done is kept, go on with: {command}") from None
+        results = gather(suite, command, outcomes, side_by_side=ray is not None)
+        write_json(out / "suite.json", described)
+        save_results(out / "results.json", results)
+        draw_pictures(out, [outcome.cell for outcome in outcomes if outcome.failure is None], views)
+    return results
+
+
+def check_place(out: Path) -> None:
+    """Make sure that a suite may be run in ``out``; raises InputError where something else is there."""
+    if not out.exists():
+        return
+    begun = read_json(out / "suite.json").get("format") == _FORMAT
+    ours = {"state", "cells", "times"}
+    if not out.is_dir() or not (begun or all(path.name in ours for path in out.iterdir())):
+        raise InputError(
+            f"{out} exists and is no folder of a suite, and nothing in it is overwritten; give another --out"
+        )
+
+
+def _set_failures_aside(place: Place, cells: list[Cell], say: Say) -> None:
+    """Make room for cells that failed; what they left is renamed."""
+    for cell in cells:
+        if place.failure(cell) is None:
+            continue
+        number = 1
+        while (kept := place.out / "failed" / f"{cell.name}.{number}").exists():
+            number += 1
+        kept.mkdir(parents=True)
+        request = place.request(cell)
+        for path in (cell.config.folder, request.with_suffix(".log"), request.with_suffix(".failed")):
+            if path.exists():
+                path.rename(kept / path.name)
+        say(f"{cell.name} is run once more; what it left is in {kept}")
+
+
+def gather(suite: Suite, command: str, outcomes: list[Outcome], *, side_by_side: bool = False) -> Results:
+    """Return the results of a suite's cells; ``side_by_side`` says that they shared machines."""
+    source = {
+        "title": suite.title,
+        "command": command,
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "side_by_side": side_by_side,
+        "suite": suite.to_json(),
+    }
+    return Results(suite.title, suite.reference, (source,), tuple(result_cell(outcome) for outcome in outcomes))

@@ -1,0 +1,285 @@
+"""From results to tables: which numbers stand where, and which is best."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from splatopt.bench.results import Results
+from splatopt.bench.statistics import Comparison, area, best_point, paired_bootstrap, reach, summary, worst_drop
+from splatopt.bench.tables import Number, Table, bold_best
+
+Cells = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cells that may be compared: one protocol and one setting.
+
+    Attributes:
+        protocol: Name of the protocol.
+        setting: Name of the setting.
+        cells: Those that are done.
+        reference: Label that others are compared with; the first label where the results' own has no cell here.
+    """
+
+    protocol: str
+    setting: str
+    cells: Cells
+    reference: str
+
+    @property
+    def name(self) -> str:
+        """Protocol and setting in words."""
+        return ", ".join(part for part in (self.protocol, self.setting) if part)
+
+    @property
+    def scenes(self) -> list[str]:
+        """Scenes in the order of the results."""
+        return list(dict.fromkeys(cell["scene"] for cell in self.cells))
+
+    @property
+    def labels(self) -> list[str]:
+        """Optimizer entries in the order of the results."""
+        return list(dict.fromkeys(cell["label"] for cell in self.cells))
+
+    def of(self, label: str, scene: str | None = None) -> list[Mapping[str, Any]]:
+        """Cells of one label, on one scene or on all."""
+        return [cell for cell in self.cells if cell["label"] == label and scene in (None, cell["scene"])]
+
+    def span(self, scene: str) -> tuple[int, int]:
+        """Steps from which and up to which all cells on a scene were scored."""
+        cells = [cell for cell in self.cells if cell["scene"] == scene]
+        starts = [next((point["step"] for point in cell["points"] if point["step"] >= 1), 1) for cell in cells]
+        return max(starts), min(cell["points"][-1]["step"] for cell in cells)
+
+    def target(self, scene: str) -> float | None:
+        """Mean PSNR of the reference at its end on a scene, dB."""
+        found = summary([cell["points"][-1]["psnr"] for cell in self.of(self.reference, scene)])
+        return found.mean if found else None
+
+
+def groups(results: Results, reference: str | None = None) -> list[Group]:
+    """Return the groups of comparable cells, in the order of the results.
+
+    Args:
+        results: The cells.
+        reference: Label to compare with in place of the results' own.
+    """
+    keys = dict.fromkeys((cell["protocol"]["name"], cell["setting"]) for cell in results.done)
+    found = []
+    for protocol, setting in keys:
+        cells = [c for c in results.done if (c["protocol"]["name"], c["setting"]) == (protocol, setting)]
+        labels = [cell["label"] for cell in cells]
+        wanted = reference or results.reference
+        found.append(Group(protocol, setting, cells, wanted if wanted in labels else labels[0]))
+    return found
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number of a cell.
+
+    Attributes:
+        name: Heading, with its unit.
+        form: How it is written.
+        better: 1 where higher is better, -1 where lower is, 0 where neither.
+        of: Gives it; None where the cell has none.
+    """
+
+    name: str
+    form: str
+    better: int
+    of: Callable[[Mapping[str, Any]], float | None]
+
+
+def _last(name: str) -> Callable[[Mapping[str, Any]], float | None]:
+    return lambda cell: cell["points"][-1][name]
+
+
+def _lpips(network: str) -> Callable[[Mapping[str, Any]], float | None]:
+    return lambda cell: cell.get("lpips", {}).get(network)
+
+
+PSNR = Measure("PSNR, dB", ".2f", 1, _last("psnr"))
+SSIM = Measure("SSIM", ".4f", 1, _last("ssim"))
+LPIPS = {network: Measure(f"LPIPS {network}", ".4f", -1, _lpips(network)) for network in ("vgg", "alex")}
+
+
+def tables(group: Group) -> list[Table]:
+    """Return all tables of a group: qualities over scenes, the way to the reference's, each scene in full."""
+    shown = [PSNR, SSIM, *(one for one in LPIPS.values() if any(one.of(cell) is not None for cell in group.cells))]
+    found = [_over_scenes(group, measure) for measure in shown]
+    if len(group.labels) > 1:
+        found += [_to_reach(group, "steps"), _to_reach(group, "seconds"), _significance(group)]
+    return [table for table in found if table.rows] + [_of_scene(group, scene) for scene in group.scenes]
+
+
+def view_tables(group: Group) -> list[Table]:
+    """Return, for each scene, the PSNR of every scored view at the last step: views down, optimizers across."""
+    found = []
+    for scene in group.scenes:
+        names = dict.fromkeys(
+            view["name"] for label in group.labels for cell in group.of(label, scene) for view in _views(cell)
+        )
+        rows = [(name, [_number(group.of(label, scene), _of_view(name)) for label in group.labels]) for name in names]
+        note = "PSNR of each scored view at the last step, dB; mean ± standard deviation over seeds."
+        if rows:
+            found.append(Table(f"{scene}, each view ({group.name})", note, "view", group.labels, rows))
+    return found
+
+
+def _views(cell: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    return cell.get("views", [])
+
+
+def _of_view(name: str) -> Measure:
+    """PSNR of one view."""
+    return Measure(name, ".2f", 1, lambda cell: next((v["psnr"] for v in _views(cell) if v["name"] == name), None))
+
+
+def _over_scenes(group: Group, measure: Measure) -> Table:
+    """One number: optimizers down, scenes across, and their mean."""
+    several = len(group.scenes) > 1
+    columns = [*group.scenes, *(["mean"] if several else [])]
+    rows = []
+    for label in group.labels:
+        numbers = [_number(group.of(label, scene), measure) for scene in group.scenes]
+        if several:
+            whole = all(number is not None for number in numbers)
+            means = [number.mean for number in numbers if number is not None and number.mean is not None]
+            numbers.append(Number(statistics.fmean(means), measure.form) if whole else None)
+        rows.append((label, numbers))
+    bold_best(rows, [measure.better] * len(columns))
+    note = "At the last step; mean ± standard deviation over seeds."
+    return Table(f"{measure.name} ({group.name})", note, "optimizer", columns, rows)
+
+
+def _number(cells: Cells, measure: Measure) -> Number | None:
+    """Mean and deviation of a number over seeds."""
+    values = [value for cell in cells if (value := measure.of(cell)) is not None]
+    found = summary(values)
+    return Number(found.mean, measure.form, found.sd, found.count) if found else None
+
+
+def _to_reach(group: Group, unit: str) -> Table:
+    """Steps or seconds until each optimizer first had what the reference has at its end."""
+    rows = []
+    form = ",.0f" if unit == "steps" else ",.1f"
+    for label in group.labels:
+        numbers = [_reached(group, label, scene, unit, form) for scene in group.scenes]
+        rows.append((f"{label} (whole run)" if label == group.reference else label, numbers))
+    bold_best(rows, [-1] * len(group.scenes))
+    heads = [f"{scene} ({target:.2f} dB)" for scene in group.scenes if (target := group.target(scene)) is not None]
+    columns = heads if len(heads) == len(group.scenes) else group.scenes
+    note = (
+        f"Until the PSNR that {group.reference} has at its end, the mean of its seeds, was first reached: linear "
+        f"between scored points; k of n where not all seeds came there, and the mean is over those that did."
+    )
+    return Table(f"{unit.capitalize()} to reach {group.reference} ({group.name})", note, "optimizer", columns, rows)
+
+
+def _reached(group: Group, label: str, scene: str, unit: str, form: str) -> Number | None:
+    cells, target = group.of(label, scene), group.target(scene)
+    if not cells or target is None:
+        return None
+    if label == group.reference:
+        name = "step" if unit == "steps" else "seconds"
+        return _number(cells, Measure(unit, form, -1, lambda cell: float(cell["points"][-1][name])))
+    times = [getattr(found, unit) for cell in cells if (found := reach(cell["points"], target))]
+    spread = summary(times)
+    if spread is None:
+        return Number(None, form, None, 0, len(cells))
+    return Number(spread.mean, form, spread.sd, spread.count, len(cells))
+
+
+def compare(group: Group, label: str, measure: Measure) -> Comparison | None:
+    """Compare a label with the reference, paired over scenes and seeds."""
+    there = {(cell["scene"], cell["seed"]): measure.of(cell) for cell in group.of(group.reference)}
+    differences = []
+    for cell in group.of(label):
+        other, value = there.get((cell["scene"], cell["seed"])), measure.of(cell)
+        if other is not None and value is not None:
+            differences.append(value - other)
+    return paired_bootstrap(differences)
+
+
+def _significance(group: Group) -> Table:
+    """How far each optimizer is from the reference, and how sure that is."""
+    rows: list[tuple[str, list[Number | None]]] = []
+    for label in group.labels:
+        found = compare(group, label, PSNR) if label != group.reference else None
+        if found:
+            numbers: list[Number | None] = [
+                Number(found.difference, "+.2f"),
+                Number(found.low, "+.2f"),
+                Number(found.high, "+.2f"),
+                Number(found.p, ".4f"),
+                Number(float(found.pairs), ".0f"),
+            ]
+            rows.append((label, numbers))
+    note = (
+        "Paired bootstrap over scenes and seeds, 10,000 draws: mean difference of PSNR at the last step, the middle "
+        "95 % of the drawn means, and a two-sided p, never below 2^(1-n) for n pairs."
+    )
+    columns = ["difference, dB", "from", "to", "p", "pairs"]
+    return Table(f"PSNR against {group.reference} ({group.name})", note, "optimizer", columns, rows)
+
+
+def _of_scene(group: Group, scene: str) -> Table:
+    """Everything about one scene."""
+    start, end = group.span(scene)
+    measures = [
+        PSNR,
+        SSIM,
+        Measure("best PSNR, dB", ".2f", 1, lambda cell: best_point(cell["points"])["psnr"]),
+        Measure("at step", ",.0f", 0, lambda cell: best_point(cell["points"])["step"]),
+        Measure("worst drop after, dB", ".2f", -1, lambda cell: worst_drop(cell["points"])),
+        Measure(f"area to {end:,}, dB", ".2f", 1, lambda cell: area(cell["points"], start, end)),
+        Measure("steps", ",.0f", 0, _last("step")),
+        Measure("seconds", ",.1f", 0, _last("seconds")),
+        Measure("ms a step", ",.1f", 0, lambda cell: _pace(cell["points"][-1])),
+        Measure("peak memory, MB", ",.0f", -1, _last("peak_memory_mb")),
+        Measure("Gaussians", ",.0f", 0, _last("gaussians")),
+    ]
+    rows = [(label, [_number(group.of(label, scene), one) for one in measures]) for label in group.labels]
+    rows = [(label, numbers) for label, numbers in rows if any(numbers)]
+    bold_best(rows, [measure.better for measure in measures])
+    note = (
+        f"Mean ± standard deviation over seeds. Area: mean PSNR over log(steps) from {start:,} to {end:,}, which all "
+        f"reach. Seconds are of training, evaluation not counted. Memory is the whole process's, evaluation included."
+    )
+    return Table(f"{scene} ({group.name})", note, "optimizer", [measure.name for measure in measures], rows)
+
+
+def _pace(point: Mapping[str, Any]) -> float | None:
+    return 1000 * point["seconds"] / point["step"] if point["step"] else None
+
+
+SECONDS = Measure("Seconds of training", ",.1f", 0, _last("seconds"))
+MEMORY = Measure("Peak memory, MB", ",.0f", -1, _last("peak_memory_mb"))
+
+KINDS: Mapping[str, Callable[[Group], Table]] = {
+    **{
+        name: lambda group, measure=measure: _over_scenes(group, measure)  # type: ignore[misc]
+        for name, measure in (
+            ("psnr", PSNR),
+            ("ssim", SSIM),
+            ("lpips-vgg", LPIPS["vgg"]),
+            ("lpips-alex", LPIPS["alex"]),
+            ("seconds", SECONDS),
+            ("memory", MEMORY),
+        )
+    },
+    "steps-to-reach": lambda group: _to_reach(group, "steps"),
+    "seconds-to-reach": lambda group: _to_reach(group, "seconds"),
+    "significance": _significance,
+}
+"""Tables over all scenes, by the word that asks for them."""
+
+
+def table_of_kind(group: Group, kind: str) -> Table:
+    """Return one of the tables of KINDS."""
+    return KINDS[kind](group)

@@ -1,0 +1,59 @@
+"""A process that runs one cell, so that its memory and its end are its own: ``python -m splatopt.bench.worker``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import traceback
+from pathlib import Path
+
+from splatopt.bench.cells import Cell
+from splatopt.bench.lpips_scores import measure_lpips
+from splatopt.bench.measure import run_cell
+from splatopt.core.checks import InputError
+from splatopt.train.folder import write_json
+
+DONE, FAILED, STOPPED = 0, 1, 130
+"""How the process ends."""
+
+
+def main(request: Path) -> int:
+    """Run the cell that ``request`` describes.
+
+    Args:
+        request: A file that the suite wrote: a cell, and the folder of LPIPS weights.
+
+    Returns:
+        DONE; STOPPED where it was asked to stop; FAILED where it cannot be run, with the reason beside the request.
+    """
+    values = json.loads(request.read_text(encoding="utf-8"))
+    cell = Cell.from_json(values["cell"], str(request))
+    try:
+        run_cell(cell, finish=lambda result: measure_lpips(result, values["lpips_weights"]))
+    except KeyboardInterrupt:
+        return STOPPED
+    except InputError as error:
+        reason = str(error)
+    except Exception as error:
+        # Whatever breaks in one cell must not stop the others; the log has the details.
+        traceback.print_exc()
+        reason = f"{type(error).__name__}: {error}"
+    else:
+        return DONE
+    write_json(request.with_suffix(".failed"), {"reason": " ".join(reason.split())})
+    return FAILED
+
+
+def _end_with_parent() -> None:
+    """Leave when the process that started this one is gone: its end closes our standard input."""
+    # Not through sys.stdin, whose lock the interpreter wants when it ends.
+    while os.read(0, 1024):
+        pass
+    os._exit(STOPPED)
+
+
+if __name__ == "__main__":
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,190 @@
+"""What a suite's file may say, and what is answered to what it may not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.cases import toy_suite
+from splatopt.bench.cells import cell_name, make_cells, make_clocks, timed
+from splatopt.bench.protocol import POINTS, PROTOCOLS
+from splatopt.bench.suite import make_suite, read_suite
+from splatopt.core.checks import InputError
+from splatopt.optim import AdamOptions
+from splatopt.raster.types import Footprint
+from splatopt.train.sampler import ViewChoice
+
+SUITES = Path(__file__).resolve().parents[2] / "suites"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "suite.toml"
+    path.write_text(text)
+    return path
+
+
+MINIMAL = '[[scenes]]\npath = "fox"\n[[optimizers]]\nname = "adam"\n'
+
+
+def test_the_least_that_a_suite_says(tmp_path):
+    suite = read_suite(write(tmp_path, MINIMAL))
+    assert suite.title == "suite"
+    assert suite.protocol.name == "dense"
+    assert suite.points == POINTS
+    assert suite.seeds == (0,)
+    assert suite.reference == "adam"
+    assert [scene.name for scene in suite.scenes] == ["fox"]
+    assert [setting.name for setting in suite.settings] == [""]
+
+
+def test_the_matrix_is_scenes_by_settings_by_optimizers_by_seeds(capture):
+    settings = [{"name": "small", "max_side": 16}, {"name": "whole"}]
+    suite = toy_suite(capture, settings=settings, seeds=[3, 5])
+    cells = make_cells(suite, Path("out"), {})
+    assert len(cells) == 1 * 2 * 2 * 2
+    assert [cell.name for cell in cells[:3]] == ["toy.small.adam.seed3", "toy.small.adam.seed5", "toy.small.slow.seed3"]
+    assert {cell.config.max_side for cell in cells} == {16, None}
+    assert cells[0].config.out == Path("out/cells/toy.small.adam.seed3")
+
+
+def test_the_more_special_setting_wins(capture):
+    suite = toy_suite(
+        capture,
+        train={"steps": 10, "view_batch": 2, "sh_degree": 1, "footprint": "antialiased"},
+        scenes=[{"path": str(capture), "steps": 20, "view_batch": 3}],
+        settings=[{"name": "s", "steps": 30, "view_choice": "farthest"}],
+        optimizers=[{"name": "adam", "steps": 40, "options": {"means_rate": 1}}],
+    )
+    config = make_cells(suite, Path("out"), {"threads": 1})[0].config
+    assert (config.steps, config.view_batch, config.sh_degree, config.threads) == (40, 3, 1, 1)
+    assert (config.view_choice, config.footprint) == (ViewChoice.FARTHEST, Footprint.ANTIALIASED)
+    assert config.optimizer_options == AdamOptions(means_rate=1.0)
+    assert isinstance(config.optimizer_options.means_rate, float)
+
+
+def test_sparse_goes_through_its_numbers_of_views(capture):
+    cells = make_cells(toy_suite(capture, protocol="sparse", seeds=1), Path("out"), {})
+    assert [(cell.setting, cell.config.input_views) for cell in cells[::2]] == [
+        ("3 views", 3),
+        ("6 views", 6),
+        ("8 views", 8),
+    ]
+    own = toy_suite(capture, protocol="sparse", inputs=[2], settings=[{"name": "tiny", "max_side": 16}])
+    assert [setting.name for setting in own.settings] == ["2 views, tiny"]
+
+
+def test_long_goes_past_the_horizon(capture):
+    suite = toy_suite(capture, protocol="long", train={})
+    config = make_cells(suite, Path("out"), {})[0].config
+    assert (config.steps, config.horizon) == (30_000, 7000)
+
+
+def test_fixed_time_has_a_clock_for_each_scene(capture):
+    suite = toy_suite(capture, protocol="fixed-time", train={}, optimizers=[{"name": "tr2", "steps": 50}])
+    (clock,) = make_clocks(suite, Path("out"), {}).values()
+    assert (clock.config.optimizer, clock.config.steps, clock.config.horizon) == ("adam", 4000, None)
+    assert (clock.config.view_batch, clock.config.view_choice) == (8, ViewChoice.FARTHEST)
+    assert clock.config.folder == Path("out/times/toy.time-of-adam.seed0")
+    cell = make_cells(suite, Path("out"), {})[0]
+    with_time = timed(cell, 8.0)
+    assert with_time.config.max_seconds == 8.0
+    assert with_time.config.steps == 50
+    assert len(with_time.config.eval_at_seconds) == 39
+    assert max(with_time.config.eval_at_seconds) < 8
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('optimizer = "adam"\n' + MINIMAL, "there is no entry 'optimizer'; did you mean optimizers"),
+        (MINIMAL.replace("adam", "adm"), "optimizers 1: no optimizer is named 'adm'; did you mean adam"),
+        (MINIMAL + "options = {mean_rate = 1}", "there is no option of adam 'mean_rate'; did you mean means_rate"),
+        (MINIMAL + "options = {means_rate = 'x'}", "means_rate must be a number, got 'x'"),
+        (MINIMAL + "options = {means_rate = -1}", "means_rate must"),
+        (MINIMAL + "step = 5", r"optimizers 1 \(adam\): there is no setting 'step'; did you mean steps"),
+        (MINIMAL + "steps = 1.5", "steps must be a whole number, got 1.5"),
+        (MINIMAL + "steps = true", "steps must be a whole number, got True"),
+        (MINIMAL + "background = [1, 1]", "background must hold 3 values, got 2"),
+        (MINIMAL + "view_choice = 'far'", "view_choice must be shuffled or farthest, got 'far'"),
+        (MINIMAL + "eval_at = [3]", "there is no setting 'eval_at'"),
+        (MINIMAL + "test_every = 4", "test_every is fixed by the protocol dense"),
+        (MINIMAL + MINIMAL.split("[[o", maxsplit=1)[0], "the scene 'fox' stands there twice"),
+        (MINIMAL + "[[optimizers]]\nname = 'adam'", "the label 'adam' stands there twice"),
+        (MINIMAL + "[[optimizers]]\nlabel = 'x'", "optimizers 2: name is missing"),
+        ('[[optimizers]]\nname = "adam"', r"\[\[scenes\]\] must be given at least once"),
+        ('[[scenes]]\npath = "fox"', r"\[\[optimizers\]\] must be given at least once"),
+        ("scenes = ['fox']\n[[optimizers]]\nname = 'adam'", "scenes 1 must be a table, got 'fox'"),
+        ("protocol = 'dence'\n" + MINIMAL, "there is no protocol 'dence'; did you mean dense"),
+        ("inputs = [3]\n" + MINIMAL, "inputs belongs to the protocol sparse"),
+        ("protocol = 'sparse'\ninputs = [0]\n" + MINIMAL, "inputs must be different numbers of at least 1"),
+        ("seeds = 0\n" + MINIMAL, "seeds must be a number from 1"),
+        ("seeds = [1, 1]\n" + MINIMAL, "the seed 1 stands there twice"),
+        ("seeds = [-1]\n" + MINIMAL, "seeds must be"),
+        ("points = [-5]\n" + MINIMAL, "points must be at least 0"),
+        ("seconds = [nan]\n" + MINIMAL, "seconds must be"),
+        ("reference = 'tr'\n" + MINIMAL, "there is no optimizer entry labelled 'tr'"),
+        ("[train]\nmax_seconds = 3\n" + MINIMAL, "there is no setting 'max_seconds'"),
+        ("[[settings]]\nsteps = 3\n" + MINIMAL, "settings 1: name is missing"),
+        ("title = 3\n" + MINIMAL, "title must be a text, got 3"),
+        ("= 3", "is not a suite in TOML"),
+    ],
+)
+def test_a_mistake_is_named_with_its_place(tmp_path, text, said):
+    path = write(tmp_path, text)
+    with pytest.raises(InputError, match=said) as raised:
+        read_suite(path)
+    assert str(raised.value).startswith(str(path))
+
+
+def test_a_suite_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match=r"nothing\.toml cannot be read"):
+        read_suite(tmp_path / "nothing.toml")
+
+
+def test_a_scene_is_looked_for_from_the_suite_then_from_here_or_in_the_data(tmp_path, capture, monkeypatch):
+    suite = read_suite(write(tmp_path, MINIMAL.replace("fox", "../shared/toy")))
+    with pytest.raises(InputError, match="scene 'toy' is not at .*toy and .*toy; give the folder .* with --data"):
+        make_cells(suite, Path("out"), {})
+    found = make_cells(suite, Path("out"), {}, capture.parent)[0].config.capture
+    assert Path(found) == capture
+    monkeypatch.chdir(capture)
+    here = read_suite(write(tmp_path, MINIMAL.replace("fox", "../toy")))
+    assert make_cells(here, Path("out"), {})[0].config.capture == "../toy"
+
+
+def test_two_cells_never_share_a_folder(capture):
+    entries = [{"name": "adam", "label": "a b"}, {"name": "adam", "label": "A-b"}]
+    with pytest.raises(InputError, match="would share the folder"):
+        make_cells(toy_suite(capture, optimizers=entries), Path("out"), {})
+
+
+@pytest.mark.parametrize("label", ["../../etc", "<script>", "…", "a" * 500, "."])
+def test_a_folders_name_is_harmless_whatever_the_label(label):
+    name = cell_name("scene", "", label, 0)
+    assert Path(name).name == name
+    assert len(name) < 100
+    assert name.isascii()
+
+
+def test_a_setting_that_no_run_can_have_names_its_cell(capture):
+    suite = toy_suite(capture, optimizers=[{"name": "adam", "label": "none", "steps": 0}])
+    with pytest.raises(InputError, match=r"scene 'toy', optimizer 'none': --steps must be at least 1"):
+        make_cells(suite, Path("out"), {})
+
+
+@pytest.mark.parametrize("path", sorted(SUITES.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_suite_of_the_repository_can_be_run(path, data_folder):
+    suite = read_suite(path)
+    assert len(make_cells(suite, Path("out"), {}, data_folder)) >= 6
+    assert suite.title != path.stem
+
+
+def test_the_repository_has_a_suite_for_every_protocol():
+    assert {read_suite(path).protocol.name for path in SUITES.glob("*.toml")} == set(PROTOCOLS)
+    assert {"quick", "dense", "sparse", "long", "second-order"} <= {path.stem for path in SUITES.glob("*.toml")}
+
+
+def test_a_suite_says_nothing_of_its_machine(tmp_path):
+    values = {"scenes": [{"path": "fox"}], "optimizers": [{"name": "adam"}]}
+    assert str(tmp_path) not in str(make_suite(values, "x", tmp_path, "t").to_json())
