@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from splatopt.core.objective import Tensors
 
 
 def unpack_blocks(packed: Float[Tensor, "n p"]) -> Float[Tensor, "n b b"]:
@@ -29,3 +32,14 @@ def pack_blocks(blocks: Float[Tensor, "n b b"]) -> Float[Tensor, "n p"]:
     """Return the lower triangles by row; what is above the diagonal is not read."""
     row, column = torch.tril_indices(blocks.shape[1], blocks.shape[1], device=blocks.device)
     return blocks[:, row, column]
+
+
+def side_by_side(tensors: Tensors, names: tuple[str, ...]) -> Tensor:
+    """Return the rows of the named tensors side by side, (N, B)."""
+    return torch.cat([tensors[name][:, None].flatten(1) for name in names], dim=1)
+
+
+def apart(rows: Float[Tensor, "n b"], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """Return the tensors whose rows stand side by side in ``rows``, by name in their shapes (N, …)."""
+    parts = rows.split([math.prod(shape[1:]) for shape in shapes.values()], dim=1)
+    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}

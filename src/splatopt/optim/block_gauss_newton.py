@@ -24,7 +24,7 @@ from splatopt.core.checks import InputError, check_fraction, check_positive
 from splatopt.core.objective import Evaluation, GaussNewtonBlocks, Objective, Oracle, Tensors
 from splatopt.core.optimizer import Optimizer, OptimizerState, Progress, register
 from splatopt.core.rows import RowEdit
-from splatopt.curvature.blocks import unpack_blocks
+from splatopt.curvature.blocks import side_by_side, unpack_blocks
 from splatopt.optim.first_order import load_like
 from splatopt.optim.hellinger import HellingerRadii, TrustRegionOptions, quaternion_lengths_kept
 
@@ -225,11 +225,6 @@ class BlockGaussNewton(Optimizer):
         self._age, self._multipliers = edit.gather_state(self._age), edit.gather_state(self._multipliers)
         if self._blocks is not None:
             self._blocks = edit.gather_state(self._blocks)
-
-
-def side_by_side(tensors: Tensors, names: tuple[str, ...]) -> Tensor:
-    """Return the rows of the named tensors side by side, (N, B)."""
-    return torch.cat([tensors[name][:, None].flatten(1) for name in names], dim=1)
 
 
 def solve_in_balls(
