@@ -24,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 
