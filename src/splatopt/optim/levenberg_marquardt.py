@@ -28,7 +28,7 @@ import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 
-from splatopt.core.checks import InputError, check_positive
+from splatopt.core.checks import InputError
 from splatopt.core.objective import Evaluation, Objective, Oracle, Tensors
 from splatopt.core.optimizer import Optimizer, OptimizerState, Progress, register
 from splatopt.core.rows import RowEdit
@@ -114,11 +114,9 @@ class LevenbergMarquardtOptions:
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise InputError(f"lm's {name} must be at least {least}, got {getattr(self, name)}")
-        for name in ("damping_start", "damping_least", "damping_most"):
-            check_positive(f"lm's {name}", getattr(self, name))
-        if not self.damping_least <= self.damping_start <= self.damping_most:
+        if not 0 < self.damping_least <= self.damping_start <= self.damping_most < math.inf:
             raise InputError(
-                "lm's damping must satisfy damping_least <= damping_start <= damping_most, got "
+                "lm's damping must satisfy 0 < damping_least <= damping_start <= damping_most, all finite, got "
                 f"{self.damping_least}, {self.damping_start} and {self.damping_most}"
             )
         for name in ("curvature_share", "search_share"):
