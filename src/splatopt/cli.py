@@ -163,14 +163,17 @@ def _train(parsed: Any) -> int:
     from splatopt.train.progress import ProgressLine
 
     config = parsed.training
+    given = {}
     for name in optimizer_names():
         options = getattr(parsed, _field(name))
-        if name == config.optimizer:
-            config = replace(config, optimizer_options=options)
-        elif options != type(options)() and not config.resume:
+        if name in config.optimizers:
+            given[name] = options
+        elif options != type(options)():
             raise InputError(
-                f"options of {name!r} are given, but the optimizer is {config.optimizer!r}; add --optimizer {name}"
+                f"options of {name!r} are given, but the optimizer is {' and '.join(map(repr, config.optimizers))}; "
+                f"add --optimizer {name}, or name it in --stages"
             )
+    config = replace(config, optimizer_options=given[config.optimizer] if config.stages is None else given)
     result = train(config, [ProgressLine()])
     print(
         f"{result.steps} steps in {result.seconds:.1f} s, {len(result.cloud):,} Gaussians; "

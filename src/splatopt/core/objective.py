@@ -128,6 +128,11 @@ class Objective(ABC):
     def backend(self) -> str:
         """Name of what computes the derivatives, for messages and for records."""
 
+    @property
+    def block_names(self) -> tuple[str, ...]:
+        """The parameters whose entries make up a row's block in :meth:`gauss_newton_blocks`."""
+        return tuple(self.parameters)
+
     @abstractmethod
     def gradient(self, batch: Any) -> Evaluation:
         """Return loss and ∂loss/∂θ on ``batch``."""
@@ -135,6 +140,14 @@ class Objective(ABC):
     def parts(self, batch: Any) -> Sequence[Any]:
         """Return batches, one per view, of which ``batch`` is the mean; estimators draw probes for each."""
         return (batch,)
+
+    def split(self, batch: Any, count: int) -> Sequence[Any]:
+        """Return at most ``count`` batches, of nearly equal size, that share out the parts of ``batch``."""
+        return (batch,)
+
+    def value(self, batch: Any) -> float:
+        """Return the loss on ``batch``, the same number as :meth:`gradient` gives there; may reuse its buffers."""
+        return self.gradient(batch).loss
 
     def residuals(self, batch: Any) -> Residuals:
         """Return the residuals r on ``batch``, one tensor per part, each divided by √(number of parts).
@@ -177,6 +190,23 @@ class Objective(ABC):
             MissingOracleError: This objective does not give it.
         """
         self._refuse(Oracle.VJP)
+
+    def gauss_newton_product(self, batch: Any, tangent: Tensors) -> Tensors:
+        """Return JᵀJ v, one tensor per parameter, holding the residuals of one part (view) at a time.
+
+        Args:
+            batch: Where.
+            tangent: v, one tensor per parameter in its shape; a missing one is zero.
+
+        Raises:
+            MissingOracleError: This objective lacks ``jvp`` or ``vjp``.
+        """
+        parts = self.parts(batch)
+        total = {name: torch.zeros_like(parameter) for name, parameter in self.parameters.items()}
+        for part in parts:
+            for name, product in self.vjp(part, self.jvp(part, tangent)).items():
+                total[name].add_(product, alpha=1 / len(parts))
+        return total
 
     def gauss_newton_diagonal(
         self, batch: Any, estimator: DiagonalEstimator, generator: torch.Generator | None = None

@@ -88,6 +88,14 @@ class Optimizer(ABC):
         self.options = options
         self.generator = generator
 
+    @property
+    def batch_size(self) -> int | None:
+        """How many parts (views) a step wants in its batch; None for as many as the run is told, 0 for all."""
+        return None
+
+    def check_batch(self, batch: Any) -> None:  # noqa: B027 - most take any
+        """Raise InputError for a batch that no step can take; asked before a run begins, of all parts."""
+
     @abstractmethod
     def step(self, batch: Any, progress: Progress) -> Evaluation:
         """Take one step on ``batch`` and return the evaluation at the point it started from."""

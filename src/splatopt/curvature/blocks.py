@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from splatopt.core.objective import Tensors
 
 
 def unpack_blocks(packed: Float[Tensor, "n p"]) -> Float[Tensor, "n b b"]:
@@ -46,3 +49,14 @@ def to_lanes(packed: Float[Tensor, "n p"]) -> Float[Tensor, "m p 16"]:
 def from_lanes(lanes: Float[Tensor, "m p 16"], rows: int) -> Float[Tensor, "n p"]:
     """Return the packed blocks of the first ``rows`` rows that :func:`to_lanes` laid out."""
     return lanes.transpose(1, 2).reshape(-1, lanes.shape[1])[:rows].contiguous()
+
+
+def side_by_side(tensors: Tensors, names: tuple[str, ...]) -> Tensor:
+    """Return the rows of the named tensors side by side, (N, B)."""
+    return torch.cat([tensors[name][:, None].flatten(1) for name in names], dim=1)
+
+
+def apart(rows: Float[Tensor, "n b"], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """Return the tensors whose rows stand side by side in ``rows``, by name in their shapes (N, …)."""
+    parts = rows.split([math.prod(shape[1:]) for shape in shapes.values()], dim=1)
+    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}

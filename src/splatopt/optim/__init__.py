@@ -6,6 +6,7 @@ from splatopt.optim import (  # noqa: F401 - registers their optimizers
     block_gauss_newton,
     diagonal_gauss_newton,
     hessian_diagonal,
+    levenberg_marquardt,
 )
 from splatopt.optim.first_order import Adam, AdamOptions
 

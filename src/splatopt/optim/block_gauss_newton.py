@@ -24,7 +24,7 @@ from splatopt.core.checks import InputError, check_fraction, check_positive
 from splatopt.core.objective import Evaluation, GaussNewtonBlocks, Objective, Oracle, Tensors
 from splatopt.core.optimizer import Optimizer, OptimizerState, Progress, register
 from splatopt.core.rows import RowEdit
-from splatopt.curvature.blocks import from_lanes, to_lanes, unpack_blocks
+from splatopt.curvature.blocks import from_lanes, side_by_side, to_lanes, unpack_blocks
 from splatopt.optim.first_order import load_like
 from splatopt.optim.hellinger import HellingerRadii, TrustRegionOptions, fits_native, quaternion_lengths_kept
 
@@ -297,11 +297,6 @@ class BlockGaussNewton(Optimizer):
         if self._blocks is not None:
             kept = from_lanes(self._blocks, rows) if self._is_native else self._blocks
             self._blocks = self._laid_out(edit.gather_state(kept))
-
-
-def side_by_side(tensors: Tensors, names: tuple[str, ...]) -> Tensor:
-    """Return the rows of the named tensors side by side, (N, B)."""
-    return torch.cat([tensors[name][:, None].flatten(1) for name in names], dim=1)
 
 
 def solve_in_balls(

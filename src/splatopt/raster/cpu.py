@@ -15,9 +15,7 @@ from splatopt.core.objective import Oracle
 from splatopt.raster import constants
 from splatopt.raster.renderer import Renderer, ViewLoss
 from splatopt.raster.residuals import L1Ssim, ResidualOptions
-from splatopt.raster.types import Footprint, Gaussians, Rendering, RenderOptions
-
-GAUSSIAN_TENSORS = ("means", "log_scales", "quats", "logit_opacities", "sh_dc", "sh_rest")
+from splatopt.raster.types import GAUSSIAN_TENSORS, Footprint, Gaussians, Rendering, RenderOptions
 
 
 def native_constants() -> Any:
@@ -167,6 +165,19 @@ class NativeRenderer(Renderer):
         self.rasterizer.backward(cloud, weight, *(gradient[name] for name in GAUSSIAN_TENSORS), seen, overwrite)
         return ViewLoss(loss, squared_error)
 
+    def value(
+        self,
+        gaussians: Gaussians,
+        camera: Camera,
+        target: Tensor,
+        options: RenderOptions,
+        ssim_weight: float,
+    ) -> ViewLoss:
+        """Return the loss of one view; see :class:`Renderer`."""
+        self.draw(gaussians, camera, options)
+        loss, squared_error, _ = self.rasterizer.loss(target, ssim_weight)
+        return ViewLoss(loss, squared_error)
+
     def residuals(
         self,
         gaussians: Gaussians,
@@ -191,10 +202,22 @@ class NativeRenderer(Renderer):
         tangent: Mapping[str, Tensor],
     ) -> Tensor:
         """Return J v, (components, H, W, 3), a missing tangent being zero; see :class:`Renderer`."""
+        cloud = self.draw(gaussians, camera, options)
+        return self._push(gaussians, cloud, camera, target, residual_options, tangent)
+
+    def _push(
+        self,
+        gaussians: Gaussians,
+        cloud: Any,
+        camera: Camera,
+        target: Tensor,
+        residual_options: ResidualOptions,
+        tangent: Mapping[str, Tensor],
+    ) -> Tensor:
+        """Return J v of the view that was drawn last."""
         tensors = [tangent.get(name) for name in GAUSSIAN_TENSORS]
         pairs = zip(GAUSSIAN_TENSORS, tensors, strict=True)
         full = [torch.zeros_like(getattr(gaussians, name)) if v is None else v.contiguous() for name, v in pairs]
-        cloud = self.draw(gaussians, camera, options)
         module = native.load()
         assert module is not None
         direction = module.Cloud(*full, 0)
@@ -216,9 +239,41 @@ class NativeRenderer(Renderer):
     ) -> None:
         """Add ``weight`` · Jᵀ u to ``gradient``; see :class:`Renderer`."""
         cloud = self.draw(gaussians, camera, options)
+        self._pull(gaussians, cloud, camera, target, residual_options, cotangent, weight, gradient, overwrite)
+
+    def _pull(
+        self,
+        gaussians: Gaussians,
+        cloud: Any,
+        camera: Camera,
+        target: Tensor,
+        residual_options: ResidualOptions,
+        cotangent: Tensor,
+        weight: float,
+        gradient: Mapping[str, Tensor],
+        overwrite: bool,
+    ) -> None:
+        """Add ``weight`` · Jᵀ u of the view that was drawn last to ``gradient``."""
         self.rasterizer.set_cotangent(target, native_rule(residual_options, camera), cotangent.contiguous())
         seen = torch.zeros(gaussians.means.shape[0], dtype=torch.bool)
         self.rasterizer.backward(cloud, weight, *(gradient[name] for name in GAUSSIAN_TENSORS), seen, overwrite)
+
+    def gauss_newton_product(
+        self,
+        gaussians: Gaussians,
+        camera: Camera,
+        target: Tensor,
+        options: RenderOptions,
+        residual_options: ResidualOptions,
+        tangent: Mapping[str, Tensor],
+        weight: float,
+        product: Mapping[str, Tensor],
+        overwrite: bool = False,
+    ) -> None:
+        """Add ``weight`` · JᵀJ v to ``product``, drawing the view once; see :class:`Renderer`."""
+        cloud = self.draw(gaussians, camera, options)
+        pushed = self._push(gaussians, cloud, camera, target, residual_options, tangent)
+        self._pull(gaussians, cloud, camera, target, residual_options, pushed, weight, product, overwrite)
 
     def accumulate_diagonal(
         self,

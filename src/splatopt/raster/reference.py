@@ -18,10 +18,10 @@ from splatopt.core.objective import Oracle
 from splatopt.raster.constants import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE
 from splatopt.raster.reference_blend import blend_splats, over_background, pixel_centers, unclamped_alpha
 from splatopt.raster.reference_loss import photometric_loss_reference
-from splatopt.raster.reference_products import GAUSSIAN_TENSORS, PulledBack, ReferenceProducts, add_parts
+from splatopt.raster.reference_products import PulledBack, ReferenceProducts, add_parts
 from splatopt.raster.reference_projection import Splats, project_reference
 from splatopt.raster.renderer import ViewLoss
-from splatopt.raster.types import Gaussians, Rendering, RenderOptions
+from splatopt.raster.types import GAUSSIAN_TENSORS, Gaussians, Rendering, RenderOptions
 
 _DEFAULT_OPTIONS = RenderOptions()
 _PAIRS_AT_ONCE = 1 << 22

@@ -25,9 +25,8 @@ from splatopt.raster.reference_loss import (
 from splatopt.raster.reference_projection import Splats, project_reference
 from splatopt.raster.renderer import Renderer
 from splatopt.raster.residuals import BLOCK_SIZE, L1Ssim, ResidualOptions
-from splatopt.raster.types import Gaussians, RenderOptions
+from splatopt.raster.types import GAUSSIAN_TENSORS, Gaussians, RenderOptions
 
-GAUSSIAN_TENSORS = ("means", "log_scales", "quats", "logit_opacities", "sh_dc", "sh_rest")
 _PAIRS_AT_ONCE = 1 << 19
 """Pixel-Gaussian pairs whose nine derivatives are held at once, 38 MB a tensor in float64."""
 

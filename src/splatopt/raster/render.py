@@ -10,10 +10,10 @@ from torch import Tensor
 from splatopt.core import native
 from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError, nearest_names
-from splatopt.raster.cpu import GAUSSIAN_TENSORS, NativeRenderer
+from splatopt.raster.cpu import NativeRenderer
 from splatopt.raster.reference import ReferenceRenderer
 from splatopt.raster.renderer import Renderer
-from splatopt.raster.types import Gaussians, Rendering, RenderOptions
+from splatopt.raster.types import GAUSSIAN_TENSORS, Gaussians, Rendering, RenderOptions
 
 RENDERERS = ("native", "reference")
 

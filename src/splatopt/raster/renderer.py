@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
+import torch
 from torch import Tensor
 
 from splatopt.core.camera import Camera
 from splatopt.core.objective import MissingOracleError, Oracle
 from splatopt.raster.residuals import ResidualOptions
-from splatopt.raster.types import Gaussians, Rendering, RenderOptions
+from splatopt.raster.types import GAUSSIAN_TENSORS, Gaussians, Rendering, RenderOptions
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,29 @@ class Renderer(ABC):
         Returns:
             Loss and squared error of this view, not multiplied by ``weight``.
         """
+
+    def value(
+        self,
+        gaussians: Gaussians,
+        camera: Camera,
+        target: Tensor,
+        options: RenderOptions,
+        ssim_weight: float,
+    ) -> ViewLoss:
+        """Return what :meth:`accumulate_gradient` does of one view, without the gradient.
+
+        Args:
+            gaussians: What is rendered.
+            camera: From where.
+            target: The photograph, (H, W, 3), uint8.
+            options: How it is rendered.
+            ssim_weight: λ of the loss.
+        """
+        gradient = {name: torch.zeros_like(getattr(gaussians, name)) for name in GAUSSIAN_TENSORS}
+        seen = torch.zeros(gaussians.means.shape[0], dtype=torch.bool, device=gaussians.means.device)
+        return self.accumulate_gradient(
+            gaussians, camera, target, options, ssim_weight, 0.0, gradient, seen, overwrite=True
+        )
 
     def residuals(
         self,
@@ -152,6 +176,37 @@ class Renderer(ABC):
             MissingOracleError: This renderer does not give it.
         """
         self._refuse(Oracle.VJP.value)
+
+    def gauss_newton_product(
+        self,
+        gaussians: Gaussians,
+        camera: Camera,
+        target: Tensor,
+        options: RenderOptions,
+        residual_options: ResidualOptions,
+        tangent: Mapping[str, Tensor],
+        weight: float,
+        product: Mapping[str, Tensor],
+        overwrite: bool = False,
+    ) -> None:
+        """Add ``weight`` · JᵀJ v of one view to ``product``.
+
+        Args:
+            gaussians: What is rendered.
+            camera: From where.
+            target: The photograph, (H, W, 3), uint8.
+            options: How it is rendered.
+            residual_options: Which residuals.
+            tangent: v, one tensor per parameter in its shape; a missing one is zero.
+            weight: Factor on the product.
+            product: One tensor per parameter, in its shape; added to.
+            overwrite: Take ``product`` as empty, whatever it holds.
+
+        Raises:
+            MissingOracleError: This renderer lacks ``jvp`` or ``vjp``.
+        """
+        scene = (gaussians, camera, target, options, residual_options)
+        self.vjp(*scene, self.jvp(*scene, tangent), weight, product, overwrite)
 
     def accumulate_diagonal(
         self,

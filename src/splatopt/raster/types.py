@@ -10,6 +10,9 @@ from torch import Tensor
 
 from splatopt.core.checks import InputError
 
+GAUSSIAN_TENSORS = ("means", "log_scales", "quats", "logit_opacities", "sh_dc", "sh_rest")
+"""The tensors of :class:`Gaussians`."""
+
 
 @runtime_checkable
 class Gaussians(Protocol):

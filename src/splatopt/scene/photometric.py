@@ -99,7 +99,7 @@ class PhotometricObjective(Objective):
         """Make the gradient's buffers for the cloud's present number of rows."""
         self._gradient = self._flat_tensors()
         self._seen = torch.zeros(len(self.cloud), dtype=torch.bool, device=self.cloud.means.device)
-        self._kept: dict[Oracle, dict[str, Tensor]] = {}
+        self._kept: dict[Oracle | str, dict[str, Tensor]] = {}
 
     def _flat_tensors(self) -> dict[str, Tensor]:
         """Return zeros in the shapes of the parameters, parts of one flat buffer."""
@@ -108,11 +108,11 @@ class PhotometricObjective(Objective):
         parts = self.cloud.means.new_zeros(sum(sizes)).split(sizes)
         return {name: part.view(tensor.shape) for (name, tensor), part in zip(tensors.items(), parts, strict=True)}
 
-    def _buffers(self, oracle: Oracle) -> dict[str, Tensor]:
-        """Return the buffers of ``oracle``, made when it is first asked after an edit of rows."""
-        if oracle not in self._kept:
-            self._kept[oracle] = self._flat_tensors()
-        return self._kept[oracle]
+    def _buffers(self, question: Oracle | str) -> dict[str, Tensor]:
+        """Return the buffers of ``question``, made when it is first asked after an edit of rows."""
+        if question not in self._kept:
+            self._kept[question] = self._flat_tensors()
+        return self._kept[question]
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -133,6 +133,11 @@ class PhotometricObjective(Objective):
     def backend(self) -> str:
         """The renderer's name."""
         return self.renderer.name
+
+    @property
+    def block_names(self) -> tuple[str, ...]:
+        """All tensors but the colour's higher bands."""
+        return BLOCK_TENSORS
 
     @property
     def sh_degree(self) -> int:
@@ -169,6 +174,17 @@ class PhotometricObjective(Objective):
         """Return one batch per view."""
         return tuple((view,) for view in batch)
 
+    def split(self, batch: Sequence[int], count: int) -> tuple[Sequence[int], ...]:
+        """Return at most ``count`` batches; neighbours in ``batch`` go to different ones."""
+        return tuple(batch[first::count] for first in range(min(count, len(batch))))
+
+    def value(self, batch: Sequence[int]) -> float:
+        """Return the mean loss over the views of ``batch``."""
+        weight = _weight(batch)
+        scenes = ((self.cameras[view], self.images[view]) for view in batch)
+        value = self.renderer.value
+        return sum(weight * value(self.cloud, *scene, self.options, self.ssim_weight).loss for scene in scenes)
+
     def residuals(self, batch: Sequence[int]) -> Residuals:
         """Return the residuals, (components, H, W, 3) per view; see :meth:`Objective.residuals`."""
         scale = math.sqrt(_weight(batch))
@@ -193,6 +209,14 @@ class PhotometricObjective(Objective):
         product = self._buffers(Oracle.VJP)
         for position, (view, part) in enumerate(zip(batch, cotangent, strict=True)):
             self.renderer.vjp(*self._scene(view), part, scale, product, overwrite=position == 0)
+        return product
+
+    def gauss_newton_product(self, batch: Sequence[int], tangent: Tensors) -> Tensors:
+        """Return JᵀJ v; see :meth:`Objective.gauss_newton_product`."""
+        weight = _weight(batch)
+        product = self._buffers("gauss_newton_product")
+        for position, view in enumerate(batch):
+            self.renderer.gauss_newton_product(*self._scene(view), tangent, weight, product, overwrite=position == 0)
         return product
 
     def exact_gauss_newton_diagonal(self, batch: Sequence[int]) -> Tensors:

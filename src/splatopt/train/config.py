@@ -15,12 +15,14 @@ from splatopt.core.optimizer import find_optimizer
 from splatopt.raster.constants import SSIM_WEIGHT
 from splatopt.raster.types import Footprint, RenderOptions
 from splatopt.train.sampler import ViewChoice
+from splatopt.train.stages import Stage, parse_stages
 
 FREE_ON_RESUME = (
     "capture",
     "out",
     "resume",
     "steps",
+    "stages",
     "renderer",
     "threads",
     "cache_mebibytes",
@@ -35,6 +37,9 @@ FREE_ON_RESUME = (
 """Settings that may change when a run is resumed: they leave the steps already taken as they were."""
 
 
+_USUAL_OPTIMIZER = "adam"
+_USUAL_STEPS = 2000
+
 _MOST_THREADS = 1024
 """More are refused by the native module."""
 
@@ -46,14 +51,18 @@ class TrainConfig:
     capture: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CAPTURE")]
     """Folder of the capture: COLMAP, Blender, nerfstudio or instant-ngp."""
 
-    optimizer: str = "adam"
+    optimizer: str = _USUAL_OPTIMIZER
     """Name of the optimizer; its options follow under its name, as in --adam.means-rate."""
 
-    optimizer_options: tyro.conf.Suppress[Any] = None
-    """The optimizer's own dataclass; its defaults when None."""
+    stages: str | None = None
+    """Optimizers one after the other on the same scene with their steps, as in adam:1500,lm:10, in place of
+    --optimizer and --steps. Each starts anew, and its schedules span its own steps."""
 
-    steps: int = 2000
-    """Optimizer steps. Unit: steps."""
+    optimizer_options: tyro.conf.Suppress[Any] = None
+    """The optimizer's own dataclass, or with stages a mapping from names to theirs; the defaults when None."""
+
+    steps: int | None = None
+    """Optimizer steps; 2000 when None, and with --stages their sum. Unit: steps."""
 
     horizon: int | None = None
     """Steps that schedules are planned for, where the run goes on longer or ends sooner; ``steps`` when None.
@@ -148,8 +157,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse what no run can do."""
+        self._check_plan()
         at_least = {
-            "steps": 1,
             "seed": 0,
             "view_batch": 1,
             "random_points": 1,
@@ -184,12 +193,66 @@ class TrainConfig:
         if self.start not in ("sfm", "random") and not self.start.endswith(".ply"):
             raise InputError(f"--start must be sfm, random or the path of a .ply file, got {self.start!r}")
         RenderOptions(self.background or (0.0, 0.0, 0.0), self.footprint, self.sh_degree)
-        entry = find_optimizer(self.optimizer)
-        if self.optimizer_options is not None and not isinstance(self.optimizer_options, entry.options):
-            raise InputError(
-                f"the options of optimizer {self.optimizer!r} must be a {entry.options.__name__}, "
-                f"got a {type(self.optimizer_options).__name__}"
-            )
+
+    def _check_plan(self) -> None:
+        """Refuse stages, steps and optimizers that contradict each other, and options of others."""
+        if self.steps is not None and self.steps < 1:
+            raise InputError(f"--steps must be at least 1, got {self.steps}")
+        if self.stages is None:
+            find_optimizer(self.optimizer)
+        else:
+            plan = self.plan
+            if self.steps not in (None, plan[-1].end):
+                raise InputError(
+                    f"--steps {self.steps} contradicts --stages {self.stages}, whose steps sum to {plan[-1].end}; "
+                    "leave --steps out"
+                )
+            if self.optimizer not in (_USUAL_OPTIMIZER, plan[0].optimizer):
+                raise InputError(
+                    f"--optimizer {self.optimizer} contradicts --stages {self.stages}; leave --optimizer out"
+                )
+            if self.horizon is not None:
+                raise InputError(
+                    f"--horizon {self.horizon} contradicts --stages {self.stages}, each of which has a horizon of its "
+                    "own; leave --horizon out"
+                )
+            object.__setattr__(self, "optimizer", plan[0].optimizer)
+        if self.optimizer_options is None:
+            return
+        for name, options in self.options_by_name.items():
+            expected = find_optimizer(name).options
+            if name not in self.optimizers:
+                raise InputError(f"options of optimizer {name!r} are given, which the run does not use")
+            if not isinstance(options, expected):
+                raise InputError(
+                    f"the options of optimizer {name!r} must be a {expected.__name__}, got a {type(options).__name__}"
+                )
+
+    @property
+    def plan(self) -> tuple[Stage, ...]:
+        """The run's stages; one where none were given."""
+        if self.stages is None:
+            return (Stage(self.optimizer, 0, self.steps or _USUAL_STEPS),)
+        return parse_stages(self.stages)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all stages."""
+        return self.plan[-1].end
+
+    @property
+    def optimizers(self) -> tuple[str, ...]:
+        """Names of the stages' optimizers in order, each once."""
+        return tuple(dict.fromkeys(stage.optimizer for stage in self.plan))
+
+    @property
+    def options_by_name(self) -> dict[str, Any]:
+        """The options that were given, by the optimizer's name."""
+        if self.optimizer_options is None:
+            return {}
+        if self.stages is not None and isinstance(self.optimizer_options, Mapping):
+            return dict(self.optimizer_options)
+        return {self.optimizer: self.optimizer_options}
 
     @property
     def folder(self) -> Path:
@@ -205,12 +268,14 @@ class TrainConfig:
             name: The capture's name, for the folder.
             background: The capture's own, where none was given.
         """
-        options = self.optimizer_options
+        given = self.options_by_name
+        options = {name: given.get(name) or find_optimizer(name).options() for name in self.optimizers}
         return replace(
             self,
-            optimizer_options=find_optimizer(self.optimizer).options() if options is None else options,
+            steps=self.total_steps,
+            optimizer_options=options[self.optimizer] if self.stages is None else options,
             background=background if self.background is None else self.background,
-            out=self.out if self.out is not None else Path("runs") / f"{name}-{self.optimizer}",
+            out=self.out if self.out is not None else Path("runs") / "-".join((name, *self.optimizers)),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -218,7 +283,8 @@ class TrainConfig:
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "resume"}
         values["capture"] = str(Path(self.capture).absolute())
         if self.optimizer_options is not None:
-            values["optimizer_options"] = asdict(self.optimizer_options)
+            options = {name: asdict(given) for name, given in self.options_by_name.items()}
+            values["optimizer_options"] = options[self.optimizer] if self.stages is None else options
         return {name: _plain(value) for name, value in values.items()}
 
     @classmethod
@@ -239,8 +305,11 @@ class TrainConfig:
         settings = dict(values)
         try:
             if settings.get("optimizer_options") is not None:
-                options = find_optimizer(settings["optimizer"]).options
-                settings["optimizer_options"] = options(**_tuples(settings["optimizer_options"]))
+                given = settings["optimizer_options"]
+                staged = settings.get("stages") is not None
+                by_name = given if staged else {settings["optimizer"]: given}
+                options = {name: find_optimizer(name).options(**_tuples(each)) for name, each in by_name.items()}
+                settings["optimizer_options"] = options if staged else options[settings["optimizer"]]
             if settings.get("out") is not None:
                 settings["out"] = Path(settings["out"])
             for name, choices in (("footprint", Footprint), ("view_choice", ViewChoice)):
@@ -259,44 +328,53 @@ class TrainConfig:
         Raises:
             InputError: A setting that shaped the steps already taken was given another value.
         """
-        chosen = {}
+        chosen: dict[str, Any] = {}
         for item in fields(self):
-            given, kept = getattr(self, item.name), getattr(saved, item.name)
-            default = _default(item.name, self)
+            if item.name == "optimizer_options":
+                continue
+            given, kept, default = getattr(self, item.name), getattr(saved, item.name), _default(item.name)
             if item.name in ("capture", "out", "resume") or (given not in (default, kept) and _is_free(item.name)):
                 chosen[item.name] = given
             elif given in (default, kept):
                 chosen[item.name] = kept
             else:
-                what, kept, given = _first_difference(item.name, kept, given, saved.optimizer)
-                raise InputError(
-                    f"the run in {saved.out} was started with {what} {kept}, and cannot go on with {given}; "
-                    f"leave the option out, or start a new run with another --out"
-                )
-        return TrainConfig(**chosen)
+                raise _another_past(saved, _flag(item.name), kept, given)
+        if self.stages is not None:
+            chosen |= {"steps": self.steps, "optimizer": self.optimizer}
+        resumed = TrainConfig(**chosen)
+        options = self._options_resuming(saved, resumed.optimizers)
+        return replace(resumed, optimizer_options=options if resumed.stages is not None else options[resumed.optimizer])
+
+    def _options_resuming(self, saved: TrainConfig, optimizers: tuple[str, ...]) -> dict[str, Any]:
+        """Return the options to resume ``saved`` with: its own, and for stages that are new those that were given."""
+        given, kept = self.options_by_name, saved.options_by_name
+        for name, options in given.items():
+            default = type(options)()
+            for item in fields(options):
+                now, before = getattr(options, item.name), getattr(kept.get(name, options), item.name)
+                if now not in (getattr(default, item.name), before):
+                    raise _another_past(saved, f"--{name}.{item.name.replace('_', '-')}", before, now)
+            if name not in optimizers and options != default:
+                raise InputError(f"options of {name!r} are given, and the run in {saved.out} does not use it")
+        return {name: kept.get(name, given.get(name)) or find_optimizer(name).options() for name in optimizers}
+
+
+def _another_past(saved: TrainConfig, what: str, kept: Any, given: Any) -> InputError:
+    """The refusal of a setting that shaped the steps already taken."""
+    return InputError(
+        f"the run in {saved.out} was started with {what} {kept}, and cannot go on with {given}; "
+        f"leave the option out, or start a new run with another --out"
+    )
 
 
 def _is_free(name: str) -> bool:
     return name in FREE_ON_RESUME
 
 
-def _default(name: str, config: TrainConfig) -> Any:
-    """Default of a field; for the optimizer's options, the defaults of the optimizer that was named."""
-    if name == "optimizer_options":
-        given = config.optimizer_options
-        return None if given is None else type(given)()
+def _default(name: str) -> Any:
+    """Default of a field; None where it has none."""
     default = next(item.default for item in fields(TrainConfig) if item.name == name)
     return None if default is MISSING else default
-
-
-def _first_difference(name: str, kept: Any, given: Any, optimizer: str) -> tuple[str, Any, Any]:
-    """The flag that differs, and both its values; of an optimizer's options, the first that does."""
-    if name == "optimizer_options" and type(kept) is type(given):
-        for item in fields(kept):
-            before, now = getattr(kept, item.name), getattr(given, item.name)
-            if before != now:
-                return f"--{optimizer}.{item.name.replace('_', '-')}", before, now
-    return _flag(name), kept, given
 
 
 def _flag(name: str) -> str:

@@ -120,7 +120,7 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> DemoResult
         make_capture(made, options.seed, options.views, options.width, options.height, options.points)
         capture = open_capture(replace(config, capture=str(made)))
         config = _within_budget(config, capture, renderer, options.seconds)
-        config = replace(config, eval_every=max(1, config.steps // 10))
+        config = replace(config, eval_every=max(1, config.total_steps // 10))
 
         def keep_capture(event: Event) -> None:
             if isinstance(event, Started):
@@ -150,7 +150,7 @@ def _within_budget(config: TrainConfig, capture: Capture, renderer: Renderer, se
         objective.gradient([view])
         times.append(time.perf_counter() - began)
     affordable = int(seconds / (_SLOWDOWN * statistics.median(times)))
-    return replace(config, steps=max(1, min(config.steps, affordable)))
+    return replace(config, steps=max(1, min(config.total_steps, affordable)))
 
 
 def _leave(out: Path, result: TrainResult, renderer: Renderer) -> DemoResult:

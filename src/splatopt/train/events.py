@@ -9,6 +9,7 @@ from pathlib import Path
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import Scores
+from splatopt.train.stages import Stage
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Stepped:
         loss: Loss where the step started.
         psnr: PSNR of the step's training views, dB.
         cloud: The live cloud; whoever keeps it clones it.
+        stage: The stage that took the step, which in a run without --stages is the whole run; None where it is
+            not told.
     """
 
     step: int
@@ -49,6 +52,7 @@ class Stepped:
     loss: float
     psnr: float
     cloud: GaussianCloud
+    stage: Stage | None = None
 
 
 @dataclass(frozen=True)

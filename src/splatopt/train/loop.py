@@ -17,7 +17,7 @@ import splatopt.optim  # noqa: F401 - registers the optimizers
 from splatopt import __version__
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Evaluation, Tensors
-from splatopt.core.optimizer import OptimizerState, Progress, find_optimizer
+from splatopt.core.optimizer import Optimizer, OptimizerState, Progress, find_optimizer
 from splatopt.data import Capture
 from splatopt.raster.renderer import Renderer
 from splatopt.scene.gaussians import GaussianCloud
@@ -39,6 +39,10 @@ from splatopt.train.setup import (
     starting_cloud,
     training_positions,
 )
+from splatopt.train.stages import Stage, check_continues, stage_at
+
+_MOST_NAMES = 8
+"""Views that a message names."""
 
 _CLOUD, _OPTIMIZER = "cloud.", "optimizer."
 
@@ -129,8 +133,11 @@ def _reopen(config: TrainConfig, capture: Capture | None) -> tuple[TrainConfig, 
         capture = capture or open_capture(config)
         config = replace(config, out=config.resolved(capture.name, capture.background).out)
     folder = RunFolder(config.folder)
-    resumed = config.resuming(folder.read_config())
+    saved = folder.read_config()
+    resumed = config.resuming(saved)
     checkpoint, warnings = latest_checkpoint(folder.checkpoints)
+    if checkpoint is not None and len(saved.plan) + len(resumed.plan) > 2:
+        check_continues(resumed.plan, saved.plan, checkpoint.step)
     if checkpoint is None:
         if warnings or folder.has_progress:
             detail = f" ({warnings[0]})" if warnings else ""
@@ -148,6 +155,7 @@ class _Trainer:
         self, config: TrainConfig, capture: Capture, renderer: Renderer, callbacks: tuple[Callback, ...]
     ) -> None:
         self.config = config
+        self.plan = config.plan
         self.capture = capture
         self.renderer = renderer
         self.callbacks = callbacks
@@ -181,9 +189,11 @@ class _Trainer:
         """Start anew, or go on from ``checkpoint``; checks everything before it writes anything."""
         if checkpoint is None:
             self._bind(starting_cloud(self.config, self.capture, self.generator))
+            self._begin_stage(0)
         else:
             self._restore(checkpoint)
             self.before = self._saved_scores()
+        self._check_stages()
         self.folder.write_config(self.config, __version__)
         self.log = MetricsLog(self.folder.metrics)
         if checkpoint is not None:
@@ -191,11 +201,29 @@ class _Trainer:
             self.log.trim(self.step)
 
     def _bind(self, cloud: GaussianCloud) -> None:
-        """Make objective and optimizer around ``cloud``."""
+        """Make the objective around ``cloud``."""
         self.objective = make_objective(self.config, self.capture, cloud, self.renderer)
-        entry = find_optimizer(self.config.optimizer)
-        self.optimizer = entry.optimizer(self.objective, self.config.optimizer_options, self.generator)
-        self.optimizer.threads = self.config.threads
+
+    def _begin_stage(self, position: int) -> None:
+        """Start the optimizer of one stage anew."""
+        self.position = position
+        self.optimizer = self._make_optimizer(self.stage.optimizer)
+
+    @property
+    def stage(self) -> Stage:
+        """The stage at work."""
+        return self.plan[self.position]
+
+    def _make_optimizer(self, name: str) -> Optimizer:
+        entry = find_optimizer(name)
+        optimizer = entry.optimizer(self.objective, self.config.options_by_name[name], self.generator)
+        optimizer.threads = self.config.threads
+        return optimizer
+
+    def _check_stages(self) -> None:
+        """Refuse before the first step what an optimizer of a later stage would refuse after hours."""
+        for name in self.config.optimizers:
+            self._make_optimizer(name).check_batch(tuple(self.capture.split.train))
 
     def _saved_scores(self) -> Scores | None:
         """Scores from before the first step, as a resumed run finds them."""
@@ -211,7 +239,12 @@ class _Trainer:
         tensors = {f"{_CLOUD}{name}": value for name, value in self.objective.parameters.items()}
         tensors |= {f"{_OPTIMIZER}{name}": value for name, value in state.tensors.items()}
         tensors |= {"sampler": self.sampler.state(), "generator": self.generator.get_state()}
-        scalars = {"seconds": self.seconds, "optimizer": dict(state.scalars), "sums": self.sums.to_json()}
+        scalars = {
+            "seconds": self.seconds,
+            "stage": self.position,
+            "optimizer": dict(state.scalars),
+            "sums": self.sums.to_json(),
+        }
         return Checkpoint(self.step, tensors, scalars)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -219,7 +252,10 @@ class _Trainer:
         try:
             tensors, scalars = checkpoint.tensors, checkpoint.scalars
             self._bind(GaussianCloud(**_below(tensors, _CLOUD)).clone())
-            self.optimizer.load_state(OptimizerState(_below(tensors, _OPTIMIZER), scalars["optimizer"]))
+            self._begin_stage(stage_at(self.plan, checkpoint.step))
+            # A run that had come to its end may go on with another stage, which starts anew.
+            if self.position == scalars.get("stage", 0):
+                self.optimizer.load_state(OptimizerState(_below(tensors, _OPTIMIZER), scalars["optimizer"]))
             self.sampler.load_state(tensors["sampler"])
             self.generator.set_state(tensors["generator"])
             self.step = checkpoint.step
@@ -296,10 +332,10 @@ class _Trainer:
     def _advance(self) -> None:
         """Take one step and whatever is due after it."""
         began = time.perf_counter()
-        config = self.config
-        views = self.sampler.draw(config.view_batch)
+        stage = self.stage
+        views = self._draw()
         self._set_degree(self.step)
-        evaluation = self.optimizer.step(views, Progress(self.step, config.horizon or config.steps))
+        evaluation = self.optimizer.step(views, Progress(self.step - stage.begin, self.config.horizon or stage.steps))
         problem = self._non_finite(evaluation, views)
         if problem:
             self._roll_back(problem)
@@ -308,19 +344,28 @@ class _Trainer:
         psnr = evaluation.facts["psnr"]
         self.sums.add(evaluation.loss, psnr)
         self.seconds += time.perf_counter() - began
-        self._after_step()
-        self.tell(Stepped(self.step, config.steps, self.seconds, evaluation.loss, psnr, self.objective.cloud))
+        self._after_step(evaluation)
+        self.tell(
+            Stepped(self.step, self.plan[-1].end, self.seconds, evaluation.loss, psnr, self.objective.cloud, stage)
+        )
 
-    def _after_step(self) -> None:
-        config, step = self.config, self.step
+    def _draw(self) -> tuple[int, ...]:
+        """Return the views of the next step: as many as its optimizer wants, or else the configuration."""
+        wanted = self.optimizer.batch_size
+        return self.sampler.draw(self.config.view_batch) if wanted is None else self.sampler.draw_distinct(wanted)
+
+    def _after_step(self, evaluation: Evaluation) -> None:
+        config, step, stage = self.config, self.step, self.stage
         self.over = self._is_over()
         evaluation_due = self._is_evaluation_due() and not self.over
-        if evaluation_due or _is_due(step, config.log_every) or self.over:
+        if evaluation_due or _is_due(step, config.log_every) or step == stage.end or self.over:
             scores = self._evaluate() if evaluation_due else None
-            self._log_line(scores)
+            self._log_line(evaluation, scores)
+        if step == stage.end and not self.over:
+            self._begin_stage(self.position + 1)
         began = time.perf_counter()
         late = 0 < config.checkpoint_seconds <= self.seconds - self.saved_at_seconds
-        if _is_due(step, config.checkpoint_every) or late or self.over:
+        if _is_due(step, config.checkpoint_every) or late or step == stage.end or self.over:
             broken = non_finite("parameter", self.objective.parameters)
             if broken:
                 self._roll_back(f"{broken} after step {step}")
@@ -330,7 +375,7 @@ class _Trainer:
 
     def _is_over(self) -> bool:
         """Whether all steps were taken, or the time is up."""
-        return self.step >= self.config.steps or 0 < self.config.max_seconds <= self.seconds
+        return self.step >= self.config.total_steps or 0 < self.config.max_seconds <= self.seconds
 
     def _is_evaluation_due(self) -> bool:
         """Whether the held-out views are to be scored after this step; each time that was asked for comes once."""
@@ -341,15 +386,17 @@ class _Trainer:
             or any(passed < moment <= self.seconds for moment in self.config.eval_at_seconds)
         )
 
-    def _log_line(self, scores: Scores | None) -> None:
+    def _log_line(self, evaluation: Evaluation, scores: Scores | None) -> None:
         line = {
             "step": self.step,
+            "optimizer": self.stage.optimizer,
             "seconds": round(self.seconds, 4),
             "loss": self.sums.loss / self.sums.count,
             "psnr": self.sums.psnr / self.sums.count,
             "gaussians": len(self.objective.cloud),
             "memory_mb": round(resident_megabytes(), 1),
         }
+        line |= {name: value for name, value in evaluation.facts.items() if name != "psnr"}
         if scores:
             line |= {"test_psnr": scores.psnr, "test_ssim": scores.ssim}
         self.log.append(line)
@@ -359,8 +406,10 @@ class _Trainer:
         broken = non_finite("gradient of", evaluation.gradient)
         if broken is None and math.isfinite(evaluation.loss):
             return None
-        names = ", ".join(self.capture.cameras[view].name for view in views)
-        return f"{broken or f'the loss is {evaluation.loss}'} at step {self.step + 1} (view {names})"
+        names = [self.capture.cameras[view].name for view in views[:_MOST_NAMES]]
+        more = f" and {len(views) - len(names)} more" if len(views) > len(names) else ""
+        where = f"step {self.step + 1} (view {', '.join(names)}{more})"
+        return f"{broken or f'the loss is {evaluation.loss}'} at {where}"
 
     def _set_degree(self, step: int) -> None:
         degree = sh_degree_at(self.config, step)
@@ -408,7 +457,7 @@ class _Trainer:
             return InterruptedRunError(f"stopped at step {self.step}, before there was a checkpoint to go on from")
         capture, out = shlex.quote(self.config.capture), shlex.quote(str(self.folder.path))
         return InterruptedRunError(
-            f"stopped at step {self.step} of {self.config.steps}, {self.saved.name} is kept; "
+            f"stopped at step {self.step} of {self.plan[-1].end}, {self.saved.name} is kept; "
             f"go on with: {program()} train {capture} --out {out} --resume"
         )
 

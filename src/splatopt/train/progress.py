@@ -8,8 +8,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from splatopt.train.config import TrainConfig
 from splatopt.train.events import Ended, Evaluated, Event, Started, Stepped, Warned
 from splatopt.train.memory import resident_megabytes
+from splatopt.train.stages import Stage
 
 _REFRESH_SECONDS = 0.2
 _PLAIN_SECONDS = 5.0
@@ -29,6 +31,7 @@ class ProgressLine:
         self._live: Live | None = None
         self._shown_at = 0.0
         self._first: tuple[int, float] | None = None
+        self._stage: Stage | None = None
         self._loss = self._psnr = 0.0
 
     def __call__(self, event: Event) -> None:
@@ -54,23 +57,24 @@ class ProgressLine:
     def _start(self, event: Started) -> None:
         verb = "going on at step" if event.step else "training, step"
         self._say(
-            f"{verb} {event.step} of {event.config.steps}: {event.gaussians:,} Gaussians, {event.views} views, "
-            f"optimizer {event.config.optimizer}, {event.renderer} renderer -> {event.config.out}"
+            f"{verb} {event.step} of {event.config.total_steps}: {event.gaussians:,} Gaussians, {event.views} views, "
+            f"{_optimizers(event.config)}, {event.renderer} renderer -> {event.config.out}"
         )
         if self._console.is_terminal:
             self._live = Live(Text(""), console=self._console, auto_refresh=False)
             self._live.start()
 
     def _step(self, event: Stepped) -> None:
-        if self._first is None:
-            # Later steps are timed from here: the first one warms up.
-            self._first = (event.step, time.perf_counter())
+        fresh = self._first is None or event.stage != self._stage
+        if fresh:
+            # Later steps are timed from here: the first one warms up, and stages take as long as their optimizers.
+            self._first, self._stage = (event.step, time.perf_counter()), event.stage
             self._loss, self._psnr = event.loss, event.psnr
         self._loss += (1 - _SMOOTHING) * (event.loss - self._loss)
         self._psnr += (1 - _SMOOTHING) * (event.psnr - self._psnr)
         now = time.perf_counter()
         pause = _REFRESH_SECONDS if self._live else _PLAIN_SECONDS
-        if now - self._shown_at < pause and event.step < event.steps:
+        if now - self._shown_at < pause and event.step < event.steps and not (fresh and event.step > 1):
             return
         self._shown_at = now
         line = Text(self._line(event, now), no_wrap=True, overflow="ellipsis")
@@ -81,17 +85,27 @@ class ProgressLine:
 
     def _line(self, event: Stepped, now: float) -> str:
         first_step, began = self._first or (event.step, now)
+        stage = event.stage
+        several = stage is not None and stage.steps < event.steps
+        part = f" ({stage.optimizer} {event.step - stage.begin}/{stage.steps})" if stage and several else ""
         line = (
-            f"step {event.step}/{event.steps}  loss {self._loss:.4f}  PSNR {self._psnr:.2f} dB  "
+            f"step {event.step}/{event.steps}{part}  loss {self._loss:.4f}  PSNR {self._psnr:.2f} dB  "
             f"{len(event.cloud):,} Gaussians  {resident_megabytes():.0f} MB"
         )
         if event.step == first_step:
             return line
         each = (now - began) / (event.step - first_step)
-        return f"{line}  {1000 * each:.1f} ms/step  ETA {_clock(each * (event.steps - event.step))}"
+        end = stage.end if stage else event.steps
+        goal = f" of {stage.optimizer}'s end" if stage and several else ""
+        return f"{line}  {1000 * each:.1f} ms/step  ETA {_clock(each * (end - event.step))}{goal}"
 
     def _say(self, text: str, style: str | None = None) -> None:
         self._console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+def _optimizers(config: TrainConfig) -> str:
+    """Say what optimizes: one optimizer, or stages."""
+    return f"optimizer {config.optimizer}" if config.stages is None else f"stages {config.stages}"
 
 
 def _clock(seconds: float) -> str:

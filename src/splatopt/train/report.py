@@ -59,10 +59,10 @@ def write_report(
     config, scores = read_json(folder.config), read_json(folder.evaluation)
     lines = read_metrics(folder.metrics)
     capture = Path(str(config.get("capture", "a capture"))).name
-    heading = title or f"{capture}, trained with {config.get('optimizer', 'an unknown optimizer')}"
+    heading = title or f"{capture}, trained with {_trained_with(config)}"
     sections = [
         _header(heading, scores, has_scene=folder.scene.exists()),
-        _headline(scores, lines),
+        _headline(scores, lines, staged=bool(config.get("stages"))),
         _curves(lines, scores),
         _gallery(pictures, scores),
         _provenance(config, command or _command(config, run_folder)),
@@ -147,12 +147,21 @@ def _header(heading: str, scores: Mapping[str, Any], *, has_scene: bool) -> str:
     return f'<h1>{escape(heading)}</h1>\n<p class="lead">{lead}{scene}</p>'
 
 
-def _headline(scores: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> str:
-    """The numbers that one looks for first."""
+def _trained_with(config: Mapping[str, Any]) -> str:
+    """The optimizers' names, in the order of the stages."""
+    stages = config.get("stages")
+    if isinstance(stages, str):
+        return ", then ".join(part.partition(":")[0].strip() for part in stages.split(","))
+    return str(config.get("optimizer", "an unknown optimizer"))
+
+
+def _headline(scores: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], *, staged: bool) -> str:
+    """The numbers that one looks for first; stages' steps are too unlike for a mean."""
     last = lines[-1] if lines else {}
     before = _before(scores)
     steps, seconds = scores.get("steps", last.get("step")), scores.get("seconds", last.get("seconds"))
-    pace = f"{1000 * seconds / steps:.1f} ms a step" if _is_number(steps) and steps and _is_number(seconds) else ""
+    known = _is_number(steps) and steps and _is_number(seconds) and not staged
+    pace = f"{1000 * seconds / steps:.1f} ms a step" if known else ""
     memory = [line["memory_mb"] for line in lines if _is_number(line.get("memory_mb"))]
     cards = [
         ("PSNR", _from_to(before.get("psnr"), scores.get("psnr"), ".2f"), "dB, higher is better"),
@@ -258,9 +267,9 @@ def _view(pictures: ViewPictures, before: Mapping[str, Any], after: Mapping[str,
 def _provenance(config: Mapping[str, Any], command: str) -> str:
     """The command, the configuration and the versions."""
     settings = {name: value for name, value in config.items() if name not in ("format", "version")}
-    options = settings.pop("optimizer_options", None)
-    if isinstance(options, dict):
-        settings |= {f"{config.get('optimizer')}.{name}": value for name, value in options.items()}
+    settings.pop("optimizer_options", None)
+    for optimizer, options in _options(config).items():
+        settings |= {f"{optimizer}.{name}": value for name, value in options.items()}
     versions = {
         "splatopt": config.get("version", __version__),
         "PyTorch": torch.__version__,
@@ -285,17 +294,28 @@ def _table(values: Mapping[str, Any]) -> str:
 def _command(config: Mapping[str, Any], run_folder: Path) -> str:
     """The command that makes a run like this one: the usual options, and every other that is not at its default."""
     words = ["splatopt", "train", str(config.get("capture", ""))]
+    implied = ("optimizer", "steps") if config.get("stages") else ()
     for item in fields(TrainConfig):
         value = config.get(item.name)
+        if item.name in implied or item.name in _NO_OPTIONS or item.name not in config:
+            continue
         if item.name in _USUAL_OPTIONS or value not in (None, _plain_default(item.default)):
-            words += _option(item.name, value) if item.name not in _NO_OPTIONS and item.name in config else []
-    optimizer, options = str(config.get("optimizer")), config.get("optimizer_options")
-    if isinstance(options, dict) and optimizer in optimizer_names():
-        defaults = asdict(find_optimizer(optimizer).options())
+            words += _option(item.name, value)
+    for optimizer, options in _options(config).items():
+        defaults = asdict(find_optimizer(optimizer).options()) if optimizer in optimizer_names() else options
         for name, value in options.items():
             if value != defaults.get(name):
                 words += _option(f"{optimizer}.{name}", value)
     return shlex.join([*words, "--out", str(run_folder)])
+
+
+def _options(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The options by the optimizer's name, of one optimizer or of stages."""
+    options = config.get("optimizer_options")
+    if not isinstance(options, dict):
+        return {}
+    by_name = options if config.get("stages") else {str(config.get("optimizer")): options}
+    return {name: each for name, each in by_name.items() if isinstance(each, dict)}
 
 
 _USUAL_OPTIONS = ("optimizer", "steps", "seed", "start")

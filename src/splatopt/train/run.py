@@ -116,7 +116,7 @@ def open_run(path: Path | str, renderer: str | None = None) -> Run:
         return Run(folder, config, cloud, steps, float(checkpoint.scalars["seconds"]), tuple(warnings))
     if not folder.scene.is_file():
         raise InputError(f"{folder.path} holds neither a whole checkpoint nor a scene.ply; train it first")
-    steps = record["steps"] if isinstance(record.get("steps"), int) else config.steps
+    steps = record["steps"] if isinstance(record.get("steps"), int) else config.total_steps
     return Run(folder, config, load_ply(folder.scene), steps, _seconds(record, 0.0), tuple(warnings))
 
 

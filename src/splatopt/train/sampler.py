@@ -67,6 +67,22 @@ class ViewSampler:
         del self._pending[:count]
         return drawn
 
+    def draw_distinct(self, count: int) -> tuple[int, ...]:
+        """Return ``count`` different view indices, all of them in their own order where that is 0 or beyond.
+
+        A view that is passed over because it was drawn already keeps its place for the next draw.
+        """
+        if not 0 < count < len(self._views):
+            return self._views
+        drawn: list[int] = []
+        while len(drawn) < count:
+            if not set(self._pending) - set(drawn):
+                self._pending.extend(torch.randperm(len(self._views), generator=self._generator).tolist())
+            position = next(position for position in self._pending if position not in drawn)
+            self._pending.remove(position)
+            drawn.append(position)
+        return tuple(self._views[position] for position in drawn)
+
     def shuffle(self) -> None:
         """Forget the order at hand, so that the next draw makes a new one."""
         self._pending.clear()
