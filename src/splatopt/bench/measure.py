@@ -36,6 +36,7 @@ class Recorder:
     def __init__(self, cell: Cell) -> None:
         """Keep the record of ``cell``, going on with what its folder holds."""
         self._cell = cell
+        self._config = cell.config
         self._path = cell.config.folder / RECORD
         self.record: dict[str, Any] = {}
 
@@ -50,6 +51,8 @@ class Recorder:
                 self.record["warnings"].append(event.message)
 
     def _start(self, event: Started) -> None:
+        # As the run resolved it, with everything spelt out.
+        self._config = event.config
         before = read_json(self._path)
         # A run that begins at step 0 scores that step again.
         points = [point for point in before.get("points", []) if event.step and point["step"] <= event.step]
@@ -88,7 +91,7 @@ class Recorder:
 
     def _is_planned(self, step: int) -> bool:
         """Whether every run of this cell is scored after ``step`` steps, however quick the machine is."""
-        config = self._cell.config
+        config = self._config
         every = config.eval_every
         return step in (0, config.steps) or step in config.eval_at or (every > 0 and step % every == 0)
 
