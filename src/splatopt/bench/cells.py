@@ -101,7 +101,7 @@ def cell_name(scene: str, setting: str, label: str, seed: int) -> str:
 
 
 def make_cells(suite: Suite, out: Path, overrides: Mapping[str, Any], data: Path | None = None) -> list[Cell]:
-    """Return all cells of a suite, scene by scene.
+    """Return all cells of a suite, seed by seed: what is stopped early has compared all on the first seeds.
 
     Args:
         suite: What is compared.
@@ -124,7 +124,7 @@ def make_cells(suite: Suite, out: Path, overrides: Mapping[str, Any], data: Path
                     protocol = suite.protocol.to_json()
                     cells.append(Cell(scene.name, setting.name, entry.label, seed, protocol, scene.path, config))
     _check_folders(cells)
-    return cells
+    return sorted(cells, key=lambda cell: suite.seeds.index(cell.seed))
 
 
 def make_clocks(
