@@ -43,7 +43,8 @@ def test_the_matrix_is_scenes_by_settings_by_optimizers_by_seeds(capture):
     suite = toy_suite(capture, settings=settings, seeds=[3, 5])
     cells = make_cells(suite, Path("out"), {})
     assert len(cells) == 1 * 2 * 2 * 2
-    assert [cell.name for cell in cells[:3]] == ["toy.small.adam.seed3", "toy.small.adam.seed5", "toy.small.slow.seed3"]
+    assert [cell.name for cell in cells[:3]] == ["toy.small.adam.seed3", "toy.small.slow.seed3", "toy.whole.adam.seed3"]
+    assert [cell.seed for cell in cells] == [3] * 4 + [5] * 4
     assert {cell.config.max_side for cell in cells} == {16, None}
     assert cells[0].config.out == Path("out/cells/toy.small.adam.seed3")
 

@@ -36,7 +36,7 @@ BLOCK_NAMES = ("means", "log_scales", "quats", "logit_opacities", "sh_dc")
 class BlockGaussNewtonOptions(TrustRegionOptions):
     """Block Gauss-Newton; there are no learning rates, ε is the one knob."""
 
-    epsilon_start: float = 5e-4
+    epsilon_start: float = 1e-3
     """ε at step 0, the squared Hellinger distance that a whole ball reaches along one axis. Unit: opacity.
     Source: own experiments."""
 
