@@ -38,6 +38,16 @@ def test_trust_region(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
 
 
+def test_levenberg_marquardt(tmp_path: Path):
+    output = run("levenberg_marquardt.py", tmp_path)
+    scores = re.findall(r"^([\w:,]+): ([\d.]+) -> ([\d.]+) dB in ", output, re.MULTILINE)
+    assert [name for name, _, _ in scores] == ["adam:150", "adam:150,lm:8", "lm:8"]
+    assert len({before for _, before, _ in scores}) == 1, "all begin at the same cloud"
+    assert all(float(after) > float(before) + 4 for _, before, after in scores)
+    assert float(scores[1][2]) > float(scores[0][2]) + 1, "the second stage adds to the first"
+    assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+
+
 def test_every_example_has_its_test():
     names = {path.stem for path in (ROOT / "examples").glob("*.py")}
     assert {f"test_{name}" for name in names} <= set(globals())

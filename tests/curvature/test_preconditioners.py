@@ -67,7 +67,9 @@ def test_blocks_are_inverted_whole(dtype):
     packed = GaussNewtonBlocks(("means", "logit"), pack_blocks(blocks).to(dtype), {"rest": given["rest"]})
     preconditioner = BlockPreconditioner(layout, packed)
     squares = blocks.diagonal(dim1=1, dim2=2)
-    expected_diagonal = layout.flatten({"means": squares[:, :3], "logit": squares[:, 3], "rest": given["rest"].double()})
+    expected_diagonal = layout.flatten(
+        {"means": squares[:, :3], "logit": squares[:, 3], "rest": given["rest"].double()}
+    )
     torch.testing.assert_close(preconditioner.diagonal.double(), expected_diagonal, rtol=1e-5, atol=1e-6)
     damping = layout.flatten(tensors(5)).to(dtype)
     preconditioner.factorise(damping)
