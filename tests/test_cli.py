@@ -81,7 +81,15 @@ def test_each_command_explains_itself(command, capsys):
 def test_help_of_train_shows_the_optimizers_options(capsys):
     main(["train", "--help"])
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    for flag in ("--adam.means-rate", "--downscale", "--max-side", "--view-batch", "--resume", "--skip-missing"):
+    for flag in (
+        "--adam.means-rate",
+        "--downscale",
+        "--max-side",
+        "--view-batch",
+        "--resume",
+        "--skip-missing",
+        "--stages",
+    ):
         assert flag in shown
     assert "Source: 3DGS, position_lr_init. (default: 0.00016)" in shown
 
@@ -100,6 +108,39 @@ def test_train_leaves_a_run(run_folder):
     assert record["psnr"] > record["before"]["psnr"] + 1
     assert len(load_ply(run_folder / "scene.ply")) == 200
     assert len((run_folder / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_stages_run_with_their_own_options(capture, tmp_path, capsys):
+    out = tmp_path / "run"
+    words = ["--stages", "adam:20,lm:3", "--log-every", "1", "--lm.iterations", "4", "--adam.means-rate", "2e-4"]
+    assert main(["train", str(capture), *words, "--out", str(out)]) == 0
+    said, progress = capsys.readouterr()
+    assert "23 steps in" in said
+    assert "stages adam:20,lm:3" in progress
+    assert "step 23/23 (lm 3/3)" in progress
+    config = json.loads((out / "config.json").read_text())
+    assert config["stages"] == "adam:20,lm:3"
+    assert config["optimizer_options"]["adam"]["means_rate"] == 2e-4
+    assert config["optimizer_options"]["lm"]["iterations"] == 4
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").open()]
+    assert [line["optimizer"] for line in lines] == ["adam"] * 20 + ["lm"] * 3
+    steps = lines[20:]
+    assert all(line["step_length"] > 0 for line in steps)
+    assert steps[0]["damping"] == 2.0
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    assert main(["report", str(out)]) == 0
+    assert "--stages adam:20,lm:3" in (out / "report.html").read_text()
+    capsys.readouterr()
+    assert main(["train", str(capture), "--out", str(out), "--resume", "--stages", "adam:20,lm:4"]) == 0
+    assert "going on at step 23 of 24" in capsys.readouterr().err
+
+
+def test_levenberg_marquardt_says_at_once_what_memory_it_needs(capture, tmp_path, capsys):
+    words = ["--stages", "adam:500,lm:3", "--lm.memory-mebibytes", "1", "--out", str(tmp_path / "run")]
+    assert main(["train", str(capture), *words]) == 2
+    error = capsys.readouterr().err
+    assert "splatopt: a step of lm needs 2 MiB of memory, for 200 rows and the residuals of one view, and may" in error
+    assert not (tmp_path / "run").exists()
 
 
 def test_train_says_what_came_out(capture, tmp_path, capsys):

@@ -43,6 +43,15 @@ def test_hessian_diagonal(tmp_path: Path):
     assert [name for name, _, _ in scores] == ["adam", "adam-tuned", "esgd", "adahessian", "sophia", "sophia-h"]
     assert len({before for _, before, _ in scores}) == 1, "all begin at the same cloud"
     assert all(float(after) > float(before) + 4 for _, before, after in scores)
+
+
+def test_levenberg_marquardt(tmp_path: Path):
+    output = run("levenberg_marquardt.py", tmp_path)
+    scores = re.findall(r"^([\w:,]+): ([\d.]+) -> ([\d.]+) dB in ", output, re.MULTILINE)
+    assert [name for name, _, _ in scores] == ["adam:150", "adam:150,lm:8", "lm:8"]
+    assert len({before for _, before, _ in scores}) == 1, "all begin at the same cloud"
+    assert all(float(after) > float(before) + 4 for _, before, after in scores)
+    assert float(scores[1][2]) > float(scores[0][2]) + 1, "the second stage adds to the first"
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
 
 

@@ -199,7 +199,7 @@ def test_a_loss_that_breaks_down_on_the_way_is_taken_back():
 
 
 def test_the_state_is_two_numbers():
-    objective, optimizer = make()
+    _, optimizer = make()
     optimizer.step(ALL, NOW)
     state = optimizer.state()
     assert (dict(state.tensors), dict(state.scalars)) == ({}, {"damping": 1.0, "steps": 1})
@@ -226,12 +226,12 @@ def test_only_the_block_preconditioner_asks_for_blocks():
 
     with pytest.raises(MissingOracleError, match="block preconditioner.*gauss_newton_blocks"):
         make(Blockless())
-    objective, optimizer = make(Blockless(), preconditioner="diagonal")
+    _, optimizer = make(Blockless(), preconditioner="diagonal")
     assert optimizer.step(ALL, NOW).facts["step_length"] > 0
 
 
 def test_memory_is_counted_in_parameters_and_one_view():
-    objective, optimizer = make()
+    _, optimizer = make()
     size, block = 8 * ROWS, 4
     expected = 16 * size + ROWS * (4 * block**2 + block * (block + 1) // 2) + 2 * RESIDUALS
     assert optimizer.memory_needed(ALL) == optimizer.memory_needed(ALL[:1]) == 8 * expected

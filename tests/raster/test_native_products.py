@@ -82,6 +82,37 @@ def test_residuals_and_products_agree_with_the_reference(renderer, case: RenderC
     assert abs(left - right) <= 1e-5 * result[1].double().norm() * cotangent.double().norm()
 
 
+@pytest.mark.parametrize("kind", RESIDUALS, ids=lambda kind: type(kind).__name__)
+@pytest.mark.parametrize("name", ["degree_3", "needles"])
+def test_the_gauss_newton_product_draws_once_and_is_both_products(renderer, name: str, kind: ResidualOptions) -> None:
+    case = find_case(name)
+    cloud = case.cloud().to(torch.float32)
+    view = (cloud, case.camera, case.target(), case.options, kind)
+    tangent = in_float32(random_like(case.cloud().tensors, 1))
+    expected = {name: torch.ones_like(tensor) for name, tensor in cloud.tensors.items()}
+    found = {name: torch.ones_like(tensor) for name, tensor in cloud.tensors.items()}
+    renderer.vjp(*view, renderer.jvp(*view, tangent), 0.25, expected)
+    drawn = []
+    draw = renderer.draw
+    renderer.draw = lambda *arguments, **named: drawn.append(None) or draw(*arguments, **named)
+    try:
+        renderer.gauss_newton_product(*view, tangent, 0.25, found)
+    finally:
+        del renderer.draw
+    assert len(drawn) == 1
+    for key, value in expected.items():
+        assert torch.equal(found[key], value), key
+
+
+def test_the_value_is_the_loss_that_comes_with_the_gradient(renderer: NativeRenderer) -> None:
+    case = find_case("degree_3")
+    cloud = case.cloud().to(torch.float32)
+    view = (cloud, case.camera, case.target(), case.options, 0.2)
+    gradient = {name: torch.zeros_like(tensor) for name, tensor in cloud.tensors.items()}
+    seen = torch.zeros(len(cloud), dtype=torch.bool)
+    assert renderer.value(*view) == renderer.accumulate_gradient(*view, 1.0, gradient, seen)
+
+
 def test_a_missing_tangent_is_zero(renderer: NativeRenderer) -> None:
     case = find_case("ordinary")
     cloud = case.cloud().to(torch.float32)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from raster.cases import look_from, make_camera, random_cloud
-from splatopt.core.objective import MissingOracleError, Oracle
+from splatopt.core.objective import MissingOracleError, Objective, Oracle
 from splatopt.core.rows import RowEdit
 from splatopt.curvature.blocks import unpack_blocks
 from splatopt.curvature.estimators import Exact, ParameterProbes, ResidualProbes, rademacher
@@ -108,6 +108,42 @@ def test_products_are_adjoint_over_batches(options):
     left = sum(float((a * b).sum()) for a, b in zip(pushed, cotangent, strict=True))
     assert left == pytest.approx(float(flat(objective.vjp([1, 2], cotangent)) @ flat(tangent)), rel=1e-11)
     assert abs(left) > 1e-4
+
+
+@pytest.mark.parametrize("options", [L1Ssim(), SquaredError()])
+def test_the_gauss_newton_product_is_both_products_one_view_at_a_time(options):
+    objective = make(options)
+    v = random_tangent(objective, 6)
+    expected = flat(objective.vjp([0, 1, 2], objective.jvp([0, 1, 2], v)))
+    found = objective.gauss_newton_product([0, 1, 2], v)
+    torch.testing.assert_close(flat(found), expected, rtol=1e-9, atol=1e-13)
+    torch.testing.assert_close(flat(Objective.gauss_newton_product(objective, [0, 1, 2], v)), expected)
+    means = {"means": v["means"]}
+    kept = flat(objective.gauss_newton_product([1], means))
+    torch.testing.assert_close(kept, flat(objective.vjp([1], objective.jvp([1], means))), rtol=1e-9, atol=1e-13)
+
+
+def test_the_value_is_the_loss_that_comes_with_the_gradient():
+    objective = make()
+    for batch in ([0], [2, 0, 1]):
+        kept = objective.gradient(batch)
+        before = flat(kept.gradient)
+        assert objective.value(batch) == pytest.approx(kept.loss, rel=1e-12)
+        assert torch.equal(flat(kept.gradient), before), "the value leaves the gradient's buffers alone"
+    with pytest.raises(ValueError, match="at least one view"):
+        objective.value([])
+
+
+def test_batches_are_split_evenly():
+    objective = make()
+    assert objective.split([0, 1, 2, 1, 0], 2) == ([0, 2, 0], [1, 1])
+    assert objective.split((0, 1), 5) == ((0,), (1,))
+    assert objective.split((0, 1), 1) == ((0, 1),)
+
+
+def test_the_blocks_names_are_those_of_the_blocks():
+    objective = make()
+    assert objective.block_names == objective.gauss_newton_blocks([0]).names
 
 
 def test_a_jvp_is_the_change_of_the_residuals():

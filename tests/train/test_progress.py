@@ -10,6 +10,7 @@ from rich.console import Console
 
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.photometric import ViewScore
+from splatopt.train import progress as progress_module
 from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import Scores
 from splatopt.train.events import Ended, Evaluated, Started, Stepped, Warned
@@ -59,6 +60,28 @@ def test_it_tells_everything_a_person_asks_for(terminal):
         "warning: the disk is full [/nothing]",
     ):
         assert words in said, words
+
+
+def test_stages_are_told_apart(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(progress_module.time, "perf_counter", lambda: clock[0])
+    stream = io.StringIO()
+    line = ProgressLine(Console(file=stream, width=300))
+    config = TrainConfig(capture="fox", stages="adam:1000,sign-tr:4").resolved("fox", (0.0, 0.0, 0.0))
+    line(Started(config, 0, 5, 43, "native"))
+    for step in range(1, 1005):
+        stage = config.plan[step > 1000]
+        clock[0] += 0.01 if step <= 1000 else 6.0
+        line(Stepped(step, 1004, clock[0], 0.5 if step <= 1000 else 0.125, 20.0, cloud(5), stage))
+    said = stream.getvalue().splitlines()
+    assert "step 0 of 1004" in said[0]
+    assert "stages adam:1000,sign-tr:4" in said[0]
+    assert said[1].startswith("step 1/1004 (adam 1/1000)")
+    assert "(adam 50" in said[2]
+    assert "10.0 ms/step  ETA 0:05 of adam's end" in said[2]
+    assert [text.split("  ")[0] for text in said[-4:]] == [f"step {1000 + i}/1004 (sign-tr {i}/4)" for i in range(1, 5)]
+    assert "loss 0.1250" in said[-4], "running means begin anew"
+    assert "6000.0 ms/step  ETA 0:12 of sign-tr's end" in said[-3]
 
 
 def test_elsewhere_than_on_a_terminal_lines_are_few_and_plain():

@@ -140,6 +140,17 @@ def test_command_and_title_can_be_given_or_are_put_together(run: Path):
     assert "<pre>make demo</pre>" in page
 
 
+def test_a_run_in_stages_names_them_all(tmp_path: Path):
+    options = {"adam": {"beta1": 0.8}, "lm": {"iterations": 3}}
+    page = write_report(write_run(tmp_path / "run", stages="adam:30,lm:10", optimizer_options=options)).read_text()
+    assert "<title>fox, trained with adam, then lm</title>" in page
+    assert "--stages adam:30,lm:10 --seed 3 --adam.beta1 0.8 --lm.iterations 3 --out" in page
+    assert "--optimizer" not in page
+    assert "--steps" not in page
+    assert "<tr><td>lm.iterations</td><td>3</td></tr>" in page
+    assert "ms a step" not in page, "steps of different optimizers have no common pace"
+
+
 def test_configuration_and_version_are_shown(run: Path):
     page = write_report(run).read_text()
     assert "<tr><td>adam.beta1</td><td>0.9</td></tr>" in page

@@ -43,6 +43,24 @@ def test_far_views_are_one_of_the_order_and_those_farthest_from_it():
     assert sorted(views.draw(9)) == [2, 3, 5, 7, 11]
 
 
+def test_distinct_views_never_repeat_and_all_come_round():
+    views = sampler(3)
+    batches = [views.draw_distinct(3) for _ in range(10)]
+    assert all(len(set(batch)) == 3 for batch in batches)
+    counts = [sum(batch.count(view) for batch in batches) for view in (2, 3, 5, 7, 11)]
+    assert counts == [6] * 5, "whole orders are drawn, none is lost"
+
+
+@pytest.mark.parametrize("count", [0, 5, 9])
+def test_all_views_come_in_their_own_order_and_draw_nothing(count):
+    views = sampler()
+    first = views.draw(2)
+    pending = views.state()
+    assert views.draw_distinct(count) == (2, 3, 5, 7, 11)
+    assert torch.equal(views.state(), pending)
+    assert sorted((*first, *views.draw(3))) == [2, 3, 5, 7, 11]
+
+
 def test_the_seed_decides():
     assert sampler(1).draw(5) == sampler(1).draw(5)
     assert {sampler(seed).draw(5) for seed in range(20)} != {sampler(0).draw(5)}

@@ -254,7 +254,7 @@ class LevenbergMarquardt(Optimizer):
             )
 
     def memory_needed(self, batch: Any) -> int:
-        """Return the bytes that a step on ``batch`` takes beside the parameters, at most.
+        """Return the bytes that a step on ``batch`` takes beside the parameters and the renderer's own buffers.
 
         16 vectors as long as the parameters; for blocks of B entries, 4 B² + ½ B (B+1) numbers a row; and twice the
         residuals of the largest view: they are used one view at a time, so the number of views does not count.

@@ -55,8 +55,9 @@ class TrainConfig:
     """Name of the optimizer; its options follow under its name, as in --adam.means-rate."""
 
     stages: str | None = None
-    """Optimizers one after the other on the same scene with their steps, as in adam:1500,lm:10, in place of
-    --optimizer and --steps. Each starts anew, and its schedules span its own steps."""
+    """Optimizers with their steps, one after the other on the same scene, as in adam:1500,lm:10; in place of
+    --optimizer and --steps. Each starts anew, its schedules span its own steps, and its options follow under its
+    name."""
 
     optimizer_options: tyro.conf.Suppress[Any] = None
     """The optimizer's own dataclass, or with stages a mapping from names to theirs; the defaults when None."""
