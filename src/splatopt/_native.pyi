@@ -29,22 +29,21 @@ class ResidualRule:
 
     def __init__(self, *, squared: bool, scale: float, absolute_slope: float, dissimilarity_slope: float, floor_absolute: float, floor_dissimilarity: float) -> None: ...
 
-class CloudTensors:
-    """
-    Pointers to six tensors in a cloud's shapes, which the caller keeps alive.
-    """
-
-    def __init__(self, means: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], log_scales: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], quats: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], logit_opacities: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], sh_dc: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], sh_rest: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu')]) -> None: ...
-
-class TrustBounds:
-    """The trust region of one step."""
-
-    def __init__(self, *, epsilon: float, opacity_floor: float, most_relative_distance: float, most_mean: float, most_log_scale: float, most_quat: float, most_logit: float, most_color: float, color_floor: float, higher_bands: float, conditional_variance: bool) -> None: ...
-
 class Workers:
     """Threads and the kernels that fit this processor."""
 
     def __init__(self, threads: int, isa: str = 'auto') -> None: ...
+
+    def blend_ceiling(self, rounds: int) -> float:
+        """
+        Pixel-Gaussian pairs a second that all threads together blend in a bare loop: the renderer's ceiling.
+        """
+
+    @property
+    def threads(self) -> int: ...
+
+    @property
+    def isa(self) -> str: ...
 
     def adam_step(self, parameter: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], gradient: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], exp_avg: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], exp_avg_sq: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], *, rate: float, beta1: float, beta2: float, epsilon: float, step: int) -> None:
         """One Adam step in place on flat float32 tensors; step counts from 1."""
@@ -75,16 +74,17 @@ class Workers:
     def block_form(self, blocks: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], step: CloudTensors) -> float:
         """The sum of d'Bd over all rows, blocks (N, 105)."""
 
-    def blend_ceiling(self, rounds: int) -> float:
-        """
-        Pixel-Gaussian pairs a second that all threads together blend in a bare loop: the renderer's ceiling.
-        """
+class CloudTensors:
+    """
+    Pointers to six tensors in a cloud's shapes, which the caller keeps alive.
+    """
 
-    @property
-    def threads(self) -> int: ...
+    def __init__(self, means: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], log_scales: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], quats: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], logit_opacities: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], sh_dc: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], sh_rest: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu')]) -> None: ...
 
-    @property
-    def isa(self) -> str: ...
+class TrustBounds:
+    """The trust region of one step."""
+
+    def __init__(self, *, epsilon: float, opacity_floor: float, most_relative_distance: float, most_mean: float, most_log_scale: float, most_quat: float, most_logit: float, most_color: float, color_floor: float, higher_bands: float, conditional_variance: bool) -> None: ...
 
 class Rasterizer:
     """One view's passes in order, with the buffers they share."""

@@ -1,0 +1,40 @@
+// What the files that know Python share.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <stdexcept>
+
+#include "rasterizer.h"
+#include "types.h"
+
+namespace splatopt {
+
+namespace nb = nanobind;
+
+template <class T, class Shape>
+using Array = nb::ndarray<T, Shape, nb::c_contig, nb::device::cpu>;
+using Floats1 = Array<const float, nb::ndim<1>>;
+using Floats2 = Array<const float, nb::ndim<2>>;
+using Floats3 = Array<const float, nb::ndim<3>>;
+using Bytes3 = Array<const uint8_t, nb::shape<-1, -1, 3>>;
+using OutFloats1 = Array<float, nb::ndim<1>>;
+using OutFloats2 = Array<float, nb::ndim<2>>;
+using Floats4 = Array<const float, nb::ndim<4>>;
+using OutFloats4 = Array<float, nb::ndim<4>>;
+using OutFloats3 = Array<float, nb::ndim<3>>;
+using OutBools = Array<bool, nb::ndim<1>>;
+
+inline void require(bool condition, const char* what) {
+    if (!condition) throw std::invalid_argument(what);
+}
+
+// Checks the shapes of a cloud's six tensors; the caller keeps them alive.
+Cloud make_cloud(const Floats2& means, const Floats2& log_scales, const Floats2& quats, const Floats1& logit_opacities,
+                 const Floats2& sh_dc, const Floats3& sh_rest, int degree);
+
+// The fused optimizer steps, as methods of Workers, and the classes that they take.
+void bind_steps(nb::module_& m, nb::class_<Workers>& workers);
+
+}  // namespace splatopt
