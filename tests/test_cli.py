@@ -19,6 +19,7 @@ from PIL import Image
 import splatopt
 from splatopt.cli import main
 from splatopt.core import native
+from splatopt.core.optimizer import optimizer_names
 from splatopt.raster.cpu import NativeRenderer
 from splatopt.scene.ply import load_ply
 from splatopt.train import loop as loop_module
@@ -92,6 +93,21 @@ def test_help_of_train_shows_the_optimizers_options(capsys):
     ):
         assert flag in shown
     assert "Source: 3DGS, position_lr_init. (default: 0.00016)" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "there"),
+    [
+        (["--optimizer", "tr2"], {"tr2"}),
+        (["--optimizer=lm"], {"lm"}),
+        (["--stages", "adam:10,block-gn:20"], {"adam", "block-gn"}),
+    ],
+)
+def test_help_of_train_explains_the_optimizers_that_are_named_and_lists_all(words, there, capsys):
+    assert main(["train", *words, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert {name for name in optimizer_names() if f"--{name}." in shown.replace("--adam.means-rate.", "")} == there
+    assert all(f"\n{name}: " in shown for name in optimizer_names())
 
 
 @pytest.mark.parametrize(("words", "said"), [([], "a command is missing"), (["trian"], "did you mean train")])

@@ -132,21 +132,39 @@ def _command(options: Callable[[], Any], run: Callable[[Any], int], name: str) -
 # ---------------------------------------------------------------------- train
 
 
-def _train_options() -> Any:
-    """TrainConfig, with the options of every registered optimizer under its name."""
+def _train_options(words: list[str]) -> Any:
+    """TrainConfig, with the options of every registered optimizer under its name; for help, of those named alone."""
     import tyro
 
     import splatopt.optim  # noqa: F401 - registers the optimizers
     from splatopt.core.optimizer import find_optimizer, optimizer_names
     from splatopt.train.config import TrainConfig
 
+    names = optimizer_names()
+    if {"-h", "--help"} & set(words):
+        names = tuple(name for name in names if name in _optimizers_named(words))
     columns: list[Any] = [("training", tyro.conf.OmitArgPrefixes[TrainConfig])]
-    for name in optimizer_names():
+    for name in names:
         options: Any = find_optimizer(name).options
         columns.append((_field(name), Annotated[options, tyro.conf.arg(name=name)], options()))
     command = make_dataclass("Train", columns, frozen=True)
-    command.__doc__ = TrainConfig.__doc__
+    listed = "\n\n".join(f"{name}: {find_optimizer(name).help}" for name in optimizer_names())
+    command.__doc__ = f"{TrainConfig.__doc__}\n\nOptimizers, whose options `splatopt train --optimizer NAME --help` explains:\n\n{listed}"
     return command
+
+
+def _optimizers_named(words: list[str]) -> set[str]:
+    """Optimizers that a command line names, before it has been parsed; the default one where it names none."""
+    named: set[str] = set()
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        flag, _, value = word.partition("=")
+        if flag in ("--optimizer", "--stages"):
+            named |= {part.partition(":")[0].strip() for part in (value or after).split(",")}
+    return named or {"adam"}
+
+
+def _train_command(words: list[str]) -> int:
+    return _command(lambda: _train_options(words), _train, "train")(words)
 
 
 def _field(optimizer: str) -> str:
@@ -400,7 +418,7 @@ def _bench(words: list[str]) -> int:
 
 
 _COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
-    "train": (_command(_train_options, _train, "train"), "train a scene from a capture"),
+    "train": (_train_command, "train a scene from a capture"),
     "eval": (_command(lambda: _positional(EvalOptions), _eval, "eval"), "score the held-out views of a run"),
     "render": (
         _command(lambda: _positional(RenderRunOptions), _render, "render"),
