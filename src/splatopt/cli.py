@@ -149,7 +149,8 @@ def _train_options(words: list[str]) -> Any:
         columns.append((_field(name), Annotated[options, tyro.conf.arg(name=name)], options()))
     command = make_dataclass("Train", columns, frozen=True)
     listed = "\n\n".join(f"{name}: {find_optimizer(name).help}" for name in optimizer_names())
-    command.__doc__ = f"{TrainConfig.__doc__}\n\nOptimizers, whose options `splatopt train --optimizer NAME --help` explains:\n\n{listed}"
+    where = "Optimizers, whose options `splatopt train --optimizer NAME --help` explains:"
+    command.__doc__ = "\n\n".join([str(TrainConfig.__doc__), where, listed])
     return command
 
 
