@@ -7,7 +7,16 @@ import math
 import numpy as np
 import pytest
 
-from splatopt.bench.statistics import Reached, area, best_point, paired_bootstrap, reach, summary, worst_drop
+from splatopt.bench.statistics import (
+    Reached,
+    area,
+    at_seconds,
+    best_point,
+    paired_bootstrap,
+    reach,
+    summary,
+    worst_drop,
+)
 
 
 def points(*rows: tuple[int, float]) -> list[dict]:
@@ -33,6 +42,11 @@ def test_the_best_is_the_earliest_of_equals():
 )
 def test_the_worst_drop_is_after_the_peak(curve, drop):
     assert worst_drop(points(*curve)) == drop
+
+
+def test_at_a_moment_a_curve_is_linear_and_stays_at_its_end():
+    curve = points((0, 1), (10, 5), (20, 4))
+    assert [at_seconds(curve, moment) for moment in (0, 2.5, 5, 10, 99)] == [1, 3, 5, 4, 4]
 
 
 def test_the_area_is_the_mean_over_the_logarithm_of_steps():

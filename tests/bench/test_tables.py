@@ -48,6 +48,16 @@ def test_everything_about_a_scene():
     assert not second["steps"].best
 
 
+def test_the_scores_at_equal_seconds():
+    table = by_title(two_labels())["toy, at equal seconds (dense)"]
+    assert table.columns == ["1 s", "2 s", "5 s", "10 s"]
+    second = row(table, "second")
+    assert second["1 s"].mean == pytest.approx((20 + 26) / 2), "the points of step 10"
+    assert second["2 s"].mean == pytest.approx((20 + 26) / 2 + (4 - 3) / 2 * 10 / 90)
+    assert second["10 s"].mean == pytest.approx((24 + 23) / 2)
+    assert second["10 s"].best
+
+
 def test_the_way_to_the_references_quality():
     found = by_title(two_labels())
     steps = found["Steps to reach first (dense)"]

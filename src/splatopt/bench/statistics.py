@@ -109,6 +109,16 @@ def reach(points: Sequence[Point], psnr: float) -> Reached | None:
     return None
 
 
+def at_seconds(points: Sequence[Point], seconds: float) -> float:
+    """Return the PSNR after so many seconds of training, dB: linear between points, and the last once a run has ended.
+
+    Args:
+        points: In the order of steps; the first is at 0 seconds.
+        seconds: The moment.
+    """
+    return float(np.interp(seconds, [point["seconds"] for point in points], [point["psnr"] for point in points]))
+
+
 @dataclass(frozen=True)
 class Comparison:
     """A paired comparison over scenes and seeds.

@@ -8,10 +8,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from splatopt.bench.results import Results
-from splatopt.bench.statistics import Comparison, area, best_point, paired_bootstrap, reach, summary, worst_drop
+from splatopt.bench.statistics import (
+    Comparison,
+    area,
+    at_seconds,
+    best_point,
+    paired_bootstrap,
+    reach,
+    summary,
+    worst_drop,
+)
 from splatopt.bench.tables import Number, Table, bold_best
 
 Cells = Sequence[Mapping[str, Any]]
+
+MOMENTS = (1, 2, 5, 10, 20, 30, 50, 70, 100, 200, 500, 1000, 2000, 5000)
+"""Seconds of training at which runs are compared."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +126,9 @@ def tables(group: Group) -> list[Table]:
     found = [_over_scenes(group, measure) for measure in shown]
     if len(group.labels) > 1:
         found += [_to_reach(group, "steps"), _to_reach(group, "seconds"), _significance(group)]
-    return [table for table in found if table.rows] + [_of_scene(group, scene) for scene in group.scenes]
+    for scene in group.scenes:
+        found += [_at_seconds(group, scene), _of_scene(group, scene)]
+    return [table for table in found if table.rows]
 
 
 def view_tables(group: Group) -> list[Table]:
@@ -226,6 +240,25 @@ def _significance(group: Group) -> Table:
     )
     columns = ["difference, dB", "from", "to", "p", "pairs"]
     return Table(f"PSNR against {group.reference} ({group.name})", note, "optimizer", columns, rows)
+
+
+def _at_seconds(group: Group, scene: str) -> Table:
+    """PSNR at equal seconds."""
+    longest = max((cell["points"][-1]["seconds"] for cell in group.cells if cell["scene"] == scene), default=0.0)
+    moments = [moment for moment in MOMENTS if moment <= longest]
+    measures = [
+        Measure(f"{moment} s", ".2f", 1, lambda cell, moment=moment: at_seconds(cell["points"], moment))  # type: ignore[misc]
+        for moment in moments
+    ]
+    rows = [(label, [_number(group.of(label, scene), one) for one in measures]) for label in group.labels]
+    rows = [(label, numbers) for label, numbers in rows if any(numbers)]
+    bold_best(rows, [1] * len(measures))
+    note = (
+        "PSNR after so many seconds of training, evaluation not counted, dB: linear between scored points, and the last "
+        "value once a run has ended; mean ± standard deviation over seeds."
+    )
+    heads = [measure.name for measure in measures]
+    return Table(f"{scene}, at equal seconds ({group.name})", note, "optimizer", heads, rows if moments else [])
 
 
 def _of_scene(group: Group, scene: str) -> Table:
