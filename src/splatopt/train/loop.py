@@ -306,7 +306,7 @@ class _Trainer:
                     self.before = self._evaluate()
                     self._write_scores(None)
                     self._save()
-                while self.step < config.total_steps and not self.requests:
+                while self.step < self.plan[-1].end and not self.requests:
                     self.whole = False
                     self._advance()
                     self.whole = True
