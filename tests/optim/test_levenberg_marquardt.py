@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from optim.views import RESIDUALS, ROWS, VIEWS, Views
+from scene.test_photometric_oracles import make as make_scene
+from splatopt.core import native
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Evaluation, MissingOracleError, Oracle
 from splatopt.core.optimizer import OptimizerState, Progress
 from splatopt.optim.levenberg_marquardt import LevenbergMarquardt, LevenbergMarquardtOptions
+from splatopt.raster.render import make_renderer
 
 ALL = tuple(range(VIEWS))
 NOW = Progress(0, 10)
@@ -171,6 +174,30 @@ def test_rows_that_no_view_sees_stay_bit_for_bit():
     for name, value in objective.parameters.items():
         assert torch.equal(value[-1], before[name]), name
         assert torch.isfinite(value).all()
+
+
+@pytest.mark.parametrize(
+    ("renderer", "preconditioner"), [("native", "diagonal"), ("native", "block"), ("reference", "block")]
+)
+def test_a_scene_is_polished_and_what_is_behind_all_cameras_stays(renderer, preconditioner):
+    if renderer == "native" and not native.available():
+        pytest.skip("the native module is not built")
+    dtype = torch.float32 if renderer == "native" else torch.float64
+    objective = make_scene(renderer=make_renderer(renderer, 1), dtype=dtype)
+    objective.cloud.quats.mul_(3.0)
+    optimizer = LevenbergMarquardt(
+        objective, LevenbergMarquardtOptions(preconditioner=preconditioner, batches=2, iterations=3)
+    )
+    before = {name: value.clone() for name, value in objective.parameters.items()}
+    start = objective.value([0, 1, 2])
+    kept = [optimizer.step([0, 1, 2], Progress(step, 2)).facts["step_length"] > 0 for step in range(2)]
+    assert any(kept)
+    assert objective.value([0, 1, 2]) < 0.99 * start
+    for name, value in objective.parameters.items():
+        assert torch.equal(value[5], before[name][5]), name
+        assert torch.isfinite(value).all(), name
+        assert not torch.equal(value[:5], before[name][:5]), name
+    torch.testing.assert_close(objective.cloud.quats.norm(dim=1), before["quats"].norm(dim=1), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])

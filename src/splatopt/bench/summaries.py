@@ -254,8 +254,8 @@ def _at_seconds(group: Group, scene: str) -> Table:
     rows = [(label, numbers) for label, numbers in rows if any(numbers)]
     bold_best(rows, [1] * len(measures))
     note = (
-        "PSNR after so many seconds of training, evaluation not counted, dB: linear between scored points, and the last "
-        "value once a run has ended; mean ± standard deviation over seeds."
+        "PSNR after so many seconds of training, evaluation not counted, dB: linear between scored points, and the "
+        "last value once a run has ended; mean ± standard deviation over seeds."
     )
     heads = [measure.name for measure in measures]
     return Table(f"{scene}, at equal seconds ({group.name})", note, "optimizer", heads, rows if moments else [])

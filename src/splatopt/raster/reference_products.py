@@ -327,9 +327,10 @@ def _splat_curvature(splats: Splats, camera: Camera, options: RenderOptions, wei
                 leaf.requires_grad_()
             blend = blend_splats(replace(splats, **own), pixels)
             color = over_background(blend, options)
+            sums = [color[:, channel].sum() for channel in range(3)]
         near = weights[rows.start : rows.stop].reshape(-1, 3)
         for channel in range(3):
-            parts = torch.autograd.grad(color[:, channel].sum(), list(own.values()), retain_graph=channel < 2)
+            parts = torch.autograd.grad(sums[channel], list(own.values()), retain_graph=channel < 2)
             to_color = splats.means.new_zeros(*shape, 3)
             to_color[:, :, channel] = blend.weights.detach()
             derivative = torch.cat([parts[0], parts[1], parts[2][:, :, None], to_color], dim=2).transpose(0, 1)
