@@ -375,7 +375,7 @@ class _Trainer:
 
     def _is_over(self) -> bool:
         """Whether all steps were taken, or the time is up."""
-        return self.step >= self.config.total_steps or 0 < self.config.max_seconds <= self.seconds
+        return self.step >= self.plan[-1].end or 0 < self.config.max_seconds <= self.seconds
 
     def _is_evaluation_due(self) -> bool:
         """Whether the held-out views are to be scored after this step; each time that was asked for comes once."""
