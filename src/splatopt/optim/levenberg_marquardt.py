@@ -228,7 +228,7 @@ class LevenbergMarquardt(Optimizer):
         super().__init__(objective, options, generator)
         if options.preconditioner == "block":
             objective.require(frozenset({Oracle.GAUSS_NEWTON_BLOCKS}), "lm with the block preconditioner")
-        self._radii = HellingerRadii(RadiusBounds())
+        self._radii = HellingerRadii(RadiusBounds(), objective.length_scale)
         self._damping = float(options.damping_start)
         self._steps = 0
 
