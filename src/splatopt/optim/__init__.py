@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from splatopt.optim import block_gauss_newton, diagonal_gauss_newton  # noqa: F401 - registers their optimizers
+from splatopt.optim import block_gauss_newton, diagonal_gauss_newton, zoo  # noqa: F401 - registers their optimizers
 from splatopt.optim.first_order import Adam, AdamOptions
 
 __all__ = ["Adam", "AdamOptions"]

@@ -95,7 +95,7 @@ class TorchOptimizer(Optimizer):
         if self.feed is Feed.GRADIENTS:
             self.torch.step()
         else:
-            self.torch.step(closure)  # type: ignore[arg-type]
+            self._step_with(closure)
         assert closure.first is not None
         return closure.first
 
@@ -103,11 +103,16 @@ class TorchOptimizer(Optimizer):
         """Let an optimizer that differentiates by itself take one step."""
         if isinstance(self.objective, GraphObjective):
             objective = self.objective
-            loss = float(self.torch.step(lambda: self.graph(objective, batch)))  # type: ignore[arg-type]
-            return objective.evaluation(loss, [leaf.grad for leaf in self._leaves.values()])
-        loss, evaluation = objective_loss(self.objective, batch, self._leaves)
-        self.torch.step(lambda: loss)
+            loss = float(self._step_with(lambda: self.graph(objective, batch)))
+            return objective.evaluation(loss, [_gradient(leaf) for leaf in self._leaves.values()])
+        graph, evaluation = objective_loss(self.objective, batch, self._leaves)
+        self._step_with(lambda: graph)
         return evaluation
+
+    def _step_with(self, closure: Callable[[], Tensor]) -> Any:
+        # torch's own signature wants a closure that returns a float.
+        step: Callable[[Callable[[], Tensor]], Any] = self.torch.step  # type: ignore[assignment]
+        return step(closure)
 
     def _set_rates(self, progress: Progress) -> None:
         rates = self.rates(progress)
@@ -177,6 +182,11 @@ def bridge(
     return Bridged
 
 
+def _gradient(leaf: Tensor) -> Tensor:
+    assert leaf.grad is not None
+    return leaf.grad
+
+
 class _GradientClosure:
     """Sets the gradients and returns the loss; remembers the evaluation of its first call."""
 
@@ -204,7 +214,7 @@ def _numbers(group: Mapping[str, Any]) -> dict[str, Any]:
 
 def _edited(shape: torch.Size, state: Mapping[str, Any], edit: RowEdit) -> dict[str, Any]:
     """The state of a parameter of ``shape`` after an edit of its rows; empty where it cannot follow."""
-    edited = {}
+    edited: dict[str, Any] = {}
     for key, value in state.items():
         if isinstance(value, Tensor) and value.dim() and value.shape == shape:
             edited[key] = edit.gather_state(value)
@@ -253,7 +263,7 @@ class _Loss(torch.autograd.Function):
         return leaves[0].new_tensor(loss)
 
     @staticmethod
-    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
         parts = _Gradient.apply(ctx.gradients, ctx.product, *ctx.leaves)
         return (None, None, None, *(weight * part for part in parts))
 
@@ -267,5 +277,5 @@ class _Gradient(torch.autograd.Function):
         return tuple(gradient.clone() for gradient in gradients)
 
     @staticmethod
-    def backward(ctx: Any, *tangents: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *tangents: Tensor) -> tuple[Tensor | None, ...]:
         return (None, None, *ctx.product(tangents))

@@ -159,8 +159,8 @@ class KfacOptions(_Checked):
     decay: float = 0.95
     """Decay of the factors, per refresh. Unit: fraction. Source: Martens and Grosse 2015."""
 
-    damping: float = 1e-3
-    """λ. Unit: of the Gauss-Newton matrix. Source: Martens and Grosse 2015."""
+    damping: float = 1.0
+    """λ. Unit: of the Gauss-Newton matrix. Source: measured, docs/fields.md; Martens and Grosse adapt it."""
 
     interval: int = 10
     """Steps between refreshes of factors and inverses. Unit: steps. Source: Martens and Grosse 2015."""
@@ -320,15 +320,14 @@ def field_options(name: str, field: str, options: Any = None) -> Any:
         InputError: There is no such optimizer, or the options are another's.
     """
     found = find_field_optimizer(name)
-    options = found.entry.options() if options is None else options
-    if not isinstance(options, found.entry.options):
+    chosen: Any = found.entry.options() if options is None else options
+    if not isinstance(chosen, found.entry.options):
         raise InputError(
-            f"the options of optimizer {name!r} must be a {found.entry.options.__name__}, "
-            f"got a {type(options).__name__}"
+            f"the options of optimizer {name!r} must be a {found.entry.options.__name__}, got a {type(chosen).__name__}"
         )
-    if options.rate is not None:
-        return options
-    return replace(options, rate=found.relu_rate if field.startswith("relu") else found.rate)
+    if chosen.rate is not None:
+        return chosen
+    return replace(chosen, rate=found.relu_rate if field.startswith("relu") else found.rate)
 
 
 def make_field_optimizer(

@@ -49,7 +49,7 @@ class KFAC(torch.optim.Optimizer):
         *,
         momentum: float = 0.9,
         decay: float = 0.95,
-        damping: float = 1e-3,
+        damping: float = 1.0,
         interval: int = 10,
         clip: float = 1e-2,
         generator: torch.Generator | None = None,
@@ -122,6 +122,7 @@ class KFAC(torch.optim.Optimizer):
         steps, squared_length = [], 0.0
         for layer in self.layers:
             state = self.state[layer.weight]
+            assert layer.weight.grad is not None and layer.bias.grad is not None
             gradient = torch.cat([layer.weight.grad, layer.bias.grad[:, None]], dim=1)
             if "mean" not in state:
                 state["mean"] = torch.zeros_like(gradient)

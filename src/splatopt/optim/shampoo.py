@@ -57,7 +57,7 @@ class Shampoo(torch.optim.Optimizer):
         super().__init__(params, defaults | {"steps": 0})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step from the gradients at hand.
 
         Args:
@@ -78,7 +78,8 @@ class Shampoo(torch.optim.Optimizer):
         return loss
 
     def _step_one(self, param: Tensor, group: dict[str, Any]) -> None:
-        gradient = param.grad.reshape(param.shape[0], -1) if param.dim() > 1 else param.grad.reshape(1, -1)
+        assert param.grad is not None
+        gradient = param.grad.reshape(param.shape[0] if param.dim() > 1 else 1, -1)
         sides = kronecker_sides(gradient)
         state = self.state[param]
         if not state:
