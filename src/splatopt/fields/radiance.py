@@ -181,10 +181,10 @@ class RadianceTask(Task):
         return {"psnr": decibels(loss)}
 
     def shade(self, rays: Rays, jitter: Tensor) -> Float[Tensor, "count 3"]:
-        """Return the colours of ``rays``."""
+        """Return the colours of ``rays``, with samples at ``jitter``, (count, samples) or one number for all."""
         near, far = self.bounds.near, self.bounds.far
         stretch = (far - near) / self.samples
-        distances = near + (torch.arange(self.samples) + jitter) * stretch
+        distances = near + (torch.arange(self.samples) + jitter.expand(len(rays.origins), self.samples)) * stretch
         points = rays.origins[:, None] + distances[..., None] * rays.directions[:, None]
         boxed = (points - self.bounds.center) / self.bounds.radius
         raw, colors = self.field(boxed, rays.directions[:, None].expand_as(points))

@@ -320,11 +320,10 @@ def field_options(name: str, field: str, options: Any = None) -> Any:
         InputError: There is no such optimizer, or the options are another's.
     """
     found = find_field_optimizer(name)
-    chosen: Any = found.entry.options() if options is None else options
-    if not isinstance(chosen, found.entry.options):
-        raise InputError(
-            f"the options of optimizer {name!r} must be a {found.entry.options.__name__}, got a {type(chosen).__name__}"
-        )
+    kind: Any = found.entry.options
+    chosen = kind() if options is None else options
+    if not isinstance(chosen, kind):
+        raise InputError(f"the options of optimizer {name!r} must be a {kind.__name__}, got a {type(chosen).__name__}")
     if chosen.rate is not None:
         return chosen
     return replace(chosen, rate=found.relu_rate if field.startswith("relu") else found.rate)

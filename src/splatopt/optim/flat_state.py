@@ -76,16 +76,12 @@ def _read(
     scalars: Mapping[str, float | int],
     children: Mapping[str, list[str]],
 ) -> Any:
-    if path in tensors:
-        return tensors[path]
-    if path in scalars:
-        return scalars[path]
-    if f"{path}-" in scalars:
-        return None
+    if path in tensors or path in scalars:
+        return tensors[path] if path in tensors else scalars[path]
     if f'{path}"' in tensors:
         return bytes(tensors[f'{path}"'].tolist()).decode()
-    if f"{path}!" in scalars:
-        return bool(scalars[f"{path}!"])
+    if f"{path}-" in scalars or f"{path}!" in scalars:
+        return bool(scalars[f"{path}!"]) if f"{path}!" in scalars else None
     for mark, kind in _LISTS.items():
         if f"{path}{mark}" in scalars:
             count = int(scalars[f"{path}{mark}"])

@@ -122,7 +122,8 @@ class KFAC(torch.optim.Optimizer):
         steps, squared_length = [], 0.0
         for layer in self.layers:
             state = self.state[layer.weight]
-            assert layer.weight.grad is not None and layer.bias.grad is not None
+            assert layer.weight.grad is not None
+            assert layer.bias.grad is not None
             gradient = torch.cat([layer.weight.grad, layer.bias.grad[:, None]], dim=1)
             if "mean" not in state:
                 state["mean"] = torch.zeros_like(gradient)

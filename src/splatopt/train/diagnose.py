@@ -26,7 +26,7 @@ from splatopt.curvature.spectrum import (
 )
 from splatopt.fields.image import ImageTask
 from splatopt.fields.networks import Architecture
-from splatopt.fields.registry import check_constants, make_field
+from splatopt.fields.registry import find_field, make_field
 from splatopt.train.charts import Series, line_chart
 from splatopt.train.folder import write_json
 from splatopt.train.page import chart_card, two_columns, write_page
@@ -69,7 +69,7 @@ class DiagnosePlan:
         if self.pixels > self.side**2:
             raise InputError(f"--pixels must be at most {self.side**2}, the pixels of the image, got {self.pixels}")
         for field in self.fields:
-            check_constants(field, {})
+            find_field(field)
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,9 @@ def diagnose_field(plan: DiagnosePlan, name: str) -> Diagnosis:
         pixels = torch.randperm(task.size, generator=generator)[: plan.pixels]
         product, size = hessian_operator(task, pixels)
         density = product_density(product(rademacher(torch.empty(size, dtype=torch.float64), generator)))
-        numbers = [hessian, *(preconditioned(hessian, rule(hessian)) for rule in (jacobi, equilibrated))]
-        draws.append(Conditioning(*map(condition_number, numbers), density))
+        by_jacobi, by_rows = (preconditioned(hessian, rule(hessian)) for rule in (jacobi, equilibrated))
+        kappas = [condition_number(matrix) for matrix in (hessian, by_jacobi, by_rows)]
+        draws.append(Conditioning(kappas[0], kappas[1], kappas[2], density))
         if not spectrum:
             everything = torch.arange(task.size)
             spectrum = spectral_pairs(task, everything, steps=plan.lanczos_steps, probes=8, generator=generator)
@@ -155,8 +156,6 @@ def diagnose_field(plan: DiagnosePlan, name: str) -> Diagnosis:
 
 def _taken(plan: DiagnosePlan, name: str) -> dict[str, float]:
     """Those of the plan's constants that the field has."""
-    from splatopt.fields.registry import find_field
-
     return {key: value for key, value in (plan.constants or {}).items() if key in find_field(name).constants}
 
 
@@ -173,10 +172,8 @@ def write_diagnosis(folder: Path, plan: DiagnosePlan, found: Sequence[Diagnosis]
     """
     check_free(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    fields = [
-        {"field": one.field, "parameters": one.parameters, "draws": [asdict(d) for d in one.draws]} for one in found
-    ]
-    write_json(folder / "diagnosis.json", _finite({"plan": asdict(plan), "fields": fields}))
+    draws = {one.field: [asdict(draw) for draw in one.draws] for one in found}
+    write_json(folder / "diagnosis.json", _finite({"plan": asdict(plan), "draws": draws}))
     sections = [
         "<h1>Curvature of neural fields at their start</h1>",
         f'<p class="lead">Medians of {plan.draws} starts, {plan.side}×{plan.side} pixels, width {plan.width}, '

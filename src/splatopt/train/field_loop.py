@@ -75,7 +75,8 @@ def fit_field(config: FitConfig, callbacks: Sequence[FitCallback] = (), *, task:
         InputError: Something that was given cannot be used, or the numbers broke down twice.
         InterruptedRunError: Ctrl-C or a request to terminate; a checkpoint was written.
     """
-    checkpoint, warnings = None, []
+    checkpoint: Checkpoint | None = None
+    warnings: list[str] = []
     if config.resume:
         config, checkpoint, warnings = _reopen(config)
     else:
@@ -148,8 +149,8 @@ class _Fitter:
             return self.config.batch or TASK_DEFAULTS[self.config.task].batch
         if isinstance(self.task, RadianceTask):
             raise InputError(
-                f"{self.config.optimizer} needs all examples in one batch, and the {self.task.size:,} rays of a capture "
-                f"are too many; take another optimizer"
+                f"{self.config.optimizer} needs all examples in one batch, and the {self.task.size:,} rays of a "
+                f"capture are too many; take another optimizer"
             )
         return self.task.size
 
@@ -302,7 +303,8 @@ class _Fitter:
             "loss": loss,
             "memory_mb": round(resident_megabytes(), 1),
         }
-        self.log.append(line | self.task.facts(loss) | {f"score_{name}": value for name, value in scores.items()})
+        line |= self.task.facts(loss)
+        self.log.append(line | {f"score_{name}": value for name, value in scores.items()})
         self.loss_sum, self.loss_count = 0.0, 0
 
     def _non_finite(self, evaluation: Evaluation) -> str | None:
