@@ -83,7 +83,7 @@ class DiagnoseOptions:
     """σ of gaussian; 0.05 when None."""
 
     omega: float | None = None
-    """ω of sine, wavelet and sinc; 30, 10 and 30 when None."""
+    """ω of sine, wavelet and sinc; 30, 10 and 20 when None."""
 
     scale: float | None = None
     """Inverse width of wavelet's envelope; 10 when None."""
