@@ -107,8 +107,11 @@ class GraphObjective(Objective):
         leaves = list(self._leaves.values())
         with torch.enable_grad():
             gradients = torch.autograd.grad(self.loss(batch), leaves, create_graph=True)
+            inner = _inner(self._leaves, gradients, tangent)
+            if not inner.requires_grad:
+                return {name: torch.zeros_like(leaf) for name, leaf in self._leaves.items()}
             # A loss that is linear in a parameter leaves no graph to it: its rows of the Hessian are zero.
-            found = torch.autograd.grad(_inner(self._leaves, gradients, tangent), leaves, materialize_grads=True)
+            found = torch.autograd.grad(inner, leaves, materialize_grads=True)
         return dict(zip(self._leaves, found, strict=True))
 
 

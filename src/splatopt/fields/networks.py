@@ -64,7 +64,7 @@ class Field(nn.Module, ABC):
         width = architecture.width
         sizes = [(self._encoded(architecture.inputs), width), *[(width, width)] * architecture.depth]
         self.layers = nn.ModuleList(self._layer(before, after) for before, after in sizes)
-        self.head = nn.Linear(width, architecture.outputs)
+        self.head = undrawn_linear(width, architecture.outputs)
         self._start(generator)
 
     def forward(self, points: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
@@ -87,12 +87,12 @@ class Field(nn.Module, ABC):
         return inputs
 
     def _layer(self, before: int, after: int) -> nn.Module:
-        return nn.Linear(before, after)
+        return undrawn_linear(before, after)
 
     def _start(self, generator: torch.Generator) -> None:
         """Draw weights and biases from U(±1/√in), as PyTorch's linear layers do."""
         for linear in linear_layers(self):
-            _draw(linear, 1 / math.sqrt(linear.in_features), generator)
+            draw_linear(linear, generator)
 
 
 class GaussianField(Field):
@@ -219,8 +219,8 @@ class LinearPair(nn.Module):
     def __init__(self, before: int, after: int) -> None:
         """Make both."""
         super().__init__()
-        self.wave = nn.Linear(before, after)
-        self.envelope = nn.Linear(before, after)
+        self.wave = undrawn_linear(before, after)
+        self.envelope = undrawn_linear(before, after)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return both images of ``features``."""
@@ -232,7 +232,14 @@ def linear_layers(module: nn.Module) -> list[nn.Linear]:
     return [part for part in module.modules() if isinstance(part, nn.Linear)]
 
 
-def _draw(linear: nn.Linear, bound: float, generator: torch.Generator) -> None:
+def undrawn_linear(before: int, after: int) -> nn.Linear:
+    """Return a linear map whose numbers are yet to be drawn; PyTorch's own start would use its global generator."""
+    return nn.utils.skip_init(nn.Linear, before, after)
+
+
+def draw_linear(linear: nn.Linear, generator: torch.Generator) -> None:
+    """Draw weights and biases from U(±1/√in), as PyTorch does."""
+    bound = 1 / math.sqrt(linear.in_features)
     with torch.no_grad():
         linear.weight.uniform_(-bound, bound, generator=generator)
         linear.bias.uniform_(-bound, bound, generator=generator)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from splatopt.core.camera import Camera
 from splatopt.core.graph import mean_squared_residual
 from splatopt.data.images import ImageStore
 from splatopt.fields.image import MOST_DECIBELS, decibels
-from splatopt.fields.networks import Field
+from splatopt.fields.networks import Field, draw_linear, undrawn_linear
 from splatopt.fields.task import Task, in_chunks
 from splatopt.metrics.image import SSIM_WINDOW, psnr, ssim
 
@@ -38,13 +37,10 @@ class RadianceField(nn.Module):
         if (field.architecture.inputs, field.architecture.outputs) != (3, 1 + FEATURES):
             raise ValueError(f"a radiance field needs a field from 3 to {1 + FEATURES} numbers")
         self.field = field
-        self.hidden = nn.Linear(FEATURES + 3, _HEAD_WIDTH)
-        self.color = nn.Linear(_HEAD_WIDTH, 3)
-        for linear in (self.hidden, self.color):
-            bound = 1 / math.sqrt(linear.in_features)
-            with torch.no_grad():
-                linear.weight.uniform_(-bound, bound, generator=generator)
-                linear.bias.uniform_(-bound, bound, generator=generator)
+        self.hidden = undrawn_linear(FEATURES + 3, _HEAD_WIDTH)
+        self.color = undrawn_linear(_HEAD_WIDTH, 3)
+        draw_linear(self.hidden, generator)
+        draw_linear(self.color, generator)
 
     def forward(self, points: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         """Return densities before their activation, (…, 1), and colours in [0, 1], (…, 3)."""

@@ -123,9 +123,19 @@ class CurvatureDiagonal(torch.optim.Optimizer):
         """Return v and Hv of each parameter."""
         count = self.first_probes if self.param_groups[0]["refreshes"] == 0 else 1
         probes = [[rademacher(param.detach(), self.generator) for param in params] for _ in range(count)]
+        # A loss that is linear in a parameter leaves its gradient without a graph: those rows of H are zero.
+        curved = [index for index, gradient in enumerate(gradients) if gradient.requires_grad]
         products = [
-            torch.autograd.grad(gradients, params, probe, retain_graph=index + 1 < count, materialize_grads=True)
-            for index, probe in enumerate(probes)
+            torch.autograd.grad(
+                [gradients[index] for index in curved],
+                params,
+                [probe[index] for index in curved],
+                retain_graph=number + 1 < count,
+                materialize_grads=True,
+            )
+            if curved
+            else [torch.zeros_like(param) for param in params]
+            for number, probe in enumerate(probes)
         ]
         return list(zip(*probes, strict=True)), list(zip(*products, strict=True))
 

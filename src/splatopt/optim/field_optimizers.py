@@ -28,7 +28,7 @@ class _Checked:
     """Checks an options' dataclass by its fields' names: decays are fractions, counts whole, the rest positive."""
 
     _decays = ("beta1", "beta2", "momentum", "decay", "rate_decay")
-    _counts = ("warmup", "interval", "first_probes", "history", "evaluations")
+    _counts = ("warmup", "interval", "first_probes", "history")
 
     def __post_init__(self) -> None:
         """Refuse what cannot descend."""
@@ -179,9 +179,6 @@ class LbfgsOptions(_Checked):
     history: int = 20
     """Pairs of steps and gradients that make up the inverse Hessian. Unit: pairs. Source: Nocedal and Wright 2006."""
 
-    evaluations: int = 25
-    """Gradients that one step may take, line search included. Unit: gradients. Source: torch.optim.LBFGS."""
-
 
 def _curvature(optimizer: type[CurvatureDiagonal], *names: str) -> type[TorchOptimizer]:
     """Bridge one of the Hessian diagonals, passing on the options ``names``."""
@@ -239,7 +236,6 @@ def _lbfgs(groups: list[dict[str, Any]], options: LbfgsOptions, _: torch.Generat
         groups,
         lr=_rate(options),
         max_iter=1,
-        max_eval=options.evaluations,
         history_size=options.history,
         tolerance_grad=0,
         tolerance_change=0,

@@ -95,7 +95,7 @@ def _read(
 
 
 def _children(paths: list[str]) -> dict[str, list[str]]:
-    """The keys below each path, without the marks, in the order in which they were written."""
+    """The keys below each path, without the marks."""
     found: dict[str, dict[str, None]] = {}
     for path in paths:
         bare = path

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, ClassVar
@@ -40,7 +42,10 @@ REFUSED = {
     "distributedmuon": "it is made for several machines",
     "lbfgs": "it needs a full batch; take lbfgs without the prefix",
     "magma": _WRAPPER,
+    "bsam": "it wants the number of data, and closures of its own kind",
+    "sara": _STUCK,
     "spectralsphere": "it takes matrices alone",
+    "vsgd": "what it keeps of a new row begins at zero, and it divides by it",
 }
 """What of the package is not handed out, and why; all else passes the tests in ``tests/optim/test_zoo.py``."""
 
@@ -65,8 +70,7 @@ class ZooOptions:
     Unit: the optimizer's own. Source: the package's documentation."""
 
     def __post_init__(self) -> None:
-        """Refuse what no optimizer takes; lists that come back from JSON become tuples again."""
-        object.__setattr__(self, "settings", tuple(self.settings))
+        """Refuse what no optimizer takes."""
         if self.rate is not None:
             check_positive("rate", self.rate)
         check_positive("rate_factor", self.rate_factor)
@@ -102,11 +106,16 @@ class ZooOptimizer(TorchOptimizer):
         keywords = self.options.keywords()
         if self.options.rate is not None:
             keywords["max_lr" if self.member == "alig" else "lr"] = self.options.rate
+        factory, known = _factory(self.member)
+        for name in self.options.keywords():
+            # Many take whatever keywords come, and do nothing with them.
+            if name not in known:
+                raise InputError(f"zoo:{self.member} has no setting {name!r}; {nearest_names(name, known)}")
         try:
             # The package warns of what it recommends, not of what is wrong.
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), self._own_randomness():
                 warnings.simplefilter("ignore")
-                return _factory(self.member)(groups, **keywords)
+                return factory(groups, **keywords)
         except (TypeError, ValueError, AssertionError) as error:
             raise InputError(
                 f"zoo:{self.member} cannot be made with these settings ({error}); change them with --zoo.settings"
@@ -121,12 +130,19 @@ class ZooOptimizer(TorchOptimizer):
 
     def step(self, batch: Any, progress: Progress) -> Evaluation:
         """Let the optimizer take one step on ``batch``."""
-        if self.generator is None:
+        with self._own_randomness():
             return super().step(batch, progress)
+
+    @contextmanager
+    def _own_randomness(self) -> Iterator[None]:
+        """Seed PyTorch's generator from the run's, and put it back."""
+        if self.generator is None:
+            yield
+            return
         seed = int(torch.randint(2**62, (), generator=self.generator))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return super().step(batch, progress)
+            yield
 
 
 def zoo_names() -> tuple[str, ...]:
@@ -167,14 +183,17 @@ def _package() -> ModuleType:
         ) from error
 
 
-def _factory(member: str) -> Callable[..., torch.optim.Optimizer]:
+def _factory(member: str) -> tuple[Callable[..., torch.optim.Optimizer], list[str]]:
+    """What makes the optimizer from groups and keywords, and the keywords that it knows."""
     package = _package()
     if member == "sam":
-        return lambda groups, **keywords: package.SAM(groups, torch.optim.AdamW, **keywords)
+        known = [*inspect.signature(package.SAM).parameters, *inspect.signature(torch.optim.AdamW).parameters]
+        return lambda groups, **keywords: package.SAM(groups, torch.optim.AdamW, **keywords), known
     made = package.load_optimizer(member)
+    known = [name for name in inspect.signature(made).parameters if name not in ("self", "params", "kwargs")]
     if member in _MUONS:
-        return lambda groups, **keywords: made(_split_matrices(groups), **keywords)
-    return made
+        return lambda groups, **keywords: made(_split_matrices(groups), **keywords), known
+    return made, known
 
 
 def _split_matrices(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

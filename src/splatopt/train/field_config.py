@@ -251,7 +251,9 @@ class FitConfig:
             settings["out"] = None if settings.get("out") is None else Path(settings["out"])
             if settings.get("optimizer_options") is not None:
                 options = find_field_optimizer(settings["optimizer"]).entry.options
-                settings["optimizer_options"] = options(**settings["optimizer_options"])
+                given = settings["optimizer_options"].items()
+                plain = {name: tuple(value) if isinstance(value, list) else value for name, value in given}
+                settings["optimizer_options"] = options(**plain)
             return cls(**settings)
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             if isinstance(error, InputError):
