@@ -136,7 +136,7 @@ def test_lanczos_stops_where_the_start_reaches_no_further():
 def test_the_mean_of_random_starts_is_the_trace():
     task = tiny_image_task("sine", width=4)
     hessian = dense_hessian(task, BATCH)
-    pairs = spectral_pairs(task, BATCH, steps=len(hessian), probes=400, generator=generator())
+    pairs = spectral_pairs(task, BATCH, steps=3, probes=200, generator=generator())
     traces = torch.stack([(one.weights * one.values).sum() for one in pairs]) * len(hessian)
-    spread = float(traces.std()) / 400**0.5
+    spread = float(traces.std()) / 200**0.5
     assert abs(float(traces.mean() - hessian.trace())) < 4 * spread

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 
 from splatopt.core.camera import Camera
 from splatopt.core.graph import mean_squared_residual
-from splatopt.data.images import ImageStore
 from splatopt.fields.image import MOST_DECIBELS, decibels
 from splatopt.fields.networks import Field, draw_linear, undrawn_linear
 from splatopt.fields.task import Task, in_chunks
@@ -47,6 +47,15 @@ class RadianceField(nn.Module):
         found = self.field(points)
         features = torch.relu(self.hidden(torch.cat([found[..., 1:], directions], dim=-1)))
         return found[..., :1], torch.sigmoid(self.color(features))
+
+
+@runtime_checkable
+class Photographs(Protocol):
+    """Images by view, (H, W, 3) uint8."""
+
+    def __getitem__(self, view: int) -> Tensor:
+        """Return the photograph of a view."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -118,9 +127,9 @@ class RadianceTask(Task):
 
     def __init__(
         self,
-        field: RadianceField,
+        field: nn.Module,
         cameras: Sequence[Camera],
-        images: ImageStore,
+        images: Photographs,
         bounds: Bounds,
         *,
         train: Sequence[int],
@@ -131,7 +140,7 @@ class RadianceTask(Task):
         """Bind ``field`` to photographs.
 
         Args:
-            field: What is trained.
+            field: From points of the box and directions to raw densities and colours, as a RadianceField.
             cameras: One per view.
             images: One per view.
             bounds: Where the scene lies.

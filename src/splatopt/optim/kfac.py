@@ -173,7 +173,7 @@ def damped_inverses(factors: Factors, damping: float) -> tuple[Tensor, Tensor]:
 def _inverse(matrix: Tensor, shift: float) -> Tensor:
     """(A + shift·I)⁻¹ in double precision, in the type of A."""
     shifted = matrix.double() + shift * torch.eye(len(matrix), dtype=torch.float64, device=matrix.device)
-    return torch.cholesky_inverse(torch.linalg.cholesky(shifted)).to(matrix.dtype)
+    return torch.cholesky_inverse(torch.linalg.cholesky(shifted)).to(matrix.dtype).contiguous()
 
 
 class _Watch:

@@ -131,7 +131,7 @@ class FitConfig:
     """Points of occupancy's training set, as many again held out up to 100,000. Unit: points."""
 
     resolution: int = 128
-    """Samples along each edge of the box that marching cubes looks at. Unit: samples."""
+    """Samples along each edge of the box, for the mesh and the picture of an occupancy. Unit: samples."""
 
     samples: int = 64
     """Samples along each ray of nerf. Unit: samples. Source: NeRF."""

@@ -17,9 +17,6 @@ from splatopt.fields.task import Task
 from splatopt.train.field_config import FitConfig
 from splatopt.train.views import file_names
 
-_SHADED_SIDE = 192
-"""Cells along each edge of the box in pictures of shapes."""
-
 
 @dataclass(frozen=True)
 class ResultPicture:
@@ -47,7 +44,8 @@ def write_results(folder: Path, config: FitConfig, task: Task) -> list[ResultPic
     Returns:
         The pictures.
     """
-    pictures = result_pictures(config, task)
+    grid = task.grid(config.resolution) if isinstance(task, OccupancyTask) else None
+    pictures = _shape_pictures(config, grid) if grid is not None else result_pictures(config, task)
     if isinstance(task, RadianceTask):
         (folder / "views").mkdir(exist_ok=True)
         names = file_names([task.cameras[view] for view in task.test])
@@ -55,11 +53,10 @@ def write_results(folder: Path, config: FitConfig, task: Task) -> list[ResultPic
             _save(picture.fitted, folder / "views" / name)
     else:
         _save(pictures[0].fitted, folder / "result.png")
-    if isinstance(task, OccupancyTask):
-        surface = zero_surface(task.grid(config.resolution))
-        if surface is not None:
-            mesh = load_mesh(Path(config.target))
-            write_mesh(folder / "mesh.ply", mesh.restored(surface.vertices), surface.faces)
+    surface = zero_surface(grid) if grid is not None else None
+    if surface is not None:
+        mesh = load_mesh(Path(config.target))
+        write_mesh(folder / "mesh.ply", mesh.restored(surface.vertices), surface.faces)
     return pictures
 
 
@@ -72,17 +69,20 @@ def result_pictures(config: FitConfig, task: Task) -> list[ResultPicture]:
             ResultPicture(task.cameras[view].name or f"view {view}", task.photograph(view), _bytes(task.render(view)))
             for view in task.test
         ]
-    assert isinstance(task, OccupancyTask)
-    axis = torch.linspace(-1, 1, _SHADED_SIDE)
-    truth = inside(load_mesh(Path(config.target)), torch.cartesian_prod(axis, axis, axis)) if _quick(config) else None
-    fitted = shaded(task.grid(_SHADED_SIDE) > 0)
-    target = fitted if truth is None else shaded(truth.reshape((_SHADED_SIDE,) * 3))
-    return [ResultPicture("shape", _bytes(target), _bytes(fitted))]
+    if isinstance(task, OccupancyTask):
+        return _shape_pictures(config, task.grid(config.resolution))
+    return []
 
 
-def _quick(config: FitConfig) -> bool:
-    """Whether the inside of the mesh can be found in a moment, which winding numbers cannot."""
-    return load_mesh(Path(config.target)).watertight
+def _shape_pictures(config: FitConfig, grid: Tensor) -> list[ResultPicture]:
+    """The mesh and the field; of an open mesh, whose inside takes long to find, the field twice."""
+    fitted = _bytes(shaded(grid > 0))
+    mesh = load_mesh(Path(config.target))
+    if not mesh.watertight:
+        return [ResultPicture("shape", fitted, fitted)]
+    axis = torch.linspace(-1, 1, len(grid))
+    truth = inside(mesh, torch.cartesian_prod(axis, axis, axis)).reshape(grid.shape)
+    return [ResultPicture("shape", _bytes(shaded(truth)), fitted)]
 
 
 def _bytes(image: Tensor) -> Tensor:
