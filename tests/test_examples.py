@@ -38,6 +38,17 @@ def test_trust_region(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
 
 
+def test_neural_field(tmp_path: Path):
+    out = run("neural_field.py", tmp_path)
+    scores = re.findall(r"^(\w+): ([\d.]+) -> ([\d.]+) dB in ", out, re.MULTILINE)
+    assert [name for name, _, _ in scores] == ["adam", "esgd"]
+    assert scores[0][1] == scores[1][1], "both begin at the same field"
+    assert float(scores[1][2]) > float(scores[0][2]) > float(scores[0][1]) + 4
+    first, last = re.search(r"loop: ([\d.]+) -> ([\d.]+)", out).groups()
+    assert float(last) < 0.05 * float(first)
+    assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+
+
 def test_every_example_has_its_test():
     names = {path.stem for path in (ROOT / "examples").glob("*.py")}
     assert {f"test_{name}" for name in names} <= set(globals())

@@ -129,7 +129,7 @@ def test_a_shape_becomes_a_mesh_in_the_coordinates_of_its_file(settings, tmp_pat
     listener = Listener()
     config = settings("shape", batch=1000, epochs=30, **changes)
     result = fit_field(FitConfig(**{**vars(config), "target": str(path)}), [listener])
-    assert result.after["iou"] > max(0.6, result.before["iou"])
+    assert result.after["iou"] > max(0.5, result.before["iou"])
     mesh = load_mesh(result.folder / "mesh.ply")
     assert float(mesh.center[0]) == pytest.approx(100, abs=1)
     assert 2 * 0.9 / mesh.scale == pytest.approx(7 * 1.8, rel=0.2)
@@ -182,9 +182,9 @@ def test_a_stopped_fit_goes_on_bit_exactly(settings, optimizer, by):
 
 
 def test_resuming_needs_only_target_and_folder_and_may_go_further(settings, photo, tmp_path):
-    short = fit_field(settings("short", epochs=4))
+    short = fit_field(settings("short", epochs=3, log_every=6))
     longer = fit_field(FitConfig(str(photo), out=short.folder, resume=True, epochs=6))
-    assert_same(fit_field(settings("straight")), longer)
+    assert_same(fit_field(settings("straight", log_every=6)), longer)
 
 
 def test_a_finished_fit_that_is_resumed_is_done(settings):

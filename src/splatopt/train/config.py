@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from splatopt.core.checks import InputError, nearest_names
-from splatopt.core.optimizer import find_optimizer
+from splatopt.core.optimizer import find_optimizer, option_prefix
 from splatopt.raster.constants import SSIM_WEIGHT
 from splatopt.raster.types import Footprint, RenderOptions
 
@@ -177,7 +177,7 @@ class TrainConfig:
             self,
             optimizer_options=find_optimizer(self.optimizer).options() if options is None else options,
             background=background if self.background is None else self.background,
-            out=self.out if self.out is not None else Path("runs") / f"{name}-{self.optimizer}",
+            out=self.out if self.out is not None else Path("runs") / f"{name}-{self.optimizer.replace(':', '-')}",
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -261,7 +261,7 @@ def _first_difference(name: str, kept: Any, given: Any, optimizer: str) -> tuple
         for item in fields(kept):
             before, now = getattr(kept, item.name), getattr(given, item.name)
             if before != now:
-                return f"--{optimizer}.{item.name.replace('_', '-')}", before, now
+                return f"--{option_prefix(optimizer)}.{item.name.replace('_', '-')}", before, now
     return _flag(name), kept, given
 
 

@@ -18,7 +18,7 @@ import torch
 
 from splatopt import __version__
 from splatopt.core.checks import InputError
-from splatopt.core.optimizer import find_optimizer, optimizer_names
+from splatopt.core.optimizer import find_optimizer, option_prefix
 from splatopt.train.charts import Mark, Series, line_chart, running_mean
 from splatopt.train.config import TrainConfig
 from splatopt.train.folder import RunFolder, read_json
@@ -253,12 +253,21 @@ def _command(config: Mapping[str, Any], run_folder: Path) -> str:
         if item.name in _USUAL_OPTIONS or value not in (None, _plain_default(item.default)):
             words += _option(item.name, value) if item.name not in _NO_OPTIONS and item.name in config else []
     optimizer, options = str(config.get("optimizer")), config.get("optimizer_options")
-    if isinstance(options, dict) and optimizer in optimizer_names():
-        defaults = asdict(find_optimizer(optimizer).options())
+    defaults = _optimizer_defaults(optimizer)
+    if isinstance(options, dict) and defaults is not None:
         for name, value in options.items():
             if value != defaults.get(name):
-                words += _option(f"{optimizer}.{name}", value)
+                words += _option(f"{option_prefix(optimizer)}.{name}", value)
     return shlex.join([*words, "--out", str(run_folder)])
+
+
+def _optimizer_defaults(name: str) -> dict[str, Any] | None:
+    """The default options of an optimizer as JSON holds them; None where it is unknown here."""
+    try:
+        defaults = asdict(find_optimizer(name).options())
+    except InputError:
+        return None
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
 
 
 _USUAL_OPTIONS = ("optimizer", "steps", "seed", "start")
