@@ -139,6 +139,7 @@ def test_the_knot_is_closed_and_as_large_as_asked(tmp_path):
     [
         ("absent.obj", None, "no mesh at"),
         ("mesh.xyzzy", b"v 0 0 0", "has an ending that cannot be read"),
+        ("packed.zip", b"PK", "has an ending that cannot be read"),
         ("empty.obj", b"", "cannot be read|no triangles"),
         ("points.obj", b"v 0 0 0\nv 1 0 0\n", "cannot be read|no triangles"),
         (

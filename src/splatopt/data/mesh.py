@@ -20,6 +20,9 @@ LARGEST_FILE = 2 << 30
 BOX = 0.9
 """A mesh is scaled until its longest side reaches from -BOX to BOX."""
 
+_ARCHIVES = frozenset({"bz2", "zip", "tar.bz2", "tar.gz"})
+"""What trimesh would unpack; a small archive may hold more than any memory."""
+
 _PAIRS = 4_000_000
 """Point-triangle pairs that are looked at together."""
 
@@ -56,10 +59,10 @@ class Mesh:
 
 
 def is_mesh_name(path: Path) -> bool:
-    """Whether a file with this ending can be read as a mesh."""
+    """Whether a file with this ending can be read as a mesh: what trimesh reads, but for archives."""
     import trimesh
 
-    return path.suffix.lower().removeprefix(".") in trimesh.available_formats()
+    return path.suffix.lower().removeprefix(".") in trimesh.available_formats() - _ARCHIVES
 
 
 def load_mesh(path: Path) -> Mesh:

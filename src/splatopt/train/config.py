@@ -43,7 +43,8 @@ class TrainConfig:
     """Folder of the capture: COLMAP, Blender, nerfstudio or instant-ngp."""
 
     optimizer: str = "adam"
-    """Name of the optimizer; its options follow under its name, as in --adam.means-rate."""
+    """Name of the optimizer; its options follow under its name, as in --adam.means-rate. zoo:NAME takes one of the
+    pytorch-optimizer package, with --zoo.rate-factor."""
 
     optimizer_options: tyro.conf.Suppress[Any] = None
     """The optimizer's own dataclass; its defaults when None."""

@@ -180,7 +180,10 @@ def write_diagnosis(folder: Path, plan: DiagnosePlan, found: Sequence[Diagnosis]
         f"depth {plan.depth}; Hv on {plan.pixels} of the pixels.</p>",
     ]
     for one in found:
-        sections += [f"<h2>{one.field}, {one.parameters:,} parameters</h2>", two_columns(summary(one)), _chart(one)]
+        cards = f"{two_columns(summary(one))}{_chart(one)}"
+        sections.append(
+            f'<h2>{one.field}, {one.parameters:,} parameters</h2>\n<section class="charts">{cards}</section>'
+        )
     return write_page(folder / "diagnosis.html", "Curvature of neural fields", sections)
 
 

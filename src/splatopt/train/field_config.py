@@ -34,19 +34,17 @@ class TaskDefaults:
         epochs: Passes over all examples.
         batch: Examples a step.
         sigma: Width of the Gaussian activation.
-        eval_epochs: Epochs between scores.
     """
 
     epochs: int
     batch: int
     sigma: float
-    eval_epochs: int
 
 
 TASK_DEFAULTS = {
-    TaskKind.IMAGE: TaskDefaults(epochs=200, batch=512, sigma=0.05, eval_epochs=10),
-    TaskKind.OCCUPANCY: TaskDefaults(epochs=200, batch=50_000, sigma=0.09, eval_epochs=10),
-    TaskKind.NERF: TaskDefaults(epochs=1, batch=512, sigma=0.1, eval_epochs=1),
+    TaskKind.IMAGE: TaskDefaults(epochs=200, batch=512, sigma=0.05),
+    TaskKind.OCCUPANCY: TaskDefaults(epochs=200, batch=50_000, sigma=0.09),
+    TaskKind.NERF: TaskDefaults(epochs=1, batch=512, sigma=0.1),
 }
 """Batches, σ of images and occupancy as Chng et al. 2025; σ of NeRF as GARF (Chng et al. 2022)."""
 
@@ -146,8 +144,8 @@ class FitConfig:
     """Threads of PyTorch; 0 leaves its own choice. Results depend on it in the last bits."""
 
     eval_every: int | None = None
-    """Score every so many steps; every tenth epoch, for nerf every epoch, when None, 0 for only before and after.
-    Unit: steps."""
+    """Score every so many steps; every tenth epoch, for nerf every fifth of the run, when None, 0 for only before
+    and after. Unit: steps."""
 
     checkpoint_seconds: float = 60.0
     """Write a checkpoint at least every so many seconds of training; 0 for only at the end. Unit: seconds."""

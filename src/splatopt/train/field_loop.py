@@ -157,7 +157,9 @@ class _Fitter:
     def _eval_every(self) -> int:
         if self.config.eval_every is not None:
             return self.config.eval_every
-        return TASK_DEFAULTS[self.config.task].eval_epochs * self.sampler.per_epoch
+        if isinstance(self.task, RadianceTask):
+            return max(1, self.steps // 5)
+        return 10 * self.sampler.per_epoch
 
     def tell(self, event: FitEvent) -> None:
         """Tell all callbacks; one that raises KeyboardInterrupt stops the run when the step is whole."""
