@@ -52,6 +52,16 @@ def test_levenberg_marquardt(tmp_path: Path):
     assert len({before for _, before, _ in scores}) == 1, "all begin at the same cloud"
     assert all(float(after) > float(before) + 4 for _, before, after in scores)
     assert float(scores[1][2]) > float(scores[0][2]) + 1, "the second stage adds to the first"
+
+
+def test_neural_field(tmp_path: Path):
+    out = run("neural_field.py", tmp_path)
+    scores = re.findall(r"^(\w+): ([\d.]+) -> ([\d.]+) dB in ", out, re.MULTILINE)
+    assert [name for name, _, _ in scores] == ["adam", "esgd"]
+    assert scores[0][1] == scores[1][1], "both begin at the same field"
+    assert float(scores[1][2]) > float(scores[0][2]) > float(scores[0][1]) + 4
+    first, last = re.search(r"loop: ([\d.]+) -> ([\d.]+)", out).groups()
+    assert float(last) < 0.05 * float(first)
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
 
 

@@ -7,6 +7,7 @@ import re
 import sys
 import tomllib
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -42,8 +43,7 @@ def test_versions_agree(project: dict):
 
 def test_every_requirement_is_pinned_and_meets_its_floor(project: dict, pins: dict[str, str]):
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
-    extras = [one for extra in project["optional-dependencies"].values() for one in extra]
-    requirements = [*project["dependencies"], *extras, *build]
+    requirements = [*project["dependencies"], *chain(*project["optional-dependencies"].values()), *build]
     assert len(requirements) >= 20
     for requirement in requirements:
         name, floor = requirement_name(requirement), requirement.split(">=")[1]
@@ -56,7 +56,7 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def test_requirements_are_floors_only(project: dict):
-    for requirement in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+    for requirement in [*project["dependencies"], *chain(*project["optional-dependencies"].values())]:
         assert re.fullmatch(r"[a-z0-9-]+>=[0-9.]+", requirement), f"{requirement}: exact pins belong in constraints.txt"
 
 
@@ -67,12 +67,19 @@ def test_what_is_required_is_what_is_imported(project: dict):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             imported |= {name.split(".")[0] for name in names}
-    called = {"pillow": "PIL"}
+    called = {"pillow": "PIL", "scikit-image": "skimage"}
     required = {called.get(name, name) for name in map(requirement_name, project["dependencies"])}
     assert required <= imported, "what only the tests use belongs to the dev extra"
     extras = project["optional-dependencies"].items()
     optional = {requirement_name(one) for name, extra in extras if name != "dev" for one in extra}
     assert imported - set(sys.stdlib_module_names) - {"splatopt"} <= required | optional
+
+
+def test_extras_that_are_not_for_developers_are_tested_by_them(project: dict):
+    extras = project["optional-dependencies"]
+    # Ray weighs more than all the rest; its tests skip where it is not.
+    for name in extras.keys() - {"dev", "ray"}:
+        assert set(extras[name]) <= set(extras["dev"]), f"the extra {name} is not installed where tests run"
 
 
 def test_torch_is_pinned_without_a_build_tag(pins: dict[str, str]):
@@ -94,7 +101,9 @@ def test_data_files_and_type_marker_are_installed():
 def test_every_folder_of_the_package_is_a_package():
     folders = {path.parent for path in PACKAGE.rglob("*.py")}
     assert {folder for folder in folders if not (folder / "__init__.py").is_file()} == set()
-    assert {"core", "raster", "scene", "data", "metrics", "optim", "train"} <= {folder.name for folder in folders}
+    assert {"core", "raster", "scene", "fields", "data", "metrics", "optim", "train"} <= {
+        folder.name for folder in folders
+    }
 
 
 def test_the_command_points_at_a_function(project: dict):
@@ -112,7 +121,7 @@ def test_the_licence_is_apache_2(project: dict):
 
 
 def test_every_room_has_its_page_of_theory():
-    rooms = {"core", "raster", "scene", "data", "metrics", "optim", "train", "bench"}
+    rooms = {"core", "raster", "scene", "fields", "data", "metrics", "optim", "train", "bench"}
     assert rooms <= {path.stem for path in (ROOT / "docs").glob("*.md")}
 
 

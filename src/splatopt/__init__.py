@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from splatopt.scene.ply import load_ply, save_ply
     from splatopt.scene.starts import start_from_points, start_random
     from splatopt.train.config import TrainConfig
+    from splatopt.train.field_config import FitConfig
+    from splatopt.train.field_loop import fit_field, open_field
     from splatopt.train.fit import fit
     from splatopt.train.loop import TrainResult
     from splatopt.train.run import Run, open_run
@@ -50,6 +52,8 @@ _HOMES = {
     "splatopt.scene.ply": ("load_ply", "save_ply"),
     "splatopt.scene.starts": ("start_from_points", "start_random"),
     "splatopt.train.config": ("TrainConfig",),
+    "splatopt.train.field_config": ("FitConfig",),
+    "splatopt.train.field_loop": ("fit_field", "open_field"),
     "splatopt.train.fit": ("fit",),
     "splatopt.train.loop": ("TrainResult",),
     "splatopt.train.run": ("Run", "open_run"),
@@ -63,6 +67,7 @@ __all__ = [
     "Capture",
     "CaptureOptions",
     "Evaluation",
+    "FitConfig",
     "Footprint",
     "GaussianCloud",
     "InputError",
@@ -76,10 +81,12 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "fit",
+    "fit_field",
     "inspect_capture",
     "load_capture",
     "load_ply",
     "make_renderer",
+    "open_field",
     "open_run",
     "optimizer_names",
     "register",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, make_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from splatopt import __version__
 from splatopt.core.checks import InputError
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _USAGE = """usage: splatopt COMMAND ...
 
-Train 3D Gaussian scenes from photographs, with any optimizer.
+Train 3D Gaussian scenes from photographs, and fit neural fields, with any optimizer.
 
 commands:
 {commands}
@@ -136,17 +136,15 @@ def _train_options(words: list[str]) -> Any:
     """TrainConfig, with the options of every registered optimizer under its name; for help, of those named alone."""
     import tyro
 
-    import splatopt.optim  # noqa: F401 - registers the optimizers
-    from splatopt.core.optimizer import find_optimizer, optimizer_names
+    from splatopt.core.optimizer import find_optimizer, optimizer_names, option_prefix
     from splatopt.train.config import TrainConfig
+    from splatopt.train.optimizer_columns import optimizer_columns
 
-    names = optimizer_names()
+    options = _scene_options()
     if {"-h", "--help"} & set(words):
-        names = tuple(name for name in names if name in _optimizers_named(words))
-    columns: list[Any] = [("training", tyro.conf.OmitArgPrefixes[TrainConfig])]
-    for name in names:
-        options: Any = find_optimizer(name).options
-        columns.append((_field(name), Annotated[options, tyro.conf.arg(name=name)], options()))
+        named = {option_prefix(name) for name in _optimizers_named(words)}
+        options = {name: kind for name, kind in options.items() if name in named}
+    columns: list[Any] = [("training", tyro.conf.OmitArgPrefixes[TrainConfig]), *optimizer_columns(options)]
     command = make_dataclass("Train", columns, frozen=True)
     listed = "\n\n".join(f"{name}: {find_optimizer(name).help}" for name in optimizer_names())
     where = "Optimizers, whose options `splatopt train --optimizer NAME --help` explains:"
@@ -154,13 +152,24 @@ def _train_options(words: list[str]) -> Any:
     return command
 
 
+def _scene_options() -> dict[str, type]:
+    """The options of every registered optimizer, and of the families."""
+    import splatopt.optim  # noqa: F401 - registers the optimizers
+    from splatopt.core.optimizer import find_optimizer, optimizer_names
+    from splatopt.optim.zoo import ZooOptions
+
+    return {name: find_optimizer(name).options for name in optimizer_names()} | {"zoo": ZooOptions}
+
+
 def _optimizers_named(words: list[str]) -> set[str]:
     """Optimizers that a command line names, before it has been parsed; the default one where it names none."""
     named: set[str] = set()
     for word, after in zip(words, [*words[1:], ""], strict=True):
         flag, _, value = word.partition("=")
-        if flag in ("--optimizer", "--stages"):
-            named |= {part.partition(":")[0].strip() for part in (value or after).split(",")}
+        if flag == "--optimizer":
+            named.add(value or after)
+        elif flag == "--stages":
+            named |= {part.rpartition(":")[0].strip() for part in (value or after).split(",")}
     return named or {"adam"}
 
 
@@ -168,31 +177,16 @@ def _train_command(words: list[str]) -> int:
     return _command(lambda: _train_options(words), _train, "train")(words)
 
 
-def _field(optimizer: str) -> str:
-    """The optimizer's name as a field can be called."""
-    name = "".join(letter if letter.isalnum() else "_" for letter in optimizer)
-    return name if name.isidentifier() else f"_{name}"
-
-
 def _train(parsed: Any) -> int:
     from dataclasses import replace
 
-    from splatopt.core.optimizer import optimizer_names
     from splatopt.train.loop import train
+    from splatopt.train.optimizer_columns import chosen_options
     from splatopt.train.progress import ProgressLine
 
     config = parsed.training
-    given = {}
-    for name in optimizer_names():
-        options = getattr(parsed, _field(name))
-        if name in config.optimizers:
-            given[name] = options
-        elif options != type(options)():
-            raise InputError(
-                f"options of {name!r} are given, but the optimizer is {' and '.join(map(repr, config.optimizers))}; "
-                f"add --optimizer {name}, or name it in --stages"
-            )
-    config = replace(config, optimizer_options=given[config.optimizer] if config.stages is None else given)
+    given = chosen_options(parsed, _scene_options(), config.optimizers, resuming=False)
+    config = replace(config, optimizer_options=given.get(config.optimizer) if config.stages is None else given)
     result = train(config, [ProgressLine()])
     print(
         f"{result.steps} steps in {result.seconds:.1f} s, {len(result.cloud):,} Gaussians; "
@@ -325,12 +319,18 @@ def _export(options: ExportOptions) -> int:
 
 
 def _report(options: ReportOptions) -> int:
+    from splatopt.train.folder import FIELD_FORMAT, RunFolder
     from splatopt.train.pictures import run_pictures
     from splatopt.train.report import write_report
     from splatopt.train.setup import open_renderer
 
     if options.views < 0:
         raise InputError(f"--views must be at least 0, got {options.views}")
+    if RunFolder(options.run, FIELD_FORMAT).is_run:
+        from splatopt.train.field_command import report_fit
+
+        print(f"written to {report_fit(options.run, options.views)}")
+        return 0
     run = _open(options.run, options.renderer)
     pictures = []
     if options.views:
@@ -338,6 +338,33 @@ def _report(options: ReportOptions) -> int:
         pictures = run_pictures(run.config, run.open_capture(), run.cloud, run.steps, renderer, options.views)
     print(f"written to {write_report(run.folder.path, pictures)}")
     return 0
+
+
+# ---------------------------------------------------------------------- neural fields
+
+
+def _fit_options() -> Any:
+    from splatopt.train.field_command import fit_options
+
+    return fit_options()
+
+
+def _fit(parsed: Any) -> int:
+    from splatopt.train.field_command import run_fit
+
+    return run_fit(parsed)
+
+
+def _diagnose_options() -> Any:
+    from splatopt.train.field_command import DiagnoseOptions
+
+    return DiagnoseOptions
+
+
+def _diagnose(parsed: Any) -> int:
+    from splatopt.train.field_command import run_diagnose
+
+    return run_diagnose(parsed)
 
 
 # ---------------------------------------------------------------------- inspect, doctor
@@ -431,6 +458,8 @@ _COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
         "write a page with a run's scores, curves and pictures",
     ),
     "bench": (_bench, "compare optimizers on scenes: a suite of runs, tables and one page"),
+    "fit": (_command(_fit_options, _fit, "fit"), "fit a neural field to an image, a mesh or a capture"),
+    "diagnose": (_command(_diagnose_options, _diagnose, "diagnose"), "measure the curvature of neural fields"),
     "inspect": (_command(lambda: _positional(InspectOptions), _inspect, "inspect"), "say what a capture holds"),
     "doctor": (_command(lambda: DoctorOptions, _doctor, "doctor"), "say what this machine has"),
 }

@@ -99,7 +99,7 @@ def test_stages_are_read_in_order():
         ("adam:5,wide:-3", "stage 2 of --stages must have a whole number of steps of at least 1, got 'wide:-3'"),
         ("adam:1.5", "whole number"),
         ("adam:1e3", "whole number"),
-        ("adam:5:6", "whole number"),
+        ("adam:5:6", "no optimizer is named 'adam:5'"),
         ("adam:٣", "whole number"),
     ],
 )

@@ -21,7 +21,7 @@ An optimizer in one short file::
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -123,6 +123,7 @@ class Entry:
 
 
 _REGISTRY: dict[str, Entry] = {}
+_FAMILIES: dict[str, Callable[[str], Entry]] = {}
 
 
 def register(name: str, optimizer: type[Optimizer], options: type, help: str = "") -> None:
@@ -132,6 +133,19 @@ def register(name: str, optimizer: type[Optimizer], options: type, help: str = "
     _REGISTRY[name] = Entry(optimizer, options, help)
 
 
+def register_family(prefix: str, find: Callable[[str], Entry]) -> None:
+    """Make all optimizers named ``prefix:NAME`` known; ``find`` gets NAME and raises InputError where there is none."""
+    if prefix in _FAMILIES:
+        raise ValueError(f"a family of optimizers named {prefix!r} is registered already")
+    _FAMILIES[prefix] = find
+
+
+def option_prefix(name: str) -> str:
+    """Return the word before the options of the optimizer ``name`` on the command line: its own, or its family's."""
+    prefix = name.partition(":")[0]
+    return prefix if prefix in _FAMILIES else name
+
+
 def optimizer_names() -> tuple[str, ...]:
     """Names of all registered optimizers, sorted."""
     return tuple(sorted(_REGISTRY))
@@ -139,6 +153,9 @@ def optimizer_names() -> tuple[str, ...]:
 
 def find_optimizer(name: str) -> Entry:
     """Return the entry of ``name``; raises InputError with the nearest names if there is none."""
+    prefix, separator, member = name.partition(":")
+    if separator and prefix in _FAMILIES:
+        return _FAMILIES[prefix](member)
     if name not in _REGISTRY:
         raise InputError(f"no optimizer is named {name!r}; {nearest_names(name, _REGISTRY)}")
     return _REGISTRY[name]

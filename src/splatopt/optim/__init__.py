@@ -7,6 +7,7 @@ from splatopt.optim import (  # noqa: F401 - registers their optimizers
     diagonal_gauss_newton,
     hessian_diagonal,
     levenberg_marquardt,
+    zoo,
 )
 from splatopt.optim.first_order import Adam, AdamOptions
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from splatopt.core.checks import InputError
@@ -67,7 +68,10 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{checkpoint.step:06d}"
     partial = folder / f".{final.name}.partial"
-    data = safetensors.torch.save({name: value.detach().clone() for name, value in checkpoint.tensors.items()})
+    dense = torch.contiguous_format
+    data = safetensors.torch.save(
+        {name: value.detach().clone(memory_format=dense) for name, value in checkpoint.tensors.items()}
+    )
     header = {
         "format": FORMAT,
         "step": checkpoint.step,

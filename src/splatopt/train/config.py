@@ -52,7 +52,8 @@ class TrainConfig:
     """Folder of the capture: COLMAP, Blender, nerfstudio or instant-ngp."""
 
     optimizer: str = _USUAL_OPTIMIZER
-    """Name of the optimizer; its options follow under its name, as in --adam.means-rate."""
+    """Name of the optimizer; its options follow under its name, as in --adam.means-rate. zoo:NAME takes one of the
+    pytorch-optimizer package, with --zoo.rate-factor."""
 
     stages: str | None = None
     """Optimizers with their steps, one after the other on the same scene, as in adam:1500,lm:10; in place of
@@ -276,7 +277,9 @@ class TrainConfig:
             steps=self.total_steps,
             optimizer_options=options[self.optimizer] if self.stages is None else options,
             background=background if self.background is None else self.background,
-            out=self.out if self.out is not None else Path("runs") / "-".join((name, *self.optimizers)),
+            out=self.out
+            if self.out is not None
+            else Path("runs") / "-".join((name, *self.optimizers)).replace(":", "-"),
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from splatopt.train.checkpoint import replace_file
 from splatopt.train.config import TrainConfig
 
 FORMAT = "splatopt-run-1"
+FIELD_FORMAT = "splatopt-field-run-1"
+_MAKERS = {FORMAT: "splatopt train", FIELD_FORMAT: "splatopt fit"}
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,11 @@ class RunFolder:
 
     Attributes:
         path: The folder.
+        format: What kind of run it is: FORMAT of a scene, FIELD_FORMAT of a neural field.
     """
 
     path: Path
+    format: str = FORMAT
 
     @property
     def config(self) -> Path:
@@ -55,11 +59,12 @@ class RunFolder:
 
     @property
     def is_run(self) -> bool:
-        """Whether a run was started here."""
-        try:
-            return json.loads(self.config.read_bytes()).get("format") == FORMAT
-        except (OSError, ValueError, AttributeError):
-            return False
+        """Whether a run of this kind was started here."""
+        return self._found_format() == self.format
+
+    def _found_format(self) -> str | None:
+        """The format that ``config.json`` names; None where there is none that can be read."""
+        return read_json(self.config).get("format")
 
     @property
     def has_progress(self) -> bool:
@@ -72,7 +77,7 @@ class RunFolder:
         Raises:
             InputError: The folder holds a run already, or something that is no run.
         """
-        if self.is_run:
+        if self._found_format() in _MAKERS:
             raise InputError(
                 f"{self.path} holds a run already; add --resume to go on with it, or give another folder with --out"
             )
@@ -82,10 +87,10 @@ class RunFolder:
                 f"give another folder with --out"
             )
 
-    def write_config(self, config: TrainConfig, version: str) -> None:
-        """Write ``config.json``; the folder is made if absent."""
+    def write_config(self, config: Any, version: str) -> None:
+        """Write ``config.json`` from a configuration with ``to_json``; the folder is made if absent."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.config, {"format": FORMAT, "version": version, **config.to_json()})
+        write_json(self.config, {"format": self.format, "version": version, **config.to_json()})
 
     def read_config(self) -> TrainConfig:
         """Return the configuration, with ``out`` where the folder lies now.
@@ -93,12 +98,23 @@ class RunFolder:
         Raises:
             InputError: There is no run here.
         """
+        return replace(TrainConfig.from_json(self.read_settings(), str(self.config)), out=self.path)
+
+    def read_settings(self) -> dict[str, Any]:
+        """Return what ``config.json`` holds, without its format and version.
+
+        Raises:
+            InputError: There is no run of this kind here.
+        """
         if not self.is_run:
+            other = _MAKERS.get(self._found_format() or "")
+            if other:
+                raise InputError(f"{self.path} is a run of {other}, and this wants one of {_MAKERS[self.format]}")
             raise InputError(f"{self.path} is not a run of splatopt: it has no config.json of one; give a run's folder")
-        values = json.loads(self.config.read_bytes())
+        values = read_json(self.config)
         del values["format"]
         values.pop("version", None)
-        return replace(TrainConfig.from_json(values, str(self.config)), out=self.path)
+        return values
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

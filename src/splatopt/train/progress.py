@@ -18,6 +18,64 @@ _PLAIN_SECONDS = 5.0
 _SMOOTHING = 0.95
 
 
+class LiveLine:
+    """One line that is kept up to date on a terminal, and printed now and then elsewhere."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        """Write to ``console``; standard error when None, so that output can be piped."""
+        self._console = console or Console(stderr=True)
+        self._live: Live | None = None
+        self._shown_at = 0.0
+        self._first: tuple[int, float] | None = None
+
+    def open(self) -> None:
+        """Begin the line where there is a terminal."""
+        if self._console.is_terminal:
+            self._live = Live(Text(""), console=self._console, auto_refresh=False)
+            self._live.start()
+
+    def close(self) -> None:
+        """Leave the line as it stands."""
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+    def say(self, text: str, style: str | None = None) -> None:
+        """Print a line that stays."""
+        self._console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+    def restart(self) -> None:
+        """Time steps from the next one on, which is shown."""
+        self._first = None
+        self._shown_at = 0.0
+
+    def update(self, text: str, step: int, steps: int, goal: str = "") -> None:
+        """Show ``text`` with pace and time left, unless something was shown a moment ago.
+
+        Args:
+            text: What there is to say of this step.
+            step: Steps done.
+            steps: Steps planned; the last is always shown.
+            goal: What ends there, where it is not the run.
+        """
+        now = time.perf_counter()
+        if self._first is None:
+            # Later steps are timed from here: the first one warms up.
+            self._first = (step, now)
+        pause = _REFRESH_SECONDS if self._live else _PLAIN_SECONDS
+        if now - self._shown_at < pause and step < steps:
+            return
+        self._shown_at = now
+        first_step, began = self._first
+        if step > first_step:
+            each = (now - began) / (step - first_step)
+            text = f"{text}  {1000 * each:.1f} ms/step  ETA {_clock(each * (steps - step))}{goal}"
+        if self._live:
+            self._live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
+        else:
+            self.say(text)
+
+
 class ProgressLine:
     """A callback that keeps one line up to date on a terminal, and prints one now and then elsewhere.
 
@@ -27,12 +85,10 @@ class ProgressLine:
 
     def __init__(self, console: Console | None = None) -> None:
         """Write to ``console``; standard error when None, so that output can be piped."""
-        self._console = console or Console(stderr=True)
-        self._live: Live | None = None
-        self._shown_at = 0.0
-        self._first: tuple[int, float] | None = None
+        self._line = LiveLine(console)
         self._stage: Stage | None = None
         self._loss = self._psnr = 0.0
+        self._fresh = True
 
     def __call__(self, event: Event) -> None:
         """Show what ``event`` tells."""
@@ -43,64 +99,42 @@ class ProgressLine:
                 self._start(event)
             case Evaluated():
                 scores = event.scores
-                self._say(
+                self._line.say(
                     f"step {event.step}: {scores.subset} PSNR {scores.psnr:.2f} dB, SSIM {scores.ssim:.4f} "
                     f"({len(scores.views)} views, {scores.split})"
                 )
             case Warned():
-                self._say(f"warning: {event.message}", style="yellow")
+                self._line.say(f"warning: {event.message}", style="yellow")
             case Ended():
-                if self._live:
-                    self._live.stop()
-                    self._live = None
+                self._line.close()
 
     def _start(self, event: Started) -> None:
         verb = "going on at step" if event.step else "training, step"
-        self._say(
+        self._line.say(
             f"{verb} {event.step} of {event.config.total_steps}: {event.gaussians:,} Gaussians, {event.views} views, "
             f"{_optimizers(event.config)}, {event.renderer} renderer -> {event.config.out}"
         )
-        if self._console.is_terminal:
-            self._live = Live(Text(""), console=self._console, auto_refresh=False)
-            self._live.start()
+        self._line.open()
 
     def _step(self, event: Stepped) -> None:
-        fresh = self._first is None or event.stage != self._stage
-        if fresh:
-            # Later steps are timed from here: the first one warms up, and stages take as long as their optimizers.
-            self._first, self._stage = (event.step, time.perf_counter()), event.stage
+        stage = event.stage
+        if self._fresh or stage != self._stage:
+            # Stages take as long as their optimizers.
+            if not self._fresh:
+                self._line.restart()
+            self._fresh, self._stage = False, stage
             self._loss, self._psnr = event.loss, event.psnr
         self._loss += (1 - _SMOOTHING) * (event.loss - self._loss)
         self._psnr += (1 - _SMOOTHING) * (event.psnr - self._psnr)
-        now = time.perf_counter()
-        pause = _REFRESH_SECONDS if self._live else _PLAIN_SECONDS
-        if now - self._shown_at < pause and event.step < event.steps and not (fresh and event.step > 1):
-            return
-        self._shown_at = now
-        line = Text(self._line(event, now), no_wrap=True, overflow="ellipsis")
-        if self._live:
-            self._live.update(line, refresh=True)
-        else:
-            self._say(line.plain)
-
-    def _line(self, event: Stepped, now: float) -> str:
-        first_step, began = self._first or (event.step, now)
-        stage = event.stage
         several = stage is not None and stage.steps < event.steps
         part = f" ({stage.optimizer} {event.step - stage.begin}/{stage.steps})" if stage and several else ""
-        line = (
+        self._line.update(
             f"step {event.step}/{event.steps}{part}  loss {self._loss:.4f}  PSNR {self._psnr:.2f} dB  "
-            f"{len(event.cloud):,} Gaussians  {resident_megabytes():.0f} MB"
+            f"{len(event.cloud):,} Gaussians  {resident_megabytes():.0f} MB",
+            event.step,
+            stage.end if stage else event.steps,
+            goal=f" of {stage.optimizer}'s end" if stage and several else "",
         )
-        if event.step == first_step:
-            return line
-        each = (now - began) / (event.step - first_step)
-        end = stage.end if stage else event.steps
-        goal = f" of {stage.optimizer}'s end" if stage and several else ""
-        return f"{line}  {1000 * each:.1f} ms/step  ETA {_clock(each * (end - event.step))}{goal}"
-
-    def _say(self, text: str, style: str | None = None) -> None:
-        self._console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def _optimizers(config: TrainConfig) -> str:

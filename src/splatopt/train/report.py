@@ -18,11 +18,11 @@ import torch
 
 from splatopt import __version__
 from splatopt.core.checks import InputError
-from splatopt.core.optimizer import find_optimizer, optimizer_names
+from splatopt.core.optimizer import find_optimizer, option_prefix
 from splatopt.train.charts import Mark, Series, line_chart, running_mean
-from splatopt.train.checkpoint import replace_file
 from splatopt.train.config import TrainConfig
 from splatopt.train.folder import RunFolder, read_json
+from splatopt.train.page import chart_card, number_card, two_columns, write_page
 from splatopt.train.pictures import ViewPictures, data_uri
 
 DIFFERENCE_GAIN = 4
@@ -67,10 +67,7 @@ def write_report(
         _gallery(pictures, scores),
         _provenance(config, command or _command(config, run_folder)),
     ]
-    page = _PAGE.format(title=escape(heading), style=_style(), body="\n".join(sections))
-    path = run_folder / "report.html"
-    replace_file(path, page.encode())
-    return path
+    return write_page(run_folder / "report.html", heading, sections)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -84,31 +81,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         if isinstance(line, dict) and _is_number(line.get("step")):
             lines.append(line)
     return lines
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<link rel="icon" href="data:,">
-<title>{title}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
-
-
-def _style() -> str:
-    """The style sheet that lies beside this file."""
-    return Path(__file__).with_name("report.css").read_text(encoding="utf-8")
 
 
 # ---------------------------------------------------------------------- numbers
@@ -171,15 +143,7 @@ def _headline(scores: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], *, 
         ("Gaussians", _written(scores.get("gaussians", last.get("gaussians"))), ""),
         ("Memory", f"{_written(max(memory, default=None))} MB", "the whole process, at most"),
     ]
-    return '<section class="numbers">' + "".join(_card(*card) for card in cards) + "</section>"
-
-
-def _card(name: str, value: str, note: str) -> str:
-    """One number."""
-    return (
-        f'<div class="card number"><span class="name">{escape(name)}</span><b>{escape(value)}</b>'
-        f'<span class="note">{escape(note)}</span></div>'
-    )
+    return '<section class="numbers">' + "".join(number_card(*card) for card in cards) + "</section>"
 
 
 # ---------------------------------------------------------------------- curves
@@ -194,7 +158,7 @@ def _curves(lines: Sequence[Mapping[str, Any]], scores: Mapping[str, Any]) -> st
             if key == "psnr":
                 series.append(_held_out_series(lines, scores, axis))
             heading = f"{name}, against {label}"
-            charts.append(f'<div class="card"><h3>{escape(heading)}</h3>{line_chart(heading, label, series)}</div>')
+            charts.append(chart_card(heading, line_chart(heading, label, series)))
     return f'<h2>Curves</h2>\n<section class="charts">{"".join(charts)}</section>'
 
 
@@ -286,9 +250,8 @@ def _provenance(config: Mapping[str, Any], command: str) -> str:
 
 def _table(values: Mapping[str, Any]) -> str:
     """Names and values in two columns."""
-    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
-    rows = "".join(f"<tr><td>{escape(str(name))}</td><td>{escape(text)}</td></tr>" for name, text in texts.items())
-    return f'<div class="card"><table>{rows}</table></div>'
+    texts = {str(name): value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+    return two_columns(texts)
 
 
 def _command(config: Mapping[str, Any], run_folder: Path) -> str:
@@ -302,10 +265,10 @@ def _command(config: Mapping[str, Any], run_folder: Path) -> str:
         if item.name in _USUAL_OPTIONS or value not in (None, _plain_default(item.default)):
             words += _option(item.name, value)
     for optimizer, options in _options(config).items():
-        defaults = asdict(find_optimizer(optimizer).options()) if optimizer in optimizer_names() else options
+        defaults = _optimizer_defaults(optimizer) or options
         for name, value in options.items():
             if value != defaults.get(name):
-                words += _option(f"{optimizer}.{name}", value)
+                words += _option(f"{option_prefix(optimizer)}.{name}", value)
     return shlex.join([*words, "--out", str(run_folder)])
 
 
@@ -316,6 +279,15 @@ def _options(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         return {}
     by_name = options if config.get("stages") else {str(config.get("optimizer")): options}
     return {name: each for name, each in by_name.items() if isinstance(each, dict)}
+
+
+def _optimizer_defaults(name: str) -> dict[str, Any] | None:
+    """The default options of an optimizer as JSON holds them; None where it is unknown here."""
+    try:
+        defaults = asdict(find_optimizer(name).options())
+    except InputError:
+        return None
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
 
 
 _USUAL_OPTIONS = ("optimizer", "steps", "seed", "start")

@@ -39,7 +39,7 @@ def parse_stages(text: str) -> tuple[Stage, ...]:
     """
     stages: list[Stage] = []
     for number, part in enumerate(text.split(","), start=1):
-        name, colon, steps = (word.strip() for word in part.partition(":"))
+        name, colon, steps = (word.strip() for word in part.rpartition(":"))
         if not (name and colon and steps):
             raise InputError(
                 f"stage {number} of --stages must be NAME:STEPS, got {part.strip()!r} in {text!r}; write for example "

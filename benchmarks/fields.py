@@ -1,0 +1,385 @@
+"""Neural fields, Adam at its best rate against curvature: ``python -m benchmarks.fields QUESTION --out FOLDER``.
+
+Each cell (field, optimizer, rate, seed) is a run of ``splatopt fit`` in a folder of its own. What is finished is not
+done again and what was stopped goes on, so the same command may be typed as often as one likes. ``table`` writes
+``table.md`` from whatever is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from splatopt.data.knot import make_knot
+from splatopt.data.mesh import write_mesh
+from splatopt.optim.field_optimizers import find_field_optimizer
+from splatopt.train.field_config import FitConfig, TaskKind
+from splatopt.train.field_events import FitProgress
+from splatopt.train.field_loop import fit_field
+from splatopt.train.field_sampler import ExampleSampler
+from splatopt.train.folder import read_json
+from splatopt.train.report import read_metrics
+
+FIELDS = ("gaussian", "sine", "wavelet", "sinc", "relu-pe", "relu")
+ADAM_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+LEVELS = {"psnr": (30.0, 35.0), "iou": (0.9, 0.95)}
+EPOCHS = (50, 200)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run.
+
+    Attributes:
+        target: What is fitted.
+        field: Name of the field.
+        optimizer: Name of the optimizer.
+        rate: Its rate; None for the default.
+        seed: Of the run.
+    """
+
+    target: str
+    field: str
+    optimizer: str
+    rate: float | None
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of the run's folder."""
+        rate = "" if self.rate is None else f"-{self.rate:g}"
+        return f"{Path(self.target).stem}-{self.field}-{self.optimizer}{rate}-seed{self.seed}"
+
+
+def photograph(name: str, side: int, folder: Path) -> Path:
+    """Write a photo that comes with scikit-image, its middle square, at ``side``² pixels."""
+    from PIL import Image
+    from skimage import data
+
+    path = folder / f"{name}-{side}.png"
+    if not path.exists():
+        image = Image.fromarray(getattr(data, name)()).convert("RGB")
+        edge = min(image.size)
+        left, top = (image.width - edge) // 2, (image.height - edge) // 2
+        square = image.crop((left, top, left + edge, top + edge))
+        square.resize((side, side), Image.Resampling.LANCZOS).save(path)
+    return path
+
+
+def knot(folder: Path) -> Path:
+    """Write the mesh that is made up."""
+    path = folder / "knot.ply"
+    if not path.exists():
+        mesh = make_knot()
+        write_mesh(path, mesh.vertices, mesh.faces)
+    return path
+
+
+def run_cell(cell: Cell, base: FitConfig, out: Path) -> dict:
+    """Do one cell, or what is left of it, and return its final scores."""
+    folder = out / cell.name
+    done = read_json(folder / "eval.json")
+    if "psnr" in done or "iou" in done:
+        return done
+    options = None
+    if cell.rate is not None:
+        options = find_field_optimizer(cell.optimizer).entry.options(rate=cell.rate)
+    config = replace(
+        base,
+        target=cell.target,
+        field=cell.field,
+        optimizer=cell.optimizer,
+        optimizer_options=options,
+        seed=cell.seed,
+        out=folder,
+        resume=(folder / "config.json").exists(),
+    )
+    print(f"cell {cell.name}", flush=True)
+    fit_field(config, [FitProgress()] if sys.stderr.isatty() else [])
+    return read_json(folder / "eval.json")
+
+
+def compare(target: str, base: FitConfig, arguments: argparse.Namespace) -> None:
+    """Sweep Adam's rate on the first seed, then run Adam at its best and the others on every seed."""
+    score = "iou" if base.task is TaskKind.OCCUPANCY else "psnr"
+    for field in arguments.fields:
+        first = arguments.seeds[0]
+        swept = {
+            rate: run_cell(Cell(target, field, "adam", rate, first), base, arguments.out)[score]
+            for rate in arguments.adam_rates
+        }
+        best = max(swept, key=lambda rate: swept[rate])
+        for seed in arguments.seeds:
+            run_cell(Cell(target, field, "adam", best, seed), base, arguments.out)
+            for optimizer in arguments.optimizers:
+                run_cell(Cell(target, field, optimizer, None, seed), base, arguments.out)
+
+
+def image(arguments: argparse.Namespace) -> None:
+    """Photos as fields."""
+    for name in arguments.photos:
+        target = photograph(name, arguments.side, arguments.out)
+        per_epoch = ExampleSampler(arguments.side**2, 512, torch.Generator()).per_epoch
+        base = _base(arguments, task=TaskKind.IMAGE, epochs=arguments.epochs, eval_every=per_epoch)
+        compare(str(target), base, arguments)
+
+
+def occupancy(arguments: argparse.Namespace) -> None:
+    """The inside of the made-up knot."""
+    base = _base(
+        arguments,
+        task=TaskKind.OCCUPANCY,
+        epochs=arguments.epochs,
+        points=arguments.points,
+        batch=arguments.batch,
+        eval_every=5 * math.ceil(arguments.points / arguments.batch),
+    )
+    compare(str(knot(arguments.out)), base, arguments)
+
+
+def nerf(arguments: argparse.Namespace) -> None:
+    """A capture as a radiance field."""
+    if arguments.capture is None:
+        raise SystemExit("nerf needs --capture FOLDER, such as lego_200")
+    base = _base(
+        arguments,
+        task=TaskKind.NERF,
+        steps=arguments.steps,
+        samples=arguments.samples,
+        max_side=arguments.side,
+        eval_every=max(1, arguments.steps // 10),
+    )
+    compare(str(arguments.capture), base, arguments)
+
+
+def start(arguments: argparse.Namespace) -> None:
+    """Whether ESGD's start on sine is stable: PSNR after 32 steps, with ten first probes and with one."""
+    target = str(photograph("astronaut", arguments.side, arguments.out))
+    base = _base(arguments, task=TaskKind.IMAGE, steps=32, eval_every=0)
+    lines = []
+    for probes in (1, 10):
+        options = find_field_optimizer("esgd").entry.options(first_probes=probes)
+        found = []
+        for seed in range(20):
+            folder = arguments.out / f"start-{probes}-seed{seed}"
+            if "psnr" not in read_json(folder / "eval.json"):
+                again = (folder / "config.json").exists()
+                config = replace(
+                    base, target=target, field="sine", optimizer="esgd", optimizer_options=options, seed=seed
+                )
+                fit_field(replace(config, out=folder, resume=again))
+            found.append(read_json(folder / "eval.json")["psnr"])
+        lines.append(f"| {probes} | {min(found):.2f} | {_mean_sd(found, '.2f')} | {max(found):.2f} |")
+        print(lines[-1], flush=True)
+    text = "| first probes | least | mean ± sd | most |\n|---|---|---|---|\n" + "\n".join(lines) + "\n"
+    (arguments.out / "start.md").write_text(text)
+
+
+def cost(arguments: argparse.Namespace) -> None:
+    """Seconds per step of each optimizer over Adam's, in turns within one process; medians of 100 steps each."""
+    from splatopt.core.optimizer import Progress
+    from splatopt.optim.field_optimizers import make_field_optimizer
+    from splatopt.train.field_setup import open_task
+
+    target = str(photograph("astronaut", arguments.side, arguments.out))
+    names = ["adam", *arguments.optimizers]
+    lines = []
+    for field in arguments.fields:
+        running = []
+        for name in names:
+            generator = torch.Generator().manual_seed(0)
+            task, _ = open_task(FitConfig(target, field=field).resolved(), generator)
+            running.append((task, make_field_optimizer(name, task, field, None, generator)))
+        seconds: list[list[float]] = [[] for _ in names]
+        # Turns of 100 steps, so that each has one of the later refreshes in every turn; the first 100 warm up.
+        for turn in range(4):
+            for index, (task, optimizer) in enumerate(running):
+                began = time.perf_counter()
+                for step in range(100):
+                    batch = torch.randperm(task.size, generator=torch.Generator().manual_seed(step))[:512]
+                    optimizer.step(batch, Progress(100 * turn + step, 400))
+                if turn:
+                    seconds[index].append((time.perf_counter() - began) / 100)
+        medians = [statistics.median(times) for times in seconds]
+        ratios = " | ".join(f"{1000 * one:.1f} ms, {one / medians[0]:.2f}" for one in medians)
+        lines.append(f"| {field} | {ratios} |")
+        print(lines[-1], flush=True)
+    head = f"| field | {' | '.join(names)} |\n|{'---|' * (1 + len(names))}\n"
+    (arguments.out / "cost.md").write_text(head + "\n".join(lines) + "\n")
+
+
+# ---------------------------------------------------------------------- table
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Scores of one run against epochs and seconds.
+
+    Attributes:
+        cell: Field, optimizer and rate, which the seeds share.
+        seed: Of the run.
+        score: What it is judged by.
+        epochs: At each score.
+        seconds: At each score.
+        values: The scores.
+    """
+
+    cell: tuple[str, str, str, float | None]
+    seed: int
+    score: str
+    epochs: tuple[float, ...]
+    seconds: tuple[float, ...]
+    values: tuple[float, ...]
+
+    def at(self, epoch: float) -> float | None:
+        """Return the score after ``epoch`` epochs; None where the run was shorter."""
+        found = [value for place, value in zip(self.epochs, self.values, strict=True) if place <= epoch + 1e-6]
+        return found[-1] if found and self.epochs[-1] >= epoch - 1e-6 else None
+
+    def reaches(self, level: float, *, stays: bool) -> int | None:
+        """Return the index of the first score at ``level``; with ``stays``, after which none is below it."""
+        above = [value >= level for value in self.values]
+        if stays:
+            below = [index for index, one in enumerate(above) if not one]
+            index = below[-1] + 1 if below else 0
+            return index if index < len(above) else None
+        return above.index(True) if any(above) else None
+
+
+def read_curves(out: Path) -> list[Curve]:
+    """Return the curves of all finished runs below ``out``."""
+    curves = []
+    for folder in sorted(path.parent for path in out.glob("*/eval.json")):
+        config, end = read_json(folder / "config.json"), read_json(folder / "eval.json")
+        score = next((name for name in LEVELS if name in end), None)
+        if score is None or folder.name.startswith("start-"):
+            continue
+        key = f"score_{score}"
+        lines = read_metrics(folder / "metrics.jsonl")
+        scored = [(line["epoch"], line["seconds"], line[key]) for line in lines if key in line]
+        scored.append((lines[-1]["epoch"], end["seconds"], end[score]))
+        epochs, seconds, values = zip(*scored, strict=True)
+        options = config["optimizer_options"]
+        cell = (Path(config["target"]).stem, config["field"], config["optimizer"], options["rate"])
+        curves.append(Curve(cell, config["seed"], score, epochs, seconds, values))
+    return curves
+
+
+def table(arguments: argparse.Namespace) -> None:
+    """Write ``table.md``: of Adam the rate with the best last score, of the others all."""
+    curves = read_curves(arguments.out)
+    if not curves:
+        raise SystemExit(f"there is no finished run below {arguments.out}")
+    text = "\n\n".join(_table(score, [curve for curve in curves if curve.score == score]) for score in LEVELS)
+    (arguments.out / "table.md").write_text(text.strip() + "\n")
+    print(text.strip())
+
+
+def _table(score: str, curves: Sequence[Curve]) -> str:
+    if not curves:
+        return ""
+    groups: dict[tuple, list[Curve]] = {}
+    for curve in curves:
+        groups.setdefault(curve.cell, []).append(curve)
+    last = {cell: statistics.mean(one.values[-1] for one in some) for cell, some in groups.items()}
+    kept = [
+        cell
+        for cell in groups
+        if cell[2] != "adam" or len(groups[cell]) == max(len(groups[c]) for c in groups if c[:3] == cell[:3])
+    ]
+    kept = [cell for cell in kept if last[cell] == max(last[other] for other in kept if other[:3] == cell[:3])]
+    kept.sort(key=lambda cell: (cell[0], FIELDS.index(cell[1]), cell[2]))
+    levels = LEVELS[score]
+    head = [
+        "target",
+        "field",
+        "optimizer",
+        "rate",
+        "seeds",
+        *(f"after {epoch} epochs" for epoch in EPOCHS),
+        "at the end",
+    ]
+    head += [f"{verb} {level:g}" for level in levels for verb in ("first reaches", "stays above")]
+    rows = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for cell in kept:
+        some = groups[cell]
+        form = ".2f" if score == "psnr" else ".4f"
+        row = [cell[0], cell[1], cell[2], f"{cell[3]:g}" if cell[3] else "own", str(len(some))]
+        row += [_mean_sd([one.at(epoch) for one in some], form) for epoch in EPOCHS]
+        row += [_mean_sd([one.values[-1] for one in some], form)]
+        row += [_reached(some, level, stays=stays) for level in levels for stays in (False, True)]
+        rows.append(f"| {' | '.join(row)} |")
+    return "\n".join(rows)
+
+
+def _reached(curves: Sequence[Curve], level: float, *, stays: bool) -> str:
+    """Epochs and seconds until a level, over the seeds that came there."""
+    places = [(curve, curve.reaches(level, stays=stays)) for curve in curves]
+    found = [(curve.epochs[index], curve.seconds[index]) for curve, index in places if index is not None]
+    if not found:
+        return "never"
+    epochs, seconds = zip(*found, strict=True)
+    some = "" if len(found) == len(curves) else f" ({len(found)} of {len(curves)})"
+    return f"{_mean_sd(epochs, '.0f')}, {_mean_sd(seconds, '.0f')} s{some}"
+
+
+def _mean_sd(values: Iterable[float | None], form: str) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    spread = f" ± {statistics.stdev(known):{form}}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):{form}}{spread}"
+
+
+def _base(arguments: argparse.Namespace, **settings: object) -> FitConfig:
+    """What all cells share; the target is filled in later."""
+    return FitConfig("", width=arguments.width, threads=arguments.threads, log_every=100, **settings)  # type: ignore[arg-type]
+
+
+QUESTIONS = {
+    "image": image,
+    "occupancy": occupancy,
+    "nerf": nerf,
+    "start": start,
+    "cost": cost,
+    "table": table,
+}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Parse and do."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fields", description=__doc__)
+    parser.add_argument("question", choices=QUESTIONS)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--fields", nargs="+", default=list(FIELDS), choices=FIELDS)
+    parser.add_argument("--optimizers", nargs="*", default=["esgd"], help="beside Adam")
+    parser.add_argument("--adam-rates", nargs="+", type=float, default=list(ADAM_RATES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--photos", nargs="+", default=["astronaut"], help="names in skimage.data")
+    parser.add_argument("--side", type=int, default=256, help="of the photos, pixels")
+    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--points", type=int, default=200_000, help="of occupancy")
+    parser.add_argument("--batch", type=int, default=50_000, help="of occupancy")
+    parser.add_argument("--capture", type=Path, help="of nerf")
+    parser.add_argument("--steps", type=int, default=5000, help="of nerf")
+    parser.add_argument("--samples", type=int, default=64, help="of nerf, per ray")
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch; these nets are too small for more")
+    arguments = parser.parse_args(words)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(arguments.threads or os.cpu_count() or 1)
+    QUESTIONS[arguments.question](arguments)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

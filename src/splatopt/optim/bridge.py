@@ -1,0 +1,281 @@
+"""Any ``torch.optim`` optimizer as an optimizer of splatopt, on any objective.
+
+One line makes one known to the command line, suites and tests::
+
+    register("rmsprop", bridge(lambda params, options, generator: RMSprop(params, lr=options.rate)), Rate)
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from enum import Enum
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from splatopt.core.checks import InputError
+from splatopt.core.graph import GraphObjective
+from splatopt.core.objective import Evaluation, Objective, Oracle, Tensors
+from splatopt.core.optimizer import Optimizer, OptimizerState, Progress
+from splatopt.core.rows import RowEdit
+from splatopt.curvature.hessian import CentralDifference, ExactHessian
+from splatopt.optim.flat_state import flatten, unflatten
+
+Factory = Callable[[list[dict[str, Any]], Any, torch.Generator | None], torch.optim.Optimizer]
+"""Makes an optimizer from parameter groups, options and the run's generator."""
+
+
+class Feed(Enum):
+    """How an optimizer is told of gradients."""
+
+    GRADIENTS = "they are set, then step() is called"
+    CLOSURE = "step(closure) is called, and the closure sets them and returns the loss"
+    GRADIENTS_AND_CLOSURE = "they are set, then step(closure) is called, as SAM wants it"
+    GRAPH = "step(closure) is called, and the closure returns a graph that can be differentiated twice"
+
+
+class TorchOptimizer(Optimizer):
+    """A ``torch.optim`` optimizer that asks an objective for its derivatives.
+
+    Subclasses say how it is made and how it is fed. With ``Feed.GRAPH`` it may differentiate the loss twice whatever
+    the objective is: of one that is no graph, the second derivative is its Hessian product.
+    """
+
+    feed: ClassVar[Feed] = Feed.GRADIENTS
+
+    def __init__(self, objective: Objective, options: Any, generator: torch.Generator | None = None) -> None:
+        """Make the optimizer; see :class:`~splatopt.core.optimizer.Optimizer`."""
+        super().__init__(objective, options, generator)
+        self._bind()
+
+    @abstractmethod
+    def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Return the optimizer of these parameter groups."""
+
+    def rates(self, progress: Progress) -> Mapping[str, float]:
+        """Return the rates of the step at hand by parameter's name; empty where the optimizer's own are kept.
+
+        Where it returns any, each parameter has a group of its own.
+        """
+        return {}
+
+    def graph(self, objective: GraphObjective, batch: Any) -> Tensor:
+        """Return what an optimizer that differentiates by itself is given: the loss, unless it asks for more."""
+        return objective.loss(batch)
+
+    def _bind(self) -> None:
+        """Point a new optimizer at the objective's parameters."""
+        self._leaves = self._find_leaves()
+        names = list(self._leaves)
+        parts = [[name] for name in names] if self.rates(Progress(0, 1)) else [names]
+        self.torch = self.make([{"params": [self._leaves[name] for name in part]} for part in parts])
+        # An optimizer may have regrouped them, and its state counts them in the order of its groups.
+        by_identity = {id(leaf): name for name, leaf in self._leaves.items()}
+        self._order = [by_identity[id(leaf)] for group in self.torch.param_groups for leaf in group["params"]]
+
+    def _find_leaves(self) -> dict[str, Tensor]:
+        """The parameters as an optimizer wants them: leaves with a place for a gradient, in the same memory."""
+        if isinstance(self.objective, GraphObjective):
+            return dict(self.objective.leaves)
+        return {name: nn.Parameter(value.detach()) for name, value in self.objective.parameters.items()}
+
+    # ------------------------------------------------------------------ step
+
+    def step(self, batch: Any, progress: Progress) -> Evaluation:
+        """Let the optimizer take one step on ``batch``."""
+        self._set_rates(progress)
+        if self.feed is Feed.GRAPH:
+            return self._differentiating_step(batch)
+        closure = _GradientClosure(self.objective, batch, self._leaves)
+        if self.feed is not Feed.CLOSURE:
+            closure()
+        if self.feed is Feed.GRADIENTS:
+            self.torch.step()
+        else:
+            self._step_with(closure)
+        assert closure.first is not None
+        return closure.first
+
+    def _differentiating_step(self, batch: Any) -> Evaluation:
+        """Let an optimizer that differentiates by itself take one step."""
+        if isinstance(self.objective, GraphObjective):
+            objective = self.objective
+            loss = float(self._step_with(lambda: self.graph(objective, batch)))
+            return objective.evaluation(loss, [_gradient(leaf) for leaf in self._leaves.values()])
+        graph, evaluation = objective_loss(self.objective, batch, self._leaves)
+        self._step_with(lambda: graph)
+        return evaluation
+
+    def _step_with(self, closure: Callable[[], Tensor]) -> Any:
+        # torch's own signature wants a closure that returns a float.
+        step: Callable[[Callable[[], Tensor]], Any] = self.torch.step  # type: ignore[assignment]
+        return step(closure)
+
+    def _set_rates(self, progress: Progress) -> None:
+        rates = self.rates(progress)
+        if rates:
+            for name, group in zip(self._order, self.torch.param_groups, strict=True):
+                group["lr"] = rates.get(name, group["lr"])
+
+    # ------------------------------------------------------------------ state
+
+    def state(self) -> OptimizerState:
+        """Return all that the optimizer keeps, by the parameters' names, with the parameters' shapes."""
+        saved = self.torch.state_dict()
+        by_name = {name: saved["state"][index] for index, name in enumerate(self._order) if index in saved["state"]}
+        groups = [_numbers(group) for group in saved["param_groups"]]
+        shapes = {name: tuple(leaf.shape) for name, leaf in self._leaves.items()}
+        return OptimizerState(*flatten({"state": by_name, "groups": groups, "shapes": shapes}))
+
+    def load_state(self, state: OptimizerState) -> None:
+        """Go on from ``state``; raises InputError where it does not fit the parameters."""
+        found = unflatten({name: value.clone() for name, value in state.tensors.items()}, state.scalars)
+        shapes = {name: tuple(leaf.shape) for name, leaf in self._leaves.items()}
+        if found["shapes"] != shapes:
+            raise InputError(
+                f"the optimizer's state belongs to parameters of the shapes {found['shapes']}, but they are {shapes}; "
+                f"resume the run that wrote it, or start a new one"
+            )
+        groups = [
+            {**mine, **given}
+            for mine, given in zip(self.torch.state_dict()["param_groups"], found["groups"], strict=True)
+        ]
+        numbers = {name: index for index, name in enumerate(self._order)}
+        by_number = {numbers[name]: entry for name, entry in found["state"].items()}
+        self.torch.load_state_dict({"state": by_number, "param_groups": groups})
+
+    def edit_rows(self, edit: RowEdit) -> None:
+        """Gather what is kept per row; the state of a parameter that is kept otherwise starts anew."""
+        old = {name: (leaf.shape, self.torch.state.get(leaf, {})) for name, leaf in self._leaves.items()}
+        groups = self.torch.param_groups
+        self._bind()
+        for mine, before in zip(self.torch.param_groups, groups, strict=True):
+            mine |= {key: value for key, value in before.items() if key != "params"}
+        for name, leaf in self._leaves.items():
+            edited = _edited(*old[name], edit)
+            if edited:
+                self.torch.state[leaf] = edited
+
+
+def bridge(
+    factory: Factory, feed: Feed = Feed.GRADIENTS, needs: frozenset[Oracle] = frozenset({Oracle.GRADIENT})
+) -> type[TorchOptimizer]:
+    """Return the class of splatopt optimizers that ``factory`` makes, to be registered or used as it is.
+
+    Args:
+        factory: From parameter groups, options and the run's generator to a ``torch.optim`` optimizer.
+        feed: How it is told of gradients; ``Feed.GRAPH`` for ``ESGD`` and its like.
+        needs: What it asks of the objective; HVP beside the gradient with ``Feed.GRAPH``.
+    """
+    how, what = feed, needs
+
+    class Bridged(TorchOptimizer):
+        needs = what
+        feed = how
+
+        def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+            return factory(groups, self.options, self.generator)
+
+    return Bridged
+
+
+def _gradient(leaf: Tensor) -> Tensor:
+    assert leaf.grad is not None
+    return leaf.grad
+
+
+class _GradientClosure:
+    """Sets the gradients and returns the loss; remembers the evaluation of its first call."""
+
+    def __init__(self, objective: Objective, batch: Any, leaves: Tensors) -> None:
+        self.objective, self.batch, self.leaves = objective, batch, leaves
+        self.first: Evaluation | None = None
+
+    def __call__(self) -> Tensor:
+        if self.first is not None:
+            # The buffers of the first evaluation are about to be used again.
+            kept = {name: part.clone() for name, part in self.first.gradient.items()}
+            self.first = replace(self.first, gradient=kept)
+        evaluation = self.objective.gradient(self.batch)
+        for name, leaf in self.leaves.items():
+            leaf.grad = evaluation.gradient[name]
+        self.first = self.first or evaluation
+        return torch.tensor(evaluation.loss, dtype=torch.float64)
+
+
+def _numbers(group: Mapping[str, Any]) -> dict[str, Any]:
+    """What a group of parameters keeps beside them, as far as it is numbers: names and functions do not change."""
+    plain = (bool, int, float, Tensor, type(None), tuple)
+    return {key: value for key, value in group.items() if key != "params" and isinstance(value, plain)}
+
+
+def _edited(shape: torch.Size, state: Mapping[str, Any], edit: RowEdit) -> dict[str, Any]:
+    """The state of a parameter of ``shape`` after an edit of its rows; empty where it cannot follow."""
+    edited: dict[str, Any] = {}
+    for key, value in state.items():
+        if isinstance(value, Tensor) and value.dim() and value.shape == shape:
+            edited[key] = edit.gather_state(value)
+        elif isinstance(value, bool | int | float) or (isinstance(value, Tensor) and value.numel() == 1):
+            edited[key] = value
+        else:
+            return {}
+    return edited
+
+
+# ---------------------------------------------------------------------- any objective as a graph
+
+
+def objective_loss(objective: Objective, batch: Any, leaves: Tensors) -> tuple[Tensor, Evaluation]:
+    """Return the loss of ``objective`` with a graph to ``leaves`` that can be differentiated twice.
+
+    The first derivative is the objective's gradient, the second its Hessian product: exact where it has one, else
+    a central difference of gradients.
+
+    Args:
+        objective: Any.
+        batch: Where.
+        leaves: Its parameters, as tensors that require gradients and share their memory.
+    """
+    names = list(leaves)
+    evaluation = objective.gradient(batch)
+    evaluation = replace(evaluation, gradient={name: evaluation.gradient[name].clone() for name in names})
+    method = ExactHessian() if Oracle.HVP in objective.oracles else CentralDifference()
+
+    def product(tangents: Sequence[Tensor]) -> list[Tensor]:
+        found = objective.hvp(batch, dict(zip(names, tangents, strict=True)), method)
+        return [found[name].clone() for name in names]
+
+    gradients = [evaluation.gradient[name] for name in names]
+    return _Loss.apply(evaluation.loss, gradients, product, *leaves.values()), evaluation
+
+
+class _Loss(torch.autograd.Function):
+    """A number whose derivative is known, and whose second derivative is asked for when it is needed."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: float, gradients: Sequence[Tensor], product: Any, *leaves: Tensor) -> Tensor:
+        ctx.gradients, ctx.product = gradients, product
+        # Not saved for backward: a central difference moves the leaves and puts them back in between.
+        ctx.leaves = leaves
+        return leaves[0].new_tensor(loss)
+
+    @staticmethod
+    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
+        parts = _Gradient.apply(ctx.gradients, ctx.product, *ctx.leaves)
+        return (None, None, None, *(weight * part for part in parts))
+
+
+class _Gradient(torch.autograd.Function):
+    """The gradient, whose own derivative along v is the Hessian product."""
+
+    @staticmethod
+    def forward(ctx: Any, gradients: Sequence[Tensor], product: Any, *leaves: Tensor) -> tuple[Tensor, ...]:
+        ctx.product = product
+        return tuple(gradient.clone() for gradient in gradients)
+
+    @staticmethod
+    def backward(ctx: Any, *tangents: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, None, *ctx.product(tangents))

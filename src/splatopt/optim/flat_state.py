@@ -1,0 +1,109 @@
+"""Nested optimizer states as named tensors and named numbers, and back: what a checkpoint can hold.
+
+A path joins keys by ``/``. What is no tensor and no number leaves a mark behind its path that says what it was:
+``{}``, ``[]``, ``()`` and ``<>`` with the length of a dictionary, list, tuple or queue, ``!`` for a truth value,
+``-`` for None, ``"`` for the bytes of a word. Keys that are numbers are written ``=3``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from splatopt.core.checks import InputError
+
+_LISTS: dict[str, type] = {"[]": list, "()": tuple, "<>": deque}
+
+
+def flatten(value: Any) -> tuple[dict[str, Tensor], dict[str, float | int]]:
+    """Return the tensors and the numbers of ``value`` by their paths.
+
+    Raises:
+        TypeError: It holds something else than dictionaries, lists, tuples, queues, tensors, numbers, words and None.
+    """
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, float | int] = {}
+    _write(value, "", tensors, scalars)
+    return tensors, scalars
+
+
+def unflatten(tensors: Mapping[str, Tensor], scalars: Mapping[str, float | int]) -> Any:
+    """Return what :func:`flatten` took apart; the tensors themselves, not copies.
+
+    Raises:
+        InputError: Something of it is missing.
+    """
+    try:
+        return _read("", tensors, scalars, _children([*tensors, *scalars]))
+    except KeyError as error:
+        raise InputError(f"the optimizer's state is incomplete: it lacks {error}; start a new run") from error
+
+
+def _write(value: Any, path: str, tensors: dict[str, Tensor], scalars: dict[str, float | int]) -> None:
+    mark = next((mark for mark, kind in _LISTS.items() if type(value) is kind), None)
+    if isinstance(value, Tensor):
+        tensors[path] = value.detach()
+    elif value is None:
+        scalars[f"{path}-"] = 0
+    elif isinstance(value, str):
+        tensors[f'{path}"'] = torch.tensor(list(value.encode()), dtype=torch.uint8)
+    elif isinstance(value, bool):
+        scalars[f"{path}!"] = int(value)
+    elif isinstance(value, int | float):
+        scalars[path] = value
+    elif isinstance(value, Mapping):
+        scalars[f"{path}{{}}"] = len(value)
+        for key, part in value.items():
+            _write(part, f"{path}/{key}" if isinstance(key, str) else f"{path}/={key}", tensors, scalars)
+    elif mark:
+        scalars[f"{path}{mark}"] = len(value)
+        for index, part in enumerate(value):
+            _write(part, f"{path}/{index}", tensors, scalars)
+    else:
+        raise TypeError(
+            f"an optimizer's state holds a {type(value).__name__} at {path!r}, which no checkpoint can keep"
+        )
+
+
+def _read(
+    path: str,
+    tensors: Mapping[str, Tensor],
+    scalars: Mapping[str, float | int],
+    children: Mapping[str, list[str]],
+) -> Any:
+    if path in tensors or path in scalars:
+        return tensors[path] if path in tensors else scalars[path]
+    if f'{path}"' in tensors:
+        return bytes(tensors[f'{path}"'].tolist()).decode()
+    if f"{path}-" in scalars or f"{path}!" in scalars:
+        return bool(scalars[f"{path}!"]) if f"{path}!" in scalars else None
+    for mark, kind in _LISTS.items():
+        if f"{path}{mark}" in scalars:
+            count = int(scalars[f"{path}{mark}"])
+            return kind(_read(f"{path}/{index}", tensors, scalars, children) for index in range(count))
+    if len(children.get(path, ())) != scalars[f"{path}{{}}"]:
+        raise KeyError(path)
+    return {
+        json.loads(key[1:]) if key.startswith("=") else key: _read(f"{path}/{key}", tensors, scalars, children)
+        for key in children.get(path, ())
+    }
+
+
+def _children(paths: list[str]) -> dict[str, list[str]]:
+    """The keys below each path, without the marks."""
+    found: dict[str, dict[str, None]] = {}
+    for path in paths:
+        bare = path
+        for mark in ("{}", *_LISTS, "!", "-", '"'):
+            if path.endswith(mark):
+                bare = path.removesuffix(mark)
+                break
+        parts = bare.split("/")
+        for depth in range(1, len(parts)):
+            found.setdefault("/".join(parts[:depth]), {})[parts[depth]] = None
+    return {parent: list(keys) for parent, keys in found.items()}

@@ -1,0 +1,210 @@
+"""``zoo:NAME``: the first-order optimizers of the pytorch-optimizer package, for fields and for scenes."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, ClassVar
+
+import torch
+
+from splatopt.core.checks import InputError, check_positive, nearest_names
+from splatopt.core.objective import Evaluation, Oracle
+from splatopt.core.optimizer import Entry, Progress, register_family
+from splatopt.optim.bridge import Feed, TorchOptimizer
+from splatopt.optim.first_order import AdamOptions
+
+_SECOND_ORDER = "it differentiates twice by its own means; take adahessian-e, adahessian-j or esgd"
+_MODEL = "it wants a whole model and takes over its backward pass"
+_UNSAVED = "part of its state lies where no checkpoint reaches it, so a run could not be resumed"
+_WRAPPER = "it is a wrapper of other optimizers"
+_STUCK = "it did not lower a plain quadratic at its default settings or at rates from 1e-4 to 1e-1"
+
+REFUSED = {
+    "adahessian": _SECOND_ORDER,
+    "sophiah": _SECOND_ORDER,
+    "adalomo": _MODEL,
+    "lomo": _MODEL,
+    "adammini": _MODEL,
+    "adashift": _UNSAVED,
+    "conda": _UNSAVED,
+    "madgrad": _UNSAVED,
+    "scalableshampoo": _UNSAVED,
+    "spam": _UNSAVED,
+    "stablespam": _UNSAVED,
+    "demo": "it is made for several machines",
+    "distributedmuon": "it is made for several machines",
+    "lbfgs": "it needs a full batch; take lbfgs without the prefix",
+    "magma": _WRAPPER,
+    "bsam": "it wants the number of data, and closures of its own kind",
+    "sara": _STUCK,
+    "spectralsphere": "it takes matrices alone",
+    "vsgd": "what it keeps of a new row begins at zero, and it divides by it",
+}
+"""What of the package is not handed out, and why; all else passes the tests in ``tests/optim/test_zoo.py``."""
+
+_MUONS = ("muon", "muonclip", "adamuon", "normuon", "adago")
+"""They orthogonalise matrices, and take AdamW for the rest."""
+
+
+@dataclass(frozen=True)
+class ZooOptions:
+    """Settings of an optimizer of the pytorch-optimizer package."""
+
+    rate: float | None = None
+    """Rate of every parameter that is not of a Gaussian; the package's own when None.
+    Unit: per step, as the optimizer means it. Source: the optimizer's paper."""
+
+    rate_factor: float = 1.0
+    """Factor on the rates that 3DGS has for the parameters of a Gaussian. Unit: factor. Source: 3DGS, where Adam's
+    is 1; optimizers whose steps are shorter or longer than Adam's want another."""
+
+    settings: tuple[str, ...] = ()
+    """Further settings of the optimizer as NAME=VALUE, such as weight_decay=0.01 or betas=[0.9,0.99].
+    Unit: the optimizer's own. Source: the package's documentation."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no optimizer takes."""
+        if self.rate is not None:
+            check_positive("rate", self.rate)
+        check_positive("rate_factor", self.rate_factor)
+        self.keywords()
+
+    def keywords(self) -> dict[str, Any]:
+        """Return ``settings`` by name."""
+        found = {}
+        for setting in self.settings:
+            name, separator, text = setting.partition("=")
+            if not separator or not name.isidentifier():
+                raise InputError(f"a setting of an optimizer must be NAME=VALUE, got {setting!r}")
+            try:
+                value = json.loads(text)
+            except ValueError:
+                value = text
+            found[name] = tuple(value) if isinstance(value, list) else value
+        return found
+
+
+class ZooOptimizer(TorchOptimizer):
+    """One optimizer of the package; subclasses name it.
+
+    Whatever it draws comes from PyTorch's global generator, which is seeded from the run's for each step and put
+    back, so that a run can be resumed.
+    """
+
+    needs: ClassVar[frozenset[Oracle]] = frozenset({Oracle.GRADIENT})
+    member: ClassVar[str]
+
+    def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Make it; raises InputError where its settings do not fit."""
+        keywords = self.options.keywords()
+        if self.options.rate is not None:
+            keywords["max_lr" if self.member == "alig" else "lr"] = self.options.rate
+        factory, known = _factory(self.member)
+        for name in self.options.keywords():
+            # Many take whatever keywords come, and do nothing with them.
+            if name not in known:
+                raise InputError(f"zoo:{self.member} has no setting {name!r}; {nearest_names(name, known)}")
+        try:
+            # The package warns of what it recommends, not of what is wrong.
+            with warnings.catch_warnings(), self._own_randomness():
+                warnings.simplefilter("ignore")
+                return factory(groups, **keywords)
+        except (TypeError, ValueError, AssertionError) as error:
+            raise InputError(
+                f"zoo:{self.member} cannot be made with these settings ({error}); change them with --zoo.settings"
+            ) from error
+
+    def rates(self, progress: Progress) -> dict[str, float]:
+        """Return the rates of 3DGS for the parameters of a Gaussian, times ``rate_factor``; else nothing."""
+        rates = AdamOptions().rates(self.objective.length_scale, progress)
+        if not rates.keys() <= self.objective.parameters.keys():
+            return {}
+        return {name: self.options.rate_factor * rate for name, rate in rates.items()}
+
+    def step(self, batch: Any, progress: Progress) -> Evaluation:
+        """Let the optimizer take one step on ``batch``."""
+        with self._own_randomness():
+            return super().step(batch, progress)
+
+    @contextmanager
+    def _own_randomness(self) -> Iterator[None]:
+        """Seed PyTorch's generator from the run's, and put it back."""
+        if self.generator is None:
+            yield
+            return
+        seed = int(torch.randint(2**62, (), generator=self.generator))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield
+
+
+def zoo_names() -> tuple[str, ...]:
+    """Names of what the package offers and we hand out, sorted.
+
+    Raises:
+        InputError: The package is not installed.
+    """
+    return tuple(sorted({*_package().get_supported_optimizers(), "sam"} - REFUSED.keys()))
+
+
+def find_zoo(name: str) -> Entry:
+    """Return the entry of ``zoo:name``.
+
+    Raises:
+        InputError: The package is not installed, has no such optimizer, or it is refused.
+    """
+    member = name.lower()
+    if member in REFUSED:
+        raise InputError(f"zoo:{member} is not handed out: {REFUSED[member]}")
+    known = zoo_names()
+    if member not in known:
+        raise InputError(f"the pytorch-optimizer package has no {name!r}; {nearest_names(member, known)}")
+    feed = {"alig": Feed.CLOSURE, "sam": Feed.GRADIENTS_AND_CLOSURE}.get(member, Feed.GRADIENTS)
+    return Entry(
+        type(f"Zoo_{member}", (ZooOptimizer,), {"member": member, "feed": feed}),
+        ZooOptions,
+        f"{member} of the pytorch-optimizer package",
+    )
+
+
+def _package() -> ModuleType:
+    try:
+        return importlib.import_module("pytorch_optimizer")
+    except ImportError as error:
+        raise InputError(
+            "zoo:NAME needs the pytorch-optimizer package, which is not installed; pip install 'splatopt[zoo]'"
+        ) from error
+
+
+def _factory(member: str) -> tuple[Callable[..., torch.optim.Optimizer], list[str]]:
+    """What makes the optimizer from groups and keywords, and the keywords that it knows."""
+    package = _package()
+    if member == "sam":
+        known = [*inspect.signature(package.SAM).parameters, *inspect.signature(torch.optim.AdamW).parameters]
+        return lambda groups, **keywords: package.SAM(groups, torch.optim.AdamW, **keywords), known
+    made = package.load_optimizer(member)
+    known = [name for name in inspect.signature(made).parameters if name not in ("self", "params", "kwargs")]
+    if member in _MUONS:
+        return lambda groups, **keywords: made(_split_matrices(groups), **keywords), known
+    return made, known
+
+
+def _split_matrices(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Groups of matrices alone, and of all else, marked as Muon wants them."""
+    split = []
+    for group in groups:
+        for matrices in (True, False):
+            params = [param for param in group["params"] if (param.dim() >= 2) == matrices]
+            if params:
+                split.append({**group, "params": params, "use_muon": matrices})
+    return split
+
+
+register_family("zoo", find_zoo)

@@ -1,0 +1,166 @@
+"""Meshes: read, boxed, sampled, and what lies inside them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from splatopt.core.checks import InputError
+from splatopt.data.knot import make_knot
+from splatopt.data.mesh import (
+    BOX,
+    inside,
+    inside_by_parity,
+    load_mesh,
+    make_mesh,
+    sample_surface,
+    winding_numbers,
+    write_mesh,
+)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def cube() -> tuple[torch.Tensor, torch.Tensor]:
+    """[0, 2]³ by twelve triangles, normals outwards."""
+    vertices = torch.tensor([[x, y, z] for x in (0, 2) for y in (0, 2) for z in (0, 2)], dtype=torch.float64)
+    quads = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]
+    faces = [face for a, b, c, d in quads for face in ((a, b, c), (a, c, d))]
+    return vertices, torch.tensor(faces)
+
+
+def in_cube(points):
+    return (points.abs() < BOX).all(dim=1)
+
+
+@pytest.fixture(params=["obj", "ply", "stl", "off"])
+def cube_file(request, tmp_path) -> Path:
+    write_mesh(tmp_path / f"cube.{request.param}", *cube())
+    return tmp_path / f"cube.{request.param}"
+
+
+def test_a_mesh_is_read_and_brought_into_the_box(cube_file):
+    mesh = load_mesh(cube_file)
+    assert mesh.watertight
+    assert mesh.faces.shape == (12, 3)
+    assert mesh.vertices.shape == (8, 3), "corners that STL names anew are one vertex"
+    assert mesh.vertices.amin(dim=0).tolist() == pytest.approx([-BOX] * 3)
+    assert mesh.vertices.amax(dim=0).tolist() == pytest.approx([BOX] * 3)
+    back = mesh.restored(mesh.vertices)
+    assert back.amin().item() == pytest.approx(0, abs=1e-12)
+    assert back.amax().item() == pytest.approx(2)
+
+
+def test_the_longest_side_decides_the_scale():
+    vertices, faces = cube()
+    mesh = make_mesh(vertices * torch.tensor([1.0, 3.0, 0.5]), faces, watertight=True)
+    extent = (mesh.vertices.amax(dim=0) - mesh.vertices.amin(dim=0)).tolist()
+    assert extent == pytest.approx([2 * BOX / 3, 2 * BOX, BOX / 3])
+
+
+def test_parity_and_winding_numbers_know_a_cube():
+    mesh = make_mesh(*cube(), watertight=True)
+    points = torch.rand(3000, 3, generator=generator(), dtype=torch.float64) * 2 - 1
+    assert torch.equal(inside_by_parity(mesh, points), in_cube(points))
+    numbers = winding_numbers(mesh, points)
+    assert torch.allclose(numbers, in_cube(points).double(), atol=1e-9)
+
+
+def test_axis_parallel_rays_through_edges_and_corners_are_no_trouble():
+    mesh = make_mesh(*cube(), watertight=True)
+    axis = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0], dtype=torch.float64)
+    points = torch.cartesian_prod(axis, axis, axis)
+    assert torch.equal(inside_by_parity(mesh, points), in_cube(points))
+
+
+def test_the_two_agree_on_a_knot_whose_volume_they_find():
+    mesh = make_knot(around=12, along=96)
+    near = sample_surface(mesh, 500, generator()) + 0.02 * torch.randn(500, 3, generator=generator(1)).double()
+    points = torch.cat([torch.rand(500, 3, generator=generator(2), dtype=torch.float64) * 2 - 1, near])
+    parity = inside_by_parity(mesh, points)
+    assert 100 < int(parity.sum()) < 900
+    assert torch.equal(parity, winding_numbers(mesh, points) > 0.5)
+    a, b, c = mesh.corners.unbind(dim=1)
+    volume = float((a * torch.linalg.cross(b, c)).sum()) / 6
+    cells = torch.rand(100_000, 3, generator=generator(3), dtype=torch.float64) * 2 - 1
+    share = inside(mesh, cells).double().mean()
+    assert float(share) * 8 == pytest.approx(volume, abs=4 * 8 * math.sqrt(volume / 8 / 100_000))
+
+
+def test_points_outside_the_grid_are_outside():
+    mesh = make_mesh(*cube(), watertight=True)
+    assert not inside(mesh, torch.tensor([[5.0, 0.0, 0.0], [0.0, 0.0, -5.0], [0.0, 9.0, 0.0]])).any()
+
+
+def test_an_open_mesh_is_judged_by_winding_numbers_whatever_its_direction():
+    vertices, faces = cube()
+    for some in (faces[:-2], faces[:-2].flip(1)):
+        mesh = make_mesh(vertices, some, watertight=False)
+        points = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, -0.8], [0.0, 0.0, 1.5], [0.0, 0.0, 0.0]])
+        numbers = winding_numbers(mesh, points).abs()
+        assert float(numbers[0]) == pytest.approx(5 / 6), "a cube's face fills a sixth of the sphere"
+        assert inside(mesh, points).tolist() == [True, True, False, True]
+
+
+def test_an_open_file_is_said_to_be_open(tmp_path):
+    vertices, faces = cube()
+    write_mesh(tmp_path / "open.ply", vertices, faces[:-1])
+    assert not load_mesh(tmp_path / "open.ply").watertight
+
+
+def test_samples_of_the_surface_are_uniform():
+    vertices, faces = cube()
+    mesh = make_mesh(vertices * torch.tensor([1.0, 1.0, 0.5]), faces, watertight=True)
+    points = sample_surface(mesh, 40_000, generator())
+    on_top = (points[:, 2].abs() - BOX / 2).abs() < 1e-12
+    on_side = ((points[:, :2].abs() - BOX).abs() < 1e-12).any(dim=1)
+    assert (on_top | on_side).all()
+    # Two squares of side 1.8 and four of 1.8 by 0.9: half of the surface each.
+    assert float(on_top.double().mean()) == pytest.approx(0.5, abs=4 * 0.5 / 200)
+    assert points[on_top][:, :2].mean(dim=0).abs().max() < 4 * BOX / math.sqrt(3) / 140
+    assert float(points[on_top][:, 0].std()) == pytest.approx(BOX / math.sqrt(3), rel=0.03)
+
+
+def test_the_knot_is_closed_and_as_large_as_asked(tmp_path):
+    mesh = make_knot(around=8, along=60)
+    write_mesh(tmp_path / "knot.ply", mesh.vertices, mesh.faces)
+    again = load_mesh(tmp_path / "knot.ply")
+    assert again.watertight
+    assert (len(again.vertices), len(again.faces)) == (8 * 60, 2 * 8 * 60)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("absent.obj", None, "no mesh at"),
+        ("mesh.xyzzy", b"v 0 0 0", "has an ending that cannot be read"),
+        ("packed.zip", b"PK", "has an ending that cannot be read"),
+        ("empty.obj", b"", "cannot be read|no triangles"),
+        ("points.obj", b"v 0 0 0\nv 1 0 0\n", "cannot be read|no triangles"),
+        (
+            "broken.ply",
+            b"ply\nformat binary_little_endian 1.0\nelement vertex 99999999999\nproperty float x\n",
+            "cannot",
+        ),
+        ("broken.stl", b"solid of nothing", "cannot be read|no triangles"),
+        ("flat.obj", b"v 1 1 1\nv 1 1 1\nv 1 1 1\nf 1 2 3\n", "no triangles|no extent|cannot be read"),
+        ("huge.obj", b"v 0 0 0\nv 1 0 0\nv 0 inf 0\nf 1 2 3\n", "infinite|cannot be read"),
+    ],
+)
+def test_what_is_no_mesh_is_refused_in_a_sentence(tmp_path, name, content, said):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        load_mesh(tmp_path / name)
+
+
+def test_a_file_that_is_too_large_is_not_opened(tmp_path, monkeypatch):
+    monkeypatch.setattr("splatopt.data.mesh.LARGEST_FILE", 10)
+    (tmp_path / "large.obj").write_bytes(b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
+    with pytest.raises(InputError, match="is larger than"):
+        load_mesh(tmp_path / "large.obj")

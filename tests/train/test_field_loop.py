@@ -1,0 +1,373 @@
+"""Fits: what they leave, that they go on bit-exactly, and that nothing is lost when something breaks."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from splatopt.core.checks import InputError
+from splatopt.data import load_capture
+from splatopt.data.knot import make_knot
+from splatopt.data.mesh import load_mesh, write_mesh
+from splatopt.train import field_loop
+from splatopt.train.checkpoint import latest_checkpoint
+from splatopt.train.events import Ended, Saved, Warned
+from splatopt.train.field_config import FitConfig
+from splatopt.train.field_events import FitProgress, FitScored, FitStarted, FitStepped
+from splatopt.train.field_loop import FitResult, fit_field, open_field
+from splatopt.train.field_report import write_field_report
+from splatopt.train.field_results import result_pictures
+from splatopt.train.field_sampler import ExampleSampler
+from splatopt.train.field_setup import scene_bounds
+from splatopt.train.loop import InterruptedRunError, NonFiniteError
+from train.toys import lasting, lines, make_toy_capture
+
+SIDE = 24
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory) -> Path:
+    x = np.linspace(0, 3, SIDE)
+    pixels = 127 + 100 * np.sin(x)[:, None, None] * np.cos(2 * x)[None, :, None] * np.array([1.0, 0.5, -0.5])
+    path = tmp_path_factory.mktemp("photo") / "waves.png"
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def settings(photo, tmp_path):
+    def make(name: str = "run", **changes) -> FitConfig:
+        base = {
+            "field": "sine",
+            "optimizer": "esgd",
+            "width": 24,
+            "depth": 1,
+            "batch": 100,
+            "epochs": 6,
+            "log_every": 4,
+        }
+        base |= {"out": tmp_path / name, "eval_every": 12, "checkpoint_seconds": 0.0, "threads": 1, "omega": 10.0}
+        return FitConfig(str(photo), **(base | changes))
+
+    return make
+
+
+class Listener:
+    """Keeps all events; stops the run after a step when told to, by an exception or a signal."""
+
+    def __init__(self, stop_at: int | None = None, by: int | None = None) -> None:
+        self.events, self.stop_at, self.by = [], stop_at, by
+
+    def __call__(self, event) -> None:
+        self.events.append(event)
+        if isinstance(event, FitStepped) and event.step == self.stop_at:
+            if self.by is None:
+                raise KeyboardInterrupt
+            os.kill(os.getpid(), self.by)
+
+    def of(self, kind) -> list:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+def assert_same(first: FitResult, second: FitResult) -> None:
+    a, _ = latest_checkpoint(first.folder / "checkpoints")
+    b, _ = latest_checkpoint(second.folder / "checkpoints")
+    assert a.step == b.step
+    assert a.tensors.keys() == b.tensors.keys()
+    for name, value in a.tensors.items():
+        assert torch.equal(value, b.tensors[name]), name
+    assert a.scalars["optimizer"] == b.scalars["optimizer"]
+    assert lasting(first.folder) == lasting(second.folder)
+    assert first.after == second.after
+
+
+# ---------------------------------------------------------------------- from end to end
+
+
+def test_a_fit_leaves_its_folder(settings):
+    listener = Listener()
+    result = fit_field(settings(), [listener])
+    names = ["checkpoints", "config.json", "eval.json", "metrics.jsonl", "result.png"]
+    assert sorted(path.name for path in result.folder.iterdir()) == names
+    assert result.steps == 6 * 6, "576 pixels in batches of 100 are 6 steps an epoch"
+    assert result.after["psnr"] > result.before["psnr"] + 8
+    record = json.loads((result.folder / "eval.json").read_text())
+    assert {name: record[name] for name in ("psnr", "ssim")} == result.after
+    assert (record["before"], record["steps"], record["task"]) == (result.before, 36, "image")
+    written = lines(result.folder)
+    assert [line["step"] for line in written] == list(range(4, 37, 4))
+    assert [line["epoch"] for line in written][:2] == [round(4 / 6, 4), round(8 / 6, 4)]
+    assert [line["step"] for line in written if "score_psnr" in line] == [12, 24]
+    for line in written:
+        assert {"step", "seconds", "loss", "psnr", "memory_mb"} <= line.keys()
+    picture = np.asarray(Image.open(result.folder / "result.png")) / 255
+    error = np.mean((picture - result.task.image.numpy()) ** 2)
+    assert -10 * np.log10(error) == pytest.approx(result.after["psnr"], abs=0.1)
+    started = listener.of(FitStarted)[0]
+    assert (started.step, started.steps, started.size) == (0, 36, 576)
+    assert started.parameters == sum(value.numel() for value in result.task.parameters.values())
+    assert [event.step for event in listener.of(FitStepped)] == list(range(1, 37))
+    assert [event.step for event in listener.of(FitScored)] == [0, 12, 24, 36]
+    assert [event.step for event in listener.of(Saved)] == [0, 36]
+    assert isinstance(listener.events[-1], Ended)
+
+
+def test_a_shape_becomes_a_mesh_in_the_coordinates_of_its_file(settings, tmp_path):
+    knot = make_knot(around=8, along=48)
+    path = tmp_path / "knot.ply"
+    write_mesh(path, knot.vertices * 7 + 100, knot.faces)
+    changes = {"points": 6000, "resolution": 24, "width": 48}
+    listener = Listener()
+    config = settings("shape", batch=1000, epochs=30, **changes)
+    result = fit_field(FitConfig(**{**vars(config), "target": str(path)}), [listener])
+    assert result.after["iou"] > max(0.5, result.before["iou"])
+    mesh = load_mesh(result.folder / "mesh.ply")
+    assert float(mesh.center[0]) == pytest.approx(100, abs=1)
+    assert 2 * 0.9 / mesh.scale == pytest.approx(7 * 1.8, rel=0.2)
+    assert Image.open(result.folder / "result.png").size == (24, 24)
+    assert not listener.of(Warned)
+
+
+def test_an_open_mesh_is_said_to_be_judged_by_winding_numbers(settings, tmp_path):
+    knot = make_knot(around=6, along=24)
+    write_mesh(tmp_path / "open.obj", knot.vertices, knot.faces[:-3])
+    listener = Listener()
+    changes = {"points": 300, "resolution": 8, "epochs": 1}
+    config = FitConfig(**{**vars(settings("open", **changes)), "target": str(tmp_path / "open.obj")})
+    fit_field(config, [listener])
+    assert "not watertight, so winding numbers decided" in listener.of(Warned)[0].message
+
+
+def test_a_capture_becomes_views(settings, tmp_path):
+    capture = make_toy_capture(tmp_path / "toy")
+    changes = {"steps": 40, "samples": 8, "score_views": 1, "field": "gaussian", "omega": None, "optimizer": "adam"}
+    config = FitConfig(**{**vars(settings("scene", eval_every=0, **changes)), "target": str(capture)})
+    result = fit_field(config)
+    assert result.config.task.value == "nerf"
+    assert result.after["psnr"] > result.before["psnr"]
+    (picture,) = (result.folder / "views").iterdir()
+    assert Image.open(picture).size == (24, 16)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "lbfgs", "kfac", "zoo:lion"])
+def test_other_optimizers_fit_too(settings, optimizer):
+    pytest.importorskip("pytorch_optimizer", reason="the extra 'zoo' is not installed")
+    batch = None if optimizer == "lbfgs" else 100
+    result = fit_field(settings(optimizer=optimizer, batch=batch, eval_every=0))
+    assert result.after["psnr"] > result.before["psnr"]
+    assert result.steps == (6 if optimizer == "lbfgs" else 36)
+
+
+# ---------------------------------------------------------------------- resume
+
+
+@pytest.mark.parametrize("optimizer", ["esgd", "adam", "kfac", "shampoo"])
+@pytest.mark.parametrize("by", [None, signal.SIGTERM])
+def test_a_stopped_fit_goes_on_bit_exactly(settings, optimizer, by):
+    straight = fit_field(settings("straight", optimizer=optimizer))
+    with pytest.raises(InterruptedRunError, match=r"stopped at step 14 of 36, step-000014 is kept; go on with: .*fit"):
+        fit_field(settings("stopped", optimizer=optimizer), [Listener(14, by)])
+    resumed = fit_field(settings("stopped", optimizer=optimizer, resume=True))
+    assert_same(straight, resumed)
+    assert resumed.before == straight.before
+
+
+def test_resuming_needs_only_target_and_folder_and_may_go_further(settings, photo, tmp_path):
+    short = fit_field(settings("short", epochs=3, log_every=6))
+    longer = fit_field(FitConfig(str(photo), out=short.folder, resume=True, epochs=6))
+    assert_same(fit_field(settings("straight", log_every=6)), longer)
+
+
+def test_a_finished_fit_that_is_resumed_is_done(settings):
+    first = fit_field(settings())
+    again = fit_field(settings(resume=True))
+    assert (again.steps, again.after) == (36, first.after)
+
+
+def test_a_damaged_checkpoint_is_passed_over(settings):
+    with pytest.raises(InterruptedRunError):
+        fit_field(settings(), [Listener(10)])
+    newest = settings().out / "checkpoints" / "step-000010" / "tensors.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-5])
+    listener = Listener()
+    fit_field(settings(resume=True), [listener])
+    assert "step-000010" in listener.of(Warned)[0].message
+    assert listener.of(FitStarted)[0].step == 0
+
+
+def test_a_run_is_never_overwritten(settings):
+    fit_field(settings(epochs=1))
+    kept = (settings().out / "eval.json").read_bytes()
+    with pytest.raises(InputError, match="holds a run already; add --resume"):
+        fit_field(settings(epochs=1))
+    assert (settings().out / "eval.json").read_bytes() == kept
+    shutil.rmtree(settings().out / "checkpoints")
+    with pytest.raises(InputError, match="no checkpoint to resume from"):
+        fit_field(settings(epochs=1, resume=True))
+
+
+def test_another_target_than_before_is_noticed(settings, tmp_path):
+    with pytest.raises(InterruptedRunError):
+        fit_field(settings(), [Listener(5)])
+    Image.new("RGB", (9, 9)).save(tmp_path / "other.png")
+    config = FitConfig(str(tmp_path / "other.png"), out=settings().out, resume=True)
+    with pytest.raises(InputError, match="written with 576 examples in batches of 100, but there are 81"):
+        fit_field(config)
+
+
+# ---------------------------------------------------------------------- when something breaks
+
+
+def test_numbers_that_break_down_go_back_once_and_then_stop(settings):
+    listener = Listener()
+    with pytest.raises(NonFiniteError, match=r"fitting stopped: .*not finite.*already gone back once.*lower the"):
+        fit_field(settings(optimizer="sgd", field="relu", omega=None, optimizer_options=sgd(1e30)), [listener])
+    assert "went back to the checkpoint of step 0" in listener.of(Warned)[0].message
+    assert latest_checkpoint(settings().out / "checkpoints")[0].step == 0
+
+
+def sgd(rate):
+    from splatopt.optim.field_optimizers import SgdOptions
+
+    return SgdOptions(rate=rate)
+
+
+def test_a_full_disk_is_survived(settings, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(field_loop, "save_checkpoint", refuse)
+    listener = Listener()
+    result = fit_field(settings(), [listener])
+    assert result.after["psnr"] > result.before["psnr"]
+    assert "No space left on device" in listener.of(Warned)[0].message
+
+
+@pytest.mark.parametrize(("content", "said"), [(None, "there is no such file"), (b"no image", "truncated or no image")])
+def test_an_image_that_cannot_be_read_is_refused_and_nothing_is_left(settings, tmp_path, content, said):
+    path = tmp_path / "broken.png"
+    if content:
+        path.write_bytes(content)
+    config = FitConfig(**{**vars(settings()), "target": str(path)})
+    with pytest.raises(InputError, match=said):
+        fit_field(config)
+    assert not settings().out.exists()
+
+
+def test_lbfgs_on_a_capture_is_refused(settings, tmp_path):
+    capture = make_toy_capture(tmp_path / "toy")
+    config = settings(optimizer="lbfgs", batch=None)
+    with pytest.raises(InputError, match=r"lbfgs needs all examples in one batch, and the [\d,]+ rays"):
+        fit_field(FitConfig(**{**vars(config), "target": str(capture)}))
+
+
+# ---------------------------------------------------------------------- around it
+
+
+def test_an_opened_field_is_the_trained_one(settings):
+    result = fit_field(settings())
+    config, task, steps = open_field(result.folder)
+    assert steps == 36
+    assert config.field == "sine"
+    assert task.score() == result.after
+    with pytest.raises(InputError, match="is not a run of splatopt"):
+        open_field(result.folder.parent)
+
+
+def test_the_page_stands_alone_and_tells_what_happened(settings):
+    result = fit_field(settings())
+    config, task, _ = open_field(result.folder)
+    page = write_field_report(result.folder, result_pictures(config, task)).read_text()
+    assert f"{result.before['psnr']:.2f} → {result.after['psnr']:.2f}" in page
+    assert page.count('<img src="data:image/png;base64,') == 3
+    assert page.count("<svg") == 4
+    assert "--field sine --optimizer esgd" in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_the_progress_says_everything_a_person_asks_for(settings, capsys):
+    fit_field(settings(), [FitProgress()])
+    said = capsys.readouterr().err
+    for words in (
+        "image of 576 examples",
+        "field sine",
+        "optimizer esgd",
+        "step 36/36",
+        "PSNR",
+        "dB",
+        " MB",
+        "ms/step",
+    ):
+        assert words in said, words
+
+
+def test_large_images_are_shrunk(settings, photo):
+    result = fit_field(settings(max_side=12, epochs=1))
+    assert result.task.image.shape == (12, 12, 3)
+
+
+def test_the_number_of_threads_is_put_back(settings):
+    before = torch.get_num_threads()
+    fit_field(settings(epochs=1, threads=before + 1))
+    assert torch.get_num_threads() == before
+
+
+def test_bounds_of_a_capture_hold_its_points(tmp_path):
+    capture = load_capture(make_toy_capture(tmp_path / "toy", points=200))
+    bounds = scene_bounds(capture)
+    positions = capture.points.positions.double()
+    for view in capture.split.train:
+        distances = (positions - capture.cameras[view].center).norm(dim=1)
+        assert ((distances > bounds.near) & (distances < bounds.far)).double().mean() > 0.95
+    assert (positions - bounds.center).abs().max() < 1.5 * bounds.radius
+
+
+def test_bounds_without_points_are_those_of_blenders_captures(data_folder):
+    bounds = scene_bounds(load_capture(data_folder / "lego_200"))
+    assert bounds.near == pytest.approx(2, rel=0.05)
+    assert bounds.far == pytest.approx(6, rel=0.05)
+    assert bounds.center.norm() < 0.01
+
+
+# ---------------------------------------------------------------------- the sampler
+
+
+def test_an_epoch_has_every_example_once_and_the_next_another_order():
+    sampler = ExampleSampler(23, 5, torch.Generator().manual_seed(0))
+    assert sampler.per_epoch == 5
+    epochs = [[sampler.draw() for _ in range(5)] for _ in range(2)]
+    for batches in epochs:
+        assert [len(batch) for batch in batches] == [5, 5, 5, 5, 3]
+        assert sorted(torch.cat(batches).tolist()) == list(range(23))
+    assert not torch.equal(torch.cat(epochs[0]), torch.cat(epochs[1]))
+
+
+def test_a_batch_of_everything_is_in_order():
+    sampler = ExampleSampler(4, 100, torch.Generator())
+    assert sampler.draw().tolist() == sampler.draw().tolist() == [0, 1, 2, 3]
+    assert sampler.per_epoch == 1
+
+
+def test_a_sampler_goes_on_where_it_was_and_shuffles_when_told():
+    generator = torch.Generator().manual_seed(0)
+    sampler = ExampleSampler(10, 3, generator)
+    sampler.draw()
+    state, drawn = json.loads(json.dumps(sampler.state())), generator.get_state()
+    expected = [sampler.draw().tolist() for _ in range(9)]
+    again = ExampleSampler(10, 3, torch.Generator())
+    again.load_state(state)
+    again._generator.set_state(drawn)
+    assert [again.draw().tolist() for _ in range(9)] == expected
+    again.shuffle()
+    assert again.state()["position"] == 10
+    with pytest.raises(InputError, match="written with 10 examples in batches of 3"):
+        ExampleSampler(10, 4, torch.Generator()).load_state(state)
