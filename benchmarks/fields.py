@@ -306,8 +306,8 @@ def _table(score: str, curves: Sequence[Curve]) -> str:
     ]
     head += [f"{verb} {level:g}" for level in LEVELS[score] for verb in ("first reaches", "stays above")]
     rows = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    for cell in sorted(groups, key=lambda cell: (cell[0], FIELDS.index(cell[1]), cell[2], cell[3] or 0)):
-        rows.append(_row(score, cell, groups[cell]))
+    order = sorted(groups, key=lambda cell: (cell[0], FIELDS.index(cell[1]), cell[2], cell[3] or 0))
+    rows += [_row(score, cell, groups[cell]) for cell in order]
     return "\n".join(rows)
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -60,7 +61,7 @@ def test_the_mean_along_the_run_tells_a_swing_from_a_good_rate():
 
 def test_what_is_finished_is_not_done_again(tmp_path, monkeypatch, capsys):
     words = ["--out", str(tmp_path), "--side", "12", "--epochs", "2", "--seeds", "0", "1", "--fields", "sine"]
-    words += ["--adam-rates", "1e-3", "1e-2", "--width", "8"]
+    words += ["--adam-rates", "1e-3", "1e-2", "--width", "8", "--threads", str(torch.get_num_threads())]
     assert fields.main(["image", *words]) == 0
     runs = {path.parent.name for path in tmp_path.glob("*/eval.json")}
     assert {name for name in runs if "esgd" in name} == {f"astronaut-12-sine-esgd-seed{seed}" for seed in (0, 1)}
