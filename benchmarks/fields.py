@@ -32,7 +32,7 @@ from splatopt.train.report import read_metrics
 FIELDS = ("gaussian", "sine", "wavelet", "sinc", "relu-pe", "relu")
 ADAM_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 LEVELS = {"psnr": (30.0, 35.0), "iou": (0.9, 0.95)}
-EPOCHS = (50, 200)
+EPOCHS = (25, 50, 200)
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,12 @@ def knot(folder: Path) -> Path:
     return path
 
 
-def run_cell(cell: Cell, base: FitConfig, out: Path) -> dict:
-    """Do one cell, or what is left of it, and return its final scores."""
+def run_cell(cell: Cell, base: FitConfig, out: Path) -> None:
+    """Do one cell, or what is left of it."""
     folder = out / cell.name
     done = read_json(folder / "eval.json")
     if "psnr" in done or "iou" in done:
-        return done
+        return
     options = None
     if cell.rate is not None:
         options = find_field_optimizer(cell.optimizer).entry.options(rate=cell.rate)
@@ -105,18 +105,19 @@ def run_cell(cell: Cell, base: FitConfig, out: Path) -> dict:
     )
     print(f"cell {cell.name}", flush=True)
     fit_field(config, [FitProgress()] if sys.stderr.isatty() else [])
-    return read_json(folder / "eval.json")
 
 
 def compare(target: str, base: FitConfig, arguments: argparse.Namespace) -> None:
-    """Sweep Adam's rate on the first seed, then run Adam at its best and the others on every seed."""
-    score = "iou" if base.task is TaskKind.OCCUPANCY else "psnr"
+    """Sweep Adam's rate on the first seed, then run Adam at its best and the others on every seed.
+
+    The best rate is that of the highest mean score along the run: the last score alone may stand on a swing.
+    """
     for field in arguments.fields:
-        first = arguments.seeds[0]
-        swept = {
-            rate: run_cell(Cell(target, field, "adam", rate, first), base, arguments.out)[score]
-            for rate in arguments.adam_rates
-        }
+        swept = {}
+        for rate in arguments.adam_rates:
+            cell = Cell(target, field, "adam", rate, arguments.seeds[0])
+            run_cell(cell, base, arguments.out)
+            swept[rate] = read_curve(arguments.out / cell.name).mean
         best = max(swept, key=lambda rate: swept[rate])
         for seed in arguments.seeds:
             run_cell(Cell(target, field, "adam", best, seed), base, arguments.out)
@@ -240,6 +241,11 @@ class Curve:
     seconds: tuple[float, ...]
     values: tuple[float, ...]
 
+    @property
+    def mean(self) -> float:
+        """Mean of the scores along the run."""
+        return statistics.mean(self.values)
+
     def at(self, epoch: float) -> float | None:
         """Return the score after ``epoch`` epochs; None where the run was shorter."""
         found = [value for place, value in zip(self.epochs, self.values, strict=True) if place <= epoch + 1e-6]
@@ -255,27 +261,26 @@ class Curve:
         return above.index(True) if any(above) else None
 
 
+def read_curve(folder: Path) -> Curve:
+    """Return the curve of the finished run in ``folder``."""
+    config, end = read_json(folder / "config.json"), read_json(folder / "eval.json")
+    score = next(name for name in LEVELS if name in end)
+    lines = read_metrics(folder / "metrics.jsonl")
+    scored = [(line["epoch"], line["seconds"], line[f"score_{score}"]) for line in lines if f"score_{score}" in line]
+    scored.append((lines[-1]["epoch"], end["seconds"], end[score]))
+    epochs, seconds, values = zip(*scored, strict=True)
+    cell = (Path(config["target"]).stem, config["field"], config["optimizer"], config["optimizer_options"]["rate"])
+    return Curve(cell, config["seed"], score, epochs, seconds, values)
+
+
 def read_curves(out: Path) -> list[Curve]:
     """Return the curves of all finished runs below ``out``."""
-    curves = []
-    for folder in sorted(path.parent for path in out.glob("*/eval.json")):
-        config, end = read_json(folder / "config.json"), read_json(folder / "eval.json")
-        score = next((name for name in LEVELS if name in end), None)
-        if score is None or folder.name.startswith("start-"):
-            continue
-        key = f"score_{score}"
-        lines = read_metrics(folder / "metrics.jsonl")
-        scored = [(line["epoch"], line["seconds"], line[key]) for line in lines if key in line]
-        scored.append((lines[-1]["epoch"], end["seconds"], end[score]))
-        epochs, seconds, values = zip(*scored, strict=True)
-        options = config["optimizer_options"]
-        cell = (Path(config["target"]).stem, config["field"], config["optimizer"], options["rate"])
-        curves.append(Curve(cell, config["seed"], score, epochs, seconds, values))
-    return curves
+    folders = sorted(path.parent for path in out.glob("*/eval.json") if not path.parent.name.startswith("start-"))
+    return [read_curve(folder) for folder in folders if any(name in read_json(folder / "eval.json") for name in LEVELS)]
 
 
 def table(arguments: argparse.Namespace) -> None:
-    """Write ``table.md``: of Adam the rate with the best last score, of the others all."""
+    """Write ``table.md``: a row for each field, optimizer and rate, Adam's whole sweep among them."""
     curves = read_curves(arguments.out)
     if not curves:
         raise SystemExit(f"there is no finished run below {arguments.out}")
@@ -290,15 +295,6 @@ def _table(score: str, curves: Sequence[Curve]) -> str:
     groups: dict[tuple, list[Curve]] = {}
     for curve in curves:
         groups.setdefault(curve.cell, []).append(curve)
-    last = {cell: statistics.mean(one.values[-1] for one in some) for cell, some in groups.items()}
-    kept = [
-        cell
-        for cell in groups
-        if cell[2] != "adam" or len(groups[cell]) == max(len(groups[c]) for c in groups if c[:3] == cell[:3])
-    ]
-    kept = [cell for cell in kept if last[cell] == max(last[other] for other in kept if other[:3] == cell[:3])]
-    kept.sort(key=lambda cell: (cell[0], FIELDS.index(cell[1]), cell[2]))
-    levels = LEVELS[score]
     head = [
         "target",
         "field",
@@ -308,17 +304,20 @@ def _table(score: str, curves: Sequence[Curve]) -> str:
         *(f"after {epoch} epochs" for epoch in EPOCHS),
         "at the end",
     ]
-    head += [f"{verb} {level:g}" for level in levels for verb in ("first reaches", "stays above")]
+    head += [f"{verb} {level:g}" for level in LEVELS[score] for verb in ("first reaches", "stays above")]
     rows = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    for cell in kept:
-        some = groups[cell]
-        form = ".2f" if score == "psnr" else ".4f"
-        row = [cell[0], cell[1], cell[2], f"{cell[3]:g}" if cell[3] else "own", str(len(some))]
-        row += [_mean_sd([one.at(epoch) for one in some], form) for epoch in EPOCHS]
-        row += [_mean_sd([one.values[-1] for one in some], form)]
-        row += [_reached(some, level, stays=stays) for level in levels for stays in (False, True)]
-        rows.append(f"| {' | '.join(row)} |")
+    order = sorted(groups, key=lambda cell: (cell[0], FIELDS.index(cell[1]), cell[2], cell[3] or 0))
+    rows += [_row(score, cell, groups[cell]) for cell in order]
     return "\n".join(rows)
+
+
+def _row(score: str, cell: tuple[str, str, str, float | None], curves: Sequence[Curve]) -> str:
+    form = ".2f" if score == "psnr" else ".4f"
+    row = [*cell[:3], f"{cell[3]:g}" if cell[3] else "own", str(len(curves))]
+    row += [_mean_sd([curve.at(epoch) for curve in curves], form) for epoch in EPOCHS]
+    row.append(_mean_sd([curve.values[-1] for curve in curves], form))
+    row += [_reached(curves, level, stays=stays) for level in LEVELS[score] for stays in (False, True)]
+    return f"| {' | '.join(row)} |"
 
 
 def _reached(curves: Sequence[Curve], level: float, *, stays: bool) -> str:

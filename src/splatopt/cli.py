@@ -327,9 +327,7 @@ def _report(options: ReportOptions) -> int:
     if options.views < 0:
         raise InputError(f"--views must be at least 0, got {options.views}")
     if RunFolder(options.run, FIELD_FORMAT).is_run:
-        from splatopt.train.field_command import report_fit
-
-        print(f"written to {report_fit(options.run, options.views)}")
+        print(f"written to {_of_fields('report_fit', options.run, options.views)}")
         return 0
     run = _open(options.run, options.renderer)
     pictures = []
@@ -343,28 +341,11 @@ def _report(options: ReportOptions) -> int:
 # ---------------------------------------------------------------------- neural fields
 
 
-def _fit_options() -> Any:
-    from splatopt.train.field_command import fit_options
+def _of_fields(name: str, *arguments: Any) -> Any:
+    """Call what lies in the module of the commands about fields, which is loaded only then."""
+    from splatopt.train import field_command
 
-    return fit_options()
-
-
-def _fit(parsed: Any) -> int:
-    from splatopt.train.field_command import run_fit
-
-    return run_fit(parsed)
-
-
-def _diagnose_options() -> Any:
-    from splatopt.train.field_command import DiagnoseOptions
-
-    return DiagnoseOptions
-
-
-def _diagnose(parsed: Any) -> int:
-    from splatopt.train.field_command import run_diagnose
-
-    return run_diagnose(parsed)
+    return getattr(field_command, name)(*arguments)
 
 
 # ---------------------------------------------------------------------- inspect, doctor
@@ -458,8 +439,14 @@ _COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
         "write a page with a run's scores, curves and pictures",
     ),
     "bench": (_bench, "compare optimizers on scenes: a suite of runs, tables and one page"),
-    "fit": (_command(_fit_options, _fit, "fit"), "fit a neural field to an image, a mesh or a capture"),
-    "diagnose": (_command(_diagnose_options, _diagnose, "diagnose"), "measure the curvature of neural fields"),
+    "fit": (
+        _command(lambda: _of_fields("fit_options"), lambda parsed: _of_fields("run_fit", parsed), "fit"),
+        "fit a neural field to an image, a mesh or a capture",
+    ),
+    "diagnose": (
+        _command(lambda: _of_fields("diagnose_options"), lambda parsed: _of_fields("run_diagnose", parsed), "diagnose"),
+        "measure the curvature of neural fields",
+    ),
     "inspect": (_command(lambda: _positional(InspectOptions), _inspect, "inspect"), "say what a capture holds"),
     "doctor": (_command(lambda: DoctorOptions, _doctor, "doctor"), "say what this machine has"),
 }

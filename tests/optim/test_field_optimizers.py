@@ -151,7 +151,7 @@ def test_rates_are_those_of_the_field():
     assert field_options("esgd", "sine").rate == 0.15
     assert field_options("esgd", "relu").rate == 0.1
     assert field_options("adam", "relu", FieldAdamOptions(rate=0.5)).rate == 0.5
-    assert field_options("zoo:lion", "sine").rate == 1e-3
+    assert field_options("zoo:lion", "sine").rate is None
 
 
 def test_names_and_options_that_do_not_fit_are_refused():

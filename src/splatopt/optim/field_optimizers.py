@@ -255,14 +255,14 @@ class FieldEntry:
 
     Attributes:
         entry: Class, options and help, as splatopt's registry has them.
-        rate: Rate for the fields with smooth activations.
+        rate: Rate for the fields with smooth activations; None where the optimizer knows its own.
         relu_rate: Rate for ReLU, bare or with positional encoding.
         full_batch: Whether it needs one batch of everything.
     """
 
     entry: Entry
-    rate: float
-    relu_rate: float
+    rate: float | None
+    relu_rate: float | None
     full_batch: bool = False
 
 
@@ -297,7 +297,7 @@ FIELD_OPTIMIZERS: dict[str, FieldEntry] = {
 def find_field_optimizer(name: str) -> FieldEntry:
     """Return the entry of ``name``; raises InputError with the nearest names if there is none."""
     if name.startswith("zoo:"):
-        return FieldEntry(find_zoo(name.removeprefix("zoo:")), rate=1e-3, relu_rate=1e-3)
+        return FieldEntry(find_zoo(name.removeprefix("zoo:")), rate=None, relu_rate=None)
     if name not in FIELD_OPTIMIZERS:
         hint = nearest_names(name, [*FIELD_OPTIMIZERS, "zoo:NAME"])
         raise InputError(f"no optimizer of fields is named {name!r}; {hint}")

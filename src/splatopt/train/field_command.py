@@ -95,6 +95,11 @@ class DiagnoseOptions:
     """Folder of diagnosis.json and diagnosis.html."""
 
 
+def diagnose_options() -> Any:
+    """Return DiagnoseOptions."""
+    return DiagnoseOptions
+
+
 def run_diagnose(options: DiagnoseOptions) -> int:
     """Measure, print a table, write the page."""
     from rich.console import Console
