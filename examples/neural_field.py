@@ -12,18 +12,19 @@ import torch
 from PIL import Image
 from skimage import data
 
+import splatopt
 from splatopt.fields import Architecture, make_field
 from splatopt.optim.curvature_diagonal import ESGD
-from splatopt.train.field_config import FitConfig
-from splatopt.train.field_loop import fit_field
 
 SIDE, WIDTH, STEPS = 48, 64, 100
 
 
 def through_splatopt(photo: Path, folder: Path) -> None:
     for name in ("adam", "esgd"):
-        config = FitConfig(str(photo), field="sine", optimizer=name, width=WIDTH, steps=STEPS, out=folder / name)
-        result = fit_field(config)
+        settings = splatopt.FitConfig(
+            str(photo), field="sine", optimizer=name, width=WIDTH, steps=STEPS, out=folder / name
+        )
+        result = splatopt.fit_field(settings)
         print(f"{name}: {result.before['psnr']:.2f} -> {result.after['psnr']:.2f} dB in {result.seconds:.1f} s")
 
 
