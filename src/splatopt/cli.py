@@ -399,6 +399,13 @@ def _bench(words: list[str]) -> int:
     return _command(lambda: options, run, name)(rest)
 
 
+def _data(words: list[str]) -> int:
+    from splatopt.data.made.command import chosen
+
+    name, options, run, rest = chosen(words)
+    return _command(lambda: options, run, name)(rest)
+
+
 _COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (_command(_train_options, _train, "train"), "train a scene from a capture"),
     "eval": (_command(lambda: _positional(EvalOptions), _eval, "eval"), "score the held-out views of a run"),
@@ -412,6 +419,7 @@ _COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
         "write a page with a run's scores, curves and pictures",
     ),
     "bench": (_bench, "compare optimizers on scenes: a suite of runs, tables and one page"),
+    "data": (_data, "make captures of random scenes: data make --scenes 200 --out DIR"),
     "inspect": (_command(lambda: _positional(InspectOptions), _inspect, "inspect"), "say what a capture holds"),
     "doctor": (_command(lambda: DoctorOptions, _doctor, "doctor"), "say what this machine has"),
 }
