@@ -27,7 +27,7 @@ from splatopt.train.checkpoint import latest_checkpoint
 from splatopt.train.program import program
 from train.toys import ToyRenderer, make_toy_capture
 
-COMMANDS = ("train", "eval", "render", "export", "report", "bench", "inspect", "doctor")
+COMMANDS = ("train", "eval", "render", "export", "report", "bench", "data", "inspect", "doctor")
 
 
 @pytest.fixture(scope="module")

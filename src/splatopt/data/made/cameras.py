@@ -41,7 +41,7 @@ def _orbit(rng: np.random.Generator, world: World, views: int) -> list[np.ndarra
     """One or two turns, or an arc, around the focus."""
     arc = float(rng.choice([2 * math.pi, 4 * math.pi, rng.uniform(1.2, 4)]))
     start, radius = rng.uniform(0, 2 * math.pi), world.radius * rng.uniform(1.5, 2.1)
-    low = rng.uniform(0.5, 0.8) if world.kind == "terrain" else rng.uniform(0.2, 0.6)
+    low = rng.uniform(0.3, 0.75) if world.kind == "terrain" else rng.uniform(0.2, 0.6)
     rise, shake = rng.uniform(0, 0.5), 0.1 * world.radius
     poses = []
     for share in (np.arange(views) / views).tolist():

@@ -29,7 +29,12 @@ def _box(size: tuple[float, float, float], center: tuple[float, float, float]) -
 
 
 def _joined(meshes: list[trimesh.Trimesh]) -> trimesh.Trimesh:
-    return trimesh.util.concatenate(meshes)
+    faces = np.cumsum([0, *(len(mesh.vertices) for mesh in meshes[:-1])])
+    return trimesh.Trimesh(
+        np.concatenate([mesh.vertices for mesh in meshes]),
+        np.concatenate([mesh.faces + start for mesh, start in zip(meshes, faces, strict=True)]),
+        process=False,
+    )
 
 
 def box(rng: np.random.Generator) -> Shape:

@@ -47,9 +47,12 @@ class Noise:
 
 
 def random_palette(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Return reflectances (count, 3) whose hues lie near one another or opposite, light and dark mixed."""
-    hue, spread = rng.random(), rng.choice([0.04, 0.12, 0.5])
-    saturation = rng.uniform(0.05, 0.85)
+    """Return reflectances (count, 3) whose hues lie near one another or opposite, light and dark mixed.
+
+    Every second palette is of earth and wood, as most of the world is.
+    """
+    hue, spread = rng.uniform(0.03, 0.16) if rng.random() < 0.5 else rng.random(), rng.choice([0.03, 0.1, 0.5])
+    saturation = 0.05 + 0.8 * rng.random() ** 1.5
     values = rng.permutation(np.linspace(rng.uniform(0.08, 0.35), rng.uniform(0.6, 0.92), count))
     return np.array(
         [

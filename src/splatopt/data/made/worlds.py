@@ -105,7 +105,7 @@ def _scattered(
             break
         size = rng.uniform(*sizes)
         place = np.append(rng.uniform(-1, 1, 2) * reach, 0.0)
-        if all(np.linalg.norm(place - other) > 0.45 * (size + taken) for _, other, taken in found):
+        if all(np.linalg.norm(place - other) > 0.4 * (size + taken) for _, other, taken in found):
             shape = makers[int(rng.integers(len(makers)))](rng)
             found.append((standing(shape, size, rng.uniform(0, 2 * math.pi)), place, size))
     return [(shape, place) for shape, place, _ in found]
@@ -177,7 +177,7 @@ def _walls(rng: np.random.Generator, half: np.ndarray, height: float) -> list[Th
 
 def objects(rng: np.random.Generator) -> World:
     """A group of objects on a floor under a sky or in a large room, or on nothing before nothing."""
-    placed = _scattered(rng, THINGS, int(rng.integers(4, 13)), (1.1, 1.1), (0.4, 1.0))
+    placed = _scattered(rng, THINGS, int(rng.integers(5, 15)), (1.15, 1.15), (0.4, 1.2))
     things = [_thing(rng, shape, 2.5, place.tolist()) for shape, place in placed]
     for index in rng.permutation(len(things))[: int(rng.integers(0, 3))]:
         top = things[int(index)].mesh.bounds
@@ -206,7 +206,7 @@ def room(rng: np.random.Generator) -> World:
     half, height = rng.uniform(1.8, 3.2, 2), rng.uniform(2.3, 3.2)
     things = _walls(rng, half, height)
     reach = (float(half[0]) - 0.45, float(half[1]) - 0.45)
-    for shape, place in _scattered(rng, FURNITURE, int(rng.integers(7, 16)), reach, (0.45, 1.5)):
+    for shape, place in _scattered(rng, FURNITURE, int(rng.integers(12, 24)), reach, (0.5, 1.9)):
         edge = int(np.argmax(np.abs(place[:2]) / half))
         if rng.random() < 0.7:
             place[edge] = np.sign(place[edge]) * reach[edge]
@@ -218,7 +218,7 @@ def room(rng: np.random.Generator) -> World:
 
 def _ground(rng: np.random.Generator, half: float) -> tuple[trimesh.Trimesh, Callable[[np.ndarray], np.ndarray]]:
     """Return a height field over a square and the function of x, y that it follows."""
-    noise, relief = Noise.random(rng), rng.uniform(0.4, 1.8)
+    noise, relief = Noise.random(rng), rng.uniform(0.8, 3.2)
     ridged, frequency = rng.random() < 0.5, rng.uniform(0.25, 0.6)
 
     def height(places: np.ndarray) -> np.ndarray:
@@ -265,7 +265,7 @@ def terrain(rng: np.random.Generator) -> World:
         level = low + rng.uniform(0.15, 0.35) * (high - low)
         water = _slab((-half, -half, low - 0.1), (half, half, level))
         things.append(Thing(water.mesh, False, random_texture(rng, 0.8), np.zeros(3), shine=0.6, gloss=80))
-    for shape, place in _scattered(rng, OUTDOORS, int(rng.integers(10, 36)), (3.2, 3.2), (0.25, 0.9)):
+    for shape, place in _scattered(rng, OUTDOORS, int(rng.integers(16, 48)), (3.4, 3.4), (0.3, 1.2)):
         place[2] = float(height(place[None, :2])[0]) - 0.03
         things.append(_thing(rng, shape, 2.5, place.tolist()))
     ambient = _colored(rng, rng.uniform(0.2, 0.4), 0.15)
