@@ -27,6 +27,9 @@ class MakeOptions(SceneOptions):
     seed: int = 0
     """Decides on everything; scene k does not depend on how many are made. Unit: none. Source: none."""
 
+    def __post_init__(self) -> None:
+        """Leave the checks to the scene's own options, so that a mistake is one sentence and not the parser's box."""
+
 
 def make(options: MakeOptions) -> int:
     """Write the scenes and say where and how fast."""
