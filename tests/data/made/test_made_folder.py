@@ -116,7 +116,7 @@ def test_a_short_training_raises_psnr(tmp_path):
 
     assert main(["data", "make", "--out", str(tmp_path), "--scenes", "1", "--side", "48", "--views", "9"]) == 0
     result = fit(tmp_path / "scene-0000", optimizer="adam-tuned", steps=30, out=tmp_path / "run")
-    assert result.after.psnr > result.before.psnr + 2
+    assert result.after.psnr > result.before.psnr + 1
 
 
 def test_a_seed_of_its_own():
