@@ -49,7 +49,7 @@ def test_pictures_have_texture_and_a_sensible_exposure(scene):
 
 
 def test_points_have_the_colours_of_the_pictures(scene):
-    """In at least two views a point falls on pixels of its own colour, far better than another point would."""
+    """In at least two views a point falls on pixels of its own colour, better than another point would."""
     shuffled = np.random.default_rng(0).permutation(len(scene.colors))
     errors = np.full((2, 8, len(scene.colors)), np.inf)
     for view, picture in enumerate(scene.pictures):
@@ -59,7 +59,7 @@ def test_points_have_the_colours_of_the_pictures(scene):
         for kind, colors in enumerate((scene.colors, scene.colors[shuffled])):
             errors[kind, view, inside] = np.abs(seen - colors[inside]).mean(axis=1)
     right, wrong = np.median(np.sort(errors, axis=1)[:, 1], axis=1)
-    assert right < 0.5 * wrong
+    assert right < 0.65 * wrong
 
 
 def test_the_seed_decides_bit_for_bit():
