@@ -28,7 +28,7 @@ from splatopt.train.checkpoint import latest_checkpoint
 from splatopt.train.program import program
 from train.toys import ToyRenderer, make_toy_capture
 
-COMMANDS = ("train", "eval", "render", "export", "report", "bench", "fit", "diagnose", "inspect", "doctor")
+COMMANDS = ("train", "eval", "render", "export", "report", "bench", "data", "fit", "diagnose", "inspect", "doctor")
 
 
 @pytest.fixture(scope="module")

@@ -426,6 +426,13 @@ def _bench(words: list[str]) -> int:
     return _command(lambda: options, run, name)(rest)
 
 
+def _data(words: list[str]) -> int:
+    from splatopt.data.made.command import chosen
+
+    name, options, run, rest = chosen(words)
+    return _command(lambda: options, run, name)(rest)
+
+
 _COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (_train_command, "train a scene from a capture"),
     "eval": (_command(lambda: _positional(EvalOptions), _eval, "eval"), "score the held-out views of a run"),
@@ -439,6 +446,7 @@ _COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
         "write a page with a run's scores, curves and pictures",
     ),
     "bench": (_bench, "compare optimizers on scenes: a suite of runs, tables and one page"),
+    "data": (_data, "make captures of random scenes: data make --scenes 200 --out DIR"),
     "fit": (
         _command(lambda: _of_fields("fit_options"), lambda parsed: _of_fields("run_fit", parsed), "fit"),
         "fit a neural field to an image, a mesh or a capture",

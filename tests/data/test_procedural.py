@@ -87,7 +87,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("splatopt.data.procedural._write_points", fail)
+    monkeypatch.setattr("splatopt.data.procedural.write_points", fail)
     with pytest.raises(OSError, match="disk full"):
         make_capture(tmp_path / "new", views=2, width=8, height=8)
     assert list(tmp_path.iterdir()) == []

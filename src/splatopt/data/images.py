@@ -101,14 +101,24 @@ def read_pixels(path: Path, background: tuple[float, float, float]) -> UInt8[np.
                 return np.repeat(grey[:, :, None], 3, axis=2)
             if not _has_alpha(image):
                 return np.array(image.convert("RGB"))
-            pixels = np.asarray(image.convert("RGBA")).astype(np.float32)
+            pixels = np.asarray(image.convert("RGBA"))
         except (OSError, ValueError, SyntaxError, IndexError) as error:
             raise UnreadableImageError(
                 f"image {path} is truncated or corrupt; replace it or go on without it with --skip-missing"
             ) from error
-    alpha = pixels[:, :, 3:] / 255
+    return over_background(pixels, background)
+
+
+def over_background(
+    pixels: UInt8[np.ndarray, "height width channels"], background: tuple[float, float, float]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Lay red, green, blue and alpha over a colour, red, green, blue in [0, 1]; without alpha nothing changes."""
+    if pixels.shape[2] == 3:
+        return pixels
+    floats = pixels.astype(np.float32)
+    alpha = floats[:, :, 3:] / 255
     behind = np.array(background, dtype=np.float32) * 255
-    return np.rint(pixels[:, :, :3] * alpha + behind * (1 - alpha)).astype(np.uint8)
+    return np.rint(floats[:, :, :3] * alpha + behind * (1 - alpha)).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -171,6 +181,19 @@ class ImageStore:
         self._lock = threading.Lock()
         self._cache: OrderedDict[int, Tensor] = OrderedDict()
         self._cached_bytes = 0
+
+    @classmethod
+    def decoded(
+        cls,
+        sources: Sequence[ImageSource],
+        background: tuple[float, float, float],
+        images: Sequence[UInt8[Tensor, "_ _ 3"]],
+    ) -> ImageStore:
+        """Return a store whose images are all there already and stay, one per source; no file is opened."""
+        store = cls(sources, background, sum(image.numel() for image in images))
+        for index, image in enumerate(images):
+            store._keep(index, image)
+        return store
 
     def __len__(self) -> int:
         """Number of views."""

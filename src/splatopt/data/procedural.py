@@ -6,11 +6,7 @@ same way as a person's own photographs.
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from splatopt.core.checks import InputError
-from splatopt.data.colmap import PROCEDURAL_MARK
+from splatopt.data.colmap_text import whole_capture, write_model, write_points
 from splatopt.data.still_life import StillLife
 
 _FIELD_OF_VIEW = math.radians(50)
@@ -67,24 +63,6 @@ def _render(scene: StillLife, pose: np.ndarray, focal: float, size: tuple[int, i
     return np.rint(255 * grid.clip(0, 1)).astype(np.uint8)
 
 
-def _quaternion(rotation: np.ndarray) -> np.ndarray:
-    """Return the unit quaternion wxyz of a rotation matrix R.
-
-    4 q qᵀ is linear in R and 1; its longest column, normalised, is q up to sign.
-    """
-    (a, b, c), (d, e, f), (g, h, i) = rotation
-    outer = np.array(
-        [
-            [1 + a + e + i, h - f, c - g, d - b],
-            [h - f, 1 + a - e - i, b + d, c + g],
-            [c - g, b + d, 1 - a + e - i, f + h],
-            [d - b, c + g, f + h, 1 - a - e + i],
-        ]
-    )
-    column = outer[:, int(np.argmax(np.diag(outer)))]
-    return column / np.linalg.norm(column)
-
-
 def _points(
     scene: StillLife, poses: Sequence[np.ndarray], focal: float, size: tuple[int, int], count: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -99,31 +77,6 @@ def _points(
         colors.append(hits.colors)
     pixels = np.rint(255 * np.concatenate(colors).clip(0, 1)).astype(np.uint8)
     return np.concatenate(positions)[:count], pixels[:count]
-
-
-def _write_model(
-    folder: Path, names: Sequence[str], poses: Sequence[np.ndarray], focal: float, size: tuple[int, int]
-) -> None:
-    """Write cameras.txt and images.txt."""
-    width, height = size
-    (folder / "cameras.txt").write_text(
-        f"# CAMERA_ID MODEL WIDTH HEIGHT PARAMS[]\n1 PINHOLE {width} {height} {focal!r} {focal!r} "
-        f"{width / 2!r} {height / 2!r}\n",
-        encoding="utf-8",
-    )
-    lines = ["# IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME, then its 2D points, of which there are none"]
-    for index, (name, pose) in enumerate(zip(names, poses, strict=True), start=1):
-        numbers = " ".join(repr(float(value)) for value in (*_quaternion(pose[:3, :3]), *pose[:3, 3]))
-        lines += [f"{index} {numbers} 1 {name}", ""]
-    (folder / "images.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _write_points(folder: Path, positions: np.ndarray, colors: np.ndarray) -> None:
-    """Write points3D.txt; no point has a track."""
-    lines = ["# POINT3D_ID X Y Z R G B ERROR TRACK[]"]
-    for index, (position, color) in enumerate(zip(positions.tolist(), colors.tolist(), strict=True), start=1):
-        lines.append(f"{index} {' '.join(f'{value:.6f}' for value in position)} {' '.join(map(str, color))} 0")
-    (folder / "points3D.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def make_capture(
@@ -153,18 +106,9 @@ def make_capture(
         raise InputError(
             f"a capture needs at least 2 views, 1x1 pixels and 0 points, got {views}, {width}x{height} and {points}"
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not empty; name a new folder or remove it first")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        partial.chmod(0o755)
+    mark = {"made_by": "splatopt", "seed": seed, "views": views, "width": width, "height": height, "points": points}
+    with whole_capture(folder, mark) as partial:
         _write_capture(partial, StillLife(seed), views, (width, height), points)
-        mark = {"made_by": "splatopt", "seed": seed, "views": views, "width": width, "height": height, "points": points}
-        (partial / PROCEDURAL_MARK).write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
@@ -178,5 +122,5 @@ def _write_capture(folder: Path, scene: StillLife, views: int, size: tuple[int, 
     names = [f"view_{index:03d}.png" for index in range(views)]
     for name, pose in zip(names, poses, strict=True):
         Image.fromarray(_render(scene, pose, focal, size)).save(images / name)
-    _write_model(model, names, poses, focal, size)
-    _write_points(model, *_points(scene, poses, focal, size, points))
+    write_model(model, names, poses, focal, size)
+    write_points(model, *_points(scene, poses, focal, size, points))

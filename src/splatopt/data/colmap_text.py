@@ -1,0 +1,92 @@
+"""Writes captures as COLMAP's text files, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from splatopt.core.checks import InputError
+from splatopt.data.colmap import PROCEDURAL_MARK
+
+
+def quaternion(rotation: np.ndarray) -> np.ndarray:
+    """Return the unit quaternion wxyz of a rotation matrix R.
+
+    4 q qᵀ is linear in R and 1; its longest column, normalised, is q up to sign.
+    """
+    (a, b, c), (d, e, f), (g, h, i) = rotation
+    outer = np.array(
+        [
+            [1 + a + e + i, h - f, c - g, d - b],
+            [h - f, 1 + a - e - i, b + d, c + g],
+            [c - g, b + d, 1 - a + e - i, f + h],
+            [d - b, c + g, f + h, 1 - a - e + i],
+        ]
+    )
+    column = outer[:, int(np.argmax(np.diag(outer)))]
+    return column / np.linalg.norm(column)
+
+
+def write_model(
+    folder: Path, names: Sequence[str], poses: Sequence[np.ndarray], focal: float, size: tuple[int, int]
+) -> None:
+    """Write cameras.txt, one pinhole for all, and images.txt.
+
+    Args:
+        folder: Exists.
+        names: Of the photographs.
+        poses: World to camera, (4, 4) each, OpenCV axes.
+        focal: Focal length, pixels.
+        size: Width and height, pixels; the principal point is the middle.
+    """
+    width, height = size
+    (folder / "cameras.txt").write_text(
+        f"# CAMERA_ID MODEL WIDTH HEIGHT PARAMS[]\n1 PINHOLE {width} {height} {focal!r} {focal!r} "
+        f"{width / 2!r} {height / 2!r}\n",
+        encoding="utf-8",
+    )
+    lines = ["# IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME, then its 2D points, of which there are none"]
+    for index, (name, pose) in enumerate(zip(names, poses, strict=True), start=1):
+        numbers = " ".join(repr(float(value)) for value in (*quaternion(pose[:3, :3]), *pose[:3, 3]))
+        lines += [f"{index} {numbers} 1 {name}", ""]
+    (folder / "images.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_points(folder: Path, positions: np.ndarray, colors: np.ndarray) -> None:
+    """Write points3D.txt from positions (P, 3), to six decimals, and colours (P, 3); no point has a track."""
+    lines = ["# POINT3D_ID X Y Z R G B ERROR TRACK[]"]
+    for index, (position, color) in enumerate(zip(positions.tolist(), colors.tolist(), strict=True), start=1):
+        lines.append(f"{index} {' '.join(f'{value:.6f}' for value in position)} {' '.join(map(str, color))} 0")
+    (folder / "points3D.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def whole_capture(folder: Path, mark: Mapping[str, Any]) -> Iterator[Path]:
+    """Hand out a folder beside ``folder`` to write into, and put it in place, marked as made, once that is done.
+
+    Args:
+        folder: Must not exist or be empty.
+        mark: What the capture was made from, kept as JSON.
+
+    Raises:
+        InputError: The folder exists and is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is not empty; name a new folder or remove it first")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        partial.chmod(0o755)
+        yield partial
+        (partial / PROCEDURAL_MARK).write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
