@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, make_dataclass
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,69 +132,10 @@ def _command(options: Callable[[], Any], run: Callable[[Any], int], name: str) -
 # ---------------------------------------------------------------------- train
 
 
-def _train_options(words: list[str]) -> Any:
-    """TrainConfig, with the options of every registered optimizer under its name; for help, of those named alone."""
-    import tyro
+def _train(words: list[str]) -> int:
+    from splatopt.train.scene_command import run_train, train_options
 
-    from splatopt.core.optimizer import find_optimizer, optimizer_names, option_prefix
-    from splatopt.train.config import TrainConfig
-    from splatopt.train.optimizer_columns import optimizer_columns
-
-    options = _scene_options()
-    if {"-h", "--help"} & set(words):
-        named = {option_prefix(name) for name in _optimizers_named(words)}
-        options = {name: kind for name, kind in options.items() if name in named}
-    columns: list[Any] = [("training", tyro.conf.OmitArgPrefixes[TrainConfig]), *optimizer_columns(options)]
-    command = make_dataclass("Train", columns, frozen=True)
-    listed = "\n\n".join(f"{name}: {find_optimizer(name).help}" for name in optimizer_names())
-    where = "Optimizers, whose options `splatopt train --optimizer NAME --help` explains:"
-    command.__doc__ = "\n\n".join([str(TrainConfig.__doc__), where, listed])
-    return command
-
-
-def _scene_options() -> dict[str, type]:
-    """The options of every registered optimizer, and of the families."""
-    import splatopt.optim  # noqa: F401 - registers the optimizers
-    from splatopt.core.optimizer import find_optimizer, optimizer_names
-    from splatopt.optim.zoo import ZooOptions
-
-    return {name: find_optimizer(name).options for name in optimizer_names()} | {"zoo": ZooOptions}
-
-
-def _optimizers_named(words: list[str]) -> set[str]:
-    """Optimizers that a command line names, before it has been parsed; the default one where it names none."""
-    named: set[str] = set()
-    for word, after in zip(words, [*words[1:], ""], strict=True):
-        flag, _, value = word.partition("=")
-        if flag == "--optimizer":
-            named.add(value or after)
-        elif flag == "--stages":
-            named |= {part.rpartition(":")[0].strip() for part in (value or after).split(",")}
-    return named or {"adam"}
-
-
-def _train_command(words: list[str]) -> int:
-    return _command(lambda: _train_options(words), _train, "train")(words)
-
-
-def _train(parsed: Any) -> int:
-    from dataclasses import replace
-
-    from splatopt.train.loop import train
-    from splatopt.train.optimizer_columns import chosen_options
-    from splatopt.train.progress import ProgressLine
-
-    config = parsed.training
-    given = chosen_options(parsed, _scene_options(), config.optimizers, resuming=False)
-    config = replace(config, optimizer_options=given.get(config.optimizer) if config.stages is None else given)
-    result = train(config, [ProgressLine()])
-    print(
-        f"{result.steps} steps in {result.seconds:.1f} s, {len(result.cloud):,} Gaussians; "
-        f"{result.after.subset} PSNR {result.after.psnr:.2f} dB, SSIM {result.after.ssim:.4f} "
-        f"({len(result.after.views)} views, split {result.after.split})\n"
-        f"scene: {result.folder / 'scene.ply'}"
-    )
-    return 0
+    return _command(lambda: train_options(words), run_train, "train")(words)
 
 
 # ---------------------------------------------------------------------- eval, render, export, report
@@ -434,7 +375,7 @@ def _data(words: list[str]) -> int:
 
 
 _COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
-    "train": (_train_command, "train a scene from a capture"),
+    "train": (_train, "train a scene from a capture"),
     "eval": (_command(lambda: _positional(EvalOptions), _eval, "eval"), "score the held-out views of a run"),
     "render": (
         _command(lambda: _positional(RenderRunOptions), _render, "render"),
