@@ -10,7 +10,8 @@ import torch
 from splatopt.train import checkpoint as checkpoint_module
 from splatopt.train.checkpoint import latest_checkpoint
 from splatopt.train.events import Stepped, Warned
-from splatopt.train.loop import CheckpointError, NonFiniteError, train
+from splatopt.train.kept_run import NonFiniteError
+from splatopt.train.loop import CheckpointError, train
 from train.toys import Listener, ToyRenderer, lines
 
 # ---------------------------------------------------------------------- numbers that break down

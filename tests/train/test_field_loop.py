@@ -18,7 +18,7 @@ from splatopt.core.checks import InputError
 from splatopt.data import load_capture
 from splatopt.data.knot import make_knot
 from splatopt.data.mesh import load_mesh, write_mesh
-from splatopt.train import field_loop
+from splatopt.train import kept_run
 from splatopt.train.checkpoint import latest_checkpoint
 from splatopt.train.events import Ended, Saved, Warned
 from splatopt.train.field_config import FitConfig
@@ -28,7 +28,7 @@ from splatopt.train.field_report import write_field_report
 from splatopt.train.field_results import result_pictures
 from splatopt.train.field_sampler import ExampleSampler
 from splatopt.train.field_setup import scene_bounds
-from splatopt.train.loop import InterruptedRunError, NonFiniteError
+from splatopt.train.kept_run import InterruptedRunError, NonFiniteError
 from train.toys import lasting, lines, make_toy_capture
 
 SIDE = 24
@@ -245,7 +245,7 @@ def test_a_full_disk_is_survived(settings, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(field_loop, "save_checkpoint", refuse)
+    monkeypatch.setattr(kept_run, "save_checkpoint", refuse)
     listener = Listener()
     result = fit_field(settings(), [listener])
     assert result.after["psnr"] > result.before["psnr"]

@@ -21,7 +21,8 @@ from splatopt.train import loop as loop_module
 from splatopt.train.checkpoint import latest_checkpoint
 from splatopt.train.config import TrainConfig
 from splatopt.train.events import Ended, Evaluated, Saved, Started, Stepped, Warned
-from splatopt.train.loop import InterruptedRunError, TrainResult, train
+from splatopt.train.kept_run import InterruptedRunError
+from splatopt.train.loop import TrainResult, train
 from train.toys import Listener, ToyRenderer, lasting, lines, make_toy_capture
 
 

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from splatopt.core.checks import InputError
+from splatopt.train import kept_run as kept_run_module
 from splatopt.train import loop as loop_module
 from splatopt.train.events import Evaluated
 from splatopt.train.loop import train
@@ -27,7 +28,9 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch):
-    monkeypatch.setattr(loop_module, "time", Clock())
+    ticking = Clock()
+    for module in (loop_module, kept_run_module):
+        monkeypatch.setattr(module, "time", ticking)
 
 
 def run(config, **more):

@@ -17,7 +17,8 @@ from splatopt.optim import Adam, AdamOptions
 from splatopt.train.checkpoint import latest_checkpoint
 from splatopt.train.config import TrainConfig
 from splatopt.train.events import Started, Stepped, Warned
-from splatopt.train.loop import InterruptedRunError, train
+from splatopt.train.kept_run import InterruptedRunError
+from splatopt.train.loop import train
 from splatopt.train.stages import Stage, check_continues, parse_stages, stage_at
 from train.test_loop import assert_same
 from train.toys import Listener, ToyRenderer, lines

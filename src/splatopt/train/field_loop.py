@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import shlex
-import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,23 +14,22 @@ import torch
 
 from splatopt import __version__
 from splatopt.core.checks import InputError
-from splatopt.core.objective import Evaluation
+from splatopt.core.objective import Evaluation, Tensors
 from splatopt.core.optimizer import OptimizerState, Progress
 from splatopt.fields.radiance import RadianceTask
 from splatopt.fields.task import Task
 from splatopt.optim.field_optimizers import find_field_optimizer, make_field_optimizer
-from splatopt.train.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
-from splatopt.train.events import Ended, Saved, Warned
+from splatopt.train.checkpoint import Checkpoint, latest_checkpoint
+from splatopt.train.events import Warned
 from splatopt.train.field_config import TASK_DEFAULTS, FitConfig
-from splatopt.train.field_events import FitCallback, FitEvent, FitScored, FitStarted, FitStepped
+from splatopt.train.field_events import FitCallback, FitScored, FitStarted, FitStepped
 from splatopt.train.field_results import write_results
 from splatopt.train.field_sampler import ExampleSampler
 from splatopt.train.field_setup import open_task
 from splatopt.train.folder import FIELD_FORMAT, MetricsLog, RunFolder, read_json, write_json
-from splatopt.train.guards import non_finite, stop_requests
-from splatopt.train.loop import InterruptedRunError, NonFiniteError
+from splatopt.train.guards import non_finite
+from splatopt.train.kept_run import KeptRun, checkpoint_to_resume, is_due
 from splatopt.train.memory import resident_megabytes
-from splatopt.train.program import program
 
 _FIELD, _OPTIMIZER = "field.", "optimizer."
 
@@ -111,23 +108,18 @@ def _reopen(config: FitConfig) -> tuple[FitConfig, Checkpoint | None, list[str]]
     folder = RunFolder(config.resolved().folder, FIELD_FORMAT)
     saved = replace(FitConfig.from_json(folder.read_settings(), str(folder.config)), out=folder.path)
     resumed = replace(config, out=folder.path).resuming(saved)
-    checkpoint, warnings = latest_checkpoint(folder.checkpoints)
-    if checkpoint is None:
-        if warnings or folder.has_progress:
-            detail = f" ({warnings[0]})" if warnings else ""
-            raise InputError(
-                f"{folder.path} holds no checkpoint to resume from{detail}; start a new run with another --out"
-            )
-        warnings = [f"{folder.path} was stopped before its first checkpoint; it begins at step 0"]
+    checkpoint, warnings = checkpoint_to_resume(folder)
     return resumed.resolved(), checkpoint, warnings
 
 
-class _Fitter:
+class _Fitter(KeptRun):
     """One fit in progress."""
 
+    verb, command, examples = "fitting", "fit", "examples"
+
     def __init__(self, config: FitConfig, callbacks: tuple[FitCallback, ...], task: Task | None) -> None:
-        self.config, self.callbacks = config, callbacks
-        self.folder = RunFolder(config.folder, FIELD_FORMAT)
+        super().__init__(RunFolder(config.folder, FIELD_FORMAT), config.target, callbacks)
+        self.config = config
         self.generator = torch.Generator().manual_seed(config.seed)
         self.task, self.warnings = (task, ()) if task else open_task(config, self.generator)
         self.sampler = ExampleSampler(self.task.size, self._batch(), self.generator)
@@ -135,13 +127,18 @@ class _Fitter:
             config.optimizer, self.task, config.field, config.optimizer_options, self.generator
         )
         self.steps = config.steps or (config.epochs or 1) * self.sampler.per_epoch
-        self.step, self.seconds, self.saved_at_seconds = 0, 0.0, 0.0
         self.loss_sum, self.loss_count = 0.0, 0
         self.before: Mapping[str, float] | None = None
-        self.rolled_back: str | None = None
-        self.saved: Path | None = None
-        self.requests: list[int] = []
-        self.whole = True
+
+    @property
+    def parameters(self) -> Tensors:
+        """The field's."""
+        return self.task.parameters
+
+    @property
+    def planned(self) -> int:
+        """Steps of all epochs."""
+        return self.steps
 
     def _batch(self) -> int:
         """Examples a step."""
@@ -160,14 +157,6 @@ class _Fitter:
         if isinstance(self.task, RadianceTask):
             return max(1, self.steps // 5)
         return 10 * self.sampler.per_epoch
-
-    def tell(self, event: FitEvent) -> None:
-        """Tell all callbacks; one that raises KeyboardInterrupt stops the run when the step is whole."""
-        for callback in self.callbacks:
-            try:
-                callback(event)
-            except KeyboardInterrupt:
-                self.requests.append(signal.SIGINT)
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -207,38 +196,12 @@ class _Fitter:
             self.step, self.seconds = checkpoint.step, scalars["seconds"]
             self.saved_at_seconds = self.seconds
             self.loss_sum, self.loss_count = scalars["loss"]
+            self.over = self.step >= self.steps
         except (KeyError, TypeError) as error:
             raise InputError(f"the checkpoint of step {checkpoint.step} lacks {error}; start a new run") from error
 
-    def _save(self) -> None:
-        """Write a checkpoint; where the disk refuses, warn and go on with the ones from before."""
-        self.log.sync()
-        try:
-            self.saved = save_checkpoint(self.folder.checkpoints, self._checkpoint())
-        except OSError as error:
-            kept = f"{self.saved.name} is kept" if self.saved else "there is none before it"
-            failure = f"the checkpoint of step {self.step} could not be written ({error.strerror})"
-            self.tell(Warned(f"{failure}; fitting goes on, and {kept}"))
-        else:
-            self.tell(Saved(self.step, self.saved))
-        self.saved_at_seconds = self.seconds
-
-    def _roll_back(self, problem: str) -> None:
-        """Go back to the last good checkpoint once; stop with the facts the second time."""
-        checkpoint, _ = latest_checkpoint(self.folder.checkpoints)
-        if self.rolled_back or checkpoint is None:
-            again = f", after it had already gone back once ({self.rolled_back})" if self.rolled_back else ""
-            raise NonFiniteError(
-                f"fitting stopped: {problem}{again}; the last good checkpoint is kept in {self.folder.checkpoints}; "
-                f"lower the optimizer's rate"
-            )
-        self.rolled_back = problem
-        spent = self.seconds
-        self._restore(checkpoint)
-        self.seconds = self.saved_at_seconds = spent
+    def _shuffle(self) -> None:
         self.sampler.shuffle()
-        self.log.trim(self.step)
-        self.tell(Warned(f"{problem}; went back to the checkpoint of step {self.step}, with a new order of examples"))
 
     # ------------------------------------------------------------------ run
 
@@ -247,23 +210,16 @@ class _Fitter:
         count = sum(value.numel() for value in self.task.parameters.values())
         self.tell(FitStarted(self.config, self.step, self.steps, self.task.size, count))
         try:
-            with stop_requests(self.requests):
-                if self.step == 0:
-                    self.before = self._score()
-                    self._write_scores(None)
-                    self._save()
-                while self.step < self.steps and not self.requests:
-                    self.whole = False
-                    self._advance()
-                    self.whole = True
-                if self.requests:
-                    raise KeyboardInterrupt
-                return self._finish()
+            self.take_steps(nullcontext())
+            return self._finish()
         except KeyboardInterrupt:
-            raise self._interrupted() from None
+            raise self.interrupted() from None
         finally:
-            self.log.close()
-            self.tell(Ended())
+            self.close()
+
+    def _start(self) -> None:
+        self.before = self._score()
+        self._write_scores(None)
 
     def _advance(self) -> None:
         """Take one step and whatever is due after it."""
@@ -272,7 +228,7 @@ class _Fitter:
         evaluation = self.optimizer.step(batch, Progress(self.step, self.steps))
         problem = self._non_finite(evaluation)
         if problem:
-            self._roll_back(problem)
+            self.roll_back(problem)
             return
         self.step += 1
         self.loss_sum += evaluation.loss
@@ -282,19 +238,11 @@ class _Fitter:
         self.tell(FitStepped(self.step, self.steps, self.seconds, evaluation.loss, evaluation.facts))
 
     def _after_step(self) -> None:
-        last = self.step == self.steps
-        scored = _is_due(self.step, self._eval_every()) and not last
-        if scored or last or _is_due(self.step, self.config.log_every):
+        self.over = self.step >= self.steps
+        scored = is_due(self.step, self._eval_every()) and not self.over
+        if scored or self.over or is_due(self.step, self.config.log_every):
             self._log_line(self._score() if scored else {})
-        began = time.perf_counter()
-        late = 0 < self.config.checkpoint_seconds <= self.seconds - self.saved_at_seconds
-        if late or last:
-            broken = non_finite("parameter", self.task.parameters)
-            if broken:
-                self._roll_back(f"{broken} after step {self.step}")
-            else:
-                self._save()
-        self.seconds += time.perf_counter() - began
+        self.keep(0, self.config.checkpoint_seconds, self.over)
 
     def _log_line(self, scores: Mapping[str, float]) -> None:
         loss = self.loss_sum / self.loss_count
@@ -332,18 +280,6 @@ class _Fitter:
         config, task = self.config, self.task
         return FitResult(self.folder.path, config, task, self.step, self.seconds, self.before, after)
 
-    def _interrupted(self) -> InterruptedRunError:
-        """Keep what can be kept and say how to go on."""
-        if self.whole and non_finite("parameter", self.task.parameters) is None:
-            self._save()
-        if self.saved is None:
-            return InterruptedRunError(f"stopped at step {self.step}, before there was a checkpoint to go on from")
-        target, out = shlex.quote(self.config.target), shlex.quote(str(self.folder.path))
-        return InterruptedRunError(
-            f"stopped at step {self.step} of {self.steps}, {self.saved.name} is kept; "
-            f"go on with: {program()} fit {target} --out {out} --resume"
-        )
-
 
 def _load_field(task: Task, checkpoint: Checkpoint) -> None:
     """Write a checkpoint's parameters into the task's field; raises InputError where they do not fit."""
@@ -352,10 +288,6 @@ def _load_field(task: Task, checkpoint: Checkpoint) -> None:
         if kept is None or kept.shape != value.shape:
             raise InputError(f"the checkpoint's field differs from the configuration's at {name}; start a new run")
         value.copy_(kept)
-
-
-def _is_due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
 
 
 @contextmanager

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
-import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,14 +20,14 @@ from splatopt.data import Capture
 from splatopt.raster.renderer import Renderer
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.ply import save_ply
-from splatopt.train.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
+from splatopt.train.checkpoint import Checkpoint
 from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import Scores, check_scorable, evaluate, evaluation_record
-from splatopt.train.events import Callback, Ended, Evaluated, Event, Saved, Started, Stepped, Warned
+from splatopt.train.events import Callback, Evaluated, Started, Stepped, Warned
 from splatopt.train.folder import MetricsLog, MetricSums, RunFolder, read_json, write_json
-from splatopt.train.guards import non_finite, quiet_torch, stop_requests
+from splatopt.train.guards import non_finite, quiet_torch
+from splatopt.train.kept_run import KeptRun, checkpoint_to_resume, is_due
 from splatopt.train.memory import resident_megabytes
-from splatopt.train.program import program
 from splatopt.train.sampler import ViewSampler
 from splatopt.train.setup import (
     make_objective,
@@ -45,14 +43,6 @@ _MOST_NAMES = 8
 """Views that a message names."""
 
 _CLOUD, _OPTIMIZER = "cloud.", "optimizer."
-
-
-class InterruptedRunError(KeyboardInterrupt):
-    """A run was stopped by hand; the message says at which step, and how to go on."""
-
-
-class NonFiniteError(InputError):
-    """A gradient, a loss or a parameter became NaN or infinite for the second time in a run."""
 
 
 class CheckpointError(InputError):
@@ -125,63 +115,47 @@ def train(
 
 
 def _reopen(config: TrainConfig, capture: Capture | None) -> tuple[TrainConfig, Capture, Checkpoint | None, list[str]]:
-    """Find the run that ``config`` wants to resume, and its last good checkpoint.
-
-    A run that was stopped before its first checkpoint has done no step; it begins again, without one.
-    """
+    """Find the run that ``config`` wants to resume, and its last good checkpoint."""
     if config.out is None:
         capture = capture or open_capture(config)
         config = replace(config, out=config.resolved(capture.name, capture.background).out)
     folder = RunFolder(config.folder)
     saved = folder.read_config()
     resumed = config.resuming(saved)
-    checkpoint, warnings = latest_checkpoint(folder.checkpoints)
+    checkpoint, warnings = checkpoint_to_resume(folder)
     if checkpoint is not None and len(saved.plan) + len(resumed.plan) > 2:
         check_continues(resumed.plan, saved.plan, checkpoint.step)
-    if checkpoint is None:
-        if warnings or folder.has_progress:
-            detail = f" ({warnings[0]})" if warnings else ""
-            raise InputError(
-                f"{folder.path} holds no checkpoint to resume from{detail}; start a new run with another --out"
-            )
-        warnings = [f"{folder.path} was stopped before its first checkpoint; it begins at step 0"]
     return resumed, capture or open_capture(resumed), checkpoint, warnings
 
 
-class _Trainer:
+class _Trainer(KeptRun):
     """One run in progress."""
+
+    verb, command, examples = "training", "train", "views"
 
     def __init__(
         self, config: TrainConfig, capture: Capture, renderer: Renderer, callbacks: tuple[Callback, ...]
     ) -> None:
+        super().__init__(RunFolder(config.folder), config.capture, callbacks)
         self.config = config
         self.plan = config.plan
         self.capture = capture
         self.renderer = renderer
-        self.callbacks = callbacks
-        self.folder = RunFolder(config.folder)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.sampler = ViewSampler(tuple(capture.split.train), self.generator, training_positions(config, capture))
-        self.step = 0
-        self.seconds = 0.0
         self.sums = MetricSums()
         self.before: Scores | None = None
-        self.rolled_back: str | None = None
-        self.saved: Path | None = None
-        self.save_failure: OSError | None = None
-        self.saved_at_seconds = 0.0
         self.looked_at_seconds = 0.0
-        self.over = False
-        self.requests: list[int] = []
-        self.whole = True
 
-    def tell(self, event: Event) -> None:
-        """Tell all callbacks; one that raises KeyboardInterrupt stops the run when the step is whole."""
-        for callback in self.callbacks:
-            try:
-                callback(event)
-            except KeyboardInterrupt:
-                self.requests.append(signal.SIGINT)
+    @property
+    def parameters(self) -> Tensors:
+        """The Gaussians."""
+        return self.objective.parameters
+
+    @property
+    def planned(self) -> int:
+        """Steps of all stages."""
+        return self.plan[-1].end
 
     # ------------------------------------------------------------------ begin
 
@@ -265,42 +239,8 @@ class _Trainer:
         except (KeyError, TypeError) as error:
             raise InputError(f"the checkpoint of step {checkpoint.step} lacks {error}; start a new run") from error
 
-    def _save(self) -> None:
-        """Write a checkpoint; where the disk refuses, warn and go on with the ones from before."""
-        self.log.sync()
-        try:
-            self.saved = save_checkpoint(self.folder.checkpoints, self._checkpoint())
-        except OSError as error:
-            self.save_failure = error
-            failure = f"the checkpoint of step {self.step} could not be written ({error.strerror})"
-            self.tell(Warned(f"{failure}; {self._kept()}"))
-        else:
-            self.save_failure = None
-            self.tell(Saved(self.step, self.saved))
-        self.saved_at_seconds = self.seconds
-
-    def _kept(self) -> str:
-        if self.saved:
-            return f"training goes on, and {self.saved.name} is kept"
-        return "training goes on without any checkpoint; free some space on the disk"
-
-    def _roll_back(self, problem: str) -> None:
-        """Go back to the last good checkpoint once; stop with the facts the second time."""
-        if self.rolled_back:
-            raise NonFiniteError(
-                f"training stopped: {problem}, after it had already gone back once ({self.rolled_back}); "
-                f"the last good checkpoint is kept in {self.folder.checkpoints}; lower the optimizer's rates"
-            )
-        checkpoint, _ = latest_checkpoint(self.folder.checkpoints)
-        if checkpoint is None:
-            raise NonFiniteError(f"training stopped: {problem}, and there is no checkpoint to go back to")
-        self.rolled_back = problem
-        spent = self.seconds
-        self._restore(checkpoint)
-        self.seconds = self.saved_at_seconds = spent
+    def _shuffle(self) -> None:
         self.sampler.shuffle()
-        self.log.trim(self.step)
-        self.tell(Warned(f"{problem}; went back to the checkpoint of step {self.step}, with a new order of views"))
 
     # ------------------------------------------------------------------ run
 
@@ -311,23 +251,16 @@ class _Trainer:
             Started(config, self.step, len(self.objective.cloud), len(self.capture.split.train), self.renderer.name)
         )
         try:
-            with stop_requests(self.requests), quiet_torch(self.renderer):
-                if self.step == 0:
-                    self.before = self._evaluate()
-                    self._write_scores(None)
-                    self._save()
-                while not self.over and not self.requests:
-                    self.whole = False
-                    self._advance()
-                    self.whole = True
-                if self.requests:
-                    raise KeyboardInterrupt
-                return self._finish()
+            self.take_steps(quiet_torch(self.renderer))
+            return self._finish()
         except KeyboardInterrupt:
-            raise self._interrupted() from None
+            raise self.interrupted() from None
         finally:
-            self.log.close()
-            self.tell(Ended())
+            self.close()
+
+    def _start(self) -> None:
+        self.before = self._evaluate()
+        self._write_scores(None)
 
     def _advance(self) -> None:
         """Take one step and whatever is due after it."""
@@ -338,16 +271,14 @@ class _Trainer:
         evaluation = self.optimizer.step(views, Progress(self.step - stage.begin, self.config.horizon or stage.steps))
         problem = self._non_finite(evaluation, views)
         if problem:
-            self._roll_back(problem)
+            self.roll_back(problem)
             return
         self.step += 1
         psnr = evaluation.facts["psnr"]
         self.sums.add(evaluation.loss, psnr)
         self.seconds += time.perf_counter() - began
         self._after_step(evaluation)
-        self.tell(
-            Stepped(self.step, self.plan[-1].end, self.seconds, evaluation.loss, psnr, self.objective.cloud, stage)
-        )
+        self.tell(Stepped(self.step, self.planned, self.seconds, evaluation.loss, psnr, self.objective.cloud, stage))
 
     def _draw(self) -> tuple[int, ...]:
         """Return the views of the next step: as many as its optimizer wants, or else the configuration."""
@@ -358,30 +289,22 @@ class _Trainer:
         config, step, stage = self.config, self.step, self.stage
         self.over = self._is_over()
         evaluation_due = self._is_evaluation_due() and not self.over
-        if evaluation_due or _is_due(step, config.log_every) or step == stage.end or self.over:
+        if evaluation_due or is_due(step, config.log_every) or step == stage.end or self.over:
             scores = self._evaluate() if evaluation_due else None
             self._log_line(evaluation, scores)
         if step == stage.end and not self.over:
             self._begin_stage(self.position + 1)
-        began = time.perf_counter()
-        late = 0 < config.checkpoint_seconds <= self.seconds - self.saved_at_seconds
-        if _is_due(step, config.checkpoint_every) or late or step == stage.end or self.over:
-            broken = non_finite("parameter", self.objective.parameters)
-            if broken:
-                self._roll_back(f"{broken} after step {step}")
-            else:
-                self._save()
-        self.seconds += time.perf_counter() - began
+        self.keep(config.checkpoint_every, config.checkpoint_seconds, step == stage.end or self.over)
 
     def _is_over(self) -> bool:
         """Whether all steps were taken, or the time is up."""
-        return self.step >= self.plan[-1].end or 0 < self.config.max_seconds <= self.seconds
+        return self.step >= self.planned or 0 < self.config.max_seconds <= self.seconds
 
     def _is_evaluation_due(self) -> bool:
         """Whether the held-out views are to be scored after this step; each time that was asked for comes once."""
         passed, self.looked_at_seconds = self.looked_at_seconds, self.seconds
         return (
-            _is_due(self.step, self.config.eval_every)
+            is_due(self.step, self.config.eval_every)
             or self.step in self.config.eval_at
             or any(passed < moment <= self.seconds for moment in self.config.eval_at_seconds)
         )
@@ -448,22 +371,6 @@ class _Trainer:
             before=self.before,
             after=after,
         )
-
-    def _interrupted(self) -> InterruptedRunError:
-        """Keep what can be kept and say how to go on."""
-        if self.whole and non_finite("parameter", self.objective.parameters) is None:
-            self._save()
-        if self.saved is None:
-            return InterruptedRunError(f"stopped at step {self.step}, before there was a checkpoint to go on from")
-        capture, out = shlex.quote(self.config.capture), shlex.quote(str(self.folder.path))
-        return InterruptedRunError(
-            f"stopped at step {self.step} of {self.plan[-1].end}, {self.saved.name} is kept; "
-            f"go on with: {program()} train {capture} --out {out} --resume"
-        )
-
-
-def _is_due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
 
 
 def _below(tensors: Tensors, prefix: str) -> dict[str, Tensor]:

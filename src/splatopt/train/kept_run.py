@@ -1,0 +1,216 @@
+"""What keeps a run from being lost: checkpoints, one way back, stops by hand; of scenes and of fields alike."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, ClassVar
+
+from splatopt.core.checks import InputError
+from splatopt.core.objective import Tensors
+from splatopt.train.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
+from splatopt.train.events import Ended, Saved, Warned
+from splatopt.train.folder import MetricsLog, RunFolder
+from splatopt.train.guards import non_finite, stop_requests
+from splatopt.train.program import program
+
+
+class InterruptedRunError(KeyboardInterrupt):
+    """A run was stopped by hand; the message says at which step, and how to go on."""
+
+
+class NonFiniteError(InputError):
+    """A gradient, a loss or a parameter became NaN or infinite for the second time in a run."""
+
+
+class KeptRun(ABC):
+    """A run in progress that loses at most the steps since its last checkpoint; subclasses take the steps."""
+
+    verb: ClassVar[str]
+    """What the run does, for messages: training, fitting."""
+
+    command: ClassVar[str]
+    """The command that goes on with it."""
+
+    examples: ClassVar[str]
+    """What its sampler draws, for messages."""
+
+    log: MetricsLog
+
+    def __init__(self, folder: RunFolder, target: str, callbacks: Sequence[Callable[[Any], None]]) -> None:
+        """Begin at step 0 with nothing saved.
+
+        Args:
+            folder: The run's folder.
+            target: What the command is given to go on.
+            callbacks: Called with every event of the run.
+        """
+        self.folder, self.target, self.callbacks = folder, target, callbacks
+        self.step = 0
+        self.seconds = self.saved_at_seconds = 0.0
+        self.rolled_back: str | None = None
+        self.saved: Path | None = None
+        self.save_failure: OSError | None = None
+        self.requests: list[int] = []
+        self.whole = True
+        self.over = False
+
+    def tell(self, event: Any) -> None:
+        """Tell all callbacks; one that raises KeyboardInterrupt stops the run when the step is whole."""
+        for callback in self.callbacks:
+            try:
+                callback(event)
+            except KeyboardInterrupt:
+                self.requests.append(signal.SIGINT)
+
+    # ------------------------------------------------------------------ what a subclass gives
+
+    @property
+    @abstractmethod
+    def parameters(self) -> Tensors:
+        """What is trained."""
+
+    @property
+    @abstractmethod
+    def planned(self) -> int:
+        """Steps that the run is to have at its end."""
+
+    @abstractmethod
+    def _checkpoint(self) -> Checkpoint:
+        """Return all that the run needs to go on bit-exactly."""
+
+    @abstractmethod
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Make the run what it was when ``checkpoint`` was written, ``over`` too."""
+
+    @abstractmethod
+    def _shuffle(self) -> None:
+        """Forget the order at hand, so that steps taken again see something else."""
+
+    @abstractmethod
+    def _start(self) -> None:
+        """Score and note what there is before the first step."""
+
+    @abstractmethod
+    def _advance(self) -> None:
+        """Take one step and whatever is due after it; sets ``over`` with the last one, which it saves."""
+
+    # ------------------------------------------------------------------ what is the same for all
+
+    def take_steps(self, quiet: AbstractContextManager[None]) -> None:
+        """Take the remaining steps; raises InterruptedRunError when asked to stop, after the step at hand.
+
+        Args:
+            quiet: Entered around all steps.
+        """
+        with stop_requests(self.requests), quiet:
+            if self.step == 0:
+                self._start()
+                self._save()
+            while not self.over and not self.requests:
+                self.whole = False
+                self._advance()
+                self.whole = True
+            if self.requests:
+                raise KeyboardInterrupt
+
+    def keep(self, every: int, every_seconds: float, at_once: bool) -> None:
+        """Write a checkpoint if one is due, or go back where a parameter broke down; its time counts.
+
+        Args:
+            every: Steps from one to the next; 0 for none by steps.
+            every_seconds: Seconds from one to the next; 0 for none by time.
+            at_once: Whether one is due whatever the others say.
+        """
+        began = time.perf_counter()
+        late = 0 < every_seconds <= self.seconds - self.saved_at_seconds
+        if at_once or late or is_due(self.step, every):
+            broken = non_finite("parameter", self.parameters)
+            if broken:
+                self.roll_back(f"{broken} after step {self.step}")
+            else:
+                self._save()
+        self.seconds += time.perf_counter() - began
+
+    def _save(self) -> None:
+        """Write a checkpoint; where the disk refuses, warn and go on with the ones from before."""
+        self.log.sync()
+        try:
+            self.saved = save_checkpoint(self.folder.checkpoints, self._checkpoint())
+        except OSError as error:
+            self.save_failure = error
+            failure = f"the checkpoint of step {self.step} could not be written ({error.strerror})"
+            self.tell(Warned(f"{failure}; {self._kept()}"))
+        else:
+            self.save_failure = None
+            self.tell(Saved(self.step, self.saved))
+        self.saved_at_seconds = self.seconds
+
+    def _kept(self) -> str:
+        if self.saved:
+            return f"{self.verb} goes on, and {self.saved.name} is kept"
+        return f"{self.verb} goes on without any checkpoint; free some space on the disk"
+
+    def roll_back(self, problem: str) -> None:
+        """Go back to the last good checkpoint once; stop with the facts the second time."""
+        if self.rolled_back:
+            raise NonFiniteError(
+                f"{self.verb} stopped: {problem}, after it had already gone back once ({self.rolled_back}); "
+                f"the last good checkpoint is kept in {self.folder.checkpoints}; lower the optimizer's rates"
+            )
+        checkpoint, _ = latest_checkpoint(self.folder.checkpoints)
+        if checkpoint is None:
+            raise NonFiniteError(f"{self.verb} stopped: {problem}, and there is no checkpoint to go back to")
+        self.rolled_back = problem
+        spent = self.seconds
+        self._restore(checkpoint)
+        self.seconds = self.saved_at_seconds = spent
+        self._shuffle()
+        self.log.trim(self.step)
+        told = f"{problem}; went back to the checkpoint of step {self.step}, with a new order of {self.examples}"
+        self.tell(Warned(told))
+
+    def interrupted(self) -> InterruptedRunError:
+        """Keep what can be kept and say how to go on."""
+        if self.whole and non_finite("parameter", self.parameters) is None:
+            self._save()
+        if self.saved is None:
+            return InterruptedRunError(f"stopped at step {self.step}, before there was a checkpoint to go on from")
+        target, out = shlex.quote(self.target), shlex.quote(str(self.folder.path))
+        return InterruptedRunError(
+            f"stopped at step {self.step} of {self.planned}, {self.saved.name} is kept; "
+            f"go on with: {program()} {self.command} {target} --out {out} --resume"
+        )
+
+    def close(self) -> None:
+        """Close the log and tell that the run has ended, whichever way."""
+        self.log.close()
+        self.tell(Ended())
+
+
+def checkpoint_to_resume(folder: RunFolder) -> tuple[Checkpoint | None, list[str]]:
+    """Return the last good checkpoint in a run's folder, and warnings.
+
+    A run that was stopped before its first checkpoint has done no step; it begins again, without one.
+
+    Raises:
+        InputError: The run has progress, but no checkpoint is whole.
+    """
+    checkpoint, warnings = latest_checkpoint(folder.checkpoints)
+    if checkpoint is not None:
+        return checkpoint, warnings
+    if warnings or folder.has_progress:
+        detail = f" ({warnings[0]})" if warnings else ""
+        problem = f"{folder.path} holds no checkpoint to resume from{detail}"
+        raise InputError(f"{problem}; start a new run with another --out")
+    return None, [f"{folder.path} was stopped before its first checkpoint; it begins at step 0"]
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether something that comes every so many steps comes after this one; never for 0."""
+    return every > 0 and step % every == 0
