@@ -19,12 +19,12 @@ from PIL import Image
 import splatopt
 from splatopt.cli import main
 from splatopt.core import native
+from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.core.optimizer import optimizer_names
 from splatopt.raster.cpu import NativeRenderer
 from splatopt.scene.ply import load_ply
 from splatopt.train import loop as loop_module
 from splatopt.train import views as views_module
-from splatopt.train.checkpoint import latest_checkpoint
 from splatopt.train.program import program
 from train.toys import ToyRenderer, make_toy_capture
 

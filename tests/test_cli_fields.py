@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from splatopt.cli import main
-from splatopt.train.checkpoint import latest_checkpoint
+from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.train.field_command import report_fit
 from train.toys import make_toy_capture
 

@@ -87,7 +87,7 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _usage() -> str:
-    return _USAGE.format(commands="\n".join(f"  {name:<9}{help}" for name, (_, help) in _COMMANDS.items()))
+    return _USAGE.format(commands="\n".join(f"  {name:<11}{help}" for name, (_, help) in _COMMANDS.items()))
 
 
 def _complain(message: str) -> None:
@@ -374,6 +374,12 @@ def _data(words: list[str]) -> int:
     return _command(lambda: options, run, name)(rest)
 
 
+def _meta_train(words: list[str]) -> int:
+    from splatopt.meta.command import MetaTrainOptions, meta_train
+
+    return _command(lambda: MetaTrainOptions, meta_train, "meta-train")(words)
+
+
 _COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (_train, "train a scene from a capture"),
     "eval": (_command(lambda: _positional(EvalOptions), _eval, "eval"), "score the held-out views of a run"),
@@ -388,6 +394,7 @@ _COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     ),
     "bench": (_bench, "compare optimizers on scenes: a suite of runs, tables and one page"),
     "data": (_data, "make captures of random scenes: data make --scenes 200 --out DIR"),
+    "meta-train": (_meta_train, "train the network of the learned optimizer on made scenes"),
     "fit": (
         _command(lambda: _of_fields("fit_options"), lambda parsed: _of_fields("run_fit", parsed), "fit"),
         "fit a neural field to an image, a mesh or a capture",

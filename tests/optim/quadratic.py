@@ -13,12 +13,23 @@ from splatopt.curvature.blocks import pack_blocks
 class Quadratic(Objective):
     """½ Σ c·(θ - target)² over tensors with N rows each; residuals √c·(θ - target), JᵀJ = Hessian = diag(c)."""
 
-    def __init__(self, rows: int = 5, dtype: torch.dtype = torch.float32, seed: int = 0) -> None:
+    def __init__(
+        self,
+        rows: int = 8,
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+        spread: float = 0.2,
+        gaussians: bool = False,
+    ) -> None:
+        """``spread`` is how far minima lie; ``gaussians`` takes the tensors of a cloud instead of any three."""
         generator = torch.Generator().manual_seed(seed)
         shapes = {"means": (rows, 3), "logit_opacities": (rows,), "weights": (rows, 2)}
+        if gaussians:
+            del shapes["weights"]
+            shapes |= {"log_scales": (rows, 3), "quats": (rows, 4), "sh_dc": (rows, 3), "sh_rest": (rows, 3, 3)}
         self.values = {name: torch.randn(shape, generator=generator, dtype=dtype) for name, shape in shapes.items()}
         self.targets = {
-            name: value + 0.2 * torch.randn(value.shape, generator=generator, dtype=dtype)
+            name: value + spread * torch.randn(value.shape, generator=generator, dtype=dtype)
             for name, value in self.values.items()
         }
         self.curvature = {

@@ -14,12 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
+from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.core.checks import InputError
 from splatopt.data import load_capture
 from splatopt.data.knot import make_knot
 from splatopt.data.mesh import load_mesh, write_mesh
 from splatopt.train import kept_run
-from splatopt.train.checkpoint import latest_checkpoint
 from splatopt.train.events import Ended, Saved, Warned
 from splatopt.train.field_config import FitConfig
 from splatopt.train.field_events import FitProgress, FitScored, FitStarted, FitStepped

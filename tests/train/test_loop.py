@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from splatopt.core import optimizer as optimizer_module
+from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.core.checks import InputError
 from splatopt.core.optimizer import register
 from splatopt.data import load_capture
@@ -18,7 +19,6 @@ from splatopt.optim import Adam, AdamOptions
 from splatopt.raster.types import Rendering
 from splatopt.scene.ply import load_ply
 from splatopt.train import loop as loop_module
-from splatopt.train.checkpoint import latest_checkpoint
 from splatopt.train.config import TrainConfig
 from splatopt.train.events import Ended, Evaluated, Saved, Started, Stepped, Warned
 from splatopt.train.kept_run import InterruptedRunError

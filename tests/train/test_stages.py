@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from splatopt.core import optimizer as optimizer_module
+from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.core.checks import InputError
 from splatopt.core.optimizer import OptimizerState, register
 from splatopt.optim import Adam, AdamOptions
-from splatopt.train.checkpoint import latest_checkpoint
 from splatopt.train.config import TrainConfig
 from splatopt.train.events import Started, Stepped, Warned
 from splatopt.train.kept_run import InterruptedRunError

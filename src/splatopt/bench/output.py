@@ -10,8 +10,8 @@ from splatopt.bench.pictures import load_pictures
 from splatopt.bench.results import Results, save_results
 from splatopt.bench.summaries import groups, tables
 from splatopt.bench.tables import as_markdown, to_csv, to_latex, to_markdown
+from splatopt.core.checkpoint import replace_file
 from splatopt.core.checks import InputError
-from splatopt.train.checkpoint import replace_file
 
 
 def write_output(

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from splatopt.bench.cells import Cell
+from splatopt.core.checkpoint import replace_file
 from splatopt.core.checks import InputError
-from splatopt.train.checkpoint import replace_file
 from splatopt.train.folder import write_json
 from splatopt.train.guards import quiet_torch
 from splatopt.train.pictures import spread

@@ -11,8 +11,8 @@ from typing import Any
 
 from splatopt.bench.cells import LOOSE
 from splatopt.bench.runner import Outcome
+from splatopt.core.checkpoint import replace_file
 from splatopt.core.checks import InputError
-from splatopt.train.checkpoint import replace_file
 
 FORMAT = "splatopt-results"
 VERSION = 1

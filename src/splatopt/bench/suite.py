@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import splatopt.optim  # noqa: F401 - registers the optimizers
+import splatopt.meta
+import splatopt.optim  # noqa: F401 - both register optimizers
 from splatopt.bench.protocol import POINTS, SECONDS, Protocol, find_protocol
 from splatopt.bench.typed import check_names, field_names, typed, typed_fields
 from splatopt.core.checks import InputError

@@ -69,6 +69,9 @@ class Optimizer(ABC):
 
     needs: ClassVar[frozenset[Oracle]]
 
+    notices: list[str]
+    """Sentences about what happened in a step, for a person to read; whoever runs the optimizer takes them out."""
+
     threads: int = 0
     """Threads that native passes may take, 0 for one per processor; set by whoever runs the optimizer."""
 
@@ -87,6 +90,7 @@ class Optimizer(ABC):
         self.objective = objective
         self.options = options
         self.generator = generator
+        self.notices: list[str] = []
 
     @property
     def batch_size(self) -> int | None:

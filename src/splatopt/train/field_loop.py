@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from splatopt import __version__
+from splatopt.core.checkpoint import Checkpoint, latest_checkpoint
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Evaluation, Tensors
 from splatopt.core.optimizer import OptimizerState, Progress
 from splatopt.fields.radiance import RadianceTask
 from splatopt.fields.task import Task
 from splatopt.optim.field_optimizers import find_field_optimizer, make_field_optimizer
-from splatopt.train.checkpoint import Checkpoint, latest_checkpoint
 from splatopt.train.events import Warned
 from splatopt.train.field_config import TASK_DEFAULTS, FitConfig
 from splatopt.train.field_events import FitCallback, FitScored, FitStarted, FitStepped

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from splatopt.core.checkpoint import replace_file
 from splatopt.core.checks import InputError
-from splatopt.train.checkpoint import replace_file
 from splatopt.train.config import TrainConfig
 
 FORMAT = "splatopt-run-1"

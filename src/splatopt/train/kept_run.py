@@ -11,9 +11,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
+from splatopt.core.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Tensors
-from splatopt.train.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from splatopt.train.events import Ended, Saved, Warned
 from splatopt.train.folder import MetricsLog, RunFolder
 from splatopt.train.guards import non_finite, stop_requests

@@ -11,8 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import splatopt.optim  # noqa: F401 - registers the optimizers
+import splatopt.meta
+import splatopt.optim  # noqa: F401 - both register optimizers
 from splatopt import __version__
+from splatopt.core.checkpoint import Checkpoint
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Evaluation, Tensors
 from splatopt.core.optimizer import Optimizer, OptimizerState, Progress, find_optimizer
@@ -20,7 +22,6 @@ from splatopt.data import Capture
 from splatopt.raster.renderer import Renderer
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.ply import save_ply
-from splatopt.train.checkpoint import Checkpoint
 from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import Scores, check_scorable, evaluate, evaluation_record
 from splatopt.train.events import Callback, Evaluated, Started, Stepped, Warned
@@ -274,6 +275,9 @@ class _Trainer(KeptRun):
             self.roll_back(problem)
             return
         self.step += 1
+        for notice in self.optimizer.notices:
+            self.tell(Warned(notice))
+        self.optimizer.notices.clear()
         psnr = evaluation.facts["psnr"]
         self.sums.add(evaluation.loss, psnr)
         self.seconds += time.perf_counter() - began

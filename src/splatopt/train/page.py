@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from splatopt.train.checkpoint import replace_file
+from splatopt.core.checkpoint import replace_file
 
 _PAGE = """<!doctype html>
 <html lang="en">

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.core.checks import InputError
 from splatopt.data import Capture
 from splatopt.raster.renderer import Renderer
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.photometric import PhotometricObjective
 from splatopt.scene.ply import load_ply, save_ply
-from splatopt.train.checkpoint import latest_checkpoint
 from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import Scores, check_scorable, evaluate, evaluation_record
 from splatopt.train.folder import RunFolder, read_json, write_json

@@ -7,7 +7,8 @@ from typing import Any
 
 import tyro
 
-import splatopt.optim  # noqa: F401 - registers the optimizers
+import splatopt.meta
+import splatopt.optim  # noqa: F401 - both register optimizers
 from splatopt.core.optimizer import find_optimizer, optimizer_names, option_prefix
 from splatopt.optim.zoo import ZooOptions
 from splatopt.train.config import TrainConfig

@@ -8,8 +8,7 @@ import json
 import pytest
 import torch
 
-from splatopt.train import checkpoint as module
-from splatopt.train.checkpoint import (
+from splatopt.core.checkpoint import (
     Checkpoint,
     DamagedCheckpointError,
     latest_checkpoint,
@@ -17,6 +16,7 @@ from splatopt.train.checkpoint import (
     replace_file,
     save_checkpoint,
 )
+from splatopt.train import checkpoint as module
 
 
 def sample(step: int) -> Checkpoint:

@@ -1,0 +1,176 @@
+"""``splatopt meta-train``: what the command line asks for and prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from splatopt import __version__
+from splatopt.core.checks import InputError, nearest_names
+from splatopt.meta.episode import LossOptions
+from splatopt.meta.inner import InnerRates
+from splatopt.meta.lane import EpisodeOptions, Variant
+from splatopt.meta.network import SIZES
+from splatopt.meta.practice import PracticeOptions, scene_folders
+from splatopt.meta.training import MetaTrainConfig, MetaTrainer, write_config
+
+_GOES_ON = ("steps", "processes", "threads", "validate_every", "save_every")
+"""Options that a run may go on with other values of."""
+
+
+@dataclass(frozen=True)
+class MetaTrainOptions:
+    """Train the network of the learned step on made scenes; given the same --out again, a run goes on."""
+
+    out: Path = Path("runs/meta")
+    """Folder of the run: log.jsonl, checkpoints, weights.safetensors and weights.json. Unit: none. Source: none."""
+
+    size: str = "tiny"
+    """Shape of the network: tiny, small or base. Unit: none. Source: docs/meta.md."""
+
+    variant: Variant = Variant.FULL
+    """The whole method, or the method without one of its parts. Unit: none. Source: the ablations of docs/meta.md."""
+
+    data: Path | None = None
+    """Folder of scenes that splatopt data make wrote; scenes are made while training when None. Unit: none.
+    Source: none."""
+
+    validation: Path | None = None
+    """Folder of made scenes to validate on, others than those of --data; no validation when None. Unit: none.
+    Source: none."""
+
+    steps: int = 20_000
+    """Meta-steps, over which the learning rate falls. Unit: meta-steps. Source: docs/meta.md."""
+
+    lanes: int = 2
+    """Episodes of one meta-step, each from its own stream of scenes. Unit: episodes. Source: as many as processes."""
+
+    processes: int = 1
+    """Processes that share out the lanes; the result is the same for any number. Unit: processes. Source: none."""
+
+    seed: int = 0
+    """Decides on everything. Unit: none. Source: none."""
+
+    learning_rate: float = 1e-3
+    """Of AdamW on the network's weights, at its highest. Unit: per meta-step. Source: 1e-4 in Learn2Splat, for a
+    network thirty times as large."""
+
+    validate_every: int = 1000
+    """Meta-steps between two validations. Unit: meta-steps. Source: none."""
+
+    validation_scenes: int = 4
+    """Scenes of --validation that are looked at. Unit: scenes. Source: some 20 s of one core each."""
+
+    save_every: int = 500
+    """Meta-steps between two checkpoints. Unit: meta-steps. Source: none."""
+
+    threads: int = 1
+    """Threads of each process. Unit: threads. Source: scenes of 128 pixels keep no more than one busy."""
+
+    rates: InnerRates = field(default_factory=InnerRates)
+    practice: PracticeOptions = field(default_factory=PracticeOptions)
+    episodes: EpisodeOptions = field(default_factory=EpisodeOptions)
+    losses: LossOptions = field(default_factory=LossOptions)
+
+
+def meta_train(options: MetaTrainOptions) -> int:
+    """Train, or go on, and print what is seen on the way."""
+    config = _config(options)
+    described = _described(options)
+    _check_goes_on(options.out, described)
+    write_config(options.out, described)
+    print(f"meta-training {options.size} ({options.variant.value}) in {options.out}; give the same command to go on")
+    if options.processes == 1:
+        _work(0, config, 1, "")
+        return 0
+    if options.processes > options.lanes:
+        raise InputError(f"--processes must be at most --lanes, {options.lanes}, got {options.processes}")
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = f"file://{folder}/meeting"
+        try:
+            torch.multiprocessing.spawn(_work, args=(config, options.processes, meeting), nprocs=options.processes)
+        except torch.multiprocessing.ProcessExitedException as error:
+            raise InputError(
+                f"process {error.error_index} of {options.processes} was lost; give the same command to go on from the "
+                f"last checkpoint in {options.out}"
+            ) from error
+    return 0
+
+
+def _work(rank: int, config: MetaTrainConfig, world: int, meeting: str) -> None:
+    """What each process does."""
+    torch.set_num_threads(config.threads)
+    if world > 1:
+        torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
+    trainer = MetaTrainer(config, rank, world)
+    trainer.run(_say if rank == 0 else lambda record: None)
+    if world > 1:
+        torch.distributed.destroy_process_group()
+
+
+def _say(record: dict[str, Any]) -> None:
+    head = f"{record['step']:>7,} meta-steps, {record['hours']:.2f} h"
+    if record["kind"] == "validation":
+        values = ", ".join(f"{value:.2f} dB after {int(step):,}" for step, value in record["psnr"].items())
+        print(f"{head}: validation {values}", flush=True)
+    elif record["step"] % 100 == 0:
+        print(f"{head}: meta-loss {record.get('meta_loss', float('nan')):.4f}", flush=True)
+
+
+def _config(options: MetaTrainOptions) -> MetaTrainConfig:
+    if options.size not in SIZES:
+        raise InputError(f"there is no size {options.size!r}; {nearest_names(options.size, SIZES)}")
+    if options.processes < 1:
+        raise InputError(f"--processes must be at least 1, got {options.processes}")
+    scenes = scene_folders(options.data) if options.data else ()
+    validation = scene_folders(options.validation)[: options.validation_scenes] if options.validation else ()
+    shared = {Path(scene).resolve() for scene in scenes} & {Path(scene).resolve() for scene in validation}
+    if shared:
+        raise InputError(
+            f"{min(shared)} is in both --data and --validation; validate on scenes that are not trained on"
+        )
+    names = {item.name for item in fields(MetaTrainConfig)} & {item.name for item in fields(MetaTrainOptions)}
+    return MetaTrainConfig(
+        network=SIZES[options.size],
+        scenes=scenes,
+        **{name: getattr(options, name) for name in names if name != "validation"},
+        validation=validation,
+    )
+
+
+def _described(options: MetaTrainOptions) -> dict[str, Any]:
+    plain = asdict(options) | {"variant": options.variant.value, "version": __version__}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in plain.items()}
+
+
+def _check_goes_on(out: Path, described: dict[str, Any]) -> None:
+    """Make sure that a run that ``out`` holds is the one that is asked for.
+
+    Raises:
+        InputError: It is another one, or its description cannot be read.
+    """
+    path = out / "config.json"
+    if not path.exists():
+        if out.exists() and any(out.iterdir()):
+            raise InputError(f"{out} holds something else than a meta-training run; choose another --out")
+        return
+    try:
+        saved = json.loads(path.read_text())
+        different = sorted(
+            name for name in described if name not in (*_GOES_ON, "version") and saved.get(name) != described[name]
+        )
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{path} cannot be read: {error}; choose another --out") from error
+    if different:
+        name = different[0]
+        raise InputError(
+            f"{out} holds a run with {name} {saved.get(name)!r}, not {described[name]!r}; give the command that began "
+            "it, or choose another --out"
+        )
+    print(f"going on in {out}", file=sys.stderr)

@@ -1,0 +1,259 @@
+"""One episode of meta-training: a few learned steps, and how good each of them was.
+
+The inner loop takes T steps θ₊ = θ + Δ(θ, g, z; w) with the network's weights w. After every step, with L̄ the loss
+(1-λ)·L1 + λ·(1-SSIM) of one view::
+
+    meta-loss = 1/T Σₜ [ log mean L̄(targets) + a · log mean L̄(inputs) ]              what the step is for
+              + b · 1/T Σₜ Σ relu(L̄ᵥ(t) - L̄ᵥ(t-1)) / mean L̄                       stability: no view gets worse
+              + c · 1/T Σₜ mean |Δ/rate| where g ≈ 0 or Δ·g > 0                     deltas: no step without a reason
+
+It is differentiated through θ and z of all T steps, not through g. The renderer's own gradient enters as a vector:
+the derivative of the meta-loss by w is that of Σₜ <θₜ(w), ∂meta-loss/∂θₜ>.
+
+Logarithms make scenes, and early and late steps, count alike. Sources: Pearl et al. 2026, "Learn2Splat" (unroll,
+stability, deltas); the logarithm is ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from splatopt.core.checks import InputError
+from splatopt.core.objective import Tensors
+from splatopt.meta.features import build_inputs
+from splatopt.meta.inner import GROUPS, InnerRates, InnerState
+from splatopt.meta.neighbours import NEIGHBOUR_REFRESH, nearest_others
+from splatopt.meta.network import LearnedNetwork
+from splatopt.meta.practice import Practice
+from splatopt.meta.step import Step, clock_of, learned_step
+
+_LEAST_LOSS = 1e-4
+_ZERO = 1e-3
+"""A normalised gradient below this counts as zero."""
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """What a good step is."""
+
+    inputs_weight: float = 0.3
+    """a: the input views' share beside the held-out views'. Unit: factor. Source: Learn2Splat looks at 4 beside 6."""
+
+    stability_weight: float = 0.3
+    """b: penalty on views that get worse from one step to the next. Unit: factor. Source: Learn2Splat names none."""
+
+    delta_weight: float = 0.003
+    """c: penalty on steps along a gradient or without one. Unit: per Adam step. Source: Learn2Splat names none."""
+
+    def __post_init__(self) -> None:
+        """Refuse negative weights."""
+        for name in ("inputs_weight", "stability_weight", "delta_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} must be 0 or more, got {getattr(self, name)}")
+
+
+@dataclass
+class Situation:
+    """A scene on its way: what is fitted, and what the optimizer remembers.
+
+    Attributes:
+        practice: Scene and views; its cloud is moved by :func:`take_step`.
+        state: The learned run's memory.
+        near: Nearest others of each Gaussian.
+        horizon: Steps that a network with a clock believes it has.
+    """
+
+    practice: Practice
+    state: InnerState
+    near: Tensor
+    horizon: int = 0
+
+    @classmethod
+    def begin(cls, practice: Practice, network: LearnedNetwork, horizon: int = 0) -> Situation:
+        """Return ``practice`` before the first step."""
+        parameters = practice.objective.parameters
+        near = nearest_others(parameters["means"], network.options.neighbours)
+        return cls(practice, InnerState.begin(parameters, network.options.latent), near, horizon)
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """What an episode saw.
+
+    Attributes:
+        meta_loss: Its value.
+        target_loss: Mean loss of the held-out views after each step.
+        psnr: Their mean PSNR after the last step, dB.
+        gate: Mean logarithm of the gates.
+        moved: Mean |Δ/rate| over rows and groups.
+    """
+
+    meta_loss: float
+    target_loss: tuple[float, ...]
+    psnr: float
+    gate: float
+    moved: float
+
+
+def evaluate_step(
+    network: LearnedNetwork,
+    rates: InnerRates,
+    situation: Situation,
+    parameters: Tensors,
+    views: Sequence[int],
+) -> tuple[Step, float, dict[str, Tensor]]:
+    """Evaluate the gradient at the situation's cloud, and the network's step there.
+
+    Args:
+        network: Predicts the step.
+        rates: The Adam inside.
+        situation: Where the scene stands; its memory takes the evaluation in.
+        parameters: The values of the situation's cloud, with the graph that led to them.
+        views: The step's views.
+
+    Returns:
+        The step, the loss on ``views`` and its gradient (in buffers that the next evaluation reuses).
+    """
+    state, objective = situation.state, situation.practice.objective
+    if state.steps % NEIGHBOUR_REFRESH == 0:
+        situation.near = nearest_others(objective.parameters["means"], network.options.neighbours)
+    with torch.no_grad():
+        evaluation = objective.gradient(views)
+        state.observe(evaluation.gradient, evaluation.loss, evaluation.seen, rates)
+        seen = torch.ones_like(state.age, dtype=torch.bool) if evaluation.seen is None else evaluation.seen.clone()
+    inputs = build_inputs(parameters, evaluation.gradient, state, rates, seen)
+    clock = clock_of(network, state.steps - 1, situation.horizon)
+    step = learned_step(network, inputs, state, rates, objective.length_scale, situation.near, clock)
+    return step, evaluation.loss, dict(evaluation.gradient)
+
+
+@torch.no_grad()
+def roll_out(
+    network: LearnedNetwork, rates: InnerRates, situation: Situation, steps: int, generator: torch.Generator
+) -> bool:
+    """Let the network as it is take ``steps`` steps; False where the numbers broke down."""
+    objective = situation.practice.objective
+    for _ in range(steps):
+        parameters = objective.parameters
+        step, loss, _ = evaluate_step(network, rates, situation, parameters, situation.practice.draw_views(generator))
+        if not math.isfinite(loss) or not _finite(step.changes):
+            return False
+        situation.state.latent = step.latent
+        for name, parameter in parameters.items():
+            parameter.add_(step.changes[name])
+    return True
+
+
+def run_episode(
+    network: LearnedNetwork,
+    rates: InnerRates,
+    situation: Situation,
+    steps: int,
+    options: LossOptions,
+    generator: torch.Generator,
+    *,
+    delta_penalty: bool = True,
+) -> EpisodeResult | None:
+    """Take ``steps`` steps and add the meta-loss's gradient to the network's weights.
+
+    Args:
+        network: Its ``.grad`` is added to.
+        rates: The Adam inside.
+        situation: Where it begins; stands after the last step when this returns.
+        steps: T.
+        options: The meta-loss.
+        generator: Draws the views.
+        delta_penalty: Whether steps without a reason are penalised.
+
+    Returns:
+        What was seen, or None where the numbers broke down: then no gradient was added.
+    """
+    practice = situation.practice
+    objective = practice.objective
+    values = {name: value.clone() for name, value in objective.parameters.items()}
+    weighted: list[tuple[Tensor, Tensor]] = []
+    penalty = torch.zeros(())
+    before = _view_losses(practice)
+    meta_loss, targets, gates, moved = 0.0, [], 0.0, 0.0
+    for number in range(steps):
+        step, input_loss, gradient = evaluate_step(network, rates, situation, values, practice.draw_views(generator))
+        if not math.isfinite(input_loss) or not _finite(step.changes):
+            return None
+        if number:  # the loss of the input views at what the step before left
+            meta_loss += options.inputs_weight * math.log(max(input_loss, _LEAST_LOSS)) / steps
+            weight = options.inputs_weight / (steps * max(input_loss, _LEAST_LOSS))
+            weighted += [(values[name], weight * gradient[name]) for name in GROUPS]
+        if delta_penalty and options.delta_weight:
+            penalty = penalty + _delta_penalty(step, gradient) / steps
+        values = {name: value + step.changes[name] for name, value in values.items()}
+        situation.state.latent = step.latent
+        _move(objective.parameters, values)
+        now, pull = _target_pull(practice, before, options)
+        if not all(math.isfinite(loss) for loss in now):
+            return None
+        mean = sum(now) / len(now)
+        rise = sum(max(0.0, new - old) for new, old in zip(now, before, strict=True)) / len(now)
+        scale = max(mean, _LEAST_LOSS)
+        meta_loss += (math.log(scale) + options.stability_weight * rise / scale) / steps
+        weighted += [(values[name], pull[name] / steps) for name in GROUPS]
+        before = now
+        targets.append(mean)
+        gates += float(step.gates.detach().mean()) / steps
+        moved += float(sum(value.detach().abs().mean() for value in step.relative.values())) / (len(GROUPS) * steps)
+    surrogate = options.delta_weight * penalty + sum((value * weight).sum() for value, weight in weighted)
+    surrogate.backward()
+    situation.state = situation.state.clone()
+    evaluation = objective.gradient(practice.targets)
+    return EpisodeResult(meta_loss, tuple(targets), evaluation.facts["psnr"], gates, moved)
+
+
+def _target_pull(
+    practice: Practice, before: Sequence[float], options: LossOptions
+) -> tuple[list[float], dict[str, Tensor]]:
+    """Return each held-out view's loss, and the gradient of their part of the meta-loss by θ.
+
+    That is mean gradient / mean loss, with the views that got worse counted 1 + b times.
+    """
+    losses: list[float] = []
+    total: dict[str, Tensor] = {}
+    for view, old in zip(practice.targets, before, strict=True):
+        evaluation = practice.objective.gradient((view,))
+        losses.append(evaluation.loss)
+        weight = 1 + (options.stability_weight if evaluation.loss > old else 0.0)
+        for name, gradient in evaluation.gradient.items():
+            total[name] = total[name].add_(gradient, alpha=weight) if name in total else weight * gradient
+    scale = 1 / (len(losses) * max(sum(losses) / len(losses), _LEAST_LOSS))
+    return losses, {name: gradient.mul_(scale) for name, gradient in total.items()}
+
+
+def _view_losses(practice: Practice) -> list[float]:
+    return [practice.objective.value((view,)) for view in practice.targets]
+
+
+def _delta_penalty(step: Step, gradient: Tensors) -> Tensor:
+    """Return mean |Δ/rate| over the entries whose gradient is about zero or points where the step goes."""
+    total, count = torch.zeros(()), 0
+    for name, relative in step.relative.items():
+        g = gradient[name]
+        if not g.numel():
+            continue
+        size = g.square().mean().sqrt().clamp(min=1e-30)
+        without_reason = (g.abs() < _ZERO * size) | (g * relative.detach() > 0)
+        total = total + (relative.abs() * without_reason).mean()
+        count += 1
+    return total / max(1, count)
+
+
+@torch.no_grad()
+def _move(parameters: Tensors, values: Tensors) -> None:
+    for name, parameter in parameters.items():
+        parameter.copy_(values[name])
+
+
+def _finite(changes: Tensors) -> bool:
+    return all(bool(torch.isfinite(change).all()) for change in changes.values())

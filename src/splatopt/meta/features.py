@@ -1,0 +1,143 @@
+"""What the network is told of each Gaussian, and of the scene as a whole.
+
+All of it is free of units: gradients are divided by their own root mean square, sizes and curvature by the scene's
+mean. Vectors are given along each Gaussian's own axes, so that nothing but Adam's own squares, kept along the world's
+axes, knows how the world is turned; half turns about its axes leave everything as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from splatopt.core.objective import Tensors
+from splatopt.meta.frames import axes, quaternion_to_turn, to_own_axes
+from splatopt.meta.inner import GROUPS, SLOW_GROUPS, InnerRates, InnerState, by_row, corrections, roots
+
+ROW_FEATURES = 69
+"""Numbers per Gaussian."""
+
+SCENE_FEATURES = 18
+"""Numbers per scene."""
+
+_AGES = (10.0, 100.0, 1000.0)
+_LEAST = 1e-30
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One step's inputs.
+
+    Attributes:
+        rows: (N, ROW_FEATURES).
+        scene: (SCENE_FEATURES,).
+        rotations: Each Gaussian's axes, (N, 3, 3).
+        unit_quats: (N, 4).
+        roots: √v̂ + ε by group.
+        first_correction: 1-β₁ᵗ, (N,) float64.
+        seen: Rows that the step may move, (N,).
+    """
+
+    rows: Float[Tensor, "n features"]
+    scene: Float[Tensor, " scene_features"]
+    rotations: Float[Tensor, "n 3 3"]
+    unit_quats: Float[Tensor, "n 4"]
+    roots: Tensors
+    first_correction: Float[Tensor, " n"]
+    seen: Bool[Tensor, " n"]
+
+
+def build_inputs(
+    parameters: Tensors, gradient: Tensors, state: InnerState, rates: InnerRates, seen: Bool[Tensor, " n"]
+) -> Inputs:
+    """Return what the network sees after ``state`` has taken in ``gradient``.
+
+    Args:
+        parameters: A cloud's six tensors; the features that come from them carry their graph.
+        gradient: ∂loss/∂θ.
+        state: After :meth:`InnerState.observe`.
+        rates: Adam's decays.
+        seen: Rows that the step may move; means over the scene are over them.
+    """
+    unit_quats = torch.nn.functional.normalize(parameters["quats"], dim=1)
+    rotations = axes(unit_quats)
+    first, second = corrections(state, rates)
+    root = {name: roots(state, rates, name, second) for name in GROUPS}
+    slow_correction = 1 - rates.beta_slow ** state.age.double().clamp(min=1)
+    fast = {name: state.exp_avg[name] / (by_row(first, root[name]) * root[name]) for name in GROUPS}
+    slow = {name: state.slow[name] / (by_row(slow_correction, root[name]) * root[name]) for name in SLOW_GROUPS}
+    now = {name: gradient[name] / root[name] for name in SLOW_GROUPS}
+
+    weight = seen.to(unit_quats.dtype)
+    weight = weight / weight.sum().clamp(min=1)
+    powers = [_mean_square(fast[name]) for name in GROUPS] + [_mean_square(slow[name]) for name in SLOW_GROUPS]
+    power = torch.stack(powers, dim=1)
+    sizes = torch.stack([_mean_square(root[name]) for name in GROUPS], dim=1).clamp(min=_LEAST).log() / 2
+    columns = [
+        *(_squashed(_own(part, rotations, unit_quats)) for part in (fast, slow, now)),
+        power.sqrt(),
+        (sizes - (weight[:, None] * sizes).sum(dim=0)).clamp(-8, 8) / 2,
+        _shape_features(parameters, weight),
+        torch.stack([torch.exp(-state.age / scale) for scale in _AGES], dim=1),
+    ]
+    rows = torch.cat(columns, dim=1)
+    scene = torch.cat([(weight[:, None] * power).sum(dim=0), _loss_features(state).to(rows), _clock(state).to(rows)])
+    return Inputs(rows, scene, rotations, unit_quats, root, first, seen)
+
+
+def _own(part: Tensors, rotations: Tensor, unit_quats: Tensor) -> Float[Tensor, "n 13"]:
+    """Return the 13 numbers of normalised gradients that have a place of their own, along each Gaussian's axes."""
+    columns = [
+        to_own_axes(rotations, part["means"]),
+        part["log_scales"],
+        quaternion_to_turn(unit_quats, part["quats"]),
+        part["logit_opacities"][:, None],
+        part["sh_dc"],
+    ]
+    return torch.cat(columns, dim=1)
+
+
+def _squashed(values: Tensor) -> Tensor:
+    return torch.asinh(values)
+
+
+def _mean_square(values: Tensor) -> Float[Tensor, " n"]:
+    """Return the mean square of each row; 0 where a row has no numbers."""
+    squares = values.square()
+    if values.dim() == 1:
+        return squares
+    return squares.flatten(1).sum(dim=1) / max(1, math.prod(values.shape[1:]))
+
+
+def _shape_features(parameters: Tensors, weight: Tensor) -> Float[Tensor, "n 10"]:
+    """Return sizes relative to the scene's mean, their mean, opacity, colour, higher bands and offset."""
+    log_scales, means = parameters["log_scales"], parameters["means"]
+    mean_scale = (weight[:, None] * log_scales).sum() / 3
+    middle = (weight[:, None] * means).sum(dim=0)
+    distance = (means - middle).square().sum(dim=1)
+    typical = (weight * distance).sum().clamp(min=_LEAST)
+    columns = [
+        (log_scales - mean_scale).clamp(-6, 6) / 2,
+        parameters["logit_opacities"][:, None].clamp(-8, 8) / 4,
+        parameters["sh_dc"].clamp(-3, 3),
+        (_mean_square(parameters["sh_rest"]) + _LEAST).sqrt()[:, None].clamp(max=2) * 4,
+        (log_scales.mean(dim=1) - mean_scale).clamp(-6, 6)[:, None] / 2,
+        (distance / typical + _LEAST).log()[:, None].clamp(-6, 6) / 4,
+    ]
+    return torch.cat(columns, dim=1)
+
+
+def _loss_features(state: InnerState) -> Float[Tensor, " 4"]:
+    """Return how the loss moves: logarithms of the ratios of its running means, and of its size."""
+    fast, middle, slow = (max(value, _LEAST) for value in state.running_losses())
+    trends = [math.log(fast / middle), math.log(middle / slow), math.log(fast / slow)]
+    return torch.tensor([5 * max(-1.0, min(1.0, trend)) for trend in trends] + [math.log(slow) / 4])
+
+
+def _clock(state: InnerState) -> Float[Tensor, " 3"]:
+    """Return how young the run is, 1 at its beginning and 0 from some thousands of steps on."""
+    return torch.tensor([math.exp(-state.steps / scale) for scale in _AGES])

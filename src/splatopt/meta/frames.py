@@ -1,0 +1,41 @@
+"""Rotations as the features need them: into a Gaussian's own axes and back."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+
+def axes(quats: Float[Tensor, "n 4"]) -> Float[Tensor, "n 3 3"]:
+    """Return the rotation matrices of quaternions wxyz of any length; a Gaussian's axes are the columns."""
+    w, x, y, z = normalize(quats, dim=1).unbind(dim=1)
+    rows = (
+        (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
+        (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
+        (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
+    )
+    return torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)
+
+
+def to_own_axes(rotations: Float[Tensor, "n 3 3"], vectors: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
+    """Return Rᵀ v: a vector of the world along each Gaussian's axes."""
+    return (rotations * vectors[:, :, None]).sum(dim=1)
+
+
+def to_world(rotations: Float[Tensor, "n 3 3"], vectors: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
+    """Return R v: a vector along each Gaussian's axes in the world."""
+    return (rotations * vectors[:, None, :]).sum(dim=2)
+
+
+def quaternion_to_turn(quats: Float[Tensor, "n 4"], changes: Float[Tensor, "n 4"]) -> Float[Tensor, "n 3"]:
+    """Return the imaginary part of q̄ ∘ c: how a change of the quaternion turns about the Gaussian's own axes."""
+    w, v = quats[:, :1], quats[:, 1:]
+    return w * changes[:, 1:] - changes[:, :1] * v - torch.linalg.cross(v, changes[:, 1:])
+
+
+def turn_to_quaternion(quats: Float[Tensor, "n 4"], turns: Float[Tensor, "n 3"]) -> Float[Tensor, "n 4"]:
+    """Return q ∘ (0, t): the change of a unit quaternion that turns by t about the Gaussian's own axes."""
+    w, v = quats[:, :1], quats[:, 1:]
+    return torch.cat([-(v * turns).sum(dim=1, keepdim=True), w * turns + torch.linalg.cross(v, turns)], dim=1)

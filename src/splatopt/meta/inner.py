@@ -1,0 +1,225 @@
+"""The Adam inside the learned step, and all that a learned run remembers of a Gaussian."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from splatopt.core.checks import InputError, check_fraction, check_positive
+from splatopt.core.objective import Tensors
+from splatopt.core.rows import RowEdit
+from splatopt.optim.first_order import SearchedAdamOptions
+
+GROUPS = ("means", "log_scales", "quats", "logit_opacities", "sh_dc", "sh_rest")
+"""The parameter groups of a Gaussian, in the order of the network's outputs."""
+
+SLOW_GROUPS = GROUPS[:-1]
+"""Groups with a second, slower mean of gradients: all but the colour's higher bands."""
+
+LOSS_DECAYS = (0.8, 0.98, 0.998)
+"""Decays of the running means of the loss whose ratios say whether it still falls. Unit: fraction a step."""
+
+
+@dataclass(frozen=True)
+class InnerRates:
+    """Adam's rates per group and its decays, held for all steps: what an untrained network steps like.
+
+    The values are those of ``adam-searched``, searched on made scenes at 8 views a step.
+    """
+
+    means: float = SearchedAdamOptions.means_rate
+    """Unit: scene extents per step. Source: searched."""
+
+    log_scales: float = SearchedAdamOptions.scales_rate
+    """Unit: per step. Source: searched."""
+
+    quats: float = SearchedAdamOptions.quats_rate
+    """Unit: per step. Source: searched."""
+
+    logit_opacities: float = SearchedAdamOptions.opacities_rate
+    """Unit: per step. Source: searched."""
+
+    sh_dc: float = SearchedAdamOptions.sh_dc_rate
+    """Unit: per step. Source: searched."""
+
+    sh_rest: float = SearchedAdamOptions.sh_rest_rate
+    """Unit: per step. Source: searched."""
+
+    beta1: float = SearchedAdamOptions.beta1
+    """Decay of the mean of gradients. Unit: fraction. Source: searched."""
+
+    beta2: float = SearchedAdamOptions.beta2
+    """Decay of the mean of squared gradients. Unit: fraction. Source: searched."""
+
+    beta_slow: float = 0.98
+    """Decay of the second, slower mean of gradients, an input alone. Unit: fraction. Source: fifty steps, five of
+    the ten or so that β₁ remembers."""
+
+    epsilon: float = SearchedAdamOptions.epsilon
+    """Added to the root of the mean square. Unit: of the gradient. Source: 3DGS."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot descend."""
+        for item in fields(self):
+            check = check_fraction if item.name.startswith("beta") else check_positive
+            check(item.name, getattr(self, item.name))
+
+    def of(self, group: str, length_scale: float) -> float:
+        """Return the rate of ``group`` in a scene of extent ``length_scale``."""
+        rate: float = getattr(self, group)
+        return rate * length_scale if group == "means" else rate
+
+
+@dataclass
+class InnerState:
+    """What a learned run keeps.
+
+    Attributes:
+        exp_avg: m, the mean of gradients, in each parameter's shape.
+        exp_avg_sq: v, the mean of squared gradients.
+        slow: The slower mean of gradients, of ``SLOW_GROUPS``.
+        latent: What the network remembers of each Gaussian, (N, C).
+        age: Evaluations that have seen each Gaussian, (N,).
+        losses: Running means of the loss with ``LOSS_DECAYS``, not corrected for their start.
+        steps: Steps taken.
+    """
+
+    exp_avg: dict[str, Tensor]
+    exp_avg_sq: dict[str, Tensor]
+    slow: dict[str, Tensor]
+    latent: Tensor
+    age: Tensor
+    losses: list[float] = field(default_factory=lambda: [0.0] * len(LOSS_DECAYS))
+    steps: int = 0
+
+    @classmethod
+    def begin(cls, parameters: Tensors, latent_width: int) -> InnerState:
+        """Return the state before the first step.
+
+        Raises:
+            InputError: The parameters are not those of Gaussians.
+        """
+        if set(parameters) != set(GROUPS):
+            raise InputError(
+                f"the learned step is for Gaussians with {', '.join(GROUPS)}, got {', '.join(parameters)}; "
+                "take adam or another optimizer"
+            )
+        means = parameters["means"]
+        return cls(
+            exp_avg={name: torch.zeros_like(parameters[name]) for name in GROUPS},
+            exp_avg_sq={name: torch.zeros_like(parameters[name]) for name in GROUPS},
+            slow={name: torch.zeros_like(parameters[name]) for name in SLOW_GROUPS},
+            latent=means.new_zeros(len(means), latent_width),
+            age=means.new_zeros(len(means)),
+        )
+
+    def observe(self, gradient: Tensors, loss: float, seen: Bool[Tensor, " n"] | None, rates: InnerRates) -> None:
+        """Take in one evaluation: means of gradients of the rows that it saw, and of the loss."""
+        seen = None if seen is None or bool(seen.all()) else seen
+        for name in GROUPS:
+            g, mean, mean_square = gradient[name], self.exp_avg[name], self.exp_avg_sq[name]
+            _keep(mean, torch.lerp(mean, g, 1 - rates.beta1), seen)
+            _keep(mean_square, (mean_square * rates.beta2).addcmul_(g, g, value=1 - rates.beta2), seen)
+        for name, mean in self.slow.items():
+            _keep(mean, torch.lerp(mean, gradient[name], 1 - rates.beta_slow), seen)
+        self.age += 1 if seen is None else seen
+        for place, decay in enumerate(LOSS_DECAYS):
+            self.losses[place] += (1 - decay) * (loss - self.losses[place])
+        self.steps += 1
+
+    def running_losses(self) -> list[float]:
+        """Return the running means of the loss, corrected for their start at zero."""
+        steps = max(1, self.steps)
+        return [mean / (1 - decay**steps) for mean, decay in zip(self.losses, LOSS_DECAYS, strict=True)]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all tensors by name, as they are saved."""
+        named = {f"exp_avg.{name}": value for name, value in self.exp_avg.items()}
+        named |= {f"exp_avg_sq.{name}": value for name, value in self.exp_avg_sq.items()}
+        named |= {f"slow.{name}": value for name, value in self.slow.items()}
+        return named | {"latent": self.latent, "age": self.age}
+
+    def scalars(self) -> dict[str, float | int]:
+        """Return all numbers by name, as they are saved."""
+        return {"steps": self.steps} | {f"loss_{place}": value for place, value in enumerate(self.losses)}
+
+    @classmethod
+    def from_tensors(
+        cls, parameters: Tensors, latent_width: int, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]
+    ) -> InnerState:
+        """Return the state that :meth:`tensors` gave, for ``parameters``.
+
+        Raises:
+            InputError: Something is missing or has another shape or type.
+        """
+        state = cls.begin(parameters, latent_width)
+        for name, like in state.tensors().items():
+            value = tensors.get(name)
+            if value is None or value.shape != like.shape or value.dtype != like.dtype:
+                came = "nothing" if value is None else f"{tuple(value.shape)} {value.dtype}"
+                raise InputError(
+                    f"the optimizer's state {name} must be {tuple(like.shape)} {like.dtype} to fit its scene and its "
+                    f"network, got {came}; resume the run that wrote it with its own weights, or start a new one"
+                )
+            like.copy_(value)
+        missing = [name for name in state.scalars() if name not in scalars]
+        if missing:
+            raise InputError(f"this is not a state of learned: it holds no {missing[0]}; start a new run")
+        state.steps = int(scalars["steps"])
+        state.losses = [float(scalars[f"loss_{place}"]) for place in range(len(LOSS_DECAYS))]
+        return state
+
+    def clone(self) -> InnerState:
+        """Return a copy that shares no memory and no graph."""
+        return InnerState(
+            exp_avg=_copied(self.exp_avg),
+            exp_avg_sq=_copied(self.exp_avg_sq),
+            slow=_copied(self.slow),
+            latent=self.latent.detach().clone(),
+            age=self.age.clone(),
+            losses=list(self.losses),
+            steps=self.steps,
+        )
+
+    def edit_rows(self, edit: RowEdit) -> None:
+        """Gather what is kept by row; fresh rows start anew."""
+        for part in (self.exp_avg, self.exp_avg_sq, self.slow):
+            for name, value in part.items():
+                part[name] = edit.gather_state(value)
+        self.latent, self.age = edit.gather_state(self.latent), edit.gather_state(self.age)
+
+
+def _keep(kept: Tensor, new: Tensor, seen: Tensor | None) -> None:
+    """Write ``new`` over ``kept``, in the rows that were seen where not all were."""
+    kept.copy_(new if seen is None else torch.where(seen.reshape(-1, *[1] * (new.dim() - 1)), new, kept))
+
+
+def _copied(part: Tensors) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in part.items()}
+
+
+def corrections(state: InnerState, rates: InnerRates) -> tuple[Tensor, Tensor]:
+    """Return 1-β₁ᵗ and √(1-β₂ᵗ), (N,) float64, t counted for each row since it was first seen; 1 step at least."""
+    age = state.age.double().clamp(min=1)
+    return 1 - rates.beta1**age, (1 - rates.beta2**age).sqrt()
+
+
+def roots(state: InnerState, rates: InnerRates, group: str, correction: Tensor) -> Tensor:
+    """Return √v̂ + ε of ``group``."""
+    square = state.exp_avg_sq[group]
+    return square.sqrt().div_(by_row(correction, square)).add_(rates.epsilon)
+
+
+def adam_step(mean: Tensor, root: Tensor, rate: float, correction: Tensor) -> Tensor:
+    """Return Adam's step -rate · m̂ / (√v̂ + ε), with the roundings of ``optim.first_order.adam_update``."""
+    return by_row(-rate / correction, mean) * mean / root
+
+
+def by_row(values: Tensor, like: Tensor) -> Tensor:
+    """Return ``values`` (N,), one per row, in the type of ``like`` and in a shape that goes with it."""
+    return values.to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))

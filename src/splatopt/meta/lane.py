@@ -1,0 +1,196 @@
+"""A lane of meta-training: its own scenes, buffer and randomness, whoever runs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from splatopt.core.checks import InputError
+from splatopt.meta.buffer import CheckpointBuffer, restored, situation_record, situation_tensors
+from splatopt.meta.episode import EpisodeResult, LossOptions, Situation, roll_out, run_episode
+from splatopt.meta.inner import InnerRates
+from splatopt.meta.network import LearnedNetwork
+from splatopt.meta.practice import PracticeOptions, draw_practice, made_scene
+from splatopt.raster.renderer import Renderer
+
+_STREAM_POOL = 64
+_STREAM_EVERY = 8
+
+
+class Variant(Enum):
+    """What is trained: the whole method, or the method without one of its parts."""
+
+    FULL = "full"
+    NO_BUFFER = "no-buffer"
+    NO_ROLLOUT = "no-rollout"
+    NO_STATE_SCALE = "no-state-scale"
+    FIXED_HORIZON = "fixed-horizon"
+
+
+@dataclass(frozen=True)
+class EpisodeOptions:
+    """Where episodes begin, how long they are, and what becomes of the state they leave."""
+
+    unroll: int = 8
+    """Steps of an episode at most; drawn from 1 on. Unit: steps. Source: 6 in Learn2Splat; 3 to 8 at toy scale."""
+
+    fresh: float = 0.3
+    """Share of episodes that begin with a new scene. Unit: fraction. Source: Learn2Splat; episodes from deep states
+    alone cost 1 dB in the first steps at toy scale."""
+
+    kept: float = 0.99
+    """Probability that a state taken from the buffer goes back. Unit: fraction. Source: Learn2Splat."""
+
+    inserted: float = 0.7
+    """Probability that a new scene's state is put into the buffer. Unit: fraction. Source: Learn2Splat."""
+
+    rollout: int = 50
+    """Steps at most that the frozen network takes before a state is kept; drawn from 1 on, long ones seldom.
+    Unit: steps. Source: Learn2Splat."""
+
+    rollout_growth: int = 2000
+    """Episodes of a lane over which that most grows from 1. Unit: episodes. Source: 10,000 of 150,000 in
+    Learn2Splat."""
+
+    delta_after: int = 100
+    """Episodes of a lane before steps without a reason are penalised. Unit: episodes. Source: Learn2Splat."""
+
+    fixed_horizon: int = 100
+    """Steps of a whole run in the variant fixed-horizon. Unit: steps. Source: tens in the earlier methods."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that mean nothing."""
+        for name in ("unroll", "rollout", "rollout_growth", "fixed_horizon"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("fresh", "kept", "inserted"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+
+
+class Lane:
+    """One stream of episodes, the same whichever process runs it and however many lanes there are."""
+
+    def __init__(
+        self,
+        number: int,
+        seed: int,
+        scenes: tuple[str, ...],
+        renderer: Renderer,
+        *,
+        rates: InnerRates,
+        variant: Variant,
+        practice: PracticeOptions,
+        episodes: EpisodeOptions,
+        losses: LossOptions,
+    ) -> None:
+        """Begin with an empty buffer.
+
+        Args:
+            number: The lane's; with the seed it decides on everything.
+            seed: The run's.
+            scenes: Keys of captures to choose from; none to make scenes as it goes.
+            renderer: What renders and differentiates.
+            rates: The Adam inside.
+            variant: What is left out.
+            practice: How scenes are drawn.
+            episodes: How episodes begin and end.
+            losses: The meta-loss.
+        """
+        self.number, self.seed = number, seed
+        self.scenes = scenes
+        self.renderer = renderer
+        self.rates, self.variant = rates, variant
+        self.practice, self.options, self.losses = practice, episodes, losses
+        self.generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
+        self.buffer = CheckpointBuffer()
+        self.current: Situation | None = None
+        self.episodes = 0
+        self.fresh_scenes = 0
+
+    def run(self, network: LearnedNetwork) -> EpisodeResult | None:
+        """Run one episode and add its gradient to the network's weights; None where the numbers broke down."""
+        situation, place = self._begin(network)
+        steps = 1 + self._draw(self.options.unroll)
+        result = run_episode(
+            network,
+            self.rates,
+            situation,
+            steps,
+            self.losses,
+            self.generator,
+            delta_penalty=self.episodes >= self.options.delta_after,
+        )
+        self.episodes += 1
+        if result is not None:
+            self._keep(network, situation, place)
+        return result
+
+    def _begin(self, network: LearnedNetwork) -> tuple[Situation, int | None]:
+        if self.variant is Variant.FIXED_HORIZON:
+            situation, self.current = self.current, None
+            return (situation or self._new(network, self.options.fixed_horizon)), None
+        if len(self.buffer) == 0 or self._chance(self.options.fresh):
+            return self._new(network, 0), None
+        return self.buffer.take(self.generator)
+
+    def _keep(self, network: LearnedNetwork, situation: Situation, place: int | None) -> None:
+        """Put the state back into the buffer, some steps further on."""
+        if self.variant is Variant.FIXED_HORIZON:
+            if situation.state.steps < self.options.fixed_horizon:
+                self.current = situation
+            return
+        if self.variant is Variant.NO_BUFFER:
+            return
+        if not self._chance(self.options.inserted if place is None else self.options.kept):
+            return
+        if self.variant is not Variant.NO_ROLLOUT:
+            most = 1 + (self.options.rollout - 1) * min(1.0, self.episodes / self.options.rollout_growth)
+            steps = max(1, round(most ** float(torch.rand((), generator=self.generator))))
+            if not roll_out(network, self.rates, situation, steps, self.generator):
+                return
+        self.buffer.put(situation, place, self.generator)
+
+    def _new(self, network: LearnedNetwork, horizon: int) -> Situation:
+        if self.scenes:
+            scene = self.scenes[self._draw(len(self.scenes))]
+        else:
+            count = 1 + self.fresh_scenes // _STREAM_EVERY
+            newest = self.fresh_scenes % _STREAM_EVERY == 0
+            number = count - 1 if newest else max(0, count - 1 - self._draw(min(count, _STREAM_POOL)))
+            scene = made_scene((self.seed * 1_000 + self.number) * 1_000_000 + number)
+        self.fresh_scenes += 1
+        return Situation.begin(draw_practice(scene, self.renderer, self.practice, self.generator), network, horizon)
+
+    def _draw(self, count: int) -> int:
+        return int(torch.randint(count, (), generator=self.generator))
+
+    def _chance(self, probability: float) -> bool:
+        return float(torch.rand((), generator=self.generator)) < probability
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return all that the lane needs to go on bit-exactly: tensors, and numbers for JSON."""
+        tensors, records = self.buffer.state()
+        tensors = {f"buffer.{name}": value for name, value in tensors.items()}
+        tensors["generator"] = self.generator.get_state()
+        scalars: dict[str, Any] = {"episodes": self.episodes, "fresh_scenes": self.fresh_scenes, "buffer": records}
+        if self.current is not None:
+            tensors |= {f"current.{name}": value for name, value in situation_tensors(self.current).items()}
+            scalars["current"] = situation_record(self.current)
+        return tensors, scalars
+
+    def load(self, tensors: dict[str, Tensor], scalars: dict[str, Any], latent_width: int) -> None:
+        """Go on from what :meth:`state` gave."""
+        self.generator.set_state(tensors["generator"])
+        self.episodes, self.fresh_scenes = int(scalars["episodes"]), int(scalars["fresh_scenes"])
+        self.buffer.load(_below(tensors, "buffer."), scalars["buffer"], self.renderer, latent_width)
+        record = scalars.get("current")
+        self.current = restored(_below(tensors, "current."), record, self.renderer, latent_width) if record else None
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,164 @@
+"""``learned``: a network, meta-trained once over many scenes, takes the steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from splatopt.core.checks import InputError, check_positive
+from splatopt.core.objective import Evaluation, Objective, Oracle
+from splatopt.core.optimizer import Optimizer, OptimizerState, Progress, register
+from splatopt.core.rows import RowEdit
+from splatopt.meta.features import build_inputs
+from splatopt.meta.inner import InnerState
+from splatopt.meta.neighbours import NEIGHBOUR_REFRESH, nearest_others
+from splatopt.meta.step import adam_changes, clock_of, learned_step
+from splatopt.meta.weights import LearnedWeights, load_weights
+
+_WATCHED = 1
+"""Which of the running losses is watched: the one over some fifty steps."""
+
+_LARGEST = 1e300
+"""Written for a lowest loss that there is not yet: JSON knows no infinity."""
+
+
+@dataclass(frozen=True)
+class LearnedOptions:
+    """A network's step, with Adam's to fall back on."""
+
+    weights: str = "tiny"
+    """Weights that come with splatopt, by name, or the path of a .safetensors file that splatopt meta-train wrote.
+    Unit: none. Source: models/README.md."""
+
+    neighbour_refresh: int = NEIGHBOUR_REFRESH
+    """Steps between two searches for the nearest Gaussians. Unit: steps. Source: a search costs some ten steps of
+    the network, and means move little."""
+
+    fallback_rise: float = 0.5
+    """The step becomes Adam's for good when the loss, averaged over some fifty steps, stays by this above its
+    lowest. Unit: fraction. Source: views differ by less than that, an unstable step soon by more."""
+
+    fallback_window: int = 100
+    """For how long it must stay there. Unit: steps. Source: twice what the average looks back."""
+
+    def __post_init__(self) -> None:
+        """Refuse what can never be met."""
+        if self.neighbour_refresh < 1:
+            raise InputError(f"neighbour_refresh must be at least 1 step, got {self.neighbour_refresh}")
+        if self.fallback_window < 1:
+            raise InputError(f"fallback_window must be at least 1 step, got {self.fallback_window}")
+        check_positive("fallback_rise", self.fallback_rise)
+
+
+class Learned(Optimizer):
+    """A learned step: Adam's, gated group by group and corrected by a network (see ``splatopt.meta.network``).
+
+    It knows no horizon and has no schedule. Rows that the views did not see keep their parameters, moments and latent
+    state. Where the network gives a number that is not finite, that row takes Adam's step; when the loss stays
+    above its lowest for a window of steps, all do from then on, and ``facts["fallback"]`` is 1.
+
+    Source: after Pearl et al. 2026, "Learn2Splat: Extending the Horizon of Learned 3DGS Optimization".
+    """
+
+    needs: ClassVar[frozenset[Oracle]] = frozenset({Oracle.GRADIENT})
+
+    def __init__(self, objective: Objective, options: LearnedOptions, generator: torch.Generator | None = None) -> None:
+        """Load the weights; see :class:`~splatopt.core.optimizer.Optimizer`.
+
+        Raises:
+            InputError: The parameters are not those of Gaussians, there are too few of them, or the weights cannot
+                be used.
+        """
+        super().__init__(objective, options, generator)
+        self.weights: LearnedWeights = load_weights(options.weights)
+        self._network = self.weights.network.to(next(iter(objective.parameters.values())))
+        self._inner = InnerState.begin(objective.parameters, self._network.options.latent)
+        self._near: Tensor | None = None
+        self._fallen = False
+        self._lowest, self._above = math.inf, 0
+        self._neighbours()
+
+    @torch.no_grad()
+    def step(self, batch: Any, progress: Progress) -> Evaluation:
+        """Evaluate the gradient on ``batch`` and take the network's step."""
+        evaluation = self.objective.gradient(batch)
+        parameters, state, rates = self.objective.parameters, self._inner, self.weights.rates
+        if not len(state.age):
+            return evaluation
+        seen = torch.ones_like(state.age, dtype=torch.bool) if evaluation.seen is None else evaluation.seen
+        state.observe(evaluation.gradient, evaluation.loss, seen, rates)
+        inputs = build_inputs(parameters, evaluation.gradient, state, rates, seen)
+        scale = self.objective.length_scale
+        if self._fallen:
+            changes = adam_changes(inputs, state, rates, scale)
+        else:
+            clock = clock_of(self._network, progress.step, progress.horizon)
+            taken = learned_step(self._network, inputs, state, rates, scale, self._neighbours(), clock).mended()
+            changes, state.latent = taken.changes, taken.latent
+            self._watch_loss()
+        for name, parameter in parameters.items():
+            parameter.add_(changes[name])
+        return replace(evaluation, facts={**evaluation.facts, "fallback": float(self._fallen)})
+
+    def _neighbours(self) -> Tensor:
+        """Return each Gaussian's nearest others, searched for every ``neighbour_refresh`` steps."""
+        due = (self._inner.steps - 1) % self.options.neighbour_refresh == 0
+        if self._near is None or due:
+            means, count = self.objective.parameters["means"], self._network.options.neighbours
+            # A scene that was pruned below that many Gaussians goes on without neighbours.
+            count = count if self._inner.steps == 0 or len(means) > count else 0
+            self._near = nearest_others(means, count, self.threads)
+        return self._near
+
+    def _watch_loss(self) -> None:
+        """Give up on the network where the loss has stayed above its lowest for a window of steps."""
+        loss = self._inner.running_losses()[_WATCHED]
+        self._lowest = min(self._lowest, loss)
+        high = not loss <= (1 + self.options.fallback_rise) * self._lowest
+        self._above = self._above + 1 if high else 0
+        if self._above >= self.options.fallback_window:
+            self._fallen = True
+            self.notices.append(
+                f"the loss has stayed {self.options.fallback_rise:.0%} above its lowest for "
+                f"{self.options.fallback_window} steps: from step {self._inner.steps} on the learned step is Adam's"
+            )
+
+    def state(self) -> OptimizerState:
+        """Return the run's memory; neighbours are kept as well, since they were found some steps ago."""
+        tensors = self._inner.tensors()
+        if self._near is not None:
+            tensors["near"] = self._near
+        own = {"fallen": int(self._fallen), "lowest": min(self._lowest, _LARGEST), "above": self._above}
+        return OptimizerState(tensors=tensors, scalars=self._inner.scalars() | own)
+
+    def load_state(self, state: OptimizerState) -> None:
+        """Go on from ``state``; raises InputError where it does not fit the scene or the weights."""
+        missing = [name for name in ("fallen", "lowest", "above") if name not in state.scalars]
+        if missing:
+            raise InputError(f"this is not a state of learned: it holds no {missing[0]}; start a new run")
+        latent = self._network.options.latent
+        self._inner = InnerState.from_tensors(self.objective.parameters, latent, state.tensors, state.scalars)
+        self._fallen, self._above = bool(state.scalars["fallen"]), int(state.scalars["above"])
+        self._lowest = float(state.scalars["lowest"])
+        self._near = self._checked_neighbours(state.tensors.get("near"))
+
+    def _checked_neighbours(self, near: Tensor | None) -> Tensor | None:
+        """Return saved neighbours, or None where they are to be searched for anew."""
+        count = len(self._inner.age)
+        if near is None or near.dtype != torch.int64 or near.dim() != 2 or len(near) != count:
+            return None
+        if near.numel() and not 0 <= int(near.min()) <= int(near.max()) < count:
+            raise InputError("the optimizer's state names neighbours that are not in its scene; start a new run")
+        return near.to(self._inner.age.device, copy=True)
+
+    def edit_rows(self, edit: RowEdit) -> None:
+        """Gather the memory; fresh rows start anew, and neighbours are searched for again."""
+        self._inner.edit_rows(edit)
+        self._near = None
+
+
+register("learned", Learned, LearnedOptions, help="a meta-trained network corrects Adam's step; knows no horizon")

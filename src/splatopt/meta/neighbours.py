@@ -1,0 +1,44 @@
+"""Each Gaussian's nearest others."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from splatopt.core.checks import InputError
+
+NEIGHBOUR_REFRESH = 32
+"""Steps between two searches. A search costs some ten steps of the network, and means move little. Unit: steps."""
+
+
+def nearest_others(positions: Float[Tensor, "n 3"], count: int, threads: int = 0) -> Int[Tensor, "n k"]:
+    """Return the rows of the ``count`` nearest other points of each point, nearest first.
+
+    Args:
+        positions: (N, 3), world units.
+        count: k; 0 gives (N, 0).
+        threads: Threads, 0 for one per processor.
+
+    Returns:
+        (N, k) int64. Points at the very same place may stand for each other.
+
+    Raises:
+        InputError: There are not more points than ``count``.
+    """
+    total = len(positions)
+    if count == 0:
+        return torch.zeros(total, 0, dtype=torch.int64)
+    if total <= count:
+        raise InputError(
+            f"the learned step looks at {count} neighbours of each Gaussian and needs at least {count + 1} Gaussians, "
+            f"got {total}; take another optimizer for so small a scene"
+        )
+    points = positions.detach().cpu().double().numpy()
+    points = np.where(np.isfinite(points), points, 0.0)
+    _, found = cKDTree(points).query(points, k=count + 1, workers=threads or -1)
+    own = found == np.arange(total)[:, None]
+    own[~own.any(axis=1), -1] = True  # among more than count + 1 points at one place a point may not find itself
+    return torch.from_numpy(found[~own].reshape(total, count).astype(np.int64)).to(positions.device)

@@ -1,0 +1,184 @@
+"""What learned optimizers practise on: a scene, the views that it is fitted to, and views held out from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from splatopt.core.checks import InputError
+from splatopt.data import Capture, load_capture
+from splatopt.data.made import make_scene
+from splatopt.data.selection import camera_centers, farthest_points
+from splatopt.raster.renderer import Renderer
+from splatopt.raster.types import RenderOptions
+from splatopt.scene.gaussians import GaussianCloud
+from splatopt.scene.photometric import PhotometricObjective
+from splatopt.scene.starts import start_from_points, start_random
+
+_KEPT_CAPTURES = 512
+_FEWEST_POINTS = 64
+_MADE = "made:"
+_FEWEST_VIEWS = 3
+
+
+@dataclass(frozen=True)
+class PracticeOptions:
+    """How scenes, views and starts are drawn."""
+
+    view_batches: tuple[int, ...] = (8, 8, 8, 4, 1)
+    """Views of one inner step, drawn anew for each scene; all input views where they are fewer. Unit: views.
+    Source: 8 in Learn2Splat; people train with one as well."""
+
+    targets: int = 4
+    """Held-out views that the meta-loss looks at. Unit: views. Source: 6 in Learn2Splat, of 64; ours have 16."""
+
+    sparse: float = 0.3
+    """Share of scenes with few input views, 3 to 8. Unit: fraction. Source: Learn2Splat trains on both jointly."""
+
+    random_start: float = 0.25
+    """Share of scenes that start from points scattered at random. Unit: fraction. Source: Blender scenes start so."""
+
+    fewest_points: float = 0.1
+    """Least share of the sparse points that a scene starts from, up to all. Unit: fraction. Source: Learn2Splat."""
+
+    sh_degree: int = 3
+    """Highest degree of the colour, all bands from the first step. Unit: degree. Source: Learn2Splat."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that mean nothing."""
+        if self.targets < 1:
+            raise InputError(f"targets must be at least 1, got {self.targets}")
+        if not self.view_batches or min(self.view_batches) < 1:
+            raise InputError(f"view_batches must name numbers of at least 1, got {self.view_batches}")
+        for name in ("sparse", "random_start"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+        if not 0 < self.fewest_points <= 1:
+            raise InputError(f"fewest_points must lie above 0 and not above 1, got {self.fewest_points}")
+        if not 0 <= self.sh_degree <= 3:
+            raise InputError(f"sh_degree must lie between 0 and 3, got {self.sh_degree}")
+
+
+@dataclass(frozen=True)
+class Practice:
+    """A scene to be fitted.
+
+    Attributes:
+        scene: The capture's key, see :func:`kept_capture`.
+        objective: Its loss, over the cloud that is fitted.
+        inputs: Views that an optimizer may see.
+        targets: Views held out from it.
+        positions: Where the input cameras stand, (inputs, 3).
+        view_batch: Views of one step.
+    """
+
+    scene: str
+    objective: PhotometricObjective
+    inputs: tuple[int, ...]
+    targets: tuple[int, ...]
+    positions: Tensor
+    view_batch: int
+
+    def draw_views(self, generator: torch.Generator) -> tuple[int, ...]:
+        """Return the views of one step: one at random, and those farthest from it and from each other."""
+        first = int(torch.randint(len(self.inputs), (), generator=generator))
+        chosen = farthest_points(self.positions, min(self.view_batch, len(self.inputs)), first)
+        return tuple(self.inputs[place] for place in chosen)
+
+
+def scene_folders(data: Path) -> tuple[str, ...]:
+    """Return the keys of the captures below ``data``, as ``splatopt data make`` leaves them.
+
+    Raises:
+        InputError: There are none.
+    """
+    folders = tuple(sorted(str(path) for path in data.glob("scene-*") if (path / "sparse").is_dir()))
+    if not folders:
+        raise InputError(f"{data} holds no made scenes (scene-0000, …); make some with splatopt data make --out {data}")
+    return folders
+
+
+def made_scene(seed: int) -> str:
+    """Return the key of a scene that is made in memory when it is first asked for."""
+    return f"{_MADE}{seed}"
+
+
+@lru_cache(maxsize=_KEPT_CAPTURES)
+def kept_capture(scene: str) -> Capture:
+    """Return the capture of a key: a folder's path, or ``made:SEED``; the last few hundred stay in memory."""
+    if scene.startswith(_MADE):
+        return make_scene(int(scene.removeprefix(_MADE)))
+    return load_capture(Path(scene))
+
+
+def bind(
+    scene: str,
+    cloud: GaussianCloud,
+    inputs: Sequence[int],
+    targets: Sequence[int],
+    renderer: Renderer,
+    view_batch: int,
+) -> Practice:
+    """Return the practice that fits ``cloud`` to the views ``inputs`` of the capture ``scene``."""
+    capture = kept_capture(scene)
+    objective = PhotometricObjective(
+        cloud,
+        capture.cameras,
+        capture.images,
+        renderer,
+        RenderOptions(capture.background, sh_degree=cloud.sh_degree),
+        length_scale=capture.extent,
+    )
+    positions = camera_centers([capture.cameras[view] for view in inputs])
+    return Practice(scene, objective, tuple(inputs), tuple(targets), positions, view_batch)
+
+
+def draw_practice(scene: str, renderer: Renderer, options: PracticeOptions, generator: torch.Generator) -> Practice:
+    """Draw views and a start for the capture ``scene``.
+
+    With probability ``sparse`` the input views are 3 to 8 far from each other and all others are held out; otherwise
+    a quarter of all views is. The start is a random share of the capture's points, or as many points scattered
+    where its cameras look.
+
+    Args:
+        scene: The key of a capture.
+        renderer: What renders and differentiates.
+        options: The shares.
+        generator: The only source of randomness.
+    """
+    capture = kept_capture(scene)
+    count = len(capture.cameras)
+    if count <= _FEWEST_VIEWS:
+        raise InputError(f"capture {scene} has {count} views; practice needs more than {_FEWEST_VIEWS}")
+    order = torch.randperm(count, generator=generator).tolist()
+    if float(torch.rand((), generator=generator)) < options.sparse:
+        few = int(torch.randint(_FEWEST_VIEWS, min(8, count - 1) + 1, (), generator=generator))
+        inputs = farthest_points(camera_centers(capture.cameras), few, order[0])
+    else:
+        inputs = order[max(1, count // 4) :]
+    chosen = set(inputs)
+    held_out = [view for view in order if view not in chosen]
+    cloud = _start(capture, options, generator)
+    batch = options.view_batches[int(torch.randint(len(options.view_batches), (), generator=generator))]
+    return bind(scene, cloud, sorted(inputs), held_out[: options.targets], renderer, batch)
+
+
+def _start(capture: Capture, options: PracticeOptions, generator: torch.Generator) -> GaussianCloud:
+    """Return a start from a share of the points, or from as many random ones."""
+    points = capture.points
+    available = 0 if points is None else len(points.positions)
+    low = options.fewest_points
+    share = low + (1 - low) * float(torch.rand((), generator=generator))
+    count = max(min(_FEWEST_POINTS, available), round(share * available))
+    scattered = float(torch.rand((), generator=generator)) < options.random_start
+    if points is None or not available or scattered:
+        return start_random(
+            capture.cameras, max(_FEWEST_POINTS, count), sh_degree=options.sh_degree, generator=generator
+        )
+    kept = torch.randperm(available, generator=generator)[:count]
+    return start_from_points(points.positions[kept], points.colors[kept], sh_degree=options.sh_degree)

@@ -1,0 +1,298 @@
+"""Meta-training: many episodes, one network."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from splatopt.core.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, replace_file, save_checkpoint
+from splatopt.core.checks import InputError, check_positive
+from splatopt.meta.episode import EpisodeResult, LossOptions
+from splatopt.meta.inner import InnerRates
+from splatopt.meta.lane import EpisodeOptions, Lane, Variant
+from splatopt.meta.network import LearnedNetwork, NetworkOptions
+from splatopt.meta.practice import PracticeOptions
+from splatopt.meta.validation import Curve, validate
+from splatopt.meta.weights import save_weights
+from splatopt.raster.render import make_renderer
+
+_LOG_EVERY = 20
+
+
+@dataclass(frozen=True)
+class MetaTrainConfig:
+    """Everything that decides on a meta-training run.
+
+    Attributes:
+        out: Its folder.
+        network: The network's shape.
+        rates: The Adam inside.
+        variant: What is trained.
+        scenes: Keys of captures to practise on; none to make scenes while training.
+        validation: Keys of captures to validate on.
+        steps: Meta-steps, over which the learning rate falls.
+        lanes: Episodes of one meta-step.
+        seed: Decides on everything.
+        learning_rate: Of AdamW on the network's weights, at its highest.
+        warmup: Meta-steps over which it rises.
+        average: Decay of the running mean of the weights that is kept and validated.
+        validate_every: Meta-steps between validations.
+        save_every: Meta-steps between checkpoints.
+        practice: How scenes are drawn.
+        episodes: How episodes begin and end.
+        losses: The meta-loss.
+        threads: Threads of each process.
+    """
+
+    out: Path
+    network: NetworkOptions
+    rates: InnerRates
+    variant: Variant = Variant.FULL
+    scenes: tuple[str, ...] = ()
+    validation: tuple[str, ...] = ()
+    steps: int = 20_000
+    lanes: int = 2
+    seed: int = 0
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    average: float = 0.999
+    validate_every: int = 1000
+    save_every: int = 500
+    practice: PracticeOptions = field(default_factory=PracticeOptions)
+    episodes: EpisodeOptions = field(default_factory=EpisodeOptions)
+    losses: LossOptions = field(default_factory=LossOptions)
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot train, and give the network the variant's shape."""
+        for name in ("steps", "lanes", "validate_every", "save_every", "warmup"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_positive("learning_rate", self.learning_rate)
+        shape = replace(
+            self.network,
+            state_scale=self.variant is not Variant.NO_STATE_SCALE,
+            clock=self.variant is Variant.FIXED_HORIZON,
+        )
+        object.__setattr__(self, "network", shape)
+
+
+class MetaTrainer:
+    """Trains one network; several processes each run some of the lanes and share their gradients."""
+
+    def __init__(self, config: MetaTrainConfig, rank: int = 0, world: int = 1) -> None:
+        """Begin, or go on from the newest checkpoint that is whole in the run's folder.
+
+        Args:
+            config: What to do.
+            rank: This process' number.
+            world: Number of processes; more than one needs an initialised ``torch.distributed``.
+        """
+        self.config, self.rank, self.world = config, rank, world
+        self.network = LearnedNetwork(config.network, config.seed)
+        self.average = LearnedNetwork(config.network, config.seed).requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), config.learning_rate, weight_decay=1e-4)
+        self.renderer = make_renderer("auto", config.threads)
+        self.lanes = [self._lane(number) for number in range(rank, config.lanes, world)]
+        self.step = 0
+        self.seconds = 0.0
+        self.recent: list[EpisodeResult] = []
+        self._resume()
+
+    def _lane(self, number: int) -> Lane:
+        config = self.config
+        return Lane(
+            number,
+            config.seed,
+            config.scenes,
+            self.renderer,
+            rates=config.rates,
+            variant=config.variant,
+            practice=config.practice,
+            episodes=config.episodes,
+            losses=config.losses,
+        )
+
+    def run(self, watch: Callable[[dict[str, Any]], None] = lambda record: None, until: int | None = None) -> None:
+        """Train to the last meta-step; ``watch`` gets each line of the log."""
+        config = self.config
+        end = min(config.steps, until or config.steps)
+        if self.rank == 0 and self.step == 0 and config.validation:
+            self._validate(watch)
+        while self.step < end:
+            began = time.perf_counter()
+            self._meta_step()
+            self.seconds += time.perf_counter() - began
+            if self.step % _LOG_EVERY == 0 and self.rank == 0:
+                watch(self._log(self._summary()))
+            if self.step % config.save_every == 0 or self.step == end:
+                self.save()
+            if self.rank == 0 and config.validation and (self.step % config.validate_every == 0 or self.step == end):
+                self._validate(watch)
+
+    def _meta_step(self) -> None:
+        """One episode in each lane, the mean of their gradients, one step of AdamW."""
+        config = self.config
+        self.optimizer.zero_grad(set_to_none=False)
+        done = 0
+        for lane in self.lanes:
+            before = [None if p.grad is None else p.grad.clone() for p in self.network.parameters()]
+            result = lane.run(self.network)
+            if result is None or not self._gradient_is_finite():
+                for parameter, gradient in zip(self.network.parameters(), before, strict=True):
+                    parameter.grad = gradient
+                continue
+            done += 1
+            self.recent = [*self.recent[-99:], result]
+        done = self._share(done)
+        if done:
+            for parameter in self.network.parameters():
+                if parameter.grad is not None:
+                    parameter.grad /= done
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self._learning_rate()
+            self.optimizer.step()
+        self.step += 1
+        decay = min(config.average, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for kept, new in zip(self.average.parameters(), self.network.parameters(), strict=True):
+                kept.lerp_(new, 1 - decay)
+
+    def _learning_rate(self) -> float:
+        """Return the rate of this meta-step: a short rise, then half a cosine down to a twentieth."""
+        config = self.config
+        rise = min(1.0, (self.step + 1) / config.warmup)
+        fall = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / config.steps)))
+        return config.learning_rate * rise * fall
+
+    def _gradient_is_finite(self) -> bool:
+        return all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in self.network.parameters())
+
+    def _share(self, done: int) -> int:
+        """Add up the gradients of all processes; return how many episodes they are of."""
+        if self.world == 1:
+            return done
+        for parameter in self.network.parameters():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        flat = torch.cat([p.grad.reshape(-1) for p in self.network.parameters() if p.grad is not None])
+        flat = torch.cat([flat, flat.new_tensor([float(done)])])
+        torch.distributed.all_reduce(flat)
+        parts = flat[:-1].split([p.numel() for p in self.network.parameters()])
+        for parameter, part in zip(self.network.parameters(), parts, strict=True):
+            parameter.grad = part.view_as(parameter).clone()
+        return round(float(flat[-1]))
+
+    # ---- what is written ----
+
+    def _summary(self) -> dict[str, Any]:
+        record: dict[str, Any] = {
+            "kind": "train",
+            "step": self.step,
+            "hours": self.seconds / 3600,
+            "learning_rate": self._learning_rate(),
+            "depths": [sum(len(lane.buffer.classes[place]) for lane in self.lanes) for place in range(3)],
+            "deepest": max((s.state.steps for lane in self.lanes for c in lane.buffer.classes for s in c), default=0),
+        }
+        if self.recent:
+            record |= {
+                "meta_loss": statistics.fmean(result.meta_loss for result in self.recent),
+                "psnr": statistics.fmean(result.psnr for result in self.recent),
+                "gate": statistics.fmean(result.gate for result in self.recent),
+                "moved": statistics.fmean(result.moved for result in self.recent),
+            }
+        return record
+
+    def _log(self, record: dict[str, Any]) -> dict[str, Any]:
+        self.config.out.mkdir(parents=True, exist_ok=True)
+        with (self.config.out / "log.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        return record
+
+    def _validate(self, watch: Callable[[dict[str, Any]], None]) -> None:
+        config = self.config
+        curve = validate(self.average, config.rates, config.validation, self.renderer, seed=config.seed)
+        record = {"kind": "validation", "step": self.step, "hours": self.seconds / 3600, "psnr": _by_step(curve)}
+        watch(self._log(record))
+
+    def save(self) -> None:
+        """Write each lane's checkpoint, then the network's, then the weights as they can be used."""
+        for lane in self.lanes:
+            tensors, scalars = lane.state()
+            save_checkpoint(self._lane_folder(lane), Checkpoint(self.step, tensors, scalars))
+        if self.world > 1:
+            torch.distributed.barrier()
+        if self.rank:
+            return
+        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
+        tensors |= _optimizer_tensors(self.optimizer)
+        save_checkpoint(self.config.out / "checkpoints", Checkpoint(self.step, tensors, {"seconds": self.seconds}))
+        facts: dict[str, Any] = {
+            "meta_steps": self.step,
+            "hours": round(self.seconds / 3600, 3),
+            "seed": self.config.seed,
+        }
+        facts |= {"variant": self.config.variant.value, "lanes": self.config.lanes}
+        save_weights(self.config.out / "weights.safetensors", self.average, self.config.rates, facts)
+
+    def _lane_folder(self, lane: Lane) -> Path:
+        return self.config.out / "lanes" / f"lane-{lane.number}"
+
+    def _resume(self) -> None:
+        checkpoint, _ = latest_checkpoint(self.config.out / "checkpoints")
+        if checkpoint is None:
+            return
+        tensors = checkpoint.tensors
+        self.network.load_state_dict(_below(tensors, "network."))
+        self.average.load_state_dict(_below(tensors, "average."))
+        _load_optimizer(self.optimizer, tensors)
+        self.step, self.seconds = checkpoint.step, float(checkpoint.scalars["seconds"])
+        for lane in self.lanes:
+            kept = load_checkpoint(self._lane_folder(lane) / f"step-{self.step:06d}")
+            lane.load(dict(kept.tensors), dict(kept.scalars), self.config.network.latent)
+
+
+def _by_step(curve: Curve) -> dict[str, float]:
+    return {str(step): round(value, 4) for step, value in curve.items()}
+
+
+def _below(tensors: Any, prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = optimizer.state_dict()["state"]
+    return {
+        f"adamw.{place}.{name}": torch.as_tensor(value) for place, kept in state.items() for name, value in kept.items()
+    }
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Any) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in _below(tensors, "adamw.").items():
+        place, _, kind = name.partition(".")
+        state.setdefault(int(place), {})[kind] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def write_config(out: Path, described: dict[str, Any]) -> None:
+    """Keep what a run was told, as JSON, in its folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    replace_file(out / "config.json", (json.dumps(described, indent=1) + "\n").encode())
+
+
+def curves(log: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the validations of a log, in their order."""
+    return [record for record in log if record.get("kind") == "validation"]

@@ -1,0 +1,55 @@
+"""How good a network is on scenes that it never trains on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from splatopt.meta.episode import Situation, roll_out
+from splatopt.meta.inner import InnerRates
+from splatopt.meta.network import LearnedNetwork
+from splatopt.meta.practice import PracticeOptions, draw_practice
+from splatopt.raster.renderer import Renderer
+
+Curve = dict[int, float]
+"""Mean held-out PSNR in dB by number of steps."""
+
+STEPS = (10, 100, 1000)
+
+
+def validate(
+    network: LearnedNetwork,
+    rates: InnerRates,
+    scenes: Sequence[str],
+    renderer: Renderer,
+    *,
+    seed: int = 0,
+    steps: Sequence[int] = STEPS,
+    sparse: float = 0.0,
+) -> Curve:
+    """Return the mean held-out PSNR over ``scenes`` after each number of ``steps``.
+
+    An untrained network gives the curve of the Adam inside. Scenes, views and starts depend on ``seed`` alone.
+
+    Args:
+        network: The network.
+        rates: The Adam inside.
+        scenes: Keys of captures.
+        renderer: What renders.
+        seed: Of views and starts.
+        steps: When to look, ascending.
+        sparse: Share of scenes with few input views.
+    """
+    sums = dict.fromkeys(steps, 0.0)
+    shares = PracticeOptions(sparse=sparse, random_start=0.0, fewest_points=0.5, view_batches=(8,))
+    for number, scene in enumerate(scenes):
+        generator = torch.Generator().manual_seed(1_000_003 * seed + number)
+        practice = draw_practice(scene, renderer, shares, generator)
+        situation = Situation.begin(practice, network, horizon=max(steps))
+        for step in steps:
+            fine = roll_out(network, rates, situation, step - situation.state.steps, generator)
+            psnr = practice.objective.gradient(practice.targets).facts["psnr"] if fine else math.nan
+            sums[step] += psnr if math.isfinite(psnr) else 0.0
+    return {step: total / len(scenes) for step, total in sums.items()}

@@ -1,0 +1,157 @@
+"""Weights of learned steps: safetensors, and a JSON file beside them that says what they are.
+
+``tiny.safetensors`` holds the network's tensors; ``tiny.json`` its shape, the rates of the Adam inside, the size and
+SHA-256 of the tensors' file, and how they came to be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+
+from splatopt.core.checks import InputError, nearest_names
+from splatopt.meta.inner import InnerRates
+from splatopt.meta.network import LearnedNetwork, NetworkOptions
+
+FORMAT = "splatopt-learned-1"
+SHIPPED = Path(__file__).parent / "weights"
+_MOST_BYTES = 64 * 2**20
+_MOST_TEXT = 2**20
+_KINDS: Mapping[str, tuple[type, ...]] = {"int": (int,), "bool": (bool,), "float": (int, float)}
+
+
+@dataclass(frozen=True)
+class LearnedWeights:
+    """A network and the Adam that it corrects.
+
+    Attributes:
+        network: In evaluation mode, without gradients.
+        rates: The Adam inside.
+        facts: How it was trained: command, seed, hours, machine.
+        digest: SHA-256 of the tensors' file, hexadecimal.
+    """
+
+    network: LearnedNetwork
+    rates: InnerRates
+    facts: Mapping[str, Any]
+    digest: str
+
+
+def shipped_names() -> tuple[str, ...]:
+    """Names of the weights that come with the package."""
+    return tuple(sorted(path.stem for path in SHIPPED.glob("*.json")))
+
+
+def save_weights(path: Path, network: LearnedNetwork, rates: InnerRates, facts: Mapping[str, Any]) -> Path:
+    """Write weights to ``path`` (NAME.safetensors) and NAME.json beside it; each is replaced whole.
+
+    Returns:
+        The path of the JSON file.
+    """
+    data = safetensors.torch.save({name: value.detach().contiguous() for name, value in network.state_dict().items()})
+    header = {
+        "format": FORMAT,
+        "network": asdict(network.options),
+        "rates": asdict(rates),
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "facts": dict(facts),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    described = path.with_suffix(".json")
+    for target, content in ((path, data), (described, (json.dumps(header, indent=1) + "\n").encode())):
+        partial = target.with_name(f".{target.name}.partial")
+        partial.write_bytes(content)
+        partial.replace(target)
+    return described
+
+
+def load_weights(name: str) -> LearnedWeights:
+    """Load shipped weights by their name, or others by the path of their .safetensors file.
+
+    Raises:
+        InputError: There are none, they are of another version, or a file is damaged or not what it says.
+    """
+    if name.endswith(".safetensors"):
+        path = Path(name)
+    elif name in shipped_names():
+        path = SHIPPED / f"{name}.safetensors"
+    else:
+        raise InputError(
+            f"no weights are named {name!r}; {nearest_names(name, shipped_names())} - or give the path of a "
+            ".safetensors file that splatopt meta-train wrote"
+        )
+    header = _read_header(path.with_suffix(".json"))
+    data = _read(path, _MOST_BYTES)
+    digest = hashlib.sha256(data).hexdigest()
+    if len(data) != header.get("bytes") or digest != header.get("sha256"):
+        raise InputError(
+            f"weights {path} are damaged: their {len(data)} bytes are not those that {path.with_suffix('.json').name} "
+            "describes; copy both files again, or train them anew with splatopt meta-train"
+        )
+    try:
+        options = NetworkOptions(**_known(header, "network", NetworkOptions))
+        rates = InnerRates(**_known(header, "rates", InnerRates))
+        tensors = safetensors.torch.load(data)
+    except (TypeError, ValueError, safetensors.SafetensorError) as error:
+        raise InputError(f"weights {path} cannot be used: {error}") from error
+    network = LearnedNetwork(options)
+    expected = {key: value.shape for key, value in network.state_dict().items()}
+    found = {key: value.shape for key, value in tensors.items()}
+    if expected != found:
+        odd = sorted({key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)})
+        raise InputError(
+            f"weights {path} do not fit this version's network of their size: {odd[0]} must be "
+            f"{_shape(expected.get(odd[0]))}, got {_shape(found.get(odd[0]))}; train them anew with splatopt meta-train"
+        )
+    network.load_state_dict(tensors)
+    network.requires_grad_(False).eval()
+    facts = header.get("facts")
+    return LearnedWeights(network, rates, facts if isinstance(facts, dict) else {}, digest)
+
+
+def _shape(shape: Any) -> str:
+    return "absent" if shape is None else str(tuple(shape))
+
+
+def _read(path: Path, most: int) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > most:
+            raise InputError(f"{path} has {size:,} bytes, more than the {most:,} that weights may have")
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"weights {path} cannot be read: {error.strerror or error}") from error
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    try:
+        header = json.loads(_read(path, _MOST_TEXT))
+    except ValueError as error:
+        raise InputError(f"{path}, which describes the weights beside it, cannot be read: {error}") from error
+    found = header.get("format") if isinstance(header, dict) else None
+    if found != FORMAT:
+        raise InputError(
+            f"{path} is of format {found!r}; this version of splatopt reads {FORMAT!r}: train anew with "
+            "splatopt meta-train, or take the version that wrote it"
+        )
+    return dict(header)
+
+
+def _known(header: Mapping[str, Any], part: str, of: type) -> dict[str, Any]:
+    values = header.get(part)
+    names = {item.name for item in fields(of)}
+    if not isinstance(values, dict) or set(values) != names:
+        raise TypeError(f"its {part} must name {', '.join(sorted(names))}")
+    for item in fields(of):
+        value, kinds = values[item.name], _KINDS[str(item.type)]
+        if not isinstance(value, kinds) or (item.type != "bool" and isinstance(value, bool)):
+            raise TypeError(f"its {part}.{item.name} must be a {item.type}, got {value!r}")
+    return values
