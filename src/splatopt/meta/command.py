@@ -146,7 +146,8 @@ def _config(options: MetaTrainOptions) -> MetaTrainConfig:
 
 def _described(options: MetaTrainOptions) -> dict[str, Any]:
     plain = asdict(options) | {"variant": options.variant.value, "version": __version__}
-    return {name: str(value) if isinstance(value, Path) else value for name, value in plain.items()}
+    described = {name: str(value) if isinstance(value, Path) else value for name, value in plain.items()}
+    return dict(json.loads(json.dumps(described)))  # as it will be read again: tuples are lists
 
 
 def _check_goes_on(out: Path, described: dict[str, Any]) -> None:

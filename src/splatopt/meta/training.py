@@ -143,10 +143,12 @@ class MetaTrainer:
     def _meta_step(self) -> None:
         """One episode in each lane, the mean of their gradients, one step of AdamW."""
         config = self.config
-        self.optimizer.zero_grad(set_to_none=False)
+        for parameter in self.network.parameters():
+            # None would keep AdamW from counting the step: episodes of one step never use the latent state.
+            parameter.grad = torch.zeros_like(parameter)
         done = 0
         for lane in self.lanes:
-            before = [None if p.grad is None else p.grad.clone() for p in self.network.parameters()]
+            before = [self._gradient(parameter).clone() for parameter in self.network.parameters()]
             result = lane.run(self.network)
             if result is None or not self._gradient_is_finite():
                 for parameter, gradient in zip(self.network.parameters(), before, strict=True):
@@ -157,8 +159,7 @@ class MetaTrainer:
         done = self._share(done)
         if done:
             for parameter in self.network.parameters():
-                if parameter.grad is not None:
-                    parameter.grad /= done
+                self._gradient(parameter).div_(done)
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
             for group in self.optimizer.param_groups:
                 group["lr"] = self._learning_rate()
@@ -177,16 +178,20 @@ class MetaTrainer:
         return config.learning_rate * rise * fall
 
     def _gradient_is_finite(self) -> bool:
-        return all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in self.network.parameters())
+        return all(bool(torch.isfinite(self._gradient(parameter)).all()) for parameter in self.network.parameters())
+
+    @staticmethod
+    def _gradient(parameter: Tensor) -> Tensor:
+        """Return the gradient of ``parameter``, which every meta-step begins at zero."""
+        if parameter.grad is None:
+            raise RuntimeError("a parameter of the network has no gradient")
+        return parameter.grad
 
     def _share(self, done: int) -> int:
         """Add up the gradients of all processes; return how many episodes they are of."""
         if self.world == 1:
             return done
-        for parameter in self.network.parameters():
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        flat = torch.cat([p.grad.reshape(-1) for p in self.network.parameters() if p.grad is not None])
+        flat = torch.cat([self._gradient(parameter).reshape(-1) for parameter in self.network.parameters()])
         flat = torch.cat([flat, flat.new_tensor([float(done)])])
         torch.distributed.all_reduce(flat)
         parts = flat[:-1].split([p.numel() for p in self.network.parameters()])

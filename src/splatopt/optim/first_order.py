@@ -140,17 +140,17 @@ class SearchedAdamOptions(TunedAdamOptions):
     numbers; with ``final_factor`` and ``means_final_factor`` at 1 the rates are held.
     """
 
-    means_rate: float = 5.12e-3
-    """Rate of the means at step 0. Unit: scene extents per step. Source: searched on made scenes, 32 times 3DGS'."""
+    means_rate: float = 1.024e-2
+    """Rate of the means at step 0. Unit: scene extents per step. Source: searched on made scenes, 64 times 3DGS'."""
 
     scales_rate: float = 0.16
     """Rate of the log-scales. Unit: per step. Source: searched on made scenes, 32 times 3DGS'."""
 
-    quats_rate: float = 0.032
-    """Rate of the quaternions. Unit: per step. Source: searched on made scenes, 32 times 3DGS'."""
+    quats_rate: float = 0.064
+    """Rate of the quaternions. Unit: per step. Source: searched on made scenes, 64 times 3DGS'."""
 
-    opacities_rate: float = 0.8
-    """Rate of the logit opacities. Unit: per step. Source: searched on made scenes, 16 times 3DGS'."""
+    opacities_rate: float = 0.4
+    """Rate of the logit opacities. Unit: per step. Source: searched on made scenes, 8 times 3DGS'."""
 
     sh_dc_rate: float = 0.04
     """Rate of the colour's constant band. Unit: per step. Source: searched on made scenes, 16 times 3DGS'."""
@@ -160,6 +160,9 @@ class SearchedAdamOptions(TunedAdamOptions):
 
     beta1: float = 0.7
     """Decay of the mean of gradients. Unit: fraction. Source: searched on made scenes."""
+
+    beta2: float = 0.95
+    """Decay of the mean of squared gradients. Unit: fraction. Source: searched on made scenes."""
 
     rate_factor: float = 1.0
     """Multiplies all rates. Unit: factor. Source: searched rates are taken as they are."""

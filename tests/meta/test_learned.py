@@ -1,0 +1,258 @@
+"""The optimizer `learned`: weights, falling back on Adam, and going on."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from meta.clouds import stirred
+from optim.quadratic import Quadratic
+from splatopt.core.checks import InputError
+from splatopt.core.objective import Evaluation
+from splatopt.core.optimizer import Progress, find_optimizer
+from splatopt.core.rows import RowEdit
+from splatopt.meta import weights as weights_module
+from splatopt.meta.inner import InnerRates
+from splatopt.meta.learned import Learned, LearnedOptions
+from splatopt.meta.network import SIZES, LearnedNetwork, NetworkOptions
+from splatopt.meta.weights import SHIPPED, load_weights, save_weights, shipped_names
+from splatopt.optim.first_order import Adam, SearchedAdamOptions
+
+SHAPE = NetworkOptions(width=8, latent=3, attention=4, neighbours=3)
+HELD = SearchedAdamOptions(final_factor=1.0, means_final_factor=1.0)
+
+
+@pytest.fixture
+def untrained(tmp_path):
+    path = tmp_path / "untrained.safetensors"
+    save_weights(path, LearnedNetwork(SHAPE), InnerRates(), {"seed": 0})
+    return str(path)
+
+
+@pytest.fixture
+def trained(tmp_path):
+    path = tmp_path / "trained.safetensors"
+    save_weights(path, stirred(LearnedNetwork(SHAPE), size=0.1), InnerRates(), {"seed": 0})
+    return str(path)
+
+
+def gaussians(**changed):
+    return Quadratic(**({"spread": 3.0, "gaussians": True} | changed))
+
+
+def take(optimizer, count, first=0):
+    for step in range(first, first + count):
+        optimizer.step(None, Progress(step, 1000))
+
+
+def assert_follow(one, other, **tolerance):
+    for name, value in one.parameters.items():
+        torch.testing.assert_close(value, other.parameters[name], **tolerance)
+
+
+def test_untrained_weights_step_as_adam_at_the_searched_rates(untrained):
+    one, other = gaussians(), gaussians()
+    take(Learned(one, LearnedOptions(untrained)), 50)
+    take(Adam(other, HELD), 50)
+    assert_follow(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_trained_weights_step_otherwise(untrained, trained):
+    one, other = gaussians(), gaussians()
+    take(Learned(one, LearnedOptions(trained)), 3)
+    take(Learned(other, LearnedOptions(untrained)), 3)
+    assert not torch.allclose(one.parameters["means"], other.parameters["means"])
+
+
+def test_a_network_that_gives_no_numbers_steps_as_adam(tmp_path):
+    network = LearnedNetwork(SHAPE)
+    with torch.no_grad():
+        network.sizes.bias[0] = math.nan
+    save_weights(tmp_path / "broken.safetensors", network, InnerRates(), {})
+    one, other = gaussians(), gaussians()
+    take(Learned(one, LearnedOptions(str(tmp_path / "broken.safetensors"))), 20)
+    take(Adam(other, HELD), 20)
+    assert_follow(one, other, rtol=1e-5, atol=1e-6)
+
+
+class Rising(Quadratic):
+    """Says that its loss rises from step 60 on, whatever happens."""
+
+    def gradient(self, batch):
+        self.asked = getattr(self, "asked", 0) + 1
+        evaluation = super().gradient(batch)
+        return replace(evaluation, loss=0.1 if self.asked < 60 else 0.4)
+
+
+def test_a_loss_that_stays_high_for_a_window_hands_over_to_adam_for_good(trained):
+    objective = Rising(spread=3.0, gaussians=True)
+    optimizer = Learned(objective, LearnedOptions(trained, fallback_window=20))
+    facts = [optimizer.step(None, Progress(step, 1000)).facts["fallback"] for step in range(150)]
+    changed = facts.index(1.0)
+    assert 60 + 20 < changed < 120
+    assert all(fact == 1.0 for fact in facts[changed:])
+    assert len(optimizer.notices) == 1
+    assert "Adam's" in optimizer.notices[0]
+    before = {name: value.clone() for name, value in objective.parameters.items()}
+    take(optimizer, 1)
+    moved = objective.parameters["sh_dc"] - before["sh_dc"]
+    kept = optimizer.state().tensors
+    age = float(kept["age"][0])
+    expected = (
+        -InnerRates().sh_dc
+        * (kept["exp_avg.sh_dc"] / (1 - InnerRates().beta1 ** age))
+        / ((kept["exp_avg_sq.sh_dc"] / (1 - InnerRates().beta2 ** age)).sqrt() + 1e-15)
+    )
+    torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_falling_back_is_kept_in_the_state(trained):
+    objective = Rising(spread=3.0, gaussians=True)
+    optimizer = Learned(objective, LearnedOptions(trained, fallback_window=5))
+    take(optimizer, 120)
+    again = Learned(objective, LearnedOptions(trained, fallback_window=5))
+    again.load_state(optimizer.state())
+    assert again.step(None, Progress(120, 1000)).facts["fallback"] == 1.0
+
+
+def test_a_falling_loss_never_falls_back(trained):
+    optimizer = Learned(gaussians(), LearnedOptions(trained, fallback_window=5))
+    facts = [optimizer.step(None, Progress(step, 1000)).facts["fallback"] for step in range(60)]
+    assert not any(facts)
+    assert not optimizer.notices
+
+
+def test_neighbours_are_searched_for_every_so_often_and_after_edits(trained, monkeypatch):
+    from splatopt.meta import learned
+
+    searches = []
+    original = learned.nearest_others
+    monkeypatch.setattr(learned, "nearest_others", lambda *args: searches.append(1) or original(*args))
+    objective = gaussians(rows=20)
+    optimizer = Learned(objective, LearnedOptions(trained, neighbour_refresh=10))
+    take(optimizer, 21)
+    assert len(searches) == 4, "at the start, and at steps 1, 11 and 21"
+    edit = RowEdit.keep(torch.arange(20) < 12)
+    objective.edit_rows(edit)
+    optimizer.edit_rows(edit)
+    take(optimizer, 1)
+    assert len(searches) == 5
+    assert optimizer.state().tensors["near"].shape == (12, 3)
+
+
+def test_rows_that_the_views_did_not_see_stay(trained):
+    class Half(Quadratic):
+        def gradient(self, batch):
+            evaluation = super().gradient(batch)
+            seen = torch.arange(8) < 4
+            hidden = {
+                n: torch.where(seen.reshape(-1, *[1] * (g.dim() - 1)), g, 0.0) for n, g in evaluation.gradient.items()
+            }
+            return Evaluation(evaluation.loss, hidden, seen, {})
+
+    objective = Half(spread=3.0, gaussians=True)
+    before = {name: value.clone() for name, value in objective.parameters.items()}
+    take(Learned(objective, LearnedOptions(trained)), 5)
+    for name, value in objective.parameters.items():
+        assert torch.equal(value[4:], before[name][4:])
+        assert not torch.equal(value[:4], before[name][:4])
+
+
+# ---- weights
+
+
+def test_shipped_weights_are_whole_small_and_described():
+    assert "tiny" in shipped_names()
+    total = sum(path.stat().st_size for path in SHIPPED.iterdir())
+    assert total < 5 * 2**20
+    for name in shipped_names():
+        loaded = load_weights(name)
+        assert loaded.network.options == SIZES[name]
+        assert not any(parameter.requires_grad for parameter in loaded.network.parameters())
+        assert {"command", "seed", "hours", "machine"} <= set(loaded.facts)
+
+
+def test_the_entry_is_registered_with_the_shipped_weights():
+    assert find_optimizer("learned").options().weights == "tiny"
+
+
+def test_weights_come_back_as_they_were(tmp_path):
+    network = stirred(LearnedNetwork(SHAPE))
+    rates = InnerRates(means=1e-3, beta1=0.5)
+    save_weights(tmp_path / "mine.safetensors", network, rates, {"seed": 3})
+    loaded = load_weights(str(tmp_path / "mine.safetensors"))
+    assert loaded.rates == rates
+    assert loaded.facts == {"seed": 3}
+    for (name, value), other in zip(network.state_dict().items(), loaded.network.state_dict().values(), strict=True):
+        assert torch.equal(value, other), name
+
+
+def described(path, **changed):
+    file = path.with_suffix(".json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+
+
+def test_weights_that_cannot_be_used_are_refused(untrained, tmp_path, monkeypatch):
+    from pathlib import Path
+
+    original = Path(untrained)
+
+    def copy(name):
+        target = tmp_path / f"{name}.safetensors"
+        shutil.copy(original, target)
+        shutil.copy(original.with_suffix(".json"), target.with_suffix(".json"))
+        return target
+
+    damaged = copy("damaged")
+    data = bytearray(damaged.read_bytes())
+    data[-3] ^= 1
+    damaged.write_bytes(data)
+    old, odd, strange, other = copy("old"), copy("odd"), copy("strange"), copy("other")
+    described(old, format="splatopt-learned-0")
+    described(odd, network={"width": 8})
+    described(strange, rates=json.loads(original.with_suffix(".json").read_text())["rates"] | {"means": "fast"})
+    wide = json.loads(original.with_suffix(".json").read_text())["network"] | {"width": 12}
+    described(other, network=wide)
+    huge = copy("huge")
+    described(huge, network=wide | {"width": 10**9})
+    alone = copy("alone")
+    alone.with_suffix(".json").unlink()
+    no_json = copy("no-json")
+    no_json.with_suffix(".json").write_text("{")
+    for path, message in (
+        (damaged, "damaged"),
+        (old, "splatopt-learned-0"),
+        (odd, "network must name"),
+        (strange, r"rates\.means"),
+        (other, "do not fit"),
+        (huge, "width must lie"),
+        (alone, "cannot be read"),
+        (no_json, "cannot be read"),
+        (tmp_path / "none.safetensors", "cannot be read"),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            load_weights(str(path))
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="did you mean tiny"):
+        load_weights("tiiny")
+    monkeypatch.setattr(weights_module, "_MOST_BYTES", 100)
+    with pytest.raises(InputError, match="more than"):
+        load_weights(untrained)
+
+
+def test_too_few_gaussians_and_other_parameters_are_refused(untrained):
+    with pytest.raises(InputError, match="at least 4 Gaussians, got 3"):
+        Learned(gaussians(rows=3), LearnedOptions(untrained))
+    with pytest.raises(InputError, match="is for Gaussians"):
+        Learned(Quadratic(), LearnedOptions(untrained))
+
+
+def test_options_that_mean_nothing_are_refused():
+    for changed in ({"neighbour_refresh": 0}, {"fallback_window": 0}, {"fallback_rise": 0.0}):
+        with pytest.raises(ValueError, match=next(iter(changed))):
+            LearnedOptions(**changed)

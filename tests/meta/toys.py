@@ -1,0 +1,30 @@
+"""A made capture small enough for an episode in a test, and a lane over it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from splatopt.data.made import SceneOptions, write_scenes
+from splatopt.meta.episode import LossOptions
+from splatopt.meta.inner import InnerRates
+from splatopt.meta.lane import EpisodeOptions, Lane, Variant
+from splatopt.meta.network import NetworkOptions
+from splatopt.meta.practice import PracticeOptions, scene_folders
+from splatopt.raster.render import make_renderer
+
+SHAPE = NetworkOptions(width=8, latent=3, attention=4, neighbours=3)
+SCENES = SceneOptions(side=32, views=6, points=400, samples=1)
+PRACTICE = PracticeOptions(view_batches=(2,), targets=2, sh_degree=1)
+EPISODES = EpisodeOptions(unroll=2, rollout=6, rollout_growth=3, delta_after=2, fixed_horizon=5)
+
+
+def make_scenes(folder: Path, count: int = 2) -> tuple[str, ...]:
+    """Write ``count`` small scenes below ``folder`` and return their keys."""
+    for _ in write_scenes(folder, count, 3, SCENES):
+        pass
+    return scene_folders(folder)
+
+
+def make_lane(scenes: tuple[str, ...], variant: Variant = Variant.FULL, number: int = 0, **changed) -> Lane:
+    settings = {"rates": InnerRates(), "practice": PRACTICE, "episodes": EPISODES, "losses": LossOptions()} | changed
+    return Lane(number, 7, scenes, make_renderer("auto", 1), variant=variant, **settings)
