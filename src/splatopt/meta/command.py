@@ -73,6 +73,10 @@ class MetaTrainOptions:
     threads: int = 1
     """Threads of each process. Unit: threads. Source: scenes of 128 pixels keep no more than one busy."""
 
+    lpips_weights: Path | None = None
+    """Folder with the weights of LPIPS' vgg; PyTorch's hub folder when None. Nothing is downloaded, and without
+    them the meta-loss goes without LPIPS. Unit: none. Source: none."""
+
     rates: InnerRates = field(default_factory=InnerRates)
     practice: PracticeOptions = field(default_factory=PracticeOptions)
     episodes: EpisodeOptions = field(default_factory=EpisodeOptions)
@@ -109,6 +113,8 @@ def _work(rank: int, config: MetaTrainConfig, world: int, meeting: str) -> None:
     if world > 1:
         torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
     trainer = MetaTrainer(config, rank, world)
+    if rank == 0 and trainer.left_out:
+        print(trainer.left_out)
     trainer.run(_say if rank == 0 else lambda record: None)
     if world > 1:
         torch.distributed.destroy_process_group()

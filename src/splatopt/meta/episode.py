@@ -6,6 +6,7 @@ The inner loop takes T steps θ₊ = θ + Δ(θ, g, z; w) with the network's wei
     meta-loss = 1/T Σₜ [ log mean L̄(targets) + a · log mean L̄(inputs) ]              what the step is for
               + b · 1/T Σₜ Σ relu(L̄ᵥ(t) - L̄ᵥ(t-1)) / mean L̄                       stability: no view gets worse
               + c · 1/T Σₜ mean |Δ/rate| where g ≈ 0 or Δ·g > 0                     deltas: no step without a reason
+              + d · 1/T Σₜ mean LPIPS(targets)                                      where its weights are at hand
 
 It is differentiated through θ and z of all T steps, not through g. The renderer's own gradient enters as a vector:
 the derivative of the meta-loss by w is that of Σₜ <θₜ(w), ∂meta-loss/∂θₜ>.
@@ -29,6 +30,7 @@ from splatopt.meta.features import build_inputs
 from splatopt.meta.inner import GROUPS, InnerRates, InnerState
 from splatopt.meta.neighbours import NEIGHBOUR_REFRESH, nearest_others
 from splatopt.meta.network import LearnedNetwork
+from splatopt.meta.perceptual import ImageLoss, image_pull
 from splatopt.meta.practice import Practice
 from splatopt.meta.step import Step, clock_of, learned_step
 
@@ -50,9 +52,13 @@ class LossOptions:
     delta_weight: float = 0.003
     """c: penalty on steps along a gradient or without one. Unit: per Adam step. Source: Learn2Splat names none."""
 
+    lpips_weight: float = 0.5
+    """Weight of LPIPS (vgg) of the held-out views, where its weights are on the machine; 0 for none. Unit: factor.
+    Source: Learn2Splat."""
+
     def __post_init__(self) -> None:
         """Refuse negative weights."""
-        for name in ("inputs_weight", "stability_weight", "delta_weight"):
+        for name in ("inputs_weight", "stability_weight", "delta_weight", "lpips_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} must be 0 or more, got {getattr(self, name)}")
 
@@ -158,6 +164,7 @@ def run_episode(
     generator: torch.Generator,
     *,
     delta_penalty: bool = True,
+    perceptual: ImageLoss | None = None,
 ) -> EpisodeResult | None:
     """Take ``steps`` steps and add the meta-loss's gradient to the network's weights.
 
@@ -169,6 +176,7 @@ def run_episode(
         options: The meta-loss.
         generator: Draws the views.
         delta_penalty: Whether steps without a reason are penalised.
+        perceptual: A distance of images, LPIPS, whose mean over the held-out views is added after each step.
 
     Returns:
         What was seen, or None where the numbers broke down: then no gradient was added.
@@ -201,6 +209,10 @@ def run_episode(
         scale = max(mean, _LEAST_LOSS)
         meta_loss += (math.log(scale) + options.stability_weight * rise / scale) / steps
         weighted += [(values[name], pull[name] / steps) for name in GROUPS]
+        if perceptual is not None and options.lpips_weight:
+            distance, pull = _perceptual_pull(practice, perceptual)
+            meta_loss += options.lpips_weight * distance / steps
+            weighted += [(values[name], options.lpips_weight / steps * pull[name]) for name in GROUPS]
         before = now
         targets.append(mean)
         gates += float(step.gates.detach().mean()) / steps
@@ -229,6 +241,13 @@ def _target_pull(
             total[name] = total[name].add_(gradient, alpha=weight) if name in total else weight * gradient
     scale = 1 / (len(losses) * max(sum(losses) / len(losses), _LEAST_LOSS))
     return losses, {name: gradient.mul_(scale) for name, gradient in total.items()}
+
+
+def _perceptual_pull(practice: Practice, loss: ImageLoss) -> tuple[float, dict[str, Tensor]]:
+    """Return the mean of an image loss over the held-out views, and its gradient by θ."""
+    pulls = [image_pull(practice.objective, view, loss) for view in practice.targets]
+    mean = {name: torch.stack([pull[name] for _, pull in pulls]).mean(dim=0) for name in GROUPS}
+    return sum(value for value, _ in pulls) / len(pulls), mean
 
 
 def _view_losses(practice: Practice) -> list[float]:

@@ -14,6 +14,7 @@ from splatopt.meta.buffer import CheckpointBuffer, restored, situation_record, s
 from splatopt.meta.episode import EpisodeResult, LossOptions, Situation, roll_out, run_episode
 from splatopt.meta.inner import InnerRates
 from splatopt.meta.network import LearnedNetwork
+from splatopt.meta.perceptual import ImageLoss
 from splatopt.meta.practice import PracticeOptions, draw_practice, made_scene
 from splatopt.raster.renderer import Renderer
 
@@ -87,6 +88,7 @@ class Lane:
         practice: PracticeOptions,
         episodes: EpisodeOptions,
         losses: LossOptions,
+        perceptual: ImageLoss | None = None,
     ) -> None:
         """Begin with an empty buffer.
 
@@ -100,12 +102,14 @@ class Lane:
             practice: How scenes are drawn.
             episodes: How episodes begin and end.
             losses: The meta-loss.
+            perceptual: LPIPS, where its weights are at hand.
         """
         self.number, self.seed = number, seed
         self.scenes = scenes
         self.renderer = renderer
         self.rates, self.variant = rates, variant
         self.practice, self.options, self.losses = practice, episodes, losses
+        self.perceptual = perceptual
         self.generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
         self.buffer = CheckpointBuffer()
         self.current: Situation | None = None
@@ -124,6 +128,7 @@ class Lane:
             self.losses,
             self.generator,
             delta_penalty=self.episodes >= self.options.delta_after,
+            perceptual=self.perceptual,
         )
         self.episodes += 1
         if result is not None:

@@ -21,9 +21,11 @@ from splatopt.meta.episode import EpisodeResult, LossOptions
 from splatopt.meta.inner import InnerRates
 from splatopt.meta.lane import EpisodeOptions, Lane, Variant
 from splatopt.meta.network import LearnedNetwork, NetworkOptions
+from splatopt.meta.perceptual import ImageLoss
 from splatopt.meta.practice import PracticeOptions
 from splatopt.meta.validation import Curve, validate
 from splatopt.meta.weights import save_weights
+from splatopt.metrics.lpips import find_lpips
 from splatopt.raster.render import make_renderer
 
 _LOG_EVERY = 20
@@ -52,6 +54,7 @@ class MetaTrainConfig:
         episodes: How episodes begin and end.
         losses: The meta-loss.
         threads: Threads of each process.
+        lpips_weights: Where LPIPS' weights lie; PyTorch's hub folder when None.
     """
 
     out: Path
@@ -72,6 +75,7 @@ class MetaTrainConfig:
     episodes: EpisodeOptions = field(default_factory=EpisodeOptions)
     losses: LossOptions = field(default_factory=LossOptions)
     threads: int = 1
+    lpips_weights: Path | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot train, and give the network the variant's shape."""
@@ -103,6 +107,7 @@ class MetaTrainer:
         self.average = LearnedNetwork(config.network, config.seed).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), config.learning_rate, weight_decay=1e-4)
         self.renderer = make_renderer("auto", config.threads)
+        self.perceptual, self.left_out = self._find_perceptual()
         self.lanes = [self._lane(number) for number in range(rank, config.lanes, world)]
         self.step = 0
         self.seconds = 0.0
@@ -121,7 +126,15 @@ class MetaTrainer:
             practice=config.practice,
             episodes=config.episodes,
             losses=config.losses,
+            perceptual=self.perceptual,
         )
+
+    def _find_perceptual(self) -> tuple[ImageLoss | None, str]:
+        """Return LPIPS, or in a sentence why the meta-loss goes without it."""
+        if not self.config.losses.lpips_weight:
+            return None, "LPIPS is left out: its weight is 0"
+        found = find_lpips("vgg", self.config.lpips_weights)
+        return (None, found) if isinstance(found, str) else (found.distance, "")
 
     def run(self, watch: Callable[[dict[str, Any]], None] = lambda record: None, until: int | None = None) -> None:
         """Train to the last meta-step; ``watch`` gets each line of the log."""

@@ -99,13 +99,18 @@ class Lpips:
 
     def __call__(self, image: Float[Tensor, "height width 3"], target: Float[Tensor, "height width 3"]) -> float:
         """Return the distance of two images with values in [0, 1]; 0 for equal ones."""
+        with torch.no_grad():
+            return float(self.distance(image, target))
+
+    def distance(self, image: Float[Tensor, "height width 3"], target: Float[Tensor, "height width 3"]) -> Tensor:
+        """Return the distance as a tensor that can be differentiated; see :meth:`__call__`."""
         if image.shape != target.shape:
             raise ValueError(
                 f"image and target must have one shape, got {tuple(image.shape)} and {tuple(target.shape)}"
             )
-        with torch.no_grad():
-            pairs = zip(self._features(image), self._features(target), self._heads, strict=True)
-            return float(sum(functional.conv2d((one - other) ** 2, head).mean() for one, other, head in pairs))
+        pairs = zip(self._features(image), self._features(target), self._heads, strict=True)
+        terms = [functional.conv2d((one - other) ** 2, head).mean() for one, other, head in pairs]
+        return torch.stack(terms).sum()
 
     def _features(self, image: Tensor) -> Sequence[Tensor]:
         """Outputs of all stages, each of unit length over its channels."""

@@ -1,0 +1,55 @@
+"""Losses of whole images in the meta-loss, LPIPS above all, differentiated through the renderer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from splatopt.core.objective import Oracle
+from splatopt.raster.residuals import SquaredError
+from splatopt.scene.photometric import PhotometricObjective
+
+ImageLoss = Callable[[Tensor, Tensor], Tensor]
+"""A differentiable distance of two images (H, W, 3) with values in [0, 1]."""
+
+
+def image_pull(objective: PhotometricObjective, view: int, loss: ImageLoss) -> tuple[float, dict[str, Tensor]]:
+    """Return ``loss`` of one rendered view against its photograph, and its gradient by θ.
+
+    The squared error's residuals are r = (x - y)/√n with n = 3·H·W, so that ∂loss/∂θ = √n · Jᵀ ∂loss/∂x. The render
+    is not clamped.
+
+    Args:
+        objective: A cloud and its views; its renderer must give Jacobian products.
+        view: The view's index.
+        loss: The distance.
+
+    Returns:
+        The distance, and tensors in the shapes of the parameters.
+    """
+    renderer, camera, target = objective.renderer, objective.cameras[view], objective.images[view]
+    image = renderer.render(objective.cloud, camera, objective.options).image.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        value = loss(image, target.to(image) / 255)
+        (slope,) = torch.autograd.grad(value, image)
+    gradient = {name: torch.zeros_like(tensor) for name, tensor in objective.parameters.items()}
+    renderer.vjp(
+        objective.cloud,
+        camera,
+        target,
+        objective.options,
+        SquaredError(),
+        slope[None],
+        math.sqrt(slope.numel()),
+        gradient,
+        overwrite=True,
+    )
+    return float(value.detach()), gradient
+
+
+def can_pull(objective: PhotometricObjective) -> bool:
+    """Whether the objective's renderer gives what :func:`image_pull` asks for."""
+    return Oracle.VJP in objective.oracles
