@@ -20,7 +20,7 @@ from splatopt.raster.reference_products import (
 )
 from splatopt.raster.residuals import L1Ssim, SquaredError
 
-SIZES = [(23, 9), (1, 1), (4, 50), (17, 6)]
+SIZES = [(8, 6), (1, 1), (3, 21)]
 OPTIONS = [
     L1Ssim(),
     L1Ssim(ssim_weight=0.9, floor_absolute=0.1, floor_dissimilarity=0.3),
@@ -31,8 +31,8 @@ OPTIONS = [
 @pytest.fixture(autouse=True)
 def narrow_programs(monkeypatch):
     """Several programs beside and below one another, even on a small image."""
-    monkeypatch.setattr(loss, "COLUMNS", 32)
-    monkeypatch.setattr(loss, "ROWS", 9)
+    monkeypatch.setattr(loss, "COLUMNS", 16)
+    monkeypatch.setattr(loss, "ROWS", 5)
 
 
 def pair(size: tuple[int, int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,8 +58,7 @@ def close(found: torch.Tensor, expected: torch.Tensor, share: float = 2e-5) -> b
     return bool((found.double().cpu() - expected).abs().max() <= share * expected.abs().max())
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("ssim_weight", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize(("size", "ssim_weight"), [*((size, 0.2) for size in SIZES), ((3, 2), 0.0), ((3, 2), 1.0)])
 def test_loss_and_gradient(device, size, ssim_weight):
     image, target = pair(size, device)
     gradient = torch.full_like(image, torch.nan)
@@ -68,14 +67,14 @@ def test_loss_and_gradient(device, size, ssim_weight):
     x.requires_grad_()
     expected = photometric_loss_reference(x, y, ssim_weight)
     expected.backward()
-    assert found.loss == pytest.approx(float(expected), rel=1e-5)
-    assert found.squared_error == pytest.approx(float((x - y).square().mean()), rel=1e-5)
+    assert found.loss == pytest.approx(expected.item(), rel=1e-5)
+    assert found.squared_error == pytest.approx((x - y).square().mean().item(), rel=1e-5)
     assert close(gradient, x.grad)
-    assert gpu_loss.view_loss(image, target, ssim_weight) == found, "the value is that of the gradient's pass"
+    if size == SIZES[0]:
+        assert gpu_loss.view_loss(image, target, ssim_weight) == found, "the value is that of the gradient's pass"
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("size", SIZES[:2])
+@pytest.mark.parametrize(("size", "options"), [(SIZES[0], OPTIONS[0]), *(((3, 7), options) for options in OPTIONS)])
 def test_residuals_and_their_products(device, size, options):
     image, target = pair(size, device)
     generator = torch.Generator().manual_seed(1)
@@ -101,13 +100,13 @@ def test_residuals_and_their_products(device, size, options):
 
 
 def test_the_loss_is_half_the_sum_of_squared_residuals(device):
-    image, target = pair((11, 7), device)
+    image, target = pair((4, 3), device)
     found = gpu_loss.residuals(image, target, L1Ssim(ssim_weight=0.3))
     assert 0.5 * float(found.square().sum()) == pytest.approx(gpu_loss.view_loss(image, target, 0.3).loss, rel=1e-5)
 
 
 def test_the_comparison_sees_a_wrong_window(device, monkeypatch):
-    image, target = pair((23, 9), device)
+    image, target = pair((6, 3), device)
     right = gpu_loss.loss_window()
     taps = list(right.taps)
     taps[4], taps[5] = taps[5], taps[4]

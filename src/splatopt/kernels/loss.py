@@ -100,8 +100,7 @@ def _window(mean_x, mean_y, squares, product, C1: tl.constexpr, C2: tl.constexpr
     inverse = 1 / (below_means * below_variances)
     ssim = above_means * above_covariance * inverse
     by_mean = 2 * (
-        mean_y * (above_covariance - above_means) * inverse
-        + mean_x * ssim * inverse * (below_means - below_variances)
+        mean_y * (above_covariance - above_means) * inverse + mean_x * ssim * inverse * (below_means - below_variances)
     )
     return _Window(ssim, by_mean, -ssim * inverse * below_means, 2 * above_means * inverse)
 
@@ -118,9 +117,9 @@ def _absolute_slope(difference, slope, floor):
 
 @jit
 def _repeated(value, COUNT: tl.constexpr):
-    values = ()
-    for _ in tl.static_range(COUNT):
-        values = values + (value,)  # noqa: RUF005 - no unpacking in Triton
+    values = (value,)
+    for _ in tl.static_range(1, COUNT):
+        values = values + (value,)  # type: ignore[assignment]
     return values
 
 
@@ -157,27 +156,29 @@ def _windows(
     for step in range(ROWS + SIZE - 1):
         row = begin + step - HALF
         at = row.to(tl.int64) * width + column
-        end = tl.where((row >= 0) & (row < height), width, 0)  # no number of a row outside counts
         mean_x, mean_y, square, product = zero, zero, zero, zero
         change, change_x, change_y = zero, zero, zero
-        for tap in tl.static_range(SIZE):
-            aside = column + 3 * (tap - HALF)
-            inside = (aside >= 0) & (aside < end)
-            x = tl.load(image + at + 3 * (tap - HALF), mask=inside, other=0.0)
-            y = tl.load(target + at + 3 * (tap - HALF), mask=inside, other=0).to(tl.float32) * (1 / 255)
-            mean_x += WEIGHTS[tap] * x
-            mean_y += WEIGHTS[tap] * y
-            square += WEIGHTS[tap] * (x * x + y * y)
-            product += WEIGHTS[tap] * (x * y)
-            if TASK == "jvp":
-                dx = WEIGHTS[tap] * tl.load(given + at + 3 * (tap - HALF), mask=inside, other=0.0)
-                change += dx
-                change_x += dx * x
-                change_y += dx * y
+        if (row >= 0) & (row < height):
+            for tap in tl.static_range(SIZE):
+                aside = 3 * (tap - HALF)
+                inside = (column + aside >= 0) & (column + aside < width)
+                x = tl.load(image + at + aside, mask=inside, other=0.0)
+                y = tl.load(target + at + aside, mask=inside, other=0).to(tl.float32) * (1 / 255)
+                weighted_x, weighted_y = WEIGHTS[tap] * x, WEIGHTS[tap] * y
+                mean_x += weighted_x
+                mean_y += weighted_y
+                square += weighted_x * x + weighted_y * y
+                product += weighted_x * y
+                if TASK == "jvp":
+                    dx = WEIGHTS[tap] * tl.load(given + at + aside, mask=inside, other=0.0)
+                    change += dx
+                    change_x += dx * x
+                    change_y += dx * y
         means_x, means_y = means_x[1:] + (mean_x,), means_y[1:] + (mean_y,)
         squares, products = squares[1:] + (square,), products[1:] + (product,)
         if TASK == "jvp":
-            changes, changes_x, changes_y = changes[1:] + (change,), changes_x[1:] + (change_x,), changes_y[1:] + (change_y,)
+            changes, changes_x = changes[1:] + (change,), changes_x[1:] + (change_x,)
+            changes_y = changes_y[1:] + (change_y,)
         row -= HALF
         if (row >= begin) & (row < height):
             at = row.to(tl.int64) * width + column
@@ -244,15 +245,15 @@ def _spread(
     for step in range(ROWS + SIZE - 1):
         row = begin + step - HALF
         at = row.to(tl.int64) * width + column
-        end = tl.where((row >= 0) & (row < height), width, 0)  # no number of a row outside counts
         mean, square, product = zero, zero, zero
-        for tap in tl.static_range(SIZE):
-            aside = column + 3 * (tap - HALF)
-            inside = (aside >= 0) & (aside < end)
-            beside = maps + at + 3 * (tap - HALF)
-            mean += WEIGHTS[tap] * tl.load(beside, mask=inside, other=0.0)
-            square += WEIGHTS[tap] * tl.load(beside + plane, mask=inside, other=0.0)
-            product += WEIGHTS[tap] * tl.load(beside + 2 * plane, mask=inside, other=0.0)
+        if (row >= 0) & (row < height):
+            for tap in tl.static_range(SIZE):
+                aside = 3 * (tap - HALF)
+                inside = (column + aside >= 0) & (column + aside < width)
+                beside = maps + at + aside
+                mean += WEIGHTS[tap] * tl.load(beside, mask=inside, other=0.0)
+                square += WEIGHTS[tap] * tl.load(beside + plane, mask=inside, other=0.0)
+                product += WEIGHTS[tap] * tl.load(beside + 2 * plane, mask=inside, other=0.0)
         means, squares, products = means[1:] + (mean,), squares[1:] + (square,), products[1:] + (product,)
         row -= HALF
         if (row >= begin) & (row < height):
