@@ -113,15 +113,13 @@ def hellinger_radii(bounds, cloud, row, inside, CONDITIONAL: tl.constexpr):
 
     # The second derivative of the distance along each entry, times the squared length; 0 for a sphere.
     stretch, variance = (), ()
+    DOUBLE: tl.constexpr = -2 if CONDITIONAL else 2
     for c in tl.static_range(3):
         ratio = scale[(c + 1) % 3] - scale[(c + 2) % 3]
         ratio = tl.minimum(tl.maximum(ratio, -MOST_LOG_RATIO), MOST_LOG_RATIO)
         stretch = stretch + (32 * squared_sinh(ratio),)
-        doubled = 2 * tl.minimum(tl.maximum(scale[c], -MOST_LOG_SCALE), MOST_LOG_SCALE)
-        if CONDITIONAL:
-            variance = variance + (tl.exp(-doubled),)
-        else:
-            variance = variance + (tl.exp(doubled),)
+        doubled = DOUBLE * tl.minimum(tl.maximum(scale[c], -MOST_LOG_SCALE), MOST_LOG_SCALE)
+        variance = variance + (tl.exp(doubled),)
     turns = ((xx, yy, zz), (ww, zz, yy), (zz, ww, xx), (yy, xx, ww))
     quat = ()
     for c in tl.static_range(4):

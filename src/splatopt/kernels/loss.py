@@ -119,7 +119,7 @@ def _absolute_slope(difference, slope, floor):
 def _repeated(value, COUNT: tl.constexpr):
     values = (value,)
     for _ in tl.static_range(1, COUNT):
-        values = values + (value,)  # type: ignore[assignment]
+        values = values + (value,)
     return values
 
 

@@ -164,7 +164,11 @@ def move_coefficients(
     step_size: float = 0.0,
     damping: float = 0.0,
 ) -> Tensor:
-    """Move ``sh_rest`` within ``higher_bands`` times the radii of its colours, (N, 3); return Σ|mη| and their number."""
+    """Move ``sh_rest`` within ``higher_bands`` times the radii of its colours, (N, 3).
+
+    Returns:
+        Σ|mη| and how many are not 0, (2,) in float64, where the kind keeps them.
+    """
     count = values.sh_rest.numel()
     programs = cdiv(count, COEFFICIENTS)
     promised = values.means.new_empty(programs, 2)
