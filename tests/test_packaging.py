@@ -125,7 +125,7 @@ def test_the_licence_is_apache_2(project: dict):
 
 
 def test_every_room_has_its_page_of_theory():
-    rooms = {"core", "raster", "scene", "fields", "data", "metrics", "optim", "train", "bench"}
+    rooms = {"core", "kernels", "raster", "scene", "fields", "data", "metrics", "optim", "train", "bench"}
     assert rooms <= {path.stem for path in (ROOT / "docs").glob("*.md")}
 
 

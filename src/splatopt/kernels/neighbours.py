@@ -27,6 +27,9 @@ LEAF = 64
 GROUP = 64
 """Leaves of a group."""
 
+WARPS = 8
+"""Warps of a program: its 64 × 64 keys of 64 bits are 32 registers of each thread then; with four they spill."""
+
 MOST_NEIGHBOURS = 32
 """So many neighbours of each of a leaf's points still fit into a program's registers."""
 
@@ -160,7 +163,7 @@ def nearest_neighbours(points: Float[Tensor, "n 3"], count: int) -> tuple[Int[Te
     keys = torch.empty(total, slots, dtype=torch.int64, device=points.device)
     _nearest[(len(leaf_low),)](
         sorted_points, order.int(), leaf_low, leaf_high, group_low, group_high, keys, total,
-        len(leaf_low), len(group_low), NEIGHBOURS=count, SLOTS=slots, LEAF=LEAF, GROUP=GROUP,
+        len(leaf_low), len(group_low), NEIGHBOURS=count, SLOTS=slots, LEAF=LEAF, GROUP=GROUP, num_warps=WARPS,
     )  # fmt: skip
     keys = keys.sort(dim=1).values[:, slots - count :]
     return keys & 0xFFFFFFFF, (keys >> 32).int().view(torch.float32)
