@@ -10,15 +10,14 @@ from kernels.interpreter import NO_TRITON
 
 pytest.importorskip("triton", reason=NO_TRITON)
 
-from optim.quadratic import Quadratic
+from optim.awkward import AwkwardCloud, flattened
 from splatopt import kernels
 from splatopt.core import native
-from splatopt.core.objective import Evaluation, GaussNewtonBlocks
 from splatopt.core.optimizer import Progress, find_optimizer
 from splatopt.curvature.blocks import from_lanes, pack_blocks, to_lanes, unpack_blocks
 from splatopt.kernels import block_step, hellinger, trust_region
-from splatopt.optim.block_gauss_newton import BLOCK_NAMES, BlockGaussNewton, BlockGaussNewtonOptions
-from splatopt.optim.fused import GAUSSIAN_TENSORS
+from splatopt.optim.block_gauss_newton import BlockGaussNewton, BlockGaussNewtonOptions, solve_in_balls
+from splatopt.optim.fused import GAUSSIAN_TENSORS, fused_passes
 from splatopt.optim.hellinger import HellingerRadii
 
 STEPS = 2
@@ -33,59 +32,7 @@ def kernels_take_all(monkeypatch):
     monkeypatch.setattr(trust_region, "COEFFICIENTS", 128)
 
 
-class Scene(Quadratic):
-    """A quadratic over a cloud with awkward Gaussians: spheres, a needle, a clear one, an opaque one."""
-
-    def __init__(self, dtype: torch.dtype, rows: int, rest: int, device: torch.device | str = "cpu") -> None:
-        super().__init__(rows=rows, dtype=dtype)
-        generator = torch.Generator().manual_seed(3)
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator)
-
-        values = {
-            "means": 3 * normal(rows, 3),
-            "log_scales": 2 * normal(rows, 3) - 3,
-            "quats": normal(rows, 4) * torch.exp(normal(rows, 1)),
-            "logit_opacities": 4 * normal(rows),
-            "sh_dc": 1.5 * normal(rows, 3),
-            "sh_rest": normal(rows, rest, 3),
-        }
-        values["log_scales"][0] = -4.0
-        values["log_scales"][1] = torch.tensor([-3.0, -3.0 + 1e-4, -3.0 - 2e-4])
-        values["log_scales"][2] = torch.tensor([-20.0, 3.0, 0.0])
-        values["logit_opacities"][3:5] = torch.tensor([-30.0, 30.0])
-        self.values = {name: value.to(device, dtype) for name, value in values.items()}
-        self.targets = {name: value.clone() for name, value in self.values.items()}
-        self.curvature = {
-            name: (torch.exp(4 * normal(*value.shape)) * (normal(*value.shape) > -1)).to(device, dtype)
-            for name, value in values.items()
-        }
-        self.asked = 0
-
-    def gradient(self, batch: object) -> Evaluation:
-        """Noise that the values do not change: no rounding of theirs may turn the sign of a momentum."""
-        self.asked += 1
-        generator = torch.Generator().manual_seed(self.asked)
-        gradient = {
-            name: torch.randn(value.shape, generator=generator).to(value) for name, value in self.values.items()
-        }
-        seen = torch.rand(len(self.values["means"]), generator=generator) < 0.8
-        return Evaluation(loss=1.0, gradient=gradient, seen=seen.to(self.values["means"].device), facts={})
-
-    def gauss_newton_blocks(self, batch: object) -> GaussNewtonBlocks:
-        """Blocks of full rank, of low rank, and none at all."""
-        generator = torch.Generator().manual_seed(self.asked)
-        rows = len(self.values["means"])
-        spread = torch.exp(torch.randn(rows, 14, 1, generator=generator))
-        roots = torch.randn(rows, 14, 17, generator=generator) * spread
-        roots[::5, :, 4:] = 0
-        roots[::7] = 0
-        blocks = pack_blocks((roots @ roots.mT).double()).to(self.values["means"])
-        return GaussNewtonBlocks(BLOCK_NAMES, blocks, {"sh_rest": self.curvature["sh_rest"].clone()})
-
-
-def stepped(name: str, scene: Scene, options: dict[str, object]) -> tuple[dict, dict, dict]:
+def stepped(name: str, scene: AwkwardCloud, options: dict[str, object]) -> tuple[dict, dict, dict]:
     """Parameters and states after a few steps."""
     entry = find_optimizer(name)
     optimizer = entry.optimizer(scene, entry.options(**options), torch.Generator().manual_seed(0))
@@ -122,9 +69,9 @@ CASES = [
 @pytest.mark.parametrize(("name", "options", "rest"), CASES)
 def test_the_fused_pass_is_the_step(device, name, options, rest):
     rows = 19
-    expected, expected_states, scalars = stepped(name, Scene(torch.float64, rows, rest), options)
-    start = Scene(torch.float64, rows, rest).values
-    values, states, found = stepped(name, Scene(torch.float32, rows, rest, device), options)
+    expected, expected_states, scalars = stepped(name, AwkwardCloud(torch.float64, rows, rest), options)
+    start = AwkwardCloud(torch.float64, rows, rest).values
+    values, states, found = stepped(name, AwkwardCloud(torch.float32, rows, rest, device), options)
     assert furthest(values, expected, start, rows) <= 1
     for key, state in expected_states.items():
         torch.testing.assert_close(states[key].double().cpu(), state.double(), rtol=1e-4, atol=1e-6, msg=key)
@@ -134,33 +81,31 @@ def test_the_fused_pass_is_the_step(device, name, options, rest):
 
 def test_the_comparison_sees_a_wrong_radius(device):
     rows = 19
-    expected, *_ = stepped("sign-tr", Scene(torch.float64, rows, 0), {})
-    values, *_ = stepped("sign-tr", Scene(torch.float32, rows, 0, device), {"color_floor": 0.0101})
-    assert furthest(values, expected, Scene(torch.float64, rows, 0).values, rows) > 1
+    expected, *_ = stepped("sign-tr", AwkwardCloud(torch.float64, rows, 0), {})
+    values, *_ = stepped("sign-tr", AwkwardCloud(torch.float32, rows, 0, device), {"color_floor": 0.0101})
+    assert furthest(values, expected, AwkwardCloud(torch.float64, rows, 0).values, rows) > 1
 
 
 def test_the_kernels_are_taken(device, monkeypatch):
     """Without this the comparisons above might be of torch with torch."""
     taken = []
     monkeypatch.setattr("splatopt.kernels.steps.sign_step", lambda *args, **numbers: taken.append(numbers))
-    stepped("sign-tr", Scene(torch.float32, 3 + 2, 0, device), {})
+    stepped("sign-tr", AwkwardCloud(torch.float32, 3 + 2, 0, device), {})
     assert taken == [{"decay": 0.9}] * STEPS
 
 
 def test_quaternions_keep_their_lengths(device):
-    scene = Scene(torch.float32, 40, 0, device)
+    scene = AwkwardCloud(torch.float32, 40, 0, device)
     before = scene.values["quats"].clone()
     values, *_ = stepped("sign-tr", scene, {})
     torch.testing.assert_close(values["quats"].norm(dim=1), before.norm(dim=1), rtol=1e-6, atol=0)
     assert not torch.equal(values["quats"], before)
 
 
-def flattened(tensors: dict, names: tuple[str, ...] = BLOCK_NAMES) -> Tensor:
-    return torch.cat([tensors[name].double().cpu().reshape(len(tensors[name]), -1) for name in names], dim=1)
-
-
-def block_steps(dtype: torch.dtype, rows: int, rest: int, options: BlockGaussNewtonOptions, device: object) -> Scene:
-    scene = Scene(dtype, rows, rest, device)
+def block_steps(
+    dtype: torch.dtype, rows: int, rest: int, options: BlockGaussNewtonOptions, device: object
+) -> AwkwardCloud:
+    scene = AwkwardCloud(dtype, rows, rest, device)
     BlockGaussNewton(scene, options).step(None, Progress(0, 10))
     return scene
 
@@ -170,7 +115,7 @@ def test_a_fused_step_with_blocks_is_as_good_as_the_one_in_float64(device, dampi
     """Steps of blocks of low rank differ in float32, but what they take off the model must not."""
     rows = 70
     options = BlockGaussNewtonOptions(factorisations=4, damping=damping, epsilon_start=1e-2, overlap=0.5)
-    start = Scene(torch.float64, rows, rest)
+    start = AwkwardCloud(torch.float64, rows, rest)
     evaluation = start.gradient(None)
     gradient, blocks = flattened(evaluation.gradient), unpack_blocks(start.gauss_newton_blocks(None).blocks)
     radii = HellingerRadii(options, start.length_scale).radii(start.values, options.epsilon_start)
@@ -207,7 +152,7 @@ def test_full_blocks_give_the_step_of_torch(device):
     """Of blocks of full rank the step itself agrees, from the kept multipliers too, with every row seen."""
     rows = 40
     generator = torch.Generator().manual_seed(1)
-    exact = Scene(torch.float64, rows, 3)
+    exact = AwkwardCloud(torch.float64, rows, 3)
     roots = torch.randn(rows, 14, 30, generator=generator, dtype=torch.float64)
     options = BlockGaussNewtonOptions(factorisations=2, damping=0.3, epsilon_start=1e-2)
     kept = pack_blocks(roots @ roots.mT)
@@ -215,18 +160,14 @@ def test_full_blocks_give_the_step_of_torch(device):
     gradient = {name: value.float() for name, value in evaluation.gradient.items()}
     multipliers = torch.rand(rows, generator=generator).double() * 0.2
 
-    from splatopt.optim.block_gauss_newton import solve_in_balls
-
     radii = HellingerRadii(options, exact.length_scale).radii(exact.values, 1e-2)
     eta = flattened({name: value.expand_as(exact.values[name]) for name, value in radii.items()})
     next_multipliers = multipliers.clone()
     expected = solve_in_balls(kept, flattened(gradient), eta, 0.7, 0.05, next_multipliers, 2)
 
-    scene = Scene(torch.float32, rows, 3, device)
+    scene = AwkwardCloud(torch.float32, rows, 3, device)
     before = flattened(scene.values)
     momentum = {name: torch.zeros_like(value) for name, value in scene.values.items()}
-    from splatopt.optim.fused import fused_passes
-
     passes = fused_passes(0, scene.values)
     found = multipliers.float().to(device)
     arguments = [
@@ -254,7 +195,7 @@ def test_full_blocks_give_the_step_of_torch(device):
 
 def test_kept_blocks_and_their_form_are_those_of_torch(device):
     rows = 83
-    scene = Scene(torch.float32, rows, 3, device)
+    scene = AwkwardCloud(torch.float32, rows, 3, device)
     kept, fresh = (scene.gauss_newton_blocks(None).blocks * factor for factor in (1.0, 0.3))
     fresh = fresh.flip(0).contiguous()
     weights = torch.rand(rows, generator=torch.Generator().manual_seed(0)).to(device)
@@ -268,7 +209,7 @@ def test_kept_blocks_and_their_form_are_those_of_torch(device):
 
 @pytest.mark.parametrize("name", ["sign-tr", "tr2", "block-gn", "adam"])
 def test_no_rows_are_survived(device, name):
-    scene = Scene(torch.float32, 5, 3, device)
+    scene = AwkwardCloud(torch.float32, 5, 3, device)
     scene.values = {key: value[:0].clone() for key, value in scene.values.items()}
     scene.curvature = {key: value[:0] for key, value in scene.curvature.items()}
     stepped(name, scene, {})
@@ -279,7 +220,7 @@ def test_no_rows_are_survived(device, name):
 def test_a_saved_state_goes_on(device, name):
     """The state that is saved does not tell which passes wrote it: kernels go on where torch stopped."""
     entry = find_optimizer(name)
-    scenes = [Scene(dtype, 12, 3, place) for dtype, place in ((torch.float64, "cpu"), (torch.float32, device))]
+    scenes = [AwkwardCloud(dtype, 12, 3, place) for dtype, place in ((torch.float64, "cpu"), (torch.float32, device))]
     optimizers = [entry.optimizer(scene, entry.options(), torch.Generator()) for scene in scenes]
     optimizers[0].step(None, Progress(0, 10))
     state = optimizers[0].state()
