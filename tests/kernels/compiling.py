@@ -48,10 +48,9 @@ def resources(cubin: bytes) -> str:
     return f"registers={found['REG']} stack={found['STACK']} local={found['LOCAL']}"
 
 
-def compile_only(capability: int) -> list[str]:
-    """Let every launch compile and nothing run; return the list that grows by a line for each kernel compiled."""
+def compile_only(capability: int) -> None:
+    """Let every launch compile and print what it took, and nothing run."""
     triton.runtime.driver.set_active(DescribedDriver(capability))
-    lines: list[str] = []
     compiled = triton.compiler.compile
 
     def noted(source: object, *args: object, **kwargs: object) -> object:
@@ -59,14 +58,13 @@ def compile_only(capability: int) -> list[str]:
         kernel = compiled(source, *args, **kwargs)
         seconds = time.process_time() - began
         used = f"{resources(kernel.asm['cubin'])} shared={kernel.metadata.shared}"
-        lines.append(f"{kernel.metadata.name} {used} seconds={seconds:.1f}")
+        print(f"{kernel.metadata.name} {used} seconds={seconds:.1f}", flush=True)
         return kernel
 
     triton.compiler.compile = noted
     triton.runtime.jit.KernelInterface.__getitem__ = lambda self, grid: (
         lambda *args, **kwargs: self.run(*args, grid=grid, warmup=True, **kwargs)
     )
-    return lines
 
 
 def launch_all() -> None:
@@ -111,6 +109,5 @@ def launch_all() -> None:
 
 
 if __name__ == "__main__":
-    lines = compile_only(int(sys.argv[1]))
+    compile_only(int(sys.argv[1]))
     launch_all()
-    print("\n".join(lines))

@@ -107,8 +107,8 @@ def test_the_comparison_sees_a_box_that_is_too_small(device, monkeypatch):
     [
         (torch.zeros(5, 3), 5, "5 nearest neighbours need at least 6 points, got 5"),
         (torch.zeros(0, 3), 3, "at least 4 points, got 0"),
-        (torch.zeros(5, 3), 0, "1 to 32, got 0"),
-        (torch.zeros(50, 3), 33, "1 to 32, got 33"),
+        (torch.zeros(5, 3), 0, "1 to 64, got 0"),
+        (torch.zeros(90, 3), 65, "1 to 64, got 65"),
         (torch.full((9, 3), torch.nan), 3, "finite positions"),
         (torch.full((9, 3), -2e18), 3, "within ±1e\\+18"),
     ],

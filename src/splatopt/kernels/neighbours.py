@@ -30,7 +30,7 @@ GROUP = 64
 WARPS = 8
 """Warps of a program: its 64 × 64 keys of 64 bits are 32 registers of each thread then; with four they spill."""
 
-MOST_NEIGHBOURS = 32
+MOST_NEIGHBOURS = 64
 """So many neighbours of each of a leaf's points still fit into a program's registers."""
 
 FARTHEST = 1e18
@@ -137,7 +137,7 @@ def nearest_neighbours(points: Float[Tensor, "n 3"], count: int) -> tuple[Int[Te
 
     Args:
         points: Float32 positions, contiguous, within ±1e18, fewer than 2²⁹.
-        count: k, how many neighbours each point gets, 1 to 32.
+        count: k, how many neighbours each point gets, 1 to 64.
 
     Returns:
         Indices (N, k), int64, and squared distances (N, k).
