@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from optim.quadratic import Quadratic
+from optim.awkward import AwkwardCloud, flattened
 from splatopt.core import native
-from splatopt.core.objective import Evaluation, GaussNewtonBlocks, Tensors
 from splatopt.core.optimizer import Progress, find_optimizer
-from splatopt.curvature.blocks import from_lanes, pack_blocks, to_lanes, unpack_blocks
-from splatopt.optim.block_gauss_newton import BLOCK_NAMES, BlockGaussNewton, BlockGaussNewtonOptions
-from splatopt.optim.hellinger import GAUSSIAN_TENSORS, HellingerRadii
+from splatopt.curvature.blocks import from_lanes, to_lanes, unpack_blocks
+from splatopt.optim.block_gauss_newton import BlockGaussNewton, BlockGaussNewtonOptions
+from splatopt.optim.fused import GAUSSIAN_TENSORS
+from splatopt.optim.hellinger import HellingerRadii
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native module is not built")
 
@@ -20,61 +20,7 @@ ISAS = native.load().supported_isas() if native.available() else []
 STEPS = 3
 
 
-class Scene(Quadratic):
-    """A quadratic over a cloud with every awkward Gaussian: spheres, needles, clear, opaque, dark ones."""
-
-    def __init__(self, dtype: torch.dtype, rows: int, rest: int) -> None:
-        super().__init__(rows=rows, dtype=dtype)
-        generator = torch.Generator().manual_seed(3)
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator)
-
-        values = {
-            "means": 3 * normal(rows, 3),
-            "log_scales": 2 * normal(rows, 3) - 3,
-            "quats": normal(rows, 4) * torch.exp(normal(rows, 1)),
-            "logit_opacities": 4 * normal(rows),
-            "sh_dc": 1.5 * normal(rows, 3),
-            "sh_rest": normal(rows, rest, 3),
-        }
-        values["log_scales"][0] = -4.0
-        values["log_scales"][1] = torch.tensor([-3.0, -3.0 + 1e-4, -3.0 - 2e-4])
-        values["log_scales"][2] = torch.tensor([-20.0, 3.0, 0.0])
-        values["logit_opacities"][3:5] = torch.tensor([-30.0, 30.0])
-        self.values = {name: value.to(dtype) for name, value in values.items()}
-        self.targets = {name: (value + normal(*value.shape)).to(dtype) for name, value in values.items()}
-        self.curvature = {
-            name: (torch.exp(4 * normal(*value.shape)) * (normal(*value.shape) > -1)).to(dtype)
-            for name, value in values.items()
-        }
-
-        self.asked = 0
-
-    def gradient(self, batch: object) -> Evaluation:
-        """Noise that the values do not change: no rounding of theirs may turn the sign of a momentum."""
-        self.asked += 1
-        generator = torch.Generator().manual_seed(self.asked)
-        noise = {name: torch.randn(value.shape, generator=generator) for name, value in self.values.items()}
-        gradient = {name: value.to(self.values[name].dtype) for name, value in noise.items()}
-        seen = torch.rand(len(noise["means"]), generator=generator) < 0.8
-        return Evaluation(loss=1.0, gradient=gradient, seen=seen, facts={})
-
-    def gauss_newton_blocks(self, batch: object) -> GaussNewtonBlocks:
-        """Blocks of full rank, of low rank, and none at all."""
-        generator = torch.Generator().manual_seed(self.asked)
-        rows = len(self.values["means"])
-        roots = torch.randn(rows, 14, 17, generator=generator) * torch.exp(
-            2 * torch.randn(rows, 14, 1, generator=generator)
-        )
-        roots[::5, :, 4:] = 0
-        roots[::7] = 0
-        blocks = pack_blocks((roots @ roots.mT).double())
-        dtype = self.values["means"].dtype
-        return GaussNewtonBlocks(BLOCK_NAMES, blocks.to(dtype), {"sh_rest": self.curvature["sh_rest"].clone()})
-
-
-def stepped(name: str, scene: Scene, options: dict[str, object], threads: int = 2) -> tuple[dict, dict]:
+def stepped(name: str, scene: AwkwardCloud, options: dict[str, object], threads: int = 2) -> tuple[dict, dict]:
     """Parameters and states after a few steps."""
     entry = find_optimizer(name)
     optimizer = entry.optimizer(scene, entry.options(**options), torch.Generator().manual_seed(0))
@@ -99,12 +45,12 @@ CASES = [
 @pytest.mark.parametrize(("name", "options"), CASES)
 @pytest.mark.parametrize("isa", ISAS)
 def test_the_fused_pass_is_the_step(monkeypatch, isa, name, options, rows, rest) -> None:
-    expected, expected_states = stepped(name, Scene(torch.float64, rows, rest), options)
-    start = Scene(torch.float64, rows, rest).values
+    expected, expected_states = stepped(name, AwkwardCloud(torch.float64, rows, rest), options)
+    start = AwkwardCloud(torch.float64, rows, rest).values
     workers = native.workers(2, isa)
     used = []
     monkeypatch.setattr(native, "workers", lambda threads: used.append(threads) or workers)
-    values, states = stepped(name, Scene(torch.float32, rows, rest), options)
+    values, states = stepped(name, AwkwardCloud(torch.float32, rows, rest), options)
     assert used, "the fused pass was not taken"
     for tensor in GAUSSIAN_TENSORS:
         if not start[tensor].numel():
@@ -119,10 +65,6 @@ def test_the_fused_pass_is_the_step(monkeypatch, isa, name, options, rows, rest)
         torch.testing.assert_close(states[key].double(), state.double(), rtol=1e-4, atol=1e-6, msg=key)
 
 
-def flattened(tensors: Tensors, names: tuple[str, ...] = BLOCK_NAMES) -> Tensor:
-    return torch.cat([tensors[name].double().reshape(len(tensors[name]), -1) for name in names], dim=1)
-
-
 @pytest.mark.parametrize("rest", [0, 3, 15])
 @pytest.mark.parametrize("damping", [0.0, 0.7])
 @pytest.mark.parametrize("isa", ISAS)
@@ -132,7 +74,7 @@ def test_a_fused_step_with_blocks_is_as_good_as_the_one_in_float64(monkeypatch, 
     options = BlockGaussNewtonOptions(factorisations=12, damping=damping, epsilon_start=1e-2, overlap=0.5)
     workers = native.workers(2, isa)
     monkeypatch.setattr(native, "workers", lambda threads: workers)
-    start = Scene(torch.float64, rows, rest)
+    start = AwkwardCloud(torch.float64, rows, rest)
     evaluation = start.gradient(None)
     gradient, blocks = flattened(evaluation.gradient), unpack_blocks(start.gauss_newton_blocks(None).blocks)
     radii = HellingerRadii(options, start.length_scale).radii(start.values, options.epsilon_start)
@@ -143,7 +85,7 @@ def test_a_fused_step_with_blocks_is_as_good_as_the_one_in_float64(monkeypatch, 
     assert 0.5 < seen.double().mean() < 0.8
     models = {}
     for dtype in (torch.float64, torch.float32):
-        scene = Scene(dtype, rows, rest)
+        scene = AwkwardCloud(dtype, rows, rest)
         before = {name: value.clone() for name, value in scene.values.items()}
         BlockGaussNewton(scene, options).step(None, Progress(0, 10))
         step = flattened(scene.values) - flattened(before)
@@ -168,7 +110,7 @@ def test_a_fused_step_with_blocks_is_as_good_as_the_one_in_float64(monkeypatch, 
 
 def test_kept_blocks_and_their_form_are_those_of_torch() -> None:
     rows = 83
-    scene = Scene(torch.float32, rows, 3)
+    scene = AwkwardCloud(torch.float32, rows, 3)
     kept, fresh = (scene.gauss_newton_blocks(None).blocks * factor for factor in (1.0, 0.3))
     fresh = fresh.flip(0).contiguous()
     weights = torch.rand(rows, generator=torch.Generator().manual_seed(0))
@@ -184,14 +126,14 @@ def test_kept_blocks_and_their_form_are_those_of_torch() -> None:
 
 @pytest.mark.parametrize("name", ["sign-tr", "adam-tr", "tr2", "block-gn"])
 def test_the_bits_do_not_depend_on_the_number_of_threads(name) -> None:
-    one, two = (stepped(name, Scene(torch.float32, 5000, 3), {}, threads)[0] for threads in (1, 2))
+    one, two = (stepped(name, AwkwardCloud(torch.float32, 5000, 3), {}, threads)[0] for threads in (1, 2))
     for tensor in GAUSSIAN_TENSORS:
         assert torch.equal(one[tensor], two[tensor])
 
 
 @pytest.mark.parametrize("name", ["sign-tr", "adam-tr", "tr2", "tr2-paper", "block-gn"])
 def test_quaternions_keep_their_lengths(name) -> None:
-    scene = Scene(torch.float32, 500, 0)
+    scene = AwkwardCloud(torch.float32, 500, 0)
     before = scene.values["quats"].double().norm(dim=1)
     start = scene.values["quats"].clone()
     values, _ = stepped(name, scene, {})

@@ -19,17 +19,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from splatopt.core import native
 from splatopt.core.checks import InputError, check_fraction, check_positive
 from splatopt.core.objective import Evaluation, GaussNewtonBlocks, Objective, Oracle, Tensors
 from splatopt.core.optimizer import Optimizer, OptimizerState, Progress, register
 from splatopt.core.rows import RowEdit
 from splatopt.curvature.blocks import from_lanes, side_by_side, to_lanes, unpack_blocks
 from splatopt.optim.first_order import load_like
-from splatopt.optim.hellinger import HellingerRadii, TrustRegionOptions, fits_native, quaternion_lengths_kept
+from splatopt.optim.fused import FusedPasses, fused_passes
+from splatopt.optim.hellinger import HellingerRadii, TrustRegionOptions, quaternion_lengths_kept
 
 BLOCK_NAMES = ("means", "log_scales", "quats", "logit_opacities", "sh_dc")
-"""Whose entries make up the 14×14 blocks that the native passes take."""
+"""Whose entries make up the 14×14 blocks that the fused passes take."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ class BlockGaussNewton(Optimizer):
     """One trust-region step per row (Gaussian) with its own block of JᵀJ; the rest by its diagonal.
 
     Gradient and blocks are running means, corrected for their start; a row's blocks count from when it
-    became fresh. Rows that the batch did not see stay where they are. A float32 cloud on the CPU takes one
-    fused native pass; all others the same iteration in torch.
+    became fresh. Rows that the batch did not see stay where they are. A float32 cloud takes one fused pass,
+    native on the CPU and Triton's on a GPU; all others the same iteration in torch.
     """
 
     needs: ClassVar[frozenset[Oracle]] = frozenset({Oracle.GRADIENT, Oracle.JVP, Oracle.GAUSS_NEWTON_BLOCKS})
@@ -96,7 +96,7 @@ class BlockGaussNewton(Optimizer):
         self._promise = 0.0
         self._momentum = {name: torch.zeros_like(value) for name, value in objective.parameters.items()}
         self._names: tuple[str, ...] = ()
-        self._blocks: Tensor | None = None  # (M, 105, 16) where the native passes take them, else (N, B·(B+1)/2)
+        self._blocks: Tensor | None = None  # (M, 105, 16) where the fused passes take them, else (N, B·(B+1)/2)
         self._diagonal: dict[str, Tensor] = {}
         rows = next(iter(objective.parameters.values()))
         self._age = rows.new_zeros(rows.shape[0])
@@ -125,13 +125,17 @@ class BlockGaussNewton(Optimizer):
         return evaluation
 
     @property
-    def _is_native(self) -> bool:
-        return self._blocks is not None and self._blocks.dim() == 3
+    def _fused(self) -> FusedPasses | None:
+        """The passes that the blocks are laid out for; None where they lie row by row."""
+        if self._blocks is None or self._blocks.dim() != 3:
+            return None
+        return fused_passes(self.threads, self.objective.parameters)
 
     def _laid_out(self, blocks: Tensor) -> Tensor:
         """Blocks row by row in the layout in which they are kept."""
         takes = self._names == BLOCK_NAMES and set(self._diagonal) == {"sh_rest"}
-        return to_lanes(blocks) if takes and fits_native(self.objective.parameters, self._momentum) else blocks
+        takes = takes and fused_passes(self.threads, self.objective.parameters, self._momentum) is not None
+        return to_lanes(blocks) if takes else blocks
 
     def _fold(self, fresh: GaussNewtonBlocks) -> None:
         """B ← B + w·(fresh - B), w = (1-θ₂)/(1-θ₂ᵃ), a the age: the running mean, corrected for its start."""
@@ -143,8 +147,9 @@ class BlockGaussNewton(Optimizer):
         self._age += 1
         memory = self.options.memory
         weights = ((1 - memory) / (1 - memory ** self._age.double())).to(self._age.dtype)
-        if self._is_native:
-            native.workers(self.threads).fold_blocks(self._blocks, fresh.blocks, weights)
+        fused = self._fused
+        if fused is not None:
+            fused.passes.fold_blocks(self._blocks, fresh.blocks, weights)
         else:
             self._blocks.lerp_(fresh.blocks, weights[:, None])
         for name, mean in self._diagonal.items():
@@ -162,10 +167,11 @@ class BlockGaussNewton(Optimizer):
 
     def _block_form(self, fresh: GaussNewtonBlocks, step: Tensors) -> float:
         """Σ dᵀB d over the rows."""
-        if self._is_native:
-            return native.workers(self.threads).block_form(fresh.blocks, native.cloud_tensors(step))
+        fused = self._fused
+        if fused is not None:
+            return fused.passes.block_form(fresh.blocks, fused.cloud(step))
         d = side_by_side(step, fresh.names).double()
-        row, column = torch.tril_indices(d.shape[1], d.shape[1])
+        row, column = torch.tril_indices(d.shape[1], d.shape[1], device=d.device)
         twice = torch.where(row == column, 1.0, 2.0).double()
         return float((fresh.blocks.double() * d[:, row] * d[:, column] * twice).sum())
 
@@ -176,14 +182,15 @@ class BlockGaussNewton(Optimizer):
 
     def _move(self, evaluation: Evaluation, epsilon: float) -> None:
         """Fold the gradient into the momentum and move every row that was seen."""
-        if self._is_native:
-            self._move_natively(evaluation, epsilon)
+        fused = self._fused
+        if fused is not None:
+            self._move_fused(fused, evaluation, epsilon)
             return
         parameters = self.objective.parameters
         for name, mean in self._momentum.items():
             mean.lerp_(evaluation.gradient[name], 1 - self.options.momentum)
         seen = evaluation.seen
-        rows = torch.arange(len(self._age)) if seen is None else seen.nonzero().squeeze(1)
+        rows = torch.arange(len(self._age), device=self._age.device) if seen is None else seen.nonzero().squeeze(1)
         rows = rows[self._known(rows)]
         where = {name: value[rows] for name, value in parameters.items()}
         radii = {name: eta.expand_as(where[name]) for name, eta in self._radii.radii(where, epsilon).items()}
@@ -195,17 +202,17 @@ class BlockGaussNewton(Optimizer):
         """Whether any curvature of the rows is known."""
         assert self._blocks is not None  # the first step refreshes
         size = (math.isqrt(8 * self._blocks.shape[1] + 1) - 1) // 2
-        diagonal = torch.arange(1, size + 1).cumsum(0) - 1
+        diagonal = torch.arange(1, size + 1, device=rows.device).cumsum(0) - 1
         return (self._blocks[rows][:, diagonal] > 0).any(dim=1)
 
-    def _move_natively(self, evaluation: Evaluation, epsilon: float) -> None:
-        workers = native.workers(self.threads)
+    def _move_fused(self, fused: FusedPasses, evaluation: Evaluation, epsilon: float) -> None:
+        bounds = self._radii.fused_bounds(fused, epsilon)
         parameters, seen = self.objective.parameters, evaluation.seen
 
         def step(damping: float, measure_only: bool) -> float:
-            promised = workers.block_step(
-                self._radii.native_bounds(epsilon),
-                *(native.cloud_tensors(tensors) for tensors in (parameters, evaluation.gradient, self._momentum)),
+            promised = fused.passes.block_step(
+                bounds,
+                *(fused.cloud(tensors) for tensors in (parameters, evaluation.gradient, self._momentum)),
                 self._blocks,
                 self._diagonal["sh_rest"],
                 seen,
@@ -267,7 +274,7 @@ class BlockGaussNewton(Optimizer):
         tensors |= {f"diagonal.{name}": value for name, value in self._diagonal.items()}
         tensors |= {"age": self._age, "multipliers": self._multipliers}
         if self._blocks is not None:
-            tensors["blocks"] = from_lanes(self._blocks, len(self._age)) if self._is_native else self._blocks
+            tensors["blocks"] = from_lanes(self._blocks, len(self._age)) if self._blocks.dim() == 3 else self._blocks
         scalars = {"steps": self._steps, "kappa": self._kappa, "promise": self._promise}
         return OptimizerState(tensors=tensors, scalars=scalars)
 
@@ -277,13 +284,14 @@ class BlockGaussNewton(Optimizer):
         if not {"steps", "kappa", "promise"} <= set(scalars) or not {"age", "multipliers"} <= set(tensors):
             raise InputError("this is not a state of block-gn; start a new run")
         self._momentum = load_like(parameters, tensors, "momentum")
-        self._age, self._multipliers = tensors["age"].clone(), tensors["multipliers"].clone()
+        device = self._age.device
+        self._age, self._multipliers = (tensors[key].to(device, copy=True) for key in ("age", "multipliers"))
         if self._age.shape != (next(iter(parameters.values())).shape[0],):
             raise InputError("the state of block-gn belongs to another number of rows; resume the run that wrote it")
         inside = [name for name in parameters if f"diagonal.{name}" not in tensors]
         self._diagonal = load_like({n: p for n, p in parameters.items() if n not in inside}, tensors, "diagonal")
         self._names = tuple(inside) if "blocks" in tensors else ()
-        self._blocks = self._laid_out(tensors["blocks"].clone()) if "blocks" in tensors else None
+        self._blocks = self._laid_out(tensors["blocks"].to(device, copy=True)) if "blocks" in tensors else None
         self._steps = int(scalars["steps"])
         self._kappa, self._promise = float(scalars["kappa"]), float(scalars["promise"])
 
@@ -295,7 +303,7 @@ class BlockGaussNewton(Optimizer):
                 group[name] = edit.gather_state(value)
         self._age, self._multipliers = edit.gather_state(self._age), edit.gather_state(self._multipliers)
         if self._blocks is not None:
-            kept = from_lanes(self._blocks, rows) if self._is_native else self._blocks
+            kept = from_lanes(self._blocks, rows) if self._blocks.dim() == 3 else self._blocks
             self._blocks = self._laid_out(edit.gather_state(kept))
 
 
@@ -326,7 +334,7 @@ def solve_in_balls(
     scaled = scale * radii[:, :, None] * unpack_blocks(blocks) * radii[:, None, :]
     right = -(radii * gradient)
     floor = (scaled.diagonal(dim1=1, dim2=2).sum(dim=1) * 1e-6).clamp_min(1e-30)
-    eye = torch.eye(gradient.shape[1], dtype=gradient.dtype)
+    eye = torch.eye(gradient.shape[1], dtype=gradient.dtype, device=gradient.device)
     multipliers.clamp_min_(damping)
     for _ in range(factorisations):
         factor = torch.linalg.cholesky(scaled + (multipliers + floor)[:, None, None] * eye)

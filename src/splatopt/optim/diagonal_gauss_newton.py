@@ -33,18 +33,16 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from splatopt.core import native
 from splatopt.core.checks import InputError, check_fraction, check_positive
 from splatopt.core.objective import DiagonalEstimator, Evaluation, Objective, Oracle, Tensors
 from splatopt.core.optimizer import OptimizerState, Progress, register
 from splatopt.curvature.estimators import Exact, ParameterProbes, ResidualProbes
 from splatopt.optim.first_order import AdamOptions
+from splatopt.optim.fused import GAUSSIAN_TENSORS, FusedPasses, fused_passes
 from splatopt.optim.hellinger import (
-    GAUSSIAN_TENSORS,
     HellingerRadii,
     PublishedTrustRegionOptions,
     TrustRegionOptions,
-    fits_native,
     quaternion_lengths_kept,
 )
 from splatopt.optim.kept_state import KeptStateOptimizer
@@ -173,8 +171,9 @@ class TrustRegionOptimizer(KeptStateOptimizer):
         self._prepare(batch, progress)
         self._steps += 1
         parameters, epsilon = self.objective.parameters, self.options.distance(progress)
-        if fits_native(parameters, evaluation.gradient, *self._kept.values()):
-            self._move_natively(self._radii.native_bounds(epsilon), evaluation.gradient)
+        passes = fused_passes(self.threads, parameters, evaluation.gradient, *self._kept.values())
+        if passes is not None:
+            self._move_fused(passes, epsilon, evaluation.gradient)
             return evaluation
         radii = self._radii.radii(parameters, epsilon)
         with quaternion_lengths_kept(parameters):
@@ -182,15 +181,16 @@ class TrustRegionOptimizer(KeptStateOptimizer):
                 self._move(name, parameter, evaluation.gradient[name], radii[name])
         return evaluation
 
-    def _move_natively(self, bounds: Any, gradient: Tensors) -> None:
+    def _move_fused(self, passes: FusedPasses, epsilon: float, gradient: Tensors) -> None:
         """Do what :meth:`_move` does to a whole cloud in one fused pass; the same bits for any number of threads."""
+        bounds = self._radii.fused_bounds(passes, epsilon)
         operands = [self.objective.parameters, gradient, *self._kept.values()]
-        fused = self._fused_pass(native.workers(self.threads))
-        self._note(fused(bounds, *(native.cloud_tensors(operand) for operand in operands), **self._numbers()))
+        fused = self._fused_pass(passes.passes)
+        self._note(fused(bounds, *(passes.cloud(operand) for operand in operands), **self._numbers()))
 
     @abstractmethod
-    def _fused_pass(self, workers: Any) -> Callable[..., Any]:
-        """Return the native pass that does what :meth:`_move` does; it takes the states in the order of ``kept``."""
+    def _fused_pass(self, passes: Any) -> Callable[..., Any]:
+        """Return the fused pass that does what :meth:`_move` does; it takes the states in the order of ``kept``."""
 
     @abstractmethod
     def _numbers(self) -> dict[str, Any]:
@@ -219,8 +219,8 @@ class SignTrustRegion(TrustRegionOptimizer):
     def _move(self, name: str, parameter: Tensor, gradient: Tensor, radius: Tensor) -> None:
         sign_update(parameter, gradient, self._kept["momentum"][name], radius, **self._numbers())
 
-    def _fused_pass(self, workers: Any) -> Callable[..., Any]:
-        return workers.sign_step
+    def _fused_pass(self, passes: Any) -> Callable[..., Any]:
+        return passes.sign_step
 
     def _numbers(self) -> dict[str, Any]:
         return {"decay": self.options.momentum}
@@ -247,8 +247,8 @@ class AdamTrustRegion(TrustRegionOptimizer):
             options=self.options,
         )
 
-    def _fused_pass(self, workers: Any) -> Callable[..., Any]:
-        return workers.adam_clipped_step
+    def _fused_pass(self, passes: Any) -> Callable[..., Any]:
+        return passes.adam_clipped_step
 
     def _numbers(self) -> dict[str, Any]:
         options = self.options
@@ -303,8 +303,8 @@ class _DiagonalTrustRegion(TrustRegionOptimizer):
             damping=self.options.damping * self._promise.get(name, 0.0),
         )
 
-    def _fused_pass(self, workers: Any) -> Callable[..., Any]:
-        return workers.curvature_step
+    def _fused_pass(self, passes: Any) -> Callable[..., Any]:
+        return passes.curvature_step
 
     def _numbers(self) -> dict[str, Any]:
         options = self.options
@@ -354,7 +354,7 @@ class DiagonalGaussNewton(_DiagonalTrustRegion):
 
 def _along_rows(per_row: Tensor, tensor: Tensor) -> Tensor:
     """Return a number for each row, or one for all, in a shape that broadcasts to ``tensor``."""
-    return per_row.to(tensor.dtype).view([-1, *[1] * (tensor.dim() - 1)] if tensor.dim() else [])
+    return per_row.to(tensor).view([-1, *[1] * (tensor.dim() - 1)] if tensor.dim() else [])
 
 
 def clip_and_subtract(parameter: Tensor, step: Tensor, radius: Tensor) -> None:

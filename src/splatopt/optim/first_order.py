@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from splatopt import kernels
 from splatopt.core.checks import InputError, check_fraction, check_positive
 from splatopt.core.native import adam_step, available
 from splatopt.core.objective import Evaluation, Objective, Oracle
@@ -185,8 +186,8 @@ class Adam(Optimizer):
         v ← β₂ v + (1-β₂) g²
         θ ← θ - rate · m/(1-β₁ᵗ) / (√(v/(1-β₂ᵗ)) + ε)
 
-    Contiguous float32 parameters on the CPU take one fused native pass that reads and writes each
-    number once; all others take the same formula in torch.
+    Contiguous float32 parameters take fused passes that read and write each number once: a native one for each
+    parameter on the CPU, one of Triton for all on a GPU. All others take the same formula in torch.
     """
 
     needs: ClassVar[frozenset[Oracle]] = frozenset({Oracle.GRADIENT})
@@ -205,10 +206,14 @@ class Adam(Optimizer):
         evaluation = self.objective.gradient(batch)
         rates, other_rate = options.rates(self.objective.length_scale, progress), options.other_rate(progress)
         self._steps += 1
-        for name, parameter in self.objective.parameters.items():
+        parameters, gradient = self.objective.parameters, evaluation.gradient
+        if kernels.takes([*parameters.values(), *gradient.values()]):
+            self._step_on_gpu(gradient, {name: rates.get(name, other_rate) for name in parameters})
+            return evaluation
+        for name, parameter in parameters.items():
             adam_update(
                 parameter,
-                evaluation.gradient[name],
+                gradient[name],
                 self._exp_avg[name],
                 self._exp_avg_sq[name],
                 rate=rates.get(name, other_rate),
@@ -217,6 +222,17 @@ class Adam(Optimizer):
                 threads=self.threads,
             )
         return evaluation
+
+    def _step_on_gpu(self, gradient: Mapping[str, Tensor], rates: Mapping[str, float]) -> None:
+        """Move every parameter in one launch."""
+        from splatopt.kernels import adam
+
+        groups = [
+            adam.AdamGroup(parameter, gradient[name], self._exp_avg[name], self._exp_avg_sq[name], rates[name])
+            for name, parameter in self.objective.parameters.items()
+        ]
+        options = self.options
+        adam.adam_step(groups, beta1=options.beta1, beta2=options.beta2, epsilon=options.epsilon, step=self._steps)
 
     def state(self) -> OptimizerState:
         """Return both means of every parameter and the number of steps."""

@@ -33,13 +33,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from splatopt.core import native
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Tensors
 from splatopt.core.optimizer import Progress
-
-GAUSSIAN_TENSORS = ("means", "log_scales", "quats", "logit_opacities", "sh_dc", "sh_rest")
-"""Parameters of exactly these names are a cloud's, and get the radii of the table."""
+from splatopt.optim.fused import GAUSSIAN_TENSORS, FusedPasses
 
 _Y0 = 0.5 / math.sqrt(math.pi)
 """The constant spherical harmonic, and the root mean square over the sphere of every other one."""
@@ -224,24 +221,12 @@ class HellingerRadii:
             "sh_rest": (bounds.higher_bands * color)[:, None, :],
         }
 
-    def native_bounds(self, epsilon: float) -> Any:
-        """Return what the native passes make the same radii from."""
+    def fused_bounds(self, passes: FusedPasses, epsilon: float) -> Any:
+        """Return what the fused passes make the same radii from."""
         numbers = {field.name: getattr(self.bounds, field.name) for field in fields(RadiusBounds)}
         numbers["most_mean"] = self._most_mean
         conditional = numbers.pop("mean_variance") == "conditional"
-        return native.trust_bounds(epsilon=epsilon, conditional_variance=conditional, **numbers)
-
-
-def fits_native(*clouds: Tensors) -> bool:
-    """Whether the native passes take these tensors: a cloud's six, float32, contiguous, on the CPU."""
-    return native.available() and all(
-        set(tensors) == set(GAUSSIAN_TENSORS)
-        and all(
-            value.dtype == torch.float32 and value.device.type == "cpu" and value.is_contiguous()
-            for value in tensors.values()
-        )
-        for tensors in clouds
-    )
+        return passes.bounds(epsilon=epsilon, conditional_variance=conditional, **numbers)
 
 
 @contextmanager

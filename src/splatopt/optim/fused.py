@@ -1,0 +1,56 @@
+"""Fused passes over a whole cloud: the C++ ones on the CPU, the Triton ones on a GPU, under the same names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from splatopt import kernels
+from splatopt.core import native
+from splatopt.core.objective import Tensors
+
+GAUSSIAN_TENSORS = ("means", "log_scales", "quats", "logit_opacities", "sh_dc", "sh_rest")
+"""Parameters of exactly these names are a cloud's, and get the radii of the table in ``hellinger.py``."""
+
+
+@dataclass(frozen=True)
+class FusedPasses:
+    """What does to a whole cloud, reading and writing each number once, what the steps in torch define.
+
+    Attributes:
+        passes: ``sign_step``, ``adam_clipped_step``, ``curvature_step``, ``block_step``, ``fold_blocks`` and
+            ``block_form``, whose arguments are the same on every device.
+        cloud: Makes what they take of a cloud's six tensors, which must outlive it.
+        bounds: Makes what they take of a trust region, named as in ``RadiusBounds``.
+    """
+
+    passes: Any
+    cloud: Callable[[Tensors], Any]
+    bounds: Callable[..., Any]
+
+
+def fused_passes(threads: int, *clouds: Tensors) -> FusedPasses | None:
+    """Return the passes that take all these tensors, or None where the step is taken in torch.
+
+    They take a cloud's six tensors, contiguous float32, on the CPU where the native module is installed, or on one
+    GPU where Triton is.
+
+    Args:
+        threads: Threads of the native passes, 0 for one per processor.
+        clouds: Values, gradient and states.
+    """
+    if any(set(tensors) != set(GAUSSIAN_TENSORS) for tensors in clouds):
+        return None
+    tensors = [tensor for cloud in clouds for tensor in cloud.values()]
+    if native.available() and all(
+        tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors
+    ):
+        return FusedPasses(native.workers(threads), native.cloud_tensors, native.trust_bounds)
+    if kernels.takes(tensors):
+        from splatopt.kernels import steps
+
+        return FusedPasses(steps, steps.Cloud.of, steps.TrustBounds)
+    return None
