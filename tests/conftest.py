@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from kernels import interpreter
+
+interpreter.switch_on()
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let a person say where the real scenes lie."""

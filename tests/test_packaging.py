@@ -57,7 +57,7 @@ def numbers(version: str) -> tuple[int, ...]:
 
 def test_requirements_are_floors_only(project: dict):
     for requirement in [*project["dependencies"], *chain(*project["optional-dependencies"].values())]:
-        assert re.fullmatch(r"[a-z0-9-]+>=[0-9.]+(; platform_machine == '\w+')?", requirement), (
+        assert re.fullmatch(r"[a-z0-9-]+>=[0-9.]+(; (platform_machine|sys_platform) == '\w+')?", requirement), (
             f"{requirement}: exact pins belong in constraints.txt"
         )
 
