@@ -1,0 +1,61 @@
+"""Tiny views for the kernels: the awkward clouds of the renderers' tests, a score of Gaussians on a few tiles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from raster.cases import RenderCase, find_case, make_camera
+from splatopt.kernels.projection import CloudPointers, SplatBuffers, project
+from splatopt.kernels.tiles import TileLists, make_tile_lists
+from splatopt.raster.gpu import cloud_pointers, view_numbers
+from splatopt.raster.types import Footprint, RenderOptions
+from splatopt.scene.gaussians import GaussianCloud
+
+GREY = RenderOptions(background=(0.2, 0.5, 0.9))
+NAMES = ("degree_3", "needles", "opaque_giants", "all_around", "dark", "degree_1")
+
+
+@dataclass(frozen=True)
+class TinyView:
+    """A case of the renderers' tests cut down to what the interpreter draws in a fraction of a second."""
+
+    case: RenderCase
+    count: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.case.name}-{self.case.options.footprint.value}"
+
+    def cloud(self) -> GaussianCloud:
+        """The first Gaussians of the case, float64, exactly representable in float32."""
+        return self.case.cloud().map(lambda tensor: tensor[: self.count].clone())
+
+
+def tiny(name: str, footprint: Footprint = Footprint.CLASSIC, count: int = 20) -> TinyView:
+    """Cut a case down to 24x20 pixels, two by two tiles."""
+    options = replace(GREY, footprint=footprint)
+    return TinyView(replace(find_case(name), camera=make_camera(24, 20), options=options), count)
+
+
+TINY = (*(tiny(name) for name in NAMES), tiny("degree_3", Footprint.ANTIALIASED), tiny("blades_antialiased", Footprint.ANTIALIASED))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A view on a device, projected and listed."""
+
+    numbers: torch.Tensor
+    cloud: CloudPointers
+    splats: SplatBuffers
+    lists: TileLists
+
+
+def prepare(view: TinyView, device: torch.device) -> Drawn:
+    """Project a view in float32 and make its lists."""
+    camera, options = view.case.camera, view.case.options
+    cloud = cloud_pointers(view.cloud().to(torch.float32).map(lambda tensor: tensor.to(device)), options)
+    numbers = view_numbers(camera, options, device)
+    splats = project(numbers, cloud, options.footprint is Footprint.ANTIALIASED)
+    return Drawn(numbers, cloud, splats, make_tile_lists(numbers, splats, camera.width, camera.height))
