@@ -39,7 +39,11 @@ def tiny(name: str, footprint: Footprint = Footprint.CLASSIC, count: int = 20) -
     return TinyView(replace(find_case(name), camera=make_camera(24, 20), options=options), count)
 
 
-TINY = (*(tiny(name) for name in NAMES), tiny("degree_3", Footprint.ANTIALIASED), tiny("blades_antialiased", Footprint.ANTIALIASED))
+TINY = (
+    *(tiny(name) for name in NAMES),
+    tiny("degree_3", Footprint.ANTIALIASED),
+    tiny("blades_antialiased", Footprint.ANTIALIASED),
+)
 
 
 @dataclass(frozen=True)
