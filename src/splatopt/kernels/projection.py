@@ -105,7 +105,7 @@ def store_splat(splats, row, mask, mean_x, mean_y, a, log2_opacity):
 
 
 @jit
-def color_of(dc, rest, row, mask, basis, channel: tl.constexpr, K, BANDS: tl.constexpr):
+def color_of(dc, rest, row, mask, basis, channel: tl.constexpr, K: tl.constexpr, BANDS: tl.constexpr):
     """Return one channel before the clamp at 0."""
     wide = row.to(tl.int64)
     color = tl.load(dc + wide * 3 + channel, mask, 0.0) * C0 + 0.5
@@ -115,7 +115,7 @@ def color_of(dc, rest, row, mask, basis, channel: tl.constexpr, K, BANDS: tl.con
 
 
 @jit
-def store_colors(splats, dc, rest, row, mask, offset, K, BANDS: tl.constexpr):
+def store_colors(splats, dc, rest, row, mask, offset, K: tl.constexpr, BANDS: tl.constexpr):
     """Write the colours of splats and which of them pass their gradient.
 
     A black point's colour, stored as -0.5/C₀, may come out some rounding below 0: it still passes its gradient, or
@@ -146,7 +146,7 @@ def project_kernel(
     row_first,
     row_count,
     N,
-    K,
+    K: tl.constexpr,
     BANDS: tl.constexpr,
     ANTIALIASED: tl.constexpr,
     TILE_SIZE: tl.constexpr,
@@ -209,7 +209,7 @@ def project(view: Tensor, cloud: CloudPointers, antialiased: bool) -> SplatBuffe
             out.row_first,
             out.row_count,
             count,
-            cloud.sh_rest.shape[1],
+            K=cloud.sh_rest.shape[1],
             BANDS=cloud.bands,
             ANTIALIASED=antialiased,
             TILE_SIZE=TILE,
