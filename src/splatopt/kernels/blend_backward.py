@@ -3,8 +3,8 @@
 A tile walks its list back to front. With the suffix colour C = Σ_{j>i} w_j c_j + T_end·background, ∂I/∂c = w and
 ∂I/∂α = T c - C / (1 - α). A pair of tile and Gaussian leaves nine sums over the tile's pixels, with g = ∂L/∂log2 α
 and the whitened offset w = (u, v): Σ g, Σ g w (2), Σ g (uu, uv, vv), ∂L/∂colour (3). They are written once, at the
-pair's slot, and added per Gaussian in the order of the slots: no atomics on floats, so a run repeats bit for bit. The price
-is memory, 36 bytes a pair, while the backward pass runs.
+pair's slot, and added per Gaussian in the order of the slots: no atomics on floats, so a run repeats bit for bit. The
+price is memory, 36 bytes a pair, while the backward pass runs.
 """
 
 from __future__ import annotations

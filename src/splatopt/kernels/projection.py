@@ -106,9 +106,9 @@ def store_splat(splats, row, mask, mean_x, mean_y, a, log2_opacity):
 
 @jit
 def color_of(dc, rest, row, mask, basis, channel: tl.constexpr, K: tl.constexpr, BANDS: tl.constexpr):
-    """Return one channel before the clamp at 0."""
+    """Return one channel of C₀ k + Σ Y k: the colour but for its ½ and its clamp at 0."""
     wide = row.to(tl.int64)
-    color = tl.load(dc + wide * 3 + channel, mask, 0.0) * C0 + 0.5
+    color = tl.load(dc + wide * 3 + channel, mask, 0.0) * C0
     for band in tl.static_range(BANDS):
         color += basis[band] * tl.load(rest + (wide * K + band) * 3 + channel, mask, 0.0)
     return color
@@ -126,7 +126,7 @@ def store_colors(splats, dc, rest, row, mask, offset, K: tl.constexpr, BANDS: tl
     at = splats + row.to(tl.int64) * SPLAT
     passes = tl.zeros_like(direction[0])
     for channel in tl.static_range(3):
-        color = color_of(dc, rest, row, mask, basis, channel, K, BANDS)
+        color = color_of(dc, rest, row, mask, basis, channel, K, BANDS) + 0.5
         passes += tl.where(color >= -1e-6, 1.0 * (1 << channel), 0.0)
         tl.store(at + 6 + channel, tl.maximum(color, 0.0), mask)
     tl.store(at + 9, passes, mask)

@@ -23,7 +23,6 @@ from splatopt.kernels.geometry import (
     project_footprint,
     project_point,
     three,
-    turn,
     unit_direction,
     whitening,
 )
