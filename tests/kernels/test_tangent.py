@@ -41,9 +41,11 @@ def test_the_images_tangent_agrees_with_the_reference_and_is_adjoint_to_the_grad
     found = image_tangent(view, device)
     along = direction(view).tensors
     truth = torch.func.jvp(
-        lambda *tensors: render_reference(
-            GaussianCloud(**dict(zip(along, tensors, strict=True))), view.case.camera, view.case.options
-        ).image,
+        lambda *tensors: (
+            render_reference(
+                GaussianCloud(**dict(zip(along, tensors, strict=True))), view.case.camera, view.case.options
+            ).image
+        ),
         tuple(view.cloud().tensors.values()),
         tuple(along.values()),
     )[1]

@@ -14,7 +14,7 @@ from splatopt.raster.types import Footprint, RenderOptions
 from splatopt.scene.gaussians import GaussianCloud
 
 GREY = RenderOptions(background=(0.2, 0.5, 0.9))
-NAMES = ("degree_3", "needles", "opaque_giants", "all_around", "dark", "degree_1")
+NAMES = ("degree_3", "needles", "opaque_giants", "all_around", "dark", "degree_0")
 
 
 @dataclass(frozen=True)
