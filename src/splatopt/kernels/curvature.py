@@ -25,11 +25,12 @@ from splatopt.kernels.tangent import color_by_mean, push_geometry
 COLUMNS = tl.constexpr(16)
 """14 parameters, and two that are empty."""
 
-DIAGONAL_ROWS = 32
-"""Gaussians a program of the diagonal: four columns a thread of four warps."""
+DIAGONAL_ROWS = 16
+"""Gaussians a program of the diagonal: two columns a thread of four warps."""
 
-BLOCK_ROWS = 8
-"""Gaussians a program of the blocks: a block has 256 entries, so sixteen a thread."""
+BLOCK_ROWS = 4
+"""Gaussians a program of the blocks: a block has 256 entries with its empty ones, so eight a thread; at 8 rows the
+compiler for sm_90 spills."""
 
 
 @jit
