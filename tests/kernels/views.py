@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from raster.cases import RenderCase, find_case, make_camera
-from splatopt.kernels import blend, blend_backward, blend_moments, curvature, tangent
+from splatopt.kernels import blend, blend_backward, blend_moments, curvature, loss, tangent
 from splatopt.kernels.projection import CloudPointers, SplatBuffers, project
 from splatopt.kernels.tiles import TileLists, make_tile_lists
 from splatopt.raster.gpu import cloud_pointers, view_numbers
@@ -17,7 +17,7 @@ from splatopt.scene.gaussians import GaussianCloud
 if not torch.cuda.is_available():
     # The interpreter's time goes by the number of operations, whatever their size.
     blend.BATCH = blend_backward.BATCH = blend_moments.BATCH = tangent.BATCH = 16
-    curvature.BLOCK_ROWS = curvature.DIAGONAL_ROWS = 32
+    curvature.BLOCK_ROWS = curvature.DIAGONAL_ROWS = loss.ROWS = 32
 
 GREY = RenderOptions(background=(0.2, 0.5, 0.9))
 NAMES = ("degree_3", "needles", "opaque_giants", "all_around", "dark", "degree_0")
@@ -39,10 +39,12 @@ class TinyView:
         return self.case.cloud().map(lambda tensor: tensor[: self.count].clone())
 
 
-def tiny(name: str, footprint: Footprint = Footprint.CLASSIC, count: int = 20) -> TinyView:
-    """Cut a case down to 24x20 pixels, two by two tiles."""
+def tiny(
+    name: str, footprint: Footprint = Footprint.CLASSIC, count: int = 20, size: tuple[int, int] = (24, 20)
+) -> TinyView:
+    """Cut a case down to a few pixels, two by two tiles."""
     options = replace(GREY, footprint=footprint)
-    return TinyView(replace(find_case(name), camera=make_camera(24, 20), options=options), count)
+    return TinyView(replace(find_case(name), camera=make_camera(*size), options=options), count)
 
 
 TINY = (

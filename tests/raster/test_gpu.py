@@ -24,7 +24,11 @@ from splatopt.scene.gaussians import GaussianCloud
 pytestmark = [pytest.mark.gpu] if torch.cuda.is_available() else []
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-VIEWS = (tiny("degree_3", count=12), tiny("needles", Footprint.ANTIALIASED, count=12), tiny("degree_0", count=12))
+VIEWS = (
+    tiny("degree_3", count=12, size=(18, 17)),
+    tiny("needles", Footprint.ANTIALIASED, count=12, size=(18, 17)),
+    tiny("degree_0", count=12, size=(18, 17)),
+)
 IDS = [view.name for view in VIEWS]
 
 
@@ -124,7 +128,7 @@ def test_what_is_seen_is_what_may_reach_a_pixel():
     assert seen.sum() > 5
     earlier = torch.ones_like(seen)
     renderer.accumulate_gradient(cloud, *rest, 0.2, 1.0, empty(cloud), earlier)
-    assert earlier.all()
+    assert earlier.all(), "what an earlier view saw stays seen"
 
 
 def test_nothing_is_drawn_of_an_empty_cloud():

@@ -133,7 +133,7 @@ def blend_backward_kernel(
 
 @jit
 def sum_pairs_kernel(
-    pairs, slot_begin, slot_count, out, N, WIDTH_: tl.constexpr, BLOCK: tl.constexpr, TOGETHER: tl.constexpr
+    pairs, slot_begin, slot_count, out, N, FIELDS: tl.constexpr, BLOCK: tl.constexpr, TOGETHER: tl.constexpr
 ):
     """Add the sums of each Gaussian's slots, in one fixed order."""
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -145,10 +145,10 @@ def sum_pairs_kernel(
     done = most * 0
     while done < most:
         k = done + tl.arange(0, TOGETHER)
-        at = (begin[:, None] + k[None, :]) * WIDTH_ + field
+        at = (begin[:, None] + k[None, :]) * FIELDS + field
         total += tl.load(pairs + at, k[None, :] < count[:, None], 0.0)
         done += TOGETHER
-    tl.store(out + row.to(tl.int64) * WIDTH_ + field, tl.sum(total, axis=1), row < N)
+    tl.store(out + row.to(tl.int64) * FIELDS + field, tl.sum(total, axis=1), row < N)
 
 
 def sum_pairs(pairs: Tensor, lists: TileLists) -> Tensor:
@@ -165,7 +165,7 @@ def sum_pairs(pairs: Tensor, lists: TileLists) -> Tensor:
     out = torch.empty(count, width, device=pairs.device)
     if count:
         sum_pairs_kernel[(triton.cdiv(count, SUM_ROWS), width)](
-            pairs, lists.slot_begin, lists.slot_count, out, count, WIDTH_=width, BLOCK=SUM_ROWS, TOGETHER=SUM_PAIRS
+            pairs, lists.slot_begin, lists.slot_count, out, count, FIELDS=width, BLOCK=SUM_ROWS, TOGETHER=SUM_PAIRS
         )
     return out
 
