@@ -1,7 +1,7 @@
 """Compiles every kernel of the render passes for a GPU that need not be here; run as a program of its own.
 
-The interpreter runs what the compiler refuses (a global that is no constexpr, an annotation that it cannot read), so both
-must be tried. ``python compile_for.py 90`` prints a line per kernel: registers, bytes of stack, bytes of shared memory.
+The interpreter runs what the compiler refuses (a global that is no constexpr, an annotation that it cannot read), so
+both must be tried. ``python compile_for.py 90`` prints for each kernel registers, bytes of stack and of shared memory.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ def test_every_kernel_compiles_without_spilling_much(capability: str):
         pytest.skip("this Triton comes without NVIDIA's assembler")
     script = Path(__file__).with_name("compile_for.py")
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    result = subprocess.run([sys.executable, script, capability], capture_output=True, text=True, env=environment)
+    command = [sys.executable, script, capability]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
     lines = [line.split() for line in result.stdout.splitlines()]
     assert len(lines) == 13
