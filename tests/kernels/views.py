@@ -20,7 +20,7 @@ if not torch.cuda.is_available():
     curvature.BLOCK_ROWS = curvature.DIAGONAL_ROWS = loss.ROWS = 32
 
 GREY = RenderOptions(background=(0.2, 0.5, 0.9))
-NAMES = ("degree_3", "needles", "opaque_giants", "all_around", "dark", "degree_0")
+NAMES = ("degree_3", "opaque_giants", "all_around", "dark", "degree_0")
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,20 @@ class TinyView:
 
 
 def tiny(
-    name: str, footprint: Footprint = Footprint.CLASSIC, count: int = 20, size: tuple[int, int] = (24, 20)
+    name: str,
+    footprint: Footprint = Footprint.CLASSIC,
+    count: int = 20,
+    size: tuple[int, int] = (24, 20),
+    sh_degree: int | None = None,
 ) -> TinyView:
     """Cut a case down to a few pixels, two by two tiles."""
-    options = replace(GREY, footprint=footprint)
+    options = replace(GREY, footprint=footprint, sh_degree=sh_degree)
     return TinyView(replace(find_case(name), camera=make_camera(*size), options=options), count)
 
 
 TINY = (
     *(tiny(name) for name in NAMES),
+    tiny("needles", sh_degree=1),  # stored at degree 3
     tiny("degree_3", Footprint.ANTIALIASED),
     tiny("blades_antialiased", Footprint.ANTIALIASED),
 )
