@@ -191,6 +191,5 @@ def blend(
         TILE_SIZE=TILE,
         BATCH_SIZE=BATCH,
         num_warps=WARPS,
-        enable_fp_fusion=True,
     )
     return out

@@ -201,6 +201,5 @@ def blend_backward(
             TILE_SIZE=TILE,
             BATCH_SIZE=BATCH,
             num_warps=WARPS,
-            enable_fp_fusion=True,
         )
     return sum_pairs(pairs, lists)

@@ -166,6 +166,5 @@ def blend_moments(
             TILE_SIZE=TILE,
             BATCH_SIZE=BATCH,
             num_warps=WARPS,
-            enable_fp_fusion=True,
         )
     return sum_pairs(pairs, lists)

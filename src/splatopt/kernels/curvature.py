@@ -320,7 +320,6 @@ def project_diagonal(
             ANTIALIASED=antialiased,
             OVERWRITE=overwrite,
             BLOCK=DIAGONAL_ROWS,
-            enable_fp_fusion=True,
         )
 
 
@@ -365,5 +364,4 @@ def project_blocks(
             ANTIALIASED=antialiased,
             OVERWRITE=overwrite,
             BLOCK=BLOCK_ROWS,
-            enable_fp_fusion=True,
         )

@@ -214,6 +214,5 @@ def project(view: Tensor, cloud: CloudPointers, antialiased: bool) -> SplatBuffe
             ANTIALIASED=antialiased,
             TILE_SIZE=TILE,
             BLOCK=ROWS,
-            enable_fp_fusion=True,
         )
     return out

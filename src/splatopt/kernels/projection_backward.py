@@ -289,5 +289,4 @@ def project_backward(
             ANTIALIASED=antialiased,
             OVERWRITE=overwrite,
             BLOCK=ROWS,
-            enable_fp_fusion=True,
         )

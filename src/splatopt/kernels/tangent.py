@@ -307,7 +307,6 @@ def project_jvp(
             BANDS=cloud.bands,
             ANTIALIASED=antialiased,
             BLOCK=ROWS,
-            enable_fp_fusion=True,
         )
     return out
 
@@ -336,6 +335,5 @@ def blend_jvp(view: Tensor, projected: SplatBuffers, lists: TileLists, drawn: Bl
         TILE_SIZE=TILE,
         BATCH_SIZE=BATCH,
         num_warps=WARPS,
-        enable_fp_fusion=True,
     )
     return out
