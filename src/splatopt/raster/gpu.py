@@ -1,0 +1,327 @@
+"""The renderer on a GPU: glue between tensors and the Triton kernels, imported on first use."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+from splatopt.core.camera import Camera
+from splatopt.core.checks import InputError
+from splatopt.core.objective import Oracle
+from splatopt.kernels.blend import Blended, blend
+from splatopt.kernels.blend_backward import blend_backward
+from splatopt.kernels.blend_moments import blend_moments
+from splatopt.kernels.curvature import project_blocks, project_diagonal
+from splatopt.kernels.projection import CloudPointers, SplatBuffers, project
+from splatopt.kernels.projection_backward import project_backward
+from splatopt.kernels.tangent import blend_jvp, project_jvp
+from splatopt.kernels.tiles import TileLists, make_tile_lists
+from splatopt.kernels.view import RenderingRule, pack_view
+from splatopt.raster import constants, gpu_loss
+from splatopt.raster.renderer import Renderer, ViewLoss
+from splatopt.raster.residuals import ResidualOptions
+from splatopt.raster.types import GAUSSIAN_TENSORS, Footprint, Gaussians, Rendering, RenderOptions
+
+_VIEWS_KEPT = 4096
+
+
+def view_numbers(camera: Camera, options: RenderOptions, device: torch.device) -> Tensor:
+    """Return camera, background and the rule's numbers as the kernels take them."""
+    rule = RenderingRule(
+        near_plane=constants.NEAR_PLANE,
+        low_pass=constants.LOW_PASS,
+        max_alpha=constants.MAX_ALPHA,
+        min_alpha=constants.MIN_ALPHA,
+        min_transmittance=constants.MIN_TRANSMITTANCE,
+        frustum_margin=constants.FRUSTUM_MARGIN,
+    )
+    return pack_view(camera, options.background, rule, device)
+
+
+def cloud_pointers(gaussians: Gaussians, options: RenderOptions) -> CloudPointers:
+    """Return the Gaussians' tensors as the kernels take them.
+
+    Raises:
+        ValueError: A tensor is not contiguous float32, or they do not lie together on one GPU.
+    """
+    tensors = {name: getattr(gaussians, name).detach() for name in GAUSSIAN_TENSORS}
+    device = tensors["means"].device
+    at_hand = device.type == "cuda" or triton.knobs.runtime.interpret
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32 or tensor.device != device or not tensor.is_contiguous() or not at_hand:
+            raise ValueError(
+                f"the triton renderer needs contiguous float32 tensors on one GPU; {name} is {tensor.dtype} "
+                f"on {tensor.device}, strides {tensor.stride()} (the reference renderer takes any)"
+            )
+    stored = math.isqrt(gaussians.sh_rest.shape[1] + 1) - 1
+    degree = stored if options.sh_degree is None else min(options.sh_degree, stored)
+    return CloudPointers(**tensors, degree=degree)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A view that was drawn, with all that its derivatives need."""
+
+    numbers: Tensor
+    cloud: CloudPointers
+    splats: SplatBuffers
+    lists: TileLists
+    blended: Blended
+    antialiased: bool
+
+    @property
+    def device(self) -> torch.device:
+        return self.numbers.device
+
+    def factor(self, weight: float) -> Tensor:
+        """Return a factor as the kernels take it; filled in on the device, which nothing waits for."""
+        return torch.full((), weight, device=self.device)
+
+    def pull(self, image_gradient: Tensor, gradient: Mapping[str, Tensor], weight: float, overwrite: bool) -> None:
+        """Add ``weight`` · (∂image/∂θ)ᵀ · ``image_gradient`` to ``gradient``."""
+        sums = blend_backward(self.numbers, self.splats, self.lists, self.blended, image_gradient)
+        project_backward(
+            self.numbers,
+            self.cloud,
+            self.splats,
+            sums,
+            [gradient[name] for name in GAUSSIAN_TENSORS],
+            self.factor(weight),
+            antialiased=self.antialiased,
+            overwrite=overwrite,
+        )
+
+    def push(self, tangent: Mapping[str, Tensor]) -> Tensor:
+        """Return ∂image/∂θ · ``tangent``, a missing one being zero."""
+        given = [tangent.get(name) for name in GAUSSIAN_TENSORS]
+        pairs = zip(self.cloud.tensors, given, strict=True)
+        whole = [torch.zeros_like(value) if v is None else v.contiguous() for value, v in pairs]
+        tangents = project_jvp(self.numbers, self.cloud, self.splats, whole, antialiased=self.antialiased)
+        return blend_jvp(self.numbers, self.splats, self.lists, self.blended, tangents)
+
+    def moments(self, pixel_weights: Tensor, cross: bool) -> Tensor:
+        """Return the curvature sums of the splats."""
+        return blend_moments(self.numbers, self.splats, self.lists, self.blended, pixel_weights, cross=cross)
+
+
+class TritonRenderer(Renderer):
+    """Renders on the GPU that the Gaussians lie on, by kernels that Triton compiles when they are first used.
+
+    The same input gives the same bits: nothing is added in an order that depends on timing. Where there is no GPU and
+    Triton was told to interpret (``TRITON_INTERPRET=1``), it runs on tensors on the CPU, far too slowly for more
+    than tests.
+    """
+
+    name = "triton"
+
+    def __init__(self) -> None:
+        """Make a renderer.
+
+        Raises:
+            InputError: There is no GPU.
+        """
+        if not (torch.cuda.is_available() or triton.knobs.runtime.interpret):
+            raise InputError(
+                f"the triton renderer needs a GPU, and this PyTorch ({torch.__version__}) finds none; leave --renderer "
+                "and --device out to render on the CPU"
+            )
+        self._views: dict[tuple[int, RenderOptions, torch.device], tuple[Camera, Tensor]] = {}
+
+    @property
+    def oracles(self) -> frozenset[Oracle]:
+        """All but exact Hessian-vector products; a central difference of gradients stands in for those."""
+        return frozenset(Oracle) - {Oracle.HVP}
+
+    def render(self, gaussians: Gaussians, camera: Camera, options: RenderOptions) -> Rendering:
+        """Render one view, without gradients."""
+        blended = self.draw(gaussians, camera, options, with_depth=True).blended
+        return Rendering(blended.image, 1 - blended.transmittance, blended.depth)
+
+    def accumulate_gradient(
+        self,
+        gaussians: Gaussians,
+        camera: Camera,
+        target: Tensor,
+        options: RenderOptions,
+        ssim_weight: float,
+        weight: float,
+        gradient: Mapping[str, Tensor],
+        seen: Tensor,
+        overwrite: bool = False,
+    ) -> ViewLoss:
+        """Add ``weight`` · ∂loss/∂θ of one view to ``gradient``; see :class:`Renderer`."""
+        drawn = self.draw(gaussians, camera, options)
+        image_gradient = torch.empty_like(drawn.blended.image)
+        loss = gpu_loss.view_loss(drawn.blended.image, _on(target, drawn), ssim_weight, image_gradient)
+        drawn.pull(image_gradient, gradient, weight, overwrite)
+        visible = drawn.splats.row_count > 0
+        seen.copy_(visible if overwrite else seen | visible)
+        return loss
+
+    def value(
+        self, gaussians: Gaussians, camera: Camera, target: Tensor, options: RenderOptions, ssim_weight: float
+    ) -> ViewLoss:
+        """Return the loss of one view; see :class:`Renderer`."""
+        drawn = self.draw(gaussians, camera, options)
+        return gpu_loss.view_loss(drawn.blended.image, _on(target, drawn), ssim_weight)
+
+    def residuals(
+        self,
+        gaussians: Gaussians,
+        camera: Camera,
+        target: Tensor,
+        options: RenderOptions,
+        residual_options: ResidualOptions,
+    ) -> Tensor:
+        """Return the residuals, (components, H, W, 3); see :class:`Renderer`."""
+        drawn = self.draw(gaussians, camera, options)
+        return gpu_loss.residuals(drawn.blended.image, _on(target, drawn), residual_options)
+
+    def jvp(
+        self,
+        gaussians: Gaussians,
+        camera: Camera,
+        target: Tensor,
+        options: RenderOptions,
+        residual_options: ResidualOptions,
+        tangent: Mapping[str, Tensor],
+    ) -> Tensor:
+        """Return J v, (components, H, W, 3), a missing tangent being zero; see :class:`Renderer`."""
+        drawn = self.draw(gaussians, camera, options)
+        change = drawn.push(tangent)
+        return gpu_loss.residual_jvp(drawn.blended.image, _on(target, drawn), residual_options, change)
+
+    def vjp(
+        self,
+        gaussians: Gaussians,
+        camera: Camera,
+        target: Tensor,
+        options: RenderOptions,
+        residual_options: ResidualOptions,
+        cotangent: Tensor,
+        weight: float,
+        gradient: Mapping[str, Tensor],
+        overwrite: bool = False,
+    ) -> None:
+        """Add ``weight`` · Jᵀ u to ``gradient``; see :class:`Renderer`."""
+        drawn = self.draw(gaussians, camera, options)
+        along = gpu_loss.residual_vjp(drawn.blended.image, _on(target, drawn), residual_options, cotangent.contiguous())
+        drawn.pull(along, gradient, weight, overwrite)
+
+    def gauss_newton_product(
+        self,
+        gaussians: Gaussians,
+        camera: Camera,
+        target: Tensor,
+        options: RenderOptions,
+        residual_options: ResidualOptions,
+        tangent: Mapping[str, Tensor],
+        weight: float,
+        product: Mapping[str, Tensor],
+        overwrite: bool = False,
+    ) -> None:
+        """Add ``weight`` · JᵀJ v to ``product``, drawing the view once; see :class:`Renderer`."""
+        drawn = self.draw(gaussians, camera, options)
+        image, photograph = drawn.blended.image, _on(target, drawn)
+        pushed = gpu_loss.residual_jvp(image, photograph, residual_options, drawn.push(tangent))
+        drawn.pull(gpu_loss.residual_vjp(image, photograph, residual_options, pushed), product, weight, overwrite)
+
+    def accumulate_diagonal(
+        self,
+        gaussians: Gaussians,
+        camera: Camera,
+        target: Tensor,
+        options: RenderOptions,
+        residual_options: ResidualOptions,
+        weight: float,
+        diagonal: Mapping[str, Tensor],
+        overwrite: bool = False,
+    ) -> None:
+        """Add ``weight`` · diag(JᵀJ), by pixels' own residuals, to ``diagonal``; see :class:`Renderer`."""
+        drawn = self.draw(gaussians, camera, options)
+        weights = gpu_loss.residual_weights(drawn.blended.image, _on(target, drawn), residual_options)
+        project_diagonal(
+            drawn.numbers,
+            drawn.cloud,
+            drawn.splats,
+            # Above degree 0 a mean moves its colour too, and then the cross sums count.
+            drawn.moments(weights, cross=drawn.cloud.degree > 0),
+            [diagonal[name] for name in GAUSSIAN_TENSORS],
+            drawn.factor(weight),
+            antialiased=drawn.antialiased,
+            overwrite=overwrite,
+        )
+
+    def accumulate_blocks(
+        self,
+        gaussians: Gaussians,
+        camera: Camera,
+        target: Tensor,
+        options: RenderOptions,
+        residual_options: ResidualOptions,
+        weight: float,
+        blocks: Tensor,
+        rest_diagonal: Tensor,
+        overwrite: bool = False,
+    ) -> None:
+        """Add ``weight`` · each Gaussian's block of JᵀJ to ``blocks``; see :class:`Renderer`."""
+        drawn = self.draw(gaussians, camera, options)
+        weights = gpu_loss.residual_weights(drawn.blended.image, _on(target, drawn), residual_options)
+        project_blocks(
+            drawn.numbers,
+            drawn.cloud,
+            drawn.splats,
+            drawn.moments(weights, cross=True),
+            blocks,
+            rest_diagonal,
+            drawn.factor(weight),
+            antialiased=drawn.antialiased,
+            overwrite=overwrite,
+        )
+
+    def memory_needed(self, gaussians: int, pixels: int, pairs: int, asked: frozenset[Oracle]) -> int:
+        """Count the bytes that one view takes beside Gaussians, gradients and residuals; ``docs/kernels_render.md``.
+
+        Args:
+            gaussians: N.
+            pixels: H·W.
+            pairs: Tile entries.
+            asked: The derivatives that are taken.
+        """
+        cross = bool(asked & {Oracle.GAUSS_NEWTON_DIAGONAL, Oracle.GAUSS_NEWTON_BLOCKS})
+        sums = 4 * (36 if cross else 9)
+        # Two sorts with 8-byte indices come first and the sums after them, over what both keep.
+        return (
+            gaussians * (60 + max(24, sums) + 36 * (Oracle.JVP in asked))
+            + pixels * (20 + 12 + 36 + 24 * (Oracle.JVP in asked))
+            + pairs * (8 + max(28, sums))
+        )
+
+    def draw(self, gaussians: Gaussians, camera: Camera, options: RenderOptions, *, with_depth: bool = False) -> _Drawn:
+        """Draw a view: project, list, blend."""
+        cloud = cloud_pointers(gaussians, options)
+        numbers = self._view(camera, options, cloud.means.device)
+        antialiased = options.footprint is Footprint.ANTIALIASED
+        splats = project(numbers, cloud, antialiased)
+        lists = make_tile_lists(numbers, splats, camera.width, camera.height)
+        blended = blend(numbers, splats, lists, camera.width, camera.height, with_depth=with_depth)
+        return _Drawn(numbers, cloud, splats, lists, blended, antialiased)
+
+    def _view(self, camera: Camera, options: RenderOptions, device: torch.device) -> Tensor:
+        # Keyed by identity: cameras are frozen, and the kept reference keeps the id from being reused.
+        key = (id(camera), options, device)
+        if key not in self._views:
+            if len(self._views) >= _VIEWS_KEPT:
+                self._views.clear()
+            self._views[key] = (camera, view_numbers(camera, options, device))
+        return self._views[key][1]
+
+
+def _on(target: Tensor, drawn: _Drawn) -> Tensor:
+    """Return a photograph on the view's device."""
+    return target.to(drawn.device, non_blocking=True)

@@ -1,0 +1,170 @@
+"""The Triton renderer, on a GPU or interpreted, against the float64 reference: one rule, every oracle."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+
+from kernels.interpreter import NO_TRITON
+
+pytest.importorskip("triton", reason=NO_TRITON)
+
+from kernels.views import TinyView, tiny
+from raster.compare import relative_vector_error, worst_elementwise_error
+from splatopt.core.checks import InputError
+from splatopt.core.objective import MissingOracleError, Oracle
+from splatopt.raster.gpu import TritonRenderer
+from splatopt.raster.reference import ReferenceRenderer
+from splatopt.raster.residuals import PACKED_BLOCK, L1Ssim, ResidualOptions, SquaredError
+from splatopt.raster.types import Footprint
+from splatopt.scene.gaussians import GaussianCloud
+
+pytestmark = [pytest.mark.gpu] if torch.cuda.is_available() else []
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+VIEWS = (
+    tiny("degree_3", count=12, size=(18, 17)),
+    tiny("needles", Footprint.ANTIALIASED, count=12, size=(18, 17)),
+    tiny("degree_0", count=12, size=(18, 17)),
+)
+IDS = [view.name for view in VIEWS]
+
+
+def as_taken(renderer, view: TinyView) -> GaussianCloud:
+    """Float64 for the reference; float32, on the GPU where there is one, for the kernels."""
+    if isinstance(renderer, ReferenceRenderer):
+        return view.cloud()
+    return view.cloud().to(torch.float32).map(lambda tensor: tensor.to(DEVICE))
+
+
+def scene(renderer, view: TinyView, *more):
+    return (as_taken(renderer, view), view.case.camera, view.case.target(), view.case.options, *more)
+
+
+def empty(cloud: GaussianCloud) -> dict[str, torch.Tensor]:
+    return {name: torch.full_like(tensor, float("nan")) for name, tensor in cloud.tensors.items()}
+
+
+def direction(renderer, view: TinyView) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    like = as_taken(renderer, view).tensors
+    return {name: torch.randn(t.shape, generator=generator).to(t) * 0.3 for name, t in like.items()}
+
+
+def image_and_gradient(renderer, view: TinyView):
+    cloud, *rest = scene(renderer, view)
+    rendering = renderer.render(cloud, rest[0], rest[2])
+    gradient, seen = empty(cloud), torch.ones(len(cloud), dtype=torch.bool, device=cloud.means.device)
+    loss = renderer.accumulate_gradient(cloud, *rest, 0.2, 0.5, gradient, seen, overwrite=True)
+    assert renderer.value(cloud, *rest, 0.2) == loss
+    sums = torch.tensor([loss.loss, loss.squared_error], dtype=torch.float64)
+    return gradient | {"image": rendering.image, "alpha": rendering.alpha, "depth": rendering.depth, "loss": sums}
+
+
+def products(renderer, view: TinyView, kind: ResidualOptions):
+    view_of = scene(renderer, view, kind)
+    residuals = renderer.residuals(*view_of)
+    pushed = renderer.jvp(*view_of, direction(renderer, view))
+    cotangent = torch.randn(residuals.shape, generator=torch.Generator().manual_seed(6)).to(residuals)
+    pulled, both = empty(view_of[0]), empty(view_of[0])
+    renderer.vjp(*view_of, cotangent, 0.5, pulled, overwrite=True)
+    renderer.gauss_newton_product(*view_of, direction(renderer, view), 0.5, both, overwrite=True)
+    return pulled | {f"{name} of JTJv": value for name, value in both.items()} | {"r": residuals, "Jv": pushed}
+
+
+def curvature(renderer, view: TinyView, kind: ResidualOptions):
+    view_of = scene(renderer, view, kind)
+    diagonal = empty(view_of[0])
+    blocks = torch.full((len(view_of[0]), PACKED_BLOCK), float("nan")).to(view_of[0].means)
+    rest = torch.full_like(view_of[0].sh_rest, float("nan"))
+    renderer.accumulate_diagonal(*view_of, 0.5, diagonal, overwrite=True)
+    renderer.accumulate_blocks(*view_of, 0.5, blocks, rest, overwrite=True)
+    return diagonal | {"blocks": blocks, "rest": rest}
+
+
+@functools.cache
+def answers(ask, kernels: bool, *question) -> dict[str, torch.Tensor]:
+    renderer = TritonRenderer() if kernels else ReferenceRenderer()
+    return {name: value.detach().cpu() for name, value in ask(renderer, *question).items()}
+
+
+def compare(found: dict[str, torch.Tensor], truth: dict[str, torch.Tensor], element: float = 1e-3) -> None:
+    for name, value in truth.items():
+        assert relative_vector_error(found[name], value) < 1e-4, name
+        assert worst_elementwise_error(found[name], value, 2e-2) < element, name
+
+
+@pytest.mark.parametrize("index", range(len(VIEWS)), ids=IDS)
+def test_images_losses_and_gradients_agree_with_the_reference(index: int):
+    compare(*(answers(image_and_gradient, kernels, VIEWS[index]) for kernels in (True, False)))
+
+
+@pytest.mark.parametrize("kind", [L1Ssim(), SquaredError()], ids=lambda kind: type(kind).__name__)
+def test_residuals_and_products_agree_with_the_reference(kind: ResidualOptions):
+    compare(*(answers(products, kernels, VIEWS[0], kind) for kernels in (True, False)))
+
+
+@pytest.mark.parametrize("index", [0, 2], ids=[IDS[0], IDS[2]])
+def test_diagonal_and_blocks_agree_with_the_reference(index: int):
+    compare(*(answers(curvature, kernels, VIEWS[index], L1Ssim()) for kernels in (True, False)))
+
+
+def test_the_comparison_sees_a_gradient_that_is_off_by_a_thousandth():
+    truth = answers(image_and_gradient, False, VIEWS[0])
+    wrong = truth | {"quats": truth["quats"] * 1.001}
+    with pytest.raises(AssertionError, match="quats"):
+        compare(wrong, truth)
+
+
+def test_what_is_seen_is_what_may_reach_a_pixel():
+    view, renderer = VIEWS[0], TritonRenderer()
+    cloud, *rest = scene(renderer, view)
+    cloud.means[3, 2] = -100.0  # behind the camera
+    seen = torch.zeros(len(cloud), dtype=torch.bool, device=DEVICE)
+    renderer.accumulate_gradient(cloud, *rest, 0.2, 1.0, empty(cloud), seen, overwrite=True)
+    assert not seen[3]
+    assert seen.sum() > 5
+    earlier = torch.ones_like(seen)
+    renderer.accumulate_gradient(cloud, *rest, 0.2, 1.0, empty(cloud), earlier)
+    assert earlier.all(), "what an earlier view saw stays seen"
+
+
+def test_nothing_is_drawn_of_an_empty_cloud():
+    view, renderer = tiny("degree_3", count=0), TritonRenderer()
+    cloud, camera, _, options = scene(renderer, view)
+    rendering = renderer.render(cloud, camera, options)
+    expected = torch.tensor(options.background).expand(camera.height, camera.width, 3)
+    torch.testing.assert_close(rendering.image.cpu(), expected)
+    assert rendering.alpha.abs().max() == 0
+
+
+def test_it_says_what_it_does_not_give_and_what_it_does_not_take():
+    renderer = TritonRenderer()
+    assert renderer.oracles == frozenset(Oracle) - {Oracle.HVP}
+    cloud, camera, target, options = scene(renderer, VIEWS[0])
+    with pytest.raises(MissingOracleError, match="the triton renderer does not give"):
+        renderer.hvp(cloud, camera, target, options, 0.2, cloud.tensors, 1.0, cloud.tensors)
+    with pytest.raises(ValueError, match="means is torch.float64"):
+        renderer.render(cloud.to(torch.float64), camera, options)
+    strided = GaussianCloud(**cloud.tensors | {"quats": cloud.quats.t().contiguous().t()})
+    with pytest.raises(ValueError, match="quats is torch.float32"):
+        renderer.render(strided, camera, options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_is_refused_with_one_sentence(monkeypatch):
+    import triton
+
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    with pytest.raises(InputError, match="needs a GPU"):
+        TritonRenderer()
+
+
+def test_memory_is_counted_by_gaussians_pixels_pairs_and_what_is_asked():
+    needed = functools.partial(TritonRenderer().memory_needed, 1000, 500)
+    gradient, curved = frozenset({Oracle.GRADIENT}), frozenset({Oracle.GAUSS_NEWTON_BLOCKS})
+    assert needed(2001, gradient) - needed(2000, gradient) == 44
+    assert needed(2001, curved) - needed(2000, curved) == 152
+    assert needed(0, frozenset({Oracle.JVP})) > needed(0, gradient)
