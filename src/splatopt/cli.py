@@ -133,9 +133,18 @@ def _command(options: Callable[[], Any], run: Callable[[Any], int], name: str) -
 
 
 def _train(words: list[str]) -> int:
+    from splatopt.core.processes import find_launch
+    from splatopt.train.launched import quietly
     from splatopt.train.scene_command import run_train, train_options
 
-    return _command(lambda: train_options(words), run_train, "train")(words)
+    def command(begun: Callable[[], None]) -> int:
+        def run(parsed: Any) -> int:
+            begun()
+            return run_train(parsed)
+
+        return _command(lambda: train_options(words), run, "train")(words)
+
+    return quietly(command, find_launch())
 
 
 # ---------------------------------------------------------------------- eval, render, export, report

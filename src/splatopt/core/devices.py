@@ -37,9 +37,7 @@ def cuda_problem(name: str = "cuda") -> str | None:
     capability = torch.cuda.get_device_capability(index)
     if capability < OLDEST_CAPABILITY:
         found, oldest = (".".join(str(part) for part in pair) for pair in (capability, OLDEST_CAPABILITY))
-        return (
-            f"{torch.cuda.get_device_name(index)} has compute capability {found}, and Triton needs {oldest} or more"
-        )
+        return f"{torch.cuda.get_device_name(index)} has compute capability {found}, and Triton needs {oldest} or more"
     return None
 
 

@@ -142,7 +142,7 @@ class Objective(ABC):
         return (batch,)
 
     def split(self, batch: Any, count: int) -> Sequence[Any]:
-        """Return at most ``count`` batches that share out the parts of ``batch``: batch k has parts k, k + count, …"""
+        """Return at most ``count`` batches that share out ``batch``: number k has its parts k, k + count and so on."""
         return (batch,)
 
     def value(self, batch: Any) -> float:

@@ -22,8 +22,6 @@ from splatopt.core.checks import InputError
 
 Answer = TypeVar("Answer")
 
-_SPOKEN = "splatopt/spoken"
-
 
 class LostProcessError(RuntimeError):
     """Another process of the run ended, or did not answer in time."""
@@ -139,7 +137,8 @@ class Processes:
         if self.count == 1:
             return [text]
         data = text.encode()
-        sizes = [int(size) for size in self.sum_numbers([float(len(data) * (i == self.rank)) for i in range(self.count)])]
+        own = [float(len(data) * (rank == self.rank)) for rank in range(self.count)]
+        sizes = [int(size) for size in self.sum_numbers(own)]
         found = torch.zeros(self.count, max(1, *sizes), dtype=torch.uint8)
         found[self.rank, : len(data)] = torch.tensor(list(data), dtype=torch.uint8)
         _wait(lambda: [dist.all_reduce(found, async_op=True)])
@@ -175,12 +174,12 @@ class Processes:
             raise failure
         raise InputError(f"process {failed}: {problems[failed]}")
 
-    def may_speak(self) -> bool:
-        """Whether nobody has spoken for the run yet; true once among the processes that still live."""
+    def may_speak(self, what: str) -> bool:
+        """Whether no process has asked this of ``what`` before; true once among those that still live."""
         if self.count == 1:
             return True
         try:
-            return self._store.add(_SPOKEN, 1) == 1
+            return self._store.add(f"spoken/{what}", 1) == 1
         except (RuntimeError, AttributeError):  # the store went with the process that held it
             return True
 
@@ -200,18 +199,17 @@ class Processes:
             dist.destroy_process_group()
 
     def _meet(self) -> None:
-        # On CUDA a lost process would leave the others waiting on their device, where nobody notices; here it is
+        # With nccl a lost process would leave the others waiting on their device, where nobody notices; here it is
         # an error at once. Sums on the CPU notice by themselves.
         if dist.get_backend() != "gloo":
             self.sum_numbers([0.0])
 
 
-def join(launch: Launch, device: torch.device, seconds: float) -> Processes:
+def join(launch: Launch, seconds: float) -> Processes:
     """Meet the other processes of ``launch``.
 
     Args:
         launch: From :func:`find_launch`.
-        device: Where this process computes.
         seconds: How long one waits for the others before it counts them as lost.
 
     Raises:
@@ -220,7 +218,7 @@ def join(launch: Launch, device: torch.device, seconds: float) -> Processes:
     """
     if launch.count == 1:
         return Processes(launch)
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     timeout = timedelta(seconds=seconds)
     try:
         store, rank, count = next(iter(dist.rendezvous("env://", timeout=timeout)))

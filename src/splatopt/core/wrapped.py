@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from splatopt.core.objective import DiagonalEstimator, GaussNewtonBlocks, Objective, Oracle, Residuals, Tensors
+from splatopt.core.objective import Objective, Oracle, Residuals, Tensors
 
 
 class WrappedObjective(Objective):

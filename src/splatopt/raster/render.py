@@ -19,6 +19,7 @@ from splatopt.raster.reference import ReferenceRenderer
 from splatopt.raster.renderer import Renderer
 from splatopt.raster.types import GAUSSIAN_TENSORS, Gaussians, Rendering, RenderOptions
 
+
 @dataclass(frozen=True)
 class _Kind:
     """A renderer that may be asked for.

@@ -100,9 +100,7 @@ class FewerViews(WrappedObjective):
     def vjp(self, batch: Any, cotangent: Residuals) -> Tensors:
         """Return Jᵀ u."""
         # The residuals of V_k parts alone are divided by √V_k, those of the batch by √V.
-        return self._sum(
-            batch, lambda piece: self.inner.vjp(piece.batch, cotangent[piece.positions]), lambda share: math.sqrt(share)
-        )
+        return self._sum(batch, lambda piece: self.inner.vjp(piece.batch, cotangent[piece.positions]), math.sqrt)
 
     def gauss_newton_product(self, batch: Any, tangent: Tensors) -> Tensors:
         """Return JᵀJ v."""

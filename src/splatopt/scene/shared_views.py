@@ -25,7 +25,7 @@ from splatopt.core.wrapped import WrappedObjective, scaled, zeros_like
 
 
 class SharedViews(WrappedObjective):
-    """The mean over a batch's V parts, of which process k of P evaluates the parts k, k + P, …
+    """The mean over a batch's V parts, of which process k of P evaluates the parts k, k + P and so on.
 
     With the mean m_k over its own V_k parts, every oracle that is a mean over parts is Σ_k (V_k / V)·m_k, summed
     over the processes: loss, gradient, Jᵀu, JᵀJ v, its diagonal and blocks, ∇²L v. Residuals and J v are handed
