@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError
-from splatopt.core.objective import Evaluation, GaussNewtonBlocks, Objective, Oracle, Residuals, Tensors
-from splatopt.core.optimizer import Optimizer, Progress, find_optimizer
+from splatopt.core.objective import Evaluation, Objective, Oracle, Residuals
+from splatopt.core.optimizer import Optimizer, find_optimizer
 from splatopt.data import Capture
 from splatopt.data.prefetch import DEVICE_BYTES
 from splatopt.raster.constants import MIN_ALPHA
@@ -115,7 +115,8 @@ def estimate_memory(
     count, numbers = len(cloud), sum(value[0].numel() for value in cloud.tensors.values() if len(value))
     pixels = max(camera.width * camera.height for camera in cameras)
     pairs = count_tile_pairs(cloud, cameras, config)
-    hungers = [measure_optimizer(name, config, cloud, renderer, len(cameras)) for name in config.optimizers]
+    views = len(cameras)
+    hungers = [measure_optimizer(name, config, cloud, renderer, views, on_host=on_host) for name in config.optimizers]
     hunger = max(hungers, key=lambda one: one.row_bytes)
     kept = min(config.cache_mebibytes << 20, 3 * sum(camera.width * camera.height for camera in cameras))
     residuals = 2 * 3 * _FLOAT * pixels * hunger.residual_views
@@ -167,8 +168,8 @@ class Hunger:
 
     Attributes:
         name: Its name.
-        row_bytes: Bytes a Gaussian: its state after a step, what it holds for a while, and the buffers of what it
-            asks beside the gradient.
+        row_bytes: Bytes a Gaussian: its state, the buffers of what it asks beside the gradient, and what a step or
+            a checkpoint holds for a while.
         residual_views: Views whose residuals are held at once.
         asked: The questions of a step.
     """
@@ -179,8 +180,10 @@ class Hunger:
     asked: frozenset[Oracle]
 
 
-def measure_optimizer(name: str, config: TrainConfig, cloud: GaussianCloud, renderer: Renderer, views: int) -> Hunger:
-    """Find out what an optimizer takes by a step of it on a few rows, with a loss that costs nothing.
+def measure_optimizer(
+    name: str, config: TrainConfig, cloud: GaussianCloud, renderer: Renderer, views: int, *, on_host: bool
+) -> Hunger:
+    """Find out what an optimizer takes by making one for a few rows; it takes no step.
 
     Args:
         name: The optimizer.
@@ -188,34 +191,34 @@ def measure_optimizer(name: str, config: TrainConfig, cloud: GaussianCloud, rend
         cloud: Where training begins; a few of its rows are taken.
         renderer: Says which questions may be asked.
         views: Training views.
+        on_host: Whether checkpoints are made where the run computes.
     """
     rows = min(_TWIN_ROWS, len(cloud))
     twin = _Twin(GaussianCloud(**{key: value[:rows].cpu() for key, value in cloud.tensors.items()}).clone(), renderer)
     options = config.options_by_name.get(name) or find_optimizer(name).options()
-    held = for_a_while = 0
+    held = needed = 0
     batch_size: int | None = None
-    # Whatever an optimizer refuses it refuses again, in better words, when it is made for the run.
-    with contextlib.suppress(Exception):
+    # What an optimizer refuses it refuses again, in better words, when it is made for the run.
+    with contextlib.suppress(InputError):
         optimizer: Optimizer = find_optimizer(name).optimizer(twin, options, torch.Generator().manual_seed(0))
-        optimizer.threads = config.threads
-        held, batch_size = _bytes(optimizer.state().tensors.values()), optimizer.batch_size
-        for_a_while = optimizer.memory_needed((0,))
-        optimizer.step((0,), Progress(0, 1))
-        held = _bytes(optimizer.state().tensors.values())
+        held, needed, batch_size = optimizer.state_bytes(), optimizer.memory_needed((0,)), optimizer.batch_size
     wanted = config.view_batch if batch_size is None else batch_size or views
-    row_bytes = math.ceil((held + max(for_a_while, twin.temporary_bytes) + twin.buffer_bytes) / max(1, rows))
+    # A checkpoint is copied and then written out: twice on the host.
+    checkpoint = 2 * (_bytes(twin.parameters.values()) + held) if on_host else 0
+    for_a_while = max(needed, twin.temporary_bytes, checkpoint)
+    row_bytes = math.ceil((held + twin.buffer_bytes + for_a_while) / max(1, rows))
     return Hunger(name, row_bytes, min(wanted, views) if twin.asked & _WITH_RESIDUALS else 0, twin.asked)
 
 
 _WITH_RESIDUALS = frozenset({Oracle.JVP, Oracle.VJP})
 
 
-def _bytes(tensors: Any) -> int:
+def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 class _Twin(Objective):
-    """½‖θ‖² over a few rows, so J is the identity; notes what it is asked."""
+    """A few rows of the scene that an optimizer can be made for; notes which questions it will ask."""
 
     def __init__(self, cloud: GaussianCloud, renderer: Renderer) -> None:
         self.cloud, self.renderer = cloud, renderer
@@ -231,7 +234,7 @@ class _Twin(Objective):
 
     @property
     def temporary_bytes(self) -> int:
-        """Copies in the parameters' shapes while a step is taken: the largest tensor's, or probes and old values."""
+        """Copies in the parameters' shapes while a step is taken: of the largest tensor, or probes and old values."""
         whole = _bytes(self.cloud.tensors.values())
         return 2 * whole if self.asked - {Oracle.GRADIENT} else _bytes([self.cloud.sh_rest])
 
@@ -255,46 +258,15 @@ class _Twin(Objective):
     def block_names(self) -> tuple[str, ...]:
         return BLOCK_TENSORS
 
-    def _note(self, oracle: Oracle) -> dict[str, Tensor]:
-        self.asked |= {oracle}
-        return {name: torch.ones_like(value) for name, value in self.parameters.items()}
-
-    def gradient(self, batch: Any) -> Evaluation:
-        seen = torch.ones(len(self.cloud), dtype=torch.bool)
-        gradient = {name: value.clone() for name, value in self.parameters.items()}
-        return Evaluation(self.value(batch), gradient, seen, {"psnr": 0.0})
-
-    def value(self, batch: Any) -> float:
-        return 0.5 * sum(float(value.square().sum()) for value in self.parameters.values())
-
-    def residuals(self, batch: Any) -> Residuals:
-        return (torch.cat([value.reshape(-1) for value in self.parameters.values()]),)
+    def require(self, needed: frozenset[Oracle], who: str) -> None:
+        self.asked |= needed
+        super().require(needed, who)
 
     def empty_residuals(self, batch: Any) -> Residuals:
-        return self.residuals(batch)
+        return ()
 
-    def jvp(self, batch: Any, tangent: Tensors) -> Residuals:
-        self._note(Oracle.JVP)
-        pieces = [tangent.get(name, torch.zeros_like(value)) for name, value in self.parameters.items()]
-        return (torch.cat([piece.reshape(-1) for piece in pieces]),)
-
-    def vjp(self, batch: Any, cotangent: Residuals) -> Tensors:
-        like = self._note(Oracle.VJP)
-        pieces = cotangent[0].split([value.numel() for value in like.values()])
-        return {name: piece.view(like[name].shape).clone() for name, piece in zip(like, pieces, strict=True)}
-
-    def exact_gauss_newton_diagonal(self, batch: Any) -> Tensors:
-        return self._note(Oracle.GAUSS_NEWTON_DIAGONAL)
-
-    def gauss_newton_blocks(self, batch: Any) -> GaussNewtonBlocks:
-        ones = self._note(Oracle.GAUSS_NEWTON_BLOCKS)
-        blocks = torch.zeros(len(self.cloud), PACKED_BLOCK)
-        row, column = torch.tril_indices(14, 14)
-        blocks[:, row == column] = 1
-        return GaussNewtonBlocks(BLOCK_TENSORS, blocks, {"sh_rest": ones["sh_rest"]})
-
-    def exact_hvp(self, batch: Any, tangent: Tensors) -> Tensors:
-        return {name: value * tangent.get(name, value) for name, value in self._note(Oracle.HVP).items()}
+    def gradient(self, batch: Any) -> Evaluation:
+        return self._refuse(Oracle.GRADIENT)
 
 
 def _gibibytes(size: int) -> str:
