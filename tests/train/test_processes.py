@@ -14,6 +14,7 @@ from core.crew import finish, in_threads, start
 from splatopt.core import native
 from splatopt.core.checks import InputError
 from splatopt.core.processes import Launch, Processes, find_launch
+from splatopt.optim.first_order import AdamOptions
 from splatopt.train.checkpoint import latest_checkpoint
 from splatopt.train.config import TrainConfig
 from splatopt.train.events import Stepped
@@ -43,9 +44,9 @@ def checkpoint_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 @needs_native
 def test_two_processes_make_the_run_of_one_and_one_goes_on_with_it(capture, tmp_path):
-    # Batches of three leave one process with two views and one with one; eight training views make the last
-    # step of a stage of one view each, in which the second process has none.
-    options = ("--view-batch", "3", "--stages", "adam:8,block-gn:3", "--log-every", "4")
+    # Batches of three leave one process with two views and the other with one. Adam's usual epsilon would blow up
+    # the rounding of gradients that are zero: those of the quaternions of round Gaussians.
+    options = ("--view-batch", "3", "--stages", "adam:8,block-gn:3", "--log-every", "4", "--adam.epsilon", "1e-3")
     two = finish(start(2, [WORKER, "fine", *words(capture, tmp_path / "two", *options)]))
     assert [code for code, _, _ in two] == [0, 0], two
     assert "11 steps in" in two[0][1]
@@ -53,14 +54,20 @@ def test_two_processes_make_the_run_of_one_and_one_goes_on_with_it(capture, tmp_
     assert two[1][1:] == ("", "")
     one = train(
         TrainConfig(
-            str(capture), out=tmp_path / "one", sh_interval=5, view_batch=3, stages="adam:8,block-gn:3", log_every=4
+            str(capture),
+            out=tmp_path / "one",
+            sh_interval=5,
+            view_batch=3,
+            stages="adam:8,block-gn:3",
+            log_every=4,
+            optimizer_options={"adam": AdamOptions(epsilon=1e-3)},
         )
     )
     first, second = checkpoint_tensors(one.folder), checkpoint_tensors(tmp_path / "two")
     assert first.keys() == second.keys()
     for name, value in first.items():
         if value.is_floating_point():
-            torch.testing.assert_close(second[name], value, rtol=2e-3, atol=2e-4, msg=name)
+            assert float((second[name] - value).norm()) <= 1e-3 * float(value.norm()), name
         else:
             assert torch.equal(second[name], value), name
     assert [line["step"] for line in lines(tmp_path / "two")] == [line["step"] for line in lines(one.folder)]

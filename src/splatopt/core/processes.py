@@ -6,6 +6,8 @@ Whoever launches them, as ``torchrun`` does, says through the environment how ma
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -174,6 +176,16 @@ class Processes:
             raise failure
         raise InputError(f"process {failed}: {problems[failed]}")
 
+    def check_versions(self) -> None:
+        """Make sure that all run the same version of splatopt; raises InputError that names them, in all."""
+        versions = self.texts(__version__)
+        if len(set(versions)) > 1:
+            listed = ", ".join(f"{version} (process {rank})" for rank, version in enumerate(versions))
+            problem = (
+                f"the processes of one run must have the same version of splatopt, got {listed}; install one for all"
+            )
+            raise InputError(problem) if self.is_first else SpokenForError(problem)
+
     def may_speak(self, what: str) -> bool:
         """Whether no process has asked this of ``what`` before; true once among those that still live."""
         if self.count == 1:
@@ -213,7 +225,6 @@ def join(launch: Launch, seconds: float) -> Processes:
         seconds: How long one waits for the others before it counts them as lost.
 
     Raises:
-        InputError: The others run another version of splatopt.
         LostProcessError: They did not come in time.
     """
     if launch.count == 1:
@@ -227,18 +238,15 @@ def join(launch: Launch, seconds: float) -> Processes:
         dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         raise LostProcessError(f"the {launch.count} processes did not meet within {seconds:g} s ({error})") from error
-    processes = Processes(launch, store)
-    processes.together(lambda: _check_versions(processes.texts(__version__)))
-    return processes
+    # A run that ends in the middle leaves threads of gloo behind, which must not outlive what they use.
+    atexit.register(_part)
+    return Processes(launch, store)
 
 
-def _check_versions(versions: Sequence[str]) -> None:
-    if len(set(versions)) > 1:
-        listed = ", ".join(f"{version} (process {rank})" for rank, version in enumerate(versions))
-        raise InputError(
-            f"the processes of one run must have the same version of splatopt, got {listed}; install one of them "
-            "for all"
-        )
+def _part() -> None:
+    with contextlib.suppress(RuntimeError):
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def _wait(begin: Callable[[], Sequence[Any]]) -> None:

@@ -375,6 +375,7 @@ class _Trainer(KeptRun):
         write_json(self.folder.evaluation, record)
 
     def _finish(self) -> TrainResult:
+        (self.seconds,) = self.place.seconds(self.seconds)
         after = self._evaluate()
         self._write_scores(after)
         if self.processes.is_first:

@@ -45,6 +45,7 @@ def run_train(parsed: Any) -> int:
     processes = Processes()
     try:
         processes = join(find_launch(), config.process_timeout)
+        processes.check_versions()
         result = train(config, [ProgressLine()], processes=processes)
         processes.leave()
     except LostProcessError as error:
