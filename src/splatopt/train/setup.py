@@ -50,6 +50,11 @@ def open_renderer(config: TrainConfig) -> Renderer:
     return make_renderer(config.renderer, config.threads, config.device)
 
 
+def render_device(config: TrainConfig) -> torch.device:
+    """Return where the renderer of ``config`` computes."""
+    return find_backend(config.renderer, config.device).device
+
+
 def on_this_machine(config: TrainConfig, asked: TrainConfig | None = None) -> tuple[TrainConfig, list[str]]:
     """Return the configuration with the device spelt out, and warnings.
 
