@@ -35,7 +35,12 @@ if __name__ == "__main__":
     )
     # Warm up what is loaded on first use, so that it is not counted.
     warm = TrainConfig(
-        str(folder / "capture"), optimizer=optimizer, steps=1, start="random", random_points=50, out=folder / f"warm-{optimizer}"
+        str(folder / "capture"),
+        optimizer=optimizer,
+        steps=1,
+        start="random",
+        random_points=50,
+        out=folder / f"warm-{optimizer}",
     )
     train(warm, capture=capture, renderer=make_renderer("native", 1))
     before = resident_megabytes()

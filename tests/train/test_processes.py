@@ -82,7 +82,7 @@ def test_two_processes_make_the_run_of_one_and_one_goes_on_with_it(capture, tmp_
 
 
 @needs_native
-@pytest.mark.parametrize(("how", "seconds"), [("dies", "60"), ("hangs", "3")])
+@pytest.mark.parametrize(("how", "seconds"), [("dies", "60"), pytest.param("hangs", "3", marks=pytest.mark.slow)])
 def test_a_lost_process_ends_the_run_with_a_checkpoint_and_a_way_on(capture, tmp_path, how, seconds):
     out = tmp_path / "run"
     options = ("--view-batch", "2", "--steps", "200", "--checkpoint-every", "10", "--process-timeout", seconds)

@@ -147,7 +147,7 @@ class GsplatRenderer(Renderer):
         leaves = {name: getattr(gaussians, name).detach().requires_grad_() for name in GAUSSIAN_TENSORS}
         with torch.enable_grad():
             colors, _, found = self._rasterization(**rasterization_arguments(leaves, camera, options, "RGB"))
-        return leaves, colors[0], found["radii"]
+            return leaves, colors[0], found["radii"]
 
 
 def _pulled(leaves: Mapping[str, Tensor], output: Tensor, along: Tensor | None) -> dict[str, Tensor | None]:
