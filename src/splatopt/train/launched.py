@@ -35,11 +35,22 @@ def quietly(command: Callable[[Callable[[], None]], int], launch: Launch) -> int
             code = command(lambda: has_begun.append(True))
         except InputError:
             if not has_begun:
-                time.sleep(_PATIENCE_SECONDS)
+                _await_the_end()
             raise
         if code and not has_begun:
-            time.sleep(_PATIENCE_SECONDS)
+            _await_the_end()
         return code
+
+
+def _await_the_end() -> None:
+    """Give the first process time to speak; whoever launched us ends us then, which leaves no trace."""
+    _on_termination(signal.SIG_DFL)
+    time.sleep(_PATIENCE_SECONDS)
+
+
+def _on_termination(what: signal.Handlers) -> None:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, what)
 
 
 def part_ways(error: BaseException, processes: Processes) -> int | None:
@@ -53,10 +64,11 @@ def part_ways(error: BaseException, processes: Processes) -> int | None:
         return None
     ends_all = isinstance(error, SpokenForError | InterruptedRunError | NonFiniteError)
     if ends_all and not processes.is_first:
+        _on_termination(signal.SIG_DFL)
         processes.follow()
         return 130 if isinstance(error, KeyboardInterrupt) else 2
-    if isinstance(error, LostRunError) and threading.current_thread() is threading.main_thread():
+    if isinstance(error, LostRunError):
         # Whoever launched us ends us for the one that was lost; the sentence comes first.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _on_termination(signal.SIG_IGN)
     said = "lost" if isinstance(error, LostRunError) else hashlib.sha256(str(error).encode()).hexdigest()
     return None if processes.may_speak(said) else 2
