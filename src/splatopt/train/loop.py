@@ -114,8 +114,9 @@ def train(
         return _Trainer(opening.config, opening.capture, own, listeners, team), opening
 
     trainer, opening = team.together(prepare)
-    # Nothing is written before all have found what they read to be good.
     team.together(lambda: trainer.begin(opening.checkpoint))
+    # Nothing is written before all have found that they can begin.
+    team.together(lambda: trainer.open_folder(opening.checkpoint))
     for warning in opening.warnings:
         trainer.tell(Warned(warning))
     return trainer.run()
@@ -160,7 +161,7 @@ class _Trainer(KeptRun):
     # ------------------------------------------------------------------ begin
 
     def begin(self, checkpoint: Checkpoint | None) -> None:
-        """Start anew, or go on from ``checkpoint``; checks everything before it writes anything."""
+        """Start anew, or go on from ``checkpoint``; checks everything and writes nothing."""
         if checkpoint is None:
             self._bind(starting_cloud(self.config, self.capture, self.generator))
             self._begin_stage(0)
@@ -168,6 +169,9 @@ class _Trainer(KeptRun):
             self._restore(checkpoint)
             self.before = self._saved_scores()
         self._check_stages()
+
+    def open_folder(self, checkpoint: Checkpoint | None) -> None:
+        """Write what the run was told, and open its log behind ``checkpoint``."""
         if self.processes.is_first:
             self.folder.write_config(self.config, __version__)
         self.log = MetricsLog(self.folder.metrics) if self.processes.is_first else NoLog()
@@ -257,7 +261,7 @@ class _Trainer(KeptRun):
             Started(config, self.step, gaussians, views, self.renderer.name, device, processes=self.processes.count)
         )
         try:
-            self.place.check_alike(self._checkpoint().tensors, self.step)
+            self._check_alike()
             self.take_steps(quiet_torch(self.renderer))
             return self._finish()
         except KeyboardInterrupt:
@@ -313,8 +317,13 @@ class _Trainer(KeptRun):
             self._begin_stage(self.position + 1)
         at_once = step == stage.end or self.over
         if at_once or is_due(step, config.checkpoint_every):
-            self.place.check_alike(self._checkpoint().tensors, step)
+            self._check_alike()
         self.keep(config.checkpoint_every, config.checkpoint_seconds, at_once)
+
+    def _check_alike(self) -> None:
+        """Make sure that all processes are in the same state."""
+        if self.processes.count > 1:
+            self.place.check_alike(self._checkpoint().tensors, self.step)
 
     def _is_over(self) -> bool:
         """Whether all steps were taken, or the time is up."""

@@ -95,8 +95,6 @@ class Workplace:
         Raises:
             InputError: They do not; every process raises it.
         """
-        if self.processes.count == 1:
-            return
         own = " ".join(f"{name}={fingerprint(tensor)}" for name, tensor in sorted(tensors.items()))
         for rank, other in enumerate(self.processes.texts(own)):
             pairs = zip(own.split(), other.split(), strict=False)
