@@ -442,3 +442,43 @@ def test_every_public_name_can_be_loaded():
         assert name in dir(splatopt)
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):
         splatopt.nothing_of_the_kind  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--device", "cuda"], "--device cuda cannot be used"),
+        (["--renderer", "gsplat", "--device", "cpu"], "the gsplat renderer does not compute on cpu"),
+        (["--max-memory", "0.0001"], "GiB of memory ("),
+    ],
+)
+def test_a_device_or_memory_that_is_not_there_is_one_sentence(capture, tmp_path, words, said, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    out = tmp_path / "run"
+    assert main(["train", str(capture), "--out", str(out), *words]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert said in error
+    assert not out.exists()
+
+
+def test_other_commands_refuse_several_processes(monkeypatch, capsys):
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    assert main(["doctor"]) == 2
+    assert "splatopt doctor does not share its work among processes" in capsys.readouterr().err
+
+
+def test_a_run_from_a_gpu_is_scored_where_there_is_none(run_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    moved = tmp_path / "moved"
+    shutil.copytree(run_folder, moved)
+    config = json.loads((moved / "config.json").read_text())
+    assert config["device"] == "cpu"
+    (moved / "config.json").write_text(json.dumps(config | {"device": "cuda:1", "renderer": "triton"}))
+    assert main(["eval", str(moved)]) == 0
+    assert "warning: the run was on cuda:1, which is not here" in capsys.readouterr().err
+    assert main(["eval", str(moved), "--device", "cuda"]) == 2
+    assert main(["train", config["capture"], "--out", str(moved), "--resume", "--steps", str(config["steps"] + 1)]) == 0
+    assert json.loads((moved / "config.json").read_text())["device"] == "cpu"
+    capsys.readouterr()

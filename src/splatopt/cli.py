@@ -6,6 +6,7 @@ needs it, so that ``splatopt --help`` is quick.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -83,7 +84,18 @@ def _dispatch(words: list[str]) -> int:
         if not command:
             raise InputError(f"a command is missing; {nearest_names('', _COMMANDS)}")
         raise InputError(f"there is no command {command!r}; {nearest_names(command, _COMMANDS)}")
+    _check_launch(command)
     return _COMMANDS[command][0](rest)
+
+
+def _check_launch(command: str) -> None:
+    """Refuse a command that several processes would each do as a whole."""
+    if command == "train" or "WORLD_SIZE" not in os.environ:
+        return
+    from splatopt.core.processes import find_launch
+
+    if find_launch().count > 1:
+        raise InputError(f"splatopt {command} does not share its work among processes; run it without torchrun")
 
 
 def _usage() -> str:
@@ -133,9 +145,18 @@ def _command(options: Callable[[], Any], run: Callable[[Any], int], name: str) -
 
 
 def _train(words: list[str]) -> int:
+    from splatopt.core.processes import find_launch
+    from splatopt.train.launched import quietly
     from splatopt.train.scene_command import run_train, train_options
 
-    return _command(lambda: train_options(words), run_train, "train")(words)
+    def command(begun: Callable[[], None]) -> int:
+        def run(parsed: Any) -> int:
+            begun()
+            return run_train(parsed)
+
+        return _command(lambda: train_options(words), run, "train")(words)
+
+    return quietly(command, find_launch())
 
 
 # ---------------------------------------------------------------------- eval, render, export, report
@@ -149,7 +170,10 @@ class EvalOptions:
     """Folder of the run."""
 
     renderer: str | None = None
-    """What renders: auto, native or reference; the run's own when None."""
+    """What renders: auto, native, reference, triton or gsplat; the run's own when None."""
+
+    device: str | None = None
+    """Where: auto, cpu, cuda or cuda:N; where the run was made when None."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +196,10 @@ class RenderRunOptions:
     """Folder of the pictures; renders/<path> in the run's folder when None."""
 
     renderer: str | None = None
-    """What renders: auto, native or reference; the run's own when None."""
+    """What renders: auto, native, reference, triton or gsplat; the run's own when None."""
+
+    device: str | None = None
+    """Where: auto, cpu, cuda or cuda:N; where the run was made when None."""
 
 
 @dataclass(frozen=True)
@@ -198,13 +225,16 @@ class ReportOptions:
     Unit: views."""
 
     renderer: str | None = None
-    """What renders: auto, native or reference; the run's own when None."""
+    """What renders: auto, native, reference, triton or gsplat; the run's own when None."""
+
+    device: str | None = None
+    """Where: auto, cpu, cuda or cuda:N; where the run was made when None."""
 
 
-def _open(folder: Path, renderer: str | None = None) -> Run:
+def _open(folder: Path, renderer: str | None = None, device: str | None = None) -> Run:
     from splatopt.train.run import open_run
 
-    run = open_run(folder, renderer)
+    run = open_run(folder, renderer, device)
     for warning in run.warnings:
         print(f"splatopt: warning: {warning}", file=sys.stderr)
     return run
@@ -214,7 +244,7 @@ def _eval(options: EvalOptions) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    run = _open(options.run, options.renderer)
+    run = _open(options.run, options.renderer, options.device)
     scores = run.evaluate(run.open_capture())
     table = Table("view", "PSNR, dB", "SSIM", title=f"{scores.subset} views, split {scores.split}, step {run.steps}")
     for view in scores.views:
@@ -232,7 +262,7 @@ def _render(options: RenderRunOptions) -> int:
 
     if options.fps < 1:
         raise InputError(f"--fps must be at least 1, got {options.fps}")
-    run = _open(options.run, options.renderer)
+    run = _open(options.run, options.renderer, options.device)
     capture = run.open_capture()
     objective = run.objective(capture)
     train_cameras = [capture.cameras[view] for view in capture.split.train]
@@ -244,7 +274,7 @@ def _render(options: RenderRunOptions) -> int:
         case Path3D.TEST:
             cameras = [capture.cameras[view] for view in capture.split.test]
     folder = options.out or run.folder.path / "renders" / options.path.value
-    pictures = write_views(folder, run.cloud, cameras, objective.renderer, objective.options)
+    pictures = write_views(folder, objective.cloud, cameras, objective.renderer, objective.options)
     print(f"{len(pictures)} pictures in {folder}")
     if options.path is not Path3D.TEST:
         video = write_video(folder, pictures, video_path(folder), options.fps)
@@ -270,7 +300,7 @@ def _report(options: ReportOptions) -> int:
     if RunFolder(options.run, FIELD_FORMAT).is_run:
         print(f"written to {_of_fields('report_fit', options.run, options.views)}")
         return 0
-    run = _open(options.run, options.renderer)
+    run = _open(options.run, options.renderer, options.device)
     pictures = []
     if options.views:
         renderer = open_renderer(run.config)

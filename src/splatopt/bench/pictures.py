@@ -75,7 +75,7 @@ def _draw(folder: Path, cell: Cell, most: int, photographed: set[tuple[str, str]
     for number, view in enumerate(spread(capture.split.test or capture.split.train, most)):
         camera = capture.cameras[view]
         with quiet_torch(objective.renderer):
-            image = objective.renderer.render(run.cloud, camera, objective.options).image
+            image = objective.renderer.render(objective.cloud, camera, objective.options).image
         drawn = {cell.label: (image.clamp(0, 1) * 255).round().to(torch.uint8)}
         if (cell.scene, cell.setting) not in photographed:
             drawn = {PHOTOGRAPH: capture.images[view], **drawn}

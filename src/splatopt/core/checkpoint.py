@@ -57,7 +57,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
 
     Args:
         folder: The run's folder of checkpoints; made if absent.
-        checkpoint: What to write; tensors may be views.
+        checkpoint: What to write; tensors may be views, on any device.
 
     Returns:
         The checkpoint's folder.
@@ -70,7 +70,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     partial = folder / f".{final.name}.partial"
     dense = torch.contiguous_format
     data = safetensors.torch.save(
-        {name: value.detach().clone(memory_format=dense) for name, value in checkpoint.tensors.items()}
+        {name: value.detach().to("cpu", copy=True, memory_format=dense) for name, value in checkpoint.tensors.items()}
     )
     header = {
         "format": FORMAT,
@@ -132,6 +132,12 @@ def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         except DamagedCheckpointError as error:
             warnings.append(f"{error}; using the one before")
     return None, warnings
+
+
+def latest_path(folder: Path) -> Path | None:
+    """Return the newest checkpoint below ``folder``, whole or not; None where there is none."""
+    found = _checkpoints(folder)
+    return found[-1][1] if found else None
 
 
 def _checkpoints(folder: Path) -> list[tuple[int, Path]]:

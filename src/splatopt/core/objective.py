@@ -73,7 +73,7 @@ class GaussNewtonBlocks:
 
 @runtime_checkable
 class DiagonalEstimator(Protocol):
-    """A way to get diag(JᵀJ); ``splatopt.curvature.estimators`` has three."""
+    """A way to get diag(JᵀJ) as the mean over a batch's parts; ``splatopt.curvature.estimators`` has three."""
 
     @property
     def needs(self) -> frozenset[Oracle]:
@@ -142,7 +142,7 @@ class Objective(ABC):
         return (batch,)
 
     def split(self, batch: Any, count: int) -> Sequence[Any]:
-        """Return at most ``count`` batches, of nearly equal size, that share out the parts of ``batch``."""
+        """Return at most ``count`` batches that share out ``batch``: number k has its parts k, k + count and so on."""
         return (batch,)
 
     def value(self, batch: Any) -> float:
@@ -207,6 +207,20 @@ class Objective(ABC):
             for name, product in self.vjp(part, self.jvp(part, tangent)).items():
                 total[name].add_(product, alpha=1 / len(parts))
         return total
+
+    def gauss_newton_form(self, batch: Any, tangent: Tensors) -> float:
+        """Return vᵀJᵀJ v = ‖J v‖², summed in float64, holding the residuals of one part (view) at a time.
+
+        Args:
+            batch: Where.
+            tangent: v, one tensor per parameter in its shape; a missing one is zero.
+
+        Raises:
+            MissingOracleError: This objective lacks ``jvp``.
+        """
+        parts = self.parts(batch)
+        pushed = (self.jvp(part, tangent) for part in parts)
+        return sum(float((piece * piece).sum(dtype=torch.float64)) for view in pushed for piece in view) / len(parts)
 
     def gauss_newton_diagonal(
         self, batch: Any, estimator: DiagonalEstimator, generator: torch.Generator | None = None

@@ -100,6 +100,14 @@ class Optimizer(ABC):
     def check_batch(self, batch: Any) -> None:  # noqa: B027 - most take any
         """Raise InputError for a batch that no step can take; asked before a run begins, of all parts."""
 
+    def state_bytes(self) -> int:
+        """Return the bytes of the tensors that :meth:`state` gives once a step was taken."""
+        return sum(value.numel() * value.element_size() for value in self.state().tensors.values())
+
+    def memory_needed(self, batch: Any) -> int:
+        """Return the bytes that a step on ``batch`` takes for a while; 0 where a copy or two of the parameters do."""
+        return 0
+
     @abstractmethod
     def step(self, batch: Any, progress: Progress) -> Evaluation:
         """Take one step on ``batch`` and return the evaluation at the point it started from."""

@@ -102,6 +102,17 @@ class BlockGaussNewton(Optimizer):
         self._age = rows.new_zeros(rows.shape[0])
         self._multipliers = rows.new_zeros(rows.shape[0])
 
+    def state_bytes(self) -> int:
+        """Return the bytes of the state, with the blocks and the diagonal that the first step adds."""
+        if self._blocks is not None:
+            return super().state_bytes()
+        parameters = self.objective.parameters
+        inside = [parameters[name] for name in self.objective.block_names]
+        size = sum(math.prod(value.shape[1:]) for value in inside)
+        rest = sum(value.numel() for name, value in parameters.items() if name not in self.objective.block_names)
+        numbers = inside[0].shape[0] * (size * (size + 1) // 2) + rest
+        return super().state_bytes() + numbers * inside[0].element_size()
+
     @torch.no_grad()
     def step(self, batch: Any, progress: Progress) -> Evaluation:
         """Evaluate, look at the curvature where it is due, and move every row that was seen."""

@@ -122,6 +122,10 @@ class TorchOptimizer(Optimizer):
 
     # ------------------------------------------------------------------ state
 
+    def state_bytes(self) -> int:
+        """Return the bytes of two tensors for each parameter, as most keep; they are made at the first step."""
+        return 2 * sum(value.numel() * value.element_size() for value in self.objective.parameters.values())
+
     def state(self) -> OptimizerState:
         """Return all that the optimizer keeps, by the parameters' names, with the parameters' shapes."""
         saved = self.torch.state_dict()

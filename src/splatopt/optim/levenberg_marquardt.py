@@ -287,7 +287,8 @@ class LevenbergMarquardt(Optimizer):
             return evaluation
         direction = combination.result()
         tangent = layout.unflatten(direction)
-        bends = (self._squared_push(self._some(views, self.options.curvature_share), tangent) for views in batches)
+        shares = (self._some(views, self.options.curvature_share) for views in batches)
+        bends = (objective.gauss_newton_form(views, tangent) for views in shares)
         bend = sum(weight * bend for weight, bend in zip(weights, bends, strict=True))
         model = _Model(inner(means.gradient, direction), bend)
         length, gain = self._walk(batch, evaluation.loss, tangent, model)
@@ -337,12 +338,6 @@ class LevenbergMarquardt(Optimizer):
         """Return a share of ``views``, other ones at every step."""
         pieces = self.objective.split(views, round(1 / share))
         return pieces[self._steps % len(pieces)]
-
-    def _squared_push(self, views: Any, tangent: Tensors) -> float:
-        """Return ‖JΔ‖², one view at a time."""
-        parts = self.objective.parts(views)
-        pushed = (self.objective.jvp(part, tangent) for part in parts)
-        return sum(inner(piece, piece) for view in pushed for piece in view) / len(parts)
 
     # ------------------------------------------------------------------ how far
 

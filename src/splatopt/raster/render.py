@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,43 +13,152 @@ from torch import Tensor
 from splatopt.core import native
 from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError, nearest_names
+from splatopt.core.devices import check_device_name, cuda_problem, find_device, is_installed
 from splatopt.raster.cpu import NativeRenderer
 from splatopt.raster.reference import ReferenceRenderer
 from splatopt.raster.renderer import Renderer
 from splatopt.raster.types import GAUSSIAN_TENSORS, Gaussians, Rendering, RenderOptions
 
-RENDERERS = ("native", "reference")
+
+@dataclass(frozen=True)
+class _Kind:
+    """A renderer that may be asked for.
+
+    Attributes:
+        devices: Kinds of device that it computes on, the usual one first.
+        problem: Returns why it cannot be used here, None where it can.
+        why: Why it is chosen by itself.
+    """
+
+    devices: tuple[str, ...]
+    problem: Callable[[], str | None]
+    why: str = "it was asked for"
 
 
-def renderer_in_use(name: str = "auto") -> tuple[str, str]:
-    """Return which renderer ``name`` stands for here, and why, in one sentence.
+def _native_problem() -> str | None:
+    absent = "the native renderer is not installed: run `make install` (it needs a C++20 compiler)"
+    return None if native.available() else absent
+
+
+def _triton_problem() -> str | None:
+    if is_installed("triton") and is_installed(_TRITON):
+        return None
+    return "the triton renderer is not installed: `pip install 'splatopt[gpu]'`"
+
+
+def _gsplat_problem() -> str | None:
+    absent = "the gsplat renderer is not installed: `pip install 'splatopt[gsplat]'`"
+    return None if is_installed("gsplat") else absent
+
+
+_TRITON = "splatopt.raster.gpu"
+_KINDS = {
+    "native": _Kind(("cpu",), _native_problem, "the native module is installed and is the fastest here"),
+    "triton": _Kind(("cuda",), _triton_problem, "there is a GPU, and triton is installed"),
+    "gsplat": _Kind(("cuda",), _gsplat_problem),
+    "reference": _Kind(
+        ("cpu", "cuda"), lambda: None, "the native module is not installed; this is the slow PyTorch reference"
+    ),
+}
+RENDERERS = tuple(_KINDS)
+_BY_ITSELF = {"cpu": ("native", "reference"), "cuda": ("triton",)}
+"""What may be chosen by itself for a kind of device, the fastest first."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What renders, and where.
+
+    Attributes:
+        renderer: One of RENDERERS.
+        device: Where Gaussians, images and the optimizer's state lie.
+        why: Why this renderer, in one sentence.
+    """
+
+    renderer: str
+    device: torch.device
+    why: str
+
+
+def find_backend(renderer: str = "auto", device: str = "auto") -> Backend:
+    """Return what ``renderer`` and ``device`` stand for here.
+
+    Left to itself, the device is CUDA where there is a GPU that Triton compiles for and triton is installed, and the
+    CPU otherwise; a renderer that was asked for takes the device that it is made for.
+
+    Args:
+        renderer: auto, or one of RENDERERS.
+        device: auto, cpu, cuda or cuda:N.
 
     Raises:
-        InputError: There is no such renderer, or it is not installed.
+        InputError: There is no such renderer or device, it is not installed, or they do not go together.
     """
-    if name not in ("auto", *RENDERERS):
-        raise InputError(f"no renderer is named {name!r}; {nearest_names(name, ('auto', *RENDERERS))}")
-    if name == "native" and not native.available():
-        raise InputError("the native renderer is not installed: run `make install` (it needs a C++20 compiler)")
-    if name != "auto":
-        return name, "it was asked for"
-    if native.available():
-        return "native", "the native module is installed and is the fastest here"
-    return "reference", "the native module is not installed; this is the slow PyTorch reference"
+    if renderer not in ("auto", *RENDERERS):
+        raise InputError(f"no renderer is named {renderer!r}; {nearest_names(renderer, ('auto', *RENDERERS))}")
+    check_device_name(device)
+    if device == "auto":
+        device = _usual_device(renderer)
+    place = find_device(device)
+    if renderer == "auto":
+        return _by_itself(place)
+    kind = _KINDS[renderer]
+    if place.type not in kind.devices:
+        raise InputError(
+            f"the {renderer} renderer does not compute on {device}, only on {' and '.join(kind.devices)}; leave "
+            "--renderer or --device out"
+        )
+    problem = kind.problem()
+    if problem:
+        raise InputError(problem)
+    return Backend(renderer, place, _Kind.why)
 
 
-def make_renderer(name: str = "auto", threads: int = 0) -> Renderer:
+def _usual_device(renderer: str) -> str:
+    """Return the device that a renderer takes where none was asked for."""
+    if renderer != "auto":
+        return _KINDS[renderer].devices[0]
+    return "cpu" if _triton_problem() or cuda_problem() else "cuda"
+
+
+def _by_itself(device: torch.device) -> Backend:
+    """Return the fastest renderer that is installed for ``device``."""
+    for name in _BY_ITSELF[device.type]:
+        if _KINDS[name].problem() is None:
+            return Backend(name, device, _KINDS[name].why)
+    raise InputError(
+        f"nothing that is installed renders on {device}: install triton with `pip install 'splatopt[gpu]'`, or choose "
+        "--renderer gsplat, or the slow --renderer reference"
+    )
+
+
+def renderer_in_use(name: str = "auto", device: str = "auto") -> tuple[str, str]:
+    """Return which renderer ``name`` stands for here, and why, in one sentence; see :func:`find_backend`."""
+    backend = find_backend(name, device)
+    return backend.renderer, backend.why
+
+
+def make_renderer(name: str = "auto", threads: int = 0, device: str = "auto") -> Renderer:
     """Return a renderer.
 
     Args:
-        name: "auto" (the fastest that this machine has), "native" or "reference".
+        name: "auto" (the fastest that this machine has), "native", "reference", "triton" or "gsplat".
         threads: Threads of the native renderer; 0 for one per processor.
+        device: "auto", "cpu", "cuda" or "cuda:N"; what is rendered must lie there.
 
     Raises:
-        InputError: There is no such renderer, or it is not installed.
+        InputError: There is no such renderer or device, it is not installed, or they do not go together.
     """
-    chosen, _ = renderer_in_use(name)
-    return NativeRenderer(threads) if chosen == "native" else ReferenceRenderer()
+    match find_backend(name, device).renderer:
+        case "native":
+            return NativeRenderer(threads)
+        case "triton":
+            return importlib.import_module(_TRITON).TritonRenderer()
+        case "gsplat":
+            from splatopt.raster.gsplat_peer import GsplatRenderer
+
+            return GsplatRenderer()
+        case _:
+            return ReferenceRenderer()
 
 
 class _NativeRender(torch.autograd.Function):

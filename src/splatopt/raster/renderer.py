@@ -306,6 +306,20 @@ class Renderer(ABC):
         """
         self._refuse(Oracle.HVP.value)
 
+    def memory_needed(self, gaussians: int, pixels: int, pairs: int, asked: frozenset[Oracle]) -> int:
+        """Estimate the bytes that one view takes beside Gaussians, gradients and residuals.
+
+        What autograd keeps of the projection, of the image and its loss, and lists of keys and values that are
+        sorted out of place; counted, and not measured for renderers on a GPU.
+
+        Args:
+            gaussians: N.
+            pixels: H·W.
+            pairs: Pairs of a Gaussian and a tile of 16x16 pixels that it touches.
+            asked: The derivatives that are taken.
+        """
+        return 600 * gaussians + 400 * pixels + 40 * pairs
+
     def _refuse(self, asked: str) -> NoReturn:
         """Raise MissingOracleError for ``asked``."""
         given = ", ".join(sorted(oracle.value for oracle in self.oracles))

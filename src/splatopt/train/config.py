@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from splatopt.core.checks import InputError, nearest_names
+from splatopt.core.devices import check_device_name
 from splatopt.core.optimizer import find_optimizer
 from splatopt.raster.constants import SSIM_WEIGHT
 from splatopt.raster.types import Footprint, RenderOptions
@@ -24,7 +25,10 @@ FREE_ON_RESUME = (
     "steps",
     "stages",
     "renderer",
+    "device",
     "threads",
+    "max_memory",
+    "process_timeout",
     "cache_mebibytes",
     "eval_every",
     "eval_at",
@@ -134,7 +138,19 @@ class TrainConfig:
     Unit: views. Source: Mip-NeRF 360, 3DGS."""
 
     renderer: str = "auto"
-    """What renders: auto, native or reference."""
+    """What renders: auto, native or reference on the CPU; triton, gsplat or reference on CUDA."""
+
+    device: str = "auto"
+    """Where the run computes: auto (CUDA where there is a GPU and triton, else the CPU), cpu, cuda or cuda:N. Of
+    several processes each takes the GPU of its own number."""
+
+    max_memory: float = 0.0
+    """Memory that training may take, of the host on the CPU and of the device on CUDA; a run that is estimated to
+    need more is refused before it begins. 0 for what is free. Unit: GiB."""
+
+    process_timeout: float = 600.0
+    """Of several processes (torchrun), how long one waits for the others before it counts them as lost; longer than
+    the first one takes to score the test views. Unit: seconds."""
 
     threads: int = 0
     """Threads of renderer and optimizer; 0 for all cores. The result does not depend on it."""
@@ -175,6 +191,8 @@ class TrainConfig:
             "checkpoint_every": 0,
             "checkpoint_seconds": 0,
             "log_every": 1,
+            "max_memory": 0,
+            "process_timeout": 1,
         }
         for name, least in at_least.items():
             if not least <= getattr(self, name) < float("inf"):
@@ -194,6 +212,7 @@ class TrainConfig:
             raise InputError(f"--ssim-weight must lie in [0, 1], got {self.ssim_weight}")
         if self.start not in ("sfm", "random") and not self.start.endswith(".ply"):
             raise InputError(f"--start must be sfm, random or the path of a .ply file, got {self.start!r}")
+        check_device_name(self.device)
         RenderOptions(self.background or (0.0, 0.0, 0.0), self.footprint, self.sh_degree)
 
     def _check_plan(self) -> None:

@@ -109,7 +109,12 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> DemoResult
     if out != options.out:
         _tell(console, f"{options.out} is kept as it is; this demo goes to {out}")
     config = TrainConfig(
-        capture=str(out / "capture"), out=out, seed=options.seed, steps=options.steps, renderer=options.renderer
+        capture=str(out / "capture"),
+        out=out,
+        seed=options.seed,
+        steps=options.steps,
+        renderer=options.renderer,
+        device="cpu",
     )
     renderer = open_renderer(config)
     out.parent.mkdir(parents=True, exist_ok=True)

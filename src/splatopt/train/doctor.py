@@ -11,6 +11,7 @@ import torch
 
 from splatopt import __version__
 from splatopt.core import native
+from splatopt.core.devices import cuda_problem
 from splatopt.raster.render import renderer_in_use
 
 
@@ -40,5 +41,8 @@ def _native() -> str:
 
 def _gpu() -> str:
     if not torch.cuda.is_available():
-        return "none that PyTorch can use; training runs on the CPU"
-    return f"{torch.cuda.get_device_name(0)}; training runs on the CPU for now"
+        return f"none: {cuda_problem()}; training runs on the CPU"
+    problem = cuda_problem()
+    capability = ".".join(str(part) for part in torch.cuda.get_device_capability())
+    used = f"it cannot be used: {problem}" if problem else f"{torch.cuda.device_count()} to choose from with --device"
+    return f"{torch.cuda.get_device_name()}, compute capability {capability}; {used}"

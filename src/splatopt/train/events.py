@@ -22,6 +22,8 @@ class Started:
         gaussians: Number of Gaussians.
         views: Number of training views.
         renderer: Name of what renders.
+        device: Where it computes.
+        processes: How many share the views.
     """
 
     config: TrainConfig
@@ -29,6 +31,8 @@ class Started:
     gaussians: int
     views: int
     renderer: str
+    device: str = "cpu"
+    processes: int = 1
 
 
 @dataclass(frozen=True)

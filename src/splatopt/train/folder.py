@@ -205,6 +205,22 @@ class MetricsLog:
         os.close(self._descriptor)
 
 
+class NoLog:
+    """The log of a process that is not the run's first: it takes lines, which the first one writes."""
+
+    def append(self, values: Mapping[str, Any]) -> None:
+        """Take one line."""
+
+    def sync(self) -> None:
+        """Have nothing to write."""
+
+    def trim(self, step: int) -> None:
+        """Have nothing to drop."""
+
+    def close(self) -> None:
+        """Have nothing to close."""
+
+
 def _is_up_to(line: bytes, step: int) -> bool:
     """Whether a line is whole and of a step that is not after ``step``."""
     try:

@@ -11,17 +11,26 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
-from splatopt.core.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
+from splatopt.core.checkpoint import Checkpoint, latest_checkpoint, latest_path, save_checkpoint
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Tensors
+from splatopt.core.processes import Processes
 from splatopt.train.events import Ended, Saved, Warned
-from splatopt.train.folder import MetricsLog, RunFolder
+from splatopt.train.folder import MetricsLog, NoLog, RunFolder
 from splatopt.train.guards import non_finite, stop_requests
 from splatopt.train.program import program
 
 
 class InterruptedRunError(KeyboardInterrupt):
     """A run was stopped by hand; the message says at which step, and how to go on."""
+
+
+class LostRunError(InputError):
+    """A run ended because one of its processes was lost; the message says how to go on."""
+
+
+class OutOfMemoryError(InputError):
+    """A run ended because memory ran out; the message says how much is needed and how to go on."""
 
 
 class NonFiniteError(InputError):
@@ -40,16 +49,24 @@ class KeptRun(ABC):
     examples: ClassVar[str]
     """What its sampler draws, for messages."""
 
-    log: MetricsLog
+    log: MetricsLog | NoLog
 
-    def __init__(self, folder: RunFolder, target: str, callbacks: Sequence[Callable[[Any], None]]) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        target: str,
+        callbacks: Sequence[Callable[[Any], None]],
+        processes: Processes | None = None,
+    ) -> None:
         """Begin at step 0 with nothing saved.
 
         Args:
             folder: The run's folder.
             target: What the command is given to go on.
             callbacks: Called with every event of the run.
+            processes: Those that share the run; this one alone when None. Only the first writes.
         """
+        self.processes = processes or Processes()
         self.folder, self.target, self.callbacks = folder, target, callbacks
         self.step = 0
         self.seconds = self.saved_at_seconds = 0.0
@@ -112,12 +129,18 @@ class KeptRun(ABC):
             if self.step == 0:
                 self._start()
                 self._save()
-            while not self.over and not self.requests:
+            stopping = self._is_asked_to_stop()
+            while not self.over and not stopping:
                 self.whole = False
                 self._advance()
                 self.whole = True
-            if self.requests:
+                stopping = self._is_asked_to_stop()
+            if stopping:
                 raise KeyboardInterrupt
+
+    def _is_asked_to_stop(self) -> bool:
+        """Whether any of the processes was; all of them stop after the same step."""
+        return self.processes.sum_numbers([float(bool(self.requests))])[0] > 0
 
     def keep(self, every: int, every_seconds: float, at_once: bool) -> None:
         """Write a checkpoint if one is due, or go back where a parameter broke down; its time counts.
@@ -140,6 +163,9 @@ class KeptRun(ABC):
     def _save(self) -> None:
         """Write a checkpoint; where the disk refuses, warn and go on with the ones from before."""
         self.log.sync()
+        self.saved_at_seconds = self.seconds
+        if not self.processes.is_first:
+            return
         try:
             self.saved = save_checkpoint(self.folder.checkpoints, self._checkpoint())
         except OSError as error:
@@ -149,7 +175,6 @@ class KeptRun(ABC):
         else:
             self.save_failure = None
             self.tell(Saved(self.step, self.saved))
-        self.saved_at_seconds = self.seconds
 
     def _kept(self) -> str:
         if self.saved:
@@ -179,13 +204,34 @@ class KeptRun(ABC):
         """Keep what can be kept and say how to go on."""
         if self.whole and non_finite("parameter", self.parameters) is None:
             self._save()
-        if self.saved is None:
+        if self.saved is None and self.processes.is_first:
             return InterruptedRunError(f"stopped at step {self.step}, before there was a checkpoint to go on from")
-        target, out = shlex.quote(self.target), shlex.quote(str(self.folder.path))
-        return InterruptedRunError(
-            f"stopped at step {self.step} of {self.planned}, {self.saved.name} is kept; "
-            f"go on with: {program()} {self.command} {target} --out {out} --resume"
+        return InterruptedRunError(f"stopped at step {self.step} of {self.planned}, {self.way_on()}")
+
+    def lost(self) -> LostRunError:
+        """Say that another process was lost, and how to go on."""
+        return LostRunError(f"another process of the run was lost at step {self.step}; {self.way_on()}")
+
+    def exhausted(self, over_one: bool, needed: str) -> OutOfMemoryError:
+        """Say that memory ran out, and how to go on.
+
+        Args:
+            over_one: Whether it ran out over a single view, not beside the views.
+            needed: The estimate, as a sentence.
+        """
+        where = "over a single view" if over_one else "beside the views"
+        return OutOfMemoryError(
+            f"memory ran out {where} in step {self.step + 1}: {needed}; take smaller photographs (--downscale), fewer "
+            f"Gaussians, or an optimizer that keeps less; {self.way_on()}"
         )
+
+    def way_on(self) -> str:
+        """Say which checkpoint is kept, and what to type to go on from it."""
+        kept = self.saved or latest_path(self.folder.checkpoints)
+        if kept is None:
+            return "there is no checkpoint to go on from"
+        target, out = shlex.quote(self.target), shlex.quote(str(self.folder.path))
+        return f"{kept.name} is kept; go on with: {program()} {self.command} {target} --out {out} --resume"
 
     def close(self) -> None:
         """Close the log and tell that the run has ended, whichever way."""

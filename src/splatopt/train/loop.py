@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,27 +18,31 @@ from splatopt.core.checkpoint import Checkpoint
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Evaluation, Tensors
 from splatopt.core.optimizer import Optimizer, OptimizerState, Progress, find_optimizer
+from splatopt.core.processes import LostProcessError, Processes
 from splatopt.data import Capture
 from splatopt.raster.renderer import Renderer
+from splatopt.scene.fewer_views import ExhaustedError, is_exhaustion
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.ply import save_ply
 from splatopt.train.config import TrainConfig
-from splatopt.train.evaluate import Scores, check_scorable, evaluate, evaluation_record
+from splatopt.train.evaluate import Scores, evaluate, evaluation_record
 from splatopt.train.events import Callback, Evaluated, Started, Stepped, Warned
-from splatopt.train.folder import MetricsLog, MetricSums, RunFolder, read_json, write_json
+from splatopt.train.folder import MetricsLog, MetricSums, NoLog, RunFolder, read_json, write_json
 from splatopt.train.guards import non_finite, quiet_torch
-from splatopt.train.kept_run import KeptRun, checkpoint_to_resume, is_due
+from splatopt.train.kept_run import KeptRun, is_due
 from splatopt.train.memory import resident_megabytes
+from splatopt.train.opening import Opening, open_training
+from splatopt.train.preflight import MemoryEstimate, check_memory
 from splatopt.train.sampler import ViewSampler
 from splatopt.train.setup import (
     make_objective,
-    open_capture,
     open_renderer,
     sh_degree_at,
     starting_cloud,
     training_positions,
 )
-from splatopt.train.stages import Stage, check_continues, stage_at
+from splatopt.train.stages import Stage, stage_at
+from splatopt.train.workplace import Workplace, with_own_threads
 
 _MOST_NAMES = 8
 """Views that a message names."""
@@ -81,14 +85,17 @@ def train(
     *,
     capture: Capture | None = None,
     renderer: Renderer | None = None,
+    processes: Processes | None = None,
 ) -> TrainResult:
     """Train a scene and leave a run's folder.
 
     Args:
         config: What to do.
-        callbacks: Called with every event of the run.
+        callbacks: Called with every event of the run, in the first process.
         capture: Used in place of the one that ``config`` names; loaded from there when None.
         renderer: Used in place of the one that ``config`` names.
+        processes: Those that share every step's views, from :func:`splatopt.core.processes.join`; this one alone
+            when None. Each calls this function alike, and each gets the same result.
 
     Returns:
         The trained scene and its scores.
@@ -96,37 +103,24 @@ def train(
     Raises:
         InputError: Something that was given cannot be used, or the numbers broke down twice.
         InterruptedRunError: Ctrl-C or a request to terminate; a checkpoint was written.
+        LostRunError: Another process of the run was lost; the last checkpoint is kept.
+        OutOfMemoryError: Memory ran out over a single view, or outside the views; the last checkpoint is kept.
     """
-    warnings: list[str] = []
-    checkpoint = None
-    if config.resume:
-        config, capture, checkpoint, warnings = _reopen(config, capture)
-    else:
-        if config.out is not None:
-            RunFolder(config.folder).check_free()
-        capture = capture or open_capture(config)
-        config = config.resolved(capture.name, capture.background)
-        RunFolder(config.folder).check_free()
-    check_scorable(capture)
-    trainer = _Trainer(config, capture, renderer or open_renderer(config), tuple(callbacks))
-    trainer.begin(checkpoint)
-    for warning in (*capture.warnings, *warnings):
+    team = processes or Processes()
+
+    def prepare() -> tuple[_Trainer, Opening]:
+        opening = open_training(config, capture, has_renderer=renderer is not None)
+        own = renderer or open_renderer(with_own_threads(opening.config, team.launch))
+        listeners = tuple(callbacks) if team.is_first else ()
+        return _Trainer(opening.config, opening.capture, own, listeners, team), opening
+
+    trainer, opening = team.together(prepare)
+    team.together(lambda: trainer.begin(opening.checkpoint))
+    # Nothing is written before all have found that they can begin.
+    team.together(lambda: trainer.open_folder(opening.checkpoint))
+    for warning in opening.warnings:
         trainer.tell(Warned(warning))
     return trainer.run()
-
-
-def _reopen(config: TrainConfig, capture: Capture | None) -> tuple[TrainConfig, Capture, Checkpoint | None, list[str]]:
-    """Find the run that ``config`` wants to resume, and its last good checkpoint."""
-    if config.out is None:
-        capture = capture or open_capture(config)
-        config = replace(config, out=config.resolved(capture.name, capture.background).out)
-    folder = RunFolder(config.folder)
-    saved = folder.read_config()
-    resumed = config.resuming(saved)
-    checkpoint, warnings = checkpoint_to_resume(folder)
-    if checkpoint is not None and len(saved.plan) + len(resumed.plan) > 2:
-        check_continues(resumed.plan, saved.plan, checkpoint.step)
-    return resumed, capture or open_capture(resumed), checkpoint, warnings
 
 
 class _Trainer(KeptRun):
@@ -135,9 +129,16 @@ class _Trainer(KeptRun):
     verb, command, examples = "training", "train", "views"
 
     def __init__(
-        self, config: TrainConfig, capture: Capture, renderer: Renderer, callbacks: tuple[Callback, ...]
+        self,
+        config: TrainConfig,
+        capture: Capture,
+        renderer: Renderer,
+        callbacks: tuple[Callback, ...],
+        processes: Processes,
     ) -> None:
-        super().__init__(RunFolder(config.folder), config.capture, callbacks)
+        super().__init__(RunFolder(config.folder), config.capture, callbacks, processes)
+        self.place = Workplace(config, capture, processes)
+        self.needed: MemoryEstimate | None = None
         self.config = config
         self.plan = config.plan
         self.capture = capture
@@ -161,7 +162,7 @@ class _Trainer(KeptRun):
     # ------------------------------------------------------------------ begin
 
     def begin(self, checkpoint: Checkpoint | None) -> None:
-        """Start anew, or go on from ``checkpoint``; checks everything before it writes anything."""
+        """Start anew, or go on from ``checkpoint``; checks everything and writes nothing."""
         if checkpoint is None:
             self._bind(starting_cloud(self.config, self.capture, self.generator))
             self._begin_stage(0)
@@ -169,15 +170,23 @@ class _Trainer(KeptRun):
             self._restore(checkpoint)
             self.before = self._saved_scores()
         self._check_stages()
-        self.folder.write_config(self.config, __version__)
-        self.log = MetricsLog(self.folder.metrics)
+
+    def open_folder(self, checkpoint: Checkpoint | None) -> None:
+        """Write what the run was told, and open its log behind ``checkpoint``."""
+        if self.processes.is_first:
+            self.folder.write_config(self.config, __version__)
+        self.log = MetricsLog(self.folder.metrics) if self.processes.is_first else NoLog()
         if checkpoint is not None:
             self.saved = self.folder.checkpoints / f"step-{self.step:06d}"
             self.log.trim(self.step)
 
     def _bind(self, cloud: GaussianCloud) -> None:
-        """Make the objective around ``cloud``."""
-        self.objective = make_objective(self.config, self.capture, cloud, self.renderer)
+        """Make the objective around ``cloud``, and what optimizers ask in its place."""
+        if self.needed is None:
+            self.needed = check_memory(self.config, self.capture, cloud, self.renderer, self.place)
+        cloud = cloud.to(self.place.device)
+        self.objective = make_objective(self.config, self.capture, cloud, self.renderer, self.place.images)
+        self.guarded = self.place.guard(self.objective, lambda sentence: self.tell(Warned(sentence)))
 
     def _begin_stage(self, position: int) -> None:
         """Start the optimizer of one stage anew."""
@@ -191,8 +200,8 @@ class _Trainer(KeptRun):
 
     def _make_optimizer(self, name: str) -> Optimizer:
         entry = find_optimizer(name)
-        optimizer = entry.optimizer(self.objective, self.config.options_by_name[name], self.generator)
-        optimizer.threads = self.config.threads
+        optimizer = entry.optimizer(self.guarded, self.config.options_by_name[name], self.generator)
+        optimizer.threads = with_own_threads(self.config, self.processes.launch).threads
         return optimizer
 
     def _check_stages(self) -> None:
@@ -247,16 +256,26 @@ class _Trainer(KeptRun):
 
     def run(self) -> TrainResult:
         """Take the remaining steps and leave scene and scores."""
-        config = self.config
+        config, views, device = self.config, len(self.capture.split.train), str(self.place.device)
+        gaussians = len(self.objective.cloud)
         self.tell(
-            Started(config, self.step, len(self.objective.cloud), len(self.capture.split.train), self.renderer.name)
+            Started(config, self.step, gaussians, views, self.renderer.name, device, processes=self.processes.count)
         )
         try:
+            self._check_alike()
             self.take_steps(quiet_torch(self.renderer))
             return self._finish()
         except KeyboardInterrupt:
             raise self.interrupted() from None
+        except LostProcessError as error:
+            raise self.lost() from error
+        except (RuntimeError, MemoryError) as error:
+            if not is_exhaustion(error):
+                raise
+            needed = self.needed.sentence if self.needed else ""
+            raise self.exhausted(isinstance(error, ExhaustedError), needed) from error
         finally:
+            self.place.close()
             self.close()
 
     def _start(self) -> None:
@@ -268,6 +287,7 @@ class _Trainer(KeptRun):
         began = time.perf_counter()
         stage = self.stage
         views = self._draw()
+        self.place.expect((*views, *self.sampler.upcoming(len(views))))
         self._set_degree(self.step)
         evaluation = self.optimizer.step(views, Progress(self.step - stage.begin, self.config.horizon or stage.steps))
         problem = self._non_finite(evaluation, views)
@@ -280,7 +300,8 @@ class _Trainer(KeptRun):
         self.optimizer.notices.clear()
         psnr = evaluation.facts["psnr"]
         self.sums.add(evaluation.loss, psnr)
-        self.seconds += time.perf_counter() - began
+        times = (self.seconds + time.perf_counter() - began, self.saved_at_seconds, self.looked_at_seconds)
+        self.seconds, self.saved_at_seconds, self.looked_at_seconds = self.place.seconds(*times)
         self._after_step(evaluation)
         self.tell(Stepped(self.step, self.planned, self.seconds, evaluation.loss, psnr, self.objective.cloud, stage))
 
@@ -298,7 +319,15 @@ class _Trainer(KeptRun):
             self._log_line(evaluation, scores)
         if step == stage.end and not self.over:
             self._begin_stage(self.position + 1)
-        self.keep(config.checkpoint_every, config.checkpoint_seconds, step == stage.end or self.over)
+        at_once = step == stage.end or self.over
+        if at_once or is_due(step, config.checkpoint_every):
+            self._check_alike()
+        self.keep(config.checkpoint_every, config.checkpoint_seconds, at_once)
+
+    def _check_alike(self) -> None:
+        """Make sure that all processes are in the same state."""
+        if self.processes.count > 1:
+            self.place.check_alike(self._checkpoint().tensors, self.step)
 
     def _is_over(self) -> bool:
         """Whether all steps were taken, or the time is up."""
@@ -346,20 +375,24 @@ class _Trainer(KeptRun):
     def _evaluate(self) -> Scores:
         """Score the held-out views as the last step rendered; its time is not counted."""
         self._set_degree(max(0, self.step - 1))
-        scores = evaluate(self.objective, self.capture)
+        scores = self.place.scores(lambda: evaluate(self.objective, self.capture))
         self.tell(Evaluated(self.step, self.seconds, scores, self.objective.cloud))
         return scores
 
     def _write_scores(self, after: Scores | None) -> None:
+        if not self.processes.is_first:
+            return
         record = evaluation_record(
             self.before, after, steps=self.step, seconds=self.seconds, gaussians=len(self.objective.cloud)
         )
         write_json(self.folder.evaluation, record)
 
     def _finish(self) -> TrainResult:
+        (self.seconds,) = self.place.seconds(self.seconds)
         after = self._evaluate()
         self._write_scores(after)
-        save_ply(self.objective.cloud, self.folder.scene)
+        if self.processes.is_first:
+            save_ply(self.objective.cloud, self.folder.scene)
         if self.save_failure and not self.saved:
             raise CheckpointError(
                 f"training came to its end and left {self.folder.scene}, but no checkpoint could be written to "

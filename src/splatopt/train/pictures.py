@@ -18,7 +18,7 @@ from splatopt.raster.types import RenderOptions
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.train.config import TrainConfig
 from splatopt.train.guards import quiet_torch
-from splatopt.train.setup import sh_degree_at, starting_cloud
+from splatopt.train.setup import render_device, sh_degree_at, starting_cloud
 
 MAX_SIDE = 640
 """Pictures in a page are shrunk until their longer side has at most so many pixels, so that it stays light."""
@@ -62,7 +62,9 @@ def run_pictures(
         renderer: What renders.
         most: So many views at most, spread evenly.
     """
-    start = starting_cloud(config, capture, torch.Generator().manual_seed(config.seed))
+    device = render_device(config)
+    start = starting_cloud(config, capture, torch.Generator().manual_seed(config.seed)).to(device)
+    trained = trained.to(device)
     background = config.background or capture.background
     first = RenderOptions(background, config.footprint, sh_degree_at(config, 0))
     last = RenderOptions(background, config.footprint, sh_degree_at(config, max(0, steps - 1)))

@@ -112,7 +112,7 @@ class ProgressLine:
         verb = "going on at step" if event.step else "training, step"
         self._line.say(
             f"{verb} {event.step} of {event.config.total_steps}: {event.gaussians:,} Gaussians, {event.views} views, "
-            f"{_optimizers(event.config)}, {event.renderer} renderer -> {event.config.out}"
+            f"{_optimizers(event.config)}, {event.renderer} renderer{_place(event)} -> {event.config.out}"
         )
         self._line.open()
 
@@ -140,6 +140,12 @@ class ProgressLine:
 def _optimizers(config: TrainConfig) -> str:
     """Say what optimizes: one optimizer, or stages."""
     return f"optimizer {config.optimizer}" if config.stages is None else f"stages {config.stages}"
+
+
+def _place(event: Started) -> str:
+    """Say where a run computes, unless it is one process on the CPU."""
+    device = "" if event.device == "cpu" else f" on {event.device}"
+    return device if event.processes == 1 else f"{device}, {event.processes} processes"
 
 
 def _clock(seconds: float) -> str:

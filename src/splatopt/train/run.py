@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,14 @@ from splatopt.scene.ply import load_ply, save_ply
 from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import Scores, check_scorable, evaluate, evaluation_record
 from splatopt.train.folder import RunFolder, read_json, write_json
-from splatopt.train.setup import make_objective, open_capture, open_renderer, sh_degree_at
+from splatopt.train.setup import (
+    make_objective,
+    on_this_machine,
+    open_capture,
+    open_renderer,
+    render_device,
+    sh_degree_at,
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class Run:
             was full may have kept the last checkpoints away.
         steps: Optimizer steps that the scene has seen.
         seconds: Seconds of training that it took.
-        warnings: One sentence for each checkpoint that is damaged.
+        warnings: One sentence for each checkpoint that is damaged, and for a device that is not here.
     """
 
     folder: RunFolder
@@ -53,7 +60,8 @@ class Run:
             capture: What it was trained on.
             renderer: What renders; the configuration's when None.
         """
-        objective = make_objective(self.config, capture, self.cloud, renderer or open_renderer(self.config))
+        cloud = self.cloud if renderer else self.cloud.to(render_device(self.config))
+        objective = make_objective(self.config, capture, cloud, renderer or open_renderer(self.config))
         objective.sh_degree = sh_degree_at(self.config, max(0, self.steps - 1))
         return objective
 
@@ -90,21 +98,26 @@ class Run:
         save_ply(self.cloud, path)
 
 
-def open_run(path: Path | str, renderer: str | None = None) -> Run:
+def open_run(path: Path | str, renderer: str | None = None, device: str | None = None) -> Run:
     """Open the run in folder ``path``.
 
     Args:
         path: A folder that ``splatopt train`` made.
         renderer: Use this renderer in place of the run's own.
+        device: Compute here in place of where the run did; where that is not here, wherever it can be done.
 
     Raises:
         InputError: There is no run, or it holds no scene yet.
     """
     folder = RunFolder(Path(path))
     config = folder.read_config()
-    if renderer is not None:
-        config = TrainConfig(**{**vars(config), "renderer": renderer})
-    checkpoint, warnings = latest_checkpoint(folder.checkpoints)
+    warnings: list[str] = []
+    if renderer is not None or device is not None:
+        config = replace(config, renderer=renderer or "auto", device=device or "auto")
+    elif config.device.startswith("cuda"):
+        config, warnings = on_this_machine(config, replace(config, renderer="auto", device="auto"))
+    checkpoint, damaged = latest_checkpoint(folder.checkpoints)
+    warnings += damaged
     record = read_json(folder.evaluation)
     if checkpoint is not None and not _is_later(record, folder, checkpoint.step):
         tensors = {

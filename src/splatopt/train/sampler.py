@@ -83,6 +83,10 @@ class ViewSampler:
             drawn.append(position)
         return tuple(self._views[position] for position in drawn)
 
+    def upcoming(self, count: int) -> tuple[int, ...]:
+        """Return at most ``count`` views that come next in the order at hand; draws nothing."""
+        return tuple(self._views[position] for position in self._pending[:count])
+
     def shuffle(self) -> None:
         """Forget the order at hand, so that the next draw makes a new one."""
         self._pending.clear()

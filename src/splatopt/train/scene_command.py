@@ -9,9 +9,12 @@ import tyro
 
 import splatopt.meta
 import splatopt.optim  # noqa: F401 - both register optimizers
+from splatopt.core.checks import InputError
 from splatopt.core.optimizer import find_optimizer, optimizer_names, option_prefix
+from splatopt.core.processes import LostProcessError, Processes, find_launch, join
 from splatopt.optim.zoo import ZooOptions
 from splatopt.train.config import TrainConfig
+from splatopt.train.launched import part_ways
 from splatopt.train.loop import train
 from splatopt.train.optimizer_columns import chosen_options, optimizer_columns
 from splatopt.train.progress import ProgressLine
@@ -40,7 +43,19 @@ def run_train(parsed: Any) -> int:
     config = parsed.training
     given = chosen_options(parsed, _optimizer_options(), config.optimizers, resuming=False)
     config = replace(config, optimizer_options=given.get(config.optimizer) if config.stages is None else given)
-    result = train(config, [ProgressLine()])
+    processes = Processes()
+    try:
+        processes = join(find_launch(), config.process_timeout)
+        processes.check_versions()
+        result = train(config, [ProgressLine()], processes=processes)
+        processes.leave()
+    except LostProcessError as error:
+        raise InputError(f"another process of the run was lost outside its steps: {error}") from error
+    except (InputError, KeyboardInterrupt) as error:
+        code = part_ways(error, processes)
+        if code is None:
+            raise
+        return code
     print(
         f"{result.steps} steps in {result.seconds:.1f} s, {len(result.cloud):,} Gaussians; "
         f"{result.after.subset} PSNR {result.after.psnr:.2f} dB, SSIM {result.after.ssim:.4f} "

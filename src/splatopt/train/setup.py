@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from splatopt.core.checks import InputError
+from splatopt.core.devices import cuda_problem
 from splatopt.data import Capture, CaptureOptions, load_capture
 from splatopt.data.selection import camera_centers, sparse_split
-from splatopt.raster.render import make_renderer
+from splatopt.raster.render import find_backend, make_renderer
 from splatopt.raster.renderer import Renderer
 from splatopt.raster.types import RenderOptions
 from splatopt.scene.gaussians import GaussianCloud
-from splatopt.scene.photometric import PhotometricObjective
+from splatopt.scene.photometric import Images, PhotometricObjective
 from splatopt.scene.ply import load_ply
 from splatopt.scene.starts import start_from_points, start_random
 from splatopt.train.config import TrainConfig
@@ -46,7 +47,32 @@ def training_positions(config: TrainConfig, capture: Capture) -> Tensor | None:
 
 def open_renderer(config: TrainConfig) -> Renderer:
     """Make the renderer of ``config``."""
-    return make_renderer(config.renderer, config.threads)
+    return make_renderer(config.renderer, config.threads, config.device)
+
+
+def render_device(config: TrainConfig) -> torch.device:
+    """Return where the renderer of ``config`` computes."""
+    return find_backend(config.renderer, config.device).device
+
+
+def on_this_machine(config: TrainConfig, asked: TrainConfig | None = None) -> tuple[TrainConfig, list[str]]:
+    """Return the configuration with the device spelt out, and warnings.
+
+    Args:
+        config: What a run is to be done with.
+        asked: What was asked for, where ``config`` is of a run from before: if that was on a GPU that is not here,
+            and nothing else was asked for, it goes on wherever it can.
+
+    Raises:
+        InputError: Renderer or device cannot be used here.
+    """
+    warnings = []
+    elsewhere = cuda_problem(config.device) if config.device.startswith("cuda") else None
+    if elsewhere and asked is not None and (asked.device, asked.renderer) == ("auto", "auto"):
+        before, config = config.device, replace(config, device="auto", renderer="auto")
+        warnings.append(f"the run was on {before}, which is not here ({elsewhere}); it goes on on {{}}")
+    config = replace(config, device=str(find_backend(config.renderer, config.device).device))
+    return config, [warning.format(config.device) for warning in warnings]
 
 
 def starting_cloud(config: TrainConfig, capture: Capture, generator: torch.Generator) -> GaussianCloud:
@@ -73,13 +99,21 @@ def starting_cloud(config: TrainConfig, capture: Capture, generator: torch.Gener
 
 
 def make_objective(
-    config: TrainConfig, capture: Capture, cloud: GaussianCloud, renderer: Renderer
+    config: TrainConfig, capture: Capture, cloud: GaussianCloud, renderer: Renderer, images: Images | None = None
 ) -> PhotometricObjective:
-    """Bind ``cloud`` to the capture's views, rendered as ``config`` says."""
+    """Bind ``cloud`` to the capture's views, rendered as ``config`` says.
+
+    Args:
+        config: What is done.
+        capture: Gives cameras and photographs.
+        cloud: What is optimised.
+        renderer: What renders.
+        images: The capture's photographs where they are rendered; the capture's own when None.
+    """
     return PhotometricObjective(
         cloud,
         capture.cameras,
-        capture.images,
+        images or capture.images,
         renderer,
         RenderOptions(config.background or capture.background, config.footprint, config.sh_degree),
         ssim_weight=config.ssim_weight,

@@ -1,0 +1,275 @@
+"""Before a run begins: how much memory it will need, by counting, and whether there is so much.
+
+Counted is what training adds to what Python and PyTorch hold already: per Gaussian the parameters, the gradient, the
+optimizer's state and what its other questions fill; per pair of Gaussian and tile the renderer's lists; per pixel
+its planes, residuals and the scoring; and the photographs that are kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import torch
+from torch import Tensor
+
+from splatopt.core.camera import Camera
+from splatopt.core.checks import InputError
+from splatopt.core.objective import Evaluation, Objective, Oracle, Residuals
+from splatopt.core.optimizer import Optimizer, find_optimizer
+from splatopt.data import Capture
+from splatopt.data.prefetch import DEVICE_BYTES
+from splatopt.raster.constants import MIN_ALPHA
+from splatopt.raster.reference_projection import project_reference
+from splatopt.raster.renderer import Renderer
+from splatopt.raster.residuals import BLOCK_TENSORS, PACKED_BLOCK
+from splatopt.raster.types import RenderOptions
+from splatopt.scene.gaussians import GaussianCloud
+from splatopt.train.config import TrainConfig
+from splatopt.train.workplace import Workplace
+
+FACTOR = 1.5
+"""The measured peak lies within this factor of the estimate, on the CPU with the native renderer."""
+
+GIBIBYTE = 1 << 30
+_FLOAT = 4
+_TILE = 16
+_SAMPLE_ROWS, _SAMPLE_VIEWS, _TWIN_ROWS = 2048, 6, 16
+_SCORING = 320
+"""Bytes a pixel that scoring holds at once: an image and a photograph in float64, and SSIM's five blurred maps."""
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """What training takes beside what the process holds before it.
+
+    Attributes:
+        parts: Bytes by what they are for.
+    """
+
+    parts: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """All bytes."""
+        return sum(self.parts.values())
+
+    @property
+    def sentence(self) -> str:
+        """What is needed, and for what."""
+        largest = sorted(self.parts.items(), key=lambda part: -part[1])
+        listed = ", ".join(f"{name} {_gibibytes(size)}" for name, size in largest if size)
+        return f"training needs about {_gibibytes(self.total)} GiB of memory ({listed})"
+
+
+def check_memory(
+    config: TrainConfig, capture: Capture, cloud: GaussianCloud, renderer: Renderer, place: Workplace
+) -> MemoryEstimate:
+    """Return what the run will need.
+
+    Args:
+        config: What is done.
+        capture: What is trained on.
+        cloud: Where training begins, on the host.
+        renderer: What renders.
+        place: Where; its device is asked what is free.
+
+    Raises:
+        InputError: It needs more than ``--max-memory``, or than what is free; says how much.
+    """
+    needed = estimate_memory(config, capture, cloud, renderer, on_host=place.device.type == "cpu")
+    allowed = round(config.max_memory * GIBIBYTE) or free_memory(place)
+    if needed.total <= allowed:
+        return needed
+    have = f"--max-memory allows {config.max_memory:g}" if config.max_memory else f"{_gibibytes(allowed)} are free"
+    raise InputError(
+        f"{needed.sentence}, and {have}; take smaller photographs (--downscale), fewer Gaussians, a smaller "
+        "--cache-mebibytes, an optimizer that keeps less, or allow more with --max-memory"
+    )
+
+
+def free_memory(place: Workplace) -> int:
+    """Return the bytes that one process of the run may take: on CUDA of its device, else its share of the host's."""
+    if place.device.type == "cuda":
+        return torch.cuda.mem_get_info(place.device)[0]
+    return psutil.virtual_memory().available // place.processes.launch.local_count
+
+
+def estimate_memory(
+    config: TrainConfig, capture: Capture, cloud: GaussianCloud, renderer: Renderer, *, on_host: bool
+) -> MemoryEstimate:
+    """Count what training takes.
+
+    Args:
+        config: What is done; of several stages the hungriest counts.
+        capture: What is trained on.
+        cloud: Where training begins.
+        renderer: What renders.
+        on_host: Whether the photographs are rendered where they are kept.
+    """
+    cameras = [capture.cameras[view] for view in capture.split.train]
+    count, numbers = len(cloud), sum(value[0].numel() for value in cloud.tensors.values() if len(value))
+    pixels = max(camera.width * camera.height for camera in cameras)
+    pairs = count_tile_pairs(cloud, cameras, config)
+    views = len(cameras)
+    hungers = [measure_optimizer(name, config, cloud, renderer, views, on_host=on_host) for name in config.optimizers]
+    hunger = max(hungers, key=lambda one: one.row_bytes)
+    kept = min(config.cache_mebibytes << 20, 3 * sum(camera.width * camera.height for camera in cameras))
+    residuals = 2 * 3 * _FLOAT * pixels * hunger.residual_views
+    return MemoryEstimate(
+        {
+            "parameters": count * numbers * _FLOAT,
+            "gradient": count * (numbers * _FLOAT + 1),
+            f"optimizer {hunger.name}": count * hunger.row_bytes,
+            "renderer": renderer.memory_needed(count, pixels, pairs, hunger.asked),
+            "residuals": residuals,
+            "photographs": kept if on_host else min(DEVICE_BYTES, kept),
+            "scoring": _SCORING * pixels,
+        }
+    )
+
+
+def count_tile_pairs(cloud: GaussianCloud, cameras: Sequence[Camera], config: TrainConfig) -> int:
+    """Estimate how many pairs of Gaussian and tile of 16x16 pixels the fullest view has, from a sample of both."""
+    rows = torch.arange(0, len(cloud), max(1, math.ceil(len(cloud) / _SAMPLE_ROWS)))
+    if not len(rows):
+        return 0
+    sample = cloud.map(lambda tensor: tensor.detach()[rows.to(tensor.device)].cpu().float())
+    sample = sample.with_sh_degree(0)
+    options = RenderOptions(footprint=config.footprint)
+    step = max(1, math.ceil(len(cameras) / _SAMPLE_VIEWS))
+    counts = [_tile_pairs(sample, camera, options) for camera in cameras[::step]]
+    return math.ceil(max(counts) * len(cloud) / len(rows))
+
+
+def _tile_pairs(cloud: GaussianCloud, camera: Camera, options: RenderOptions) -> int:
+    """Count the tiles under each Gaussian's bounding box where α may reach 1/255, on one view."""
+    with torch.no_grad():
+        splats = project_reference(cloud, camera, options)
+        reach = 2 * (splats.opacities / MIN_ALPHA).clamp_min(1.0).log()
+        extent = (reach[:, None] * splats.covariances[:, [0, 2]]).sqrt()
+        size = torch.tensor([camera.width, camera.height])
+        low = ((splats.means - extent).clamp_min(0) / _TILE).floor()
+        high = (torch.minimum(splats.means + extent, size) / _TILE).ceil()
+        tiles = (high - low).clamp_min(0).nan_to_num(0, 0, 0).prod(dim=1)
+    return int(tiles[splats.opacities >= MIN_ALPHA].sum())
+
+
+# ---------------------------------------------------------------------- the optimizer's part
+
+
+@dataclass(frozen=True)
+class Hunger:
+    """What an optimizer takes.
+
+    Attributes:
+        name: Its name.
+        row_bytes: Bytes a Gaussian: its state, the buffers of what it asks beside the gradient, and what a step or
+            a checkpoint holds for a while.
+        residual_views: Views whose residuals are held at once.
+        asked: The questions of a step.
+    """
+
+    name: str
+    row_bytes: int
+    residual_views: int
+    asked: frozenset[Oracle]
+
+
+def measure_optimizer(
+    name: str, config: TrainConfig, cloud: GaussianCloud, renderer: Renderer, views: int, *, on_host: bool
+) -> Hunger:
+    """Find out what an optimizer takes by making one for a few rows; it takes no step.
+
+    Args:
+        name: The optimizer.
+        config: Gives its options and the views of a step.
+        cloud: Where training begins; a few of its rows are taken.
+        renderer: Says which questions may be asked.
+        views: Training views.
+        on_host: Whether checkpoints are made where the run computes.
+    """
+    rows = min(_TWIN_ROWS, len(cloud))
+    twin = _Twin(GaussianCloud(**{key: value[:rows].cpu() for key, value in cloud.tensors.items()}).clone(), renderer)
+    options = config.options_by_name.get(name) or find_optimizer(name).options()
+    held = needed = 0
+    batch_size: int | None = None
+    # What an optimizer refuses it refuses again, in better words, when it is made for the run.
+    with contextlib.suppress(InputError):
+        optimizer: Optimizer = find_optimizer(name).optimizer(twin, options, torch.Generator().manual_seed(0))
+        held, needed, batch_size = optimizer.state_bytes(), optimizer.memory_needed((0,)), optimizer.batch_size
+    wanted = config.view_batch if batch_size is None else batch_size or views
+    # A checkpoint is copied and then written out: twice on the host.
+    checkpoint = 2 * (_bytes(twin.parameters.values()) + held) if on_host else 0
+    for_a_while = max(needed, twin.temporary_bytes, checkpoint)
+    row_bytes = math.ceil((held + twin.buffer_bytes + for_a_while) / max(1, rows))
+    return Hunger(name, row_bytes, min(wanted, views) if twin.asked & _WITH_RESIDUALS else 0, twin.asked)
+
+
+_WITH_RESIDUALS = frozenset({Oracle.JVP, Oracle.VJP})
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+class _Twin(Objective):
+    """A few rows of the scene that an optimizer can be made for; notes which questions it will ask."""
+
+    def __init__(self, cloud: GaussianCloud, renderer: Renderer) -> None:
+        self.cloud, self.renderer = cloud, renderer
+        self.asked: frozenset[Oracle] = frozenset({Oracle.GRADIENT})
+
+    @property
+    def buffer_bytes(self) -> int:
+        """What the real objective keeps for the questions beside the gradient."""
+        whole = _bytes(self.cloud.tensors.values())
+        blocks = len(self.cloud) * _FLOAT * PACKED_BLOCK + _bytes([self.cloud.sh_rest])
+        kept = whole * len(self.asked - {Oracle.GRADIENT, Oracle.JVP, Oracle.GAUSS_NEWTON_BLOCKS})
+        return kept + (blocks if Oracle.GAUSS_NEWTON_BLOCKS in self.asked else 0)
+
+    @property
+    def temporary_bytes(self) -> int:
+        """Copies in the parameters' shapes while a step is taken: of the largest tensor, or probes and old values."""
+        whole = _bytes(self.cloud.tensors.values())
+        return 2 * whole if self.asked - {Oracle.GRADIENT} else _bytes([self.cloud.sh_rest])
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        return self.cloud.tensors
+
+    @property
+    def oracles(self) -> frozenset[Oracle]:
+        return self.renderer.oracles
+
+    @property
+    def length_scale(self) -> float:
+        return 1.0
+
+    @property
+    def backend(self) -> str:
+        return self.renderer.name
+
+    @property
+    def block_names(self) -> tuple[str, ...]:
+        return BLOCK_TENSORS
+
+    def require(self, needed: frozenset[Oracle], who: str) -> None:
+        self.asked |= needed
+        super().require(needed, who)
+
+    def empty_residuals(self, batch: Any) -> Residuals:
+        return ()
+
+    def gradient(self, batch: Any) -> Evaluation:
+        return self._refuse(Oracle.GRADIENT)
+
+
+def _gibibytes(size: int) -> str:
+    """Write a size in GiB with as many digits as tell something."""
+    value = size / GIBIBYTE
+    return f"{value:.3f}" if value < 0.1 else f"{value:.2f}" if value < 10 else f"{value:.0f}"

@@ -1,0 +1,156 @@
+"""Where a run computes: its device, its processes, its photographs there, and what guards its objective."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from splatopt.core.checks import InputError
+from splatopt.core.native import default_threads
+from splatopt.core.objective import Objective, Tensors
+from splatopt.core.processes import Launch, Processes
+from splatopt.data import Capture
+from splatopt.data.prefetch import DeviceImages
+from splatopt.scene.fewer_views import FewerViews
+from splatopt.scene.photometric import Images
+from splatopt.scene.shared_views import SharedViews
+from splatopt.train.config import TrainConfig
+from splatopt.train.evaluate import Scores
+
+
+class Workplace:
+    """What one process of a run computes with.
+
+    The photographs stay on the host where that is where they are rendered; for another device they are fetched
+    ahead.
+    """
+
+    def __init__(self, config: TrainConfig, capture: Capture, processes: Processes) -> None:
+        """Find this process's device.
+
+        Args:
+            config: With the device spelt out.
+            capture: Whose photographs are fetched.
+            processes: Those that share the run.
+
+        Raises:
+            InputError: There are more processes than GPUs, or all are given the same one.
+        """
+        self.processes = processes
+        self.device = process_device(config.device, processes.launch)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        self._prefetched = DeviceImages(capture.images, self.device) if self.device.type != "cpu" else None
+        self.images: Images = self._prefetched or capture.images
+        self._most: int | None = None
+
+    def guard(self, objective: Objective, tell: Callable[[str], None]) -> Objective:
+        """Return what optimizers ask: ``objective``, shared by the processes, in pieces where memory runs out.
+
+        Args:
+            objective: Of this process.
+            tell: Takes a sentence when pieces become smaller.
+        """
+
+        def note(most: int) -> None:
+            if self._most is None:
+                tell(
+                    f"memory ran out over the views of a step; its views are now taken at most {most} at a time, and "
+                    "the step is the same"
+                )
+            self._most = most
+
+        guarded = FewerViews(objective, note)
+        guarded.most = self._most
+        return SharedViews(guarded, self.processes) if self.processes.count > 1 else guarded
+
+    def expect(self, views: Sequence[int]) -> None:
+        """Begin to fetch those of ``views``, a step's, that this process renders."""
+        if self._prefetched is not None:
+            self._prefetched.expect(views[self.processes.rank :: self.processes.count])
+
+    def seconds(self, *times: float) -> list[float]:
+        """Return the first process's times, so that all do the same at the same step."""
+        return self.processes.sum_numbers([value if self.processes.is_first else 0.0 for value in times])
+
+    def scores(self, evaluate: Callable[[], Scores]) -> Scores:
+        """Return what the first process finds when it evaluates."""
+        if self.processes.count == 1:
+            return evaluate()
+        said = self.processes.of_first(lambda: _scores_text(evaluate()))
+        values = json.loads(said)
+        return Scores.from_json(values, values["split"], values["subset"])
+
+    def check_alike(self, tensors: Tensors, step: int) -> None:
+        """Make sure that all processes hold the same bits.
+
+        Args:
+            tensors: What they hold.
+            step: Steps done, for the message.
+
+        Raises:
+            InputError: They do not; every process raises it.
+        """
+        own = " ".join(f"{name}={fingerprint(tensor)}" for name, tensor in sorted(tensors.items()))
+        for rank, other in enumerate(self.processes.texts(own)):
+            pairs = zip(own.split(), other.split(), strict=False)
+            if other != own:
+                name = next((ours.partition("=")[0] for ours, theirs in pairs if ours != theirs), "its tensors")
+                raise InputError(
+                    f"process {rank} and process {self.processes.rank} differ in {name} at step {step}: all processes "
+                    "must read the same capture and run folder, on processors of one kind with one version of PyTorch"
+                )
+
+    def close(self) -> None:
+        """Stop fetching."""
+        if self._prefetched is not None:
+            self._prefetched.close()
+
+
+def process_device(name: str, launch: Launch) -> torch.device:
+    """Return the device of one process.
+
+    Args:
+        name: cpu, cuda or cuda:N.
+        launch: Which process it is.
+
+    Raises:
+        InputError: There are more processes than GPUs on this machine, or all are given the same one.
+    """
+    device = torch.device(name)
+    if device.type != "cuda":
+        return device
+    if launch.count == 1:
+        return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+    if device.index is not None:
+        raise InputError(f"--device {name} is one GPU, and {launch.count} processes need one each; use --device cuda")
+    if launch.local_rank >= torch.cuda.device_count():
+        raise InputError(
+            f"{launch.local_count} processes need a GPU each, and there are {torch.cuda.device_count()} here; start as "
+            "many with torchrun --nproc-per-node"
+        )
+    return torch.device("cuda", launch.local_rank)
+
+
+def with_own_threads(config: TrainConfig, launch: Launch) -> TrainConfig:
+    """Return the configuration with this process's share of the processors, where it takes all of them."""
+    if config.threads or launch.local_count == 1:
+        return config
+    return replace(config, threads=max(1, default_threads() // launch.local_count))
+
+
+def fingerprint(tensor: Tensor) -> int:
+    """Return a number that tells tensors of one shape apart by their bits, whatever their values mean."""
+    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    whole = flat[: flat.numel() // 4 * 4].view(torch.int32).long()
+    # Sums wrap around and so do not depend on their order; two of them, the second by place.
+    places = torch.arange(1, whole.numel() + 1, device=whole.device) % 65_521
+    return hash((int(whole.sum()), int((whole * places).sum()), int(flat.long().sum()), flat.numel()))
+
+
+def _scores_text(scores: Scores) -> str:
+    return json.dumps({**scores.to_json(), "split": scores.split, "subset": scores.subset})

@@ -1,0 +1,129 @@
+"""Memory is counted before a run and near what it takes; where it runs out, the run goes on or says how much."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from splatopt.core import native
+from splatopt.core.checkpoint import latest_checkpoint
+from splatopt.core.checks import InputError
+from splatopt.data import CaptureOptions, load_capture, make_capture
+from splatopt.raster.cpu import NativeRenderer
+from splatopt.raster.types import RenderOptions
+from splatopt.scene.starts import start_random
+from splatopt.train.config import TrainConfig
+from splatopt.train.events import Warned
+from splatopt.train.kept_run import OutOfMemoryError
+from splatopt.train.loop import train
+from splatopt.train.preflight import FACTOR, MemoryEstimate, count_tile_pairs, measure_optimizer
+from train.toys import Listener, ToyRenderer
+
+needs_native = pytest.mark.skipif(not native.available(), reason="the native module is not installed")
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("memory")
+    make_capture(folder / "capture", seed=0, views=5, width=256, height=192, points=60)
+    return folder
+
+
+@needs_native
+@pytest.mark.parametrize("optimizer", ["adam", "block-gn"])
+def test_the_estimate_is_near_what_a_run_takes(scene, optimizer):
+    worker = str(Path(__file__).with_name("memory_worker.py"))
+    ended = subprocess.run(
+        [sys.executable, worker, str(scene), optimizer, "20000"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    estimate, measured = (int(word) for word in ended.stdout.splitlines()[-1].split()[:2])
+    assert 1 / FACTOR < measured / estimate < FACTOR
+
+
+@needs_native
+def test_pairs_of_gaussian_and_tile_are_near_the_renderers(scene):
+    capture = load_capture(scene / "capture", CaptureOptions())
+    cloud = start_random(capture.cameras, 5000, sh_degree=0, generator=torch.Generator().manual_seed(0))
+    renderer, entries = NativeRenderer(1), []
+    for camera in capture.cameras:
+        renderer.draw(cloud, camera, RenderOptions())
+        entries.append(renderer.rasterizer.entry_count)
+    estimate = count_tile_pairs(cloud, capture.cameras, TrainConfig("x"))
+    assert 0.7 < estimate / max(entries) < 1.5
+
+
+@needs_native
+def test_what_optimizers_keep_is_counted_per_gaussian(scene):
+    capture = load_capture(scene / "capture", CaptureOptions())
+    cloud = start_random(capture.cameras, 100, sh_degree=3, generator=torch.Generator().manual_seed(0))
+    found = {
+        name: measure_optimizer(name, TrainConfig("x", optimizer=name), cloud, NativeRenderer(1), 8, on_host=False)
+        for name in ("adam", "tr2", "block-gn", "lm")
+    }
+    # Two means of 59 numbers, and a copy of the largest tensor of 45.
+    assert found["adam"].row_bytes == 4 * (2 * 59 + 45)
+    # Mean, curvature and age; the diagonal's buffer; two copies.
+    assert found["tr2"].row_bytes == pytest.approx(4 * (2 * 59 + 59 + 2 * 59), abs=8)
+    # Mean, blocks of 105, diagonal of 45, age and multiplier; their buffers; two copies.
+    assert found["block-gn"].row_bytes == 4 * (59 + 105 + 45 + 2 + 105 + 45 + 2 * 59)
+    assert found["lm"].row_bytes > 16 * 4 * 59
+    assert [found[name].residual_views for name in found] == [0, 0, 1, 8]
+
+
+def test_too_little_memory_is_refused_before_anything_is_written(settings):
+    config = settings(max_memory=1e-5)
+    said = r"training needs about 0\.0\d+ GiB of memory \(.*parameters 0\.000.*\), and --max-memory allows 1e-05; take"
+    with pytest.raises(InputError, match=said):
+        train(config, renderer=ToyRenderer())
+    assert not config.folder.exists()
+
+
+def test_a_sentence_names_the_largest_first():
+    estimate = MemoryEstimate({"gradient": 1 << 29, "parameters": 3 << 30, "residuals": 0})
+    assert estimate.sentence == "training needs about 3.50 GiB of memory (parameters 3.00, gradient 0.50)"
+
+
+# ---------------------------------------------------------------------- running out
+
+
+class Exhausted(ToyRenderer):
+    """Has room for ``room`` views of a step, until a step is over."""
+
+    def __init__(self, room: int, from_call: int = 0) -> None:
+        super().__init__()
+        self.room, self.from_call, self.held = room, from_call, 0
+
+    def accumulate_gradient(self, *arguments, overwrite: bool = False):
+        self.held = 1 if overwrite else self.held + 1
+        if self.held > self.room and self.calls >= self.from_call:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return super().accumulate_gradient(*arguments, overwrite=overwrite)
+
+
+def test_a_step_that_does_not_fit_is_taken_in_pieces_and_said_once(settings):
+    listener = Listener()
+    cramped = train(settings("cramped", steps=6, view_batch=4), [listener], renderer=Exhausted(1))
+    roomy = train(settings("roomy", steps=6, view_batch=4), renderer=ToyRenderer())
+    for name, value in cramped.cloud.tensors.items():
+        torch.testing.assert_close(value, roomy.cloud.tensors[name], rtol=1e-4, atol=1e-5, msg=name)
+    (told,) = listener.of(Warned)
+    assert told.message.startswith("memory ran out over the views of a step; its views are now taken at most 2 at a")
+
+
+def test_one_view_that_does_not_fit_ends_the_run_with_its_checkpoint(settings):
+    config = settings(steps=20)
+    with pytest.raises(OutOfMemoryError) as caught:
+        train(config, renderer=Exhausted(0, from_call=9))
+    sentence = str(caught.value)
+    assert sentence.startswith("memory ran out over a single view in step 10: training needs about 0.0")
+    assert "step-000007 is kept; go on with:" in sentence
+    assert latest_checkpoint(config.folder / "checkpoints")[0].step == 7
+    assert train(settings(resume=True, steps=20), renderer=ToyRenderer()).steps == 20
