@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 
+from splatopt.core import checkpoint as module
 from splatopt.core.checkpoint import (
     Checkpoint,
     DamagedCheckpointError,
@@ -16,7 +17,6 @@ from splatopt.core.checkpoint import (
     replace_file,
     save_checkpoint,
 )
-from splatopt.train import checkpoint as module
 
 
 def sample(step: int) -> Checkpoint:

@@ -85,14 +85,19 @@ class CheckpointBuffer:
         return tensors, records
 
     def load(
-        self, tensors: Mapping[str, Tensor], records: list[dict[str, Any]], renderer: Renderer, latent_width: int
+        self,
+        tensors: Mapping[str, Tensor],
+        records: list[dict[str, Any]],
+        renderer: Renderer,
+        latent_width: int,
+        device: torch.device | str = "cpu",
     ) -> None:
         """Go on from what :meth:`state` gave."""
         self.classes = [[] for _ in range(len(DEPTHS) + 1)]
         for number, record in enumerate(records):
             prefix = f"{number}."
             own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-            self.classes[record["class"]].append(restored(own, record, renderer, latent_width))
+            self.classes[record["class"]].append(restored(own, record, renderer, latent_width, device))
 
 
 def situation_tensors(situation: Situation) -> dict[str, Tensor]:
@@ -114,10 +119,14 @@ def situation_record(situation: Situation) -> dict[str, Any]:
 
 
 def restored(
-    tensors: Mapping[str, Tensor], record: Mapping[str, Any], renderer: Renderer, latent_width: int
+    tensors: Mapping[str, Tensor],
+    record: Mapping[str, Any],
+    renderer: Renderer,
+    latent_width: int,
+    device: torch.device | str = "cpu",
 ) -> Situation:
     """Return the situation of :func:`situation_tensors` and :func:`situation_record`."""
-    cloud = GaussianCloud(**{name: tensors[f"cloud.{name}"].clone() for name in GROUPS})
+    cloud = GaussianCloud(**{name: tensors[f"cloud.{name}"].to(device, copy=True) for name in GROUPS})
     practice = bind(record["scene"], cloud, record["inputs"], record["targets"], renderer, record["view_batch"])
     state = InnerState.from_tensors(practice.objective.parameters, latent_width, tensors, record)
-    return Situation(practice, state, tensors["near"].clone(), record["horizon"])
+    return Situation(practice, state, tensors["near"].to(device, copy=True), record["horizon"])

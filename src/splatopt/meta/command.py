@@ -20,7 +20,7 @@ from splatopt.meta.network import SIZES
 from splatopt.meta.practice import PracticeOptions, scene_folders
 from splatopt.meta.training import MetaTrainConfig, MetaTrainer, write_config
 
-_GOES_ON = ("steps", "processes", "threads", "validate_every", "save_every")
+_GOES_ON = ("steps", "processes", "threads", "device", "validate_every", "save_every")
 """Options that a run may go on with other values of."""
 
 
@@ -72,6 +72,9 @@ class MetaTrainOptions:
 
     threads: int = 1
     """Threads of each process. Unit: threads. Source: scenes of 128 pixels keep no more than one busy."""
+
+    device: str = "auto"
+    """Where it renders and trains: auto, cpu, cuda or cuda:N. Unit: none. Source: a GPU where there is one."""
 
     lpips_weights: Path | None = None
     """Folder with the weights of LPIPS' vgg; PyTorch's hub folder when None. Nothing is downloaded, and without

@@ -89,6 +89,7 @@ class Lane:
         episodes: EpisodeOptions,
         losses: LossOptions,
         perceptual: ImageLoss | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         """Begin with an empty buffer.
 
@@ -103,13 +104,14 @@ class Lane:
             episodes: How episodes begin and end.
             losses: The meta-loss.
             perceptual: LPIPS, where its weights are at hand.
+            device: Where clouds and memories lie.
         """
         self.number, self.seed = number, seed
         self.scenes = scenes
         self.renderer = renderer
         self.rates, self.variant = rates, variant
         self.practice, self.options, self.losses = practice, episodes, losses
-        self.perceptual = perceptual
+        self.perceptual, self.device = perceptual, device
         self.generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
         self.buffer = CheckpointBuffer()
         self.current: Situation | None = None
@@ -169,7 +171,8 @@ class Lane:
             number = count - 1 if newest else max(0, count - 1 - self._draw(min(count, _STREAM_POOL)))
             scene = made_scene((self.seed * 1_000 + self.number) * 1_000_000 + number)
         self.fresh_scenes += 1
-        return Situation.begin(draw_practice(scene, self.renderer, self.practice, self.generator), network, horizon)
+        practice = draw_practice(scene, self.renderer, self.practice, self.generator, self.device)
+        return Situation.begin(practice, network, horizon)
 
     def _draw(self, count: int) -> int:
         return int(torch.randint(count, (), generator=self.generator))
@@ -192,9 +195,12 @@ class Lane:
         """Go on from what :meth:`state` gave."""
         self.generator.set_state(tensors["generator"])
         self.episodes, self.fresh_scenes = int(scalars["episodes"]), int(scalars["fresh_scenes"])
-        self.buffer.load(_below(tensors, "buffer."), scalars["buffer"], self.renderer, latent_width)
+        self.buffer.load(_below(tensors, "buffer."), scalars["buffer"], self.renderer, latent_width, self.device)
         record = scalars.get("current")
-        self.current = restored(_below(tensors, "current."), record, self.renderer, latent_width) if record else None
+        self.current = None
+        if record:
+            own = _below(tensors, "current.")
+            self.current = restored(own, record, self.renderer, latent_width, self.device)
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -9,9 +9,14 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from splatopt.core.checks import InputError
+from splatopt.kernels import takes
 
 NEIGHBOUR_REFRESH = 32
 """Steps between two searches. A search costs some ten steps of the network, and means move little. Unit: steps."""
+
+
+_FARTHEST = 1e18
+"""Coordinates are cut off here on a GPU: their squares must be finite."""
 
 
 def nearest_others(positions: Float[Tensor, "n 3"], count: int, threads: int = 0) -> Int[Tensor, "n k"]:
@@ -36,6 +41,10 @@ def nearest_others(positions: Float[Tensor, "n 3"], count: int, threads: int = 0
             f"the learned step looks at {count} neighbours of each Gaussian and needs at least {count + 1} Gaussians, "
             f"got {total}; take another optimizer for so small a scene"
         )
+    if takes([positions]):
+        from splatopt.kernels.neighbours import nearest_neighbours
+
+        return nearest_neighbours(torch.nan_to_num(positions, 0.0, 0.0, 0.0).clamp(-_FARTHEST, _FARTHEST), count)[0]
     points = positions.detach().cpu().double().numpy()
     points = np.where(np.isfinite(points), points, 0.0)
     _, found = cKDTree(points).query(points, k=count + 1, workers=threads or -1)

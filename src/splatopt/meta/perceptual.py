@@ -31,7 +31,7 @@ def image_pull(objective: PhotometricObjective, view: int, loss: ImageLoss) -> t
         The distance, and tensors in the shapes of the parameters.
     """
     renderer, camera, target = objective.renderer, objective.cameras[view], objective.images[view]
-    image = renderer.render(objective.cloud, camera, objective.options).image.detach().clone().requires_grad_()
+    image = renderer.render(objective.cloud, camera, objective.options).image.detach().cpu().clone().requires_grad_()
     with torch.enable_grad():
         value = loss(image, target.to(image) / 255)
         (slope,) = torch.autograd.grad(value, image)
@@ -42,7 +42,7 @@ def image_pull(objective: PhotometricObjective, view: int, loss: ImageLoss) -> t
         target,
         objective.options,
         SquaredError(),
-        slope[None],
+        slope[None].to(objective.cloud.means.device),
         math.sqrt(slope.numel()),
         gradient,
         overwrite=True,

@@ -17,7 +17,7 @@ from splatopt.data.selection import camera_centers, farthest_points
 from splatopt.raster.renderer import Renderer
 from splatopt.raster.types import RenderOptions
 from splatopt.scene.gaussians import GaussianCloud
-from splatopt.scene.photometric import PhotometricObjective
+from splatopt.scene.photometric import Images, PhotometricObjective
 from splatopt.scene.starts import start_from_points, start_random
 
 _KEPT_CAPTURES = 512
@@ -116,6 +116,20 @@ def kept_capture(scene: str) -> Capture:
     return load_capture(Path(scene))
 
 
+class KeptImages:
+    """Photographs on a device: each is moved there once and kept, since practice looks at few small ones often."""
+
+    def __init__(self, images: Images, device: torch.device) -> None:
+        self._images, self._device = images, device
+        self._kept: dict[int, Tensor] = {}
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Return photograph ``index``, (H, W, 3), uint8, on the device."""
+        if index not in self._kept:
+            self._kept[index] = self._images[index].to(self._device)
+        return self._kept[index]
+
+
 def bind(
     scene: str,
     cloud: GaussianCloud,
@@ -126,10 +140,11 @@ def bind(
 ) -> Practice:
     """Return the practice that fits ``cloud`` to the views ``inputs`` of the capture ``scene``."""
     capture = kept_capture(scene)
+    device = cloud.means.device
     objective = PhotometricObjective(
         cloud,
         capture.cameras,
-        capture.images,
+        capture.images if device.type == "cpu" else KeptImages(capture.images, device),
         renderer,
         RenderOptions(capture.background, sh_degree=cloud.sh_degree),
         length_scale=capture.extent,
@@ -138,7 +153,13 @@ def bind(
     return Practice(scene, objective, tuple(inputs), tuple(targets), positions, view_batch)
 
 
-def draw_practice(scene: str, renderer: Renderer, options: PracticeOptions, generator: torch.Generator) -> Practice:
+def draw_practice(
+    scene: str,
+    renderer: Renderer,
+    options: PracticeOptions,
+    generator: torch.Generator,
+    device: torch.device | str = "cpu",
+) -> Practice:
     """Draw views and a start for the capture ``scene``.
 
     With probability ``sparse`` the input views are 3 to 8 far from each other and all others are held out; otherwise
@@ -149,7 +170,8 @@ def draw_practice(scene: str, renderer: Renderer, options: PracticeOptions, gene
         scene: The key of a capture.
         renderer: What renders and differentiates.
         options: The shares.
-        generator: The only source of randomness.
+        generator: The only source of randomness, on the CPU.
+        device: Where the cloud lies.
     """
     capture = kept_capture(scene)
     count = len(capture.cameras)
@@ -163,7 +185,7 @@ def draw_practice(scene: str, renderer: Renderer, options: PracticeOptions, gene
         inputs = order[max(1, count // 4) :]
     chosen = set(inputs)
     held_out = [view for view in order if view not in chosen]
-    cloud = _start(capture, options, generator)
+    cloud = _start(capture, options, generator).to(device)
     batch = options.view_batches[int(torch.randint(len(options.view_batches), (), generator=generator))]
     return bind(scene, cloud, sorted(inputs), held_out[: options.targets], renderer, batch)
 

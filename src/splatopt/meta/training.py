@@ -26,7 +26,7 @@ from splatopt.meta.practice import PracticeOptions
 from splatopt.meta.validation import Curve, validate
 from splatopt.meta.weights import save_weights
 from splatopt.metrics.lpips import find_lpips
-from splatopt.raster.render import make_renderer
+from splatopt.raster.render import find_backend, make_renderer
 
 _LOG_EVERY = 20
 
@@ -55,6 +55,7 @@ class MetaTrainConfig:
         losses: The meta-loss.
         threads: Threads of each process.
         lpips_weights: Where LPIPS' weights lie; PyTorch's hub folder when None.
+        device: Where it renders and trains: auto, cpu, cuda or cuda:N.
     """
 
     out: Path
@@ -76,6 +77,7 @@ class MetaTrainConfig:
     losses: LossOptions = field(default_factory=LossOptions)
     threads: int = 1
     lpips_weights: Path | None = None
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         """Refuse what cannot train, and give the network the variant's shape."""
@@ -103,10 +105,11 @@ class MetaTrainer:
             world: Number of processes; more than one needs an initialised ``torch.distributed``.
         """
         self.config, self.rank, self.world = config, rank, world
-        self.network = LearnedNetwork(config.network, config.seed)
-        self.average = LearnedNetwork(config.network, config.seed).requires_grad_(False)
+        self.device = find_backend("auto", config.device).device
+        self.network = LearnedNetwork(config.network, config.seed).to(self.device)
+        self.average = LearnedNetwork(config.network, config.seed).requires_grad_(False).to(self.device)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), config.learning_rate, weight_decay=1e-4)
-        self.renderer = make_renderer("auto", config.threads)
+        self.renderer = make_renderer("auto", config.threads, str(self.device))
         self.perceptual, self.left_out = self._find_perceptual()
         self.lanes = [self._lane(number) for number in range(rank, config.lanes, world)]
         self.step = 0
@@ -127,6 +130,7 @@ class MetaTrainer:
             episodes=config.episodes,
             losses=config.losses,
             perceptual=self.perceptual,
+            device=self.device,
         )
 
     def _find_perceptual(self) -> tuple[ImageLoss | None, str]:
@@ -240,7 +244,9 @@ class MetaTrainer:
 
     def _validate(self, watch: Callable[[dict[str, Any]], None]) -> None:
         config = self.config
-        curve = validate(self.average, config.rates, config.validation, self.renderer, seed=config.seed)
+        curve = validate(
+            self.average, config.rates, config.validation, self.renderer, seed=config.seed, device=self.device
+        )
         record = {"kind": "validation", "step": self.step, "hours": self.seconds / 3600, "psnr": _by_step(curve)}
         watch(self._log(record))
 

@@ -28,6 +28,7 @@ def validate(
     seed: int = 0,
     steps: Sequence[int] = STEPS,
     sparse: float = 0.0,
+    device: torch.device | str = "cpu",
 ) -> Curve:
     """Return the mean held-out PSNR over ``scenes`` after each number of ``steps``.
 
@@ -41,12 +42,13 @@ def validate(
         seed: Of views and starts.
         steps: When to look, ascending.
         sparse: Share of scenes with few input views.
+        device: Where network and clouds lie.
     """
     sums = dict.fromkeys(steps, 0.0)
     shares = PracticeOptions(sparse=sparse, random_start=0.0, fewest_points=0.5, view_batches=(8,))
     for number, scene in enumerate(scenes):
         generator = torch.Generator().manual_seed(1_000_003 * seed + number)
-        practice = draw_practice(scene, renderer, shares, generator)
+        practice = draw_practice(scene, renderer, shares, generator, device)
         situation = Situation.begin(practice, network, horizon=max(steps))
         for step in steps:
             fine = roll_out(network, rates, situation, step - situation.state.steps, generator)
