@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from splatopt.cli import main
+from splatopt.core import checkpoint as checkpoint_module
 from splatopt.raster.renderer import ViewLoss
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.ply import load_ply, save_ply
-from splatopt.train import checkpoint as checkpoint_module
 from splatopt.train import loop as loop_module
 from splatopt.train.run import open_run
 from train.toys import ToyRenderer, make_toy_capture

@@ -7,8 +7,8 @@ import errno
 import pytest
 import torch
 
+from splatopt.core import checkpoint as checkpoint_module
 from splatopt.core.checkpoint import latest_checkpoint
-from splatopt.train import checkpoint as checkpoint_module
 from splatopt.train.events import Stepped, Warned
 from splatopt.train.kept_run import NonFiniteError
 from splatopt.train.loop import CheckpointError, train
