@@ -54,6 +54,15 @@ def test_levenberg_marquardt(tmp_path: Path):
     assert float(scores[1][2]) > float(scores[0][2]) + 1, "the second stage adds to the first"
 
 
+def test_learned(tmp_path: Path):
+    scores = re.findall(r"^([\w-]+): ([\d.]+) -> ([\d.]+) dB in ", run("learned.py", tmp_path), re.MULTILINE)
+    assert [name for name, _, _ in scores] == ["adam", "adam-searched", "learned"]
+    assert len({before for _, before, _ in scores}) == 1, "all begin at the same cloud"
+    adam, searched, learned = (float(after) for _, _, after in scores)
+    assert searched > adam + 2
+    assert learned > searched + 0.5
+
+
 def test_neural_field(tmp_path: Path):
     out = run("neural_field.py", tmp_path)
     scores = re.findall(r"^(\w+): ([\d.]+) -> ([\d.]+) dB in ", out, re.MULTILINE)
