@@ -1,7 +1,7 @@
 """What learned steps are worth on made scenes that none was trained on, and what each part of the method adds.
 
-Weights against the Adam that they began as, held and with a decay made for the horizon, from the same starts and with the
-same views; held-out PSNR after some numbers of steps, and the worst drop below the best::
+Weights against the Adam that they began as, held and with a decay made for the horizon, from the same starts and with
+the same views; held-out PSNR after some numbers of steps, and the worst drop below the best::
 
     splatopt data make --scenes 4 --views 48 --points 2500 --seed 991 --out made/check
     python -m benchmarks.learned --data made/check --weights tiny runs/no-buffer/weights.safetensors

@@ -24,7 +24,9 @@ from splatopt.meta.weights import SHIPPED, load_weights, save_weights, shipped_n
 from splatopt.optim.first_order import Adam, SearchedAdamOptions
 
 SHAPE = NetworkOptions(width=8, latent=3, attention=4, neighbours=3)
-HELD = SearchedAdamOptions(final_factor=1.0, means_final_factor=1.0)
+INSIDE = SearchedAdamOptions(
+    final_factor=1.0, means_final_factor=1.0, patience=InnerRates().patience, fall=InnerRates().fall
+)
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ def assert_follow(one, other, **tolerance):
 def test_untrained_weights_step_as_adam_at_the_searched_rates(untrained):
     one, other = gaussians(), gaussians()
     take(Learned(one, LearnedOptions(untrained)), 50)
-    take(Adam(other, HELD), 50)
+    take(Adam(other, INSIDE), 50)
     assert_follow(one, other, rtol=1e-5, atol=1e-6)
 
 
@@ -76,7 +78,7 @@ def test_a_network_that_gives_no_numbers_steps_as_adam(tmp_path):
     save_weights(tmp_path / "broken.safetensors", network, InnerRates(), {})
     one, other = gaussians(), gaussians()
     take(Learned(one, LearnedOptions(str(tmp_path / "broken.safetensors"))), 20)
-    take(Adam(other, HELD), 20)
+    take(Adam(other, INSIDE), 20)
     assert_follow(one, other, rtol=1e-5, atol=1e-6)
 
 

@@ -53,7 +53,8 @@ def test_an_untrained_network_steps_as_adam_bit_for_bit(size, monkeypatch):
     moments = {name: (torch.zeros_like(value), torch.zeros_like(value)) for name, value in expected.items()}
     for number, gradient in enumerate(sequence.gradients, start=1):
         for name, value in expected.items():
-            adam_update(value, gradient[name], *moments[name], rate=rates[name], step=number, options=options)
+            rate = rates[name] * (1 + (number - 1) / RATES.patience) ** -RATES.fall
+            adam_update(value, gradient[name], *moments[name], rate=rate, step=number, options=options)
         for name, value in expected.items():
             assert torch.equal(trail[number - 1][name], value), (number, name)
 
@@ -77,7 +78,8 @@ def test_unseen_rows_stay_and_each_row_counts_its_own_steps():
             value = sequence.parameters[name][row].clone()
             moments = (torch.zeros_like(value), torch.zeros_like(value))
             for number, gradient in enumerate(own, start=1):
-                adam_update(value, gradient[name][row], *moments, rate=rates[name], step=number, options=options)
+                rate = rates[name] * (1 + (number - 1) / RATES.patience) ** -RATES.fall
+                adam_update(value, gradient[name][row], *moments, rate=rate, step=number, options=options)
             torch.testing.assert_close(trail[-1][name][row], value, rtol=1e-12, atol=1e-12)
 
 

@@ -40,6 +40,7 @@ class Inputs:
         roots: √v̂ + ε by group.
         first_correction: 1-β₁ᵗ, (N,) float64.
         seen: Rows that the step may move, (N,).
+        fallen: What age has left of the rates, (N,) float64.
     """
 
     rows: Float[Tensor, "n features"]
@@ -49,6 +50,7 @@ class Inputs:
     roots: Tensors
     first_correction: Float[Tensor, " n"]
     seen: Bool[Tensor, " n"]
+    fallen: Float[Tensor, " n"]
 
 
 def build_inputs(
@@ -86,7 +88,7 @@ def build_inputs(
     ]
     rows = torch.cat(columns, dim=1)
     scene = torch.cat([(weight[:, None] * power).sum(dim=0), _loss_features(state).to(rows), _clock(state).to(rows)])
-    return Inputs(rows, scene, rotations, unit_quats, root, first, seen)
+    return Inputs(rows, scene, rotations, unit_quats, root, first, seen, rates.fallen(state.age))
 
 
 def _own(part: Tensors, rotations: Tensor, unit_quats: Tensor) -> Float[Tensor, "n 13"]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from splatopt.core.checks import InputError, check_fraction, check_positive
@@ -60,6 +60,13 @@ class InnerRates:
     """Decay of the second, slower mean of gradients, an input alone. Unit: fraction. Source: fifty steps, five of
     the ten or so that β₁ remembers."""
 
+    patience: float = 100.0
+    """Times that a Gaussian was seen after which its rates have fallen to 2^-fall, as (1 + age/patience)^-fall. That
+    knows no horizon, and a Gaussian that is added later begins anew. Unit: steps. Source: swept on made scenes."""
+
+    fall: float = 1.0
+    """Power of that fall. Unit: none. Source: swept on made scenes."""
+
     epsilon: float = SearchedAdamOptions.epsilon
     """Added to the root of the mean square. Unit: of the gradient. Source: 3DGS."""
 
@@ -70,9 +77,13 @@ class InnerRates:
             check(item.name, getattr(self, item.name))
 
     def of(self, group: str, length_scale: float) -> float:
-        """Return the rate of ``group`` in a scene of extent ``length_scale``."""
+        """Return the rate of ``group`` at a Gaussian's first step, in a scene of extent ``length_scale``."""
         rate: float = getattr(self, group)
         return rate * length_scale if group == "means" else rate
+
+    def fallen(self, age: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Return what is left of the rates for Gaussians that were seen ``age`` times, this one included, float64."""
+        return (1 + (age.double() - 1).clamp(min=0) / self.patience) ** -self.fall
 
 
 @dataclass
@@ -215,8 +226,15 @@ def roots(state: InnerState, rates: InnerRates, group: str, correction: Tensor) 
     return square.sqrt().div_(by_row(correction, square)).add_(rates.epsilon)
 
 
-def adam_step(mean: Tensor, root: Tensor, rate: float, correction: Tensor) -> Tensor:
-    """Return Adam's step -rate · m̂ / (√v̂ + ε), with the roundings of ``optim.first_order.adam_update``."""
+def adam_step(mean: Tensor, root: Tensor, rate: Tensor, correction: Tensor) -> Tensor:
+    """Return Adam's step -rate · m̂ / (√v̂ + ε), with the roundings of ``optim.first_order.adam_update``.
+
+    Args:
+        mean: m.
+        root: √v̂ + ε.
+        rate: Of each row, (N,) float64.
+        correction: 1-β₁ᵗ of each row, (N,) float64.
+    """
     return by_row(-rate / correction, mean) * mean / root
 
 

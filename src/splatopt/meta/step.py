@@ -10,7 +10,7 @@ from torch import Tensor
 
 from splatopt.meta.features import Inputs
 from splatopt.meta.frames import to_world, turn_to_quaternion
-from splatopt.meta.inner import GROUPS, InnerRates, InnerState, adam_step
+from splatopt.meta.inner import GROUPS, InnerRates, InnerState, adam_step, by_row
 from splatopt.meta.network import LearnedNetwork
 
 
@@ -21,7 +21,7 @@ class Step:
     Attributes:
         changes: Δθ by group, zero in rows that were not seen; carries the graph of the network.
         latent: The new latent state.
-        relative: Δθ in units of Adam's rates, for penalties.
+        relative: Δθ in units of Adam's rates at the row's age, for penalties.
         gates: Logarithm of what multiplied each group's step, (N, 6).
         adam: What Adam's Δθ would have been.
     """
@@ -50,9 +50,8 @@ def adam_changes(inputs: Inputs, state: InnerState, rates: InnerRates, length_sc
     """Return Adam's Δθ by group, zero in rows that were not seen."""
     changes = {}
     for name in GROUPS:
-        change = adam_step(
-            state.exp_avg[name], inputs.roots[name], rates.of(name, length_scale), inputs.first_correction
-        )
+        rate = rates.of(name, length_scale) * inputs.fallen
+        change = adam_step(state.exp_avg[name], inputs.roots[name], rate, inputs.first_correction)
         changes[name] = torch.where(rows(inputs.seen, change), change, 0.0)
     return changes
 
@@ -95,7 +94,7 @@ def learned_step(
     adam = adam_changes(inputs, state, rates, length_scale)
     changes, relative = {}, {}
     for place, name in enumerate(GROUPS):
-        rate = rates.of(name, length_scale)
+        rate = by_row(rates.of(name, length_scale) * inputs.fallen, adam[name])
         change = adam[name] + rate * corrections[name] if name in corrections else adam[name]
         changes[name] = torch.where(rows(seen, change), change * rows(factors[:, place], change), 0.0)
         relative[name] = changes[name] / rate

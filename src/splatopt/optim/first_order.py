@@ -168,6 +168,13 @@ class SearchedAdamOptions(TunedAdamOptions):
     rate_factor: float = 1.0
     """Multiplies all rates. Unit: factor. Source: searched rates are taken as they are."""
 
+    patience: float = 0.0
+    """Steps after which all rates have fallen to 2^-fall, as (1 + steps/patience)^-fall, whatever the horizon; 0 for
+    never. Unit: steps. Source: Robbins and Monro 1951."""
+
+    fall: float = 1.0
+    """Power of that fall. Unit: none. Source: Robbins and Monro 1951."""
+
     final_factor: float = 0.03
     """What every rate but the means' has been multiplied by, decaying exponentially, when the run ends.
     Unit: factor. Source: swept on made scenes over 2,000 steps."""
@@ -175,6 +182,21 @@ class SearchedAdamOptions(TunedAdamOptions):
     means_final_factor: float = 0.03
     """What the means' rate has been multiplied by, decaying exponentially, when the run ends.
     Unit: factor. Source: swept on made scenes over 2,000 steps."""
+
+    def __post_init__(self) -> None:
+        """Refuse a patience or a fall that means nothing."""
+        super().__post_init__()
+        for name in ("patience", "fall"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be 0 or a positive number, got {getattr(self, name)}")
+
+    def rates(self, length_scale: float, progress: Progress) -> dict[str, float]:
+        """Return the rates of :class:`DecayingRates`, fallen by the steps done."""
+        rates = super().rates(length_scale, progress)
+        if not self.patience:
+            return rates
+        factor = (1 + progress.step / self.patience) ** -self.fall
+        return {name: rate * factor for name, rate in rates.items()}
 
 
 class Adam(Optimizer):
