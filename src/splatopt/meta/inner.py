@@ -67,6 +67,11 @@ class InnerRates:
     fall: float = 1.0
     """Power of that fall. Unit: none. Source: swept on made scenes."""
 
+    handover: float = 300.0
+    """Times that a Gaussian was seen after which half of what the network adds is left, as 1/(1 + age/handover): late,
+    the step is Adam's, which comes to rest. Unit: steps. Source: it is the first hundreds of steps that a network
+    learns to shorten."""
+
     epsilon: float = SearchedAdamOptions.epsilon
     """Added to the root of the mean square. Unit: of the gradient. Source: 3DGS."""
 
@@ -84,6 +89,10 @@ class InnerRates:
     def fallen(self, age: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Return what is left of the rates for Gaussians that were seen ``age`` times, this one included, float64."""
         return (1 + (age.double() - 1).clamp(min=0) / self.patience) ** -self.fall
+
+    def learned_share(self, age: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Return the network's share in the steps of Gaussians that were seen ``age`` times, in the type of ``age``."""
+        return 1 / (1 + (age - 1).clamp(min=0) / self.handover)
 
 
 @dataclass

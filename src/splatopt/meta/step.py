@@ -68,7 +68,7 @@ def learned_step(
     """Return the step of ``network`` on ``inputs``.
 
     Δθ_g = exp(gate_g) · (Adam's step of g + rate_g · correction_g), the correction turned from the Gaussian's own axes
-    into the world's. Rows that were not seen keep θ and latent state.
+    into the world's, gates and correction shrinking with age. Rows that were not seen keep θ and latent state.
 
     Args:
         network: Predicts gates, corrections and latent state.
@@ -82,7 +82,9 @@ def learned_step(
     seen = inputs.seen
     scene = inputs.scene if clock is None else torch.cat([inputs.scene, clock.to(inputs.scene)])
     prediction = network(inputs.rows, scene, state.latent, near, seen)
-    mean, scales, turn, opacity, color = prediction.correction.split([3, 3, 3, 1, 3], dim=1)
+    share = rates.learned_share(state.age)[:, None]
+    gates = share * prediction.gates
+    mean, scales, turn, opacity, color = (share * prediction.correction).split([3, 3, 3, 1, 3], dim=1)
     corrections = {
         "means": to_world(inputs.rotations, mean),
         "log_scales": scales,
@@ -90,7 +92,7 @@ def learned_step(
         "logit_opacities": opacity.squeeze(1),
         "sh_dc": color,
     }
-    factors = prediction.gates.exp()
+    factors = gates.exp()
     adam = adam_changes(inputs, state, rates, length_scale)
     changes, relative = {}, {}
     for place, name in enumerate(GROUPS):
@@ -99,7 +101,7 @@ def learned_step(
         changes[name] = torch.where(rows(seen, change), change * rows(factors[:, place], change), 0.0)
         relative[name] = changes[name] / rate
     latent = torch.where(seen[:, None], prediction.latent, state.latent)
-    return Step(changes, latent, relative, prediction.gates, adam)
+    return Step(changes, latent, relative, gates, adam)
 
 
 def clock_of(network: LearnedNetwork, done: int, horizon: int) -> Tensor | None:
