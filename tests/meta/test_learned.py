@@ -107,6 +107,7 @@ def test_a_loss_that_stays_high_for_a_window_hands_over_to_adam_for_good(trained
     age = float(kept["age"][0])
     expected = (
         -InnerRates().sh_dc
+        / (1 + (age - 1) / InnerRates().patience)
         * (kept["exp_avg.sh_dc"] / (1 - InnerRates().beta1 ** age))
         / ((kept["exp_avg_sq.sh_dc"] / (1 - InnerRates().beta2 ** age)).sqrt() + 1e-15)
     )

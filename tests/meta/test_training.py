@@ -5,13 +5,21 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
+import splatopt
 from meta.clouds import stirred
 from meta.toys import EPISODES, PRACTICE, SHAPE, make_lane, make_scenes
+from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.core.checks import InputError
 from splatopt.meta import episode as episode_module
 from splatopt.meta.buffer import DEPTHS, CheckpointBuffer
@@ -323,27 +331,20 @@ def test_a_run_goes_on_bit_exactly(scenes, tmp_path):
 
 
 def test_two_processes_give_the_result_of_one(scenes, tmp_path):
-    folder = scenes[0].rsplit("/", 1)[0]
-    settings = {"data": folder, "steps": 4, "save_every": 4, "practice": PRACTICE, "episodes": EPISODES, "size": "tiny"}
+    settings = {
+        "data": Path(scenes[0]).parent,
+        "steps": 4,
+        "save_every": 4,
+        "practice": PRACTICE,
+        "episodes": EPISODES,
+        "size": "tiny",
+    }
     for processes in (1, 2):
-        assert (
-            meta_train(
-                MetaTrainOptions(
-                    out=tmp_path / str(processes), processes=processes, **(settings | {"data": _path(folder)})
-                )
-            )
-            == 0
-        )
+        assert meta_train(MetaTrainOptions(out=tmp_path / str(processes), processes=processes, **settings)) == 0
     one, two = (load_weights(str(tmp_path / name / "weights.safetensors")).network for name in ("1", "2"))
     for (name, value), other in zip(one.state_dict().items(), two.state_dict().values(), strict=True):
         assert torch.equal(value, other), name
     assert not torch.equal(one.sizes.weight, torch.zeros_like(one.sizes.weight))
-
-
-def _path(folder):
-    from pathlib import Path
-
-    return Path(folder)
 
 
 def test_the_gradient_of_episodes_leads_down(scenes):
@@ -378,7 +379,7 @@ def test_the_log_holds_validations_by_meta_steps_and_hours(scenes, tmp_path, mon
 
 
 def test_meta_train_refuses_what_cannot_be(scenes, tmp_path):
-    folder = _path(scenes[0]).parent
+    folder = Path(scenes[0]).parent
     for options, message in (
         ({"size": "tinny"}, "did you mean tiny"),
         ({"processes": 0}, "--processes"),
@@ -396,7 +397,7 @@ def test_meta_train_refuses_what_cannot_be(scenes, tmp_path):
 
 
 def test_another_run_in_the_same_folder_is_refused(scenes, tmp_path):
-    folder = _path(scenes[0]).parent
+    folder = Path(scenes[0]).parent
     settings = {"out": tmp_path / "run", "data": folder, "practice": PRACTICE, "episodes": EPISODES, "save_every": 1}
     meta_train(MetaTrainOptions(steps=1, **settings))
     with pytest.raises(InputError, match="seed"):
@@ -410,5 +411,36 @@ def test_sizes_and_scenes_are_what_they_say(scenes):
     assert counts["tiny"] < counts["small"] < counts["base"]
     assert SIZES["base"].width == 256
     assert counts["base"] * 4 < 5 * 2**20 * 2
-    assert len(scene_folders(_path(scenes[0]).parent)) == 2
+    assert len(scene_folders(Path(scenes[0]).parent)) == 2
     assert evaluate_step.__doc__
+
+
+def test_processes_end_with_the_command_that_began_them(scenes, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "splatopt",
+        "meta-train",
+        "--data",
+        str(Path(scenes[0]).parent),
+        "--processes",
+        "2",
+    ]
+    command += ["--out", str(tmp_path / "run"), "--steps", "100000", "--save-every", "1"]
+    source = Path(splatopt.__file__).resolve().parents[1]
+    environment = os.environ | {"PYTHONPATH": str(source)}
+    run = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "run" / "checkpoints" / "step-000001").exists() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        children = psutil.Process(run.pid).children(recursive=True)
+        assert len(children) >= 2
+    finally:
+        run.kill()
+        run.wait()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
+    checkpoint, _ = latest_checkpoint(tmp_path / "run" / "checkpoints")
+    assert checkpoint is not None
+    assert checkpoint.step >= 1

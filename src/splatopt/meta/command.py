@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
+import threading
+import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -114,6 +117,7 @@ def _work(rank: int, config: MetaTrainConfig, world: int, meeting: str) -> None:
     """What each process does."""
     torch.set_num_threads(config.threads)
     if world > 1:
+        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
         torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
     trainer = MetaTrainer(config, rank, world)
     if rank == 0 and trainer.left_out:
@@ -121,6 +125,13 @@ def _work(rank: int, config: MetaTrainConfig, world: int, meeting: str) -> None:
     trainer.run(_say if rank == 0 else lambda record: None)
     if world > 1:
         torch.distributed.destroy_process_group()
+
+
+def _end_with_parent(parent: int) -> None:
+    """End this process when the one that began it is gone: nobody would wait for it, or stop it."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def _say(record: dict[str, Any]) -> None:
