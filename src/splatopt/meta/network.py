@@ -8,13 +8,10 @@ For each Gaussian i with inputs x and latent state z, and the scene's inputs c::
     z' = z + sigmoid(A h) · (tanh(B h) - z)         bounded for ever
     s  = relu(1 + mlp([x, z]))                      state scale: the size that norms erase
     y  = relu(C (s · norm(h)))
-    a (6), magnitude = D y, within ±4 by tanh;  direction (13) = E y / |E y|
-    gates = ā within ±1 by tanh, + a - ā within ±4, ā the mean over all Gaussians that the views saw
+    gates (6), magnitude = 4 tanh(D y / 4),  direction (13) = E y / |E y|
 
 The gates multiply Adam's step group by group, exp(gate); direction times magnitude is added to it in units of Adam's
-rates. D starts at zero: an untrained network steps as its Adam does. What all gates have in common is bounded tightly:
-meta-training looks a few steps ahead, where shorter steps always look better, since noise falls at once and
-what was not travelled is missed only later. How rates fall on the whole is left to the age of each Gaussian.
+rates. D starts at zero: an untrained network steps as its Adam does.
 
 Sources: Pearl et al. 2026, "Learn2Splat" (latent state, neighbours, state scale, direction times magnitude); the gates,
 the pooled scene, the slow mean of gradients and the bounded latent state are ours.
@@ -39,7 +36,6 @@ DIRECTIONS = 13
 """Numbers of a direction: mean 3, log-scales 3, turn 3, opacity 1, base colour 3."""
 
 _BOUND = 4.0
-_LEVEL = 1.0
 
 
 @dataclass(frozen=True)
@@ -102,7 +98,7 @@ class Prediction:
     """What the network says of each Gaussian.
 
     Attributes:
-        gates: Logarithm of what multiplies the step of each group, (N, 6), within ±5.
+        gates: Logarithm of what multiplies the step of each group, (N, 6), within ±4.
         correction: Added to the step in units of the rates, along the Gaussian's own axes, (N, 13).
         latent: The new latent state, (N, C), within ±1.
     """
@@ -212,14 +208,8 @@ class LearnedNetwork(nn.Module):
         if self.scale is not None:
             state = state * torch.relu(1 + self.scale(x))
         y = torch.relu(self.head(state))
-        raw = self.sizes(y)
-        level = weight @ raw[:, :-1]
-        gates = _bounded(level, _LEVEL) + _bounded(raw[:, :-1] - level, _BOUND)
+        sizes = _BOUND * torch.tanh(self.sizes(y) / _BOUND)
         direction = self.direction(y)
         length = direction.square().sum(dim=1, keepdim=True).add(1e-12).sqrt()
         unit = direction * (math.sqrt(DIRECTIONS) / length)
-        return Prediction(gates, _bounded(raw[:, -1:], _BOUND) * unit, latent)
-
-
-def _bounded(values: Tensor, bound: float) -> Tensor:
-    return bound * torch.tanh(values / bound)
+        return Prediction(sizes[:, :-1], sizes[:, -1:] * unit, latent)
