@@ -74,6 +74,11 @@ inline Vec gather(const float* base, int stride, Mask m) {
     const __m512i index = _mm512_mullo_epi32(lane, _mm512_set1_epi32(stride));
     return _mm512_mask_i32gather_ps(_mm512_setzero_ps(), m.bits, index, base, 4);
 }
+// The lanes of m, from memory and to it; the others are 0 and are left alone.
+inline Vec load_part(const float* p, Mask m) { return _mm512_maskz_loadu_ps(m.bits, p); }
+inline void store_part(float* p, Mask m, Vec a) { _mm512_mask_storeu_ps(p, m.bits, a.v); }
+// The sum of all lanes, in one order.
+inline float add_lanes(Vec a) { return _mm512_reduce_add_ps(a.v); }
 // base[i * stride] += lane i, for the lanes of m.
 inline void scatter_add(float* base, int stride, Mask m, Vec value) {
     const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -171,6 +176,13 @@ inline uint32_t to_bits(Mask a) {
     return static_cast<uint32_t>(_mm256_movemask_ps((__m256)a.lo)) |
            static_cast<uint32_t>(_mm256_movemask_ps((__m256)a.hi)) << 8;
 }
+inline Vec load_part(const float* p, Mask m) {
+    return {(Float8)_mm256_maskload_ps(p, (__m256i)m.lo), (Float8)_mm256_maskload_ps(p + 8, (__m256i)m.hi)};
+}
+inline void store_part(float* p, Mask m, Vec a) {
+    _mm256_maskstore_ps(p, (__m256i)m.lo, (__m256)a.lo);
+    _mm256_maskstore_ps(p + 8, (__m256i)m.hi, (__m256)a.hi);
+}
 inline Vec from_bytes(__m128i bytes) {
     return {(Float8)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)),
             (Float8)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)))};
@@ -211,6 +223,19 @@ inline uint32_t to_bits(Mask a) {
     uint32_t bits = 0;
     for (int i = 0; i < 8; ++i) bits |= (a.lo[i] ? 1u : 0u) << i | (a.hi[i] ? 1u : 0u) << (i + 8);
     return bits;
+}
+inline Vec load_part(const float* p, Mask m) {
+    const uint32_t bits = to_bits(m);
+    float lanes[kLanes];
+    for (int i = 0; i < kLanes; ++i) lanes[i] = bits >> i & 1 ? p[i] : 0.0f;
+    return Vec::load(lanes);
+}
+inline void store_part(float* p, Mask m, Vec a) {
+    const uint32_t bits = to_bits(m);
+    float lanes[kLanes];
+    a.store(lanes);
+    for (int i = 0; i < kLanes; ++i)
+        if (bits >> i & 1) p[i] = lanes[i];
 }
 inline Int8 to_int(Float8 a) { return __builtin_convertvector(a, Int8); }
 inline Float8 to_float(Int8 a) { return __builtin_convertvector(a, Float8); }
@@ -264,6 +289,12 @@ inline Vec gather(const float* base, int stride, Mask m) {
     float lanes[kLanes];
     for (int i = 0; i < kLanes; ++i) lanes[i] = bits >> i & 1 ? base[static_cast<int64_t>(i) * stride] : 0.0f;
     return Vec::load(lanes);
+}
+inline float add_lanes(Vec a) {
+    const Float8 eight = a.lo + a.hi;
+    float lanes[8];
+    std::memcpy(lanes, &eight, 32);
+    return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
 }
 inline void scatter_add(float* base, int stride, Mask m, Vec value) {
     const uint32_t bits = to_bits(m);

@@ -14,6 +14,7 @@ from splatopt.core.objective import Evaluation, Objective, Oracle
 from splatopt.core.optimizer import Optimizer, OptimizerState, Progress, register
 from splatopt.core.rows import RowEdit
 from splatopt.meta.features import build_inputs
+from splatopt.meta.fused import FusedNetwork, fits
 from splatopt.meta.inner import InnerState
 from splatopt.meta.neighbours import NEIGHBOUR_REFRESH, nearest_others
 from splatopt.meta.step import adam_changes, clock_of, learned_step
@@ -80,7 +81,8 @@ class Learned(Optimizer):
         self._near: Tensor | None = None
         self._fallen = False
         self._lowest, self._above = math.inf, 0
-        self._neighbours()
+        self._fused: FusedNetwork | None = None
+        self._neighbours(0)
 
     @torch.no_grad()
     def step(self, batch: Any, progress: Progress) -> Evaluation:
@@ -90,27 +92,45 @@ class Learned(Optimizer):
         if not len(state.age):
             return evaluation
         seen = torch.ones_like(state.age, dtype=torch.bool) if evaluation.seen is None else evaluation.seen
-        state.observe(evaluation.gradient, evaluation.loss, seen, rates)
-        inputs = build_inputs(parameters, evaluation.gradient, state, rates, seen)
-        scale = self.objective.length_scale
-        if self._fallen:
-            changes = adam_changes(inputs, state, rates, scale)
+        fallen, scale = self._fallen, self.objective.length_scale
+        clock = None if fallen else clock_of(self._network, progress.step, progress.horizon)
+        if not fallen and fits(parameters, evaluation.gradient, state):
+            self._fused = self._fused or FusedNetwork(self._network)
+            near = self._neighbours(state.steps + 1)
+            self._fused.step(
+                parameters,
+                evaluation.gradient,
+                state,
+                evaluation.loss,
+                seen,
+                near,
+                rates,
+                scale,
+                clock,
+                self.threads,
+            )
         else:
-            clock = clock_of(self._network, progress.step, progress.horizon)
-            taken = learned_step(self._network, inputs, state, rates, scale, self._neighbours(), clock).mended()
-            changes, state.latent = taken.changes, taken.latent
+            state.observe(evaluation.gradient, evaluation.loss, seen, rates)
+            inputs = build_inputs(parameters, evaluation.gradient, state, rates, seen)
+            if fallen:
+                changes = adam_changes(inputs, state, rates, scale)
+            else:
+                near = self._neighbours(state.steps)
+                taken = learned_step(self._network, inputs, state, rates, scale, near, clock).mended()
+                changes, state.latent = taken.changes, taken.latent
+            for name, parameter in parameters.items():
+                parameter.add_(changes[name])
+        if not fallen:
             self._watch_loss()
-        for name, parameter in parameters.items():
-            parameter.add_(changes[name])
         return replace(evaluation, facts={**evaluation.facts, "fallback": float(self._fallen)})
 
-    def _neighbours(self) -> Tensor:
-        """Return each Gaussian's nearest others, searched for every ``neighbour_refresh`` steps."""
-        due = (self._inner.steps - 1) % self.options.neighbour_refresh == 0
+    def _neighbours(self, step: int) -> Tensor:
+        """Return each Gaussian's nearest others for ``step``, counted from 1, searched for every so many steps."""
+        due = (step - 1) % self.options.neighbour_refresh == 0
         if self._near is None or due:
             means, count = self.objective.parameters["means"], self._network.options.neighbours
             # A scene that was pruned below that many Gaussians goes on without neighbours.
-            count = count if self._inner.steps == 0 or len(means) > count else 0
+            count = count if step == 0 or len(means) > count else 0
             self._near = nearest_others(means, count, self.threads)
         return self._near
 
