@@ -11,20 +11,58 @@ inline RowLanes lanes_of(const LearnedRun& run, int64_t group, int lane) {
     return {run.rows + at, static_cast<int>(left < 0 ? 0 : left < kLanes ? left : kLanes)};
 }
 
+// One, three or four floats of sixteen rows of a tensor, as channels, and back.
 template <int kWidth>
 inline void load_rows(const float* base, const RowLanes& lanes, Vec* out) {
-    alignas(64) float tile[kWidth][kLanes];
-    for (int lane = 0; lane < kLanes; ++lane)
-        for (int c = 0; c < kWidth; ++c) tile[c][lane] = base[static_cast<int64_t>(kWidth) * lanes.rows[lane] + c];
-    for (int c = 0; c < kWidth; ++c) out[c] = Vec::load(tile[c]);
+    Vec v[4];
+    load_fours<kWidth>([&](int row) { return base + static_cast<int64_t>(kWidth) * lanes.rows[row]; }, v);
+    for (int c = 0; c < kWidth; ++c) out[c] = v[c];
+}
+template <>
+inline void load_rows<1>(const float* base, const RowLanes& lanes, Vec* out) {
+    alignas(64) float all[kLanes];
+    for (int i = 0; i < kLanes; ++i) all[i] = base[lanes.rows[i]];
+    *out = Vec::load(all);
 }
 
 template <int kWidth>
 inline void save_rows(const Vec* values, const RowLanes& lanes, float* base) {
-    alignas(64) float tile[kWidth][kLanes];
-    for (int c = 0; c < kWidth; ++c) values[c].store(tile[c]);
-    for (int lane = 0; lane < lanes.valid; ++lane)
-        for (int c = 0; c < kWidth; ++c) base[static_cast<int64_t>(kWidth) * lanes.rows[lane] + c] = tile[c][lane];
+    Vec v[4] = {Vec(0.0f), Vec(0.0f), Vec(0.0f), Vec(0.0f)};
+    for (int c = 0; c < kWidth; ++c) v[c] = values[c];
+    save_fours<kWidth>(v, lanes.valid, [&](int row) { return base + static_cast<int64_t>(kWidth) * lanes.rows[row]; });
+}
+template <>
+inline void save_rows<1>(const Vec* values, const RowLanes& lanes, float* base) {
+    alignas(64) float all[kLanes];
+    values->store(all);
+    for (int i = 0; i < lanes.valid; ++i) base[lanes.rows[i]] = all[i];
+}
+
+// The latent state of sixteen rows, channel by channel, a group's width apart; and back, zeros where not kept.
+inline void load_latent(const LearnedRun& run, const RowLanes& lanes, float* out) {
+    const int64_t width = run.network->shape.latent;
+    const auto at = [&](int row, int64_t c) { return run.latent + width * lanes.rows[row] + c; };
+    int64_t c = 0;
+    for (; c + 4 <= width; c += 4) {
+        Vec v[4];
+        load_fours<4>([&](int row) { return at(row, c); }, v);
+        for (int i = 0; i < 4; ++i) v[i].store(out + (c + i) * kGroup);
+    }
+    for (; c < width; ++c)
+        for (int row = 0; row < kLanes; ++row) out[c * kGroup + row] = *at(row, c);
+}
+inline void save_latent(const LearnedRun& run, const RowLanes& lanes, Mask kept, const float* in) {
+    const int64_t width = run.network->shape.latent;
+    const auto at = [&](int row, int64_t c) { return run.latent + width * lanes.rows[row] + c; };
+    int64_t c = 0;
+    for (; c + 4 <= width; c += 4) {
+        Vec v[4];
+        for (int i = 0; i < 4; ++i) v[i] = keep(kept, Vec::load(in + (c + i) * kGroup));
+        save_fours<4>(v, lanes.valid, [&](int row) { return at(row, c); });
+    }
+    const uint32_t bits = to_bits(kept);
+    for (; c < width; ++c)
+        for (int row = 0; row < lanes.valid; ++row) *at(row, c) = bits >> row & 1 ? in[c * kGroup + row] : 0.0f;
 }
 
 // The fourteen numbers of a row that have a place of their own, in the order of the groups.
@@ -109,20 +147,22 @@ inline RestSums observe_rest(const LearnedRun& run, const RowLanes& lanes, Vec f
     alignas(64) float firsts[kLanes], roots[kLanes];
     first.store(firsts);
     (Vec(1.0f) / second_root).store(roots);
+    const float *gradient = run.gradient.sh_rest, *values = run.values.sh_rest;
+    float *means = run.exp_avg.sh_rest, *squares_of = run.exp_avg_sq.sh_rest;
     for (int lane = 0; lane < lanes.valid; ++lane) {
         const int64_t at = width * lanes.rows[lane];
         const Vec correct(firsts[lane]), factor(roots[lane]);
         Vec power(0.0f), size(0.0f), squares(0.0f);
         for (int64_t c = 0; c < width; c += kLanes) {
             const Mask some = first_lanes(static_cast<int>(width - c));
-            const Vec g = load_part(run.gradient.sh_rest + at + c, some), m0 = load_part(run.exp_avg.sh_rest + at + c, some);
+            const Vec g = load_part(gradient + at + c, some), m0 = load_part(means + at + c, some);
             const Vec m = fmadd(g - m0, d1, m0);
-            const Vec v = b2 * load_part(run.exp_avg_sq.sh_rest + at + c, some) + d2 * g * g;
-            store_part(run.exp_avg.sh_rest + at + c, some, m);
-            store_part(run.exp_avg_sq.sh_rest + at + c, some, v);
+            const Vec v = b2 * load_part(squares_of + at + c, some) + d2 * g * g;
+            store_part(means + at + c, some, m);
+            store_part(squares_of + at + c, some, v);
             const Vec root = keep(some, fmadd(sqrt(v), factor, epsilon));
             const Vec fast = m / (correct * max(Vec(1e-37f), root));
-            const Vec value = load_part(run.values.sh_rest + at + c, some);
+            const Vec value = load_part(values + at + c, some);
             power = fmadd(fast, fast, power);
             size = fmadd(root, root, size);
             squares = fmadd(value, value, squares);
@@ -134,11 +174,37 @@ inline RestSums observe_rest(const LearnedRun& run, const RowLanes& lanes, Vec f
     return sums;
 }
 
-inline double sum_valid(Vec values, int valid) { return add_lanes(keep(first_lanes(valid), values)); }
+// What a task adds up: all but positions lane by lane.
+struct LaneSums {
+    Vec all[kPositionSums];
+    double positions[4] = {};
+
+    LaneSums() {
+        for (Vec& sum : all) sum = Vec(0.0f);
+    }
+};
+
+// Sums of positions and of their squares, in double: the distance from their middle is made of the difference.
+inline void add_positions(const float* means, const RowLanes& lanes, double* sums) {
+    double x = 0, y = 0, z = 0, squares = 0;
+    for (int i = 0; i < lanes.valid; ++i) {
+        const float* at = means + int64_t{3} * lanes.rows[i];
+        const double a = at[0], b = at[1], c = at[2];
+        x += a;
+        y += b;
+        z += c;
+        squares += (a * a + b * b) + c * c;
+    }
+    sums[0] += x;
+    sums[1] += y;
+    sums[2] += z;
+    sums[3] += squares;
+}
 
 // Inputs of sixteen rows, but for what takes the scene's means: there sizes, log-scales and their mean lie as they are.
-inline void observe_lanes(const LearnedRun& run, int64_t group, int lane, double* sums) {
+inline void observe_lanes(const LearnedRun& run, int64_t group, int lane, LaneSums& sums) {
     const RowLanes lanes = lanes_of(run, group, lane);
+    const Mask some = first_lanes(lanes.valid);
     const Network& net = *run.network;
     const LearnedRule& rule = run.rule;
     float* out = run.inputs + group * input_floats(net) + lane;
@@ -188,16 +254,16 @@ inline void observe_lanes(const LearnedRun& run, int64_t group, int lane, double
     sizes[5] = Vec::load(rest.size) * share;
     for (int i = 0; i < kPowers; ++i, at += kGroup) {
         sqrt(powers[i]).store(at);
-        sums[kPowerSums + i] += sum_valid(powers[i], lanes.valid);
+        sums.all[kPowerSums + i] += keep(some, powers[i]);
     }
     for (int i = 0; i < 6; ++i, at += kGroup) {
         const Vec size = Vec(0.5f) * logarithm(max(Vec(1e-30f), sizes[i]));
         size.store(at);
-        sums[kSizeSums + i] += sum_valid(size, lanes.valid);
+        sums.all[kSizeSums + i] += keep(some, size);
     }
     const Vec* log_scale = values.v + kLogScale;
     const Vec three = log_scale[0] + log_scale[1] + log_scale[2];
-    sums[kLogScaleSum] += sum_valid(three, lanes.valid);
+    sums.all[kLogScaleSum] += keep(some, three);
     for (int c = 0; c < 3; ++c, at += kGroup) log_scale[c].store(at);
     (bounded(values.v[kLogit], -8.0f, 8.0f) * Vec(0.25f)).store(at);
     for (int c = 0; c < 3; ++c) bounded(values.v[kColor + c], -3.0f, 3.0f).store(at += kGroup);
@@ -209,22 +275,17 @@ inline void observe_lanes(const LearnedRun& run, int64_t group, int lane, double
         power_of_e(age * Vec(-1.0f / scale)).store(at);
         at += kGroup;
     }
-    for (int i = 0; i < lanes.valid; ++i)
-        for (int c = 0; c < 3; ++c) {
-            const double position = run.values.means[int64_t{3} * lanes.rows[i] + c];
-            sums[kPositionSums + c] += position;
-            sums[kSquareSum] += position * position;
-        }
-    const int64_t latent = net.shape.latent;
-    for (int i = 0; i < kLanes; ++i)
-        for (int64_t c = 0; c < latent; ++c)
-            out[(kRowFeatures + c) * kGroup + i] = run.latent[latent * lanes.rows[i] + c];
+    add_positions(run.values.means, lanes, sums.positions);
+    load_latent(run, lanes, out + kRowFeatures * kGroup);
 }
 
 // Moments and inputs of some groups, and their sums, of which there are kRowSums.
 void learned_observe(const LearnedRun& run, int64_t begin, int64_t end, double* sums) {
+    LaneSums by_lane;
     for (int64_t group = begin; group < end; ++group)
-        for (int lane = 0; lane < kGroup; lane += kLanes) observe_lanes(run, group, lane, sums);
+        for (int lane = 0; lane < kGroup; lane += kLanes) observe_lanes(run, group, lane, by_lane);
+    for (int i = 0; i < kPositionSums; ++i) sums[i] = add_lanes(by_lane.all[i]);
+    for (int i = kPositionSums; i < kRowSums; ++i) sums[i] = by_lane.positions[i - kPositionSums];
 }
 
 // Finishes sixteen rows' inputs, now that the scene's means are known.

@@ -103,14 +103,16 @@ inline void step_rest(const LearnedRun& run, const RowLanes& lanes, Vec factors)
     (Vec(1.0f) / sqrt(correction(rule.log_beta2, age))).store(roots);
     const int64_t width = 3 * run.rest;
     const Vec epsilon(rule.epsilon);
+    const float *means = run.exp_avg.sh_rest, *squares = run.exp_avg_sq.sh_rest;
+    float* values = run.values.sh_rest;
     for (int lane = 0; lane < lanes.valid; ++lane) {
         const int64_t at = width * lanes.rows[lane];
         const Vec size(sizes[lane]), root(roots[lane]);
         for (int64_t c = 0; c < width; c += kLanes) {
             const Mask some = first_lanes(static_cast<int>(width - c));
-            const Vec m = load_part(run.exp_avg.sh_rest + at + c, some), v = load_part(run.exp_avg_sq.sh_rest + at + c, some);
-            const Vec value = load_part(run.values.sh_rest + at + c, some);
-            store_part(run.values.sh_rest + at + c, some, value + size * m / fmadd(sqrt(v), root, epsilon));
+            const Vec m = load_part(means + at + c, some), v = load_part(squares + at + c, some);
+            const Vec value = load_part(values + at + c, some);
+            store_part(values + at + c, some, value + size * m / fmadd(sqrt(v), root, epsilon));
         }
     }
 }
@@ -134,7 +136,6 @@ inline Own to_world(const Axes& a, const Vec* along) {
 
 // Moves sixteen rows, by Adam's step alone where a number is not finite.
 inline void move_lanes(const LearnedRun& run, int64_t group, int lane, const GroupScratch& room, Vec mark) {
-    const Network& net = *run.network;
     const RowLanes lanes = lanes_of(run, group, lane);
     Vec gates[6], along[kDirections], length(1e-12f), size;
     for (int i = 0; i < kSizes; ++i) {
@@ -164,11 +165,7 @@ inline void move_lanes(const LearnedRun& run, int64_t group, int lane, const Gro
     for (int c = 0; c < kOwn; ++c) values.v[c] += select(whole, change.v[c], adam.v[c]);
     save_own(values, lanes, run.values);
     step_rest(run, lanes, select(whole, gates[5], Vec(1.0f)));
-    const int64_t latent = net.shape.latent;
-    const uint32_t bits = to_bits(whole);
-    for (int i = 0; i < lanes.valid; ++i)
-        for (int64_t c = 0; c < latent; ++c)
-            run.latent[latent * lanes.rows[i] + c] = bits >> i & 1 ? room.latent[c * kGroup + lane + i] : 0.0f;
+    save_latent(run, lanes, whole, room.latent + lane);
 }
 
 inline void take_step(const LearnedRun& run, int64_t group, const GroupScratch& room) {

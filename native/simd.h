@@ -97,6 +97,19 @@ struct Position {
     }
     Mask reaches(uint32_t i) const { return {_mm512_cmpge_epi32_mask(v, _mm512_set1_epi32(static_cast<int>(i)))}; }
 };
+// Four floats, and sixteen as four of them.
+using Float4 = __m128;
+inline Vec join(Float4 a, Float4 b, Float4 c, Float4 d) {
+    return _mm512_insertf32x4(_mm512_insertf32x4(_mm512_insertf32x4(_mm512_castps128_ps512(a), b, 1), c, 2), d, 3);
+}
+template <int kQuarter>
+inline Float4 quarter(Vec a) {
+    return _mm512_extractf32x4_ps(a.v, kQuarter);
+}
+inline Vec interleave_low(Vec a, Vec b) { return _mm512_unpacklo_ps(a.v, b.v); }
+inline Vec interleave_high(Vec a, Vec b) { return _mm512_unpackhi_ps(a.v, b.v); }
+inline Vec pairs_low(Vec a, Vec b) { return _mm512_shuffle_ps(a.v, b.v, 0x44); }
+inline Vec pairs_high(Vec a, Vec b) { return _mm512_shuffle_ps(a.v, b.v, 0xee); }
 inline Vec from_bytes(__m128i bytes) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)); }
 // The four rows of a 4x4 block to and from an image plane.
 inline void store_block(Vec a, float* p, int stride) {
@@ -240,6 +253,26 @@ inline void store_part(float* p, Mask m, Vec a) {
 inline Int8 to_int(Float8 a) { return __builtin_convertvector(a, Int8); }
 inline Float8 to_float(Int8 a) { return __builtin_convertvector(a, Float8); }
 #endif
+
+typedef float Float4 __attribute__((vector_size(16)));
+inline Vec join(Float4 a, Float4 b, Float4 c, Float4 d) {
+    return {__builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7),
+            __builtin_shufflevector(c, d, 0, 1, 2, 3, 4, 5, 6, 7)};
+}
+template <int kQuarter>
+inline Float4 quarter(Vec a) {
+    const Float8 half = kQuarter < 2 ? a.lo : a.hi;
+    constexpr int at = kQuarter % 2 * 4;
+    return __builtin_shufflevector(half, half, at, at + 1, at + 2, at + 3);
+}
+template <int a, int b, int c, int d>
+inline Float8 mix(Float8 x, Float8 y) {
+    return __builtin_shufflevector(x, y, a, b, c, d, a + 4, b + 4, c + 4, d + 4);
+}
+inline Vec interleave_low(Vec a, Vec b) { return {mix<0, 8, 1, 9>(a.lo, b.lo), mix<0, 8, 1, 9>(a.hi, b.hi)}; }
+inline Vec interleave_high(Vec a, Vec b) { return {mix<2, 10, 3, 11>(a.lo, b.lo), mix<2, 10, 3, 11>(a.hi, b.hi)}; }
+inline Vec pairs_low(Vec a, Vec b) { return {mix<0, 1, 8, 9>(a.lo, b.lo), mix<0, 1, 8, 9>(a.hi, b.hi)}; }
+inline Vec pairs_high(Vec a, Vec b) { return {mix<2, 3, 10, 11>(a.lo, b.lo), mix<2, 3, 10, 11>(a.hi, b.hi)}; }
 
 struct Position {
     Int8 lo, hi;
