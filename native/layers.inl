@@ -57,22 +57,25 @@ void apply(const Layer& layer, const float* in, float* out, const Finish& finish
 
 // LayerNorm over the channels of each row.
 inline void normalise(const Norm& norm, int width, const float* in, float* out) {
+    constexpr int kHalves = kGroup / kLanes;
     const Vec share(1.0f / static_cast<float>(width));
-    for (int lane = 0; lane < kGroup; lane += kLanes) {
-        Vec sum(0.0f), squares(0.0f);
-        for (int c = 0; c < width; ++c) sum += Vec::load(in + c * kGroup + lane);
-        const Vec mean = sum * share;
-        for (int c = 0; c < width; ++c) {
-            const Vec d = Vec::load(in + c * kGroup + lane) - mean;
-            squares = fmadd(d, d, squares);
+    Vec mean[kHalves], squares[kHalves], scale[kHalves];
+    for (int v = 0; v < kHalves; ++v) mean[v] = squares[v] = Vec(0.0f);
+    for (int c = 0; c < width; ++c)
+        for (int v = 0; v < kHalves; ++v) mean[v] += Vec::load(in + c * kGroup + v * kLanes);
+    for (Vec& sum : mean) sum *= share;
+    for (int c = 0; c < width; ++c)
+        for (int v = 0; v < kHalves; ++v) {
+            const Vec d = Vec::load(in + c * kGroup + v * kLanes) - mean[v];
+            squares[v] = fmadd(d, d, squares[v]);
         }
-        const Vec scale = Vec(1.0f) / sqrt(fmadd(squares, share, Vec(1e-5f)));
-        for (int c = 0; c < width; ++c) {
-            const int at = c * kGroup + lane;
-            const Vec unit = (Vec::load(in + at) - mean) * scale;
+    for (int v = 0; v < kHalves; ++v) scale[v] = Vec(1.0f) / sqrt(fmadd(squares[v], share, Vec(1e-5f)));
+    for (int c = 0; c < width; ++c)
+        for (int v = 0; v < kHalves; ++v) {
+            const int at = c * kGroup + v * kLanes;
+            const Vec unit = (Vec::load(in + at) - mean[v]) * scale[v];
             fmadd(unit, Vec(norm.weight[c]), Vec(norm.bias[c])).store(out + at);
         }
-    }
 }
 
 // Both ways between sixteen rows of four floats and four channels of sixteen: of v[i] the quarters are the rows i, i+4,
@@ -156,7 +159,7 @@ inline void attend(const LearnedRun& run, int64_t group, const float* query, con
         return run.place[run.near[static_cast<int64_t>(rows[row]) * neighbours + j]];
     };
     const float scale = 1.0f / std::sqrt(static_cast<float>(net.shape.attention));
-    for (int row = 0; row < kGroup; ++row)
+    for (int row = 0; row < kGroup; ++row) {
         for (int j = 0; j < neighbours; ++j) {
             const int32_t place = place_of(row, j);
             float score = -1e9f;
@@ -169,6 +172,7 @@ inline void attend(const LearnedRun& run, int64_t group, const float* query, con
             }
             scores[kGroup * j + row] = score;
         }
+    }
     for (int lane = 0; lane < kGroup; lane += kLanes) {
         Vec most(-1e9f), total(0.0f);
         for (int j = 0; j < neighbours; ++j) most = max(most, Vec::load(scores + kGroup * j + lane));

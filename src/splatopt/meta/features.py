@@ -132,9 +132,10 @@ def _shape_features(parameters: Tensors, weight: Tensor) -> Float[Tensor, "n 10"
 
 
 def history_features(state: InnerState) -> Float[Tensor, " 7"]:
-    """Return how the loss moves, logarithms of the ratios of its running means and of its size, and how young the run is.
+    """Return how the loss moves and how young the run is.
 
-    The last three are 1 at its beginning and 0 from some thousands of steps on.
+    Logarithms of the ratios of the loss's running means, and of its size; then three numbers that are 1 at the
+    beginning and 0 from some thousands of steps on.
     """
     fast, middle, slow = (max(value, _LEAST) for value in state.running_losses())
     trends = [5 * max(-1.0, min(1.0, math.log(ratio))) for ratio in (fast / middle, middle / slow, fast / slow)]

@@ -1,4 +1,4 @@
-"""The learned step as native passes: what ``features``, ``network`` and ``step`` say in PyTorch, which is their truth."""
+"""The learned step as native passes; ``features``, ``network`` and ``step`` are the same in PyTorch, and the truth."""
 
 from __future__ import annotations
 

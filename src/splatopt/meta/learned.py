@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from splatopt.core.checks import InputError, check_positive
-from splatopt.core.objective import Evaluation, Objective, Oracle
+from splatopt.core.objective import Evaluation, Objective, Oracle, Tensors
 from splatopt.core.optimizer import Optimizer, OptimizerState, Progress, register
 from splatopt.core.rows import RowEdit
-from splatopt.meta.features import build_inputs
+from splatopt.meta.features import Inputs, build_inputs
 from splatopt.meta.fused import FusedNetwork, fits
 from splatopt.meta.inner import InnerState
 from splatopt.meta.neighbours import NEIGHBOUR_REFRESH, nearest_others
@@ -88,41 +88,46 @@ class Learned(Optimizer):
     def step(self, batch: Any, progress: Progress) -> Evaluation:
         """Evaluate the gradient on ``batch`` and take the network's step."""
         evaluation = self.objective.gradient(batch)
-        parameters, state, rates = self.objective.parameters, self._inner, self.weights.rates
+        state = self._inner
         if not len(state.age):
             return evaluation
         seen = torch.ones_like(state.age, dtype=torch.bool) if evaluation.seen is None else evaluation.seen
-        fallen, scale = self._fallen, self.objective.length_scale
-        clock = None if fallen else clock_of(self._network, progress.step, progress.horizon)
-        if not fallen and fits(parameters, evaluation.gradient, state):
-            self._fused = self._fused or FusedNetwork(self._network)
-            near = self._neighbours(state.steps + 1)
-            self._fused.step(
-                parameters,
-                evaluation.gradient,
-                state,
-                evaluation.loss,
-                seen,
-                near,
-                rates,
-                scale,
-                clock,
-                self.threads,
-            )
+        if self._fallen:
+            self._step_as_adam(evaluation, seen)
         else:
-            state.observe(evaluation.gradient, evaluation.loss, seen, rates)
-            inputs = build_inputs(parameters, evaluation.gradient, state, rates, seen)
-            if fallen:
-                changes = adam_changes(inputs, state, rates, scale)
+            clock = clock_of(self._network, progress.step, progress.horizon)
+            near = self._neighbours(state.steps + 1)
+            if fits(self.objective.parameters, evaluation.gradient, state):
+                self._step_natively(evaluation, seen, near, clock)
             else:
-                near = self._neighbours(state.steps)
-                taken = learned_step(self._network, inputs, state, rates, scale, near, clock).mended()
-                changes, state.latent = taken.changes, taken.latent
-            for name, parameter in parameters.items():
-                parameter.add_(changes[name])
-        if not fallen:
+                self._step_in_torch(evaluation, seen, near, clock)
             self._watch_loss()
         return replace(evaluation, facts={**evaluation.facts, "fallback": float(self._fallen)})
+
+    def _step_natively(self, evaluation: Evaluation, seen: Tensor, near: Tensor, clock: Tensor | None) -> None:
+        self._fused = self._fused or FusedNetwork(self._network)
+        parameters, rates, scale = self.objective.parameters, self.weights.rates, self.objective.length_scale
+        loss, gradient = evaluation.loss, evaluation.gradient
+        self._fused.step(parameters, gradient, self._inner, loss, seen, near, rates, scale, clock, self.threads)
+
+    def _step_in_torch(self, evaluation: Evaluation, seen: Tensor, near: Tensor, clock: Tensor | None) -> None:
+        inputs = self._observe(evaluation, seen)
+        scale = self.objective.length_scale
+        taken = learned_step(self._network, inputs, self._inner, self.weights.rates, scale, near, clock).mended()
+        self._inner.latent = taken.latent
+        self._move(taken.changes)
+
+    def _step_as_adam(self, evaluation: Evaluation, seen: Tensor) -> None:
+        inputs = self._observe(evaluation, seen)
+        self._move(adam_changes(inputs, self._inner, self.weights.rates, self.objective.length_scale))
+
+    def _observe(self, evaluation: Evaluation, seen: Tensor) -> Inputs:
+        self._inner.observe(evaluation.gradient, evaluation.loss, seen, self.weights.rates)
+        return build_inputs(self.objective.parameters, evaluation.gradient, self._inner, self.weights.rates, seen)
+
+    def _move(self, changes: Tensors) -> None:
+        for name, parameter in self.objective.parameters.items():
+            parameter.add_(changes[name])
 
     def _neighbours(self, step: int) -> Tensor:
         """Return each Gaussian's nearest others for ``step``, counted from 1, searched for every so many steps."""
