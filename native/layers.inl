@@ -158,7 +158,7 @@ inline void attend(const LearnedRun& run, int64_t group, const float* query, con
     const auto place_of = [&](int row, int j) {
         return run.place[run.near[static_cast<int64_t>(rows[row]) * neighbours + j]];
     };
-    const float scale = 1.0f / std::sqrt(static_cast<float>(net.shape.attention));
+    const float scale = net.score_scale;
     for (int row = 0; row < kGroup; ++row) {
         for (int j = 0; j < neighbours; ++j) {
             const int32_t place = place_of(row, j);

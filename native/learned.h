@@ -1,13 +1,11 @@
-// The learned optimizer's step: its network, what one step is told, and the buffers that its passes share.
+// What the kernels of the learned optimizer's step know: its network, what one step is told, and the buffers.
 //
 // Rows that the views saw are packed, thirty-two to a group; within a group numbers lie channel by channel, so that a
 // lane is a Gaussian and weights are broadcast. Unseen rows cost nothing.
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
-#include "rasterizer.h"
 #include "types.h"
 
 namespace splatopt {
@@ -25,7 +23,9 @@ enum RowSum { kPowerSums = 0, kSizeSums = kPowers, kLogScaleSum = kSizeSums + 6,
 // Where a row's numbers lie in its group's inputs, beside the features and the latent state.
 enum InputPlace { kShapePlace = 56, kAgePlace = kRowFeatures - 3 };
 
-constexpr int64_t tiled(int64_t outputs) { return (outputs + kTileOutputs - 1) / kTileOutputs * kTileOutputs; }
+// Static, as all functions here: an inline one that was compiled with AVX-512 switches could be the copy that the linker
+// keeps for machines without it.
+static constexpr int64_t tiled(int64_t outputs) { return (outputs + kTileOutputs - 1) / kTileOutputs * kTileOutputs; }
 
 // A linear layer y = W x + b, packed: for each tile of eight outputs their biases, then their weights input by input.
 struct Layer {
@@ -53,11 +53,12 @@ struct Network {
     NetworkShape shape;
     int inputs;            // features and latent state
     int heads;             // floats of a query, a key or a value: attention in whole vectors
+    float score_scale;     // 1/√attention
     Layer enter;
     Layer scale;           // the state scale's hidden layer
     const float* scale_out = nullptr;  // its output's weights, then the bias
     const float *pool_in = nullptr, *pool_out = nullptr;  // (outputs, inputs) row by row, then biases
-    std::vector<NetworkBlock> blocks;
+    const NetworkBlock* blocks = nullptr;
     Layer gate, fresh;     // of the latent state
     Norm norm;
     Layer head, sizes;     // sizes and directions
@@ -87,36 +88,11 @@ struct LearnedRun {
 };
 
 // Floats a group takes in each buffer, and a thread in its scratch.
-inline int64_t input_floats(const Network& n) { return int64_t{kGroup} * n.inputs; }
-inline int64_t state_floats(const Network& n) { return kGroup * tiled(n.shape.width); }
-inline int64_t scratch_floats(const Network& n, int neighbours) {
+static constexpr int64_t input_floats(const Network& n) { return int64_t{kGroup} * n.inputs; }
+static constexpr int64_t state_floats(const Network& n) { return kGroup * tiled(n.shape.width); }
+static constexpr int64_t scratch_floats(const Network& n, int neighbours) {
     const int64_t states = 2 * tiled(n.shape.width) + tiled(2 * n.shape.width), latent = 2 * tiled(n.shape.latent);
     return kGroup * (states + latent + 3 * kTileOutputs + 4 * int64_t{n.heads} + neighbours);
 }
-
-// The passes and what they share. The packed weights are copied.
-class LearnedPasses {
-public:
-    // Throws std::invalid_argument where `packed` does not hold as many floats as the shape takes.
-    LearnedPasses(const NetworkShape& shape, const float* packed, int64_t floats);
-    LearnedPasses(const LearnedPasses&) = delete;
-    LearnedPasses& operator=(const LearnedPasses&) = delete;
-
-    const NetworkShape& shape() const { return network_.shape; }
-    // Takes one step in place. `run` holds what the caller knows; `scene` the scene's inputs after the powers.
-    void step(Workers& workers, LearnedRun run, int64_t total, const uint8_t* seen, const float* scene);
-
-private:
-    void lay_out(LearnedRun& run, int64_t total, const uint8_t* seen, int threads);
-    void relate(LearnedRun& run, const double* sums) const;
-    void pool_scene(const double* states, const double* powers, const float* scene, int64_t count);
-
-    Network network_;
-    Buffer<float> packed_;
-    Buffer<float> inputs_, adam_, state_, scale_, query_, heard_, next_heard_, pooled_;
-    std::vector<Buffer<float>> scratch_;
-    Buffer<int32_t> rows_, place_;
-    Buffer<double> sums_;
-};
 
 }  // namespace splatopt

@@ -7,7 +7,7 @@
 #include <cmath>
 
 #include "bindings.h"
-#include "learned.h"
+#include "learned_passes.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;

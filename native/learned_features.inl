@@ -271,7 +271,8 @@ inline void observe_lanes(const LearnedRun& run, int64_t group, int lane, LaneSu
     (min(Vec(2.0f), bands) * Vec(4.0f)).store(at += kGroup);
     (three * Vec(1.0f / 3.0f)).store(at += kGroup);
     at = out + kAgePlace * kGroup;
-    for (const float scale : {10.0f, 100.0f, 1000.0f}) {
+    constexpr float kAges[] = {10.0f, 100.0f, 1000.0f};
+    for (const float scale : kAges) {
         power_of_e(age * Vec(-1.0f / scale)).store(at);
         at += kGroup;
     }
@@ -298,7 +299,8 @@ inline void relate_lanes(const LearnedRun& run, int64_t group, int lane) {
         float* at = place(i - 6);
         (bounded(Vec::load(at) - Vec(run.mean_size[i]), -8.0f, 8.0f) * half).store(at);
     }
-    for (const int offset : {0, 1, 2, 8}) {
+    constexpr int kLogScales[] = {0, 1, 2, 8};
+    for (const int offset : kLogScales) {
         float* at = place(offset);
         (bounded(Vec::load(at) - mean_log_scale, -6.0f, 6.0f) * half).store(at);
     }

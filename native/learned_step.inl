@@ -54,7 +54,7 @@ void learned_enter(const LearnedRun& run, int64_t begin, int64_t end, float* scr
 // Queries of a group, and what it has to say to others.
 inline void ask(const LearnedRun& run, int block, int64_t group, const GroupScratch& room, float* heard) {
     const Network& net = *run.network;
-    const NetworkBlock& weights = net.blocks[static_cast<size_t>(block)];
+    const NetworkBlock& weights = net.blocks[block];
     const int heads = net.heads;
     normalise(weights.attention_norm, net.shape.width, run.state + group * state_floats(net), room.normed);
     apply(weights.query_key_value, room.normed, room.heads, Keep{});
@@ -186,7 +186,7 @@ inline void take_step(const LearnedRun& run, int64_t group, const GroupScratch& 
 void learned_block(const LearnedRun& run, int block, int64_t begin, int64_t end, float* scratch) {
     const Network& net = *run.network;
     const GroupScratch room(net, run.neighbours, scratch);
-    const NetworkBlock& weights = net.blocks[static_cast<size_t>(block)];
+    const NetworkBlock& weights = net.blocks[block];
     const bool last = block + 1 == net.shape.blocks;
     for (int64_t group = begin; group < end; ++group) {
         float* state = run.state + group * state_floats(net);

@@ -1,6 +1,6 @@
 // The passes of one learned step in order.
 
-#include "learned.h"
+#include "learned_passes.h"
 
 #include <algorithm>
 #include <cmath>
@@ -41,41 +41,6 @@ private:
     int64_t left_;
 };
 
-Network unpack(const NetworkShape& shape, const float* packed, int64_t floats) {
-    const int width = shape.width;
-    Unpacking from(packed, floats);
-    Network net;
-    net.shape = shape;
-    net.inputs = kRowFeatures + shape.latent;
-    net.heads = shape.attends ? (shape.attention + 15) / 16 * 16 : 0;
-    net.enter = from.layer(net.inputs, width);
-    if (shape.scales) {
-        net.scale = from.layer(net.inputs, std::max(1, width / 2));
-        net.scale_out = from.take(net.scale.outputs + 1);
-    }
-    net.pool_in = from.take(int64_t{width} * (width + shape.scene + 1));
-    net.pool_out = from.take(int64_t{width} * (width + 1));
-    for (int i = 0; i < shape.blocks; ++i) {
-        NetworkBlock block;
-        if (shape.attends) {
-            block.attention_norm = from.norm(width);
-            block.query_key_value = from.layer(width, 3 * net.heads);
-            block.mixed = from.layer(shape.attention, width);
-        }
-        block.norm = from.norm(width);
-        block.widen = from.layer(width, 2 * width);
-        block.narrow = from.layer(2 * width, width);
-        net.blocks.push_back(block);
-    }
-    net.gate = from.layer(width, shape.latent);
-    net.fresh = from.layer(width, shape.latent);
-    net.norm = from.norm(width);
-    net.head = from.layer(width, width);
-    net.sizes = from.layer(width, kSizes + kDirections);
-    if (from.left() != 0) throw std::invalid_argument("the packed network is too long for its shape");
-    return net;
-}
-
 // y = W x + b in double, W row by row, then b.
 std::vector<double> linear(const float* weights, const std::vector<double>& x, int outputs) {
     const size_t inputs = x.size();
@@ -98,7 +63,43 @@ void add_up(double* sums, int64_t tasks, int64_t each) {
 
 LearnedPasses::LearnedPasses(const NetworkShape& shape, const float* packed, int64_t floats)
     : packed_(packed, packed + floats) {
-    network_ = unpack(shape, packed_.data(), floats);
+    unpack(shape);
+}
+
+void LearnedPasses::unpack(const NetworkShape& shape) {
+    const int width = shape.width;
+    Unpacking from(packed_.data(), static_cast<int64_t>(packed_.size()));
+    Network& net = network_;
+    net.shape = shape;
+    net.inputs = kRowFeatures + shape.latent;
+    net.heads = shape.attends ? (shape.attention + 15) / 16 * 16 : 0;
+    net.score_scale = static_cast<float>(1 / std::sqrt(static_cast<double>(shape.attention)));
+    net.enter = from.layer(net.inputs, width);
+    if (shape.scales) {
+        net.scale = from.layer(net.inputs, std::max(1, width / 2));
+        net.scale_out = from.take(net.scale.outputs + 1);
+    }
+    net.pool_in = from.take(int64_t{width} * (width + shape.scene + 1));
+    net.pool_out = from.take(int64_t{width} * (width + 1));
+    for (int i = 0; i < shape.blocks; ++i) {
+        NetworkBlock block;
+        if (shape.attends) {
+            block.attention_norm = from.norm(width);
+            block.query_key_value = from.layer(width, 3 * net.heads);
+            block.mixed = from.layer(shape.attention, width);
+        }
+        block.norm = from.norm(width);
+        block.widen = from.layer(width, 2 * width);
+        block.narrow = from.layer(2 * width, width);
+        blocks_.push_back(block);
+    }
+    net.blocks = blocks_.data();
+    net.gate = from.layer(width, shape.latent);
+    net.fresh = from.layer(width, shape.latent);
+    net.norm = from.norm(width);
+    net.head = from.layer(width, width);
+    net.sizes = from.layer(width, kSizes + kDirections);
+    if (from.left() != 0) throw std::invalid_argument("the packed network is too long for its shape");
 }
 
 void LearnedPasses::lay_out(LearnedRun& run, int64_t total, const uint8_t* seen, int threads) {
