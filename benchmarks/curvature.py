@@ -23,13 +23,15 @@ REFRESH = 10
 """Steps from one look at the curvature to the next, of every optimizer that looks."""
 
 
-def _loads(data: Path) -> Iterator[tuple[str, Load]]:
+def timed_loads(data: Path) -> Iterator[tuple[str, Load]]:
+    """The loads that steps are timed on, by the names that measurements begin with."""
     if (data / "fox").is_dir():
         yield "fox", fox(data)
     yield "heavy", made_up(75_000, 800, 533, 640.0)
 
 
-def _objective(load: Load) -> PhotometricObjective:
+def objective_of(load: Load) -> PhotometricObjective:
+    """A load as an objective, over a copy of its cloud."""
     options = RenderOptions(sh_degree=load.sh_degree)
     return PhotometricObjective(load.cloud.clone(), load.cameras, load.targets, NativeRenderer(), options)
 
@@ -38,8 +40,8 @@ def oracles(data: Path) -> Iterator[Measurement]:
     """JVP over forward and loss, probes over backward, curvature over loss and backward; by the passes' stopwatches."""
     bars = {"jvp": 1.5, "residual_probe": 1.0, "exact_diagonal": 1.6, "blocks": 3.0}
     units = {"jvp": "of forward and loss", "residual_probe": "of backward"}
-    for key, load in _loads(data):
-        for name, ratio in _oracle_costs(_objective(load)).items():
+    for key, load in timed_loads(data):
+        for name, ratio in _oracle_costs(objective_of(load)).items():
             unit = units.get(name, "of loss and backward")
             yield Measurement(f"{key}.oracle.{name}", ratio, unit, "lower", bars[name], gated=True)
 
@@ -74,10 +76,10 @@ def _oracle_costs(objective: PhotometricObjective) -> dict[str, float]:
 def optimizers(data: Path) -> Iterator[Measurement]:
     """Seconds of ten steps, one look at the curvature among them, over those of ten of Adam's; states over Adam's."""
     bars = {"sign-tr": 1.25, "adam-tr": 1.25, "tr2": 1.25, "block-gn": 1.5}
-    for key, load in _loads(data):
+    for key, load in timed_loads(data):
         runs: dict[str, tuple[PhotometricObjective, Optimizer]] = {}
         for name in ("adam", *bars):
-            objective, entry = _objective(load), find_optimizer(name)
+            objective, entry = objective_of(load), find_optimizer(name)
             runs[name] = objective, entry.optimizer(objective, entry.options(), torch.Generator())
         seconds: dict[str, list[float]] = {name: [] for name in runs}
         # Short rounds in turn, so that a noisy minute falls on all.

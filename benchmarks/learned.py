@@ -1,102 +1,65 @@
-"""What learned steps are worth on made scenes that none was trained on, and what each part of the method adds.
-
-Weights against the Adam that they began as, held and with a decay made for the horizon, from the same starts and with
-the same views; held-out PSNR after some numbers of steps, and the worst drop below the best::
-
-    splatopt data make --scenes 4 --views 48 --points 2500 --seed 991 --out made/check
-    python -m benchmarks.learned --data made/check --weights tiny runs/no-buffer/weights.safetensors
-"""
+"""What the learned step costs beside the render that it goes with."""
 
 from __future__ import annotations
 
-import argparse
-import math
 import statistics
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import torch
+from benchmarks.curvature import objective_of, timed_loads
+from benchmarks.loads import Load
+from benchmarks.measurement import Measurement
+from benchmarks.timing import median_seconds
+from splatopt.core.objective import Evaluation
+from splatopt.core.optimizer import Progress
+from splatopt.meta.inner import InnerRates
+from splatopt.meta.learned import Learned, LearnedOptions
+from splatopt.meta.neighbours import NEIGHBOUR_REFRESH, nearest_others
+from splatopt.meta.network import SIZES, LearnedNetwork
+from splatopt.meta.weights import save_weights
 
-from splatopt.core.optimizer import Optimizer, Progress, find_optimizer
-from splatopt.meta import LearnedOptions
-from splatopt.meta.practice import Practice, PracticeOptions, draw_practice, scene_folders
-from splatopt.optim.first_order import SearchedAdamOptions
-from splatopt.raster.render import make_renderer
-from splatopt.raster.renderer import Renderer
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One line of the table: a name, and what makes its optimizer for a scene."""
-
-    name: str
-    make: Callable[[Practice], Optimizer]
-
-
-def adam(name: str, final: float) -> Contender:
-    options = SearchedAdamOptions(final_factor=final, means_final_factor=final)
-    return Contender(name, lambda practice: find_optimizer("adam-searched").optimizer(practice.objective, options))
+_STEPS, _WARM_UP = 24, 4
+"""Together fewer than lie between two searches for neighbours, which are timed on their own."""
 
 
-def learned(weights: str) -> Contender:
-    name = Path(weights).parent.name if weights.endswith(".safetensors") else weights
-    return Contender(
-        name, lambda practice: find_optimizer("learned").optimizer(practice.objective, LearnedOptions(weights))
-    )
+def learned(data: Path) -> Iterator[Measurement]:
+    """Seconds of the step beyond its gradient, its share of a search for neighbours among them, over the gradient's."""
+    with tempfile.TemporaryDirectory() as folder:
+        for size in ("tiny", "small"):
+            # What a step costs does not depend on what its network has learned.
+            path = Path(folder) / f"{size}.safetensors"
+            save_weights(path, LearnedNetwork(SIZES[size]), InnerRates(), {})
+            for key, load in timed_loads(data):
+                for views in (1, 8):
+                    name, bar = f"{key}.learned_{size}_{views}", 1.0 if size == "tiny" else None
+                    yield Measurement(name, _cost(load, views, path), "of the render", "lower", bar, gated=True)
 
 
-def curve(
-    contender: Contender, scene: str, renderer: Renderer, at: list[int], sparse: float, seed: int, threads: int
-) -> list[float]:
-    """Held-out PSNR after each number of steps, dB; NaN where the numbers broke down."""
-    shares = PracticeOptions(sparse=sparse, random_start=0.0, fewest_points=0.5, view_batches=(8,), targets=8)
-    generator = torch.Generator().manual_seed(seed)
-    practice = draw_practice(scene, renderer, shares, generator)
-    optimizer = contender.make(practice)
-    optimizer.threads = threads
-    values = []
-    for step in range(at[-1]):
-        optimizer.step(practice.draw_views(generator), Progress(step, at[-1]))
-        if step + 1 in at:
-            values.append(practice.objective.gradient(practice.targets).facts["psnr"])
-    return values
+def _cost(load: Load, views: int, weights: Path) -> float:
+    """Median of a step's own seconds over its gradient's, and the search's share."""
+    objective = objective_of(load)
+    optimizer = Learned(objective, LearnedOptions(str(weights)))
+    inner, seconds = objective.gradient, []
 
+    def gradient(batch: Any) -> Evaluation:
+        began = time.perf_counter()
+        evaluation = inner(batch)
+        seconds.append(time.perf_counter() - began)
+        return evaluation
 
-def main() -> int:
-    """Print a table in Markdown."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.learned", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder of made scenes, none of them trained on")
-    parser.add_argument("--weights", nargs="*", default=["tiny"], help="shipped names, or paths of .safetensors files")
-    parser.add_argument(
-        "--at", type=int, nargs="+", default=[10, 50, 100, 500, 1000], help="steps; the last is the horizon"
-    )
-    parser.add_argument("--finals", type=float, nargs="+", default=[1.0, 0.1, 0.03], help="what Adam's rates decay to")
-    parser.add_argument("--scenes", type=int, default=4, help="of those in the folder")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of views and starts")
-    parser.add_argument("--sparse", action="store_true", help="3 to 8 input views instead of three quarters of all")
-    parser.add_argument("--threads", type=int, default=0, help="0 for all cores; scores do not depend on it")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads or torch.get_num_threads())
-    renderer = make_renderer("auto", arguments.threads)
-    scenes = scene_folders(arguments.data)[: arguments.scenes]
-    at = sorted(arguments.at)
-    contenders = [adam("adam-searched, held" if f == 1 else f"adam-searched to {f:g}", f) for f in arguments.finals]
-    contenders += [learned(weights) for weights in arguments.weights]
-    print("| held-out PSNR, dB, after | " + " | ".join(f"{step:,}" for step in at) + " | worst drop |")
-    print("|---" * (len(at) + 2) + "|", flush=True)
-    for contender in contenders:
-        curves = [
-            curve(contender, scene, renderer, at, float(arguments.sparse), 1000 * seed + number, arguments.threads)
-            for number, scene in enumerate(scenes)
-            for seed in arguments.seeds
-        ]
-        means = [statistics.fmean(values) for values in zip(*curves, strict=True)]
-        drop = max(max(values) - values[-1] if math.isfinite(values[-1]) else math.inf for values in curves)
-        print(f"| {contender.name} | " + " | ".join(f"{mean:.2f}" for mean in means) + f" | {drop:.2f} |", flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    objective.gradient = gradient  # type: ignore[method-assign]
+    ratios = []
+    for step in range(_WARM_UP + _STEPS):
+        # The scene is put back each time: what is timed is this load and not what it turns into.
+        for name, tensor in load.cloud.tensors.items():
+            objective.cloud.tensors[name].copy_(tensor)
+        batch = [(step + view) % len(load.cameras) for view in range(views)]
+        began = time.perf_counter()
+        optimizer.step(batch, Progress(step, 30_000))
+        ratios.append((time.perf_counter() - began) / seconds[-1] - 1)
+    render = statistics.median(seconds[_WARM_UP:])
+    search = median_seconds(lambda: nearest_others(load.cloud.means, 4), repeats=3, warm_up=1)
+    return statistics.median(ratios[_WARM_UP:]) + search / NEIGHBOUR_REFRESH / render

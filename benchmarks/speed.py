@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.curvature import optimizers, oracles
+from benchmarks.learned import learned
 from benchmarks.loads import Load, fox, garden, made_up
 from benchmarks.measurement import Measurement
 from benchmarks.timing import StepTimes, ceiling, median_seconds, time_steps
@@ -180,6 +181,7 @@ def memory(data: Path) -> Iterator[Measurement]:
 QUESTIONS = {
     "oracles": oracles,
     "optimizers": optimizers,
+    "learned": learned,
     "blending": blending,
     "steps": steps,
     "threads": threads,

@@ -168,6 +168,7 @@ NB_MODULE(_native, m) {
         .def_prop_ro("threads", [](const Workers& self) { return self.pool.threads(); })
         .def_prop_ro("isa", [](const Workers& self) { return std::string(self.kernels.name); });
     bind_steps(m, workers);
+    bind_learned(m, workers);
 
     nb::class_<Rasterizer>(m, "Rasterizer", "One view's passes in order, with the buffers they share.")
         .def(nb::init<const Constants&, std::shared_ptr<Workers>>(), "constants"_a, "workers"_a)

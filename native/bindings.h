@@ -26,6 +26,16 @@ using OutFloats4 = Array<float, nb::ndim<4>>;
 using OutFloats3 = Array<float, nb::ndim<3>>;
 using OutBools = Array<bool, nb::ndim<1>>;
 
+using Bools1 = Array<const bool, nb::ndim<1>>;
+using Integers2 = Array<const int64_t, nb::ndim<2>>;
+
+// Six tensors of one cloud, which the caller keeps alive.
+struct HeldTensors {
+    CloudTensors tensors;
+    int64_t count;
+    int rest;
+};
+
 inline void require(bool condition, const char* what) {
     if (!condition) throw std::invalid_argument(what);
 }
@@ -36,5 +46,8 @@ Cloud make_cloud(const Floats2& means, const Floats2& log_scales, const Floats2&
 
 // The fused optimizer steps, as methods of Workers, and the classes that they take.
 void bind_steps(nb::module_& m, nb::class_<Workers>& workers);
+
+// The learned step, likewise.
+void bind_learned(nb::module_& m, nb::class_<Workers>& workers);
 
 }  // namespace splatopt

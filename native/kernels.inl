@@ -2,6 +2,7 @@
 
 #include <type_traits>
 
+#include "learned.h"
 #include "scratch.h"
 #include "simd.h"
 #include "types.h"
@@ -20,13 +21,17 @@ namespace SPLATOPT_ISA {
 #include "hellinger.inl"
 #include "clipped_step.inl"
 #include "block_step.inl"
+#include "functions.inl"
+#include "layers.inl"
+#include "learned_features.inl"
+#include "learned_step.inl"
 
 constexpr Kernels kKernels = {
     SPLATOPT_ISA_NAME, project,      project_backward, block_spans,      blend,       blend_backward,
     photometric_loss,  loss_scratch_floats, residuals, residual_jvp,     residual_vjp, residual_weights,
     project_jvp,       blend_jvp,    blend_moments,    project_diagonal, project_blocks, adam,
-    clipped_step,      block_step,  fold_blocks,     block_form,
-    blend_ceiling};
+    clipped_step,      block_step,  fold_blocks,     block_form,       learned_observe, learned_enter,
+    learned_ask,       learned_block, blend_ceiling};
 
 }  // namespace SPLATOPT_ISA
 }  // namespace splatopt

@@ -74,6 +74,11 @@ inline Vec gather(const float* base, int stride, Mask m) {
     const __m512i index = _mm512_mullo_epi32(lane, _mm512_set1_epi32(stride));
     return _mm512_mask_i32gather_ps(_mm512_setzero_ps(), m.bits, index, base, 4);
 }
+// The lanes of m, from memory and to it; the others are 0 and are left alone.
+inline Vec load_part(const float* p, Mask m) { return _mm512_maskz_loadu_ps(m.bits, p); }
+inline void store_part(float* p, Mask m, Vec a) { _mm512_mask_storeu_ps(p, m.bits, a.v); }
+// The sum of all lanes, in one order.
+inline float add_lanes(Vec a) { return _mm512_reduce_add_ps(a.v); }
 // base[i * stride] += lane i, for the lanes of m.
 inline void scatter_add(float* base, int stride, Mask m, Vec value) {
     const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -92,6 +97,19 @@ struct Position {
     }
     Mask reaches(uint32_t i) const { return {_mm512_cmpge_epi32_mask(v, _mm512_set1_epi32(static_cast<int>(i)))}; }
 };
+// Four floats, and sixteen as four of them.
+using Float4 = __m128;
+inline Vec join(Float4 a, Float4 b, Float4 c, Float4 d) {
+    return _mm512_insertf32x4(_mm512_insertf32x4(_mm512_insertf32x4(_mm512_castps128_ps512(a), b, 1), c, 2), d, 3);
+}
+template <int kQuarter>
+inline Float4 quarter(Vec a) {
+    return _mm512_extractf32x4_ps(a.v, kQuarter);
+}
+inline Vec interleave_low(Vec a, Vec b) { return _mm512_unpacklo_ps(a.v, b.v); }
+inline Vec interleave_high(Vec a, Vec b) { return _mm512_unpackhi_ps(a.v, b.v); }
+inline Vec pairs_low(Vec a, Vec b) { return _mm512_shuffle_ps(a.v, b.v, 0x44); }
+inline Vec pairs_high(Vec a, Vec b) { return _mm512_shuffle_ps(a.v, b.v, 0xee); }
 inline Vec from_bytes(__m128i bytes) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)); }
 // The four rows of a 4x4 block to and from an image plane.
 inline void store_block(Vec a, float* p, int stride) {
@@ -171,6 +189,13 @@ inline uint32_t to_bits(Mask a) {
     return static_cast<uint32_t>(_mm256_movemask_ps((__m256)a.lo)) |
            static_cast<uint32_t>(_mm256_movemask_ps((__m256)a.hi)) << 8;
 }
+inline Vec load_part(const float* p, Mask m) {
+    return {(Float8)_mm256_maskload_ps(p, (__m256i)m.lo), (Float8)_mm256_maskload_ps(p + 8, (__m256i)m.hi)};
+}
+inline void store_part(float* p, Mask m, Vec a) {
+    _mm256_maskstore_ps(p, (__m256i)m.lo, (__m256)a.lo);
+    _mm256_maskstore_ps(p + 8, (__m256i)m.hi, (__m256)a.hi);
+}
 inline Vec from_bytes(__m128i bytes) {
     return {(Float8)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)),
             (Float8)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)))};
@@ -212,9 +237,42 @@ inline uint32_t to_bits(Mask a) {
     for (int i = 0; i < 8; ++i) bits |= (a.lo[i] ? 1u : 0u) << i | (a.hi[i] ? 1u : 0u) << (i + 8);
     return bits;
 }
+inline Vec load_part(const float* p, Mask m) {
+    const uint32_t bits = to_bits(m);
+    float lanes[kLanes];
+    for (int i = 0; i < kLanes; ++i) lanes[i] = bits >> i & 1 ? p[i] : 0.0f;
+    return Vec::load(lanes);
+}
+inline void store_part(float* p, Mask m, Vec a) {
+    const uint32_t bits = to_bits(m);
+    float lanes[kLanes];
+    a.store(lanes);
+    for (int i = 0; i < kLanes; ++i)
+        if (bits >> i & 1) p[i] = lanes[i];
+}
 inline Int8 to_int(Float8 a) { return __builtin_convertvector(a, Int8); }
 inline Float8 to_float(Int8 a) { return __builtin_convertvector(a, Float8); }
 #endif
+
+typedef float Float4 __attribute__((vector_size(16)));
+inline Vec join(Float4 a, Float4 b, Float4 c, Float4 d) {
+    return {__builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7),
+            __builtin_shufflevector(c, d, 0, 1, 2, 3, 4, 5, 6, 7)};
+}
+template <int kQuarter>
+inline Float4 quarter(Vec a) {
+    const Float8 half = kQuarter < 2 ? a.lo : a.hi;
+    constexpr int at = kQuarter % 2 * 4;
+    return __builtin_shufflevector(half, half, at, at + 1, at + 2, at + 3);
+}
+template <int a, int b, int c, int d>
+inline Float8 mix(Float8 x, Float8 y) {
+    return __builtin_shufflevector(x, y, a, b, c, d, a + 4, b + 4, c + 4, d + 4);
+}
+inline Vec interleave_low(Vec a, Vec b) { return {mix<0, 8, 1, 9>(a.lo, b.lo), mix<0, 8, 1, 9>(a.hi, b.hi)}; }
+inline Vec interleave_high(Vec a, Vec b) { return {mix<2, 10, 3, 11>(a.lo, b.lo), mix<2, 10, 3, 11>(a.hi, b.hi)}; }
+inline Vec pairs_low(Vec a, Vec b) { return {mix<0, 1, 8, 9>(a.lo, b.lo), mix<0, 1, 8, 9>(a.hi, b.hi)}; }
+inline Vec pairs_high(Vec a, Vec b) { return {mix<2, 3, 10, 11>(a.lo, b.lo), mix<2, 3, 10, 11>(a.hi, b.hi)}; }
 
 struct Position {
     Int8 lo, hi;
@@ -264,6 +322,12 @@ inline Vec gather(const float* base, int stride, Mask m) {
     float lanes[kLanes];
     for (int i = 0; i < kLanes; ++i) lanes[i] = bits >> i & 1 ? base[static_cast<int64_t>(i) * stride] : 0.0f;
     return Vec::load(lanes);
+}
+inline float add_lanes(Vec a) {
+    const Float8 eight = a.lo + a.hi;
+    float lanes[8];
+    std::memcpy(lanes, &eight, 32);
+    return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
 }
 inline void scatter_add(float* base, int stride, Mask m, Vec value) {
     const uint32_t bits = to_bits(m);

@@ -40,13 +40,6 @@ void adam_step(Workers& self, const OutFloats1& parameter, const Floats1& gradie
     });
 }
 
-// Six tensors of one cloud, which the caller keeps alive.
-struct HeldTensors {
-    CloudTensors tensors;
-    int64_t count;
-    int rest;
-};
-
 HeldTensors hold_tensors(const OutFloats2& means, const OutFloats2& log_scales, const OutFloats2& quats,
                          const OutFloats1& logit_opacities, const OutFloats2& sh_dc, const OutFloats3& sh_rest) {
     const Cloud shape = make_cloud(Floats2(means), Floats2(log_scales), Floats2(quats), Floats1(logit_opacities),
@@ -138,8 +131,6 @@ std::array<double, 6> curvature_step(Workers& self, const TrustBounds& bounds, c
     for (size_t i = 0; i < damping.size(); ++i) rule.damping[i] = static_cast<float>(damping[i]);
     return clipped_step(self, bounds, rule, values, gradient, momentum, curvature);
 }
-
-using Bools1 = Array<const bool, nb::ndim<1>>;
 
 double block_step(Workers& self, const TrustBounds& bounds, const HeldTensors& values, const HeldTensors& gradient,
                 const HeldTensors& momentum, const OutFloats3& blocks, const OutFloats3& rest_curvature,

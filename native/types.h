@@ -123,6 +123,9 @@ struct BlendPlanes {
 // Room for one thread: the entries of a tile, gathered.
 struct TileScratch;
 
+// One step of the learned optimizer: see learned.h.
+struct LearnedRun;
+
 struct Kernels {
     const char* name;
     void (*project)(const Constants&, const View&, const Cloud&, int64_t begin, int64_t end, Splat*, uint8_t* visible);
@@ -177,6 +180,11 @@ struct Kernels {
                          const uint8_t* seen, float* multipliers, int rest, int64_t begin, int64_t end, float* scratch);
     void (*fold_blocks)(float* blocks, const float* fresh, const float* weights, int64_t begin, int64_t end);
     double (*block_form)(const float* blocks, const CloudTensors& step, int64_t begin, int64_t end);
+    // Groups [begin, end) of a learned step, pass by pass; sums are a task's own.
+    void (*learned_observe)(const LearnedRun&, int64_t begin, int64_t end, double* sums);
+    void (*learned_enter)(const LearnedRun&, int64_t begin, int64_t end, float* scratch, double* sums);
+    void (*learned_ask)(const LearnedRun&, int64_t begin, int64_t end, float* scratch);
+    void (*learned_block)(const LearnedRun&, int block, int64_t begin, int64_t end, float* scratch);
     float (*blend_ceiling)(const float* splats, int count, int64_t rounds);
 };
 

@@ -74,6 +74,11 @@ class Workers:
     def block_form(self, blocks: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], step: CloudTensors) -> float:
         """The sum of d'Bd over all rows, blocks (N, 105)."""
 
+    def learned_step(self, passes: LearnedPasses, values: CloudTensors, gradient: CloudTensors, memory: LearnedMemory, seen: Annotated[NDArray[numpy.bool_], dict(shape=(None,), order='C', device='cpu', writable=False)], near: Annotated[NDArray[numpy.int64], dict(shape=(None, None), order='C', device='cpu', writable=False)], scene: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], fallen: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], share: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], *, rates: Sequence[float], beta1: float, beta2: float, beta_slow: float, epsilon: float) -> None:
+        """
+        One learned step in place: moments, latent state and values of the rows that were seen.
+        """
+
 class CloudTensors:
     """
     Pointers to six tensors in a cloud's shapes, which the caller keeps alive.
@@ -85,6 +90,16 @@ class TrustBounds:
     """The trust region of one step."""
 
     def __init__(self, *, epsilon: float, opacity_floor: float, most_relative_distance: float, most_mean: float, most_log_scale: float, most_quat: float, most_logit: float, most_color: float, color_floor: float, higher_bands: float, conditional_variance: bool) -> None: ...
+
+class LearnedPasses:
+    """A learned step's network, packed, and the buffers of its passes."""
+
+    def __init__(self, packed: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], *, width: int, blocks: int, latent: int, attention: int, scene: int, attends: bool, scales: bool) -> None: ...
+
+class LearnedMemory:
+    """Pointers to what a learned run keeps, which the caller keeps alive."""
+
+    def __init__(self, exp_avg: CloudTensors, exp_avg_sq: CloudTensors, slow: CloudTensors, latent: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], age: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')]) -> None: ...
 
 class Rasterizer:
     """One view's passes in order, with the buffers they share."""

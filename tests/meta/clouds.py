@@ -23,17 +23,21 @@ class Sequence:
     seen: list[Tensor]
 
 
-def random_cloud(rows: int, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+def random_cloud(
+    rows: int, generator: torch.Generator, dtype: torch.dtype = torch.float64, rest: int = 3
+) -> dict[str, Tensor]:
     shapes = {"means": (rows, 3), "log_scales": (rows, 3), "quats": (rows, 4), "logit_opacities": (rows,)}
-    shapes |= {"sh_dc": (rows, 3), "sh_rest": (rows, 3, 3)}
+    shapes |= {"sh_dc": (rows, 3), "sh_rest": (rows, rest, 3)}
     cloud = {name: torch.randn(shape, generator=generator, dtype=dtype) for name, shape in shapes.items()}
     cloud["log_scales"] = cloud["log_scales"] - 3
     return cloud
 
 
-def random_sequence(rows: int, steps: int, *, dtype: torch.dtype = torch.float64, unseen: float = 0.0) -> Sequence:
+def random_sequence(
+    rows: int, steps: int, *, dtype: torch.dtype = torch.float64, unseen: float = 0.0, rest: int = 3
+) -> Sequence:
     generator = torch.Generator().manual_seed(rows + steps)
-    parameters = random_cloud(rows, generator, dtype)
+    parameters = random_cloud(rows, generator, dtype, rest)
     seen = [torch.rand(rows, generator=generator) >= unseen for _ in range(steps)]
     gradients = []
     for mask in seen:

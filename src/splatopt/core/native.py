@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -101,3 +101,70 @@ def cloud_tensors(tensors: Mapping[str, Tensor]) -> Any:
 def trust_bounds(**bounds: float | bool) -> Any:
     """Return the native form of one step's trust region; the names are those of ``RadiusBounds``, and ``epsilon``."""
     return _module().TrustBounds(**bounds)
+
+
+def learned_passes(packed: Tensor, **shape: int | bool) -> Any:
+    """Return the passes of a learned step; ``splatopt.meta.fused`` packs its network and names its shape."""
+    return _module().LearnedPasses(packed, **shape)
+
+
+def learned_step(
+    passes: Any,
+    parameters: Mapping[str, Tensor],
+    gradient: Mapping[str, Tensor],
+    exp_avg: Mapping[str, Tensor],
+    exp_avg_sq: Mapping[str, Tensor],
+    slow: Mapping[str, Tensor],
+    latent: Tensor,
+    age: Tensor,
+    *,
+    seen: Tensor,
+    near: Tensor,
+    scene: Tensor,
+    fallen: Tensor,
+    share: Tensor,
+    rates: Sequence[float],
+    betas: tuple[float, float, float],
+    epsilon: float,
+    threads: int = 0,
+) -> None:
+    """Take one learned step in place, on contiguous tensors on the CPU, the same bits for any number of ``threads``.
+
+    Args:
+        passes: What :func:`learned_passes` gave.
+        parameters: A cloud's six tensors, float32; so ``gradient``, ``exp_avg`` and ``exp_avg_sq``.
+        gradient: ∂loss/∂θ.
+        exp_avg: m.
+        exp_avg_sq: v.
+        slow: The slower mean of gradients, of all but ``sh_rest``.
+        latent: (N, C) float32.
+        age: (N,) float32, whole numbers.
+        seen: Rows that may move, (N,) bool.
+        near: Rows of each row's nearest others, (N, k) int64.
+        scene: What the network is told of the scene after its eleven mean squares, float32.
+        fallen: What age leaves of each row's rates, (N,) float32.
+        share: What age leaves of gates and corrections, (N,) float32.
+        rates: Adam's rates, of the six tensors in order.
+        betas: Decays of m, v and the slower mean.
+        epsilon: Added to √v̂.
+        threads: Threads, 0 for one per processor.
+    """
+    slow = {**slow, "sh_rest": age.new_zeros(len(age), 0, 3)}
+    held = [cloud_tensors(part) for part in (exp_avg, exp_avg_sq, slow)]
+    beta1, beta2, beta_slow = betas
+    workers(threads).learned_step(
+        passes,
+        cloud_tensors(parameters),
+        cloud_tensors(gradient),
+        _module().LearnedMemory(*held, latent=latent, age=age),
+        seen,
+        near,
+        scene,
+        fallen,
+        share,
+        rates=tuple(rates),
+        beta1=beta1,
+        beta2=beta2,
+        beta_slow=beta_slow,
+        epsilon=epsilon,
+    )

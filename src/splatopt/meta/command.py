@@ -23,7 +23,7 @@ from splatopt.meta.network import SIZES
 from splatopt.meta.practice import PracticeOptions, scene_folders
 from splatopt.meta.training import MetaTrainConfig, MetaTrainer, write_config
 
-_GOES_ON = ("steps", "processes", "threads", "device", "validate_every", "save_every")
+_GOES_ON = ("steps", "until", "processes", "threads", "device", "validate_every", "save_every")
 """Options that a run may go on with other values of."""
 
 
@@ -50,6 +50,10 @@ class MetaTrainOptions:
 
     steps: int = 20_000
     """Meta-steps, over which the learning rate falls. Unit: meta-steps. Source: docs/meta.md."""
+
+    until: int = 0
+    """Stop after so many meta-steps, the learning rate going by --steps all the same; 0 for all of them.
+    Unit: meta-steps. Source: none."""
 
     lanes: int = 2
     """Episodes of one meta-step, each from its own stream of scenes. Unit: episodes. Source: as many as processes."""
@@ -97,14 +101,16 @@ def meta_train(options: MetaTrainOptions) -> int:
     write_config(options.out, described)
     print(f"meta-training {options.size} ({options.variant.value}) in {options.out}; give the same command to go on")
     if options.processes == 1:
-        _work(0, config, 1, "")
+        _work(0, config, 1, "", options.until)
         return 0
     if options.processes > options.lanes:
         raise InputError(f"--processes must be at most --lanes, {options.lanes}, got {options.processes}")
     with tempfile.TemporaryDirectory() as folder:
         meeting = f"file://{folder}/meeting"
         try:
-            torch.multiprocessing.spawn(_work, args=(config, options.processes, meeting), nprocs=options.processes)
+            torch.multiprocessing.spawn(
+                _work, args=(config, options.processes, meeting, options.until), nprocs=options.processes
+            )
         except torch.multiprocessing.ProcessExitedException as error:
             raise InputError(
                 f"process {error.error_index} of {options.processes} was lost; give the same command to go on from the "
@@ -113,7 +119,7 @@ def meta_train(options: MetaTrainOptions) -> int:
     return 0
 
 
-def _work(rank: int, config: MetaTrainConfig, world: int, meeting: str) -> None:
+def _work(rank: int, config: MetaTrainConfig, world: int, meeting: str, until: int) -> None:
     """What each process does."""
     torch.set_num_threads(config.threads)
     if world > 1:
@@ -122,7 +128,7 @@ def _work(rank: int, config: MetaTrainConfig, world: int, meeting: str) -> None:
     trainer = MetaTrainer(config, rank, world)
     if rank == 0 and trainer.left_out:
         print(trainer.left_out)
-    trainer.run(_say if rank == 0 else lambda record: None)
+    trainer.run(_say if rank == 0 else lambda record: None, until or None)
     if world > 1:
         torch.distributed.destroy_process_group()
 

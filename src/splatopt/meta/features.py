@@ -87,7 +87,7 @@ def build_inputs(
         torch.stack([torch.exp(-state.age / scale) for scale in _AGES], dim=1),
     ]
     rows = torch.cat(columns, dim=1)
-    scene = torch.cat([(weight[:, None] * power).sum(dim=0), _loss_features(state).to(rows), _clock(state).to(rows)])
+    scene = torch.cat([(weight[:, None] * power).sum(dim=0), history_features(state).to(rows)])
     return Inputs(rows, scene, rotations, unit_quats, root, first, seen, rates.fallen(state.age))
 
 
@@ -133,13 +133,12 @@ def _shape_features(parameters: Tensors, weight: Tensor) -> Float[Tensor, "n 10"
     return torch.cat(columns, dim=1)
 
 
-def _loss_features(state: InnerState) -> Float[Tensor, " 4"]:
-    """Return how the loss moves: logarithms of the ratios of its running means, and of its size."""
+def history_features(state: InnerState) -> Float[Tensor, " 7"]:
+    """Return how the loss moves and how young the run is.
+
+    Logarithms of the ratios of the loss's running means, and of its size; then three numbers that are 1 at the
+    beginning and 0 from some thousands of steps on.
+    """
     fast, middle, slow = (max(value, _LEAST) for value in state.running_losses())
-    trends = [math.log(fast / middle), math.log(middle / slow), math.log(fast / slow)]
-    return torch.tensor([5 * max(-1.0, min(1.0, trend)) for trend in trends] + [math.log(slow) / 4])
-
-
-def _clock(state: InnerState) -> Float[Tensor, " 3"]:
-    """Return how young the run is, 1 at its beginning and 0 from some thousands of steps on."""
-    return torch.tensor([math.exp(-state.steps / scale) for scale in _AGES])
+    trends = [5 * max(-1.0, min(1.0, math.log(ratio))) for ratio in (fast / middle, middle / slow, fast / slow)]
+    return torch.tensor([*trends, math.log(slow) / 4, *(math.exp(-state.steps / scale) for scale in _AGES)])

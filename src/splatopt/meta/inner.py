@@ -147,6 +147,10 @@ class InnerState:
         for name, mean in self.slow.items():
             _keep(mean, torch.lerp(mean, gradient[name], 1 - rates.beta_slow), seen)
         self.age += 1 if seen is None else seen
+        self.count(loss)
+
+    def count(self, loss: float) -> None:
+        """Take in the loss of one evaluation, and that there was one."""
         for place, decay in enumerate(LOSS_DECAYS):
             self.losses[place] += (1 - decay) * (loss - self.losses[place])
         self.steps += 1

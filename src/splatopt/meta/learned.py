@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from splatopt.core.checks import InputError, check_positive
-from splatopt.core.objective import Evaluation, Objective, Oracle
+from splatopt.core.objective import Evaluation, Objective, Oracle, Tensors
 from splatopt.core.optimizer import Optimizer, OptimizerState, Progress, register
 from splatopt.core.rows import RowEdit
-from splatopt.meta.features import build_inputs
+from splatopt.meta.features import Inputs, build_inputs
+from splatopt.meta.fused import FusedNetwork, fits
 from splatopt.meta.inner import InnerState
 from splatopt.meta.neighbours import NEIGHBOUR_REFRESH, nearest_others
 from splatopt.meta.step import adam_changes, clock_of, learned_step
@@ -80,37 +81,61 @@ class Learned(Optimizer):
         self._near: Tensor | None = None
         self._fallen = False
         self._lowest, self._above = math.inf, 0
-        self._neighbours()
+        self._fused: FusedNetwork | None = None
+        self._neighbours(0)
 
     @torch.no_grad()
     def step(self, batch: Any, progress: Progress) -> Evaluation:
         """Evaluate the gradient on ``batch`` and take the network's step."""
         evaluation = self.objective.gradient(batch)
-        parameters, state, rates = self.objective.parameters, self._inner, self.weights.rates
+        state = self._inner
         if not len(state.age):
             return evaluation
         seen = torch.ones_like(state.age, dtype=torch.bool) if evaluation.seen is None else evaluation.seen
-        state.observe(evaluation.gradient, evaluation.loss, seen, rates)
-        inputs = build_inputs(parameters, evaluation.gradient, state, rates, seen)
-        scale = self.objective.length_scale
         if self._fallen:
-            changes = adam_changes(inputs, state, rates, scale)
+            self._step_as_adam(evaluation, seen)
         else:
             clock = clock_of(self._network, progress.step, progress.horizon)
-            taken = learned_step(self._network, inputs, state, rates, scale, self._neighbours(), clock).mended()
-            changes, state.latent = taken.changes, taken.latent
+            near = self._neighbours(state.steps + 1)
+            if fits(self.objective.parameters, evaluation.gradient, state):
+                self._step_natively(evaluation, seen, near, clock)
+            else:
+                self._step_in_torch(evaluation, seen, near, clock)
             self._watch_loss()
-        for name, parameter in parameters.items():
-            parameter.add_(changes[name])
         return replace(evaluation, facts={**evaluation.facts, "fallback": float(self._fallen)})
 
-    def _neighbours(self) -> Tensor:
-        """Return each Gaussian's nearest others, searched for every ``neighbour_refresh`` steps."""
-        due = (self._inner.steps - 1) % self.options.neighbour_refresh == 0
+    def _step_natively(self, evaluation: Evaluation, seen: Tensor, near: Tensor, clock: Tensor | None) -> None:
+        self._fused = self._fused or FusedNetwork(self._network)
+        parameters, rates, scale = self.objective.parameters, self.weights.rates, self.objective.length_scale
+        loss, gradient = evaluation.loss, evaluation.gradient
+        self._fused.step(parameters, gradient, self._inner, loss, seen, near, rates, scale, clock, self.threads)
+
+    def _step_in_torch(self, evaluation: Evaluation, seen: Tensor, near: Tensor, clock: Tensor | None) -> None:
+        inputs = self._observe(evaluation, seen)
+        scale = self.objective.length_scale
+        taken = learned_step(self._network, inputs, self._inner, self.weights.rates, scale, near, clock).mended()
+        self._inner.latent = taken.latent
+        self._move(taken.changes)
+
+    def _step_as_adam(self, evaluation: Evaluation, seen: Tensor) -> None:
+        inputs = self._observe(evaluation, seen)
+        self._move(adam_changes(inputs, self._inner, self.weights.rates, self.objective.length_scale))
+
+    def _observe(self, evaluation: Evaluation, seen: Tensor) -> Inputs:
+        self._inner.observe(evaluation.gradient, evaluation.loss, seen, self.weights.rates)
+        return build_inputs(self.objective.parameters, evaluation.gradient, self._inner, self.weights.rates, seen)
+
+    def _move(self, changes: Tensors) -> None:
+        for name, parameter in self.objective.parameters.items():
+            parameter.add_(changes[name])
+
+    def _neighbours(self, step: int) -> Tensor:
+        """Return each Gaussian's nearest others for ``step``, counted from 1, searched for every so many steps."""
+        due = (step - 1) % self.options.neighbour_refresh == 0
         if self._near is None or due:
             means, count = self.objective.parameters["means"], self._network.options.neighbours
             # A scene that was pruned below that many Gaussians goes on without neighbours.
-            count = count if self._inner.steps == 0 or len(means) > count else 0
+            count = count if step == 0 or len(means) > count else 0
             self._near = nearest_others(means, count, self.threads)
         return self._near
 

@@ -1,0 +1,102 @@
+"""What learned steps are worth on made scenes that none was trained on, and what each part of the method adds.
+
+Weights against the Adam that they began as, held and with a decay made for the horizon, from the same starts and with
+the same views; held-out PSNR after some numbers of steps, and the worst drop below the best::
+
+    splatopt data make --scenes 4 --views 48 --points 2500 --seed 991 --out made/check
+    python -m benchmarks.learned_curves --data made/check --weights tiny runs/no-buffer/weights.safetensors
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from splatopt.core.optimizer import Optimizer, Progress, find_optimizer
+from splatopt.meta import LearnedOptions
+from splatopt.meta.practice import Practice, PracticeOptions, draw_practice, scene_folders
+from splatopt.optim.first_order import SearchedAdamOptions
+from splatopt.raster.render import make_renderer
+from splatopt.raster.renderer import Renderer
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One line of the table: a name, and what makes its optimizer for a scene."""
+
+    name: str
+    make: Callable[[Practice], Optimizer]
+
+
+def adam(name: str, final: float) -> Contender:
+    options = SearchedAdamOptions(final_factor=final, means_final_factor=final)
+    return Contender(name, lambda practice: find_optimizer("adam-searched").optimizer(practice.objective, options))
+
+
+def learned(weights: str) -> Contender:
+    name = Path(weights).parent.name if weights.endswith(".safetensors") else weights
+    return Contender(
+        name, lambda practice: find_optimizer("learned").optimizer(practice.objective, LearnedOptions(weights))
+    )
+
+
+def curve(
+    contender: Contender, scene: str, renderer: Renderer, at: list[int], sparse: float, seed: int, threads: int
+) -> list[float]:
+    """Held-out PSNR after each number of steps, dB; NaN where the numbers broke down."""
+    shares = PracticeOptions(sparse=sparse, random_start=0.0, fewest_points=0.5, view_batches=(8,), targets=8)
+    generator = torch.Generator().manual_seed(seed)
+    practice = draw_practice(scene, renderer, shares, generator)
+    optimizer = contender.make(practice)
+    optimizer.threads = threads
+    values = []
+    for step in range(at[-1]):
+        optimizer.step(practice.draw_views(generator), Progress(step, at[-1]))
+        if step + 1 in at:
+            values.append(practice.objective.gradient(practice.targets).facts["psnr"])
+    return values
+
+
+def main() -> int:
+    """Print a table in Markdown."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.learned_curves", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder of made scenes, none of them trained on")
+    parser.add_argument("--weights", nargs="*", default=["tiny"], help="shipped names, or paths of .safetensors files")
+    parser.add_argument(
+        "--at", type=int, nargs="+", default=[10, 50, 100, 500, 1000], help="steps; the last is the horizon"
+    )
+    parser.add_argument("--finals", type=float, nargs="+", default=[1.0, 0.1, 0.03], help="what Adam's rates decay to")
+    parser.add_argument("--scenes", type=int, default=4, help="of those in the folder")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of views and starts")
+    parser.add_argument("--sparse", action="store_true", help="3 to 8 input views instead of three quarters of all")
+    parser.add_argument("--threads", type=int, default=0, help="0 for all cores; scores do not depend on it")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads or torch.get_num_threads())
+    renderer = make_renderer("auto", arguments.threads)
+    scenes = scene_folders(arguments.data)[: arguments.scenes]
+    at = sorted(arguments.at)
+    contenders = [adam("adam-searched, held" if f == 1 else f"adam-searched to {f:g}", f) for f in arguments.finals]
+    contenders += [learned(weights) for weights in arguments.weights]
+    print("| held-out PSNR, dB, after | " + " | ".join(f"{step:,}" for step in at) + " | worst drop |")
+    print("|---" * (len(at) + 2) + "|", flush=True)
+    for contender in contenders:
+        curves = [
+            curve(contender, scene, renderer, at, float(arguments.sparse), 1000 * seed + number, arguments.threads)
+            for number, scene in enumerate(scenes)
+            for seed in arguments.seeds
+        ]
+        means = [statistics.fmean(values) for values in zip(*curves, strict=True)]
+        drop = max(max(values) - values[-1] if math.isfinite(values[-1]) else math.inf for values in curves)
+        print(f"| {contender.name} | " + " | ".join(f"{mean:.2f}" for mean in means) + f" | {drop:.2f} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+// The learned step for Python: checks shapes, releases the interpreter lock, calls the passes.
+
+#include <nanobind/stl/array.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "bindings.h"
+#include "learned_passes.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace splatopt {
+
+namespace {
+
+// What one step reads and writes besides the moments' weights; the caller keeps it alive.
+struct LearnedMemory {
+    HeldTensors exp_avg, exp_avg_sq, slow;
+    float *latent, *age;
+    int width;
+};
+
+LearnedRule make_rule(const std::array<double, 6>& rates, double beta1, double beta2, double beta_slow, double epsilon) {
+    LearnedRule rule{static_cast<float>(1 - beta1),           static_cast<float>(beta2),
+                     static_cast<float>(1 - beta2),           static_cast<float>(1 - beta_slow),
+                     static_cast<float>(epsilon),             static_cast<float>(std::log(beta1)),
+                     static_cast<float>(std::log(beta2)),     static_cast<float>(std::log(beta_slow)),
+                     {}};
+    for (size_t i = 0; i < rates.size(); ++i) rule.rates[i] = static_cast<float>(rates[i]);
+    return rule;
+}
+
+void learned_step(Workers& self, LearnedPasses& passes, const HeldTensors& values, const HeldTensors& gradient,
+                  const LearnedMemory& memory, const Bools1& seen, const Integers2& near, const Floats1& scene,
+                  const Floats1& fallen, const Floats1& share, const std::array<double, 6>& rates, double beta1, double beta2, double beta_slow, double epsilon) {
+    const int64_t count = values.count;
+    for (const HeldTensors* other : {&gradient, &memory.exp_avg, &memory.exp_avg_sq})
+        require(other->count == count && other->rest == values.rest,
+                "values, gradient and moments must have one number of rows and of coefficients");
+    require(memory.slow.count == count && static_cast<int64_t>(seen.shape(0)) == count &&
+                static_cast<int64_t>(fallen.shape(0)) == count && static_cast<int64_t>(share.shape(0)) == count &&
+                static_cast<int64_t>(near.shape(0)) == count && near.shape(1) <= 64 && count < (int64_t{1} << 31) - kGroup,
+            "the slow moments, seen, near, fallen and share must have the values' rows");
+    require(memory.width == passes.shape().latent, "the latent state must have the network's width");
+    require(static_cast<int>(scene.shape(0)) == passes.shape().scene - kPowers,
+            "the scene's inputs must be those of the network but for the mean squares");
+    nb::gil_scoped_release release;
+    const int neighbours = static_cast<int>(near.shape(1));
+    uint64_t most = 0;
+    for (int64_t i = 0; i < count * neighbours; ++i) most = std::max(most, static_cast<uint64_t>(near.data()[i]));
+    require(count * neighbours == 0 || most < static_cast<uint64_t>(count), "near must name rows");
+    LearnedRun run{};
+    run.rule = make_rule(rates, beta1, beta2, beta_slow, epsilon);
+    run.fallen = fallen.data();
+    run.share = share.data();
+    run.values = values.tensors;
+    run.gradient = gradient.tensors;
+    run.exp_avg = memory.exp_avg.tensors;
+    run.exp_avg_sq = memory.exp_avg_sq.tensors;
+    run.slow = memory.slow.tensors;
+    run.latent = memory.latent;
+    run.age = memory.age;
+    run.near = near.data();
+    run.neighbours = neighbours;
+    run.rest = values.rest;
+    passes.step(self, run, count, reinterpret_cast<const uint8_t*>(seen.data()), scene.data());
+}
+
+}  // namespace
+
+void bind_learned(nb::module_& m, nb::class_<Workers>& workers) {
+    nb::class_<LearnedPasses>(m, "LearnedPasses", "A learned step's network, packed, and the buffers of its passes.")
+        .def("__init__",
+             [](LearnedPasses* self, const Floats1& packed, int width, int blocks, int latent, int attention, int scene,
+                bool attends, bool scales) {
+                 require(width >= 1 && width <= 1024 && blocks >= 1 && blocks <= 16 && latent >= 1 && latent <= 1024 &&
+                             attention >= 1 && attention <= 256 && scene >= kPowers && scene <= 1024,
+                         "the network's shape must lie within the bounds of NetworkOptions");
+                 new (self) LearnedPasses({width, blocks, latent, attention, scene, attends, scales}, packed.data(),
+                                          static_cast<int64_t>(packed.shape(0)));
+             },
+             "packed"_a, nb::kw_only(), "width"_a, "blocks"_a, "latent"_a, "attention"_a, "scene"_a, "attends"_a,
+             "scales"_a);
+
+    nb::class_<LearnedMemory>(m, "LearnedMemory", "Pointers to what a learned run keeps, which the caller keeps alive.")
+        .def("__init__",
+             [](LearnedMemory* self, const HeldTensors& exp_avg, const HeldTensors& exp_avg_sq, const HeldTensors& slow,
+                const OutFloats2& latent, const OutFloats1& age) {
+                 require(static_cast<int64_t>(latent.shape(0)) == exp_avg.count &&
+                             static_cast<int64_t>(age.shape(0)) == exp_avg.count,
+                         "the latent state and ages must have the moments' rows");
+                 new (self) LearnedMemory{exp_avg, exp_avg_sq, slow, latent.data(), age.data(),
+                                          static_cast<int>(latent.shape(1))};
+             },
+             "exp_avg"_a, "exp_avg_sq"_a, "slow"_a, "latent"_a, "age"_a);
+
+    workers.def("learned_step", &learned_step, "passes"_a, "values"_a, "gradient"_a, "memory"_a, "seen"_a, "near"_a,
+                "scene"_a, "fallen"_a, "share"_a, nb::kw_only(), "rates"_a, "beta1"_a, "beta2"_a, "beta_slow"_a, "epsilon"_a,
+                "One learned step in place: moments, latent state and values of the rows that were seen.");
+}
+
+}  // namespace splatopt

@@ -1,0 +1,143 @@
+"""The learned step as native passes; ``features``, ``network`` and ``step`` are the same in PyTorch, and the truth."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from splatopt.core import native
+from splatopt.core.objective import Tensors
+from splatopt.meta.features import SCENE_FEATURES, history_features
+from splatopt.meta.inner import GROUPS, InnerRates, InnerState
+from splatopt.meta.network import Block, LearnedNetwork
+
+_TILE = 8
+"""Outputs of a layer that are made together."""
+
+_LANES = 16
+"""Queries, keys and values are made in whole vectors of so many numbers."""
+
+
+def fits(parameters: Tensors, gradient: Tensors, state: InnerState) -> bool:
+    """Whether the native passes take these tensors: float32, contiguous, on the CPU."""
+    tensors = [*parameters.values(), *gradient.values(), *state.tensors().values()]
+    return native.available() and all(
+        value.dtype == torch.float32 and value.device.type == "cpu" and value.is_contiguous() for value in tensors
+    )
+
+
+class FusedNetwork:
+    """A network packed for the native passes, and their buffers, which grow with the scene."""
+
+    def __init__(self, network: LearnedNetwork) -> None:
+        """Pack the weights as they are now.
+
+        Args:
+            network: On the CPU.
+        """
+        shape = network.options
+        self._passes = native.learned_passes(
+            pack(network),
+            width=shape.width,
+            blocks=shape.blocks,
+            latent=shape.latent,
+            attention=shape.attention,
+            scene=SCENE_FEATURES + 2 * shape.clock,
+            attends=shape.neighbours > 0,
+            scales=shape.state_scale,
+        )
+
+    def step(
+        self,
+        parameters: Tensors,
+        gradient: Tensors,
+        state: InnerState,
+        loss: float,
+        seen: Bool[Tensor, " n"],
+        near: Int[Tensor, "n k"],
+        rates: InnerRates,
+        length_scale: float,
+        clock: Tensor | None = None,
+        threads: int = 0,
+    ) -> None:
+        """Take in one evaluation and take the network's step, in place; tensors are those that :func:`fits`.
+
+        As :meth:`InnerState.observe`, ``build_inputs``, ``learned_step`` and ``Step.mended`` in turn. The same bits for
+        any number of ``threads``.
+        """
+        state.count(loss)
+        history = history_features(state)
+        age = state.age + 1  # of the rows that are seen, with this evaluation
+        native.learned_step(
+            self._passes,
+            parameters,
+            gradient,
+            state.exp_avg,
+            state.exp_avg_sq,
+            state.slow,
+            state.latent,
+            state.age,
+            seen=seen,
+            near=near.contiguous(),
+            scene=history if clock is None else torch.cat([history, clock]),
+            fallen=rates.fallen(age).float(),
+            share=rates.learned_share(age),
+            rates=[rates.of(name, length_scale) for name in GROUPS],
+            betas=(rates.beta1, rates.beta2, rates.beta_slow),
+            epsilon=rates.epsilon,
+            threads=threads,
+        )
+
+
+def pack(network: LearnedNetwork) -> Float[Tensor, " floats"]:
+    """Return a network's weights in the order in which the native passes read them, float32."""
+    parts = [_layer(network.enter)]
+    if network.scale is not None:
+        hidden, out = network.scale[0], network.scale[2]
+        assert isinstance(hidden, nn.Linear)
+        assert isinstance(out, nn.Linear)
+        parts += [_layer(hidden), _padded(out.weight.mT, _TILE), out.bias]
+    for place in (0, 2):
+        linear = network.pool[place]
+        assert isinstance(linear, nn.Linear)
+        parts += [linear.weight, linear.bias]
+    for block in network.blocks:
+        assert isinstance(block, Block)
+        parts += _block(block)
+    for weight, bias in zip(network.latent.weight.chunk(2), network.latent.bias.chunk(2), strict=True):
+        parts.append(_tiles(weight, bias))
+    parts += [network.norm.weight, network.norm.bias, _layer(network.head)]
+    ends = (network.sizes, network.direction)
+    parts.append(_tiles(torch.cat([end.weight for end in ends]), torch.cat([end.bias for end in ends])))
+    return torch.cat([part.detach().float().reshape(-1) for part in parts])
+
+
+def _block(block: Block) -> list[Tensor]:
+    parts: list[Tensor] = []
+    if block.attention is not None and block.attention_norm is not None:
+        heads = [_padded(part, _LANES) for part in block.attention.query_key_value.weight.chunk(3)]
+        weight = torch.cat(heads)
+        parts += [block.attention_norm.weight, block.attention_norm.bias, _tiles(weight, weight.new_zeros(len(weight)))]
+        parts.append(_layer(block.attention.out))
+    parts += [block.norm.weight, block.norm.bias]
+    for place in (0, 2):
+        linear = block.mlp[place]
+        assert isinstance(linear, nn.Linear)
+        parts.append(_layer(linear))
+    return parts
+
+
+def _layer(linear: nn.Linear) -> Tensor:
+    return _tiles(linear.weight, linear.bias)
+
+
+def _tiles(weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " outputs"]) -> Tensor:
+    """Return, for each eight outputs, their biases and then their weights input by input."""
+    rows = _padded(torch.cat([bias[:, None], weight], dim=1), _TILE)
+    return rows.reshape(-1, _TILE, rows.shape[1]).mT
+
+
+def _padded(rows: Float[Tensor, "rows columns"], multiple: int) -> Tensor:
+    """Return ``rows`` with rows of zeros, up to a multiple of so many."""
+    return nn.functional.pad(rows, (0, 0, 0, -len(rows) % multiple))
