@@ -67,7 +67,7 @@ class InnerRates:
     fall: float = 1.0
     """Power of that fall. Unit: none. Source: swept on made scenes."""
 
-    handover: float = 20.0
+    handover: float = 8.0
     """Times that a Gaussian was seen after which half of what the network adds is left, as 1/(1 + age/handover): late,
     the step is Adam's, which comes to rest. Unit: steps. Source: 10 to 300 tried on made scenes, docs/meta.md."""
 
