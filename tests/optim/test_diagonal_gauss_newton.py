@@ -293,7 +293,7 @@ def test_curvature_is_measured_at_every_refresh():
         optimizer.step(None, Progress(step, 9))
         counts.append(objective.measured)
     assert counts == [1, 1, 1, 1, 2, 2, 2, 2, 3]
-    torch.testing.assert_close(optimizer.state().tensors["age.rows"], torch.full((5,), 3.0))
+    torch.testing.assert_close(optimizer.state().tensors["age.rows"], torch.full((8,), 3.0))
 
 
 def test_fresh_rows_start_unbiased():
