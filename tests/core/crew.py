@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import splatopt
 from splatopt.core.processes import Launch, Processes
 
 
@@ -101,7 +102,7 @@ def start(count: int, words: Sequence[str], **environment: str) -> list[subproce
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parents[2] / "src"),
+        "PYTHONPATH": str(Path(splatopt.__file__).parents[1]),
     }
     return [
         subprocess.Popen(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -90,16 +91,21 @@ def test_it_follows_edits_of_rows(name):
     assert objective.parameters["means"].shape == (4, 3)
 
 
-def test_what_an_optimizer_draws_comes_from_the_run_and_leaves_pytorchs_own_generator_alone():
+def test_what_an_optimizer_draws_comes_from_the_run_and_leaves_the_global_generators_alone():
     torch.manual_seed(5)
+    np.random.seed(5)
     expected = torch.rand(3)
+    expected_of_numpy = np.random.random(3)
     ends = []
     for seed in (1, 1, 2):
         torch.manual_seed(5)
+        np.random.seed(5)
         task = single_task()
-        optimizer = make("kron", task, seed=seed, rate=1e-2)
+        # It draws its noise from PyTorch's generator, and from NumPy's whether to balance its factors.
+        optimizer = make("kron", task, seed=seed, rate=1e-2, settings=("balance_prob=0.5",))
         take(optimizer, 0, 20, torch.arange(36))
         assert torch.equal(torch.rand(3), expected)
+        assert np.array_equal(np.random.random(3), expected_of_numpy)
         ends.append(torch.cat([value.reshape(-1) for value in task.parameters.values()]))
     assert torch.equal(ends[0], ends[1])
     assert not torch.equal(ends[0], ends[2])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 
 from splatopt.core.checks import InputError, check_positive, nearest_names
@@ -94,8 +95,8 @@ class ZooOptions:
 class ZooOptimizer(TorchOptimizer):
     """One optimizer of the package; subclasses name it.
 
-    Whatever it draws comes from PyTorch's global generator, which is seeded from the run's for each step and put
-    back, so that a run can be resumed.
+    Whatever it draws comes from PyTorch's or NumPy's global generator. Both are seeded from the run's for each step
+    and put back, so that a run can be repeated and resumed.
     """
 
     needs: ClassVar[frozenset[Oracle]] = frozenset({Oracle.GRADIENT})
@@ -135,14 +136,19 @@ class ZooOptimizer(TorchOptimizer):
 
     @contextmanager
     def _own_randomness(self) -> Iterator[None]:
-        """Seed PyTorch's generator from the run's, and put it back."""
+        """Seed the global generators of PyTorch and NumPy from the run's, and put them back."""
         if self.generator is None:
             yield
             return
         seed = int(torch.randint(2**62, (), generator=self.generator))
+        kept = np.random.get_state()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            yield
+            np.random.seed(seed % 2**32)
+            try:
+                yield
+            finally:
+                np.random.set_state(kept)
 
 
 def zoo_names() -> tuple[str, ...]:
