@@ -21,6 +21,7 @@ from splatopt.meta.inner import InnerRates
 from splatopt.meta.learned import Learned, LearnedOptions
 from splatopt.meta.network import SIZES, LearnedNetwork, NetworkOptions
 from splatopt.meta.weights import SHIPPED, load_weights, save_weights, shipped_names
+from splatopt.optim.averaging import RunningAverage
 from splatopt.optim.first_order import Adam, SearchedAdamOptions
 
 SHAPE = NetworkOptions(width=8, latent=3, attention=4, neighbours=3)
@@ -59,7 +60,7 @@ def assert_follow(one, other, **tolerance):
 
 def test_untrained_weights_step_as_adam_at_the_searched_rates(untrained):
     one, other = gaussians(), gaussians()
-    take(Learned(one, LearnedOptions(untrained)), 50)
+    take(Learned(one, LearnedOptions(untrained, averaged=False)), 50)
     take(Adam(other, INSIDE), 50)
     assert_follow(one, other, rtol=1e-5, atol=1e-6)
 
@@ -77,9 +78,22 @@ def test_a_network_that_gives_no_numbers_steps_as_adam(tmp_path):
         network.sizes.bias[0] = math.nan
     save_weights(tmp_path / "broken.safetensors", network, InnerRates(), {})
     one, other = gaussians(), gaussians()
-    take(Learned(one, LearnedOptions(str(tmp_path / "broken.safetensors"))), 20)
+    take(Learned(one, LearnedOptions(str(tmp_path / "broken.safetensors"), averaged=False)), 20)
     take(Adam(other, INSIDE), 20)
     assert_follow(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_the_scene_is_the_running_average_of_the_steps(trained):
+    one, other = gaussians(), gaussians()
+    plain, averaged = Learned(one, LearnedOptions(trained, averaged=False)), Learned(other, LearnedOptions(trained))
+    expected = RunningAverage(one.parameters, InnerRates().average_power)
+    for step in range(40):
+        take(plain, 1, step)
+        expected.take_in(one.parameters, None)
+        take(averaged, 1, step)
+    for name, value in other.parameters.items():
+        assert torch.equal(value, expected.values[name])
+        assert torch.equal(averaged.state().tensors[f"average.{name}"], one.parameters[name])
 
 
 class Rising(Quadratic):
@@ -93,7 +107,7 @@ class Rising(Quadratic):
 
 def test_a_loss_that_stays_high_for_a_window_hands_over_to_adam_for_good(trained):
     objective = Rising(spread=3.0, gaussians=True)
-    optimizer = Learned(objective, LearnedOptions(trained, fallback_window=20))
+    optimizer = Learned(objective, LearnedOptions(trained, fallback_window=20, averaged=False))
     facts = [optimizer.step(None, Progress(step, 1000)).facts["fallback"] for step in range(150)]
     changed = facts.index(1.0)
     assert 60 + 20 < changed < 120

@@ -162,6 +162,18 @@ def test_resuming_is_bit_exact(settings, stop_at, view_batch):
     assert_same(straight, resumed)
 
 
+def test_a_run_can_leave_the_average_of_its_iterates_and_resume(settings):
+    plain = train(settings("plain"), renderer=ToyRenderer())
+    straight = train(settings("straight", average=4.0), renderer=ToyRenderer())
+    with pytest.raises(InterruptedRunError):
+        train(settings("parts", average=4.0), [Listener(17)], renderer=ToyRenderer())
+    assert_same(straight, train(settings("parts", average=4.0, resume=True), renderer=ToyRenderer()))
+    kept = latest_checkpoint(straight.folder / "checkpoints")[0].tensors
+    # The steps themselves are the same: the last iterate is that of a run without an average.
+    assert torch.equal(kept["optimizer.average.means"], plain.cloud.means)
+    assert not torch.equal(straight.cloud.means, plain.cloud.means)
+
+
 def test_a_kill_loses_only_what_followed_the_checkpoint(settings):
     """A kill leaves the folder as it is: lines of lost steps, perhaps half a line."""
     straight = train(settings("straight"), renderer=ToyRenderer())

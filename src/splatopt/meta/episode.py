@@ -1,18 +1,22 @@
 """One episode of meta-training: a few learned steps, and how good each of them was.
 
-The inner loop takes T steps θ₊ = θ + Δ(θ, g, z; w) with the network's weights w. After every step, with L̄ the loss
-(1-λ)·L1 + λ·(1-SSIM) of one view::
+The inner loop takes T steps θ₊ = θ + Δ(θ, g, z; w) with the network's weights w, and θ̄ is the running average of its
+iterates: the optimizer's own, but for what was before the episode. With L̄ the loss (1-λ)·L1 + λ·(1-SSIM) of one view,
+and S the later half of the steps::
 
-    meta-loss = 1/T Σₜ [ log mean L̄(targets) + a · log mean L̄(inputs) ]              what the step is for
-              + b · 1/T Σₜ Σ relu(L̄ᵥ(t) - L̄ᵥ(t-1)) / mean L̄                       stability: no view gets worse
+    meta-loss = mean over S of log mean L̄(targets) at θ̄                               what the steps are for
+              + a · 1/T Σₜ log mean L̄(inputs) at θ
+              + b · mean over S of Σ relu(L̄ᵥ(s) - L̄ᵥ(before)) / mean L̄ at θ̄         stability: no view gets worse
               + c · 1/T Σₜ mean |Δ/rate| where g ≈ 0 or Δ·g > 0                     deltas: no step without a reason
-              + d · 1/T Σₜ mean LPIPS(targets)                                      where its weights are at hand
+              + d · mean over S of mean LPIPS(targets) at θ̄                           where its weights are at hand
 
 It is differentiated through θ and z of all T steps, not through g. The renderer's own gradient enters as a vector:
-the derivative of the meta-loss by w is that of Σₜ <θₜ(w), ∂meta-loss/∂θₜ>.
+the derivative of the meta-loss by w is that of Σ <θ̄(w), ∂meta-loss/∂θ̄>.
 
+At the last iterate after a few steps, shorter steps always look better: they leave less of the noise in the gradient
+(Wu et al. 2018, "Understanding Short-Horizon Bias in Stochastic Meta-Optimization"). In θ̄ that noise is averaged away.
 Logarithms make scenes, and early and late steps, count alike. Sources: Pearl et al. 2026, "Learn2Splat" (unroll,
-stability, deltas); the logarithm is ours.
+stability, deltas); the logarithm and the average are ours.
 """
 
 from __future__ import annotations
@@ -27,12 +31,13 @@ from torch import Tensor
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Tensors
 from splatopt.meta.features import build_inputs
-from splatopt.meta.inner import GROUPS, InnerRates, InnerState
+from splatopt.meta.inner import GROUPS, InnerRates, InnerState, by_row
 from splatopt.meta.neighbours import NEIGHBOUR_REFRESH, nearest_others
 from splatopt.meta.network import LearnedNetwork
 from splatopt.meta.perceptual import ImageLoss, image_pull
 from splatopt.meta.practice import Practice
 from splatopt.meta.step import Step, clock_of, learned_step
+from splatopt.optim.averaging import RunningAverage, average_weight
 
 _LEAST_LOSS = 1e-4
 _ZERO = 1e-3
@@ -43,8 +48,9 @@ _ZERO = 1e-3
 class LossOptions:
     """What a good step is."""
 
-    inputs_weight: float = 0.3
-    """a: the input views' share beside the held-out views'. Unit: factor. Source: Learn2Splat looks at 4 beside 6."""
+    inputs_weight: float = 0.1
+    """a: the input views' share beside the held-out views'. Unit: factor. Source: Learn2Splat looks at 4 beside 6;
+    less here, since they are looked at where the last iterate is."""
 
     stability_weight: float = 0.3
     """b: penalty on views that get worse from one step to the next. Unit: factor. Source: Learn2Splat names none."""
@@ -93,7 +99,7 @@ class EpisodeResult:
 
     Attributes:
         meta_loss: Its value.
-        target_loss: Mean loss of the held-out views after each step.
+        target_loss: Mean loss of the held-out views after each step of the later half.
         psnr: Their mean PSNR after the last step, dB.
         gate: Mean logarithm of the gates.
         moved: Mean |Δ/rate| over rows and groups.
@@ -140,18 +146,25 @@ def evaluate_step(
 
 @torch.no_grad()
 def roll_out(
-    network: LearnedNetwork, rates: InnerRates, situation: Situation, steps: int, generator: torch.Generator
+    network: LearnedNetwork,
+    rates: InnerRates,
+    situation: Situation,
+    steps: int,
+    generator: torch.Generator,
+    average: RunningAverage | None = None,
 ) -> bool:
-    """Let the network as it is take ``steps`` steps; False where the numbers broke down."""
+    """Let the network as it is take ``steps`` steps, and ``average`` follow; False where the numbers broke down."""
     objective = situation.practice.objective
     for _ in range(steps):
-        parameters = objective.parameters
+        parameters, ages = objective.parameters, situation.state.age.clone()
         step, loss, _ = evaluate_step(network, rates, situation, parameters, situation.practice.draw_views(generator))
         if not math.isfinite(loss) or not _finite(step.changes):
             return False
         situation.state.latent = step.latent
         for name, parameter in parameters.items():
             parameter.add_(step.changes[name])
+        if average is not None:
+            average.take_in(parameters, situation.state.age > ages)
     return True
 
 
@@ -188,6 +201,8 @@ def run_episode(
     penalty = torch.zeros(())
     before = _view_losses(practice)
     meta_loss, targets, gates, moved = 0.0, [], 0.0, 0.0
+    averages = values
+    looks = steps - steps // 2
     for number in range(steps):
         step, input_loss, gradient = evaluate_step(network, rates, situation, values, practice.draw_views(generator))
         if not math.isfinite(input_loss) or not _finite(step.changes):
@@ -199,29 +214,40 @@ def run_episode(
         if delta_penalty and options.delta_weight:
             penalty = penalty + _delta_penalty(step, gradient) / steps
         values = {name: value + step.changes[name] for name, value in values.items()}
+        averages = _averaged(averages, values, situation.state.age, number, rates)
         situation.state.latent = step.latent
+        if number >= steps // 2:
+            _move(objective.parameters, averages)
+            now, pull = _target_pull(practice, before, options)
+            if not all(math.isfinite(loss) for loss in now):
+                return None
+            mean = sum(now) / len(now)
+            rise = sum(max(0.0, new - old) for new, old in zip(now, before, strict=True)) / len(now)
+            scale = max(mean, _LEAST_LOSS)
+            meta_loss += (math.log(scale) + options.stability_weight * rise / scale) / looks
+            weighted += [(averages[name], pull[name] / looks) for name in GROUPS]
+            if perceptual is not None and options.lpips_weight:
+                distance, pull = _perceptual_pull(practice, perceptual)
+                meta_loss += options.lpips_weight * distance / looks
+                weighted += [(averages[name], options.lpips_weight / looks * pull[name]) for name in GROUPS]
+            before = now
+            targets.append(mean)
         _move(objective.parameters, values)
-        now, pull = _target_pull(practice, before, options)
-        if not all(math.isfinite(loss) for loss in now):
-            return None
-        mean = sum(now) / len(now)
-        rise = sum(max(0.0, new - old) for new, old in zip(now, before, strict=True)) / len(now)
-        scale = max(mean, _LEAST_LOSS)
-        meta_loss += (math.log(scale) + options.stability_weight * rise / scale) / steps
-        weighted += [(values[name], pull[name] / steps) for name in GROUPS]
-        if perceptual is not None and options.lpips_weight:
-            distance, pull = _perceptual_pull(practice, perceptual)
-            meta_loss += options.lpips_weight * distance / steps
-            weighted += [(values[name], options.lpips_weight / steps * pull[name]) for name in GROUPS]
-        before = now
-        targets.append(mean)
         gates += float(step.gates.detach().mean()) / steps
         moved += float(sum(value.detach().abs().mean() for value in step.relative.values())) / (len(GROUPS) * steps)
     surrogate = options.delta_weight * penalty + sum((value * weight).sum() for value, weight in weighted)
     surrogate.backward()
     situation.state = situation.state.clone()
-    evaluation = objective.gradient(practice.targets)
-    return EpisodeResult(meta_loss, tuple(targets), evaluation.facts["psnr"], gates, moved)
+    _move(objective.parameters, averages)
+    psnr = objective.gradient(practice.targets).facts["psnr"]
+    _move(objective.parameters, values)
+    return EpisodeResult(meta_loss, tuple(targets), psnr, gates, moved)
+
+
+def _averaged(averages: Tensors, values: Tensors, ages: Tensor, number: int, rates: InnerRates) -> dict[str, Tensor]:
+    """Return θ̄ after step ``number`` of an episode; the first one forgets what was before."""
+    weight = average_weight(ages, rates.average_power).clamp(min=1 / (number + 1))
+    return {name: torch.lerp(averages[name], value, by_row(weight, value)) for name, value in values.items()}
 
 
 def _target_pull(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -71,14 +72,23 @@ class InnerRates:
     """Times that a Gaussian was seen after which half of what the network adds is left, as 1/(1 + age/handover): late,
     the step is Adam's, which comes to rest. Unit: steps. Source: 10 to 300 tried on made scenes, docs/meta.md."""
 
+    average_power: float = 20.0
+    """k of the running average of iterates, which is what the learned step leaves: about the last 1/(k+1) of the
+    steps count; 0 for the last iterate alone. Unit: none. Source: 0 to 20 tried on made scenes, docs/meta.md."""
+
     epsilon: float = SearchedAdamOptions.epsilon
     """Added to the root of the mean square. Unit: of the gradient. Source: 3DGS."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot descend."""
         for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name == "average_power":
+                if not 0 <= value < math.inf:
+                    raise InputError(f"average_power must be 0 or a positive number, got {value}")
+                continue
             check = check_fraction if item.name.startswith("beta") else check_positive
-            check(item.name, getattr(self, item.name))
+            check(item.name, value)
 
     def of(self, group: str, length_scale: float) -> float:
         """Return the rate of ``group`` at a Gaussian's first step, in a scene of extent ``length_scale``."""

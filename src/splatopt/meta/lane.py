@@ -37,7 +37,8 @@ class EpisodeOptions:
     """Where episodes begin, how long they are, and what becomes of the state they leave."""
 
     unroll: int = 8
-    """Steps of an episode at most; drawn from 1 on. Unit: steps. Source: 6 in Learn2Splat; 3 to 8 at toy scale."""
+    """Steps of an episode at most; drawn from half of that on. Unit: steps. Source: 6 in Learn2Splat; 3 to 8 at toy
+    scale."""
 
     fresh: float = 0.3
     """Share of episodes that begin with a new scene. Unit: fraction. Source: Learn2Splat; episodes from deep states
@@ -121,7 +122,8 @@ class Lane:
     def run(self, network: LearnedNetwork) -> EpisodeResult | None:
         """Run one episode and add its gradient to the network's weights; None where the numbers broke down."""
         situation, place = self._begin(network)
-        steps = 1 + self._draw(self.options.unroll)
+        most = self.options.unroll
+        steps = most - self._draw(most - most // 2)
         result = run_episode(
             network,
             self.rates,

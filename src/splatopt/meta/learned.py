@@ -19,6 +19,7 @@ from splatopt.meta.inner import InnerState
 from splatopt.meta.neighbours import NEIGHBOUR_REFRESH, nearest_others
 from splatopt.meta.step import adam_changes, clock_of, learned_step
 from splatopt.meta.weights import LearnedWeights, load_weights
+from splatopt.optim.averaging import RunningAverage
 
 _WATCHED = 1
 """Which of the running losses is watched: the one over some fifty steps."""
@@ -46,6 +47,10 @@ class LearnedOptions:
     fallback_window: int = 100
     """For how long it must stay there. Unit: steps. Source: twice what the average looks back."""
 
+    averaged: bool = True
+    """Whether the scene is the running average of the iterates and not the last one. Unit: none. Source: the late
+    steps scatter, docs/meta.md."""
+
     def __post_init__(self) -> None:
         """Refuse what can never be met."""
         if self.neighbour_refresh < 1:
@@ -58,8 +63,9 @@ class LearnedOptions:
 class Learned(Optimizer):
     """A learned step: Adam's, gated group by group and corrected by a network (see ``splatopt.meta.network``).
 
-    It knows no horizon and has no schedule. Rows that the views did not see keep their parameters, moments and latent
-    state. Where the network gives a number that is not finite, that row takes Adam's step; when the loss stays
+    It knows no horizon and has no schedule. What it leaves in the objective is the running average of its iterates;
+    gradient and step are taken at the last iterate. Rows that the views did not see keep their parameters, moments and
+    latent state. Where the network gives a number that is not finite, that row takes Adam's step; when the loss stays
     above its lowest for a window of steps, all do from then on, and ``facts["fallback"]`` is 1.
 
     Source: after Pearl et al. 2026, "Learn2Splat: Extending the Horizon of Learned 3DGS Optimization".
@@ -78,6 +84,8 @@ class Learned(Optimizer):
         self.weights: LearnedWeights = load_weights(options.weights)
         self._network = self.weights.network.to(next(iter(objective.parameters.values())))
         self._inner = InnerState.begin(objective.parameters, self._network.options.latent)
+        power = self.weights.rates.average_power
+        self._average = RunningAverage(objective.parameters, power) if options.averaged and power else None
         self._near: Tensor | None = None
         self._fallen = False
         self._lowest, self._above = math.inf, 0
@@ -87,6 +95,15 @@ class Learned(Optimizer):
     @torch.no_grad()
     def step(self, batch: Any, progress: Progress) -> Evaluation:
         """Evaluate the gradient on ``batch`` and take the network's step."""
+        if self._average is None:
+            return self._step(batch, progress)
+        parameters = self.objective.parameters
+        with self._average.stepping(parameters):
+            evaluation = self._step(batch, progress)
+            self._average.take_in(parameters, evaluation.seen)
+        return evaluation
+
+    def _step(self, batch: Any, progress: Progress) -> Evaluation:
         evaluation = self.objective.gradient(batch)
         state = self._inner
         if not len(state.age):
@@ -157,6 +174,8 @@ class Learned(Optimizer):
         tensors = self._inner.tensors()
         if self._near is not None:
             tensors["near"] = self._near
+        if self._average is not None:
+            tensors |= self._average.tensors()
         own = {"fallen": int(self._fallen), "lowest": min(self._lowest, _LARGEST), "above": self._above}
         return OptimizerState(tensors=tensors, scalars=self._inner.scalars() | own)
 
@@ -167,6 +186,8 @@ class Learned(Optimizer):
             raise InputError(f"this is not a state of learned: it holds no {missing[0]}; start a new run")
         latent = self._network.options.latent
         self._inner = InnerState.from_tensors(self.objective.parameters, latent, state.tensors, state.scalars)
+        if self._average is not None:
+            self._average.load(state.tensors)
         self._fallen, self._above = bool(state.scalars["fallen"]), int(state.scalars["above"])
         self._lowest = float(state.scalars["lowest"])
         self._near = self._checked_neighbours(state.tensors.get("near"))
@@ -183,6 +204,8 @@ class Learned(Optimizer):
     def edit_rows(self, edit: RowEdit) -> None:
         """Gather the memory; fresh rows start anew, and neighbours are searched for again."""
         self._inner.edit_rows(edit)
+        if self._average is not None:
+            self._average.edit_rows(edit, self.objective.parameters)
         self._near = None
 
 

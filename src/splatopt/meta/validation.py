@@ -11,6 +11,7 @@ from splatopt.meta.episode import Situation, roll_out
 from splatopt.meta.inner import InnerRates
 from splatopt.meta.network import LearnedNetwork
 from splatopt.meta.practice import PracticeOptions, draw_practice
+from splatopt.optim.averaging import RunningAverage
 from splatopt.raster.renderer import Renderer
 
 Curve = dict[int, float]
@@ -50,8 +51,12 @@ def validate(
         generator = torch.Generator().manual_seed(1_000_003 * seed + number)
         practice = draw_practice(scene, renderer, shares, generator, device)
         situation = Situation.begin(practice, network, horizon=max(steps))
+        parameters = practice.objective.parameters
+        average = RunningAverage(parameters, rates.average_power)
         for step in steps:
-            fine = roll_out(network, rates, situation, step - situation.state.steps, generator)
+            fine = roll_out(network, rates, situation, step - situation.state.steps, generator, average)
+            average.exchange(parameters)
             psnr = practice.objective.gradient(practice.targets).facts["psnr"] if fine else math.nan
+            average.exchange(parameters)
             sums[step] += psnr if math.isfinite(psnr) else 0.0
     return {step: total / len(scenes) for step, total in sums.items()}

@@ -74,6 +74,11 @@ class TrainConfig:
     """Steps that schedules are planned for, where the run goes on longer or ends sooner; ``steps`` when None.
     Unit: steps."""
 
+    average: float = 0.0
+    """Leave the running average of the optimizer's iterates, weighted like the step to this power, in place of the
+    last one: 20 for about the last twentieth of the steps so far, 0 for no average. Unit: none. Source: Shamir and
+    Zhang 2013."""
+
     max_seconds: float = 0.0
     """End after so many seconds of training, evaluation not counted, if that is sooner; 0 for never.
     Unit: seconds."""
@@ -186,6 +191,7 @@ class TrainConfig:
             "test_every": 2,
             "threads": 0,
             "eval_every": 0,
+            "average": 0,
             "max_seconds": 0,
             "input_views": 0,
             "checkpoint_every": 0,

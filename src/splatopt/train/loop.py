@@ -20,6 +20,7 @@ from splatopt.core.objective import Evaluation, Tensors
 from splatopt.core.optimizer import Optimizer, OptimizerState, Progress, find_optimizer
 from splatopt.core.processes import LostProcessError, Processes
 from splatopt.data import Capture
+from splatopt.optim.averaging import Averaged
 from splatopt.raster.renderer import Renderer
 from splatopt.scene.fewer_views import ExhaustedError, is_exhaustion
 from splatopt.scene.gaussians import GaussianCloud
@@ -201,6 +202,8 @@ class _Trainer(KeptRun):
     def _make_optimizer(self, name: str) -> Optimizer:
         entry = find_optimizer(name)
         optimizer = entry.optimizer(self.guarded, self.config.options_by_name[name], self.generator)
+        if self.config.average:
+            optimizer = Averaged(optimizer, self.config.average)
         optimizer.threads = with_own_threads(self.config, self.processes.launch).threads
         return optimizer
 

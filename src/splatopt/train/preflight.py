@@ -23,6 +23,7 @@ from splatopt.core.objective import Evaluation, Objective, Oracle, Residuals
 from splatopt.core.optimizer import Optimizer, find_optimizer
 from splatopt.data import Capture
 from splatopt.data.prefetch import DEVICE_BYTES
+from splatopt.optim.averaging import Averaged
 from splatopt.raster.constants import MIN_ALPHA
 from splatopt.raster.reference_projection import project_reference
 from splatopt.raster.renderer import Renderer
@@ -201,6 +202,8 @@ def measure_optimizer(
     # What an optimizer refuses it refuses again, in better words, when it is made for the run.
     with contextlib.suppress(InputError):
         optimizer: Optimizer = find_optimizer(name).optimizer(twin, options, torch.Generator().manual_seed(0))
+        if config.average:
+            optimizer = Averaged(optimizer, config.average)
         held, needed, batch_size = optimizer.state_bytes(), optimizer.memory_needed((0,)), optimizer.batch_size
     wanted = config.view_batch if batch_size is None else batch_size or views
     # A checkpoint is copied and then written out: twice on the host.

@@ -1,0 +1,157 @@
+"""The running average of a run's iterates, kept in place of the last one.
+
+θ̄ₜ = θ̄ₜ₋₁ + (k+1)/(k+t) · (θₜ - θ̄ₜ₋₁)
+
+weights the iterate of step t like tᵏ: about the last 1/(k+1) of a run counts, whatever its length, and the first
+steps are forgotten. Steps may then stay long, since what they scatter is averaged away. t is counted for each row, in
+steps that have seen it.
+
+Source: Shamir and Zhang 2013, "Stochastic Gradient Descent for Non-smooth Optimization" (polynomial-decay averaging).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from splatopt.core.checks import InputError
+from splatopt.core.objective import Evaluation, Oracle, Tensors
+from splatopt.core.optimizer import Optimizer, OptimizerState, Progress
+from splatopt.core.rows import RowEdit
+
+_PREFIX = "average."
+
+
+class RunningAverage:
+    """Two versions of the parameters, the last iterate and the average; one is here, the other in the objective."""
+
+    def __init__(self, parameters: Tensors, power: float) -> None:
+        """Begin with the average at ``parameters``.
+
+        Args:
+            parameters: All with the same rows.
+            power: k; 0 for the plain mean.
+        """
+        self.power = power
+        self.values = {name: value.detach().clone() for name, value in parameters.items()}
+        first = next(iter(parameters.values()))
+        self.ages = torch.zeros(len(first), dtype=torch.float32, device=first.device)
+
+    @contextmanager
+    def stepping(self, parameters: Tensors) -> Iterator[None]:
+        """Have the last iterate in ``parameters`` for a while, and the average before and after it."""
+        self.exchange(parameters)
+        try:
+            yield
+        finally:
+            self.exchange(parameters)
+
+    def exchange(self, parameters: Tensors) -> None:
+        """Let the two versions change places; no number is copied."""
+        for name, parameter in parameters.items():
+            parameter.data, self.values[name] = self.values[name], parameter.data
+
+    def take_in(self, iterate: Tensors, seen: Bool[Tensor, " n"] | None) -> None:
+        """Move the average, which is here, towards ``iterate`` in the rows that a step has seen; None for all."""
+        self.ages += 1 if seen is None else seen
+        weight = average_weight(self.ages, self.power)
+        if seen is not None:
+            weight = weight * seen
+        for name, value in self.values.items():
+            value.lerp_(iterate[name], weight.to(value.dtype).reshape(-1, *[1] * (value.dim() - 1)))
+
+    def edit_rows(self, edit: RowEdit, parameters: Tensors) -> None:
+        """Follow an edit while the iterate is here; fresh rows begin at ``parameters``, which were edited before."""
+        for name, parameter in parameters.items():
+            values = edit.gather(self.values[name])
+            values[edit.fresh] = parameter.detach()[edit.fresh]
+            self.values[name] = values
+        self.ages = edit.gather_state(self.ages)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what is here, as it is saved."""
+        return {f"{_PREFIX}{name}": value for name, value in self.values.items()} | {f"{_PREFIX}ages": self.ages}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what :meth:`tensors` gave; raises InputError where it does not fit."""
+        for name, like in self.tensors().items():
+            value = tensors.get(name)
+            if value is None or value.shape != like.shape or value.dtype != like.dtype:
+                came = "nothing" if value is None else f"{tuple(value.shape)} {value.dtype}"
+                raise InputError(
+                    f"the optimizer's state {name} must be {tuple(like.shape)} {like.dtype}, got {came}; resume the "
+                    "run that wrote it, or start a new one"
+                )
+            like.copy_(value)
+
+
+class Averaged(Optimizer):
+    """Any optimizer whose steps go on from its last iterate, and which leaves the average of its iterates."""
+
+    def __init__(self, inner: Optimizer, power: float) -> None:
+        """Average what ``inner`` does.
+
+        Args:
+            inner: Takes the steps.
+            power: k.
+        """
+        self.inner = inner
+        super().__init__(inner.objective, inner.options, inner.generator)
+        self.notices = inner.notices
+        self._average = RunningAverage(inner.objective.parameters, power)
+
+    @property
+    def needs(self) -> frozenset[Oracle]:  # type: ignore[override] # of one optimizer, not of a class
+        """What the inner one needs."""
+        return self.inner.needs
+
+    @property
+    def batch_size(self) -> int | None:
+        """The inner one's."""
+        return self.inner.batch_size
+
+    def check_batch(self, batch: Any) -> None:
+        """Ask the inner one."""
+        self.inner.check_batch(batch)
+
+    def memory_needed(self, batch: Any) -> int:
+        """Return what the inner one needs."""
+        return self.inner.memory_needed(batch)
+
+    @torch.no_grad()
+    def step(self, batch: Any, progress: Progress) -> Evaluation:
+        """Take the inner one's step from the last iterate; the evaluation is of that."""
+        self.inner.threads = self.threads
+        parameters = self.objective.parameters
+        with self._average.stepping(parameters):
+            evaluation = self.inner.step(batch, progress)
+            self._average.take_in(parameters, evaluation.seen)
+        return evaluation
+
+    def state(self) -> OptimizerState:
+        """Return the inner one's, and the last iterate."""
+        state = self.inner.state()
+        return OptimizerState(dict(state.tensors) | self._average.tensors(), state.scalars)
+
+    def load_state(self, state: OptimizerState) -> None:
+        """Go on from ``state``; raises InputError where it does not fit."""
+        self._average.load(state.tensors)
+        own = {name: value for name, value in state.tensors.items() if not name.startswith(_PREFIX)}
+        self.inner.load_state(OptimizerState(own, state.scalars))
+
+    def edit_rows(self, edit: RowEdit) -> None:
+        """Follow an edit; the inner one sees the last iterate."""
+        parameters = self.objective.parameters
+        self._average.edit_rows(edit, parameters)
+        with self._average.stepping(parameters):
+            self.inner.edit_rows(edit)
+
+
+def average_weight(ages: Tensor, power: float) -> Tensor:
+    """Return (k+1)/(k+t): how far the average goes to the iterate in rows that were seen t times, the last included."""
+    return (power + 1) / (power + ages.clamp(min=1))

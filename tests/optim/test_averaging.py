@@ -1,0 +1,155 @@
+"""Running averages: their weights, and optimizers whose average is left in place of the last iterate."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from optim.quadratic import Quadratic
+from splatopt.core.checks import InputError
+from splatopt.core.objective import Oracle
+from splatopt.core.optimizer import OptimizerState, Progress, find_optimizer
+from splatopt.core.rows import RowEdit
+from splatopt.optim.averaging import Averaged, RunningAverage
+
+
+def adam(objective: Quadratic):
+    entry = find_optimizer("adam-tuned")
+    return entry.optimizer(objective, entry.options(), torch.Generator().manual_seed(3))
+
+
+def take(optimizer, first: int, count: int) -> None:
+    for step in range(first, first + count):
+        optimizer.step(None, Progress(step, 100))
+
+
+def copies(tensors) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in tensors.items()}
+
+
+@pytest.mark.parametrize("power", [0, 1, 2])
+def test_iterates_are_weighted_by_rising_products_of_their_number(power):
+    # (k+1)/(k+t) gives θₜ the weight t(t+1)…(t+k-1), like tᵏ: 1, t and t(t+1) for k = 0, 1, 2.
+    generator = torch.Generator().manual_seed(0)
+    iterates = [torch.randn(4, 3, generator=generator, dtype=torch.float64) for _ in range(30)]
+    average = RunningAverage({"means": torch.zeros(4, 3, dtype=torch.float64)}, power)
+    for iterate in iterates:
+        average.take_in({"means": iterate}, None)
+    weights = [[1, t, t * (t + 1)][power] for t in range(1, 31)]
+    expected = sum(w * iterate for w, iterate in zip(weights, iterates, strict=True)) / sum(weights)
+    torch.testing.assert_close(average.values["means"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_rows_that_were_not_seen_keep_their_average_and_their_age():
+    average = RunningAverage({"means": torch.zeros(3, 2), "sizes": torch.zeros(3)}, 1)
+    iterate = {"means": torch.ones(3, 2), "sizes": torch.ones(3)}
+    average.take_in(iterate, torch.tensor([True, False, True]))
+    assert average.values["sizes"].tolist() == [1, 0, 1]
+    average.take_in({"means": 4 * iterate["means"], "sizes": 4 * iterate["sizes"]}, torch.tensor([True, True, False]))
+    assert average.values["sizes"].tolist() == [3, 4, 1]  # 1/3 · 1 + 2/3 · 4; the first that was seen; as before
+    assert average.values["means"][:, 1].tolist() == [3, 4, 1]
+    assert average.ages.tolist() == [2, 1, 1]
+
+
+def test_versions_change_places_without_a_copy_and_come_back_after_an_error():
+    parameters = {"means": torch.zeros(2, 3)}
+    average = RunningAverage(parameters, 1)
+    tensor, place = parameters["means"], parameters["means"].data_ptr()
+    with pytest.raises(RuntimeError, match="midway"), average.stepping(parameters):
+        assert parameters["means"].data_ptr() != place
+        parameters["means"] += 1
+        raise RuntimeError("midway")
+    assert parameters["means"] is tensor
+    assert tensor.data_ptr() == place
+    assert not tensor.any()
+    assert average.values["means"].all()
+
+
+def test_steps_are_those_of_the_optimizer_alone_and_the_scene_is_their_average():
+    alone, averaged = Quadratic(), Quadratic()
+    one, other = adam(alone), Averaged(adam(averaged), 3)
+    expected = RunningAverage(alone.parameters, 3)
+    for step in range(20):
+        take(one, step, 1)
+        expected.take_in(alone.parameters, None)
+        take(other, step, 1)
+    for name, value in averaged.parameters.items():
+        assert torch.equal(other.state().tensors[f"average.{name}"], alone.parameters[name])
+        assert torch.equal(value, expected.values[name])
+
+
+class Noisy(Quadratic):
+    """Its gradient is off by noise, as from a few views."""
+
+    def __init__(self) -> None:
+        super().__init__(rows=50)
+        self.generator = torch.Generator().manual_seed(1)
+
+    def gradient(self, batch):
+        evaluation = super().gradient(batch)
+        for value in evaluation.gradient.values():
+            value += torch.randn(value.shape, generator=self.generator)
+        return evaluation
+
+
+def test_what_noise_scatters_is_averaged_away():
+    entry = find_optimizer("adam-searched")
+    options = entry.options(final_factor=1.0, means_final_factor=1.0)
+    last, mean = Noisy(), Noisy()
+    take(entry.optimizer(last, options), 0, 300)
+    take(Averaged(entry.optimizer(mean, options), 3), 0, 300)
+    assert mean.loss() < 0.5 * last.loss()
+
+
+def test_saved_state_continues_bit_exactly():
+    straight = Quadratic()
+    optimizer = Averaged(adam(straight), 8)
+    take(optimizer, 0, 7)
+    saved = optimizer.state()
+    saved = OptimizerState(copies(saved.tensors), dict(saved.scalars))
+    resumed = Quadratic()
+    for name, value in resumed.parameters.items():
+        value.copy_(straight.parameters[name])
+    second = Averaged(adam(resumed), 8)
+    second.load_state(saved)
+    take(optimizer, 7, 7)
+    take(second, 7, 7)
+    for name, value in straight.parameters.items():
+        assert torch.equal(value, resumed.parameters[name]), name
+    lacking = {name: value for name, value in saved.tensors.items() if name != "average.means"}
+    with pytest.raises(InputError, match=r"average\.means must be \(8, 3\).*got nothing"):
+        second.load_state(OptimizerState(lacking, saved.scalars))
+
+
+def test_row_edits_keep_both_versions_and_fresh_rows_begin_where_they_are():
+    objective = Quadratic(rows=8)
+    optimizer = Averaged(adam(objective), 8)
+    take(optimizer, 0, 10)
+    means, iterate = objective.parameters["means"].clone(), optimizer.state().tensors["average.means"].clone()
+    edit = RowEdit(torch.tensor([4, 0, 0, 2]), torch.tensor([False, False, True, False]))
+    objective.edit_rows(edit)
+    optimizer.edit_rows(edit)
+    kept = optimizer.state().tensors["average.means"]
+    assert torch.equal(objective.parameters["means"], means[edit.source])
+    assert torch.equal(kept[:2], iterate[[4, 0]])
+    assert torch.equal(kept[2], means[0])
+    assert optimizer.state().tensors["average.ages"].tolist() == [10, 10, 0, 10]
+    before = objective.loss()
+    take(optimizer, 10, 60)
+    assert objective.loss() < before
+
+
+def test_the_inner_optimizer_is_asked_for_what_it_needs():
+    objective = Quadratic()
+    entry = find_optimizer("lm")
+    inner = entry.optimizer(objective, entry.options(), torch.Generator().manual_seed(0))
+    optimizer = Averaged(inner, 2)
+    assert optimizer.needs == inner.needs
+    assert Oracle.JVP in optimizer.needs
+    assert optimizer.batch_size == inner.batch_size
+    assert optimizer.memory_needed((0,)) == inner.memory_needed((0,))
+    own = sum(value.numel() * value.element_size() for value in objective.parameters.values())
+    assert optimizer.state_bytes() == inner.state_bytes() + own + 4 * 8
+    before = objective.loss()
+    optimizer.step((0,), Progress(0, 5))
+    assert objective.loss() < before
