@@ -1,7 +1,7 @@
 """What learned steps are worth on made scenes that none was trained on, and what each part of the method adds.
 
-Weights against the Adam that they began as, held and with a decay made for the horizon, from the same starts and with
-the same views; held-out PSNR after some numbers of steps, and the worst drop below the best::
+Weights against the Adam that they began as, held, with a decay made for the horizon, and averaged, from the same starts
+and with the same views; held-out PSNR after some numbers of steps, and the worst drop below the best::
 
     splatopt data make --scenes 4 --views 48 --points 2500 --seed 991 --out made/check
     python -m benchmarks.learned_curves --data made/check --weights tiny runs/no-buffer/weights.safetensors
@@ -21,7 +21,9 @@ import torch
 
 from splatopt.core.optimizer import Optimizer, Progress, find_optimizer
 from splatopt.meta import LearnedOptions
+from splatopt.meta.inner import InnerRates
 from splatopt.meta.practice import Practice, PracticeOptions, draw_practice, scene_folders
+from splatopt.optim.averaging import Averaged
 from splatopt.optim.first_order import SearchedAdamOptions
 from splatopt.raster.render import make_renderer
 from splatopt.raster.renderer import Renderer
@@ -38,6 +40,15 @@ class Contender:
 def adam(name: str, final: float) -> Contender:
     options = SearchedAdamOptions(final_factor=final, means_final_factor=final)
     return Contender(name, lambda practice: find_optimizer("adam-searched").optimizer(practice.objective, options))
+
+
+def averaged(name: str, options: SearchedAdamOptions) -> Contender:
+    """Adam whose scene is the running average of its iterates, as the learned step's is."""
+    power = InnerRates().average_power
+    return Contender(
+        name,
+        lambda practice: Averaged(find_optimizer("adam-searched").optimizer(practice.objective, options), power),
+    )
 
 
 def learned(weights: str) -> Contender:
@@ -83,6 +94,10 @@ def main() -> int:
     scenes = scene_folders(arguments.data)[: arguments.scenes]
     at = sorted(arguments.at)
     contenders = [adam("adam-searched, held" if f == 1 else f"adam-searched to {f:g}", f) for f in arguments.finals]
+    held, rates = {"final_factor": 1.0, "means_final_factor": 1.0}, InnerRates()
+    contenders.append(averaged("adam-searched, held, averaged", SearchedAdamOptions(**held)))
+    inside = SearchedAdamOptions(**held, patience=rates.patience, fall=rates.fall)
+    contenders.append(averaged("the Adam inside, averaged", inside))
     contenders += [learned(weights) for weights in arguments.weights]
     print("| held-out PSNR, dB, after | " + " | ".join(f"{step:,}" for step in at) + " | worst drop |")
     print("|---" * (len(at) + 2) + "|", flush=True)

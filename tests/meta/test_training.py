@@ -22,6 +22,7 @@ from meta.toys import EPISODES, PRACTICE, SHAPE, make_lane, make_scenes
 from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.core.checks import InputError
 from splatopt.meta import episode as episode_module
+from splatopt.meta import lane as lane_module
 from splatopt.meta.buffer import DEPTHS, CheckpointBuffer
 from splatopt.meta.command import MetaTrainOptions, meta_train
 from splatopt.meta.episode import LossOptions, Situation, evaluate_step, roll_out, run_episode
@@ -136,10 +137,10 @@ def test_the_gradient_of_an_episode_is_that_of_its_meta_loss(scenes, monkeypatch
 def test_an_episode_moves_the_cloud_and_leaves_no_graph(scenes, network):
     situation = begin(scenes, network)
     before = {name: value.clone() for name, value in situation.practice.objective.parameters.items()}
-    result = run_episode(network, InnerRates(), situation, 3, LossOptions(), torch.Generator().manual_seed(0))
+    result = run_episode(network, InnerRates(), situation, 6, LossOptions(), torch.Generator().manual_seed(0))
     assert result is not None
-    assert len(result.target_loss) == 2  # the later half
-    assert situation.state.steps == 3
+    assert len(result.target_loss) == 2  # the last third
+    assert situation.state.steps == 6
     assert not situation.state.latent.requires_grad
     for name, value in situation.practice.objective.parameters.items():
         assert not value.requires_grad
@@ -158,13 +159,34 @@ def test_an_episode_takes_the_steps_of_a_rollout(scenes, network):
     torch.testing.assert_close(one.state.latent, two.state.latent)
 
 
+def test_the_meta_loss_is_of_the_average_of_the_iterates(scenes, network):
+    # Later than what an average remembers, an episode of six steps is judged at their plain mean.
+    situation = begin(scenes, network)
+    situation.state.age += 1000
+    iterates = []
+    twin = begin(scenes, network)
+    twin.state.age += 1000
+    generator = torch.Generator().manual_seed(4)
+    for _ in range(6):
+        assert roll_out(network, InnerRates(), twin, 1, generator)
+        iterates.append({name: value.clone() for name, value in twin.practice.objective.parameters.items()})
+    for name, value in twin.practice.objective.parameters.items():
+        value.copy_(torch.stack([iterate[name] for iterate in iterates]).mean(dim=0))
+    expected = twin.practice.objective.gradient(twin.practice.targets).facts["psnr"]
+    result = run_episode(network, InnerRates(), situation, 6, LossOptions(), torch.Generator().manual_seed(4))
+    assert result.psnr == pytest.approx(expected, abs=1e-3)
+    losses = [twin.practice.objective.value((view,)) for view in twin.practice.targets]
+    assert result.target_loss[-1] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+
+
 def test_penalties_add_to_the_gradient(scenes, network):
-    hot = InnerRates(log_scales=3.0, logit_opacities=4.0)  # so that views do get worse
+    hot = InnerRates(log_scales=3.0, logit_opacities=4.0)  # so that views that had become better do get worse
 
     def gradient(options, penalty=True):
         network.zero_grad()
-        generator = torch.Generator().manual_seed(3)
-        run_episode(network, hot, begin(scenes, network), 3, options, generator, delta_penalty=penalty)
+        generator, situation = torch.Generator().manual_seed(3), begin(scenes, network)
+        assert roll_out(network, InnerRates(), situation, 20, generator)
+        run_episode(network, hot, situation, 6, options, generator, delta_penalty=penalty)
         return torch.cat([parameter.grad.reshape(-1).clone() for parameter in network.parameters()])
 
     plain = gradient(LossOptions(inputs_weight=0, stability_weight=0, delta_weight=0))
@@ -225,6 +247,23 @@ def test_the_buffer_draws_from_every_depth_alike(scenes, network):
 
 
 # ---- lanes and variants
+
+
+def test_episodes_look_as_far_ahead_as_their_scene_is_on_its_way(scenes, network, monkeypatch):
+    taken = []
+
+    def noted(network, rates, situation, steps, *arguments, **more):
+        taken.append((situation.state.steps, steps))
+        return run_episode(network, rates, situation, steps, *arguments, **more)
+
+    monkeypatch.setattr(lane_module, "run_episode", noted)
+    lane = make_lane(scenes, episodes=replace(EPISODES, unroll=8, outlook=3))
+    for _ in range(25):
+        lane.run(network)
+    assert {steps for age, steps in taken if age == 0} == {2, 3}
+    for age, steps in taken:
+        assert min(8, age + 3) / 2 <= steps <= min(8, age + 3)
+    assert max(steps for _, steps in taken) > 4
 
 
 def test_a_lane_goes_deeper_through_buffer_and_rollout(scenes, network):

@@ -88,7 +88,7 @@ class Noisy(Quadratic):
     def gradient(self, batch):
         evaluation = super().gradient(batch)
         for value in evaluation.gradient.values():
-            value += torch.randn(value.shape, generator=self.generator)
+            value.add_(torch.randn(value.shape, generator=self.generator))
         return evaluation
 
 

@@ -2,7 +2,7 @@
 
 The inner loop takes T steps θ₊ = θ + Δ(θ, g, z; w) with the network's weights w, and θ̄ is the running average of its
 iterates: the optimizer's own, but for what was before the episode. With L̄ the loss (1-λ)·L1 + λ·(1-SSIM) of one view,
-and S the later half of the steps::
+and S the last third of the steps::
 
     meta-loss = mean over S of log mean L̄(targets) at θ̄                               what the steps are for
               + a · 1/T Σₜ log mean L̄(inputs) at θ
@@ -99,7 +99,7 @@ class EpisodeResult:
 
     Attributes:
         meta_loss: Its value.
-        target_loss: Mean loss of the held-out views after each step of the later half.
+        target_loss: Mean loss of the held-out views after each step of the last third.
         psnr: Their mean PSNR after the last step, dB.
         gate: Mean logarithm of the gates.
         moved: Mean |Δ/rate| over rows and groups.
@@ -202,7 +202,7 @@ def run_episode(
     before = _view_losses(practice)
     meta_loss, targets, gates, moved = 0.0, [], 0.0, 0.0
     averages = values
-    looks = steps - steps // 2
+    looks = max(1, steps // 3)
     for number in range(steps):
         step, input_loss, gradient = evaluate_step(network, rates, situation, values, practice.draw_views(generator))
         if not math.isfinite(input_loss) or not _finite(step.changes):
@@ -216,7 +216,7 @@ def run_episode(
         values = {name: value + step.changes[name] for name, value in values.items()}
         averages = _averaged(averages, values, situation.state.age, number, rates)
         situation.state.latent = step.latent
-        if number >= steps // 2:
+        if number >= steps - looks:
             _move(objective.parameters, averages)
             now, pull = _target_pull(practice, before, options)
             if not all(math.isfinite(loss) for loss in now):

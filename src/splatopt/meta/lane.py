@@ -36,9 +36,13 @@ class Variant(Enum):
 class EpisodeOptions:
     """Where episodes begin, how long they are, and what becomes of the state they leave."""
 
-    unroll: int = 8
-    """Steps of an episode at most; drawn from half of that on. Unit: steps. Source: 6 in Learn2Splat; 3 to 8 at toy
-    scale."""
+    unroll: int = 16
+    """Steps of an episode at most. Unit: steps. Source: 6 in Learn2Splat; with 8 for all, late steps came out too
+    short, with 16 for all the first ten gained nothing, docs/meta.md."""
+
+    outlook: int = 6
+    """An episode from a state of so many steps takes half to all of those and so many more, the most allowing: what
+    comes soon counts where a run begins, what comes later where it has lasted. Unit: steps. Source: see above."""
 
     fresh: float = 0.3
     """Share of episodes that begin with a new scene. Unit: fraction. Source: Learn2Splat; episodes from deep states
@@ -66,7 +70,7 @@ class EpisodeOptions:
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
-        for name in ("unroll", "rollout", "rollout_growth", "fixed_horizon"):
+        for name in ("unroll", "outlook", "rollout", "rollout_growth", "fixed_horizon"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("fresh", "kept", "inserted"):
@@ -122,7 +126,7 @@ class Lane:
     def run(self, network: LearnedNetwork) -> EpisodeResult | None:
         """Run one episode and add its gradient to the network's weights; None where the numbers broke down."""
         situation, place = self._begin(network)
-        most = self.options.unroll
+        most = min(self.options.unroll, situation.state.steps + self.options.outlook)
         steps = most - self._draw(most - most // 2)
         result = run_episode(
             network,
