@@ -89,7 +89,7 @@ def test_the_scene_is_the_running_average_of_the_steps(trained):
     expected = RunningAverage(one.parameters, InnerRates().average_power)
     for step in range(40):
         take(plain, 1, step)
-        expected.take_in(one.parameters, None)
+        expected.take_in(one.parameters)
         take(averaged, 1, step)
     for name, value in other.parameters.items():
         assert torch.equal(value, expected.values[name])

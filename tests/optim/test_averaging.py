@@ -34,21 +34,10 @@ def test_iterates_are_weighted_by_rising_products_of_their_number(power):
     iterates = [torch.randn(4, 3, generator=generator, dtype=torch.float64) for _ in range(30)]
     average = RunningAverage({"means": torch.zeros(4, 3, dtype=torch.float64)}, power)
     for iterate in iterates:
-        average.take_in({"means": iterate}, None)
+        average.take_in({"means": iterate})
     weights = [[1, t, t * (t + 1)][power] for t in range(1, 31)]
     expected = sum(w * iterate for w, iterate in zip(weights, iterates, strict=True)) / sum(weights)
     torch.testing.assert_close(average.values["means"], expected, rtol=1e-5, atol=1e-6)
-
-
-def test_rows_that_were_not_seen_keep_their_average_and_their_age():
-    average = RunningAverage({"means": torch.zeros(3, 2), "sizes": torch.zeros(3)}, 1)
-    iterate = {"means": torch.ones(3, 2), "sizes": torch.ones(3)}
-    average.take_in(iterate, torch.tensor([True, False, True]))
-    assert average.values["sizes"].tolist() == [1, 0, 1]
-    average.take_in({"means": 4 * iterate["means"], "sizes": 4 * iterate["sizes"]}, torch.tensor([True, True, False]))
-    assert average.values["sizes"].tolist() == [3, 4, 1]  # 1/3 · 1 + 2/3 · 4; the first that was seen; as before
-    assert average.values["means"][:, 1].tolist() == [3, 4, 1]
-    assert average.ages.tolist() == [2, 1, 1]
 
 
 def test_versions_change_places_without_a_copy_and_come_back_after_an_error():
@@ -71,7 +60,7 @@ def test_steps_are_those_of_the_optimizer_alone_and_the_scene_is_their_average()
     expected = RunningAverage(alone.parameters, 3)
     for step in range(20):
         take(one, step, 1)
-        expected.take_in(alone.parameters, None)
+        expected.take_in(alone.parameters)
         take(other, step, 1)
     for name, value in averaged.parameters.items():
         assert torch.equal(other.state().tensors[f"average.{name}"], alone.parameters[name])

@@ -156,7 +156,7 @@ def roll_out(
     """Let the network as it is take ``steps`` steps, and ``average`` follow; False where the numbers broke down."""
     objective = situation.practice.objective
     for _ in range(steps):
-        parameters, ages = objective.parameters, situation.state.age.clone()
+        parameters = objective.parameters
         step, loss, _ = evaluate_step(network, rates, situation, parameters, situation.practice.draw_views(generator))
         if not math.isfinite(loss) or not _finite(step.changes):
             return False
@@ -164,7 +164,7 @@ def roll_out(
         for name, parameter in parameters.items():
             parameter.add_(step.changes[name])
         if average is not None:
-            average.take_in(parameters, situation.state.age > ages)
+            average.take_in(parameters)
     return True
 
 

@@ -100,7 +100,7 @@ class Learned(Optimizer):
         parameters = self.objective.parameters
         with self._average.stepping(parameters):
             evaluation = self._step(batch, progress)
-            self._average.take_in(parameters, evaluation.seen)
+            self._average.take_in(parameters)
         return evaluation
 
     def _step(self, batch: Any, progress: Progress) -> Evaluation:

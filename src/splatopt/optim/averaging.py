@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Bool
 from torch import Tensor
 
 from splatopt.core.checks import InputError
@@ -56,12 +55,10 @@ class RunningAverage:
         for name, parameter in parameters.items():
             parameter.data, self.values[name] = self.values[name], parameter.data
 
-    def take_in(self, iterate: Tensors, seen: Bool[Tensor, " n"] | None) -> None:
-        """Move the average, which is here, towards ``iterate`` in the rows that a step has seen; None for all."""
-        self.ages += 1 if seen is None else seen
+    def take_in(self, iterate: Tensors) -> None:
+        """Move the average, which is here, towards ``iterate``."""
+        self.ages += 1
         weight = average_weight(self.ages, self.power)
-        if seen is not None:
-            weight = weight * seen
         for name, value in self.values.items():
             value.lerp_(iterate[name], weight.to(value.dtype).reshape(-1, *[1] * (value.dim() - 1)))
 
@@ -130,7 +127,7 @@ class Averaged(Optimizer):
         parameters = self.objective.parameters
         with self._average.stepping(parameters):
             evaluation = self.inner.step(batch, progress)
-            self._average.take_in(parameters, evaluation.seen)
+            self._average.take_in(parameters)
         return evaluation
 
     def state(self) -> OptimizerState:
@@ -153,5 +150,5 @@ class Averaged(Optimizer):
 
 
 def average_weight(ages: Tensor, power: float) -> Tensor:
-    """Return (k+1)/(k+t): how far the average goes to the iterate in rows that were seen t times, the last included."""
+    """Return (k+1)/(k+t): how far the average goes to the iterate in rows of so many steps, the last included."""
     return (power + 1) / (power + ages.clamp(min=1))
