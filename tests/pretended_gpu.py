@@ -102,7 +102,7 @@ def _asked_device(function: Any, name: str, args: Any, kwargs: dict[str, Any]) -
 
 def _on_cpu(value: Any) -> Any:
     """What is handed to PyTorch in place of a device."""
-    is_gpu = isinstance(value, torch.device) and value.type == "cuda" or isinstance(value, str) and value[:4] == "cuda"
+    is_gpu = isinstance(value, torch.device | str) and str(value).startswith("cuda")
     return torch.device("cpu") if is_gpu else value
 
 
