@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.gpu_passes import Bench, Limits, LoadQuestions, Question, device_limits
-from benchmarks.loads import garden, made_up
+from benchmarks.loads import Load, garden, made_up
 from benchmarks.measurement import Measurement
 from splatopt.core.devices import cuda_problem, is_installed
 from splatopt.train.report import read_metrics
@@ -127,8 +127,8 @@ class Compiling:
             return code, self._output.read()[-4000:].strip()
 
 
-def compile_all(data: Path, findings: Findings) -> tuple[bool, bool]:
-    """Check and compile everything, side by side; return whether gsplat and fox_960 are ready."""
+def compile_all(data: Path, findings: Findings) -> tuple[bool, tuple[str, ...]]:
+    """Check and compile everything, side by side; return whether gsplat is ready, and fox_960 for which optimizers."""
     python = [sys.executable, "-m"]
     tests = ["tests/kernels", "tests/raster/test_gpu.py"]
     checks = Compiling([*python, "pytest", "-q", "-m", "gpu and not slow", "-p", "no:cacheprovider", *tests])
@@ -150,8 +150,8 @@ def compile_all(data: Path, findings: Findings) -> tuple[bool, bool]:
         gsplat_ready = _noted(findings, "gsplat", gsplat, left, "it is not installed: pip install 'splatopt[gsplat]'")
         if not has_fox:
             findings.missing.append(("fox_960", f"{data / 'fox_960'} is not there"))
-        ready = [_noted(findings, f"fox_960.{name} compiled", fox, left, "") for name, fox in foxes.items()]
-    return gsplat_ready, has_fox and any(ready)
+        ready = [name for name, program in foxes.items() if _noted(findings, f"fox_960.{name}", program, left, "")]
+    return gsplat_ready, tuple(ready)
 
 
 def _checked(code: int | None, output: str) -> Iterator[Measurement]:
@@ -211,24 +211,24 @@ def _fox_score(optimizer: str, seconds: float, step: int, psnr: float) -> Measur
 def measure(data: Path, bench: Bench, *, rehearse: bool) -> Findings:
     """Everything, as long as there is time."""
     findings = Findings()
-    gsplat, has_fox = (False, False) if rehearse else compile_all(data, findings)
+    gsplat, foxes = (False, ()) if rehearse else compile_all(data, findings)
 
     @functools.cache
     def limits() -> Limits:
         return device_limits(bench)
 
-    fox_reserve = FOX_RESERVE * len(FOX_OPTIMIZERS) if has_fox else 0.0
+    fox_reserve = FOX_RESERVE * len(foxes)
     for key, make, learned in loads(data, findings, rehearse=rehearse):
         asked = LoadQuestions(make, key, bench, limits)
         for question in asked.questions(gsplat=gsplat, learned=learned):
             findings.ask(question, fox_reserve)
         asked.release()
-    for optimizer in FOX_OPTIMIZERS if has_fox else ():
+    for optimizer in foxes:
         findings.ask((f"fox_960.{optimizer}", functools.partial(fox, data, optimizer)), FOX_RESERVE)
     return findings
 
 
-def loads(data: Path, findings: Findings, *, rehearse: bool) -> Iterator[tuple[str, Callable, bool]]:
+def loads(data: Path, findings: Findings, *, rehearse: bool) -> Iterator[tuple[str, Callable[[], Load], bool]]:
     """What is timed, made when its turn comes, and whether the learned step is timed on it."""
     if rehearse:
         yield "12 Gaussians 24x20", lambda: made_up(12, 24, 20, 60.0), True

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -271,7 +271,7 @@ class LoadQuestions:
             yield f"{self._key}.gsplat", self._against_gsplat
         if learned:
             for size in SIZES:
-                yield f"{self._key}.learned_{size}", lambda size=size: self._learned(size)
+                yield f"{self._key}.learned_{size}", partial(self._learned, size)
 
     def release(self) -> None:
         """Let go of the load."""
