@@ -1,10 +1,12 @@
-"""Compile kernels for a GPU that is not there: to its machine code, as their callers launch them, without a launch.
+"""Compile kernels for a GPU that is not there: to its machine code, without a launch; run as a program of its own.
 
-    python tests/kernels/compiling.py 90    # NVIDIA's compute capability 9.0
+    python tests/kernels/compiling.py 90            # NVIDIA's compute capability 9.0, every kernel in each of its forms
+    python tests/kernels/compiling.py 70 widest     # the widest form of each kernel of rendering alone
 
 prints a line for each kernel that was compiled: its name, its registers a thread, the bytes of its stack (spilled
-registers), local and shared memory, and the processor time that compiling took (less where Triton's cache has it; the
-assembler's own is not in it). The machine code is of the pinned Triton; whoever has a GPU runs the tests themselves.
+registers), local and shared memory. The interpreter runs what the compiler refuses (a global that is no constexpr, an
+annotation that it cannot read), so both must be tried. The machine code is of the pinned Triton; whoever has a GPU runs
+the tests themselves.
 """
 
 from __future__ import annotations
@@ -13,12 +15,46 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from splatopt.kernels import blend, blend_backward, blend_moments, curvature, projection, projection_backward, tangent
+from splatopt.kernels import tiles as tile_lists
+
+INTEGERS = {"row_first", "row_count", "row_begin", "gaussians", "rows", "first", "count", "begin", "owners", "slots"}
+INTEGERS |= {"tile_begin", "last", "slot_begin", "slot_count"}
+TYPES = {"view": "*fp64", "order": "*i64", "keys": "*i16", "N": "i32", "R": "i32", "tiles_x": "i32"}
+DEGREE_3 = {"K": 15, "BANDS": 15, "ANTIALIASED": True}
+TILE = {"TILE_SIZE": projection.TILE}
+
+RENDERING = [
+    (projection.project_kernel, {**DEGREE_3, **TILE, "BLOCK": projection.ROWS}, 4),
+    (tile_lists.rows_kernel, {"BLOCK": projection.ROWS}, 4),
+    (tile_lists.spans_kernel, {**TILE, "BLOCK": projection.ROWS}, 4),
+    (tile_lists.entries_kernel, {"BLOCK": projection.ROWS}, 4),
+    (blend.blend_kernel, {**TILE, "WITH_DEPTH": True, "BATCH_SIZE": blend.BATCH}, blend.WARPS),
+    (blend_backward.blend_backward_kernel, {**TILE, "BATCH_SIZE": blend_backward.BATCH}, blend_backward.WARPS),
+    (
+        blend_backward.sum_pairs_kernel,
+        {"FIELDS": 36, "BLOCK": blend_backward.SUM_ROWS, "TOGETHER": blend_backward.SUM_PAIRS},
+        4,
+    ),
+    (projection_backward.project_backward_kernel, {**DEGREE_3, "OVERWRITE": True, "BLOCK": projection.ROWS}, 4),
+    (tangent.project_jvp_kernel, {**DEGREE_3, "BLOCK": projection.ROWS}, 4),
+    (tangent.blend_jvp_kernel, {**TILE, "BATCH_SIZE": tangent.BATCH}, tangent.WARPS),
+    (
+        blend_moments.blend_moments_kernel,
+        {**TILE, "CROSS": True, "BATCH_SIZE": blend_moments.BATCH},
+        blend_moments.WARPS,
+    ),
+    (curvature.diagonal_kernel, {**DEGREE_3, "CROSS": True, "OVERWRITE": True, "BLOCK": curvature.DIAGONAL_ROWS}, 4),
+    (curvature.blocks_kernel, {**DEGREE_3, "OVERWRITE": True, "BLOCK": curvature.BLOCK_ROWS}, 4),
+]
+"""Kernels of rendering, whose launches read what other kernels wrote, in their widest forms, and their warps."""
 
 
 class DescribedDriver:
@@ -48,17 +84,29 @@ def resources(cubin: bytes) -> str:
     return f"registers={found['REG']} stack={found['STACK']} local={found['LOCAL']}"
 
 
+def note(kernel: triton.compiler.CompiledKernel) -> None:
+    """Print one kernel's line."""
+    print(f"{kernel.metadata.name} {resources(kernel.asm['cubin'])} shared={kernel.metadata.shared}", flush=True)
+
+
+def compile_rendering(capability: int) -> None:
+    """Compile the kernels of rendering, each in its widest form."""
+    for kernel, constants, warps in RENDERING:
+        names = kernel.arg_names
+        types = {name: TYPES.get(name, "*i32" if name in INTEGERS else "*fp32") for name in names}
+        source = ASTSource(kernel, {**types, **dict.fromkeys(constants, "constexpr")}, constexprs=constants)
+        target = GPUTarget("cuda", capability, 32)
+        note(triton.compile(source, target, {"num_warps": warps, "enable_fp_fusion": True}))
+
+
 def compile_only(capability: int) -> None:
     """Let every launch compile and print what it took, and nothing run."""
     triton.runtime.driver.set_active(DescribedDriver(capability))
     compiled = triton.compiler.compile
 
     def noted(source: object, *args: object, **kwargs: object) -> object:
-        began = time.process_time()
         kernel = compiled(source, *args, **kwargs)
-        seconds = time.process_time() - began
-        used = f"{resources(kernel.asm['cubin'])} shared={kernel.metadata.shared}"
-        print(f"{kernel.metadata.name} {used} seconds={seconds:.1f}", flush=True)
+        note(kernel)
         return kernel
 
     triton.compiler.compile = noted
@@ -68,7 +116,7 @@ def compile_only(capability: int) -> None:
 
 
 def launch_all() -> None:
-    """Launch every kernel of losses, steps and neighbours once in each of its forms."""
+    """Launch every kernel of losses, steps and neighbours, in each form that differs in more than a few lines."""
     from splatopt.kernels import adam, block_step, hellinger, loss, neighbours, trust_region
 
     image, target = torch.rand(24, 32, 3), torch.zeros(24, 32, 3, dtype=torch.uint8)
@@ -96,18 +144,20 @@ def launch_all() -> None:
         bounds, cloud, cloud, cloud, cloud, rates=[0.1] * 6, beta1=0.9, beta2=0.999, epsilon=1e-15, step=1
     )
     trust_region.curvature_step(bounds, cloud, cloud, cloud, cloud, decay=0.9, factor=1.0, damping=[0.1] * 6)
-    for seen in (None, torch.ones(rows, dtype=torch.bool)):
-        for measure_only in (False, True):
-            block_step.block_step(
-                bounds, cloud, cloud, cloud, torch.rand(10, 105, 16), cloud.sh_rest, seen, cloud.logit_opacities,
-                decay=0.9, correction=1.0, scale=1.0, damping=0.1, factorisations=2, measure_only=measure_only,
-            )  # fmt: skip
+    # The factorisation takes longer to compile than all the rest: once, and all around it in the form that measures.
+    for seen, measure_only in ((torch.ones(rows, dtype=torch.bool), False), (None, True)):
+        block_step.block_step(
+            bounds, cloud, cloud, cloud, torch.rand(10, 105, 16), cloud.sh_rest, seen, cloud.logit_opacities,
+            decay=0.9, correction=1.0, scale=1.0, damping=0.1, factorisations=2, measure_only=measure_only,
+        )  # fmt: skip
     block_step.fold_blocks(torch.rand(10, 105, 16), torch.rand(rows, 105), cloud.logit_opacities)
     block_step.block_form(torch.rand(rows, 105), cloud)
-    for count in (3, 16):
+    for count in (3, 64):
         neighbours.nearest_neighbours(cloud.means, count)
 
 
 if __name__ == "__main__":
-    compile_only(int(sys.argv[1]))
-    launch_all()
+    compile_rendering(int(sys.argv[1]))
+    if sys.argv[2:] != ["widest"]:
+        compile_only(int(sys.argv[1]))
+        launch_all()

@@ -13,8 +13,10 @@ pytest.importorskip("triton", reason=NO_TRITON)
 
 from kernels.views import TINY, TinyView, prepare
 from raster.compare import relative_vector_error, worst_elementwise_error
+from splatopt.kernels import blend_backward as backward
 from splatopt.kernels.blend import blend
 from splatopt.kernels.blend_backward import blend_backward, sum_pairs
+from splatopt.kernels.projection import TILE
 from splatopt.kernels.projection_backward import project_backward
 from splatopt.kernels.tiles import TileLists
 from splatopt.raster.reference import ReferenceRenderer
@@ -94,3 +96,15 @@ def test_sums_of_slots_are_each_gaussians_own(device):
     sums = sum_pairs(pairs, TileLists(none, none, none, begins, counts, 1, 1))
     expected = [pairs[9:12].sum(0), pairs[:0].sum(0), pairs[0:9].sum(0), pairs[12:13].sum(0)]
     assert torch.equal(sums, torch.stack(expected))
+
+
+def test_slots_of_entries_that_no_ray_reaches_are_emptied(device, monkeypatch):
+    view = next(view for view in TINY if view.case.name == "opaque_giants")
+    drawn, camera = prepare(view, device), view.case.camera
+    image = blend(drawn.numbers, drawn.splats, drawn.lists, camera.width, camera.height)
+    reached = torch.nn.functional.max_pool2d(image.last[None].float(), TILE, ceil_mode=True).flatten()
+    monkeypatch.setattr(backward, "BATCH", 2)
+    assert (drawn.lists.begin.diff() > reached + backward.BATCH).any(), "or the walk back leaves none out"
+    monkeypatch.setattr(backward.torch, "empty", lambda *shape, device: torch.full(shape, float("nan"), device=device))
+    sums = blend_backward(drawn.numbers, drawn.splats, drawn.lists, image, image_gradient(view).to(device))
+    assert sums.isfinite().all()

@@ -72,9 +72,8 @@ class DeviceImages:
                 self._kept.pop(index, None)
             raise
         if self._stream is not None:
-            current = torch.cuda.current_stream(self._device)
-            current.wait_stream(self._stream)
-            image.record_stream(current)
+            # The copy has ended; to wait for its stream would be to wait for the photographs that follow.
+            image.record_stream(torch.cuda.current_stream(self._device))
         return image
 
     def close(self) -> None:
@@ -99,7 +98,7 @@ class DeviceImages:
             return image.to(self._device)
         with torch.cuda.stream(self._stream):
             copied = image.pin_memory().to(self._device, non_blocking=True)
-        # The pinned bytes must outlive the copy.
+        # The pinned bytes must outlive the copy, and whoever gets it has nothing to wait for.
         self._stream.synchronize()
         return copied
 

@@ -39,6 +39,9 @@ BATCH = 4
 WARPS = 4
 """Two pixels a thread."""
 
+CLEARED = tl.constexpr(64)
+"""Pairs that no ray reaches, emptied at a time."""
+
 SUM_ROWS = 32
 """Gaussians a program of the sums per Gaussian."""
 
@@ -51,6 +54,18 @@ def load_ray_ends(view, transmittance, last, x, y, inside):
     """Return T behind the last Gaussian and how many entries of the list reach it, for a tile's pixels."""
     pixel = pixel_index(view, x, y)
     return pixel, tl.load(transmittance + pixel, inside, 0.0), tl.load(last + pixel, inside, 0)
+
+
+@jit
+def clear_behind(pairs, slots, at, end, FIELDS: tl.constexpr):
+    """Write zeros for the entries from ``at`` to ``end``, which lie behind the end of every ray of their tile."""
+    while at < end:
+        entry = at + tl.arange(0, CLEARED)
+        live = entry < end
+        to = pairs + tl.load(slots + entry, live, 0).to(tl.int64) * FIELDS
+        for field in tl.static_range(FIELDS):
+            tl.store(to + field, tl.zeros([CLEARED], tl.float32), live)
+        at += CLEARED
 
 
 @jit
@@ -103,7 +118,8 @@ def blend_backward_kernel(
     behind = number(view, BACKGROUND) * d_red + number(view, BACKGROUND + 1) * d_green
     behind = (behind + number(view, BACKGROUND + 2) * d_blue) * running
     max_alpha, min_alpha = number(view, MAX_ALPHA), number(view, MIN_ALPHA)
-    start = (end - begin + BATCH_SIZE - 1) // BATCH_SIZE * BATCH_SIZE
+    start = (tl.max(reached) + BATCH_SIZE - 1) // BATCH_SIZE * BATCH_SIZE
+    clear_behind(pairs, slots, begin + start, end, 9)
     while start > 0:
         start -= BATCH_SIZE
         position = start + tl.arange(0, BATCH_SIZE)
@@ -135,9 +151,13 @@ def blend_backward_kernel(
 def sum_pairs_kernel(
     pairs, slot_begin, slot_count, out, N, FIELDS: tl.constexpr, BLOCK: tl.constexpr, TOGETHER: tl.constexpr
 ):
-    """Add the sums of each Gaussian's slots, in one fixed order."""
-    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    field = tl.program_id(1)
+    """Add the sums of each Gaussian's slots, in one fixed order.
+
+    The programs of one ``BLOCK``'s fields follow one another, so that what one reads of memory serves the next.
+    """
+    program = tl.program_id(0)
+    row = program // FIELDS * BLOCK + tl.arange(0, BLOCK)
+    field = program % FIELDS
     begin = tl.load(slot_begin + row, row < N, 0).to(tl.int64)
     count = tl.load(slot_count + row, row < N, 0)
     most = tl.max(count)
@@ -164,7 +184,7 @@ def sum_pairs(pairs: Tensor, lists: TileLists) -> Tensor:
     count, width = lists.slot_begin.numel(), pairs.shape[1]
     out = torch.empty(count, width, device=pairs.device)
     if count:
-        sum_pairs_kernel[(triton.cdiv(count, SUM_ROWS), width)](
+        sum_pairs_kernel[(triton.cdiv(count, SUM_ROWS) * width,)](
             pairs, lists.slot_begin, lists.slot_count, out, count, FIELDS=width, BLOCK=SUM_ROWS, TOGETHER=SUM_PAIRS
         )
     return out

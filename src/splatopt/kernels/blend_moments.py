@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from splatopt.kernels.blend import Blended, load_batch, load_colors, pixels_inside, tile_pixels
-from splatopt.kernels.blend_backward import load_ray_ends, sum_pairs, walk_back
+from splatopt.kernels.blend_backward import clear_behind, load_ray_ends, sum_pairs, walk_back
 from splatopt.kernels.geometry import LN_2, number
 from splatopt.kernels.jit import jit
 from splatopt.kernels.projection import TILE, SplatBuffers
@@ -101,7 +101,8 @@ def blend_moments_kernel(
     blue = running * number(view, BACKGROUND + 2)
     max_alpha, min_alpha = number(view, MAX_ALPHA), number(view, MIN_ALPHA)
     FIELDS: tl.constexpr = 36 if CROSS else 18
-    start = (end - begin + BATCH_SIZE - 1) // BATCH_SIZE * BATCH_SIZE
+    start = (tl.max(reached) + BATCH_SIZE - 1) // BATCH_SIZE * BATCH_SIZE
+    clear_behind(pairs, slots, begin + start, end, FIELDS)
     while start > 0:
         start -= BATCH_SIZE
         position = start + tl.arange(0, BATCH_SIZE)

@@ -1,7 +1,7 @@
 """Projection and colours of Gaussians: what blending reads of them.
 
 One program takes ``ROWS`` Gaussians, one a lane. The pass moves 236 bytes of parameters in and 52 bytes out per
-drawn Gaussian and computes little, so it is bound by memory; its tuning is in ``docs/kernels_render.md``.
+drawn Gaussian and computes little, so it is bound by memory; its tuning is in ``docs/kernels.md``.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from splatopt.kernels import takes
 NEIGHBOUR_REFRESH = 32
 """Steps between two searches. A search costs some ten steps of the network, and means move little. Unit: steps."""
 
-
 _FARTHEST = 1e18
 """Coordinates are cut off here on a GPU: their squares must be finite."""
 
@@ -35,7 +34,7 @@ def nearest_others(positions: Float[Tensor, "n 3"], count: int, threads: int = 0
     """
     total = len(positions)
     if count == 0:
-        return torch.zeros(total, 0, dtype=torch.int64)
+        return torch.zeros(total, 0, dtype=torch.int64, device=positions.device)
     if total <= count:
         raise InputError(
             f"the learned step looks at {count} neighbours of each Gaussian and needs at least {count + 1} Gaussians, "

@@ -285,7 +285,7 @@ class TritonRenderer(Renderer):
         )
 
     def memory_needed(self, gaussians: int, pixels: int, pairs: int, asked: frozenset[Oracle]) -> int:
-        """Count the bytes that one view takes beside Gaussians, gradients and residuals; ``docs/kernels_render.md``.
+        """Count the bytes that one view takes beside Gaussians, gradients and residuals; ``docs/kernels.md``.
 
         Args:
             gaussians: N.

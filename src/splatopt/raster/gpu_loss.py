@@ -30,7 +30,7 @@ def view_loss(
 ) -> ViewLoss:
     """Return the loss and the squared error of an image, and write ∂loss/∂image into ``gradient`` where given.
 
-    The one place of a gradient step where the host waits for the device.
+    The host waits for the device here, and twice in the tile lists, for how long they get: three times a view.
 
     Args:
         image: Rendered, contiguous float32.

@@ -15,6 +15,8 @@ from splatopt.core.wrapped import WrappedObjective
 
 Answer = TypeVar("Answer")
 
+_EXHAUSTED = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
 
 class ExhaustedError(MemoryError):
     """Not even one part (view) fits into memory."""
@@ -24,8 +26,8 @@ def is_exhaustion(error: BaseException) -> bool:
     """Whether ``error`` says that memory ran out, on the host or on a device."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    # What PyTorch raises on the CPU has no type of its own.
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    # What PyTorch raises on the CPU, and CUDA, its libraries and Triton for themselves, has no type of its own.
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _EXHAUSTED)
 
 
 @dataclass(frozen=True)
