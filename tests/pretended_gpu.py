@@ -70,6 +70,8 @@ def _run(function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any
         found = function(*args, **kwargs)
         if asked is not None and isinstance(found, torch.Tensor) and there != here and tensors:
             found = found.clone()  # shares nothing with where it came from
+    if isinstance(found, torch.Size):
+        return found
     return tree_map(lambda value: _placed(value, there), found)
 
 
@@ -152,23 +154,23 @@ def pretended_gpu(monkeypatch: Any, memory: int = 8 << 30, capability: tuple[int
         "current_stream": lambda device=None: _NoStream(),
         "stream": lambda stream: _Pretence(),  # of the thread that fetches photographs
     }
-    for name, answer in answers.items():
-        monkeypatch.setattr(torch.cuda, name, answer)
-    monkeypatch.setattr(torch.version, "cuda", "none")
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
-    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: None)
     move = torch.nn.Module.to
 
     def moved(module: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
         # Of a tensor PyTorch asks where its numbers lie, past all that is pretended.
         return module._apply(lambda own: own.to(*args)) if args and on_gpu(args[0]) else move(module, *args, **kwargs)
 
-    monkeypatch.setattr(torch.nn.Module, "to", moved)
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     # A module's parameters that move become others, or they would not say that they moved.
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
-        with _Pretence():
+        with monkeypatch.context() as patch, _Pretence():
+            for name, answer in answers.items():
+                patch.setattr(torch.cuda, name, answer)
+            patch.setattr(torch.version, "cuda", "none")
+            patch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+            patch.setattr(torch.Tensor, "record_stream", lambda self, stream: None)
+            patch.setattr(torch.nn.Module, "to", moved)
             yield
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(before)

@@ -60,7 +60,6 @@ def test_every_optimizer_trains_as_on_the_cpu(name, capture, tmp_path, monkeypat
         result = train(settings(capture, tmp_path / "gpu", device="cuda:0", **options))
         assert (result.config.device, result.config.renderer) == ("cuda:0", "auto")
         assert all(isinstance(value, OnGpu) for value in result.cloud.tensors.values())
-    monkeypatch.undo()
     checkpoint, _ = latest_checkpoint(tmp_path / "gpu" / "checkpoints")
     assert not any(isinstance(value, OnGpu) for value in checkpoint.tensors.values())
     moved = train(settings(capture, tmp_path / "gpu", steps=2, resume=True, device="cpu", **options))
