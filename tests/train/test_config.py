@@ -59,6 +59,8 @@ def test_resolving_spells_out_what_was_left_open():
         ({"sh_degree": 4}, "degree must be 0, 1, 2 or 3"),
         ({"background": (2.0, 0.0, 0.0)}, "background"),
         ({"optimizer": "adm"}, "did you mean adam"),
+        ({"average": -1.0}, "--average must be at least 0"),
+        ({"average": 4.0, "optimizer": "learned"}, "leaves an average of its iterates already"),
     ],
 )
 def test_nonsense_is_refused_in_a_sentence(settings, said):

@@ -214,6 +214,8 @@ class TrainConfig:
             for value in getattr(self, name):
                 if not 0 <= value < float("inf"):
                     raise InputError(f"{_flag(name)} must be at least 0, got {value}")
+        if self.average and "learned" in self.optimizers:
+            raise InputError("the optimizer learned leaves an average of its iterates already; leave --average out")
         if not 0 <= self.ssim_weight <= 1:
             raise InputError(f"--ssim-weight must lie in [0, 1], got {self.ssim_weight}")
         if self.start not in ("sfm", "random") and not self.start.endswith(".ply"):
