@@ -4,7 +4,8 @@
 
 weights the iterate of step t like tᵏ: about the last 1/(k+1) of a run counts, whatever its length, and the first
 steps are forgotten. Steps may then stay long, since what they scatter is averaged away. t is counted for each row, in
-steps that have seen it.
+steps since it is there. Rows that a step did not see are averaged as well: those that are seldom seen would otherwise
+stay behind their last move for long.
 
 Source: Shamir and Zhang 2013, "Stochastic Gradient Descent for Non-smooth Optimization" (polynomial-decay averaging).
 """
@@ -18,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from splatopt.core.checks import InputError
 from splatopt.core.objective import Evaluation, Oracle, Tensors
 from splatopt.core.optimizer import Optimizer, OptimizerState, Progress
 from splatopt.core.rows import RowEdit
+from splatopt.optim.first_order import load_like
 
-_PREFIX = "average."
+_NAME = "average"
 
 
 class RunningAverage:
@@ -72,19 +73,13 @@ class RunningAverage:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is here, as it is saved."""
-        return {f"{_PREFIX}{name}": value for name, value in self.values.items()} | {f"{_PREFIX}ages": self.ages}
+        return {f"{_NAME}.{name}": value for name, value in {**self.values, "ages": self.ages}.items()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from what :meth:`tensors` gave; raises InputError where it does not fit."""
-        for name, like in self.tensors().items():
-            value = tensors.get(name)
-            if value is None or value.shape != like.shape or value.dtype != like.dtype:
-                came = "nothing" if value is None else f"{tuple(value.shape)} {value.dtype}"
-                raise InputError(
-                    f"the optimizer's state {name} must be {tuple(like.shape)} {like.dtype}, got {came}; resume the "
-                    "run that wrote it, or start a new one"
-                )
-            like.copy_(value)
+        kept = load_like(self.values | {"ages": self.ages}, tensors, _NAME)
+        self.ages = kept.pop("ages")
+        self.values = kept
 
 
 class Averaged(Optimizer):
@@ -138,7 +133,7 @@ class Averaged(Optimizer):
     def load_state(self, state: OptimizerState) -> None:
         """Go on from ``state``; raises InputError where it does not fit."""
         self._average.load(state.tensors)
-        own = {name: value for name, value in state.tensors.items() if not name.startswith(_PREFIX)}
+        own = {name: value for name, value in state.tensors.items() if not name.startswith(f"{_NAME}.")}
         self.inner.load_state(OptimizerState(own, state.scalars))
 
     def edit_rows(self, edit: RowEdit) -> None:
@@ -150,5 +145,5 @@ class Averaged(Optimizer):
 
 
 def average_weight(ages: Tensor, power: float) -> Tensor:
-    """Return (k+1)/(k+t): how far the average goes to the iterate in rows of so many steps, the last included."""
+    """Return (k+1)/(k+t): how far the average of a row goes to its iterate at its step t."""
     return (power + 1) / (power + ages.clamp(min=1))
