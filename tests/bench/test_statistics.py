@@ -11,6 +11,7 @@ from splatopt.bench.statistics import (
     Reached,
     area,
     at_seconds,
+    at_step,
     best_point,
     paired_bootstrap,
     reach,
@@ -47,6 +48,8 @@ def test_the_worst_drop_is_after_the_peak(curve, drop):
 def test_at_a_moment_a_curve_is_linear_and_stays_at_its_end():
     curve = points((0, 1), (10, 5), (20, 4))
     assert [at_seconds(curve, moment) for moment in (0, 2.5, 5, 10, 99)] == [1, 3, 5, 4, 4]
+    steps = [{"step": 2 * point["seconds"], "psnr": point["psnr"]} for point in curve]
+    assert [at_step(steps, step) for step in (0, 5, 10, 20, 198)] == [1, 3, 5, 4, 4]
 
 
 def test_the_area_is_the_mean_over_the_logarithm_of_steps():

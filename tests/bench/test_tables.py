@@ -58,6 +58,15 @@ def test_the_scores_at_equal_seconds():
     assert second["10 s"].best
 
 
+def test_the_scores_at_equal_steps():
+    table = by_title(two_labels())["toy, at equal steps (dense)"]
+    assert table.columns == ["1", "10", "50", "100"]
+    second = row(table, "second")
+    assert second["10"].mean == pytest.approx((20 + 26) / 2)
+    assert second["100"].mean == pytest.approx((24 + 23) / 2)
+    assert second["100"].best
+
+
 def test_the_way_to_the_references_quality():
     found = by_title(two_labels())
     steps = found["Steps to reach first (dense)"]

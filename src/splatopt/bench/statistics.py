@@ -119,6 +119,16 @@ def at_seconds(points: Sequence[Point], seconds: float) -> float:
     return float(np.interp(seconds, [point["seconds"] for point in points], [point["psnr"] for point in points]))
 
 
+def at_step(points: Sequence[Point], step: int) -> float:
+    """Return the PSNR after so many steps, dB: linear between points, and the last once a run has ended.
+
+    Args:
+        points: In the order of steps; the first is at step 0.
+        step: The moment.
+    """
+    return float(np.interp(step, [point["step"] for point in points], [point["psnr"] for point in points]))
+
+
 @dataclass(frozen=True)
 class Comparison:
     """A paired comparison over scenes and seeds.

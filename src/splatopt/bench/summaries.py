@@ -12,6 +12,7 @@ from splatopt.bench.statistics import (
     Comparison,
     area,
     at_seconds,
+    at_step,
     best_point,
     paired_bootstrap,
     reach,
@@ -21,6 +22,9 @@ from splatopt.bench.statistics import (
 from splatopt.bench.tables import Number, Table, bold_best
 
 Cells = Sequence[Mapping[str, Any]]
+
+STEPS = (1, 10, 50, 100, 500, 1000, 2000, 3000, 7000, 30_000)
+"""Steps at which runs are compared."""
 
 MOMENTS = (1, 2, 5, 10, 20, 30, 50, 70, 100, 200, 500, 1000, 2000, 5000)
 """Seconds of training at which runs are compared."""
@@ -127,7 +131,7 @@ def tables(group: Group) -> list[Table]:
     if len(group.labels) > 1:
         found += [_to_reach(group, "steps"), _to_reach(group, "seconds"), _significance(group)]
     for scene in group.scenes:
-        found += [_at_seconds(group, scene), _of_scene(group, scene)]
+        found += [_at_steps(group, scene), _at_seconds(group, scene), _of_scene(group, scene)]
     return [table for table in found if table.rows]
 
 
@@ -250,15 +254,33 @@ def _at_seconds(group: Group, scene: str) -> Table:
         Measure(f"{moment} s", ".2f", 1, lambda cell, moment=moment: at_seconds(cell["points"], moment))  # type: ignore[misc]
         for moment in moments
     ]
-    rows = [(label, [_number(group.of(label, scene), one) for one in measures]) for label in group.labels]
-    rows = [(label, numbers) for label, numbers in rows if any(numbers)]
-    bold_best(rows, [1] * len(measures))
     note = (
         "PSNR after so many seconds of training, evaluation not counted, dB: linear between scored points, and the "
         "last value once a run has ended; mean ± standard deviation over seeds."
     )
-    heads = [measure.name for measure in measures]
-    return Table(f"{scene}, at equal seconds ({group.name})", note, "optimizer", heads, rows if moments else [])
+    return _at_moments(group, scene, measures, f"{scene}, at equal seconds ({group.name})", note)
+
+
+def _at_moments(group: Group, scene: str, measures: list[Measure], title: str, note: str) -> Table:
+    rows = [(label, [_number(group.of(label, scene), one) for one in measures]) for label in group.labels]
+    rows = [(label, numbers) for label, numbers in rows if any(numbers)]
+    bold_best(rows, [1] * len(measures))
+    return Table(title, note, "optimizer", [one.name for one in measures], rows if measures else [])
+
+
+def _at_steps(group: Group, scene: str) -> Table:
+    """PSNR at equal steps."""
+    longest = max((cell["points"][-1]["step"] for cell in group.cells if cell["scene"] == scene), default=0)
+    moments = [moment for moment in STEPS if moment <= longest]
+    measures = [
+        Measure(f"{moment:,}", ".2f", 1, lambda cell, moment=moment: at_step(cell["points"], moment))  # type: ignore[misc]
+        for moment in moments
+    ]
+    note = (
+        "PSNR after so many steps, dB: linear between scored points, and the last value once a run has ended; mean ± "
+        "standard deviation over seeds."
+    )
+    return _at_moments(group, scene, measures, f"{scene}, at equal steps ({group.name})", note)
 
 
 def _of_scene(group: Group, scene: str) -> Table:
