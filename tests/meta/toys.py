@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from splatopt.data.made import SceneOptions, write_scenes
-from splatopt.meta.episode import LossOptions
+from splatopt.meta.episode import LossOptions, Situation
 from splatopt.meta.inner import InnerRates
 from splatopt.meta.lane import EpisodeOptions, Lane, Variant
-from splatopt.meta.network import NetworkOptions
-from splatopt.meta.practice import PracticeOptions, scene_folders
+from splatopt.meta.network import LearnedNetwork, NetworkOptions
+from splatopt.meta.practice import PracticeOptions, draw_practice, scene_folders
 from splatopt.raster.render import make_renderer
 
 SHAPE = NetworkOptions(width=8, latent=3, attention=4, neighbours=3)
@@ -23,6 +25,12 @@ def make_scenes(folder: Path, count: int = 2) -> tuple[str, ...]:
     for _ in write_scenes(folder, count, 3, SCENES):
         pass
     return scene_folders(folder)
+
+
+def begin(scenes: tuple[str, ...], network: LearnedNetwork, options: PracticeOptions = PRACTICE) -> Situation:
+    """Return the first scene before its first step, always drawn alike."""
+    generator = torch.Generator().manual_seed(0)
+    return Situation.begin(draw_practice(scenes[0], make_renderer("auto", 1), options, generator), network)
 
 
 def make_lane(scenes: tuple[str, ...], variant: Variant = Variant.FULL, number: int = 0, **changed) -> Lane:

@@ -1,0 +1,170 @@
+"""One episode: its gradient, what it leaves, and what is penalised."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from meta.clouds import stirred
+from meta.toys import PRACTICE, SHAPE, begin
+from splatopt.meta import episode as episode_module
+from splatopt.meta.episode import LossOptions, Situation, roll_out, run_episode
+from splatopt.meta.inner import GROUPS, InnerRates
+from splatopt.meta.network import LearnedNetwork
+from splatopt.meta.practice import draw_practice
+from splatopt.raster.render import make_renderer
+from splatopt.scene.gaussians import GaussianCloud
+from splatopt.scene.photometric import PhotometricObjective
+
+
+class Replayed:
+    """Shows the network the gradients of the first run again, whatever they have become."""
+
+    def __init__(self, monkeypatch, objective):
+        self.monkeypatch, self.objective = monkeypatch, objective
+        self.original = type(objective).gradient
+        self.real = episode_module.evaluate_step
+        self.shown, self.number, self.replays = [], 0, False
+        monkeypatch.setattr(type(objective), "gradient", lambda objective, batch: self.copied(batch))
+        monkeypatch.setattr(episode_module, "evaluate_step", self.step)
+
+    def copied(self, batch):
+        evaluation = self.original(self.objective, batch)
+        return replace(evaluation, gradient={name: value.clone() for name, value in evaluation.gradient.items()})
+
+    def step(self, network, rates, situation, parameters, views):
+        if not self.replays:
+            step, loss, gradient = self.real(network, rates, situation, parameters, views)
+            self.shown.append(gradient)
+            return step, loss, gradient
+        here = self.copied(views)
+        told = replace(here, gradient=self.shown[self.number])
+        self.number += 1
+        with self.monkeypatch.context() as patch:
+            patch.setattr(type(self.objective), "gradient", lambda objective, batch: told)
+            step, loss, _ = self.real(network, rates, situation, parameters, views)
+        return step, loss, dict(here.gradient)
+
+
+def small_practice(scene):
+    """Twelve Gaussians in float64, large enough to overlap."""
+    renderer = make_renderer("reference", 1)
+    practice = draw_practice(scene, renderer, PRACTICE, torch.Generator().manual_seed(1))
+    before = practice.objective
+    cloud = GaussianCloud(**{name: value[:12].double() for name, value in before.cloud.tensors.items()})
+    cloud.log_scales += 1.0
+    objective = PhotometricObjective(
+        cloud, before.cameras, before.images, renderer, before.options, length_scale=before.length_scale
+    )
+    return replace(practice, objective=objective)
+
+
+def test_the_gradient_of_an_episode_is_that_of_its_meta_loss(scenes, monkeypatch):
+    """Against finite differences in float64, the gradients that the network is shown held as they were."""
+    network = stirred(LearnedNetwork(SHAPE), size=0.05).double()
+    practice = small_practice(scenes[0])
+    cloud = practice.objective.cloud
+    start = {name: value.clone() for name, value in cloud.tensors.items()}
+    rates = InnerRates(means=1e-3, log_scales=1e-2, quats=1e-2, logit_opacities=1e-2, sh_dc=1e-2, sh_rest=1e-3)
+    replayed = Replayed(monkeypatch, practice.objective)
+
+    def run():
+        for name, value in cloud.tensors.items():
+            value.copy_(start[name])
+        replayed.number = 0
+        situation, generator = Situation.begin(practice, network), torch.Generator().manual_seed(2)
+        return run_episode(network, rates, situation, 2, LossOptions(delta_weight=0.0), generator, delta_penalty=False)
+
+    assert run() is not None
+    replayed.replays = True
+    gradients = {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
+    checked = 0
+    for name, parameter in network.named_parameters():
+        flat = parameter.data.view(-1)
+        place = int(gradients[name].abs().view(-1).argmax())
+        value, step = float(flat[place]), 1e-4
+        values = []
+        for moved in (value + step, value - step):
+            flat[place] = moved
+            values.append(run().meta_loss)
+        flat[place] = value
+        difference = (values[0] - values[1]) / (2 * step)
+        expected = float(gradients[name].view(-1)[place])
+        # What the network is told of the loss is not held, and nothing is differentiated through it.
+        assert difference == pytest.approx(expected, rel=2e-2, abs=2e-5), name
+        checked += abs(expected) > 1e-4
+    assert checked >= 8
+
+
+def test_an_episode_moves_the_cloud_and_leaves_no_graph(scenes, network):
+    situation = begin(scenes, network)
+    before = {name: value.clone() for name, value in situation.practice.objective.parameters.items()}
+    result = run_episode(network, InnerRates(), situation, 6, LossOptions(), torch.Generator().manual_seed(0))
+    assert result is not None
+    assert len(result.target_loss) == 2  # the last third
+    assert situation.state.steps == 6
+    assert not situation.state.latent.requires_grad
+    for name, value in situation.practice.objective.parameters.items():
+        assert not value.requires_grad
+        assert not torch.equal(value, before[name]) or name == "sh_rest"
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
+
+
+def test_an_episode_takes_the_steps_of_a_rollout(scenes, network):
+    one, two = begin(scenes, network), begin(scenes, network)
+    assert roll_out(network, InnerRates(), one, 4, torch.Generator().manual_seed(9))
+    run_episode(network, InnerRates(), two, 4, LossOptions(), torch.Generator().manual_seed(9))
+    for name in GROUPS:
+        torch.testing.assert_close(
+            one.practice.objective.parameters[name], two.practice.objective.parameters[name], rtol=1e-6, atol=1e-7
+        )
+    torch.testing.assert_close(one.state.latent, two.state.latent)
+
+
+def test_the_meta_loss_is_of_the_average_of_the_iterates(scenes, network):
+    # Later than what an average remembers, an episode of six steps is judged at their plain mean.
+    situation = begin(scenes, network)
+    situation.state.age += 1000
+    iterates = []
+    twin = begin(scenes, network)
+    twin.state.age += 1000
+    generator = torch.Generator().manual_seed(4)
+    for _ in range(6):
+        assert roll_out(network, InnerRates(), twin, 1, generator)
+        iterates.append({name: value.clone() for name, value in twin.practice.objective.parameters.items()})
+    for name, value in twin.practice.objective.parameters.items():
+        value.copy_(torch.stack([iterate[name] for iterate in iterates]).mean(dim=0))
+    expected = twin.practice.objective.gradient(twin.practice.targets).facts["psnr"]
+    result = run_episode(network, InnerRates(), situation, 6, LossOptions(), torch.Generator().manual_seed(4))
+    assert result.psnr == pytest.approx(expected, abs=1e-3)
+    losses = [twin.practice.objective.value((view,)) for view in twin.practice.targets]
+    assert result.target_loss[-1] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+
+
+def test_penalties_add_to_the_gradient(scenes, network):
+    hot = InnerRates(log_scales=3.0, logit_opacities=4.0)  # so that views that had become better do get worse
+
+    def gradient(options, penalty=True):
+        network.zero_grad()
+        generator, situation = torch.Generator().manual_seed(3), begin(scenes, network)
+        assert roll_out(network, InnerRates(), situation, 20, generator)
+        run_episode(network, hot, situation, 6, options, generator, delta_penalty=penalty)
+        return torch.cat([parameter.grad.reshape(-1).clone() for parameter in network.parameters()])
+
+    plain = gradient(LossOptions(inputs_weight=0, stability_weight=0, delta_weight=0))
+    for changed in ({"inputs_weight": 1.0}, {"stability_weight": 5.0}, {"delta_weight": 1.0}):
+        options = LossOptions(**({"inputs_weight": 0, "stability_weight": 0, "delta_weight": 0} | changed))
+        assert not torch.allclose(gradient(options), plain), changed
+    late = LossOptions(inputs_weight=0, stability_weight=0, delta_weight=1.0)
+    assert torch.equal(gradient(late, penalty=False), plain)
+
+
+def test_numbers_that_break_down_end_an_episode_without_a_gradient(scenes, network):
+    situation = begin(scenes, network)
+    situation.practice.objective.parameters["means"][0, 0] = math.nan
+    network.zero_grad()
+    assert run_episode(network, InnerRates(), situation, 2, LossOptions(), torch.Generator()) is None
+    assert all(p.grad is None or not p.grad.any() for p in network.parameters())

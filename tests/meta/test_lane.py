@@ -1,0 +1,139 @@
+"""Lanes: where episodes begin, how long they are, and what becomes of the state they leave."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import torch
+
+from meta.toys import EPISODES, SHAPE, begin, make_lane, make_scenes
+from splatopt.meta import lane as lane_module
+from splatopt.meta.buffer import DEPTHS, CheckpointBuffer
+from splatopt.meta.episode import run_episode
+from splatopt.meta.lane import Variant
+from splatopt.meta.network import LearnedNetwork
+from splatopt.meta.practice import PracticeOptions, draw_practice, kept_capture, made_scene
+from splatopt.raster.render import make_renderer
+
+
+def situation_of(scenes, network, steps):
+    situation = begin(scenes, network)
+    situation.state.steps = steps
+    return situation
+
+
+def test_the_buffer_keeps_by_depth_and_the_longest_there_leaves(scenes, network):
+    generator = torch.Generator().manual_seed(0)
+    buffer = CheckpointBuffer(capacity=2, deepest=1000, push=0.5)
+    young = [situation_of(scenes, network, steps) for steps in (1, 2, 3)]
+    for situation in young:
+        assert buffer.put(situation, None, generator)
+    assert buffer.classes[0] == young[1:]
+    deep = [situation_of(scenes, network, DEPTHS[1] + k) for k in range(2)]
+    for situation in deep:
+        assert buffer.put(situation, 1, generator)
+    assert buffer.classes[2] == deep
+    tries = [buffer.put(situation_of(scenes, network, DEPTHS[1]), 1, generator) for _ in range(40)]
+    assert 8 <= sum(tries) <= 32, "a newcomer is let in half of the time"
+    assert buffer.put(situation_of(scenes, network, DEPTHS[1]), 2, generator), "one that was taken from there goes back"
+    assert not buffer.put(situation_of(scenes, network, 1001), 2, generator)
+    assert len(buffer.classes[2]) == 2
+
+
+def test_the_buffer_draws_from_every_depth_alike(scenes, network):
+    generator = torch.Generator().manual_seed(0)
+    buffer = CheckpointBuffer(capacity=4)
+    for steps in (1, 2, 3, DEPTHS[1]):
+        buffer.put(situation_of(scenes, network, steps), None, generator)
+    drawn = []
+    for _ in range(60):
+        situation, place = buffer.take(generator)
+        drawn.append(place)
+        buffer.put(situation, place, generator)
+    assert set(drawn) == {0, 2}
+    assert 18 <= drawn.count(2) <= 42
+
+
+def test_episodes_look_as_far_ahead_as_their_scene_is_on_its_way(scenes, network, monkeypatch):
+    taken = []
+
+    def noted(network, rates, situation, steps, *arguments, **more):
+        taken.append((situation.state.steps, steps))
+        return run_episode(network, rates, situation, steps, *arguments, **more)
+
+    monkeypatch.setattr(lane_module, "run_episode", noted)
+    lane = make_lane(scenes, episodes=replace(EPISODES, unroll=8, outlook=3))
+    for _ in range(25):
+        lane.run(network)
+    assert {steps for age, steps in taken if age == 0} == {2, 3}
+    for age, steps in taken:
+        assert min(8, age + 3) / 2 <= steps <= min(8, age + 3)
+    assert max(steps for _, steps in taken) > 4
+
+
+def test_a_lane_goes_deeper_through_buffer_and_rollout(scenes, network):
+    lane = make_lane(scenes)
+    for _ in range(12):
+        assert lane.run(network) is not None
+    depths = [situation.state.steps for kept in lane.buffer.classes for situation in kept]
+    assert max(depths) > EPISODES.unroll + 1
+    without = make_lane(scenes, Variant.NO_ROLLOUT)
+    for _ in range(12):
+        without.run(network)
+    assert len(without.buffer) > 0
+    calls = [situation.state.steps for kept in without.buffer.classes for situation in kept]
+    assert max(calls) < max(depths)
+    bare = make_lane(scenes, Variant.NO_BUFFER)
+    for _ in range(4):
+        bare.run(network)
+    assert len(bare.buffer) == 0
+
+
+def test_a_fixed_horizon_goes_through_whole_runs(scenes):
+    network = LearnedNetwork(replace(SHAPE, clock=True))
+    lane = make_lane(scenes, Variant.FIXED_HORIZON)
+    steps = []
+    for _ in range(12):
+        lane.run(network)
+        steps.append(lane.current.state.steps if lane.current else 0)
+    assert 0 in steps, "a run that has reached its horizon makes room for a new one"
+    assert max(steps) < EPISODES.fixed_horizon
+    assert any(later > earlier > 0 for earlier, later in itertools.pairwise(steps))
+
+
+def test_practice_mixes_dense_and_sparse_views_points_and_starts(scenes):
+    generator = torch.Generator().manual_seed(0)
+    renderer = make_renderer("auto", 1)
+    shares = PracticeOptions(sparse=0.5, random_start=0.5, targets=2)
+    drawn = [draw_practice(scenes[0], renderer, shares, generator) for _ in range(30)]
+    views = len(kept_capture(scenes[0]).cameras)
+    for practice in drawn:
+        assert not set(practice.inputs) & set(practice.targets)
+        assert set(practice.draw_views(generator)) <= set(practice.inputs)
+    assert {len(practice.inputs) for practice in drawn} == {3, 4, 5} & set(range(views)) | {views - views // 4}
+    counts = {len(practice.objective.cloud) for practice in drawn}
+    assert len(counts) > 5
+    never = draw_practice(scenes[0], renderer, replace(shares, random_start=0.0, fewest_points=1.0), generator)
+    assert torch.equal(
+        never.objective.cloud.means.sort(dim=0).values,
+        kept_capture(scenes[0]).points.positions.float().sort(dim=0).values,
+    )
+
+
+def test_scenes_are_made_on_the_way_without_data(network, monkeypatch):
+    asked = []
+
+    def small(seed):
+        asked.append(seed)
+        return original(seed, make_scenes.__globals__["SCENES"])
+
+    from splatopt.meta import practice
+
+    original = practice.make_scene
+    monkeypatch.setattr(practice, "make_scene", small)
+    lane = make_lane(())
+    for _ in range(3):
+        assert lane.run(network) is not None
+    assert asked
+    assert kept_capture(made_scene(asked[0])) is kept_capture(made_scene(asked[0]))
