@@ -248,39 +248,40 @@ def _significance(group: Group) -> Table:
 
 def _at_seconds(group: Group, scene: str) -> Table:
     """PSNR at equal seconds."""
-    longest = max((cell["points"][-1]["seconds"] for cell in group.cells if cell["scene"] == scene), default=0.0)
-    moments = [moment for moment in MOMENTS if moment <= longest]
-    measures = [
-        Measure(f"{moment} s", ".2f", 1, lambda cell, moment=moment: at_seconds(cell["points"], moment))  # type: ignore[misc]
-        for moment in moments
-    ]
-    note = (
-        "PSNR after so many seconds of training, evaluation not counted, dB: linear between scored points, and the "
-        "last value once a run has ended; mean ± standard deviation over seeds."
-    )
-    return _at_moments(group, scene, measures, f"{scene}, at equal seconds ({group.name})", note)
-
-
-def _at_moments(group: Group, scene: str, measures: list[Measure], title: str, note: str) -> Table:
-    rows = [(label, [_number(group.of(label, scene), one) for one in measures]) for label in group.labels]
-    rows = [(label, numbers) for label, numbers in rows if any(numbers)]
-    bold_best(rows, [1] * len(measures))
-    return Table(title, note, "optimizer", [one.name for one in measures], rows if measures else [])
+    after = "so many seconds of training, evaluation not counted"
+    return _at_moments(group, scene, "seconds", MOMENTS, after, lambda moment: f"{moment} s", at_seconds)
 
 
 def _at_steps(group: Group, scene: str) -> Table:
     """PSNR at equal steps."""
-    longest = max((cell["points"][-1]["step"] for cell in group.cells if cell["scene"] == scene), default=0)
-    moments = [moment for moment in STEPS if moment <= longest]
+    return _at_moments(group, scene, "step", STEPS, "so many steps", lambda moment: f"{moment:,}", at_step)
+
+
+def _at_moments(
+    group: Group,
+    scene: str,
+    unit: str,
+    moments: Sequence[int],
+    after: str,
+    head: Callable[[int], str],
+    psnr: Callable[[Sequence[Any], int], float],
+) -> Table:
+    """PSNR on a scene at each of ``moments`` that any run lasted to, read by ``psnr`` off a cell's points."""
+    longest = max((cell["points"][-1][unit] for cell in group.cells if cell["scene"] == scene), default=0)
     measures = [
-        Measure(f"{moment:,}", ".2f", 1, lambda cell, moment=moment: at_step(cell["points"], moment))  # type: ignore[misc]
+        Measure(head(moment), ".2f", 1, lambda cell, moment=moment: psnr(cell["points"], moment))  # type: ignore[misc]
         for moment in moments
+        if moment <= longest
     ]
+    rows = [(label, [_number(group.of(label, scene), one) for one in measures]) for label in group.labels]
+    rows = [(label, numbers) for label, numbers in rows if any(numbers)]
+    bold_best(rows, [1] * len(measures))
     note = (
-        "PSNR after so many steps, dB: linear between scored points, and the last value once a run has ended; mean ± "
+        f"PSNR after {after}, dB: linear between scored points, and the last value once a run has ended; mean ± "
         "standard deviation over seeds."
     )
-    return _at_moments(group, scene, measures, f"{scene}, at equal steps ({group.name})", note)
+    title = f"{scene}, at equal {unit.removesuffix('s')}s ({group.name})"
+    return Table(title, note, "optimizer", [one.name for one in measures], rows if measures else [])
 
 
 def _of_scene(group: Group, scene: str) -> Table:
