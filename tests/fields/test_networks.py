@@ -11,7 +11,7 @@ from torch import nn
 from fields.cases import NAMES, generator
 from splatopt.core.checks import InputError
 from splatopt.fields import Architecture, find_field, make_field, register_field
-from splatopt.fields.networks import ReluField, linear_layers, sinc
+from splatopt.fields.networks import ReluField, linear_layers
 
 POINT = torch.tensor([[0.3, -0.7]], dtype=torch.float64)
 
@@ -97,27 +97,6 @@ def test_a_linear_layer_of_pytorch_starts_as_ours():
     for name in ("weight", "bias"):
         mine, theirs = getattr(ours, name), getattr(torch_own, name)
         assert mine.abs().max().item() == pytest.approx(theirs.abs().max().item(), rel=0.05)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_sinc_and_two_derivatives_near_zero(dtype):
-    points = [0.0, 1e-20, 1e-8, 1e-4, 0.01, 0.1, 0.2999, 0.3001, 1.0, 5.0, -0.25]
-    u = torch.tensor(points, dtype=dtype, requires_grad=True)
-    value = sinc(u)
-    (slope,) = torch.autograd.grad(value.sum(), u, create_graph=True)
-    (bend,) = torch.autograd.grad(slope.sum(), u)
-
-    def exact(x: float) -> tuple[float, float, float]:
-        if abs(x) < 0.05:
-            return 1 - x**2 / 6 + x**4 / 120, -x / 3 + x**3 / 30, -1 / 3 + x**2 / 10 - x**4 / 168
-        s, c = math.sin(x), math.cos(x)
-        return s / x, c / x - s / x**2, -s / x - 2 * c / x**2 + 2 * s / x**3
-
-    relative = 2e-4 if dtype == torch.float32 else 1e-9
-    tolerance = 2e-6 if dtype == torch.float32 else 1e-11
-    for got, index in ((value, 0), (slope, 1), (bend, 2)):
-        expected = torch.tensor([exact(x)[index] for x in points], dtype=torch.float64)
-        assert torch.allclose(got.detach().double(), expected, rtol=relative, atol=tolerance)
 
 
 def test_unknown_names_and_constants_are_refused_with_the_nearest():

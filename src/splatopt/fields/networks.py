@@ -16,11 +16,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from splatopt.core.checks import InputError, check_positive
+from splatopt.fields.sinc import sinc
 
 LARGEST_WIDTH = 8192
 """More features a layer than this are refused: one weight matrix would take 256 MiB."""
-
-_SERIES_BELOW = 0.3
 
 
 @dataclass(frozen=True)
@@ -198,19 +197,6 @@ class EncodedReluField(Field):
 
     def _encoded(self, inputs: int) -> int:
         return inputs * (1 + 2 * self.frequencies)
-
-
-def sinc(angle: Tensor) -> Tensor:
-    """Return sin(u)/u with derivatives that are right at and around 0, twice.
-
-    ``torch.sinc`` is not: its derivatives divide by u² and u³ what rounding has left of differences, and its second
-    is NaN for small u. Below 0.3 the series 1 - u²/6 + u⁴/120 - u⁶/5040 + u⁸/362880 stands in, exact to 2e-13.
-    """
-    square = angle.square()
-    series = 1 - square / 6 * (1 - square / 20 * (1 - square / 42 * (1 - square / 72)))
-    small = square < _SERIES_BELOW**2
-    apart = torch.where(small, torch.ones_like(angle), angle)
-    return torch.where(small, series, torch.sin(apart) / apart)
 
 
 class LinearPair(nn.Module):
