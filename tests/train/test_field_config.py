@@ -21,7 +21,9 @@ PHOTO = FitConfig("photo.png", task=TaskKind.IMAGE)
     "config",
     [
         FitConfig("a.png", optimizer="esgd", optimizer_options=EsgdOptions(rate=1 / 3, interval=7), out=Path("runs/x")),
-        FitConfig("a.obj", task=TaskKind.OCCUPANCY, field="wavelet", omega=7.0, scale=3.0, epochs=3, batch=99),
+        FitConfig(
+            "a.obj", task=TaskKind.OCCUPANCY, field="wavelet", omega=7.0, scale=3.0, epochs=3, batch=99, eval_at=(5, 7)
+        ),
         FitConfig("c", optimizer="zoo:lion", optimizer_options=ZooOptions(rate=0.1, settings=("betas=[0.8,0.9]",))),
     ],
 )
@@ -73,6 +75,7 @@ def test_the_task_goes_by_the_target(tmp_path):
         ({"test_every": 1}, "--test-every"),
         ({"threads": -1}, "--threads"),
         ({"eval_every": -1}, "--eval-every"),
+        ({"eval_at": (4, -1)}, "--eval-at must be at least 0, got -1"),
         ({"checkpoint_seconds": float("nan")}, "--checkpoint-seconds"),
         ({"log_every": 0}, "--log-every"),
         ({"field": "gausian"}, "did you mean gaussian"),

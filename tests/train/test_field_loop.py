@@ -121,6 +121,14 @@ def test_a_fit_leaves_its_folder(settings):
     assert isinstance(listener.events[-1], Ended)
 
 
+def test_scores_come_at_the_steps_asked_for_and_change_nothing(settings):
+    plain = fit_field(settings("plain", eval_every=0))
+    scored = fit_field(settings("scored", eval_every=10, eval_at=(1, 7, 20, 999)))
+    steps = [line["step"] for line in lines(scored.folder) if "score_psnr" in line]
+    assert steps == [1, 7, 10, 20, 30]
+    assert scored.after == plain.after
+
+
 def test_a_shape_becomes_a_mesh_in_the_coordinates_of_its_file(settings, tmp_path):
     knot = make_knot(around=8, along=48)
     path = tmp_path / "knot.ply"

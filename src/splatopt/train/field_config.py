@@ -59,6 +59,7 @@ FREE_ON_RESUME = (
     "resolution",
     "score_views",
     "eval_every",
+    "eval_at",
     "checkpoint_seconds",
     "log_every",
 )
@@ -147,6 +148,9 @@ class FitConfig:
     """Score every so many steps; every tenth epoch, for nerf every fifth of the run, when None, 0 for only before
     and after. Unit: steps."""
 
+    eval_at: tuple[int, ...] = ()
+    """Score after these steps as well. Unit: steps."""
+
     checkpoint_seconds: float = 60.0
     """Write a checkpoint at least every so many seconds of training; 0 for only at the end. Unit: seconds."""
 
@@ -178,6 +182,9 @@ class FitConfig:
                 raise InputError(f"{_flag(name)} must be at least {low}, got {value}")
             if value is not None and value > most.get(name, value):
                 raise InputError(f"{_flag(name)} must be at most {most[name]}, got {value}")
+        for step in self.eval_at:
+            if step < 0:
+                raise InputError(f"--eval-at must be at least 0, got {step}")
         Architecture(1, 1, self.width, self.depth)
         find_field(self.field)
         check_constants(self.field, {name: 0 for name in CONSTANTS if getattr(self, name) is not None})
@@ -246,6 +253,7 @@ class FitConfig:
         settings = dict(values)
         try:
             settings["task"] = TaskKind(settings["task"])
+            settings["eval_at"] = tuple(settings.get("eval_at", ()))
             settings["out"] = None if settings.get("out") is None else Path(settings["out"])
             if settings.get("optimizer_options") is not None:
                 options = find_field_optimizer(settings["optimizer"]).entry.options

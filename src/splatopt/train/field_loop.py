@@ -239,7 +239,8 @@ class _Fitter(KeptRun):
 
     def _after_step(self) -> None:
         self.over = self.step >= self.steps
-        scored = is_due(self.step, self._eval_every()) and not self.over
+        due = is_due(self.step, self._eval_every()) or self.step in self.config.eval_at
+        scored = due and not self.over
         if scored or self.over or is_due(self.step, self.config.log_every):
             self._log_line(self._score() if scored else {})
         self.keep(0, self.config.checkpoint_seconds, self.over)
