@@ -107,35 +107,25 @@ def _complain(message: str) -> None:
 
 
 def _parse(options: Any, command: str, words: list[str]) -> Any:
-    """Parse ``words`` into the dataclass ``options``; a mistake in them is bad input, help ends the command."""
+    """Parse ``words`` into the dataclass ``options``."""
     import tyro
 
-    try:
-        return tyro.cli(
-            options,
-            prog=f"splatopt {command}",
-            args=words,
-            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff, tyro.conf.EnumChoicesFromValues),
-        )
-    except SystemExit as end:
-        # tyro has printed help or what is wrong with the words.
-        raise _Parsed(int(end.code or 0)) from None
+    from splatopt.train.parsing import parse_options
 
-
-class _Parsed(Exception):  # noqa: N818 - no error: the parser has said all there is to say
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
+    forms = (tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff, tyro.conf.EnumChoicesFromValues)
+    return parse_options(options, f"splatopt {command}", words, config=forms)
 
 
 def _command(options: Callable[[], Any], run: Callable[[Any], int], name: str) -> Callable[[list[str]], int]:
     """Join the dataclass of a command's options and the function that carries it out."""
 
     def call(words: list[str]) -> int:
+        from splatopt.train.parsing import Answered
+
         try:
             parsed = _parse(options(), name, words)
-        except _Parsed as end:
-            return end.code
+        except Answered:
+            return 0
         return run(parsed)
 
     return call

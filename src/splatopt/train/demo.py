@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import tyro
 from rich.console import Console
 
 from splatopt import __version__
@@ -29,6 +28,7 @@ from splatopt.train.evaluate import PROTOCOL
 from splatopt.train.events import Event, Started
 from splatopt.train.folder import write_json
 from splatopt.train.loop import TrainResult, train
+from splatopt.train.parsing import Answered, parse_options
 from splatopt.train.pictures import run_pictures
 from splatopt.train.program import program
 from splatopt.train.progress import ProgressLine
@@ -217,7 +217,12 @@ def main() -> int:
     """Run the demo from the command line; 2 on bad input, 130 when stopped by hand."""
     console = Console()
     try:
-        _say(run_demo(tyro.cli(DemoOptions, description=DemoOptions.__doc__), console), console)
+        options = parse_options(
+            DemoOptions, "python -m splatopt.train.demo", sys.argv[1:], description=DemoOptions.__doc__
+        )
+        _say(run_demo(options, console), console)
+    except Answered:
+        return 0
     except InputError as error:
         print(f"splatopt: {error}", file=sys.stderr)
         return 2

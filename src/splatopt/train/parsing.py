@@ -1,0 +1,116 @@
+"""Words of a command become its options, and a mistake in them one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from splatopt.core.checks import InputError, nearest_names
+
+_RULE = re.compile(r"[─-]{3,}")
+_OPTION = re.compile(r"^ {4}(\S+)(?: (\S.*)|)$")
+
+
+class Answered(Exception):  # noqa: N818 - no error: the parser has said all there is to say
+    """Help was asked for, and has been printed."""
+
+
+def parse_options(options: Any, program: str, words: Sequence[str], **settings: Any) -> Any:
+    """Return ``words`` as an instance of ``options``.
+
+    Args:
+        options: A dataclass, or what tyro takes for one.
+        program: The command as typed, for help.
+        words: What follows it.
+        settings: Further ones of ``tyro.cli``.
+
+    Raises:
+        InputError: The words are wrong: one sentence of what tyro shows as a box.
+        Answered: Help was asked for.
+    """
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            parsed = tyro.cli(options, prog=program, args=list(words), **settings)
+    except SystemExit as end:
+        if end.code:
+            sentence = _sentence(said.getvalue(), words)
+            raise InputError(f"{sentence}{' See' if sentence.endswith('?') else '; see'} {program} --help") from None
+        raise Answered from None
+    sys.stderr.write(said.getvalue())
+    return parsed
+
+
+def _sentence(box: str, words: Sequence[str]) -> str:
+    """Say in one sentence what tyro's ``box`` says of ``words``."""
+    parts = _parts(box)
+    text = " ".join(" ".join(parts[0]).split())
+    named = [found for line in parts[1] if (found := _OPTION.match(line))] if len(parts) > 1 else []
+    said = text.rstrip(".")
+    if text.startswith("Unrecognized options: "):
+        said = _unknown(text.removeprefix("Unrecognized options: ").split(", "), [found[1] for found in named])
+    elif text.startswith("Missing from "):
+        missing = [found[1] for line in parts[0] if (found := _OPTION.match(line))]
+        said = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
+    elif found := re.match(r"Missing value for argument '([^']+)'", text):
+        said = f"{found[1]} needs a value"
+    elif found := re.match(r"invalid choice '(.*)' for argument '([^']+)'\. Expected one of \((.*)\)", text):
+        choices = re.findall(r"'([^']*)'", found[3])
+        said = f"{found[2]} cannot be {found[1]!r}; {nearest_names(found[1], choices)}"
+    elif found := re.match(r"Error parsing ([^:]+): (.*)", text):
+        # Without the form of an option it is a group of options that was refused, in a sentence of its own.
+        said = f"{found[1]} takes {_in_words(named[0][2])}{_got(found[1], words)}" if named else found[2]
+    return said or "these words cannot be read"
+
+
+def _unknown(unknown: Sequence[str], near: Sequence[str]) -> str:
+    options = [word for word in unknown if word.startswith("-")]
+    if not options:
+        return f"there is no use for {' '.join(unknown)}"
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"there is no option {', '.join(options)}{hint}"
+
+
+def _in_words(form: str) -> str:
+    """Say what ``form`` asks for, such as "{None}|INT" or "[FLOAT [FLOAT ...]]"."""
+    kinds = {"INT": "whole number", "FLOAT": "number", "STR": "word", "PATH": "path"}
+    found = []
+    for choice in form.replace("{", "").replace("}", "").split("|"):
+        names = re.findall(r"[A-Z]{2,}", choice)
+        if not names or any(name not in kinds for name in names):
+            found.append(choice)
+        elif "..." in choice:
+            found.append(f"{kinds[names[0]]}s")
+        else:
+            found.append(f"a {kinds[names[0]]}" if len(names) == 1 else f"{len(names)} {kinds[names[0]]}s")
+    return " or ".join(found)
+
+
+def _parts(box: str) -> list[list[str]]:
+    """Lines of a box between its rules, without borders and title; where borders cannot be printed they are blanks."""
+    lines = [line[2:].removesuffix("│").rstrip() for line in box.splitlines()]
+    parts: list[list[str]] = [[]]
+    for line in lines[1:-1] if box.startswith("╭") else lines[2:]:
+        if _RULE.fullmatch(line):
+            parts.append([])
+        else:
+            parts[-1].append(line)
+    return parts
+
+
+def _got(option: str, words: Sequence[str]) -> str:
+    """Say what ``words`` give an option, where that can be told."""
+    for place, word in enumerate(words):
+        if word.startswith(f"{option}="):
+            return f", got {word.removeprefix(f'{option}=')}"
+        if word == option:
+            rest = list(words[place + 1 :])
+            end = next((index for index, one in enumerate(rest) if one.startswith("--")), len(rest))
+            return f", got {' '.join(rest[:end])}"
+    return ""
