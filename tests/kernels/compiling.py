@@ -1,7 +1,8 @@
 """Compile kernels for a GPU that is not there: to its machine code, without a launch; run as a program of its own.
 
-    python tests/kernels/compiling.py 90            # NVIDIA's compute capability 9.0, every kernel in each of its forms
-    python tests/kernels/compiling.py 70 widest     # the widest form of each kernel of rendering alone
+    python tests/kernels/compiling.py 90 all          # NVIDIA's compute capability 9.0
+    python tests/kernels/compiling.py 70 rendering    # the widest form of each kernel of rendering
+    python tests/kernels/compiling.py 80 launched     # losses, steps and neighbours, in every form that is launched
 
 prints a line for each kernel that was compiled: its name, its registers a thread, the bytes of its stack (spilled
 registers), local and shared memory. The interpreter runs what the compiler refuses (a global that is no constexpr, an
@@ -116,7 +117,7 @@ def compile_only(capability: int) -> None:
 
 
 def launch_all() -> None:
-    """Launch every kernel of losses, steps and neighbours, in each form that differs in more than a few lines."""
+    """Launch every kernel of losses, steps and neighbours once in each of its forms."""
     from splatopt.kernels import adam, block_step, hellinger, loss, neighbours, trust_region
 
     image, target = torch.rand(24, 32, 3), torch.zeros(24, 32, 3, dtype=torch.uint8)
@@ -144,12 +145,12 @@ def launch_all() -> None:
         bounds, cloud, cloud, cloud, cloud, rates=[0.1] * 6, beta1=0.9, beta2=0.999, epsilon=1e-15, step=1
     )
     trust_region.curvature_step(bounds, cloud, cloud, cloud, cloud, decay=0.9, factor=1.0, damping=[0.1] * 6)
-    # The factorisation takes longer to compile than all the rest: once, and all around it in the form that measures.
-    for seen, measure_only in ((torch.ones(rows, dtype=torch.bool), False), (None, True)):
-        block_step.block_step(
-            bounds, cloud, cloud, cloud, torch.rand(10, 105, 16), cloud.sh_rest, seen, cloud.logit_opacities,
-            decay=0.9, correction=1.0, scale=1.0, damping=0.1, factorisations=2, measure_only=measure_only,
-        )  # fmt: skip
+    for seen in (None, torch.ones(rows, dtype=torch.bool)):
+        for measure_only in (False, True):
+            block_step.block_step(
+                bounds, cloud, cloud, cloud, torch.rand(10, 105, 16), cloud.sh_rest, seen, cloud.logit_opacities,
+                decay=0.9, correction=1.0, scale=1.0, damping=0.1, factorisations=2, measure_only=measure_only,
+            )  # fmt: skip
     block_step.fold_blocks(torch.rand(10, 105, 16), torch.rand(rows, 105), cloud.logit_opacities)
     block_step.block_form(torch.rand(rows, 105), cloud)
     for count in (3, 64):
@@ -157,7 +158,8 @@ def launch_all() -> None:
 
 
 if __name__ == "__main__":
-    compile_rendering(int(sys.argv[1]))
-    if sys.argv[2:] != ["widest"]:
+    if sys.argv[2] in ("all", "rendering"):
+        compile_rendering(int(sys.argv[1]))
+    if sys.argv[2] in ("all", "launched"):
         compile_only(int(sys.argv[1]))
         launch_all()
