@@ -205,6 +205,33 @@ def test_export_gives_the_trained_scene(run_folder, tmp_path, capsys):
     assert main(["export", str(run_folder), str(tmp_path / "out.obj")]) == 2
 
 
+def test_what_exists_is_not_overwritten(run_folder, tmp_path, capsys):
+    scene, picture = tmp_path / "mine.ply", tmp_path / "mine" / "orbit-0001.png"
+    picture.parent.mkdir()
+    scene.write_text("mine")
+    picture.write_text("mine")
+    assert main(["export", str(run_folder), str(scene)]) == 2
+    assert "mine.ply exists already; give another path" in capsys.readouterr().err
+    words = ["render", str(run_folder), "--path", "orbit", "--frames", "2", "--out"]
+    assert main([*words, str(picture.parent)]) == 2
+    assert "orbit-0001.png exists already; give another folder with --out" in capsys.readouterr().err
+    (tmp_path / "film.mp4").write_text("mine")
+    assert main([*words, str(tmp_path / "film")]) == 2
+    assert "film.mp4 exists already" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.ply", "mine", "film.mp4"}
+    assert scene.read_text() == picture.read_text() == (tmp_path / "film.mp4").read_text() == "mine"
+
+
+def test_a_shorter_orbit_leaves_no_frames_of_a_longer_one(run_folder, tmp_path):
+    copy = Path(shutil.copytree(run_folder, tmp_path / "copy"))
+    for frames in (4, 2):
+        assert main(["render", str(copy), "--path", "orbit", "--frames", str(frames)]) == 0
+    (copy / "renders" / "orbit" / "orbit-note.png").write_text("mine")
+    assert main(["render", str(copy), "--path", "orbit", "--frames", "2"]) == 0
+    names = {path.name for path in (copy / "renders" / "orbit").iterdir()}
+    assert names == {"orbit-0000.png", "orbit-0001.png", "orbit-note.png"}
+
+
 def test_a_run_without_checkpoints_falls_back_on_its_scene(run_folder, tmp_path):
     copy = Path(shutil.copytree(run_folder, tmp_path / "copy"))
     shutil.rmtree(copy / "checkpoints")
@@ -249,7 +276,7 @@ def test_render_makes_a_video_where_ffmpeg_is(run_folder, tmp_path, monkeypatch,
     assert "-r 24" in (tmp_path / "frames.mp4").read_text()
     assert "video:" in capsys.readouterr().out
     fake.write_text("#!/bin/sh\necho broken codec >&2\nexit 1\n")
-    assert main(words) == 2
+    assert main([*words[:-1], str(tmp_path / "others")]) == 2
     assert "broken codec" in capsys.readouterr().err
 
 

@@ -183,7 +183,7 @@ class RenderRunOptions:
     """Speed of the video. Unit: frames per second."""
 
     out: Path | None = None
-    """Folder of the pictures; renders/<path> in the run's folder when None."""
+    """Folder of the pictures; renders/<path> in the run's folder, whose pictures are replaced, when None."""
 
     renderer: str | None = None
     """What renders: auto, native, reference, triton or gsplat; the run's own when None."""
@@ -200,7 +200,7 @@ class ExportOptions:
     """Folder of the run."""
 
     scene: Path
-    """The file to write."""
+    """The file to write; one that exists is left alone."""
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,7 @@ def _eval(options: EvalOptions) -> int:
 
 def _render(options: RenderRunOptions) -> int:
     from splatopt.train.trajectory import orbit, spiral
-    from splatopt.train.views import video_path, write_video, write_views
+    from splatopt.train.views import check_free, remove_other_frames, video_path, write_video, write_views
 
     if options.fps < 1:
         raise InputError(f"--fps must be at least 1, got {options.fps}")
@@ -264,6 +264,10 @@ def _render(options: RenderRunOptions) -> int:
         case Path3D.TEST:
             cameras = [capture.cameras[view] for view in capture.split.test]
     folder = options.out or run.folder.path / "renders" / options.path.value
+    if options.out:
+        check_free(folder, cameras)
+    else:
+        remove_other_frames(folder, cameras, options.path.value)
     pictures = write_views(folder, objective.cloud, cameras, objective.renderer, objective.options)
     print(f"{len(pictures)} pictures in {folder}")
     if options.path is not Path3D.TEST:
@@ -273,6 +277,8 @@ def _render(options: RenderRunOptions) -> int:
 
 
 def _export(options: ExportOptions) -> int:
+    if options.scene.exists():
+        raise InputError(f"{options.scene} exists already; give another path")
     run = _open(options.run)
     run.export(options.scene)
     print(f"{len(run.cloud):,} Gaussians of step {run.steps} written to {options.scene}")

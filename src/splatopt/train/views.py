@@ -67,6 +67,21 @@ def file_names(cameras: Sequence[Camera]) -> list[str]:
     return names
 
 
+def check_free(folder: Path, cameras: Sequence[Camera]) -> None:
+    """Raise InputError where a picture of ``cameras``, or their video, would replace a file."""
+    for path in (*(folder / name for name in file_names(cameras)), video_path(folder)):
+        if path.exists():
+            raise InputError(f"{path} exists already; give another folder with --out")
+
+
+def remove_other_frames(folder: Path, cameras: Sequence[Camera], path: str) -> None:
+    """Remove what a longer orbit or spiral left in ``folder``, a run's own: numbered frames of none of ``cameras``."""
+    kept = set(file_names(cameras))
+    for file in folder.glob(f"{path}-*.png"):
+        if file.name not in kept and re.fullmatch(rf"{path}-\d{{4,}}\.png", file.name):
+            file.unlink()
+
+
 def video_path(folder: Path) -> Path:
     """Return where the video of the pictures in ``folder`` lies: beside the folder, under its name."""
     named = folder if folder.name not in ("", "..") else folder.resolve()
