@@ -107,6 +107,9 @@ def test_resuming_takes_the_saved_settings_where_none_are_given():
     assert asked.resuming(SAVED) == replace(SAVED, target="here/photo.png", resume=True)
     given = replace(asked, optimizer="esgd", optimizer_options=EsgdOptions())
     assert given.resuming(SAVED).optimizer_options == SAVED.optimizer_options
+    some = replace(SAVED, optimizer_options=EsgdOptions(damping=1e-3, interval=7, rate=0.2))
+    given = replace(asked, optimizer="esgd", optimizer_options=EsgdOptions(interval=7))
+    assert given.resuming(some).optimizer_options == some.optimizer_options
 
 
 def test_resuming_may_change_what_leaves_past_steps_alone():
@@ -129,6 +132,10 @@ def test_resuming_may_change_what_leaves_past_steps_alone():
         (
             {"optimizer": "esgd", "optimizer_options": EsgdOptions(damping=0.5)},
             "--esgd.damping 0.001, and cannot go on with 0.5",
+        ),
+        (
+            {"optimizer_options": FieldAdamOptions(rate=0.5)},
+            "options of 'adam' are given, and the run in run does not use it",
         ),
     ],
 )

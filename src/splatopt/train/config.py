@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,9 +12,10 @@ import tyro
 
 from splatopt.core.checks import InputError, nearest_names
 from splatopt.core.devices import check_device_name
-from splatopt.core.optimizer import find_optimizer
+from splatopt.core.optimizer import find_optimizer, option_prefix
 from splatopt.raster.constants import SSIM_WEIGHT
 from splatopt.raster.types import Footprint, RenderOptions
+from splatopt.train.resuming import check_options, flag, resumed_settings
 from splatopt.train.sampler import ViewChoice
 from splatopt.train.stages import Stage, parse_stages
 
@@ -202,18 +203,18 @@ class TrainConfig:
         }
         for name, least in at_least.items():
             if not least <= getattr(self, name) < float("inf"):
-                raise InputError(f"{_flag(name)} must be at least {least}, got {getattr(self, name)}")
+                raise InputError(f"{flag(name)} must be at least {least}, got {getattr(self, name)}")
         at_most = {"seed": 2**63 - 1, "threads": _MOST_THREADS}
         for name, most in at_most.items():
             if getattr(self, name) > most:
-                raise InputError(f"{_flag(name)} must be at most {most}, got {getattr(self, name)}")
+                raise InputError(f"{flag(name)} must be at most {most}, got {getattr(self, name)}")
         for name in ("max_side", "horizon"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise InputError(f"{_flag(name)} must be at least 1, got {getattr(self, name)}")
+                raise InputError(f"{flag(name)} must be at least 1, got {getattr(self, name)}")
         for name in ("eval_at", "eval_at_seconds"):
             for value in getattr(self, name):
                 if not 0 <= value < float("inf"):
-                    raise InputError(f"{_flag(name)} must be at least 0, got {value}")
+                    raise InputError(f"{flag(name)} must be at least 0, got {value}")
         if self.average and "learned" in self.optimizers:
             raise InputError("the optimizer learned leaves an average of its iterates already; leave --average out")
         if not 0 <= self.ssim_weight <= 1:
@@ -359,17 +360,8 @@ class TrainConfig:
         Raises:
             InputError: A setting that shaped the steps already taken was given another value.
         """
-        chosen: dict[str, Any] = {}
-        for item in fields(self):
-            if item.name == "optimizer_options":
-                continue
-            given, kept, default = getattr(self, item.name), getattr(saved, item.name), _default(item.name)
-            if item.name in ("capture", "out", "resume") or (given not in (default, kept) and _is_free(item.name)):
-                chosen[item.name] = given
-            elif given in (default, kept):
-                chosen[item.name] = kept
-            else:
-                raise _another_past(saved, _flag(item.name), kept, given)
+        own = ("capture", "out", "resume")
+        chosen = resumed_settings(self, saved, own, FREE_ON_RESUME, apart=("optimizer_options",))
         if self.stages is not None:
             chosen |= {"steps": self.steps, "optimizer": self.optimizer}
         resumed = TrainConfig(**chosen)
@@ -380,37 +372,10 @@ class TrainConfig:
         """Return the options to resume ``saved`` with: its own, and for stages that are new those that were given."""
         given, kept = self.options_by_name, saved.options_by_name
         for name, options in given.items():
-            default = type(options)()
-            for item in fields(options):
-                now, before = getattr(options, item.name), getattr(kept.get(name, options), item.name)
-                if now not in (getattr(default, item.name), before):
-                    raise _another_past(saved, f"--{name}.{item.name.replace('_', '-')}", before, now)
-            if name not in optimizers and options != default:
+            check_options(saved, option_prefix(name), options, kept.get(name, options))
+            if name not in optimizers and options != type(options)():
                 raise InputError(f"options of {name!r} are given, and the run in {saved.out} does not use it")
         return {name: kept.get(name, given.get(name)) or find_optimizer(name).options() for name in optimizers}
-
-
-def _another_past(saved: TrainConfig, what: str, kept: Any, given: Any) -> InputError:
-    """The refusal of a setting that shaped the steps already taken."""
-    return InputError(
-        f"the run in {saved.out} was started with {what} {kept}, and cannot go on with {given}; "
-        f"leave the option out, or start a new run with another --out"
-    )
-
-
-def _is_free(name: str) -> bool:
-    return name in FREE_ON_RESUME
-
-
-def _default(name: str) -> Any:
-    """Default of a field; None where it has none."""
-    default = next(item.default for item in fields(TrainConfig) if item.name == name)
-    return None if default is MISSING else default
-
-
-def _flag(name: str) -> str:
-    """How a field is spelt on the command line."""
-    return "--" + name.replace("_", "-")
 
 
 def _plain(value: Any) -> Any:

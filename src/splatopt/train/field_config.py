@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +15,7 @@ from splatopt.core.optimizer import option_prefix
 from splatopt.fields.networks import Architecture
 from splatopt.fields.registry import check_constants, find_field
 from splatopt.optim.field_optimizers import field_options, find_field_optimizer
+from splatopt.train.resuming import check_options, flag, resumed_settings
 
 
 class TaskKind(Enum):
@@ -179,9 +180,9 @@ class FitConfig:
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and not low <= value < float("inf"):
-                raise InputError(f"{_flag(name)} must be at least {low}, got {value}")
+                raise InputError(f"{flag(name)} must be at least {low}, got {value}")
             if value is not None and value > most.get(name, value):
-                raise InputError(f"{_flag(name)} must be at most {most[name]}, got {value}")
+                raise InputError(f"{flag(name)} must be at most {most[name]}, got {value}")
         for step in self.eval_at:
             if step < 0:
                 raise InputError(f"--eval-at must be at least 0, got {step}")
@@ -191,7 +192,7 @@ class FitConfig:
         for name in CONSTANTS:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
-                raise InputError(f"{_flag(name)} must be a positive number, got {value}")
+                raise InputError(f"{flag(name)} must be a positive number, got {value}")
         field_options(self.optimizer, self.field, self.optimizer_options)
         if find_field_optimizer(self.optimizer).full_batch and self.batch is not None:
             raise InputError(
@@ -272,23 +273,14 @@ class FitConfig:
         Raises:
             InputError: A setting that shaped the steps already taken was given another value.
         """
-        chosen = {}
-        for item in fields(self):
-            given, kept = getattr(self, item.name), getattr(saved, item.name)
-            default = None if item.default is MISSING else item.default
-            if item.name == "optimizer_options" and given is not None:
-                default, given = type(given)(), field_options(self.optimizer, self.field, given)
-                given = default if given == field_options(self.optimizer, self.field, default) else given
-            if item.name in ("target", "out", "resume") or (given != default and item.name in FREE_ON_RESUME):
-                chosen[item.name] = given
-            elif given in (default, kept):
-                chosen[item.name] = kept
-            else:
-                what, kept, given = _first_difference(item.name, kept, given, saved.optimizer)
-                raise InputError(
-                    f"the run in {saved.out} was started with {what} {kept}, and cannot go on with {given}; "
-                    f"leave the option out, or start a new run with another --out"
-                )
+        own = ("target", "out", "resume")
+        chosen = resumed_settings(self, saved, own, FREE_ON_RESUME, apart=("optimizer_options",))
+        given, kept = self.optimizer_options, saved.optimizer_options
+        if given is not None and type(given) is type(kept):
+            check_options(saved, option_prefix(saved.optimizer), given, kept)
+        elif given is not None and given != type(given)():
+            raise InputError(f"options of {self.optimizer!r} are given, and the run in {saved.out} does not use it")
+        chosen["optimizer_options"] = kept
         if self.epochs is not None and self.steps is None:
             chosen["steps"] = None
         return FitConfig(**chosen)
@@ -301,22 +293,3 @@ def guess_task(target: Path) -> TaskKind:
     if target.is_dir():
         return TaskKind.NERF
     return TaskKind.OCCUPANCY if is_mesh_name(target) else TaskKind.IMAGE
-
-
-def _first_difference(name: str, kept: Any, given: Any, optimizer: str) -> tuple[str, Any, Any]:
-    """The flag that differs, and both its values; of an optimizer's options, the first that does."""
-    if name == "optimizer_options" and type(kept) is type(given):
-        for item in fields(kept):
-            before, now = getattr(kept, item.name), getattr(given, item.name)
-            if before != now:
-                return f"--{option_prefix(optimizer)}.{item.name.replace('_', '-')}", before, now
-    return (
-        _flag(name),
-        kept.value if isinstance(kept, Enum) else kept,
-        given.value if isinstance(given, Enum) else given,
-    )
-
-
-def _flag(name: str) -> str:
-    """How a field is spelt on the command line."""
-    return "--" + name.replace("_", "-")

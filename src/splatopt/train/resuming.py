@@ -1,0 +1,69 @@
+"""What a run is resumed with: settings that shaped the steps already taken stay, the others may be given anew."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import MISSING, fields
+from enum import Enum
+from typing import Any
+
+from splatopt.core.checks import InputError
+
+
+def resumed_settings(
+    asked: Any, saved: Any, own: Collection[str], free: Collection[str], apart: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return the settings to resume ``saved`` with, by name.
+
+    Args:
+        asked: What was given, a dataclass; what is at its default was not.
+        saved: What the run was started with, another of its kind.
+        own: Taken as asked in any case.
+        free: May be given another value.
+        apart: Left out.
+
+    Raises:
+        InputError: Another setting was given another value.
+    """
+    chosen = {}
+    for item in fields(asked):
+        if item.name in apart:
+            continue
+        given, kept = getattr(asked, item.name), getattr(saved, item.name)
+        default = None if item.default is MISSING else item.default
+        if item.name in own or (given not in (default, kept) and item.name in free):
+            chosen[item.name] = given
+        elif given in (default, kept):
+            chosen[item.name] = kept
+        else:
+            raise _another_past(saved, flag(item.name), kept, given)
+    return chosen
+
+
+def check_options(saved: Any, prefix: str, given: Any, kept: Any) -> None:
+    """Raise InputError where an option of an optimizer was given another value than it had.
+
+    Args:
+        saved: What the run was started with.
+        prefix: The word before the options on the command line.
+        given: The optimizer's options as asked; what is at its default was not given.
+        kept: Those it was started with.
+    """
+    default = type(given)()
+    for item in fields(given):
+        now, before = getattr(given, item.name), getattr(kept, item.name)
+        if now not in (getattr(default, item.name), before):
+            raise _another_past(saved, f"--{prefix}.{item.name.replace('_', '-')}", before, now)
+
+
+def flag(name: str) -> str:
+    """Return how a setting is spelt on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def _another_past(saved: Any, what: str, kept: Any, given: Any) -> InputError:
+    kept, given = (value.value if isinstance(value, Enum) else value for value in (kept, given))
+    return InputError(
+        f"the run in {saved.out} was started with {what} {kept}, and cannot go on with {given}; "
+        f"leave the option out, or start a new run with another --out"
+    )
