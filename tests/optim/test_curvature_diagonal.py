@@ -171,6 +171,21 @@ def test_steps_are_the_formula_with_bias_corrected_by_the_number_of_refreshes(ki
     assert optimizer.param_groups[0]["refreshes"] == (12 if every else 5), "steps 1 to 3, 5 and 10"
 
 
+def test_a_row_without_curvature_steps_no_further_than_the_floor_lets_it():
+    """Of p, H = diag(2, 2, 0) at first, as a unit that is idle; then the third row gets a gradient."""
+    steps = {}
+    for floor in (0.0, 0.5):
+        p = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+        optimizer = ESGD([p], lr=0.1, warmup=1, floor=floor)
+        optimizer.step(lambda p=p: p[:2].square().sum())
+        before = p.detach().clone()
+        optimizer.step(lambda p=p: p[:2].square().sum() + p[2])
+        steps[floor] = (before - p.detach())[2].item()
+    mean = 0.1 / (1 - 0.9**2)
+    assert steps[0.0] == pytest.approx(0.1 * mean / 1e-4)
+    assert steps[0.5] == pytest.approx(0.1 * mean / (0.5 * (8 / 3) ** 0.5 + 1e-4))
+
+
 def test_the_gradient_is_left_where_torch_puts_it():
     fixed = Fixed()
     expected = fixed.hessian @ fixed.flat().detach()
@@ -227,6 +242,8 @@ def test_a_parameter_the_loss_is_linear_in_has_no_curvature_and_is_moved_by_damp
         ({"warmup": 0}, "warmup"),
         ({"interval": 0}, "interval"),
         ({"first_probes": 0}, "first_probes"),
+        ({"floor": -0.1}, "floor"),
+        ({"floor": 1.0}, "floor"),
     ],
 )
 def test_nonsense_is_refused(settings, said):

@@ -129,7 +129,7 @@ def test_every_option_matters(name):
         return torch.cat([value.reshape(-1) for value in objective.parameters.values()])
 
     plain = end(usual)
-    others = {"history": 2, "interval": 7, "warmup": 3, "first_probes": 2, "clip": 1e-5}
+    others = {"history": 2, "interval": 7, "warmup": 3, "first_probes": 2, "clip": 1e-5, "floor": 0.5}
     for field in kind.__dataclass_fields__:
         value = getattr(usual, field)
         changed = others.get(field, value * 0.5)
@@ -152,6 +152,16 @@ def test_rates_are_those_of_the_field():
     assert field_options("esgd", "relu").rate == 0.1
     assert field_options("adam", "relu", FieldAdamOptions(rate=0.5)).rate == 0.5
     assert field_options("zoo:lion", "sine").rate is None
+
+
+def test_the_floor_is_for_fields_whose_hessian_has_empty_rows():
+    for name in ("esgd", "esgd-max", "adahessian-e"):
+        assert [field_options(name, field).floor for field in ("sine", "relu", "relu-pe")] == [0.0, 0.1, 0.1]
+    assert field_options("adahessian-j", "relu").floor == 0.0
+    assert field_options("esgd", "relu", EsgdOptions(floor=0.0)).floor == 0.0
+    settings = {"rate": 0.1, "floor": 0.25}
+    optimizer = FIELD_OPTIMIZERS["esgd"].entry.optimizer(task(), EsgdOptions(**settings))
+    assert optimizer.torch.floor == 0.25
 
 
 def test_names_and_options_that_do_not_fit_are_refused():

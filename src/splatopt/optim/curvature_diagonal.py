@@ -37,7 +37,8 @@ class CurvatureDiagonal(torch.optim.Optimizer):
     """θ ← θ - rate · m̂ / (|D| + damping), with m̂ the bias-corrected mean of gradients and D from Hessian probes.
 
     A refresh takes Hv on the step's own minibatch and graph, by differentiating twice. Steps 1 to ``warmup``
-    refresh, then every ``interval``-th does. The first refresh averages over ``first_probes`` probes.
+    refresh, then every ``interval``-th does. The first refresh averages over ``first_probes`` probes. With a ``floor``,
+    |D| is nowhere below that part of its tensor's root mean square.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class CurvatureDiagonal(torch.optim.Optimizer):
         warmup: int = 50,
         interval: int = 100,
         first_probes: int = 1,
+        floor: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> None:
         """Start with empty means.
@@ -62,6 +64,8 @@ class CurvatureDiagonal(torch.optim.Optimizer):
             warmup: First steps that all refresh, at least 1.
             interval: Steps between refreshes later.
             first_probes: Probes of the first refresh.
+            floor: Least |D| in parts of the root mean square of its tensor's. Rows of H that are zero by chance, as an
+                idle unit's, would else step by rate · m̂ / damping on the day that they are not.
             generator: Source of the probes; one with seed 0 when None.
 
         Raises:
@@ -71,11 +75,12 @@ class CurvatureDiagonal(torch.optim.Optimizer):
         check_positive("damping", damping)
         check_fraction("betas[0]", betas[0])
         check_fraction("betas[1]", betas[1])
+        check_fraction("floor", floor)
         for name, count in (("warmup", warmup), ("interval", interval), ("first_probes", first_probes)):
             if count < 1:
                 raise ValueError(f"{name} must be at least 1, got {count}")
         self.generator = generator or torch.Generator().manual_seed(0)
-        self.warmup, self.interval, self.first_probes = warmup, interval, first_probes
+        self.warmup, self.interval, self.first_probes, self.floor = warmup, interval, first_probes, floor
         defaults = {"lr": lr, "beta1": betas[0], "beta2": betas[1], "damping": damping, "steps": 0, "refreshes": 0}
         super().__init__(params, defaults)
 
@@ -146,7 +151,10 @@ class CurvatureDiagonal(torch.optim.Optimizer):
             for param in group["params"]:
                 state = self.state[param]
                 self.refresh(state["diagonal"], probes[position], products[position], group["beta2"])
-                state["inverse"] = self.scale(state["diagonal"], group).add_(group["damping"]).reciprocal_()
+                scale = self.scale(state["diagonal"], group)
+                if self.floor:
+                    scale.clamp_(min=self.floor * scale.square().mean().sqrt())
+                state["inverse"] = scale.add_(group["damping"]).reciprocal_()
                 position += 1
 
     def _descend(self) -> None:

@@ -27,19 +27,21 @@ _BOTH = frozenset({Oracle.GRADIENT, Oracle.HVP})
 class _Checked:
     """Checks an options' dataclass by its fields' names: decays are fractions, counts whole, the rest positive."""
 
-    _decays = ("beta1", "beta2", "momentum", "decay", "rate_decay")
+    _decays = ("beta1", "beta2", "momentum", "decay", "rate_decay", "floor")
     _counts = ("warmup", "interval", "first_probes", "history")
 
     def __post_init__(self) -> None:
         """Refuse what cannot descend."""
         for item in fields(self):  # type: ignore[arg-type]
             value = getattr(self, item.name)
+            if value is None:
+                continue
             if item.name in self._decays:
                 check_fraction(item.name, value)
             elif item.name in self._counts:
                 if value < 1:
                     raise InputError(f"{item.name} must be at least 1, got {value}")
-            elif value is not None:
+            else:
                 check_positive(item.name, value)
 
 
@@ -97,6 +99,10 @@ class EsgdOptions(_Checked):
     """Probes of the first refresh. Unit: probes. Source: measured, docs/fields.md: with one, sine starts badly
     for some seeds."""
 
+    floor: float | None = None
+    """Least of the diagonal, in parts of its tensor's root mean square; when None, 0.1 for relu and relu-pe, whose
+    Hessian has rows that are zero by chance, and 0 for the others. Unit: fraction. Source: measured, docs/fields.md."""
+
 
 @dataclass(frozen=True)
 class EsgdMaxOptions(EsgdOptions):
@@ -124,6 +130,10 @@ class AdaHessianOptions(_Checked):
 
     first_probes: int = 10
     """Probes of the first step. Unit: probes. Source: measured, docs/fields.md."""
+
+    floor: float | None = None
+    """Least of the diagonal, in parts of its tensor's root mean square; when None, 0.1 for adahessian-e on relu
+    and relu-pe, and 0 otherwise. Unit: fraction. Source: measured, docs/fields.md."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +194,7 @@ def _curvature(optimizer: type[CurvatureDiagonal], *names: str) -> type[TorchOpt
     """Bridge one of the Hessian diagonals, passing on the options ``names``."""
 
     def make(groups: list[dict[str, Any]], options: Any, generator: torch.Generator | None) -> CurvatureDiagonal:
-        settings = {name: getattr(options, name) for name in ("damping", "first_probes", *names)}
+        settings = {name: getattr(options, name) for name in ("damping", "first_probes", "floor", *names)}
         return optimizer(groups, options.rate, betas=(options.beta1, options.beta2), generator=generator, **settings)
 
     return bridge(make, Feed.GRAPH, _BOTH)
@@ -258,27 +268,36 @@ class FieldEntry:
         rate: Rate for the fields with smooth activations; None where the optimizer knows its own.
         relu_rate: Rate for ReLU, bare or with positional encoding.
         full_batch: Whether it needs one batch of everything.
+        relu_floor: Least of its diagonal for ReLU.
     """
 
     entry: Entry
     rate: float | None
     relu_rate: float | None
     full_batch: bool = False
+    relu_floor: float = 0.0
 
 
 FIELD_OPTIMIZERS: dict[str, FieldEntry] = {
     "sgd": FieldEntry(Entry(bridge(_sgd), SgdOptions, "SGD with momentum"), 1e-3, 1e-1),
     "adam": FieldEntry(Entry(bridge(_adam), FieldAdamOptions, "Adam"), 1e-4, 1e-3),
     "esgd": FieldEntry(
-        Entry(_curvature(ESGD, "warmup", "interval"), EsgdOptions, "equilibrated SGD"), rate=0.15, relu_rate=0.1
+        Entry(_curvature(ESGD, "warmup", "interval"), EsgdOptions, "equilibrated SGD"),
+        rate=0.15,
+        relu_rate=0.1,
+        relu_floor=0.1,
     ),
     "esgd-max": FieldEntry(
         Entry(_curvature(ESGDMax, "warmup", "interval", "rate_decay"), EsgdMaxOptions, "ESGD with a decaying maximum"),
         rate=0.15,
         relu_rate=0.1,
+        relu_floor=0.1,
     ),
     "adahessian-e": FieldEntry(
-        Entry(_curvature(AdaHessianE), AdaHessianOptions, "AdaHessian as its code has it: equilibrated"), 0.15, 0.1
+        Entry(_curvature(AdaHessianE), AdaHessianOptions, "AdaHessian as its code has it: equilibrated"),
+        rate=0.15,
+        relu_rate=0.1,
+        relu_floor=0.1,
     ),
     "adahessian-j": FieldEntry(
         Entry(_curvature(AdaHessianJ), AdaHessianOptions, "AdaHessian as it is described: Jacobi's diagonal"),
@@ -305,7 +324,7 @@ def find_field_optimizer(name: str) -> FieldEntry:
 
 
 def field_options(name: str, field: str, options: Any = None) -> Any:
-    """Return ``options`` with the rate filled in that suits the field; the defaults where they are None.
+    """Return ``options`` with rate and floor filled in that suit the field; the defaults where they are None.
 
     Args:
         name: The optimizer.
@@ -320,9 +339,12 @@ def field_options(name: str, field: str, options: Any = None) -> Any:
     chosen = kind() if options is None else options
     if not isinstance(chosen, kind):
         raise InputError(f"the options of optimizer {name!r} must be a {kind.__name__}, got a {type(chosen).__name__}")
-    if chosen.rate is not None:
-        return chosen
-    return replace(chosen, rate=found.relu_rate if field.startswith("relu") else found.rate)
+    piecewise = field.startswith("relu")
+    if chosen.rate is None:
+        chosen = replace(chosen, rate=found.relu_rate if piecewise else found.rate)
+    if getattr(chosen, "floor", 0.0) is None:
+        chosen = replace(chosen, floor=found.relu_floor if piecewise else 0.0)
+    return chosen
 
 
 def make_field_optimizer(
