@@ -112,8 +112,9 @@ def run_cell(cell: Cell, base: FitConfig, out: Path) -> None:
 def compare(target: str, base: FitConfig, arguments: argparse.Namespace) -> None:
     """Sweep Adam's rate on the first seed, then run Adam at its best and the others on every seed.
 
-    The best rate is that of the highest mean score along the sweep: the last score alone may stand on a swing. Where
-    a sweep is shorter than a run (``--sweep-epochs``), the run of the best rate goes on from there.
+    The best rate is that of the highest mean score over the last quarter of the sweep: the last score alone may stand
+    on a swing, and a mean over all would prefer haste. Where a sweep is shorter than a run (``--sweep-epochs``), the
+    run of the best rate goes on from there.
     """
     short = replace(base, epochs=arguments.sweep_epochs) if arguments.sweep_epochs else base
     for field in arguments.fields:
@@ -121,7 +122,7 @@ def compare(target: str, base: FitConfig, arguments: argparse.Namespace) -> None
         for rate in arguments.adam_rates:
             cell = Cell(target, field, "adam", rate, arguments.seeds[0])
             run_cell(cell, short, arguments.out)
-            swept[rate] = read_curve(arguments.out / cell.name).mean_until(arguments.sweep_epochs)
+            swept[rate] = read_curve(arguments.out / cell.name).late_mean(arguments.sweep_epochs)
         best = max(swept, key=lambda rate: swept[rate])
         for seed in arguments.seeds:
             run_cell(Cell(target, field, "adam", best, seed), base, arguments.out)
@@ -248,11 +249,11 @@ class Curve:
     seconds: tuple[float, ...]
     values: tuple[float, ...]
 
-    def mean_until(self, epoch: float | None) -> float:
-        """Return the mean of the scores along the run, as far as ``epoch`` where one is given."""
-        return statistics.mean(
-            value for place, value in zip(self.epochs, self.values, strict=True) if epoch is None or place <= epoch
-        )
+    def late_mean(self, until: float | None = None) -> float:
+        """Return the mean of the scores in the last quarter of the run, or of its first ``until`` epochs."""
+        until = self.epochs[-1] if until is None else until
+        placed = zip(self.epochs, self.values, strict=True)
+        return statistics.mean(value for place, value in placed if 0.75 * until <= place <= until)
 
     def at(self, epoch: float) -> float | None:
         """Return the score after ``epoch`` epochs; None where the run was shorter."""

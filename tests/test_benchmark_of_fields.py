@@ -55,8 +55,11 @@ def test_the_table_has_the_whole_sweep_and_names_how_many_seeds_came_there():
     assert "| photo | sine | esgd | 0.15 | 2 | – | – | – | 37.00 ± 1.41 | 1 ± 0, 2 ± 0 s |" in curved
 
 
-def test_the_mean_along_the_run_tells_a_swing_from_a_good_rate():
-    assert curve([30.0, 50.0, 20.0]).mean > curve([20.0, 22.0, 24.0]).mean
+def test_the_late_mean_tells_a_swing_and_haste_from_a_good_rate():
+    good, swing, haste = [10.0, 20.0, 26.0, 27.0], [20.0, 22.0, 24.0, 20.0], [25.0, 25.0, 25.0, 25.0]
+    assert curve(good).late_mean() == pytest.approx(26.5)
+    assert curve(good).late_mean() > max(curve(swing).late_mean(), curve(haste).late_mean())
+    assert curve(good).late_mean(2) == 20.0 < curve(haste).late_mean(2)
 
 
 def test_what_is_finished_is_not_done_again(tmp_path, monkeypatch, capsys):
