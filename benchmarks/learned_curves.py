@@ -62,7 +62,7 @@ def curve(
     contender: Contender, scene: str, renderer: Renderer, at: list[int], sparse: float, seed: int, threads: int
 ) -> list[float]:
     """Held-out PSNR after each number of steps, dB; NaN where the numbers broke down."""
-    shares = PracticeOptions(sparse=sparse, random_start=0.0, fewest_points=0.5, view_batches=(8,), targets=8)
+    shares = PracticeOptions.plain(sparse, targets=8)
     generator = torch.Generator().manual_seed(seed)
     practice = draw_practice(scene, renderer, shares, generator)
     optimizer = contender.make(practice)

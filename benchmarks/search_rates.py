@@ -45,7 +45,7 @@ def score(options: SweptOptions, folders: list[str], renderer: Renderer, at: lis
     sums = [0.0] * len(at)
     for number, folder in enumerate(folders):
         generator = torch.Generator().manual_seed(number)
-        shares = PracticeOptions(sparse=0.0, random_start=0.0, fewest_points=0.5, view_batches=(8,))
+        shares = PracticeOptions.plain()
         practice = draw_practice(folder, renderer, shares, generator)
         optimizer = Adam(practice.objective, options)
         optimizer.threads = threads

@@ -13,7 +13,7 @@ namespace splatopt {
 constexpr int kGroup = 32;            // rows that pass through the network together
 constexpr int kTileOutputs = 8;       // outputs of a layer that are made together
 constexpr int kOwn = 14;              // numbers of a Gaussian but for the colour's higher bands
-constexpr int kRowFeatures = 69;      // see meta/features.py
+constexpr int kRowFeatures = 83;      // see meta/features.py
 constexpr int kDirections = 13, kSizes = 7;
 constexpr int kPowers = 11;           // mean squares of normalised gradients: six groups, and five slow ones
 
@@ -21,7 +21,7 @@ constexpr int kPowers = 11;           // mean squares of normalised gradients: s
 enum RowSum { kPowerSums = 0, kSizeSums = kPowers, kLogScaleSum = kSizeSums + 6, kPositionSums, kSquareSum = kPositionSums + 3, kRowSums };
 
 // Where a row's numbers lie in its group's inputs, beside the features and the latent state.
-enum InputPlace { kShapePlace = 56, kAgePlace = kRowFeatures - 3 };
+enum InputPlace { kShapePlace = 69, kAgePlace = kRowFeatures - 3 };
 
 // Static, as all functions here: an inline one that was compiled with AVX-512 switches could be the copy that the linker
 // keeps for machines without it.

@@ -242,14 +242,18 @@ inline void observe_lanes(const LearnedRun& run, int64_t group, int lane, LaneSu
     save_squashed(m, a, out);
     save_squashed(s, a, out + kDirections * kGroup);
     save_squashed(g, a, out + 2 * kDirections * kGroup);
-    float* at = out + 3 * kDirections * kGroup;
+    float* at = out + 4 * kDirections * kGroup;
     Vec powers[kPowers], sizes[6];
     for (int i = 0; i < 5; ++i) {
         const int start = kOwnStart[i], count = kOwnStart[i + 1] - start;
         powers[i] = mean_square(m.v + start, count);
         powers[6 + i] = mean_square(s.v + start, count);
         sizes[i] = mean_square(v.v + start, count);
+        // g is divided by its entries' own roots here: back, and by the group's.
+        const Vec whole = one / sqrt(max(Vec(1e-30f), sizes[i]));
+        for (int c = start; c < start + count; ++c) g.v[c] = g.v[c] * v.v[c] * whole;
     }
+    save_squashed(g, a, out + 3 * kDirections * kGroup);
     powers[5] = Vec::load(rest.power) * share;
     sizes[5] = Vec::load(rest.size) * share;
     for (int i = 0; i < kPowers; ++i, at += kGroup) {
@@ -269,7 +273,12 @@ inline void observe_lanes(const LearnedRun& run, int64_t group, int lane, LaneSu
     for (int c = 0; c < 3; ++c) bounded(values.v[kColor + c], -3.0f, 3.0f).store(at += kGroup);
     const Vec bands = sqrt(Vec::load(rest.values) * share + Vec(1e-30f));
     (min(Vec(2.0f), bands) * Vec(4.0f)).store(at += kGroup);
-    (three * Vec(1.0f / 3.0f)).store(at += kGroup);
+    const Vec mean_log_scale = three * Vec(1.0f / 3.0f);
+    mean_log_scale.store(at += kGroup);
+    Vec fallen;
+    load_rows<1>(run.fallen, lanes, &fallen);
+    const Vec pace = logarithm(fallen * Vec(rule.rates[0])) - mean_log_scale;
+    (bounded(pace, -6.0f, 6.0f) * Vec(0.5f)).store(at + 2 * kGroup);
     at = out + kAgePlace * kGroup;
     constexpr float kAges[] = {10.0f, 100.0f, 1000.0f};
     for (const float scale : kAges) {

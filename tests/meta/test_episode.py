@@ -104,13 +104,16 @@ def test_an_episode_moves_the_cloud_and_leaves_no_graph(scenes, network):
     before = {name: value.clone() for name, value in situation.practice.objective.parameters.items()}
     result = run_episode(network, InnerRates(), situation, 6, LossOptions(), torch.Generator().manual_seed(0))
     assert result is not None
-    assert len(result.target_loss) == 2  # the last third
+    assert len(result.target_loss) == 6, "a new scene is looked at after every step"
     assert situation.state.steps == 6
     assert not situation.state.latent.requires_grad
     for name, value in situation.practice.objective.parameters.items():
         assert not value.requires_grad
         assert not torch.equal(value, before[name]) or name == "sh_rest"
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
+    later = run_episode(network, InnerRates(), situation, 6, LossOptions(), torch.Generator().manual_seed(0))
+    assert later is not None
+    assert len(later.target_loss) == 2, "and later on in the last third"
 
 
 def test_an_episode_takes_the_steps_of_a_rollout(scenes, network):

@@ -59,7 +59,7 @@ def in_torch(network, run: Run, gradient, loss, seen) -> None:
     dtype = run.parameters["means"].dtype
     gradient = {name: value.float().to(dtype) for name, value in gradient.items()}
     run.state.observe(gradient, loss, seen, RATES)
-    inputs = build_inputs(run.parameters, gradient, run.state, RATES, seen)
+    inputs = build_inputs(run.parameters, gradient, run.state, RATES, SCALE, seen)
     clock = CLOCK if network.options.clock else None
     step = learned_step(network, inputs, run.state, RATES, SCALE, run.near, clock).mended()
     run.state.latent = step.latent
@@ -221,7 +221,7 @@ def test_rows_whose_numbers_overflow_step_as_adam_and_others_as_the_network(monk
     network = stirred(LearnedNetwork(options), size=0.1)
     with torch.no_grad():
         network.scale[2].weight.fill_(3e38)
-        network.scale[0].bias.sub_(1)
+        network.scale[0].bias.sub_(0.5)
     sequence = random_sequence(200, 1)
     made = start(sequence, network)
     made.state.latent.fill_(0.1)

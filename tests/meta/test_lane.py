@@ -105,7 +105,7 @@ def test_a_fixed_horizon_goes_through_whole_runs(scenes):
 def test_practice_mixes_dense_and_sparse_views_points_and_starts(scenes):
     generator = torch.Generator().manual_seed(0)
     renderer = make_renderer("auto", 1)
-    shares = PracticeOptions(sparse=0.5, random_start=0.5, targets=2)
+    shares = PracticeOptions(sparse=0.5, random_start=0.5, targets=2, turned=0.0)
     drawn = [draw_practice(scenes[0], renderer, shares, generator) for _ in range(30)]
     views = len(kept_capture(scenes[0]).cameras)
     for practice in drawn:

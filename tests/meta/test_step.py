@@ -27,7 +27,7 @@ def follow(network, sequence, length_scale=2.0, clock=None):
     for gradient, loss, seen in zip(sequence.gradients, sequence.losses, sequence.seen, strict=True):
         state.observe(gradient, loss, seen, RATES)
         near = nearest_others(parameters["means"], network.options.neighbours)
-        inputs = build_inputs(parameters, gradient, state, RATES, seen)
+        inputs = build_inputs(parameters, gradient, state, RATES, length_scale, seen)
         step = learned_step(network, inputs, state, RATES, length_scale, near, clock)
         state.latent = step.latent
         parameters = {name: value + step.changes[name] for name, value in parameters.items()}
@@ -226,13 +226,13 @@ def test_inputs_have_the_documented_numbers_and_no_unit():
     state = begin(sequence.parameters, LearnedNetwork(SMALL))
     seen = torch.ones(10, dtype=torch.bool)
     state.observe(sequence.gradients[0], 0.1, seen, RATES)
-    inputs = build_inputs(sequence.parameters, sequence.gradients[0], state, RATES, seen)
+    inputs = build_inputs(sequence.parameters, sequence.gradients[0], state, RATES, 1.0, seen)
     assert inputs.rows.shape == (10, ROW_FEATURES)
     assert inputs.scene.shape == (SCENE_FEATURES,)
     larger = begin(sequence.parameters, LearnedNetwork(SMALL))
     scaled = {name: 1e3 * value for name, value in sequence.gradients[0].items()}
     larger.observe(scaled, 0.1, seen, RATES)
-    torch.testing.assert_close(build_inputs(sequence.parameters, scaled, larger, RATES, seen).rows, inputs.rows)
+    torch.testing.assert_close(build_inputs(sequence.parameters, scaled, larger, RATES, 1.0, seen).rows, inputs.rows)
 
 
 @pytest.mark.parametrize("count", [1, 4])

@@ -10,7 +10,7 @@ Source: Pearl et al. 2026, "Learn2Splat" (20 states, the oldest leaves); the cla
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from splatopt.meta.episode import Situation
 from splatopt.meta.inner import GROUPS, InnerState
-from splatopt.meta.practice import bind
+from splatopt.meta.practice import Guise, bind
 from splatopt.raster.renderer import Renderer
 from splatopt.scene.gaussians import GaussianCloud
 
@@ -114,6 +114,7 @@ def situation_record(situation: Situation) -> dict[str, Any]:
         "inputs": list(practice.inputs),
         "targets": list(practice.targets),
         "view_batch": practice.view_batch,
+        "guise": asdict(practice.guise),
         "horizon": situation.horizon,
     } | situation.state.scalars()
 
@@ -127,6 +128,8 @@ def restored(
 ) -> Situation:
     """Return the situation of :func:`situation_tensors` and :func:`situation_record`."""
     cloud = GaussianCloud(**{name: tensors[f"cloud.{name}"].to(device, copy=True) for name in GROUPS})
-    practice = bind(record["scene"], cloud, record["inputs"], record["targets"], renderer, record["view_batch"])
+    guise = Guise(tuple(record["guise"]["turn"]), record["guise"]["pace"])
+    inputs, targets = record["inputs"], record["targets"]
+    practice = bind(record["scene"], cloud, inputs, targets, renderer, record["view_batch"], guise)
     state = InnerState.from_tensors(practice.objective.parameters, latent_width, tensors, record)
     return Situation(practice, state, tensors["near"].to(device, copy=True), record["horizon"])

@@ -138,7 +138,7 @@ def evaluate_step(
         evaluation = objective.gradient(views)
         state.observe(evaluation.gradient, evaluation.loss, evaluation.seen, rates)
         seen = torch.ones_like(state.age, dtype=torch.bool) if evaluation.seen is None else evaluation.seen.clone()
-    inputs = build_inputs(parameters, evaluation.gradient, state, rates, seen)
+    inputs = build_inputs(parameters, evaluation.gradient, state, rates, objective.length_scale, seen)
     clock = clock_of(network, state.steps - 1, situation.horizon)
     step = learned_step(network, inputs, state, rates, objective.length_scale, situation.near, clock)
     return step, evaluation.loss, dict(evaluation.gradient)
@@ -202,7 +202,8 @@ def run_episode(
     before = _view_losses(practice)
     meta_loss, targets, gates, moved = 0.0, [], 0.0, 0.0
     averages = values
-    looks = max(1, steps // 3)
+    # A new scene is looked at after every step: its first ones are taken once.
+    looks = steps if situation.state.steps == 0 else max(1, steps // 3)
     for number in range(steps):
         step, input_loss, gradient = evaluate_step(network, rates, situation, values, practice.draw_views(generator))
         if not math.isfinite(input_loss) or not _finite(step.changes):

@@ -1,8 +1,10 @@
 """What the network is told of each Gaussian, and of the scene as a whole.
 
-All of it is free of units: gradients are divided by their own root mean square, sizes and curvature by the scene's
-mean. Vectors are given along each Gaussian's own axes, so that nothing but Adam's own squares, kept along the world's
-axes, knows how the world is turned; half turns about its axes leave everything as it is.
+All of it is free of units: gradients are divided by their own root mean square, entry by entry and, so that the first
+ones keep their direction, group by group; sizes by the scene's mean, and the way that Adam's rate moves a mean by the
+Gaussian's own size. Vectors are given along each Gaussian's own axes, so that nothing but Adam's squares, kept along
+the world's axes, and Gaussians whose axes are the world's at the start know how the world is turned; half turns about
+its axes leave everything as it is.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from splatopt.core.objective import Tensors
 from splatopt.meta.frames import axes, quaternion_to_turn, to_own_axes
 from splatopt.meta.inner import GROUPS, SLOW_GROUPS, InnerRates, InnerState, by_row, corrections, roots
 
-ROW_FEATURES = 69
+ROW_FEATURES = 83
 """Numbers per Gaussian."""
 
 SCENE_FEATURES = 18
@@ -54,7 +56,12 @@ class Inputs:
 
 
 def build_inputs(
-    parameters: Tensors, gradient: Tensors, state: InnerState, rates: InnerRates, seen: Bool[Tensor, " n"]
+    parameters: Tensors,
+    gradient: Tensors,
+    state: InnerState,
+    rates: InnerRates,
+    length_scale: float,
+    seen: Bool[Tensor, " n"],
 ) -> Inputs:
     """Return what the network sees after ``state`` has taken in ``gradient``.
 
@@ -62,7 +69,8 @@ def build_inputs(
         parameters: A cloud's six tensors; the features that come from them carry their graph.
         gradient: ∂loss/∂θ.
         state: After :meth:`InnerState.observe`.
-        rates: Adam's decays.
+        rates: Adam's rates and decays.
+        length_scale: The scene's extent, world units.
         seen: Rows that the step may move; means over the scene are over them.
     """
     unit_quats = torch.nn.functional.normalize(parameters["quats"], dim=1)
@@ -73,22 +81,27 @@ def build_inputs(
     fast = {name: state.exp_avg[name] / (by_row(first, root[name]) * root[name]) for name in GROUPS}
     slow = {name: state.slow[name] / (by_row(slow_correction, root[name]) * root[name]) for name in SLOW_GROUPS}
     now = {name: gradient[name] / root[name] for name in SLOW_GROUPS}
+    group_roots = {name: _mean_square(root[name]) for name in GROUPS}
+    whole = {name: gradient[name] / by_row(group_roots[name].clamp(min=_LEAST).sqrt(), gradient[name]) for name in now}
 
     weight = seen.to(unit_quats.dtype)
     weight = weight / weight.sum().clamp(min=1)
     powers = [_mean_square(fast[name]) for name in GROUPS] + [_mean_square(slow[name]) for name in SLOW_GROUPS]
     power = torch.stack(powers, dim=1)
-    sizes = torch.stack([_mean_square(root[name]) for name in GROUPS], dim=1).clamp(min=_LEAST).log() / 2
+    sizes = torch.stack([group_roots[name] for name in GROUPS], dim=1).clamp(min=_LEAST).log() / 2
+    fallen = rates.fallen(state.age)
+    pace, log_scales = rates.of("means", length_scale) * fallen, parameters["log_scales"]
     columns = [
-        *(_squashed(_own(part, rotations, unit_quats)) for part in (fast, slow, now)),
+        *(_squashed(_own(part, rotations, unit_quats)) for part in (fast, slow, now, whole)),
         power.sqrt(),
         (sizes - (weight[:, None] * sizes).sum(dim=0)).clamp(-8, 8) / 2,
         _shape_features(parameters, weight),
+        (by_row(pace.log(), log_scales) - log_scales.mean(dim=1, keepdim=True)).clamp(-6, 6) / 2,
         torch.stack([torch.exp(-state.age / scale) for scale in _AGES], dim=1),
     ]
     rows = torch.cat(columns, dim=1)
     scene = torch.cat([(weight[:, None] * power).sum(dim=0), history_features(state).to(rows)])
-    return Inputs(rows, scene, rotations, unit_quats, root, first, seen, rates.fallen(state.age))
+    return Inputs(rows, scene, rotations, unit_quats, root, first, seen, fallen)
 
 
 def _own(part: Tensors, rotations: Tensor, unit_quats: Tensor) -> Float[Tensor, "n 13"]:

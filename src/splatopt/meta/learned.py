@@ -140,7 +140,14 @@ class Learned(Optimizer):
 
     def _observe(self, evaluation: Evaluation, seen: Tensor) -> Inputs:
         self._inner.observe(evaluation.gradient, evaluation.loss, seen, self.weights.rates)
-        return build_inputs(self.objective.parameters, evaluation.gradient, self._inner, self.weights.rates, seen)
+        return build_inputs(
+            self.objective.parameters,
+            evaluation.gradient,
+            self._inner,
+            self.weights.rates,
+            self.objective.length_scale,
+            seen,
+        )
 
     def _move(self, changes: Tensors) -> None:
         for name, parameter in self.objective.parameters.items():

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError
 from splatopt.data import Capture, load_capture
 from splatopt.data.made import make_scene
 from splatopt.data.selection import camera_centers, farthest_points
+from splatopt.meta.frames import axes
 from splatopt.raster.renderer import Renderer
 from splatopt.raster.types import RenderOptions
 from splatopt.scene.gaussians import GaussianCloud
@@ -46,8 +49,21 @@ class PracticeOptions:
     fewest_points: float = 0.1
     """Least share of the sparse points that a scene starts from, up to all. Unit: fraction. Source: Learn2Splat."""
 
+    turned: float = 1.0
+    """Share of scenes whose world is turned at random: worlds that are made stand upright, captures as they come.
+    Unit: fraction."""
+
+    paces: tuple[float, float] = (0.5, 7.4)
+    """Least and largest factor of the means' rate, even in its logarithm: how far Adam moves a mean beside the
+    Gaussian's size is 0.2 at the median of made scenes, and 1.2 of captures. Unit: factor. Source: measured."""
+
     sh_degree: int = 3
     """Highest degree of the colour, all bands from the first step. Unit: degree. Source: Learn2Splat."""
+
+    @classmethod
+    def plain(cls, sparse: float = 0.0, targets: int = 4) -> PracticeOptions:
+        """Return what scenes are compared on: as they come, from half to all of their points, 8 views a step."""
+        return cls((8,), targets, sparse, random_start=0.0, fewest_points=0.5, turned=0.0, paces=(1.0, 1.0))
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
@@ -55,13 +71,39 @@ class PracticeOptions:
             raise InputError(f"targets must be at least 1, got {self.targets}")
         if not self.view_batches or min(self.view_batches) < 1:
             raise InputError(f"view_batches must name numbers of at least 1, got {self.view_batches}")
-        for name in ("sparse", "random_start"):
+        for name in ("sparse", "random_start", "turned"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
         if not 0 < self.fewest_points <= 1:
             raise InputError(f"fewest_points must lie above 0 and not above 1, got {self.fewest_points}")
+        if not 0 < self.paces[0] <= self.paces[1] < float("inf"):
+            raise InputError(f"paces must be two positive numbers in order, got {self.paces}")
         if not 0 <= self.sh_degree <= 3:
             raise InputError(f"sh_degree must lie between 0 and 3, got {self.sh_degree}")
+
+
+@dataclass(frozen=True)
+class Guise:
+    """How a capture is shown, so that few made scenes stand for many.
+
+    Attributes:
+        turn: Unit quaternion (w, x, y, z) by which its world is turned about the origin.
+        pace: Factor of its extent, by which optimizers measure their steps.
+    """
+
+    turn: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0)
+    pace: float = 1.0
+
+    @property
+    def rotation(self) -> Tensor:
+        """The turn as a matrix, (3, 3), float64."""
+        return axes(torch.tensor([self.turn], dtype=torch.float64))[0]
+
+    def cameras(self, cameras: Sequence[Camera]) -> list[Camera]:
+        """Return ``cameras`` where they stand in the turned world."""
+        back = torch.eye(4, dtype=torch.float64)
+        back[:3, :3] = self.rotation.T
+        return [replace(camera, world_to_camera=camera.world_to_camera @ back) for camera in cameras]
 
 
 @dataclass(frozen=True)
@@ -75,6 +117,7 @@ class Practice:
         targets: Views held out from it.
         positions: Where the input cameras stand, (inputs, 3).
         view_batch: Views of one step.
+        guise: How the capture is shown.
     """
 
     scene: str
@@ -83,6 +126,7 @@ class Practice:
     targets: tuple[int, ...]
     positions: Tensor
     view_batch: int
+    guise: Guise
 
     def draw_views(self, generator: torch.Generator) -> tuple[int, ...]:
         """Return the views of one step: one at random, and those farthest from it and from each other."""
@@ -137,20 +181,22 @@ def bind(
     targets: Sequence[int],
     renderer: Renderer,
     view_batch: int,
+    guise: Guise,
 ) -> Practice:
     """Return the practice that fits ``cloud`` to the views ``inputs`` of the capture ``scene``."""
     capture = kept_capture(scene)
+    cameras = guise.cameras(capture.cameras)
     device = cloud.means.device
     objective = PhotometricObjective(
         cloud,
-        capture.cameras,
+        cameras,
         capture.images if device.type == "cpu" else KeptImages(capture.images, device),
         renderer,
         RenderOptions(capture.background, sh_degree=cloud.sh_degree),
-        length_scale=capture.extent,
+        length_scale=guise.pace * capture.extent,
     )
-    positions = camera_centers([capture.cameras[view] for view in inputs])
-    return Practice(scene, objective, tuple(inputs), tuple(targets), positions, view_batch)
+    positions = camera_centers([cameras[view] for view in inputs])
+    return Practice(scene, objective, tuple(inputs), tuple(targets), positions, view_batch, guise)
 
 
 def draw_practice(
@@ -164,7 +210,7 @@ def draw_practice(
 
     With probability ``sparse`` the input views are 3 to 8 far from each other and all others are held out; otherwise
     a quarter of all views is. The start is a random share of the capture's points, or as many points scattered
-    where its cameras look.
+    where its cameras look. The world is turned and the means' pace changed as the options say.
 
     Args:
         scene: The key of a capture.
@@ -185,13 +231,26 @@ def draw_practice(
         inputs = order[max(1, count // 4) :]
     chosen = set(inputs)
     held_out = [view for view in order if view not in chosen]
-    cloud = _start(capture, options, generator).to(device)
+    guise = _draw_guise(options, generator)
+    cloud = _start(capture, guise, options, generator).to(device)
     batch = options.view_batches[int(torch.randint(len(options.view_batches), (), generator=generator))]
-    return bind(scene, cloud, sorted(inputs), held_out[: options.targets], renderer, batch)
+    return bind(scene, cloud, sorted(inputs), held_out[: options.targets], renderer, batch, guise)
 
 
-def _start(capture: Capture, options: PracticeOptions, generator: torch.Generator) -> GaussianCloud:
-    """Return a start from a share of the points, or from as many random ones."""
+def _draw_guise(options: PracticeOptions, generator: torch.Generator) -> Guise:
+    """Return a guise; nothing is drawn of what the options leave no choice in."""
+    guise = Guise()
+    if options.turned and float(torch.rand((), generator=generator)) < options.turned:
+        turn = torch.nn.functional.normalize(torch.randn(4, generator=generator, dtype=torch.float64), dim=0)
+        guise = replace(guise, turn=tuple(turn.tolist()))
+    low, high = (math.log(pace) for pace in options.paces)
+    if low < high:
+        guise = replace(guise, pace=math.exp(low + (high - low) * float(torch.rand((), generator=generator))))
+    return guise
+
+
+def _start(capture: Capture, guise: Guise, options: PracticeOptions, generator: torch.Generator) -> GaussianCloud:
+    """Return a start from a share of the points, or from as many random ones, in the world as it is shown."""
     points = capture.points
     available = 0 if points is None else len(points.positions)
     low = options.fewest_points
@@ -200,7 +259,8 @@ def _start(capture: Capture, options: PracticeOptions, generator: torch.Generato
     scattered = float(torch.rand((), generator=generator)) < options.random_start
     if points is None or not available or scattered:
         return start_random(
-            capture.cameras, max(_FEWEST_POINTS, count), sh_degree=options.sh_degree, generator=generator
+            guise.cameras(capture.cameras), max(_FEWEST_POINTS, count), sh_degree=options.sh_degree, generator=generator
         )
     kept = torch.randperm(available, generator=generator)[:count]
-    return start_from_points(points.positions[kept], points.colors[kept], sh_degree=options.sh_degree)
+    positions = (points.positions[kept].double() @ guise.rotation.T).to(points.positions)
+    return start_from_points(positions, points.colors[kept], sh_degree=options.sh_degree)

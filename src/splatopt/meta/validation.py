@@ -46,7 +46,7 @@ def validate(
         device: Where network and clouds lie.
     """
     sums = dict.fromkeys(steps, 0.0)
-    shares = PracticeOptions(sparse=sparse, random_start=0.0, fewest_points=0.5, view_batches=(8,))
+    shares = PracticeOptions.plain(sparse)
     for number, scene in enumerate(scenes):
         generator = torch.Generator().manual_seed(1_000_003 * seed + number)
         practice = draw_practice(scene, renderer, shares, generator, device)

@@ -20,7 +20,7 @@ from splatopt.core.checks import InputError, nearest_names
 from splatopt.meta.inner import InnerRates
 from splatopt.meta.network import LearnedNetwork, NetworkOptions
 
-FORMAT = "splatopt-learned-1"
+FORMAT = "splatopt-learned-2"
 SHIPPED = Path(__file__).parent / "weights"
 _MOST_BYTES = 64 * 2**20
 _MOST_TEXT = 2**20
