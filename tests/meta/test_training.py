@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -14,9 +15,11 @@ import pytest
 import torch
 
 import splatopt
-from meta.toys import EPISODES, PRACTICE, SHAPE, begin
+from meta.toys import EPISODES, PRACTICE, SCENES, SHAPE, begin, make_scenes
 from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.core.checks import InputError
+from splatopt.data.made import write_scenes
+from splatopt.meta import command as command_module
 from splatopt.meta.command import MetaTrainOptions, meta_train
 from splatopt.meta.episode import LossOptions, evaluate_step, run_episode
 from splatopt.meta.inner import InnerRates
@@ -113,7 +116,7 @@ def test_meta_train_refuses_what_cannot_be(scenes, tmp_path):
         ({"size": "tinny"}, "did you mean tiny"),
         ({"processes": 0}, "--processes"),
         ({"data": tmp_path}, "made scenes"),
-        ({"data": folder, "validation": folder}, "both"),
+        ({"data": folder, "validation": folder}, "same scene"),
         ({"steps": 0}, "steps"),
         ({"processes": 3, "lanes": 2, "data": folder}, "--lanes"),
     ):
@@ -123,6 +126,24 @@ def test_meta_train_refuses_what_cannot_be(scenes, tmp_path):
     (tmp_path / "mine" / "notes.txt").write_text("kept")
     with pytest.raises(InputError, match="something else"):
         meta_train(MetaTrainOptions(out=tmp_path / "mine", data=folder))
+
+
+def test_scenes_that_were_made_alike_are_not_validated_on(scenes, tmp_path, monkeypatch):
+    folder = Path(scenes[0]).parent
+    monkeypatch.setattr(command_module, "MetaTrainer", lambda *args: pytest.fail("it was begun"))
+    again, seen_otherwise, others = make_scenes(tmp_path / "again"), replace(SCENES, views=7), tmp_path / "others"
+    for _ in write_scenes(tmp_path / "otherwise", 2, 3, seen_otherwise):
+        pass
+    for _ in write_scenes(others, 2, 4, SCENES):
+        pass
+    for validation in (Path(again[0]).parent, tmp_path / "otherwise"):
+        with pytest.raises(InputError, match="same scene as .*another --seed") as caught:
+            meta_train(MetaTrainOptions(out=tmp_path / "run", data=folder, validation=validation))
+        assert "\n" not in str(caught.value)
+    (validation / "scene-0000" / "procedural.json").write_text("{")
+    (validation / "scene-0001" / "procedural.json").unlink()
+    for unlike in (others, validation):
+        command_module._check_others(scenes, scene_folders(unlike))
 
 
 def test_another_run_in_the_same_folder_is_refused(scenes, tmp_path):

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 
 from splatopt import __version__
 from splatopt.core.checks import InputError, nearest_names
+from splatopt.data.made import made_from
 from splatopt.meta.episode import LossOptions
 from splatopt.meta.inner import InnerRates
 from splatopt.meta.lane import EpisodeOptions, Variant
@@ -156,11 +158,7 @@ def _config(options: MetaTrainOptions) -> MetaTrainConfig:
         raise InputError(f"--processes must be at least 1, got {options.processes}")
     scenes = scene_folders(options.data) if options.data else ()
     validation = scene_folders(options.validation)[: options.validation_scenes] if options.validation else ()
-    shared = {Path(scene).resolve() for scene in scenes} & {Path(scene).resolve() for scene in validation}
-    if shared:
-        raise InputError(
-            f"{min(shared)} is in both --data and --validation; validate on scenes that are not trained on"
-        )
+    _check_others(scenes, validation)
     names = {item.name for item in fields(MetaTrainConfig)} & {item.name for item in fields(MetaTrainOptions)}
     return MetaTrainConfig(
         network=SIZES[options.size],
@@ -168,6 +166,30 @@ def _config(options: MetaTrainOptions) -> MetaTrainConfig:
         **{name: getattr(options, name) for name in names if name != "validation"},
         validation=validation,
     )
+
+
+def _check_others(scenes: Sequence[str], validation: Sequence[str]) -> None:
+    """Make sure that no scene of ``validation`` is trained on, from the same folder or a copy of its world.
+
+    Raises:
+        InputError: One is.
+    """
+    trained = {_world(Path(scene)): scene for scene in scenes}
+    for scene in validation:
+        same = trained.get(_world(Path(scene)))
+        if same is not None:
+            raise InputError(
+                f"{scene} of --validation is the same scene as {same} of --data; make others with "
+                "splatopt data make and another --seed"
+            )
+
+
+def _world(scene: Path) -> tuple[Any, ...]:
+    """Return what decides on a made scene's world, whatever its photographs; the folder where that is not known."""
+    mark = made_from(scene)
+    if mark is None or "own_seed" not in mark:
+        return (str(scene.resolve()),)
+    return mark["own_seed"], str(mark.get("kinds"))
 
 
 def _described(options: MetaTrainOptions) -> dict[str, Any]:
