@@ -16,6 +16,7 @@ import torch
 
 import splatopt
 from meta.toys import EPISODES, PRACTICE, SCENES, SHAPE, begin, make_scenes
+from splatopt.cli import main
 from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.core.checks import InputError
 from splatopt.data.made import write_scenes
@@ -154,6 +155,40 @@ def test_another_run_in_the_same_folder_is_refused(scenes, tmp_path):
         meta_train(MetaTrainOptions(steps=1, seed=4, **settings))
     meta_train(MetaTrainOptions(steps=2, **settings))
     assert load_weights(str(tmp_path / "run" / "weights.safetensors")).facts["meta_steps"] == 2
+
+
+def test_a_run_is_the_same_by_any_name_of_its_folder(scenes, tmp_path, monkeypatch):
+    settings = {"data": Path(scenes[0]).parent, "practice": PRACTICE, "episodes": EPISODES, "save_every": 1}
+    meta_train(MetaTrainOptions(out=tmp_path / "run", steps=1, **settings))
+    monkeypatch.chdir(tmp_path)
+    meta_train(MetaTrainOptions(out=Path("run"), steps=2, **settings))
+    assert load_weights("run/weights.safetensors").facts["meta_steps"] == 2
+
+
+def three_views(folder):
+    """Write a scene that is refused when it is first looked at."""
+    for _ in write_scenes(folder, 1, 3, replace(SCENES, views=3)):
+        pass
+    return folder
+
+
+def test_a_start_that_failed_does_not_block_the_corrected_command(scenes, tmp_path):
+    settings = {"data": Path(scenes[0]).parent, "steps": 1, "practice": PRACTICE, "episodes": EPISODES}
+    out, few = tmp_path / "run", three_views(tmp_path / "few")
+    for wrong, message in (({"processes": 3}, "--lanes"), ({"device": "cuda:99"}, "cuda"), ({"data": few}, "3 views")):
+        with pytest.raises(InputError, match=message):
+            meta_train(MetaTrainOptions(out=out, **(settings | wrong)))
+        assert not out.exists() or not any(out.iterdir()), wrong
+    assert meta_train(MetaTrainOptions(out=out, **settings)) == 0
+    assert (out / "config.json").exists()
+
+
+def test_what_a_process_refuses_is_one_sentence_and_exit_code_2(tmp_path, capsys):
+    words = ["meta-train", "--data", str(three_views(tmp_path / "few")), "--processes", "2"]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "has 3 views" in line
+    assert not any((tmp_path / "run").iterdir())
 
 
 def test_sizes_and_scenes_are_what_they_say(scenes):

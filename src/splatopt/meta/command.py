@@ -28,6 +28,12 @@ from splatopt.meta.training import MetaTrainConfig, MetaTrainer, write_config
 _GOES_ON = ("steps", "until", "processes", "threads", "device", "validate_every", "save_every")
 """Options that a run may go on with other values of."""
 
+_NOT_COMPARED = (*_GOES_ON, "out", "version")
+"""A folder may be named in many ways, and moved."""
+
+_REFUSAL = "refusal-"
+"""What the file's name begins with that a process leaves its parent."""
+
 
 @dataclass(frozen=True)
 class MetaTrainOptions:
@@ -99,37 +105,70 @@ def meta_train(options: MetaTrainOptions) -> int:
     """Train, or go on, and print what is seen on the way."""
     config = _config(options)
     described = _described(options)
-    _check_goes_on(options.out, described)
-    write_config(options.out, described)
+    begun = _check_goes_on(options.out, described)
     print(f"meta-training {options.size} ({options.variant.value}) in {options.out}; give the same command to go on")
-    if options.processes == 1:
-        _work(0, config, 1, "", options.until)
-        return 0
-    if options.processes > options.lanes:
-        raise InputError(f"--processes must be at most --lanes, {options.lanes}, got {options.processes}")
-    with tempfile.TemporaryDirectory() as folder:
-        meeting = f"file://{folder}/meeting"
-        try:
-            torch.multiprocessing.spawn(
-                _work, args=(config, options.processes, meeting, options.until), nprocs=options.processes
-            )
-        except torch.multiprocessing.ProcessExitedException as error:
-            raise InputError(
-                f"process {error.error_index} of {options.processes} was lost; give the same command to go on from the "
-                f"last checkpoint in {options.out}"
-            ) from error
+    try:
+        if options.processes == 1:
+            _work(0, config, described, 1, "", options.until)
+        else:
+            _work_together(config, described, options.processes, options.until)
+    except InputError:
+        if not begun and not (options.out / "checkpoints").exists():
+            # Nothing was trained: the corrected command is to find an empty folder.
+            for name in ("config.json", "log.jsonl"):
+                (options.out / name).unlink(missing_ok=True)
+        raise
     return 0
 
 
-def _work(rank: int, config: MetaTrainConfig, world: int, meeting: str, until: int) -> None:
+def _work_together(config: MetaTrainConfig, described: dict[str, Any], processes: int, until: int) -> None:
+    """Let ``processes`` processes do the work.
+
+    Raises:
+        InputError: What one of them raised, or one was lost.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            torch.multiprocessing.spawn(
+                _work_for_parent, args=(config, described, processes, folder, until), nprocs=processes
+            )
+        except (torch.multiprocessing.ProcessExitedException, torch.multiprocessing.ProcessRaisedException) as error:
+            # Where one refuses, the others fail as well, perhaps before it is looked at.
+            refusals = sorted(Path(folder).glob(f"{_REFUSAL}*"))
+            if refusals:
+                raise InputError(refusals[0].read_text(encoding="utf-8")) from None
+            if isinstance(error, torch.multiprocessing.ProcessRaisedException):
+                raise
+            raise InputError(
+                f"process {error.error_index} of {processes} was lost; give the same command to go on from the "
+                f"last checkpoint in {config.out}"
+            ) from error
+
+
+def _work_for_parent(
+    rank: int, config: MetaTrainConfig, described: dict[str, Any], world: int, folder: str, until: int
+) -> None:
+    """Work, and leave what was refused as a file: a traceback in text is all that gets to the parent otherwise."""
+    try:
+        _work(rank, config, described, world, f"file://{folder}/meeting", until)
+    except InputError as error:
+        partial = Path(folder) / f"partial-{rank}"
+        partial.write_text(str(error), encoding="utf-8")
+        partial.replace(Path(folder) / f"{_REFUSAL}{rank}")
+        sys.exit(2)
+
+
+def _work(rank: int, config: MetaTrainConfig, described: dict[str, Any], world: int, meeting: str, until: int) -> None:
     """What each process does."""
     torch.set_num_threads(config.threads)
     if world > 1:
         threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
         torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
     trainer = MetaTrainer(config, rank, world)
-    if rank == 0 and trainer.left_out:
-        print(trainer.left_out)
+    if rank == 0:
+        write_config(config.out, described)
+        if trainer.left_out:
+            print(trainer.left_out)
     trainer.run(_say if rank == 0 else lambda record: None, until or None)
     if world > 1:
         torch.distributed.destroy_process_group()
@@ -156,6 +195,8 @@ def _config(options: MetaTrainOptions) -> MetaTrainConfig:
         raise InputError(f"there is no size {options.size!r}; {nearest_names(options.size, SIZES)}")
     if options.processes < 1:
         raise InputError(f"--processes must be at least 1, got {options.processes}")
+    if options.processes > options.lanes:
+        raise InputError(f"--processes must be at most --lanes, {options.lanes}, got {options.processes}")
     scenes = scene_folders(options.data) if options.data else ()
     validation = scene_folders(options.validation)[: options.validation_scenes] if options.validation else ()
     _check_others(scenes, validation)
@@ -198,8 +239,8 @@ def _described(options: MetaTrainOptions) -> dict[str, Any]:
     return dict(json.loads(json.dumps(described)))  # as it will be read again: tuples are lists
 
 
-def _check_goes_on(out: Path, described: dict[str, Any]) -> None:
-    """Make sure that a run that ``out`` holds is the one that is asked for.
+def _check_goes_on(out: Path, described: dict[str, Any]) -> bool:
+    """Return whether ``out`` holds a run, and make sure that it is the one that is asked for.
 
     Raises:
         InputError: It is another one, or its description cannot be read.
@@ -208,11 +249,11 @@ def _check_goes_on(out: Path, described: dict[str, Any]) -> None:
     if not path.exists():
         if out.exists() and any(out.iterdir()):
             raise InputError(f"{out} holds something else than a meta-training run; choose another --out")
-        return
+        return False
     try:
         saved = json.loads(path.read_text())
         different = sorted(
-            name for name in described if name not in (*_GOES_ON, "version") and saved.get(name) != described[name]
+            name for name in described if name not in _NOT_COMPARED and saved.get(name) != described[name]
         )
     except (ValueError, AttributeError) as error:
         raise InputError(f"{path} cannot be read: {error}; choose another --out") from error
@@ -223,3 +264,4 @@ def _check_goes_on(out: Path, described: dict[str, Any]) -> None:
             "it, or choose another --out"
         )
     print(f"going on in {out}", file=sys.stderr)
+    return True
