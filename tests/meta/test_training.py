@@ -22,7 +22,7 @@ from splatopt.core.checks import InputError
 from splatopt.data.made import write_scenes
 from splatopt.meta import command as command_module
 from splatopt.meta.command import MetaTrainOptions, meta_train
-from splatopt.meta.episode import LossOptions, evaluate_step, run_episode
+from splatopt.meta.episode import LossOptions, run_episode
 from splatopt.meta.inner import InnerRates
 from splatopt.meta.network import SIZES, LearnedNetwork
 from splatopt.meta.practice import scene_folders
@@ -195,9 +195,8 @@ def test_sizes_and_scenes_are_what_they_say(scenes):
     counts = {size: sum(p.numel() for p in LearnedNetwork(shape).parameters()) for size, shape in SIZES.items()}
     assert counts["tiny"] < counts["small"] < counts["base"]
     assert SIZES["base"].width == 256
-    assert counts["base"] * 4 < 5 * 2**20 * 2
+    assert counts["base"] * 2 < 5 * 2**20, "as float16 it can be shipped; what is shipped is weighed in test_learned"
     assert len(scene_folders(Path(scenes[0]).parent)) == 2
-    assert evaluate_step.__doc__
 
 
 def test_processes_end_with_the_command_that_began_them(scenes, tmp_path):
