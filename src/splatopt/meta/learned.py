@@ -178,6 +178,7 @@ class Learned(Optimizer):
         if self._average is not None:
             tensors |= self._average.tensors()
         own = {"fallen": int(self._fallen), "lowest": min(self._lowest, _LARGEST), "above": self._above}
+        own["weights"] = self.weights.mark
         return OptimizerState(tensors=tensors, scalars=self._inner.scalars() | own)
 
     def load_state(self, state: OptimizerState) -> None:
@@ -185,6 +186,12 @@ class Learned(Optimizer):
         missing = [name for name in ("fallen", "lowest", "above") if name not in state.scalars]
         if missing:
             raise InputError(f"this is not a state of learned: it holds no {missing[0]}; start a new run")
+        # Runs of older versions do not say what they were begun with.
+        if state.scalars.get("weights", self.weights.mark) != self.weights.mark:
+            raise InputError(
+                f"the run was begun with other weights than {self.options.weights} is now; go on with those that it "
+                "was begun with, or start a new run"
+            )
         latent = self._network.options.latent
         self._inner = InnerState.from_tensors(self.objective.parameters, latent, state.tensors, state.scalars)
         if self._average is not None:
