@@ -153,8 +153,14 @@ def test_an_open_mesh_is_said_to_be_judged_by_winding_numbers(settings, tmp_path
     listener = Listener()
     changes = {"points": 300, "resolution": 8, "epochs": 1}
     config = FitConfig(**{**vars(settings("open", **changes)), "target": str(tmp_path / "open.obj")})
-    fit_field(config, [listener])
+    result = fit_field(config, [listener])
     assert "not watertight, so winding numbers decided" in listener.of(Warned)[0].message
+    pictures = result_pictures(config, result.task)
+    assert [picture.target for picture in pictures] == [None]
+    page = write_field_report(result.folder, pictures).read_text()
+    assert "fitted of shape" in page
+    assert "target of shape" not in page
+    assert "No target is drawn" in page
 
 
 def test_a_capture_becomes_views(settings, tmp_path):
