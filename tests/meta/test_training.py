@@ -183,6 +183,18 @@ def test_a_start_that_failed_does_not_block_the_corrected_command(scenes, tmp_pa
     assert (out / "config.json").exists()
 
 
+def test_a_start_is_forgotten_only_where_it_left_nothing(tmp_path):
+    for name in ("config.json", "log.jsonl"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "lanes").mkdir()
+    command_module._forget_start(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+    (tmp_path / "lanes").rmdir()
+    command_module._forget_start(tmp_path)
+    assert not list(tmp_path.iterdir())
+    command_module._forget_start(tmp_path / "none")
+
+
 def test_what_a_process_refuses_is_one_sentence_and_exit_code_2(tmp_path, capsys):
     words = ["meta-train", "--data", str(three_views(tmp_path / "few")), "--processes", "2"]
     assert main([*words, "--out", str(tmp_path / "run")]) == 2

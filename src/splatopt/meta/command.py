@@ -113,12 +113,18 @@ def meta_train(options: MetaTrainOptions) -> int:
         else:
             _work_together(config, described, options.processes, options.until)
     except InputError:
-        if not begun and not (options.out / "checkpoints").exists():
-            # Nothing was trained: the corrected command is to find an empty folder.
-            for name in ("config.json", "log.jsonl"):
-                (options.out / name).unlink(missing_ok=True)
+        if not begun:
+            _forget_start(options.out)
         raise
     return 0
+
+
+def _forget_start(out: Path) -> None:
+    """Empty the folder of a start that left no checkpoint, so that the corrected command finds it as it was."""
+    left = list(out.iterdir()) if out.is_dir() else []
+    if {path.name for path in left} <= {"config.json", "log.jsonl"}:
+        for path in left:
+            path.unlink()
 
 
 def _work_together(config: MetaTrainConfig, described: dict[str, Any], processes: int, until: int) -> None:
@@ -230,7 +236,7 @@ def _world(scene: Path) -> tuple[Any, ...]:
     mark = made_from(scene)
     if mark is None or "own_seed" not in mark:
         return (str(scene.resolve()),)
-    return mark["own_seed"], str(mark.get("kinds"))
+    return str(mark["own_seed"]), str(mark.get("kinds"))
 
 
 def _described(options: MetaTrainOptions) -> dict[str, Any]:
