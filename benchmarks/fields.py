@@ -30,7 +30,7 @@ from splatopt.train.folder import read_json
 from splatopt.train.report import read_metrics
 
 FIELDS = ("gaussian", "sine", "wavelet", "sinc", "relu-pe", "relu")
-ADAM_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+ADAM_RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 LEVELS = {"psnr": (30.0, 35.0), "iou": (0.9, 0.95)}
 EPOCHS = (25, 50, 200)
 SCORED_EPOCHS, SPARSE_EPOCHS = 60, 4
@@ -124,6 +124,8 @@ def compare(target: str, base: FitConfig, arguments: argparse.Namespace) -> None
             run_cell(cell, short, arguments.out)
             swept[rate] = read_curve(arguments.out / cell.name).late_mean(arguments.sweep_epochs)
         best = max(swept, key=lambda rate: swept[rate])
+        if len(swept) > 1 and best in (min(swept), max(swept)):
+            print(f"{field}: the best of Adam's rates, {best:g}, is at an end of the sweep; widen it", flush=True)
         for seed in arguments.seeds:
             run_cell(Cell(target, field, "adam", best, seed), base, arguments.out)
             for optimizer in arguments.optimizers:

@@ -14,12 +14,13 @@ from benchmarks.loads import Load
 from benchmarks.measurement import Measurement
 from benchmarks.timing import median_seconds
 from splatopt.core.objective import Evaluation
-from splatopt.core.optimizer import Progress
+from splatopt.core.optimizer import OptimizerState, Progress
 from splatopt.meta.inner import InnerRates
 from splatopt.meta.learned import Learned, LearnedOptions
 from splatopt.meta.neighbours import NEIGHBOUR_REFRESH, nearest_others
 from splatopt.meta.network import SIZES, LearnedNetwork
 from splatopt.meta.weights import save_weights
+from splatopt.scene.photometric import PhotometricObjective
 
 _STEPS, _WARM_UP = 24, 4
 """Together fewer than lie between two searches for neighbours, which are timed on their own."""
@@ -53,9 +54,8 @@ def _cost(load: Load, views: int, weights: Path) -> float:
     objective.gradient = gradient  # type: ignore[method-assign]
     ratios = []
     for step in range(_WARM_UP + _STEPS):
-        # The scene is put back each time: what is timed is this load and not what it turns into.
-        for name, tensor in load.cloud.tensors.items():
-            objective.cloud.tensors[name].copy_(tensor)
+        # What is timed is this load and not what it turns into.
+        _put_back(load, objective, optimizer)
         batch = [(step + view) % len(load.cameras) for view in range(views)]
         began = time.perf_counter()
         optimizer.step(batch, Progress(step, 30_000))
@@ -63,3 +63,12 @@ def _cost(load: Load, views: int, weights: Path) -> float:
     render = statistics.median(seconds[_WARM_UP:])
     search = median_seconds(lambda: nearest_others(load.cloud.means, 4), repeats=3, warm_up=1)
     return statistics.median(ratios[_WARM_UP:]) + search / NEIGHBOUR_REFRESH / render
+
+
+def _put_back(load: Load, objective: PhotometricObjective, optimizer: Learned) -> None:
+    """Make average and last iterate, where the gradient is taken, those of the load; all else goes on."""
+    for name, tensor in load.cloud.tensors.items():
+        objective.cloud.tensors[name].copy_(tensor)
+    state = optimizer.state()
+    iterate = {f"average.{name}": tensor for name, tensor in load.cloud.tensors.items()}
+    optimizer.load_state(OptimizerState(dict(state.tensors) | iterate, state.scalars))

@@ -114,6 +114,11 @@ def test_diagnose_writes_a_table_and_a_plot(tmp_path, capsys):
     [
         (["field", "--fields", "sien"], "did you mean sine"),
         (["field", "--draws", "0"], "--draws must be at least 1"),
+        (["field", "--fields"], "--fields names no field"),
+        (["field", "--sigma", "-1"], "--sigma must be a positive number"),
+        (["field", "--sigma", "nan"], "--sigma must be a positive number"),
+        (["field", "--fields", "sine", "--sigma", "0.1"], "--sigma is of none of the fields sine"),
+        (["field", "--seed", "99999999999999999999"], "--seed must be at most"),
         (["field", "--pixels", "300"], "--pixels must be at most 256"),
         (["field", "--fields", "sine", "--width", "300"], "dense Hessian of"),
     ],

@@ -111,6 +111,26 @@ def test_exif_orientation_is_left_alone(tmp_path: Path) -> None:
     assert read_pixels(tmp_path / "turned.jpg", WHITE).shape == (8, 16, 3)
 
 
+def test_a_photograph_may_be_turned_upright(tmp_path: Path) -> None:
+    path = tmp_path / "phone.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    picture = np.zeros((20, 40, 3), dtype=np.uint8)
+    picture[:, :20] = 255
+    Image.fromarray(picture).save(path, exif=exif, quality=100)
+    assert read_pixels(path, (0, 0, 0)).shape == (20, 40, 3)
+    turned = read_pixels(path, (0, 0, 0), upright=True)
+    assert turned.shape == (40, 20, 3)
+    assert turned[:15].min() > 200
+    assert turned[25:].max() < 50
+
+
+def test_floating_point_images_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 0.5, dtype=np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(InputError, match=r"float\.tif holds floating-point numbers.*save it with 8 or 16 bits"):
+        read_pixels(tmp_path / "float.tif", (0, 0, 0))
+
+
 def test_damage_in_the_middle_is_named_when_decoded(tmp_path: Path) -> None:
     store = _store(tmp_path, 1, 1000)
     file = tmp_path / "0.png"

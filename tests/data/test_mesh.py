@@ -12,8 +12,8 @@ from splatopt.core.checks import InputError
 from splatopt.data.knot import make_knot
 from splatopt.data.mesh import (
     BOX,
+    crossings_above,
     inside,
-    inside_by_parity,
     load_mesh,
     make_mesh,
     sample_surface,
@@ -66,7 +66,7 @@ def test_the_longest_side_decides_the_scale():
 def test_parity_and_winding_numbers_know_a_cube():
     mesh = make_mesh(*cube(), watertight=True)
     points = torch.rand(3000, 3, generator=generator(), dtype=torch.float64) * 2 - 1
-    assert torch.equal(inside_by_parity(mesh, points), in_cube(points))
+    assert torch.equal((crossings_above(mesh, points) != 0), in_cube(points))
     numbers = winding_numbers(mesh, points)
     assert torch.allclose(numbers, in_cube(points).double(), atol=1e-9)
 
@@ -75,14 +75,14 @@ def test_axis_parallel_rays_through_edges_and_corners_are_no_trouble():
     mesh = make_mesh(*cube(), watertight=True)
     axis = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0], dtype=torch.float64)
     points = torch.cartesian_prod(axis, axis, axis)
-    assert torch.equal(inside_by_parity(mesh, points), in_cube(points))
+    assert torch.equal((crossings_above(mesh, points) != 0), in_cube(points))
 
 
 def test_the_two_agree_on_a_knot_whose_volume_they_find():
     mesh = make_knot(around=12, along=96)
     near = sample_surface(mesh, 500, generator()) + 0.02 * torch.randn(500, 3, generator=generator(1)).double()
     points = torch.cat([torch.rand(500, 3, generator=generator(2), dtype=torch.float64) * 2 - 1, near])
-    parity = inside_by_parity(mesh, points)
+    parity = crossings_above(mesh, points) != 0
     assert 100 < int(parity.sum()) < 900
     assert torch.equal(parity, winding_numbers(mesh, points) > 0.5)
     a, b, c = mesh.corners.unbind(dim=1)
@@ -90,6 +90,19 @@ def test_the_two_agree_on_a_knot_whose_volume_they_find():
     cells = torch.rand(100_000, 3, generator=generator(3), dtype=torch.float64) * 2 - 1
     share = inside(mesh, cells).double().mean()
     assert float(share) * 8 == pytest.approx(volume, abs=4 * 8 * math.sqrt(volume / 8 / 100_000))
+
+
+def test_where_closed_parts_overlap_is_inside():
+    vertices, faces = cube()
+    both = torch.cat([vertices, vertices + 0.75]), torch.cat([faces, faces + len(vertices)])
+    mesh = make_mesh(*both, watertight=True)
+    points = torch.rand(2000, 3, generator=generator(), dtype=torch.float64) * 2 - 1
+    numbers = winding_numbers(mesh, points)
+    assert int((numbers > 1.5).sum()) > 10
+    assert torch.equal(crossings_above(mesh, points), numbers.round().long())
+    assert torch.equal(inside(mesh, points), numbers > 0.5)
+    inverted = make_mesh(both[0], both[1].flip(1), watertight=True)
+    assert torch.equal(inside(inverted, points), inside(mesh, points))
 
 
 def test_points_outside_the_grid_are_outside():

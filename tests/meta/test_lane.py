@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import torch
 
-from meta.toys import EPISODES, SHAPE, begin, make_lane, make_scenes
+from meta.toys import EPISODES, PRACTICE, SHAPE, begin, make_lane, make_scenes
 from splatopt.meta import lane as lane_module
 from splatopt.meta.buffer import DEPTHS, CheckpointBuffer
-from splatopt.meta.episode import run_episode
+from splatopt.meta.episode import LossOptions, run_episode
+from splatopt.meta.inner import InnerRates
 from splatopt.meta.lane import Variant
 from splatopt.meta.network import LearnedNetwork
 from splatopt.meta.practice import PracticeOptions, draw_practice, kept_capture, made_scene
@@ -119,6 +120,15 @@ def test_practice_mixes_dense_and_sparse_views_points_and_starts(scenes):
         never.objective.cloud.means.sort(dim=0).values,
         kept_capture(scenes[0]).points.positions.float().sort(dim=0).values,
     )
+
+
+def test_a_scene_of_few_points_starts_from_random_ones(tmp_path, network):
+    few = make_scenes(tmp_path, 1, points=4)
+    available = len(kept_capture(few[0]).points.positions)
+    assert available < 5, "fewer than the shipped networks have neighbours, and one"
+    situation = begin(few, network, replace(PRACTICE, random_start=0.0))
+    assert len(situation.practice.objective.cloud) == 64
+    assert run_episode(network, InnerRates(), situation, 1, LossOptions(), torch.Generator().manual_seed(0)) is not None
 
 
 def test_scenes_are_made_on_the_way_without_data(network, monkeypatch):

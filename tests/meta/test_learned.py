@@ -14,7 +14,7 @@ from meta.clouds import stirred
 from optim.quadratic import Quadratic
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Evaluation
-from splatopt.core.optimizer import Progress, find_optimizer
+from splatopt.core.optimizer import OptimizerState, Progress, find_optimizer
 from splatopt.core.rows import RowEdit
 from splatopt.meta import weights as weights_module
 from splatopt.meta.inner import InnerRates
@@ -72,13 +72,12 @@ def test_trained_weights_step_otherwise(untrained, trained):
     assert not torch.allclose(one.parameters["means"], other.parameters["means"])
 
 
-def test_a_network_that_gives_no_numbers_steps_as_adam(tmp_path):
-    network = LearnedNetwork(SHAPE)
-    with torch.no_grad():
-        network.sizes.bias[0] = math.nan
-    save_weights(tmp_path / "broken.safetensors", network, InnerRates(), {})
+def test_a_network_that_gives_no_numbers_steps_as_adam(untrained):
     one, other = gaussians(), gaussians()
-    take(Learned(one, LearnedOptions(str(tmp_path / "broken.safetensors"), averaged=False)), 20)
+    optimizer = Learned(one, LearnedOptions(untrained, averaged=False))
+    with torch.no_grad():
+        optimizer.weights.network.sizes.bias[0] = math.nan
+    take(optimizer, 20)
     take(Adam(other, INSIDE), 20)
     assert_follow(one, other, rtol=1e-5, atol=1e-6)
 
@@ -135,6 +134,24 @@ def test_falling_back_is_kept_in_the_state(trained):
     again = Learned(objective, LearnedOptions(trained, fallback_window=5))
     again.load_state(optimizer.state())
     assert again.step(None, Progress(120, 1000)).facts["fallback"] == 1.0
+
+
+def test_a_run_goes_on_with_the_weights_that_it_was_begun_with(trained, untrained, tmp_path):
+    optimizer = Learned(gaussians(), LearnedOptions(trained))
+    take(optimizer, 3)
+    state = optimizer.state()
+    with pytest.raises(InputError, match="begun with other weights") as caught:
+        Learned(gaussians(), LearnedOptions(untrained)).load_state(state)
+    assert "\n" not in str(caught.value)
+    for end in (".safetensors", ".json"):
+        shutil.copy(trained.replace(".safetensors", end), tmp_path / f"copied{end}")
+    for path in (trained, str(tmp_path / "copied.safetensors")):
+        again = Learned(gaussians(), LearnedOptions(path))
+        again.load_state(OptimizerState(state.tensors, json.loads(json.dumps(state.scalars))))
+        assert again.state().scalars == state.scalars
+    older = OptimizerState(state.tensors, {name: value for name, value in state.scalars.items() if name != "weights"})
+    again.load_state(older)
+    assert again.state().scalars == state.scalars
 
 
 def test_a_falling_loss_never_falls_back(trained):
@@ -260,6 +277,30 @@ def test_weights_that_cannot_be_used_are_refused(untrained, tmp_path, monkeypatc
     monkeypatch.setattr(weights_module, "_MOST_BYTES", 100)
     with pytest.raises(InputError, match="more than"):
         load_weights(untrained)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda value: value.int(), "enter.bias must hold .*got torch.int32"),
+        (lambda value: torch.full_like(value, math.nan), "enter.bias must hold finite"),
+        (lambda value: torch.full_like(value, 1e300, dtype=torch.float64), "enter.bias must hold finite"),
+        (lambda value: value.half(), ""),
+    ],
+)
+def test_weights_must_be_finite_floating_point_numbers(tmp_path, change, message):
+    network = LearnedNetwork(SHAPE)
+    tensors = network.state_dict()
+    network.state_dict = lambda: tensors | {"enter.bias": change(tensors["enter.bias"])}
+    save_weights(tmp_path / "odd.safetensors", network, InnerRates(), {})
+    if not message:
+        loaded = load_weights(str(tmp_path / "odd.safetensors")).network.enter.bias
+        assert loaded.dtype == torch.float32
+        torch.testing.assert_close(loaded, tensors["enter.bias"], rtol=1e-3, atol=1e-4)
+        return
+    with pytest.raises(InputError, match=message) as caught:
+        load_weights(str(tmp_path / "odd.safetensors"))
+    assert "\n" not in str(caught.value)
 
 
 def test_too_few_gaussians_and_other_parameters_are_refused(untrained):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,9 +21,9 @@ PRACTICE = PracticeOptions(view_batches=(2,), targets=2, sh_degree=1)
 EPISODES = EpisodeOptions(unroll=2, rollout=6, rollout_growth=3, delta_after=2, fixed_horizon=5)
 
 
-def make_scenes(folder: Path, count: int = 2) -> tuple[str, ...]:
+def make_scenes(folder: Path, count: int = 2, **changed) -> tuple[str, ...]:
     """Write ``count`` small scenes below ``folder`` and return their keys."""
-    for _ in write_scenes(folder, count, 3, SCENES):
+    for _ in write_scenes(folder, count, 3, replace(SCENES, **changed)):
         pass
     return scene_folders(folder)
 

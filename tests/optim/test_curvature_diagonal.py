@@ -11,6 +11,7 @@ from fields.cases import tiny_image_task
 from splatopt.curvature.estimators import rademacher
 from splatopt.curvature.spectrum import dense_hessian
 from splatopt.optim.curvature_diagonal import ESGD, AdaHessianE, AdaHessianJ, ESGDMax
+from splatopt.optim.field_optimizers import FIELD_OPTIMIZERS
 from splatopt.optim.preconditioned import (
     bias_correction,
     decaying_maximum,
@@ -184,6 +185,38 @@ def test_a_row_without_curvature_steps_no_further_than_the_floor_lets_it():
     mean = 0.1 / (1 - 0.9**2)
     assert steps[0.0] == pytest.approx(0.1 * mean / 1e-4)
     assert steps[0.5] == pytest.approx(0.1 * mean / (0.5 * (8 / 3) ** 0.5 + 1e-4))
+
+
+def test_parameters_that_are_frozen_or_not_used_stay_and_new_ones_move_at_once():
+    used, unused, frozen, late = (torch.nn.Parameter(torch.ones(2)) for _ in range(4))
+    frozen.requires_grad_(False)
+    optimizer = ESGD([used, unused, frozen], lr=0.1, warmup=1)
+    for _ in range(3):
+        optimizer.step(lambda: (used * frozen).square().sum())
+    assert torch.equal(unused, torch.ones(2))
+    assert torch.equal(frozen, torch.ones(2))
+    assert (used < 1).all()
+    optimizer.add_param_group({"params": [late]})
+    optimizer.step(lambda: used.square().sum() + late.square().sum())
+    assert (late < 1).all()
+
+
+def test_a_closure_that_spends_its_graph_is_told():
+    p = torch.nn.Parameter(torch.ones(2))
+
+    def closure():
+        loss = p.square().sum()
+        loss.backward()
+        return loss
+
+    with pytest.raises(RuntimeError, match="the closure must return the loss with its graph, unspent"):
+        ESGD([p]).step(closure)
+
+
+def test_classes_have_the_rates_of_the_table():
+    kinds = {"esgd": ESGD, "esgd-max": ESGDMax, "adahessian-e": AdaHessianE, "adahessian-j": AdaHessianJ}
+    for name, kind in kinds.items():
+        assert kind([torch.nn.Parameter(torch.ones(1))]).defaults["lr"] == FIELD_OPTIMIZERS[name].rate
 
 
 def test_the_gradient_is_left_where_torch_puts_it():

@@ -105,6 +105,21 @@ def test_shampoo_flattens_higher_dimensions_and_passes_what_has_no_gradient():
     assert torch.equal(idle, torch.ones(2))
 
 
+def test_shampoo_starts_each_parameter_anew_whenever_its_first_gradient_comes():
+    early, late = nn.Parameter(normal(3, 3)), nn.Parameter(normal(3, 3, seed=2))
+    alone = nn.Parameter(late.detach().clone())
+    both, one = Shampoo([early, late], interval=4), Shampoo([alone], interval=4)
+    for step in range(5):
+        early.grad = normal(3, 3, seed=step)
+        if step >= 2:
+            late.grad = 1e4 * normal(3, 3, seed=10 + step)
+            alone.grad = late.grad.clone()
+            one.step()
+        both.step()
+    assert torch.isfinite(late).all()
+    assert torch.equal(late, alone)
+
+
 # ---------------------------------------------------------------------- K-FAC
 
 

@@ -152,5 +152,7 @@ def test_the_command_has_what_differs_and_no_more(tmp_path):
     command = fit_command(config.resolved(), Path("run"))
     expected = f"splatopt fit {tmp_path / 'a.png'} --field gaussian --optimizer esgd --epochs 7 --sigma 0.2"
     assert command == f"{expected} --esgd.damping 0.5 --out run"
+    scored = replace(config, epochs=None, steps=3, eval_at=(1, 2))
+    assert "--steps 3 --sigma 0.2 --eval-at 1 2 --esgd" in fit_command(scored.resolved(), Path("run"))
     zoo = FitConfig("gone.png", optimizer="zoo:lion", optimizer_options=ZooOptions(settings=("a=1", "b=2")))
     assert "--zoo.settings a=1 b=2 --out run" in fit_command(replace(zoo, task=TaskKind.IMAGE).resolved(), Path("run"))

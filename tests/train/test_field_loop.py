@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ from splatopt.core.checks import InputError
 from splatopt.data import load_capture
 from splatopt.data.knot import make_knot
 from splatopt.data.mesh import load_mesh, write_mesh
+from splatopt.fields.image import ImageTask
 from splatopt.train import kept_run
 from splatopt.train.events import Ended, Saved, Warned
 from splatopt.train.field_config import FitConfig
@@ -151,8 +153,14 @@ def test_an_open_mesh_is_said_to_be_judged_by_winding_numbers(settings, tmp_path
     listener = Listener()
     changes = {"points": 300, "resolution": 8, "epochs": 1}
     config = FitConfig(**{**vars(settings("open", **changes)), "target": str(tmp_path / "open.obj")})
-    fit_field(config, [listener])
+    result = fit_field(config, [listener])
     assert "not watertight, so winding numbers decided" in listener.of(Warned)[0].message
+    pictures = result_pictures(config, result.task)
+    assert [picture.target for picture in pictures] == [None]
+    page = write_field_report(result.folder, pictures).read_text()
+    assert "fitted of shape" in page
+    assert "target of shape" not in page
+    assert "No target is drawn" in page
 
 
 def test_a_capture_becomes_views(settings, tmp_path):
@@ -243,6 +251,18 @@ def test_numbers_that_break_down_go_back_once_and_then_stop(settings):
     assert latest_checkpoint(settings().out / "checkpoints")[0].step == 0
 
 
+def test_numbers_that_break_down_are_noticed_before_they_are_scored(settings, monkeypatch):
+    changes = {"optimizer": "sgd", "field": "relu", "omega": None, "optimizer_options": sgd(1e30), "eval_every": 1}
+    with pytest.raises(NonFiniteError, match="fitting stopped: .*already gone back once"):
+        fit_field(settings("steps", **changes))
+    found = iter([8.0, *[math.nan] * 9])
+    monkeypatch.setattr(ImageTask, "score", lambda self: {"psnr": next(found)})
+    with pytest.raises(NonFiniteError, match="fitting stopped: the psnr is no number after step 1"):
+        fit_field(settings("score", steps=1))
+    for folder in (settings("steps").out, settings("score").out):
+        assert all("NaN" not in path.read_text() for path in folder.glob("*.json*"))
+
+
 def sgd(rate):
     from splatopt.optim.field_optimizers import SgdOptions
 
@@ -269,6 +289,15 @@ def test_an_image_that_cannot_be_read_is_refused_and_nothing_is_left(settings, t
     with pytest.raises(InputError, match=said):
         fit_field(config)
     assert not settings().out.exists()
+
+
+def test_a_full_batch_that_does_not_fit_is_refused_before_anything_is_written(settings, monkeypatch):
+    small = type("Memory", (), {"available": 2**16})
+    monkeypatch.setattr("splatopt.train.field_loop.psutil.virtual_memory", lambda: small)
+    config = settings(optimizer="lbfgs", optimizer_options=None, batch=None)
+    with pytest.raises(InputError, match=r"lbfgs needs all 576 examples in one batch, about 0\.0 GiB.*with --max-side"):
+        fit_field(config)
+    assert not config.out.exists()
 
 
 def test_lbfgs_on_a_capture_is_refused(settings, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from splatopt.core.checks import InputError
@@ -44,7 +45,10 @@ def _open(path: Path) -> Image.Image:
     if not path.is_file():
         raise UnreadableImageError(f"image {path} is missing; put it there or go on without it with --skip-missing")
     try:
-        image = Image.open(path)
+        with warnings.catch_warnings():
+            # Pillow's own limit is lower than ours, which is checked below.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path)
     except Image.DecompressionBombError as error:
         raise InputError(f"image {path} claims more than {MAX_PIXELS} pixels; make it smaller") from error
     except (OSError, ValueError, SyntaxError) as error:
@@ -83,22 +87,31 @@ def read_header(path: Path) -> ImageHeader:
     return header
 
 
-def read_pixels(path: Path, background: tuple[float, float, float]) -> UInt8[np.ndarray, "height width 3"]:
+def read_pixels(
+    path: Path, background: tuple[float, float, float], *, upright: bool = False
+) -> UInt8[np.ndarray, "height width 3"]:
     """Decode an image into 8-bit RGB, laid over ``background`` where it is see-through.
 
     Args:
         path: The file.
         background: Red, green, blue in [0, 1].
+        upright: Turn it as its EXIF orientation says; COLMAP's poses are of photographs as they are stored.
 
     Raises:
         UnreadableImageError: The file is missing, truncated or corrupt.
+        InputError: It holds floating-point numbers.
     """
-    with _open(path) as image:
+    with _open(path) as opened:
+        image = opened
+        if image.mode == "F":
+            raise InputError(f"image {path} holds floating-point numbers of any range; save it with 8 or 16 bits")
         try:
             if image.mode.startswith("I;16") or image.mode == "I":
                 # 16-bit grey: Pillow's own conversion clips at 255 instead of scaling.
                 grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
                 return np.repeat(grey[:, :, None], 3, axis=2)
+            if upright:
+                image = ImageOps.exif_transpose(image)
             if not _has_alpha(image):
                 return np.array(image.convert("RGB"))
             pixels = np.asarray(image.convert("RGBA"))

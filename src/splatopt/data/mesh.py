@@ -144,19 +144,21 @@ def sample_surface(mesh: Mesh, count: int, generator: torch.Generator) -> Float[
 
 
 def inside(mesh: Mesh, points: Float[Tensor, "count 3"]) -> Bool[Tensor, " count"]:
-    """Return which points lie inside: by ray parity where the mesh is watertight, else by |winding number| > ½.
+    """Return which points lie inside: where the surface winds around them, |winding number| > ½.
+
+    Of a watertight mesh the number is whole and is counted along a ray; of others it is the sum of solid angles.
 
     Args:
-        mesh: Any; without holes the two agree.
+        mesh: Any; parts may overlap.
         points: (N, 3).
     """
     if mesh.watertight:
-        return inside_by_parity(mesh, points)
+        return crossings_above(mesh, points) != 0
     return winding_numbers(mesh, points).abs() > 0.5
 
 
-def inside_by_parity(mesh: Mesh, points: Float[Tensor, "count 3"]) -> Bool[Tensor, " count"]:
-    """Return which points see an odd number of faces above them.
+def crossings_above(mesh: Mesh, points: Float[Tensor, "count 3"]) -> Int[Tensor, " count"]:
+    """Return how many faces above each point are left upwards, less those that are entered: the winding number.
 
     The mesh is turned by an angle of no meaning first, so that no ray meets an edge of an axis-parallel mesh.
     Faces are kept in the cells of a grid over x and y; a point looks at those of its own cell.
@@ -175,15 +177,14 @@ def inside_by_parity(mesh: Mesh, points: Float[Tensor, "count 3"]) -> Bool[Tenso
     within = ((cell >= 0) & (cell < side)).all(dim=1)
     number = (cell[:, 0] * side + cell[:, 1]).clamp(0, side * side - 1)
     candidates = torch.where(within, starts[number + 1] - starts[number], 0)
-    odd = torch.zeros(len(points), dtype=torch.bool)
+    crossings = torch.zeros(len(points), dtype=torch.long)
     for begin, end in _portions(candidates):
         counts = candidates[begin:end]
         owner = torch.repeat_interleave(torch.arange(begin, end), counts)
         offset = torch.arange(len(owner)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
         face = listed[starts[number[owner]] + offset]
-        hits = torch.bincount(owner[_above(corners[face], turned[owner])] - begin, minlength=end - begin)
-        odd[begin:end] = hits % 2 == 1
-    return odd
+        crossings[begin:end].index_add_(0, owner - begin, _crossed_above(corners[face], turned[owner]))
+    return crossings
 
 
 def winding_numbers(mesh: Mesh, points: Float[Tensor, "count 3"]) -> Float[Tensor, " count"]:
@@ -252,8 +253,8 @@ def _portions(counts: Tensor) -> list[tuple[int, int]]:
     return bounds
 
 
-def _above(corners: Tensor, points: Tensor) -> Tensor:
-    """Whether the upward ray from each point meets its triangle, (P,)."""
+def _crossed_above(corners: Tensor, points: Tensor) -> Tensor:
+    """Whether the upward ray from each point meets its triangle, (P,): 1 from within, -1 from outside, else 0."""
     a, b, c = corners.unbind(dim=1)
 
     def twice_area(p: Tensor, q: Tensor, r: Tensor) -> Tensor:
@@ -263,4 +264,4 @@ def _above(corners: Tensor, points: Tensor) -> Tensor:
     covered = ((wa > 0) == (wb > 0)) & ((wb > 0) == (wc > 0))
     area = wa + wb + wc
     height = (wa * a[:, 2] + wb * b[:, 2] + wc * c[:, 2]) / torch.where(area == 0, 1, area)
-    return covered & (area != 0) & (height > points[:, 2])
+    return torch.where(covered & (height > points[:, 2]), area.sign(), 0).long()

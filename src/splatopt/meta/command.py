@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 
 from splatopt import __version__
 from splatopt.core.checks import InputError, nearest_names
+from splatopt.data.made import made_from
 from splatopt.meta.episode import LossOptions
 from splatopt.meta.inner import InnerRates
 from splatopt.meta.lane import EpisodeOptions, Variant
@@ -25,6 +27,12 @@ from splatopt.meta.training import MetaTrainConfig, MetaTrainer, write_config
 
 _GOES_ON = ("steps", "until", "processes", "threads", "device", "validate_every", "save_every")
 """Options that a run may go on with other values of."""
+
+_NOT_COMPARED = (*_GOES_ON, "out", "version")
+"""A folder may be named in many ways, and moved."""
+
+_REFUSAL = "refusal-"
+"""What the file's name begins with that a process leaves its parent."""
 
 
 @dataclass(frozen=True)
@@ -97,37 +105,76 @@ def meta_train(options: MetaTrainOptions) -> int:
     """Train, or go on, and print what is seen on the way."""
     config = _config(options)
     described = _described(options)
-    _check_goes_on(options.out, described)
-    write_config(options.out, described)
+    begun = _check_goes_on(options.out, described)
     print(f"meta-training {options.size} ({options.variant.value}) in {options.out}; give the same command to go on")
-    if options.processes == 1:
-        _work(0, config, 1, "", options.until)
-        return 0
-    if options.processes > options.lanes:
-        raise InputError(f"--processes must be at most --lanes, {options.lanes}, got {options.processes}")
-    with tempfile.TemporaryDirectory() as folder:
-        meeting = f"file://{folder}/meeting"
-        try:
-            torch.multiprocessing.spawn(
-                _work, args=(config, options.processes, meeting, options.until), nprocs=options.processes
-            )
-        except torch.multiprocessing.ProcessExitedException as error:
-            raise InputError(
-                f"process {error.error_index} of {options.processes} was lost; give the same command to go on from the "
-                f"last checkpoint in {options.out}"
-            ) from error
+    try:
+        if options.processes == 1:
+            _work(0, config, described, 1, "", options.until)
+        else:
+            _work_together(config, described, options.processes, options.until)
+    except InputError:
+        if not begun:
+            _forget_start(options.out)
+        raise
     return 0
 
 
-def _work(rank: int, config: MetaTrainConfig, world: int, meeting: str, until: int) -> None:
+def _forget_start(out: Path) -> None:
+    """Empty the folder of a start that left no checkpoint, so that the corrected command finds it as it was."""
+    left = list(out.iterdir()) if out.is_dir() else []
+    if {path.name for path in left} <= {"config.json", "log.jsonl"}:
+        for path in left:
+            path.unlink()
+
+
+def _work_together(config: MetaTrainConfig, described: dict[str, Any], processes: int, until: int) -> None:
+    """Let ``processes`` processes do the work.
+
+    Raises:
+        InputError: What one of them raised, or one was lost.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            torch.multiprocessing.spawn(
+                _work_for_parent, args=(config, described, processes, folder, until), nprocs=processes
+            )
+        except (torch.multiprocessing.ProcessExitedException, torch.multiprocessing.ProcessRaisedException) as error:
+            # Where one refuses, the others fail as well, perhaps before it is looked at.
+            refusals = sorted(Path(folder).glob(f"{_REFUSAL}*"))
+            if refusals:
+                raise InputError(refusals[0].read_text(encoding="utf-8")) from None
+            if isinstance(error, torch.multiprocessing.ProcessRaisedException):
+                raise
+            raise InputError(
+                f"process {error.error_index} of {processes} was lost; give the same command to go on from the "
+                f"last checkpoint in {config.out}"
+            ) from error
+
+
+def _work_for_parent(
+    rank: int, config: MetaTrainConfig, described: dict[str, Any], world: int, folder: str, until: int
+) -> None:
+    """Work, and leave what was refused as a file: a traceback in text is all that gets to the parent otherwise."""
+    try:
+        _work(rank, config, described, world, f"file://{folder}/meeting", until)
+    except InputError as error:
+        partial = Path(folder) / f"partial-{rank}"
+        partial.write_text(str(error), encoding="utf-8")
+        partial.replace(Path(folder) / f"{_REFUSAL}{rank}")
+        sys.exit(2)
+
+
+def _work(rank: int, config: MetaTrainConfig, described: dict[str, Any], world: int, meeting: str, until: int) -> None:
     """What each process does."""
     torch.set_num_threads(config.threads)
     if world > 1:
         threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
         torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
     trainer = MetaTrainer(config, rank, world)
-    if rank == 0 and trainer.left_out:
-        print(trainer.left_out)
+    if rank == 0:
+        write_config(config.out, described)
+        if trainer.left_out:
+            print(trainer.left_out)
     trainer.run(_say if rank == 0 else lambda record: None, until or None)
     if world > 1:
         torch.distributed.destroy_process_group()
@@ -154,13 +201,11 @@ def _config(options: MetaTrainOptions) -> MetaTrainConfig:
         raise InputError(f"there is no size {options.size!r}; {nearest_names(options.size, SIZES)}")
     if options.processes < 1:
         raise InputError(f"--processes must be at least 1, got {options.processes}")
+    if options.processes > options.lanes:
+        raise InputError(f"--processes must be at most --lanes, {options.lanes}, got {options.processes}")
     scenes = scene_folders(options.data) if options.data else ()
     validation = scene_folders(options.validation)[: options.validation_scenes] if options.validation else ()
-    shared = {Path(scene).resolve() for scene in scenes} & {Path(scene).resolve() for scene in validation}
-    if shared:
-        raise InputError(
-            f"{min(shared)} is in both --data and --validation; validate on scenes that are not trained on"
-        )
+    _check_others(scenes, validation)
     names = {item.name for item in fields(MetaTrainConfig)} & {item.name for item in fields(MetaTrainOptions)}
     return MetaTrainConfig(
         network=SIZES[options.size],
@@ -170,14 +215,38 @@ def _config(options: MetaTrainOptions) -> MetaTrainConfig:
     )
 
 
+def _check_others(scenes: Sequence[str], validation: Sequence[str]) -> None:
+    """Make sure that no scene of ``validation`` is trained on, from the same folder or a copy of its world.
+
+    Raises:
+        InputError: One is.
+    """
+    trained = {_world(Path(scene)): scene for scene in scenes}
+    for scene in validation:
+        same = trained.get(_world(Path(scene)))
+        if same is not None:
+            raise InputError(
+                f"{scene} of --validation is the same scene as {same} of --data; make others with "
+                "splatopt data make and another --seed"
+            )
+
+
+def _world(scene: Path) -> tuple[Any, ...]:
+    """Return what decides on a made scene's world, whatever its photographs; the folder where that is not known."""
+    mark = made_from(scene)
+    if mark is None or "own_seed" not in mark:
+        return (str(scene.resolve()),)
+    return str(mark["own_seed"]), str(mark.get("kinds"))
+
+
 def _described(options: MetaTrainOptions) -> dict[str, Any]:
     plain = asdict(options) | {"variant": options.variant.value, "version": __version__}
     described = {name: str(value) if isinstance(value, Path) else value for name, value in plain.items()}
     return dict(json.loads(json.dumps(described)))  # as it will be read again: tuples are lists
 
 
-def _check_goes_on(out: Path, described: dict[str, Any]) -> None:
-    """Make sure that a run that ``out`` holds is the one that is asked for.
+def _check_goes_on(out: Path, described: dict[str, Any]) -> bool:
+    """Return whether ``out`` holds a run, and make sure that it is the one that is asked for.
 
     Raises:
         InputError: It is another one, or its description cannot be read.
@@ -186,11 +255,11 @@ def _check_goes_on(out: Path, described: dict[str, Any]) -> None:
     if not path.exists():
         if out.exists() and any(out.iterdir()):
             raise InputError(f"{out} holds something else than a meta-training run; choose another --out")
-        return
+        return False
     try:
         saved = json.loads(path.read_text())
         different = sorted(
-            name for name in described if name not in (*_GOES_ON, "version") and saved.get(name) != described[name]
+            name for name in described if name not in _NOT_COMPARED and saved.get(name) != described[name]
         )
     except (ValueError, AttributeError) as error:
         raise InputError(f"{path} cannot be read: {error}; choose another --out") from error
@@ -201,3 +270,4 @@ def _check_goes_on(out: Path, described: dict[str, Any]) -> None:
             "it, or choose another --out"
         )
     print(f"going on in {out}", file=sys.stderr)
+    return True

@@ -5,13 +5,16 @@ iterates: the optimizer's own, but for what was before the episode. With L̄ the
 and S the last third of the steps::
 
     meta-loss = mean over S of log mean L̄(targets) at θ̄                               what the steps are for
-              + a · 1/T Σₜ log mean L̄(inputs) at θ
-              + b · mean over S of Σ relu(L̄ᵥ(s) - L̄ᵥ(before)) / mean L̄ at θ̄         stability: no view gets worse
+              + a · 1/T Σₜ log mean L̄(inputs) at θ, t from 1 to T-1
+              + b · mean over S of mean relu(L̄ᵥ(s) - L̄ᵥ(before)) / mean L̄ at θ̄      stability: no view gets worse
               + c · 1/T Σₜ mean |Δ/rate| where g ≈ 0 or Δ·g > 0                     deltas: no step without a reason
               + d · mean over S of mean LPIPS(targets) at θ̄                           where its weights are at hand
 
-It is differentiated through θ and z of all T steps, not through g. The renderer's own gradient enters as a vector:
-the derivative of the meta-loss by w is that of Σ <θ̄(w), ∂meta-loss/∂θ̄>.
+Before is the look before, at θ̄; for the first look it is where the episode began, at θ. The inputs' loss is that of
+the gradients after the first, so the last step has none.
+
+It is differentiated through θ and z of all T steps, not through g, nor through the quotient's mean L̄. The renderer's
+own gradient enters as a vector: the derivative of the meta-loss by w is that of Σ <θ̄(w), ∂meta-loss/∂θ̄>.
 
 At the last iterate after a few steps, shorter steps always look better: they leave less of the noise in the gradient
 (Wu et al. 2018, "Understanding Short-Horizon Bias in Stochastic Meta-Optimization"). In θ̄ that noise is averaged away.
@@ -74,7 +77,7 @@ class Situation:
     """A scene on its way: what is fitted, and what the optimizer remembers.
 
     Attributes:
-        practice: Scene and views; its cloud is moved by :func:`take_step`.
+        practice: Scene and views; its cloud is moved by :func:`run_episode` and :func:`roll_out`.
         state: The learned run's memory.
         near: Nearest others of each Gaussian.
         horizon: Steps that a network with a clock believes it has.

@@ -28,9 +28,10 @@ LOSS_DECAYS = (0.8, 0.98, 0.998)
 
 @dataclass(frozen=True)
 class InnerRates:
-    """Adam's rates per group and its decays, held for all steps: what an untrained network steps like.
+    """Adam's rates per group, at a Gaussian's first step, and its decays: what an untrained network steps like.
 
-    The values are those of ``adam-searched``, searched on made scenes at 8 views a step.
+    Rates fall with the Gaussian's age, see :meth:`fallen`. The values are those of ``adam-searched``, searched on made
+    scenes at 8 views a step.
     """
 
     means: float = SearchedAdamOptions.means_rate
@@ -70,7 +71,7 @@ class InnerRates:
 
     handover: float = 8.0
     """Times that a Gaussian was seen after which half of what the network adds is left, as 1/(1 + age/handover): late,
-    the step is Adam's, which comes to rest. Unit: steps. Source: 10 to 300 tried on made scenes, docs/meta.md."""
+    the step is Adam's, which comes to rest. Unit: steps. Source: 8 and 14 compared on made scenes, docs/meta.md."""
 
     average_power: float = 20.0
     """k of the running average of iterates, which is what the learned step leaves: about the last 1/(k+1) of the

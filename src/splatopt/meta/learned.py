@@ -64,9 +64,10 @@ class Learned(Optimizer):
     """A learned step: Adam's, gated group by group and corrected by a network (see ``splatopt.meta.network``).
 
     It knows no horizon and has no schedule. What it leaves in the objective is the running average of its iterates;
-    gradient and step are taken at the last iterate. Rows that the views did not see keep their parameters, moments and
-    latent state. Where the network gives a number that is not finite, that row takes Adam's step; when the loss stays
-    above its lowest for a window of steps, all do from then on, and ``facts["fallback"]`` is 1.
+    gradient and step are taken at the last iterate. Rows that the views did not see keep their last iterate, moments
+    and latent state; their average still moves towards that iterate. Where the network gives a number that is not
+    finite, that row takes Adam's step; when the loss stays above its lowest for a window of steps, all do from then
+    on, and ``facts["fallback"]`` is 1.
 
     Source: after Pearl et al. 2026, "Learn2Splat: Extending the Horizon of Learned 3DGS Optimization".
     """
@@ -184,6 +185,7 @@ class Learned(Optimizer):
         if self._average is not None:
             tensors |= self._average.tensors()
         own = {"fallen": int(self._fallen), "lowest": min(self._lowest, _LARGEST), "above": self._above}
+        own["weights"] = self.weights.mark
         return OptimizerState(tensors=tensors, scalars=self._inner.scalars() | own)
 
     def load_state(self, state: OptimizerState) -> None:
@@ -191,6 +193,12 @@ class Learned(Optimizer):
         missing = [name for name in ("fallen", "lowest", "above") if name not in state.scalars]
         if missing:
             raise InputError(f"this is not a state of learned: it holds no {missing[0]}; start a new run")
+        # Runs of older versions do not say what they were begun with.
+        if state.scalars.get("weights", self.weights.mark) != self.weights.mark:
+            raise InputError(
+                f"the run was begun with other weights than {self.options.weights} is now; go on with those that it "
+                "was begun with, or start a new run"
+            )
         latent = self._network.options.latent
         self._inner = InnerState.from_tensors(self.objective.parameters, latent, state.tensors, state.scalars)
         if self._average is not None:

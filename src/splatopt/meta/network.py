@@ -8,10 +8,10 @@ For each Gaussian i with inputs x and latent state z, and the scene's inputs c::
     z' = z + sigmoid(A h) · (tanh(B h) - z)         bounded for ever
     s  = relu(1 + mlp([x, z]))                      state scale: the size that norms erase
     y  = relu(C (s · norm(h)))
-    gates (6), magnitude = 4 tanh(D y / 4),  direction (13) = E y / |E y|
+    gates (6), magnitude = 4 tanh(D y / 4),  direction (13) = √13 E y / |E y|
 
-The gates multiply Adam's step group by group, exp(gate); direction times magnitude is added to it in units of Adam's
-rates. D starts at zero: an untrained network steps as its Adam does.
+Direction times magnitude is added to Adam's step in units of Adam's rates, and exp(gate) multiplies the sum group by
+group. D starts at zero: an untrained network steps as its Adam does.
 
 Sources: Pearl et al. 2026, "Learn2Splat" (latent state, neighbours, state scale, direction times magnitude); the gates,
 the pooled scene, the slow mean of gradients and the bounded latent state are ours.

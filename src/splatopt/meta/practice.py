@@ -250,14 +250,18 @@ def _draw_guise(options: PracticeOptions, generator: torch.Generator) -> Guise:
 
 
 def _start(capture: Capture, guise: Guise, options: PracticeOptions, generator: torch.Generator) -> GaussianCloud:
-    """Return a start from a share of the points, or from as many random ones, in the world as it is shown."""
+    """Return a start from a share of the points, or from as many random ones, in the world as it is shown.
+
+    It is random where there are few points.
+    """
     points = capture.points
     available = 0 if points is None else len(points.positions)
     low = options.fewest_points
     share = low + (1 - low) * float(torch.rand((), generator=generator))
     count = max(min(_FEWEST_POINTS, available), round(share * available))
     scattered = float(torch.rand((), generator=generator)) < options.random_start
-    if points is None or not available or scattered:
+    # A network attends to some neighbours of each Gaussian: a few points alone would end the run.
+    if points is None or available < _FEWEST_POINTS or scattered:
         return start_random(
             guise.cameras(capture.cameras), max(_FEWEST_POINTS, count), sh_degree=options.sh_degree, generator=generator
         )

@@ -15,6 +15,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 
 from splatopt.core.checks import InputError, nearest_names
 from splatopt.meta.inner import InnerRates
@@ -42,6 +43,11 @@ class LearnedWeights:
     rates: InnerRates
     facts: Mapping[str, Any]
     digest: str
+
+    @property
+    def mark(self) -> int:
+        """The digest's first 48 bits, as a number that a run's state can hold."""
+        return int(self.digest[:12], 16)
 
 
 def shipped_names() -> tuple[str, ...]:
@@ -111,6 +117,13 @@ def load_weights(name: str) -> LearnedWeights:
             f"weights {path} do not fit this version's network of their size: {odd[0]} must be "
             f"{_shape(expected.get(odd[0]))}, got {_shape(found.get(odd[0]))}; train them anew with splatopt meta-train"
         )
+    for key, value in tensors.items():
+        if not value.is_floating_point() or not bool(torch.isfinite(value.float()).all()):
+            came = value.dtype if not value.is_floating_point() else "some that are infinite or not numbers"
+            raise InputError(
+                f"weights {path} cannot be used: {key} must hold finite floating-point numbers, got {came}; train them "
+                "anew with splatopt meta-train"
+            )
     network.load_state_dict(tensors)
     network.requires_grad_(False).eval()
     facts = header.get("facts")

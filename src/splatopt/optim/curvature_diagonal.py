@@ -37,8 +37,8 @@ class CurvatureDiagonal(torch.optim.Optimizer):
     """θ ← θ - rate · m̂ / (|D| + damping), with m̂ the bias-corrected mean of gradients and D from Hessian probes.
 
     A refresh takes Hv on the step's own minibatch and graph, by differentiating twice. Steps 1 to ``warmup``
-    refresh, then every ``interval``-th does. The first refresh averages over ``first_probes`` probes. With a ``floor``,
-    |D| is nowhere below that part of its tensor's root mean square.
+    refresh, then every ``interval``-th does, and one that meets a new parameter. The first refresh averages over
+    ``first_probes`` probes. With a ``floor``, |D| is nowhere below that part of its tensor's root mean square.
     """
 
     def __init__(
@@ -66,7 +66,8 @@ class CurvatureDiagonal(torch.optim.Optimizer):
             first_probes: Probes of the first refresh.
             floor: Least |D| in parts of the root mean square of its tensor's. Rows of H that are zero by chance, as an
                 idle unit's, would else step by rate · m̂ / damping on the day that they are not.
-            generator: Source of the probes; one with seed 0 when None.
+            generator: Source of the probes; one with seed 0 when None. Its state is the caller's to keep: it is not in
+                ``state_dict``, nor are ``warmup``, ``interval``, ``first_probes`` and ``floor``.
 
         Raises:
             ValueError: A number is out of its range.
@@ -106,14 +107,17 @@ class CurvatureDiagonal(torch.optim.Optimizer):
         Args:
             closure: Returns the loss with its graph.
         """
-        params = [param for group in self.param_groups for param in group["params"]]
-        for param in params:
-            if not self.state[param]:
-                self.state[param] |= {name: torch.zeros_like(param) for name in ("mean", "diagonal", "inverse")}
-        refresh = self.is_refresh(self.param_groups[0]["steps"] + 1)
+        params = [param for group in self.param_groups for param in _trained(group)]
+        fresh = [param for param in params if not self.state[param]]
+        for param in fresh:
+            self.state[param] |= {name: torch.zeros_like(param) for name in ("mean", "diagonal", "inverse")}
+        refresh = self.is_refresh(self.param_groups[0]["steps"] + 1) or bool(fresh)
         with torch.enable_grad():
             loss = closure()
-            gradients = torch.autograd.grad(loss, params, create_graph=refresh)
+            try:
+                gradients = torch.autograd.grad(loss, params, create_graph=refresh, materialize_grads=True)
+            except RuntimeError as error:
+                raise RuntimeError(f"the closure must return the loss with its graph, unspent: {error}") from error
         for param, gradient in zip(params, gradients, strict=True):
             param.grad = gradient.detach()
         if refresh:
@@ -148,7 +152,7 @@ class CurvatureDiagonal(torch.optim.Optimizer):
         position = 0
         for group in self.param_groups:
             group["refreshes"] += 1
-            for param in group["params"]:
+            for param in _trained(group):
                 state = self.state[param]
                 self.refresh(state["diagonal"], probes[position], products[position], group["beta2"])
                 scale = self.scale(state["diagonal"], group)
@@ -161,12 +165,18 @@ class CurvatureDiagonal(torch.optim.Optimizer):
         """Take the step, one pass over each of mean and parameter."""
         for group in self.param_groups:
             group["steps"] += 1
-            params = group["params"]
+            params = _trained(group)
             means = [self.state[param]["mean"] for param in params]
             inverses = [self.state[param]["inverse"] for param in params]
-            torch._foreach_lerp_(means, [param.grad for param in params], 1 - group["beta1"])
+            gradients = [param.grad for param in params if param.grad is not None]
+            torch._foreach_lerp_(means, gradients, 1 - group["beta1"])
             rate = self.rate(group) / bias_correction(group["beta1"], group["steps"])
             torch._foreach_addcmul_(params, means, inverses, value=-rate)
+
+
+def _trained(group: dict[str, Any]) -> list[Tensor]:
+    """Parameters of a group that are not frozen."""
+    return [param for param in group["params"] if param.requires_grad]
 
 
 class ESGD(CurvatureDiagonal):
@@ -226,7 +236,7 @@ class AdaHessianJ(CurvatureDiagonal):
     The step divides by |D/(1-β₂ᵏ)| + damping, averaged over a convolution's kernel.
     """
 
-    def __init__(self, params: Iterable[Any], lr: float = 0.15, **settings: Any) -> None:
+    def __init__(self, params: Iterable[Any], lr: float = 1e-3, **settings: Any) -> None:
         """Start; ``settings`` are those of :class:`CurvatureDiagonal` but ``interval``."""
         super().__init__(params, lr, **{"first_probes": 10, **settings}, interval=1)
 

@@ -50,7 +50,7 @@ class SgdOptions(_Checked):
     """Stochastic gradient descent with momentum."""
 
     rate: float | None = None
-    """Learning rate; the field's own when None. Unit: per step. Source: measured, docs/fields.md."""
+    """Learning rate; the field's own when None. Unit: per step. Source: ours, not swept."""
 
     momentum: float = 0.9
     """Decay of the sum of gradients. Unit: fraction. Source: Sutskever et al. 2013."""
@@ -129,7 +129,7 @@ class AdaHessianOptions(_Checked):
     """Added to the diagonal's modulus. Unit: of the Hessian. Source: Chng et al. 2025."""
 
     first_probes: int = 10
-    """Probes of the first step. Unit: probes. Source: measured, docs/fields.md."""
+    """Probes of the first step. Unit: probes. Source: as of ESGD."""
 
     floor: float | None = None
     """Least of the diagonal, in parts of its tensor's root mean square; when None, 0.1 for adahessian-e on relu
@@ -141,7 +141,7 @@ class ShampooOptions(_Checked):
     """Shampoo, grafted to SGD."""
 
     rate: float | None = None
-    """Learning rate, that of SGD; the field's own when None. Unit: per step. Source: measured, docs/fields.md."""
+    """Learning rate, that of SGD; the field's own when None. Unit: per step. Source: ours, not swept."""
 
     beta1: float = 0.9
     """Decay of the mean of gradients. Unit: fraction. Source: Anil et al. 2020."""
@@ -161,7 +161,7 @@ class KfacOptions(_Checked):
     """K-FAC, damped."""
 
     rate: float | None = None
-    """Learning rate; the field's own when None. Unit: per step. Source: measured, docs/fields.md."""
+    """Learning rate; the field's own when None. Unit: per step. Source: ours, not swept."""
 
     momentum: float = 0.9
     """Decay of the mean of gradients. Unit: fraction. Source: Martens and Grosse 2015."""

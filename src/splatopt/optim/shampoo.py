@@ -29,11 +29,11 @@ class Shampoo(torch.optim.Optimizer):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float = 0.1,
+        lr: float = 0.01,
         *,
         betas: tuple[float, float] = (0.9, 0.99),
         epsilon: float = 1e-4,
-        interval: int = 10,
+        interval: int = 20,
     ) -> None:
         """Start with empty factors.
 
@@ -54,7 +54,7 @@ class Shampoo(torch.optim.Optimizer):
         if interval < 1:
             raise ValueError(f"interval must be at least 1, got {interval}")
         defaults = {"lr": lr, "beta1": betas[0], "beta2": betas[1], "epsilon": epsilon, "interval": interval}
-        super().__init__(params, defaults | {"steps": 0})
+        super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -71,7 +71,6 @@ class Shampoo(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            group["steps"] += 1
             for param in group["params"]:
                 if param.grad is not None:
                     self._step_one(param, group)
@@ -86,15 +85,18 @@ class Shampoo(torch.optim.Optimizer):
             state["mean"] = torch.zeros_like(gradient)
             state["factors"] = [torch.zeros_like(side) for side in sides]
             state["roots"] = [torch.zeros_like(side) for side in sides]
+            state["steps"] = torch.zeros(())
+        state["steps"] += 1
+        steps = int(state["steps"])
         moving_average(state["mean"], gradient, group["beta1"])
         for factor, side in zip(state["factors"], sides, strict=True):
             moving_average(factor, side, group["beta2"])
-        if group["steps"] % group["interval"] == 1 or group["interval"] == 1:
-            correction = bias_correction(group["beta2"], group["steps"])
+        if steps % group["interval"] == 1 or group["interval"] == 1:
+            correction = bias_correction(group["beta2"], steps)
             exponent = -0.5 / len(sides)
             for root, factor in zip(state["roots"], state["factors"], strict=True):
                 root.copy_(matrix_power(factor / correction, exponent, group["epsilon"]))
-        mean = state["mean"] / bias_correction(group["beta1"], group["steps"])
+        mean = state["mean"] / bias_correction(group["beta1"], steps)
         left = state["roots"][0] @ mean if len(sides) == 2 else mean
         direction = left @ state["roots"][-1]
         length = mean.norm() / direction.norm().clamp(min=torch.finfo(mean.dtype).tiny)

@@ -21,7 +21,7 @@ from splatopt.core.optimizer import Entry, Progress, register_family
 from splatopt.optim.bridge import Feed, TorchOptimizer
 from splatopt.optim.first_order import AdamOptions
 
-_SECOND_ORDER = "it differentiates twice by its own means; take adahessian-e, adahessian-j or esgd"
+_SECOND_ORDER = "it differentiates twice by its own means; take esgd, adahessian (scenes) or adahessian-e (fields)"
 _MODEL = "it wants a whole model and takes over its backward pass"
 _UNSAVED = "part of its state lies where no checkpoint reaches it, so a run could not be resumed"
 _WRAPPER = "it is a wrapper of other optimizers"
@@ -41,7 +41,7 @@ REFUSED = {
     "stablespam": _UNSAVED,
     "demo": "it is made for several machines",
     "distributedmuon": "it is made for several machines",
-    "lbfgs": "it needs a full batch; take lbfgs without the prefix",
+    "lbfgs": "it needs a full batch; for fields, lbfgs without the prefix is that",
     "magma": _WRAPPER,
     "bsam": "it wants the number of data, and closures of its own kind",
     "sara": _STUCK,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,12 +28,13 @@ from splatopt.curvature.spectrum import (
 )
 from splatopt.fields.image import ImageTask
 from splatopt.fields.networks import Architecture
-from splatopt.fields.registry import find_field, make_field
+from splatopt.fields.registry import field_names, find_field, make_field
 from splatopt.train.charts import Series, line_chart
 from splatopt.train.folder import write_json
 from splatopt.train.page import chart_card, two_columns, write_page
 
 _BINS = 81
+_MOST_SEED = 2**62
 
 
 @dataclass(frozen=True)
@@ -62,14 +65,22 @@ class DiagnosePlan:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured."""
+        if not self.fields:
+            raise InputError(f"--fields names no field; known: {', '.join(field_names())}")
+        if self.seed > _MOST_SEED:
+            raise InputError(f"--seed must be at most {_MOST_SEED}, got {self.seed}")
         least = {"side": 2, "draws": 1, "pixels": 1, "lanczos_steps": 2, "seed": 0}
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise InputError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}")
         if self.pixels > self.side**2:
             raise InputError(f"--pixels must be at most {self.side**2}, the pixels of the image, got {self.pixels}")
-        for field in self.fields:
-            find_field(field)
+        taken = {name for field in self.fields for name in find_field(field).constants}
+        for name, value in (self.constants or {}).items():
+            if not 0 < value < float("inf"):
+                raise InputError(f"--{name} must be a positive number, got {value}")
+            if name not in taken:
+                raise InputError(f"--{name} is of none of the fields {', '.join(self.fields)}; leave it out")
 
 
 @dataclass(frozen=True)
@@ -107,11 +118,12 @@ class Diagnosis:
 
     def median(self, name: str) -> float:
         """Return the median over the draws of one measure."""
-        return float(torch.tensor([getattr(draw, name) for draw in self.draws], dtype=torch.float64).median())
+        return statistics.median(getattr(draw, name) for draw in self.draws)
 
-    def below(self, smaller: str, larger: str) -> int:
-        """Return in how many draws one measure was below another."""
-        return sum(getattr(draw, smaller) < getattr(draw, larger) for draw in self.draws)
+    def below(self, *names: str) -> int:
+        """Return in how many draws each of these measures was below the next."""
+        values = [[getattr(draw, name) for name in names] for draw in self.draws]
+        return sum(all(low < high for low, high in itertools.pairwise(draw)) for draw in values)
 
 
 def made_up_image(side: int, generator: torch.Generator) -> Tensor:
@@ -201,7 +213,8 @@ def summary(one: Diagnosis) -> dict[str, str]:
         "κ, Jacobi": f"{one.median('jacobi'):.3g} (below none in {one.below('jacobi', 'none')} of {count})",
         "κ, equilibrated": (
             f"{one.median('equilibrated'):.3g} (below none in {one.below('equilibrated', 'none')}, below Jacobi in "
-            f"{one.below('equilibrated', 'jacobi')} of {count})"
+            f"{one.below('equilibrated', 'jacobi')}, in that order in {one.below('equilibrated', 'jacobi', 'none')} of "
+            f"{count})"
         ),
         "density of Hv": f"{one.median('density'):.2f}",
     }

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import torch
 
 from splatopt import __version__
@@ -129,6 +130,7 @@ class _Fitter(KeptRun):
         self.steps = config.steps or (config.epochs or 1) * self.sampler.per_epoch
         self.loss_sum, self.loss_count = 0.0, 0
         self.before: Mapping[str, float] | None = None
+        self.scored: tuple[int, Mapping[str, float]] | None = None
 
     @property
     def parameters(self) -> Tensors:
@@ -148,6 +150,15 @@ class _Fitter(KeptRun):
             raise InputError(
                 f"{self.config.optimizer} needs all examples in one batch, and the {self.task.size:,} rays of a "
                 f"capture are too many; take another optimizer"
+            )
+        # Autograd keeps what each layer is made of and makes: some three numbers for each feature of each example.
+        needed = 12 * self.task.size * self.config.width * (self.config.depth + 1)
+        free = psutil.virtual_memory().available
+        if needed > free:
+            raise InputError(
+                f"{self.config.optimizer} needs all {self.task.size:,} examples in one batch, about "
+                f"{needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free; make them fewer with --max-side or "
+                f"--points, or take another optimizer"
             )
         return self.task.size
 
@@ -193,7 +204,7 @@ class _Fitter(KeptRun):
             self.optimizer.load_state(OptimizerState(kept, scalars["optimizer"]))
             self.generator.set_state(tensors["generator"])
             self.sampler.load_state(scalars["sampler"])
-            self.step, self.seconds = checkpoint.step, scalars["seconds"]
+            self.step, self.seconds, self.scored = checkpoint.step, scalars["seconds"], None
             self.saved_at_seconds = self.seconds
             self.loss_sum, self.loss_count = scalars["loss"]
             self.over = self.step >= self.steps
@@ -240,9 +251,17 @@ class _Fitter(KeptRun):
     def _after_step(self) -> None:
         self.over = self.step >= self.steps
         due = is_due(self.step, self._eval_every()) or self.step in self.config.eval_at
-        scored = due and not self.over
-        if scored or self.over or is_due(self.step, self.config.log_every):
-            self._log_line(self._score() if scored else {})
+        scores: Mapping[str, float] = {}
+        if due or self.over:
+            broken = non_finite("parameter", self.parameters)
+            if not broken:
+                scores = self._score()
+                broken = next((f"the {name} is no number" for name, value in scores.items() if math.isnan(value)), None)
+            if broken:
+                self.roll_back(f"{broken} after step {self.step}")
+                return
+        if due or self.over or is_due(self.step, self.config.log_every):
+            self._log_line({} if self.over else scores)
         self.keep(0, self.config.checkpoint_seconds, self.over)
 
     def _log_line(self, scores: Mapping[str, float]) -> None:
@@ -265,10 +284,11 @@ class _Fitter(KeptRun):
         return f"{broken or f'the loss is {evaluation.loss}'} at step {self.step + 1}"
 
     def _score(self) -> Mapping[str, float]:
-        """Score the field as it is; its time is not counted."""
-        scores = self.task.score()
-        self.tell(FitScored(self.step, scores))
-        return scores
+        """Score the field as it is, once for each step; its time is not counted."""
+        if self.scored is None or self.scored[0] != self.step:
+            self.scored = self.step, self.task.score()
+            self.tell(FitScored(*self.scored))
+        return self.scored[1]
 
     def _write_scores(self, after: Mapping[str, float] | None) -> None:
         record: dict[str, Any] = {"task": self.config.task.value, "steps": self.step, "seconds": self.seconds}

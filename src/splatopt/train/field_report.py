@@ -65,16 +65,21 @@ def fit_command(config: FitConfig, run_folder: Path) -> str:
     for name, value in config.to_json().items():
         if name in ("target", "out", "optimizer_options"):
             continue
-        if name in shown or value != defaults[name]:
-            words += [f"--{name.replace('_', '-')}", str(value)]
+        if value is not None and (name in shown or value != defaults[name]):
+            words += [f"--{name.replace('_', '-')}", *_words(value)]
     if config.optimizer_options is not None:
         plain = field_options(config.optimizer, config.field)
         for item in fields(config.optimizer_options):
             value = getattr(config.optimizer_options, item.name)
             if value != getattr(plain, item.name):
                 flag = f"--{option_prefix(config.optimizer)}.{item.name.replace('_', '-')}"
-                words += [flag, *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+                words += [flag, *_words(value)]
     return shlex.join([*words, "--out", str(run_folder)])
+
+
+def _words(value: Any) -> list[str]:
+    """A setting as it is typed."""
+    return [str(one) for one in value] if isinstance(value, list | tuple) else [str(value)]
 
 
 def _headline(scores: Mapping[str, Any]) -> str:
@@ -113,17 +118,15 @@ def _curves(lines: Sequence[Mapping[str, Any]], scores: Mapping[str, Any]) -> st
 
 
 def _gallery(pictures: Sequence[ResultPicture]) -> str:
-    """Target, result and difference, side by side."""
+    """Target, result and difference, side by side; the result alone where there is no target to be had."""
     if not pictures:
         return ""
     views = []
     for picture in pictures:
-        difference = (picture.fitted.int() - picture.target.int()).abs() * DIFFERENCE_GAIN
-        columns = {
-            "target": picture.target,
-            "fitted": picture.fitted,
-            "difference": difference.clamp(0, 255).to(torch.uint8),
-        }
+        columns = {"fitted": picture.fitted}
+        if picture.target is not None:
+            difference = (picture.fitted.int() - picture.target.int()).abs() * DIFFERENCE_GAIN
+            columns = {"target": picture.target} | columns | {"difference": difference.clamp(0, 255).to(torch.uint8)}
         figures = "".join(
             f'<figure><img src="{data_uri(pixels)}" alt="{escape(f"{caption} of {picture.name}")}">'
             f"<figcaption>{caption}</figcaption></figure>"
@@ -134,4 +137,6 @@ def _gallery(pictures: Sequence[ResultPicture]) -> str:
             f'<div class="pictures">{figures}</div></div>'
         )
     note = f"The difference is |fitted - target|, {DIFFERENCE_GAIN} times as bright as it is."
+    if all(picture.target is None for picture in pictures):
+        note = "No target is drawn: the inside of an open mesh takes too long to find at every point of a picture."
     return f'<h2>Side by side</h2>\n<p class="quiet small">{note}</p>\n' + "\n".join(views)

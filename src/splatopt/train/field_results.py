@@ -24,12 +24,12 @@ class ResultPicture:
 
     Attributes:
         name: What it shows.
-        target: (H, W, 3) uint8.
+        target: (H, W, 3) uint8; None where it takes too long to make.
         fitted: The same of the field.
     """
 
     name: str
-    target: Tensor
+    target: Tensor | None
     fitted: Tensor
 
 
@@ -75,11 +75,11 @@ def result_pictures(config: FitConfig, task: Task) -> list[ResultPicture]:
 
 
 def _shape_pictures(config: FitConfig, grid: Tensor) -> list[ResultPicture]:
-    """The mesh and the field; of an open mesh, whose inside takes long to find, the field twice."""
+    """The mesh and the field; of an open mesh, whose inside takes long to find, the field alone."""
     fitted = _bytes(shaded(grid > 0))
     mesh = load_mesh(Path(config.target))
     if not mesh.watertight:
-        return [ResultPicture("shape", fitted, fitted)]
+        return [ResultPicture("shape", None, fitted)]
     axis = torch.linspace(-1, 1, len(grid))
     truth = inside(mesh, torch.cartesian_prod(axis, axis, axis)).reshape(grid.shape)
     return [ResultPicture("shape", _bytes(shaded(truth)), fitted)]

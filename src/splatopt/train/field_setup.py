@@ -52,6 +52,8 @@ def open_task(config: FitConfig, generator: torch.Generator) -> tuple[Task, tupl
 def load_image(path: Path, max_side: int | None) -> torch.Tensor:
     """Return an image file as (H, W, 3) float32 in [0, 1], shrunk until its longer side has ``max_side`` pixels.
 
+    It is turned as its EXIF orientation says, and laid over white where it is see-through.
+
     Raises:
         InputError: The file is missing, truncated or no image.
     """
@@ -59,7 +61,7 @@ def load_image(path: Path, max_side: int | None) -> torch.Tensor:
     from PIL import Image
 
     try:
-        pixels = read_pixels(path, (1.0, 1.0, 1.0))
+        pixels = read_pixels(path, (1.0, 1.0, 1.0), upright=True)
     except UnreadableImageError as error:
         what = "there is no such file" if not path.is_file() else "it is truncated or no image"
         raise InputError(

@@ -37,6 +37,15 @@ def write_scene(folder: Path, scene: MadeScene, mark: dict[str, Any]) -> None:
         write_points(model, scene.positions, scene.colors)
 
 
+def made_from(folder: Path) -> dict[str, Any] | None:
+    """Return what ``folder`` says its scene was made from, or None where it says nothing that can be read."""
+    try:
+        mark = json.loads((folder / PROCEDURAL_MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return mark if isinstance(mark, dict) else None
+
+
 def _finished(folder: Path, mark: dict[str, Any]) -> bool:
     """Whether the scene is there already.
 
@@ -45,11 +54,7 @@ def _finished(folder: Path, mark: dict[str, Any]) -> bool:
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
-    try:
-        found = json.loads((folder / PROCEDURAL_MARK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = None
-    if found != mark:
+    if made_from(folder) != mark:
         raise InputError(f"{folder} holds something else or was made with other settings; name another folder")
     return True
 
