@@ -21,7 +21,7 @@ import torch
 
 from splatopt.data.knot import make_knot
 from splatopt.data.mesh import write_mesh
-from splatopt.optim.field_optimizers import find_field_optimizer
+from splatopt.optim.field_optimizers import field_options, find_field_optimizer
 from splatopt.train.field_config import FitConfig, TaskKind
 from splatopt.train.field_events import FitProgress
 from splatopt.train.field_loop import fit_field
@@ -110,26 +110,39 @@ def run_cell(cell: Cell, base: FitConfig, out: Path) -> None:
 
 
 def compare(target: str, base: FitConfig, arguments: argparse.Namespace) -> None:
-    """Sweep Adam's rate on the first seed, then run Adam at its best and the others on every seed.
-
-    The best rate is that of the highest mean score over the last quarter of the sweep: the last score alone may stand
-    on a swing, and a mean over all would prefer haste. Where a sweep is shorter than a run (``--sweep-epochs``), the
-    run of the best rate goes on from there.
-    """
-    short = replace(base, epochs=arguments.sweep_epochs) if arguments.sweep_epochs else base
+    """Find Adam's rate, and the others' where they are to be swept, on the first seed; then run all on every seed."""
     for field in arguments.fields:
-        swept = {}
-        for rate in arguments.adam_rates:
-            cell = Cell(target, field, "adam", rate, arguments.seeds[0])
-            run_cell(cell, short, arguments.out)
-            swept[rate] = read_curve(arguments.out / cell.name).late_mean(arguments.sweep_epochs)
-        best = max(swept, key=lambda rate: swept[rate])
-        if len(swept) > 1 and best in (min(swept), max(swept)):
-            print(f"{field}: the best of Adam's rates, {best:g}, is at an end of the sweep; widen it", flush=True)
+        best = {"adam": best_rate(target, field, "adam", arguments.adam_rates, base, arguments)}
+        for optimizer in arguments.optimizers:
+            best[optimizer] = best_rate(target, field, optimizer, arguments.rates, base, arguments)
         for seed in arguments.seeds:
-            run_cell(Cell(target, field, "adam", best, seed), base, arguments.out)
-            for optimizer in arguments.optimizers:
-                run_cell(Cell(target, field, optimizer, None, seed), base, arguments.out)
+            for optimizer, rate in best.items():
+                run_cell(Cell(target, field, optimizer, rate, seed), base, arguments.out)
+
+
+def best_rate(
+    target: str, field: str, optimizer: str, rates: Sequence[float], base: FitConfig, arguments: argparse.Namespace
+) -> float | None:
+    """Return the rate of the highest mean score over the last quarter of a sweep on the first seed; None for the usual.
+
+    The last score alone may stand on a swing, and a mean over all would prefer haste. Where the sweep is shorter than
+    a run (``--sweep-epochs``), the run of the best rate goes on from there.
+    """
+    usual = field_options(optimizer, field).rate
+    short = replace(base, epochs=arguments.sweep_epochs) if arguments.sweep_epochs else base
+    swept = {}
+    for rate in rates:
+        cell = Cell(
+            target, field, optimizer, None if rate == usual and optimizer != "adam" else rate, arguments.seeds[0]
+        )
+        run_cell(cell, short, arguments.out)
+        swept[rate] = read_curve(arguments.out / cell.name).late_mean(arguments.sweep_epochs)
+    if not swept:
+        return None
+    best = max(swept, key=lambda rate: swept[rate])
+    if len(swept) > 1 and best in (min(swept), max(swept)):
+        print(f"{field}: the best of {optimizer}'s rates, {best:g}, is at an end of the sweep; widen it", flush=True)
+    return None if best == usual and optimizer != "adam" else best
 
 
 def image(arguments: argparse.Namespace) -> None:
@@ -373,11 +386,14 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--fields", nargs="+", default=list(FIELDS), choices=FIELDS)
     parser.add_argument("--optimizers", nargs="*", default=["esgd"], help="beside Adam")
     parser.add_argument("--adam-rates", nargs="+", type=float, default=list(ADAM_RATES))
+    parser.add_argument(
+        "--rates", nargs="*", type=float, default=[], help="of the others, swept as well; else their own"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--photos", nargs="+", default=["astronaut"], help="names in skimage.data")
     parser.add_argument("--side", type=int, default=256, help="of the photos, pixels")
     parser.add_argument("--epochs", type=int, default=200)
-    parser.add_argument("--sweep-epochs", type=int, help="of the sweep of Adam's rate; as many as of a run if left out")
+    parser.add_argument("--sweep-epochs", type=int, help="of the sweeps of rates; as many as of a run if left out")
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--points", type=int, default=200_000, help="of occupancy")
     parser.add_argument("--batch", type=int, default=50_000, help="of occupancy")
