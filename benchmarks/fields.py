@@ -289,7 +289,8 @@ def read_curve(folder: Path) -> Curve:
     """Return the curve of the finished run in ``folder``."""
     config, end = read_json(folder / "config.json"), read_json(folder / "eval.json")
     score = next(name for name in LEVELS if name in end)
-    lines = read_metrics(folder / "metrics.jsonl")
+    # A sweep that is on its way to a whole run has more lines than its end.
+    lines = [line for line in read_metrics(folder / "metrics.jsonl") if line["step"] <= end["steps"]]
     scored = [(line["epoch"], line["seconds"], line[f"score_{score}"]) for line in lines if f"score_{score}" in line]
     scored.append((lines[-1]["epoch"], end["seconds"], end[score]))
     epochs, seconds, values = zip(*scored, strict=True)

@@ -3,7 +3,7 @@
 Other tests compare the step's two forms with each other; a feature that moves in both is noticed here alone. Where the
 shipped weights or their features are changed on purpose, write the numbers anew and commit them with the weights::
 
-    PYTHONPATH=src:tests python -m meta.test_trajectory
+    PYTHONPATH=src:tests python -m meta.test_stored_steps
 """
 
 from __future__ import annotations
