@@ -41,6 +41,9 @@ class Options:
     kind: Kind = Kind.ROUND
     """Of what kind."""
 
+    out: Annotated[int | None, tyro.conf.arg(aliases=["-o"])] = None
+    """An option of two names."""
+
 
 def parse(*words: str) -> Options:
     return parse_options(Options, "draw", words, config=(tyro.conf.EnumChoicesFromValues,))
@@ -63,6 +66,10 @@ def test_right_words_are_options():
         ("a --size x", "--size takes None or a number, got x; see draw --help"),
         ("a --colour 1 2 --count 3", "--colour takes None or 3 numbers, got 1 2; see draw --help"),
         ("a --at 1 x", "--at takes whole numbers, got 1 x; see draw --help"),
+        ("a --otu 3", "there is no option --otu; did you mean --out? See draw --help"),
+        ("a -o", "--out needs a value; see draw --help"),
+        ("a -o x", "--out takes None or a whole number, got x; see draw --help"),
+        ("a --out=x", "--out takes None or a whole number, got x; see draw --help"),
         ("a --kind sqare", "--kind cannot be 'sqare'; did you mean square? See draw --help"),
     ],
 )

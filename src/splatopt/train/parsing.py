@@ -12,7 +12,7 @@ from typing import Any
 from splatopt.core.checks import InputError, nearest_names
 
 _RULE = re.compile(r"[─-]{3,}")
-_OPTION = re.compile(r"^ {4}(\S+)(?: (\S.*)|)$")
+_INDENT = " " * 4
 
 
 class Answered(Exception):  # noqa: N818 - no error: the parser has said all there is to say
@@ -51,22 +51,38 @@ def _sentence(box: str, words: Sequence[str]) -> str:
     """Say in one sentence what tyro's ``box`` says of ``words``."""
     parts = _parts(box)
     text = " ".join(" ".join(parts[0]).split())
-    named = [found for line in parts[1] if (found := _OPTION.match(line))] if len(parts) > 1 else []
+    explained = _options(parts[1]) if len(parts) > 1 else []
     said = text.rstrip(".")
     if text.startswith("Unrecognized options: "):
-        said = _unknown(text.removeprefix("Unrecognized options: ").split(", "), [found[1] for found in named])
+        said = _unknown(text.removeprefix("Unrecognized options: ").split(", "), [name for name, _ in explained])
     elif text.startswith("Missing from "):
-        missing = [found[1] for line in parts[0] if (found := _OPTION.match(line))]
+        missing = [name for name, _ in _options(parts[0])]
         said = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
     elif found := re.match(r"Missing value for argument '([^']+)'", text):
-        said = f"{found[1]} needs a value"
+        said = f"{_long(found[1])} needs a value"
     elif found := re.match(r"invalid choice '(.*)' for argument '([^']+)'\. Expected one of \((.*)\)", text):
         choices = re.findall(r"'([^']*)'", found[3])
-        said = f"{found[2]} cannot be {found[1]!r}; {nearest_names(found[1], choices)}"
+        said = f"{_long(found[2])} cannot be {found[1]!r}; {nearest_names(found[1], choices)}"
     elif found := re.match(r"Error parsing ([^:]+): (.*)", text):
         # Without the form of an option it is a group of options that was refused, in a sentence of its own.
-        said = f"{found[1]} takes {_in_words(named[0][2])}{_got(found[1], words)}" if named else found[2]
+        names = found[1].split("/")
+        said = f"{_long(found[1])} takes {_in_words(explained[0][1])}{_got(names, words)}" if explained else found[2]
     return said or "these words cannot be read"
+
+
+def _options(lines: Sequence[str]) -> list[tuple[str, str]]:
+    """Name and form of each option that ``lines`` begin to explain, such as "-o PATH, --out PATH" or "CAPTURE"."""
+    found = []
+    for line in lines:
+        if line.startswith(_INDENT) and line[len(_INDENT) :][:1].strip():
+            name, _, form = line.strip().split(", ")[-1].partition(" ")
+            found.append((name, form or name))
+    return found
+
+
+def _long(names: str) -> str:
+    """The last, long one of "-o/--out"."""
+    return names.rsplit("/", maxsplit=1)[-1]
 
 
 def _unknown(unknown: Sequence[str], near: Sequence[str]) -> str:
@@ -104,12 +120,13 @@ def _parts(box: str) -> list[list[str]]:
     return parts
 
 
-def _got(option: str, words: Sequence[str]) -> str:
-    """Say what ``words`` give an option, where that can be told."""
+def _got(names: Sequence[str], words: Sequence[str]) -> str:
+    """Say what ``words`` give an option of these names, where that can be told."""
     for place, word in enumerate(words):
-        if word.startswith(f"{option}="):
-            return f", got {word.removeprefix(f'{option}=')}"
-        if word == option:
+        name, given, value = word.partition("=")
+        if name in names and given:
+            return f", got {value}"
+        if name in names:
             rest = list(words[place + 1 :])
             end = next((index for index, one in enumerate(rest) if one.startswith("--")), len(rest))
             return f", got {' '.join(rest[:end])}"
