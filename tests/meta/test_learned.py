@@ -143,6 +143,10 @@ def test_a_run_goes_on_with_the_weights_that_it_was_begun_with(trained, untraine
     with pytest.raises(InputError, match="begun with other weights") as caught:
         Learned(gaussians(), LearnedOptions(untrained)).load_state(state)
     assert "\n" not in str(caught.value)
+    slower = load_weights(trained)
+    changed = save_weights(tmp_path / "slower.safetensors", slower.network, replace(slower.rates, handover=3.0), {})
+    with pytest.raises(InputError, match="begun with other weights"):
+        Learned(gaussians(), LearnedOptions(str(changed.with_suffix(".safetensors")))).load_state(state)
     for end in (".safetensors", ".json"):
         shutil.copy(trained.replace(".safetensors", end), tmp_path / f"copied{end}")
     for path in (trained, str(tmp_path / "copied.safetensors")):

@@ -157,10 +157,11 @@ def test_another_run_in_the_same_folder_is_refused(scenes, tmp_path):
     assert load_weights(str(tmp_path / "run" / "weights.safetensors")).facts["meta_steps"] == 2
 
 
-def test_a_run_is_the_same_by_any_name_of_its_folder(scenes, tmp_path, monkeypatch):
+def test_a_run_is_the_same_by_any_name_of_its_folders(scenes, tmp_path, monkeypatch):
     settings = {"data": Path(scenes[0]).parent, "practice": PRACTICE, "episodes": EPISODES, "save_every": 1}
     meta_train(MetaTrainOptions(out=tmp_path / "run", steps=1, **settings))
     monkeypatch.chdir(tmp_path)
+    settings["data"] = Path(os.path.relpath(settings["data"]))
     meta_train(MetaTrainOptions(out=Path("run"), steps=2, **settings))
     assert load_weights("run/weights.safetensors").facts["meta_steps"] == 2
 

@@ -240,8 +240,9 @@ def _world(scene: Path) -> tuple[Any, ...]:
 
 
 def _described(options: MetaTrainOptions) -> dict[str, Any]:
+    """What a run's config.json says; folders are whole paths, so that the command may be given from elsewhere."""
     plain = asdict(options) | {"variant": options.variant.value, "version": __version__}
-    described = {name: str(value) if isinstance(value, Path) else value for name, value in plain.items()}
+    described = {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in plain.items()}
     return dict(json.loads(json.dumps(described)))  # as it will be read again: tuples are lists
 
 

@@ -46,8 +46,9 @@ class LearnedWeights:
 
     @property
     def mark(self) -> int:
-        """The digest's first 48 bits, as a number that a run's state can hold."""
-        return int(self.digest[:12], 16)
+        """48 bits of a digest of tensors and rates, as a number that a run's state can hold."""
+        told = f"{self.digest} {json.dumps(asdict(self.rates), sort_keys=True)}"
+        return int(hashlib.sha256(told.encode()).hexdigest()[:12], 16)
 
 
 def shipped_names() -> tuple[str, ...]:
