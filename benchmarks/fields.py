@@ -89,8 +89,7 @@ def knot(folder: Path) -> Path:
 def run_cell(cell: Cell, base: FitConfig, out: Path) -> None:
     """Do one cell, or what is left of it."""
     folder = out / cell.name
-    done = read_json(folder / "eval.json")
-    if ("psnr" in done or "iou" in done) and (base.epochs or 0) <= (read_json(folder / "config.json")["epochs"] or 0):
+    if epochs_done(folder) >= (base.epochs or 0):
         return
     options = None
     if cell.rate is not None:
@@ -107,6 +106,14 @@ def run_cell(cell: Cell, base: FitConfig, out: Path) -> None:
     )
     print(f"cell {cell.name}", flush=True)
     fit_field(config, [FitProgress()] if sys.stderr.isatty() else [])
+
+
+def epochs_done(folder: Path) -> float:
+    """Epochs of the run in ``folder`` when it was last finished, -1 where it never was. A longer run may have begun."""
+    end = read_json(folder / "eval.json")
+    if "psnr" not in end and "iou" not in end:
+        return -1.0
+    return max(line["epoch"] for line in read_metrics(folder / "metrics.jsonl") if line["step"] <= end["steps"])
 
 
 def compare(target: str, base: FitConfig, arguments: argparse.Namespace) -> None:

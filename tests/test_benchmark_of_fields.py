@@ -73,3 +73,13 @@ def test_what_is_finished_is_not_done_again(tmp_path, monkeypatch, capsys):
     assert fields.main(["image", *words]) == 0
     assert fields.main(["table", "--out", str(tmp_path)]) == 0
     assert "| astronaut-12 | sine | esgd | 0.15 | 2 |" in (tmp_path / "table.md").read_text()
+
+
+def test_a_longer_run_that_was_stopped_does_not_pass_for_done(tmp_path):
+    assert fields.epochs_done(tmp_path) == -1
+    lines = [f'{{"step": {step}, "epoch": {step / 8}, "seconds": {step}}}\n' for step in (8, 16, 24)]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines[:2]))
+    (tmp_path / "eval.json").write_text('{"steps": 16, "psnr": 20.0}')
+    assert fields.epochs_done(tmp_path) == 2
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    assert fields.epochs_done(tmp_path) == 2
