@@ -109,7 +109,7 @@ def run_cell(cell: Cell, base: FitConfig, out: Path) -> None:
 
 
 def epochs_done(folder: Path) -> float:
-    """Epochs after which the run in ``folder`` was last finished, -1 where it never was; a longer one may have begun."""
+    """Epochs of the run in ``folder`` when it was last finished, -1 where it never was. A longer run may have begun."""
     end = read_json(folder / "eval.json")
     if "psnr" not in end and "iou" not in end:
         return -1.0

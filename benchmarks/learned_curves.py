@@ -51,6 +51,15 @@ def averaged(name: str, options: SearchedAdamOptions) -> Contender:
     )
 
 
+def adams(finals: list[float]) -> list[Contender]:
+    """The Adam that learned steps began as: decaying to each of ``finals``, held and averaged, and as it is inside."""
+    found = [adam("adam-searched, held" if final == 1 else f"adam-searched to {final:g}", final) for final in finals]
+    held, rates = {"final_factor": 1.0, "means_final_factor": 1.0}, InnerRates()
+    inside = SearchedAdamOptions(**held, patience=rates.patience, fall=rates.fall)
+    found.append(averaged("adam-searched, held, averaged", SearchedAdamOptions(**held)))
+    return [*found, averaged("the Adam inside, averaged", inside)]
+
+
 def learned(weights: str) -> Contender:
     name = Path(weights).parent.name if weights.endswith(".safetensors") else weights
     return Contender(
@@ -83,6 +92,7 @@ def main() -> int:
     parser.add_argument(
         "--at", type=int, nargs="+", default=[10, 50, 100, 500, 1000], help="steps; the last is the horizon"
     )
+    parser.add_argument("--without-adam", action="store_true", help="the weights alone, whose ablations are compared")
     parser.add_argument("--finals", type=float, nargs="+", default=[1.0, 0.1, 0.03], help="what Adam's rates decay to")
     parser.add_argument("--scenes", type=int, default=4, help="of those in the folder")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of views and starts")
@@ -93,11 +103,7 @@ def main() -> int:
     renderer = make_renderer("auto", arguments.threads)
     scenes = scene_folders(arguments.data)[: arguments.scenes]
     at = sorted(arguments.at)
-    contenders = [adam("adam-searched, held" if f == 1 else f"adam-searched to {f:g}", f) for f in arguments.finals]
-    held, rates = {"final_factor": 1.0, "means_final_factor": 1.0}, InnerRates()
-    contenders.append(averaged("adam-searched, held, averaged", SearchedAdamOptions(**held)))
-    inside = SearchedAdamOptions(**held, patience=rates.patience, fall=rates.fall)
-    contenders.append(averaged("the Adam inside, averaged", inside))
+    contenders = [] if arguments.without_adam else adams(arguments.finals)
     contenders += [learned(weights) for weights in arguments.weights]
     print("| held-out PSNR, dB, after | " + " | ".join(f"{step:,}" for step in at) + " | worst drop |")
     print("|---" * (len(at) + 2) + "|", flush=True)

@@ -40,60 +40,58 @@ class MetaTrainOptions:
     """Train the network of the learned step on made scenes; given the same --out again, a run goes on."""
 
     out: Path = Path("runs/meta")
-    """Folder of the run: log.jsonl, checkpoints, weights.safetensors and weights.json. Unit: none. Source: none."""
+    """Folder of the run: log.jsonl, checkpoints, weights.safetensors and weights.json."""
 
     size: str = "tiny"
-    """Shape of the network: tiny, small or base. Unit: none. Source: docs/meta.md."""
+    """Shape of the network: tiny, small or base. Source: docs/meta.md."""
 
     variant: Variant = Variant.FULL
-    """The whole method, or the method without one of its parts. Unit: none. Source: the ablations of docs/meta.md."""
+    """The whole method, or the method without one of its parts. Source: the ablations of docs/meta.md."""
 
     data: Path | None = None
-    """Folder of scenes that splatopt data make wrote; scenes are made while training when None. Unit: none.
-    Source: none."""
+    """Folder of scenes that splatopt data make wrote; scenes are made while training when None."""
 
     validation: Path | None = None
-    """Folder of made scenes to validate on, others than those of --data; no validation when None. Unit: none.
-    Source: none."""
+    """Folder of made scenes to validate on, others than those of --data; no validation when None."""
 
     steps: int = 20_000
     """Meta-steps, over which the learning rate falls. Unit: meta-steps. Source: docs/meta.md."""
 
     until: int = 0
     """Stop after so many meta-steps, the learning rate going by --steps all the same; 0 for all of them.
-    Unit: meta-steps. Source: none."""
+    Unit: meta-steps."""
 
     lanes: int = 2
     """Episodes of one meta-step, each from its own stream of scenes. Unit: episodes. Source: as many as processes."""
 
     processes: int = 1
-    """Processes that share out the lanes; the result is the same for any number. Unit: processes. Source: none."""
+    """Processes that share out the lanes; the result is the same for any number. Unit: processes."""
 
     seed: int = 0
-    """Decides on everything. Unit: none. Source: none."""
+    """Decides on everything."""
 
     learning_rate: float = 1e-3
     """Of AdamW on the network's weights, at its highest. Unit: per meta-step. Source: 1e-4 in Learn2Splat, for a
     network thirty times as large."""
 
     validate_every: int = 1000
-    """Meta-steps between two validations. Unit: meta-steps. Source: none."""
+    """Meta-steps between two validations. Unit: meta-steps."""
 
     validation_scenes: int = 4
     """Scenes of --validation that are looked at. Unit: scenes. Source: some 20 s of one core each."""
 
     save_every: int = 500
-    """Meta-steps between two checkpoints. Unit: meta-steps. Source: none."""
+    """Meta-steps between two checkpoints. Unit: meta-steps."""
 
     threads: int = 1
     """Threads of each process. Unit: threads. Source: scenes of 128 pixels keep no more than one busy."""
 
     device: str = "auto"
-    """Where it renders and trains: auto, cpu, cuda or cuda:N. Unit: none. Source: a GPU where there is one."""
+    """Where it renders and trains: auto, cpu, cuda or cuda:N. Source: a GPU where there is one."""
 
     lpips_weights: Path | None = None
     """Folder with the weights of LPIPS' vgg; PyTorch's hub folder when None. Nothing is downloaded, and without
-    them the meta-loss goes without LPIPS. Unit: none. Source: none."""
+    them the meta-loss goes without LPIPS."""
 
     rates: InnerRates = field(default_factory=InnerRates)
     practice: PracticeOptions = field(default_factory=PracticeOptions)

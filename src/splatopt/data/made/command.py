@@ -22,10 +22,10 @@ class MakeOptions(SceneOptions):
     """Scenes in all, those already there included. Unit: scenes. Source: see docs/data.md."""
 
     out: Path = Path("made")
-    """Folder to write scene-0000, scene-0001, … into. Unit: none. Source: none."""
+    """Folder to write scene-0000, scene-0001, … into."""
 
     seed: int = 0
-    """Decides on everything; scene k does not depend on how many are made. Unit: none. Source: none."""
+    """Decides on everything; scene k does not depend on how many are made."""
 
     def __post_init__(self) -> None:
         """Leave the checks to the scene's own options, so that a mistake is one sentence and not the parser's box."""
