@@ -309,9 +309,9 @@ class BlockGaussNewton(Optimizer):
         self._age, self._multipliers = (tensors[key].to(device, copy=True) for key in ("age", "multipliers"))
         if self._age.shape != (next(iter(parameters.values())).shape[0],):
             raise InputError("the state of block-gn belongs to another number of rows; resume the run that wrote it")
-        inside = [name for name in parameters if f"diagonal.{name}" not in tensors]
+        inside = tuple(name for name in self.objective.block_names if f"diagonal.{name}" not in tensors)
         self._diagonal = load_like({n: p for n, p in parameters.items() if n not in inside}, tensors, "diagonal")
-        self._names = tuple(inside) if "blocks" in tensors else ()
+        self._names = inside if "blocks" in tensors else ()
         self._blocks = self._laid_out(tensors["blocks"].to(device, copy=True)) if "blocks" in tensors else None
         self._steps = int(scalars["steps"])
         self._kappa, self._promise = float(scalars["kappa"]), float(scalars["promise"])
