@@ -8,6 +8,7 @@ from torch import Tensor
 from splatopt.core.objective import Evaluation, GaussNewtonBlocks, Objective, Oracle, Residuals, Tensors
 from splatopt.core.rows import RowEdit
 from splatopt.curvature.blocks import pack_blocks
+from splatopt.optim.block_gauss_newton import BLOCK_NAMES
 
 
 class Quadratic(Objective):
@@ -80,9 +81,15 @@ class Quadratic(Objective):
     def exact_gauss_newton_diagonal(self, batch: object) -> Tensors:
         return self.curvature
 
+    @property
+    def block_names(self) -> tuple[str, ...]:
+        return BLOCK_NAMES if "sh_dc" in self.values else tuple(self.values)
+
     def gauss_newton_blocks(self, batch: object) -> GaussNewtonBlocks:
-        columns = torch.cat([value[:, None].flatten(1) for value in self.curvature.values()], dim=1)
-        return GaussNewtonBlocks(tuple(self.values), pack_blocks(torch.diag_embed(columns)), {})
+        names = self.block_names
+        columns = torch.cat([self.curvature[name][:, None].flatten(1) for name in names], dim=1)
+        rest = {name: value for name, value in self.curvature.items() if name not in names}
+        return GaussNewtonBlocks(names, pack_blocks(torch.diag_embed(columns)), rest)
 
     def exact_hvp(self, batch: object, tangent: Tensors) -> Tensors:
         return {

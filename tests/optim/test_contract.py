@@ -19,8 +19,13 @@ from splatopt.core.rows import RowEdit
 HORIZON = 200
 
 
+ON_A_CLOUD = " on a cloud"
+FUSED = ("sign-tr", "adam-tr", "tr2-paper", "tr2", "block-gn")
+"""Take a cloud of float32 in fused passes, and all else in torch."""
+
+
 def make(name: str, objective: Quadratic) -> Optimizer:
-    entry = find_optimizer(name)
+    entry = find_optimizer(name.removesuffix(ON_A_CLOUD))
     return entry.optimizer(objective, entry.options(), torch.Generator().manual_seed(3))
 
 
@@ -35,18 +40,19 @@ def copy_of(state: OptimizerState) -> OptimizerState:
 
 def quadratic(name: str, rows: int = 8, dtype: torch.dtype = torch.float32) -> Quadratic:
     """The quadratic for ``name``: minima as far as its steps are long, and Gaussians for what is made for them."""
-    far = {"learned": 3.0, "adam-searched": 3.0}
-    return Quadratic(rows, dtype, spread=far.get(name, 0.2), gaussians=name == "learned")
+    far = {"learned": 3.0, "adam-searched": 3.0, f"adam-tr{ON_A_CLOUD}": 0.1}
+    return Quadratic(rows, dtype, spread=far.get(name, 0.2), gaussians=name == "learned" or name.endswith(ON_A_CLOUD))
 
 
 every_optimizer = pytest.mark.parametrize("name", optimizer_names())
+every_form = pytest.mark.parametrize("name", [*optimizer_names(), *(f"{name}{ON_A_CLOUD}" for name in FUSED)])
 
 
 def test_adam_is_registered():
     assert "adam" in optimizer_names()
 
 
-@every_optimizer
+@every_form
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_quadratic_falls_and_types_stay(name, dtype):
     objective = quadratic(name, dtype=dtype)
@@ -63,7 +69,7 @@ def test_a_quadratic_falls_and_types_stay(name, dtype):
         assert value.dtype == {"near": torch.int64, "average.ages": torch.float32}.get(key, dtype)
 
 
-@every_optimizer
+@every_form
 def test_the_evaluation_is_of_the_point_the_step_started_from(name):
     objective = quadratic(name)
     optimizer = make(name, objective)
@@ -73,7 +79,7 @@ def test_the_evaluation_is_of_the_point_the_step_started_from(name):
     assert objective.loss() < before
 
 
-@every_optimizer
+@every_form
 def test_saved_state_continues_bit_exactly(name):
     straight = quadratic(name)
     optimizer = make(name, straight)
@@ -93,7 +99,7 @@ def test_saved_state_continues_bit_exactly(name):
     assert optimizer.state().scalars == second.state().scalars
 
 
-@every_optimizer
+@every_form
 def test_loading_copies_the_state(name):
     objective = quadratic(name)
     optimizer = make(name, objective)
@@ -106,7 +112,7 @@ def test_loading_copies_the_state(name):
         assert torch.equal(value, kept.tensors[key]), key
 
 
-@every_optimizer
+@every_form
 def test_a_state_of_other_parameters_is_refused(name):
     optimizer = make(name, quadratic(name, rows=8))
     take(optimizer, 0, 1)
@@ -118,7 +124,7 @@ def test_a_state_of_other_parameters_is_refused(name):
         optimizer.load_state(OptimizerState({}, {}))
 
 
-@every_optimizer
+@every_form
 def test_row_edits_keep_the_state_of_kept_rows(name):
     objective = quadratic(name, rows=8)
     optimizer = make(name, objective)
@@ -143,7 +149,7 @@ def test_row_edits_keep_the_state_of_kept_rows(name):
     assert objective.loss() < before
 
 
-@every_optimizer
+@every_form
 def test_pruning_every_row_is_survived(name):
     objective = quadratic(name, rows=6)
     optimizer = make(name, objective)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from optim.awkward import AwkwardCloud, flattened
 from splatopt.core import native
+from splatopt.core.objective import Evaluation
 from splatopt.core.optimizer import Progress, find_optimizer
 from splatopt.curvature.blocks import from_lanes, to_lanes, unpack_blocks
 from splatopt.optim.block_gauss_newton import BlockGaussNewton, BlockGaussNewtonOptions
@@ -106,6 +109,31 @@ def test_a_fused_step_with_blocks_is_as_good_as_the_one_in_float64(monkeypatch, 
     assert error.median() < 1e-3, error.median()
     assert error.quantile(0.9) < 0.05, error.quantile(0.9)
     torch.testing.assert_close(models[torch.float32][1], models[torch.float64][1], rtol=1e-3, atol=1e-6)
+
+
+class Louder(AwkwardCloud):
+    """Rows without curvature have the largest gradients."""
+
+    def gradient(self, batch: object) -> Evaluation:
+        evaluation = super().gradient(batch)
+        known = unpack_blocks(self.gauss_newton_blocks(batch).blocks).diagonal(dim1=1, dim2=2).sum(dim=1) > 0
+        assert 0 < int(known.sum()) < len(known)
+        factor = torch.where(known, 1.0, 100.0)
+        gradient = {
+            name: value * factor.view(-1, *[1] * (value.dim() - 1)) for name, value in evaluation.gradient.items()
+        }
+        return replace(evaluation, gradient=gradient)
+
+
+def test_what_damps_a_step_is_the_mean_over_all_rows_seen_whether_they_may_move_or_not() -> None:
+    promises = {}
+    for dtype in (torch.float64, torch.float32):
+        optimizer = BlockGaussNewton(Louder(dtype, 60, 3), BlockGaussNewtonOptions())
+        promises[dtype] = []
+        for step in range(3):
+            optimizer.step(None, Progress(step, 10))
+            promises[dtype].append(optimizer.state().scalars["promise"])
+    assert promises[torch.float32] == pytest.approx(promises[torch.float64], rel=1e-4)
 
 
 def test_kept_blocks_and_their_form_are_those_of_torch() -> None:

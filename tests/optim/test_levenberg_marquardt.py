@@ -282,14 +282,37 @@ def test_a_batch_that_does_not_fit_says_what_it_needs(ask):
     make(Huge(), memory_mebibytes=257)[1].check_batch(ALL)
 
 
-def test_without_a_limit_the_machine_is_the_limit(monkeypatch):
+def test_without_a_limit_the_machine_is_the_limit_when_a_run_begins(monkeypatch):
     import psutil
 
     optimizer = make(Huge())[1]
     available = psutil.virtual_memory()
     monkeypatch.setattr(psutil, "virtual_memory", lambda: available._replace(available=100 * 2**20))
-    with pytest.raises(InputError, match="needs 257 MiB of memory.*may take 100"):
+    with pytest.raises(InputError, match="needs 257 MiB of memory.*may take 100; take its diagonal preconditioner, "):
         optimizer.check_batch(ALL)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: available._replace(available=1))
+    small = make()[1]
+    assert math.isfinite(small.step(ALL, NOW).loss), "a run is not ended by what others take meanwhile"
+
+
+def test_what_fits_no_better_is_not_proposed():
+    with pytest.raises(InputError) as caught:
+        make(Huge(), memory_mebibytes=200, preconditioner="diagonal")[1].check_batch(ALL)
+    assert "raise lm's memory_mebibytes, train on smaller" in str(caught.value)
+    assert "preconditioner" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"views": VIEWS + 1}, f"lm's views must be at most the training views, {VIEWS}, got {VIEWS + 1}"),
+        ({"batches": VIEWS + 1}, f"lm's batches must be at most the views of a step, {VIEWS}, got {VIEWS + 1}"),
+        ({"views": 2, "batches": 3}, "lm's batches must be at most the views of a step, 2, got 3"),
+    ],
+)
+def test_more_views_than_there_are_are_refused(options, said):
+    with pytest.raises(InputError, match=said):
+        make(**options)[1].check_batch(ALL)
 
 
 @pytest.mark.parametrize(

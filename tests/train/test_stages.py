@@ -299,10 +299,18 @@ def test_many_views_are_not_all_named(staged):
             parts["means"][:2] = float("nan")
 
     listener = Listener()
-    train(staged(stages="wide:3", view_batch=8), [listener], renderer=ToyRenderer(spoil))
+    train(staged(stages="wide:3"), [listener], renderer=ToyRenderer(spoil))
     assert "view_" in listener.of(Warned)[0].message
     loop_names = listener.of(Warned)[0].message.count("view_")
     assert loop_names == 8
+
+
+def test_a_batch_of_views_that_nobody_reads_is_refused(staged):
+    renderer = ToyRenderer()
+    with pytest.raises(InputError, match="--view-batch is not read by wide, which chooses its own views"):
+        train(staged(stages="wide:3", view_batch=4), renderer=renderer)
+    assert renderer.calls == 0
+    assert train(staged(stages="adam:2,wide:1", view_batch=4), renderer=renderer).steps == 3
 
 
 def test_what_a_later_stage_refuses_is_refused_at_once(staged):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 
+import psutil  # type: ignore[import-untyped]
 import torch
 
 from splatopt.core.checks import InputError
@@ -63,3 +64,10 @@ def is_installed(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # its package is absent
         return False
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that are free for tensors on ``device``: its own on CUDA, else the host's."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available)

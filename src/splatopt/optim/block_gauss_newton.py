@@ -168,7 +168,7 @@ class BlockGaussNewton(Optimizer):
 
     def _measure_overlap(self, batch: Any, fresh: GaussNewtonBlocks, step: Tensors) -> None:
         """κ ← running mean of ‖J d‖² / Σ dᵀB d, both on this batch at the point where the step d began."""
-        together = sum(float(part.double().square().sum()) for part in self.objective.jvp(batch, step))
+        together = self.objective.gauss_newton_form(batch, step)
         alone = self._block_form(fresh, step)
         for name, diagonal in fresh.diagonal.items():
             alone += float((diagonal * step[name].square()).sum(dtype=torch.float64))
@@ -202,11 +202,13 @@ class BlockGaussNewton(Optimizer):
             mean.lerp_(evaluation.gradient[name], 1 - self.options.momentum)
         seen = evaluation.seen
         rows = torch.arange(len(self._age), device=self._age.device) if seen is None else seen.nonzero().squeeze(1)
-        rows = rows[self._known(rows)]
         where = {name: value[rows] for name, value in parameters.items()}
         radii = {name: eta.expand_as(where[name]) for name, eta in self._radii.radii(where, epsilon).items()}
+        damping = self._damping(rows, radii)
+        known = self._known(rows)
+        rows, radii = rows[known], {name: eta[known] for name, eta in radii.items()}
         with quaternion_lengths_kept(parameters):
-            self._step_blocks(rows, radii)
+            self._step_blocks(rows, radii, damping)
             self._step_diagonal(rows, radii)
 
     def _known(self, rows: Tensor) -> Tensor:
@@ -251,14 +253,22 @@ class BlockGaussNewton(Optimizer):
         """What the blocks are multiplied by."""
         return self.options.overlap * self.overlap_factor
 
-    def _step_blocks(self, rows: Tensor, radii: Tensors) -> None:
-        assert self._blocks is not None  # the first step refreshes
-        names = self._names
-        gradient = side_by_side({name: self._momentum[name][rows] * self._correction for name in names}, names)
-        eta = side_by_side(radii, names)
-        promise = float((gradient * eta).norm(dim=1).mean()) if len(rows) else 0.0
+    def _mean_gradient(self, rows: Tensor) -> Tensor:
+        """The momentum of the blocks' parameters, corrected for its start, (rows, B)."""
+        return side_by_side({name: self._momentum[name][rows] * self._correction for name in self._names}, self._names)
+
+    def _damping(self, rows: Tensor, radii: Tensors) -> float:
+        """λ mean |h| over ``rows``, all that were seen, at the step before; at the first one it is its own."""
+        promises = (self._mean_gradient(rows) * side_by_side(radii, self._names)).norm(dim=1)
+        promise = float(promises.mean()) if len(rows) else 0.0
         damping = self.options.damping * (promise if self._steps == 1 else self._promise)
         self._promise = promise
+        return damping
+
+    def _step_blocks(self, rows: Tensor, radii: Tensors, damping: float) -> None:
+        assert self._blocks is not None  # the first step refreshes
+        names = self._names
+        gradient, eta = self._mean_gradient(rows), side_by_side(radii, names)
         multipliers = self._multipliers[rows]
         steps = solve_in_balls(
             self._blocks[rows], gradient, eta, self._scale, damping, multipliers, self.options.factorisations
@@ -299,9 +309,9 @@ class BlockGaussNewton(Optimizer):
         self._age, self._multipliers = (tensors[key].to(device, copy=True) for key in ("age", "multipliers"))
         if self._age.shape != (next(iter(parameters.values())).shape[0],):
             raise InputError("the state of block-gn belongs to another number of rows; resume the run that wrote it")
-        inside = [name for name in parameters if f"diagonal.{name}" not in tensors]
+        inside = tuple(name for name in self.objective.block_names if f"diagonal.{name}" not in tensors)
         self._diagonal = load_like({n: p for n, p in parameters.items() if n not in inside}, tensors, "diagonal")
-        self._names = tuple(inside) if "blocks" in tensors else ()
+        self._names = inside if "blocks" in tensors else ()
         self._blocks = self._laid_out(tensors["blocks"].to(device, copy=True)) if "blocks" in tensors else None
         self._steps = int(scalars["steps"])
         self._kappa, self._promise = float(scalars["kappa"]), float(scalars["promise"])

@@ -24,11 +24,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
-import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 
 from splatopt.core.checks import InputError
+from splatopt.core.devices import free_memory
 from splatopt.core.objective import Evaluation, Objective, Oracle, Tensors
 from splatopt.core.optimizer import Optimizer, OptimizerState, Progress, register
 from splatopt.core.rows import RowEdit
@@ -238,19 +238,34 @@ class LevenbergMarquardt(Optimizer):
         return self.options.views
 
     def check_batch(self, batch: Any) -> None:
-        """Refuse a batch whose step does not fit into memory.
+        """Refuse options that ask for more views than there are, and a step that does not fit into memory.
+
+        Args:
+            batch: All parts (views).
 
         Raises:
-            InputError: Names the memory that a step needs and what it may take.
+            InputError: Names what there is, or the memory that a step needs and what it may take.
         """
-        allowed = self.options.memory_mebibytes * _MEBIBYTE or psutil.virtual_memory().available
+        options, parts = self.options, len(self.objective.parts(batch))
+        if options.views > parts:
+            raise InputError(f"lm's views must be at most the training views, {parts}, got {options.views}")
+        if options.batches > (options.views or parts):
+            raise InputError(
+                f"lm's batches must be at most the views of a step, {options.views or parts}, got {options.batches}"
+            )
+        first = next(iter(self.objective.parameters.values()))
+        self._check_memory(batch, options.memory_mebibytes * _MEBIBYTE or free_memory(first.device))
+
+    def _check_memory(self, batch: Any, allowed: int) -> None:
         needed = self.memory_needed(batch)
         if needed > allowed:
             rows = next(iter(self.objective.parameters.values())).shape[0]
+            remedies = ["raise lm's memory_mebibytes"] if self.options.memory_mebibytes else []
+            remedies += ["take its diagonal preconditioner"] if self.options.preconditioner == "block" else []
             raise InputError(
                 f"a step of lm needs {math.ceil(needed / _MEBIBYTE)} MiB of memory, for {rows:,} rows and the "
-                f"residuals of one view, and may take {allowed // _MEBIBYTE}; raise lm's memory_mebibytes, take its "
-                "diagonal preconditioner, or train on smaller photographs"
+                f"residuals of one view, and may take {allowed // _MEBIBYTE}; "
+                + ", ".join([*remedies, "train on smaller photographs, or begin with fewer Gaussians"])
             )
 
     def memory_needed(self, batch: Any) -> int:
@@ -272,7 +287,8 @@ class LevenbergMarquardt(Optimizer):
     @torch.no_grad()
     def step(self, batch: Any, progress: Progress) -> Evaluation:
         """Solve for a direction, search along it, and keep the step where the loss has fallen by it."""
-        self.check_batch(batch)
+        if self.options.memory_mebibytes:  # what the machine has free is looked at before a run, not in the midst of it
+            self._check_memory(batch, self.options.memory_mebibytes * _MEBIBYTE)
         objective, layout = self.objective, FlatLayout(self.objective.parameters)
         batches = objective.split(batch, self.options.batches)
         weights = [len(objective.parts(views)) / len(objective.parts(batch)) for views in batches]

@@ -209,8 +209,11 @@ class _Trainer(KeptRun):
 
     def _check_stages(self) -> None:
         """Refuse before the first step what an optimizer of a later stage would refuse after hours."""
-        for name in self.config.optimizers:
-            self._make_optimizer(name).check_batch(tuple(self.capture.split.train))
+        optimizers = {name: self._make_optimizer(name) for name in self.config.optimizers}
+        for optimizer in optimizers.values():
+            optimizer.check_batch(tuple(self.capture.split.train))
+        if self.config.view_batch != 1 and all(one.batch_size is not None for one in optimizers.values()):
+            raise InputError(f"--view-batch is not read by {' and '.join(optimizers)}, which chooses its own views")
 
     def _saved_scores(self) -> Scores | None:
         """Scores from before the first step, as a resumed run finds them."""

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 
+from splatopt.core import devices
 from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Evaluation, Objective, Oracle, Residuals
@@ -95,9 +95,8 @@ def check_memory(
 
 def free_memory(place: Workplace) -> int:
     """Return the bytes that one process of the run may take: on CUDA of its device, else its share of the host's."""
-    if place.device.type == "cuda":
-        return torch.cuda.mem_get_info(place.device)[0]
-    return psutil.virtual_memory().available // place.processes.launch.local_count
+    share = 1 if place.device.type == "cuda" else place.processes.launch.local_count
+    return devices.free_memory(place.device) // share
 
 
 def estimate_memory(
@@ -116,11 +115,10 @@ def estimate_memory(
     count, numbers = len(cloud), sum(value[0].numel() for value in cloud.tensors.values() if len(value))
     pixels = max(camera.width * camera.height for camera in cameras)
     pairs = count_tile_pairs(cloud, cameras, config)
-    views = len(cameras)
-    hungers = [measure_optimizer(name, config, cloud, renderer, views, on_host=on_host) for name in config.optimizers]
+    hungers = [measure_optimizer(name, config, cloud, renderer, on_host=on_host) for name in config.optimizers]
     hunger = max(hungers, key=lambda one: one.row_bytes)
     kept = min(config.cache_mebibytes << 20, 3 * sum(camera.width * camera.height for camera in cameras))
-    residuals = 2 * 3 * _FLOAT * pixels * hunger.residual_views
+    residuals = 2 * 3 * _FLOAT * pixels if any(one.residuals for one in hungers) else 0
     return MemoryEstimate(
         {
             "parameters": count * numbers * _FLOAT,
@@ -171,46 +169,43 @@ class Hunger:
         name: Its name.
         row_bytes: Bytes a Gaussian: its state, the buffers of what it asks beside the gradient, and what a step or
             a checkpoint holds for a while.
-        residual_views: Views whose residuals are held at once.
+        residuals: Whether it asks for products with the Jacobian, which hold the residuals of one view at a time.
         asked: The questions of a step.
     """
 
     name: str
     row_bytes: int
-    residual_views: int
+    residuals: bool
     asked: frozenset[Oracle]
 
 
 def measure_optimizer(
-    name: str, config: TrainConfig, cloud: GaussianCloud, renderer: Renderer, views: int, *, on_host: bool
+    name: str, config: TrainConfig, cloud: GaussianCloud, renderer: Renderer, *, on_host: bool
 ) -> Hunger:
     """Find out what an optimizer takes by making one for a few rows; it takes no step.
 
     Args:
         name: The optimizer.
-        config: Gives its options and the views of a step.
+        config: Gives its options.
         cloud: Where training begins; a few of its rows are taken.
         renderer: Says which questions may be asked.
-        views: Training views.
         on_host: Whether checkpoints are made where the run computes.
     """
     rows = min(_TWIN_ROWS, len(cloud))
     twin = _Twin(GaussianCloud(**{key: value[:rows].cpu() for key, value in cloud.tensors.items()}).clone(), renderer)
     options = config.options_by_name.get(name) or find_optimizer(name).options()
     held = needed = 0
-    batch_size: int | None = None
     # What an optimizer refuses it refuses again, in better words, when it is made for the run.
     with contextlib.suppress(InputError):
         optimizer: Optimizer = find_optimizer(name).optimizer(twin, options, torch.Generator().manual_seed(0))
         if config.average:
             optimizer = Averaged(optimizer, config.average)
-        held, needed, batch_size = optimizer.state_bytes(), optimizer.memory_needed((0,)), optimizer.batch_size
-    wanted = config.view_batch if batch_size is None else batch_size or views
+        held, needed = optimizer.state_bytes(), optimizer.memory_needed((0,))
     # A checkpoint is copied and then written out: twice on the host.
     checkpoint = 2 * (_bytes(twin.parameters.values()) + held) if on_host else 0
     for_a_while = max(needed, twin.temporary_bytes, checkpoint)
     row_bytes = math.ceil((held + twin.buffer_bytes + for_a_while) / max(1, rows))
-    return Hunger(name, row_bytes, min(wanted, views) if twin.asked & _WITH_RESIDUALS else 0, twin.asked)
+    return Hunger(name, row_bytes, bool(twin.asked & _WITH_RESIDUALS), twin.asked)
 
 
 _WITH_RESIDUALS = frozenset({Oracle.JVP, Oracle.VJP})
