@@ -116,10 +116,10 @@ def train(
         return _Trainer(opening.config, opening.capture, own, listeners, team), opening
 
     trainer, opening = team.together(prepare)
-    team.together(lambda: trainer.begin(opening.checkpoint))
+    warnings = team.together(lambda: trainer.begin(opening.checkpoint))
     # Nothing is written before all have found that they can begin.
     team.together(lambda: trainer.open_folder(opening.checkpoint))
-    for warning in opening.warnings:
+    for warning in (*opening.warnings, *warnings):
         trainer.tell(Warned(warning))
     return trainer.run()
 
@@ -162,15 +162,15 @@ class _Trainer(KeptRun):
 
     # ------------------------------------------------------------------ begin
 
-    def begin(self, checkpoint: Checkpoint | None) -> None:
-        """Start anew, or go on from ``checkpoint``; checks everything and writes nothing."""
+    def begin(self, checkpoint: Checkpoint | None) -> tuple[str, ...]:
+        """Start anew, or go on from ``checkpoint``; checks everything, writes nothing and returns what to warn of."""
         if checkpoint is None:
             self._bind(starting_cloud(self.config, self.capture, self.generator))
             self._begin_stage(0)
         else:
             self._restore(checkpoint)
             self.before = self._saved_scores()
-        self._check_stages()
+        return self._check_stages()
 
     def open_folder(self, checkpoint: Checkpoint | None) -> None:
         """Write what the run was told, and open its log behind ``checkpoint``."""
@@ -207,13 +207,14 @@ class _Trainer(KeptRun):
         optimizer.threads = with_own_threads(self.config, self.processes.launch).threads
         return optimizer
 
-    def _check_stages(self) -> None:
+    def _check_stages(self) -> tuple[str, ...]:
         """Refuse before the first step what an optimizer of a later stage would refuse after hours."""
         optimizers = {name: self._make_optimizer(name) for name in self.config.optimizers}
         for optimizer in optimizers.values():
             optimizer.check_batch(tuple(self.capture.split.train))
-        if self.config.view_batch != 1 and all(one.batch_size is not None for one in optimizers.values()):
-            raise InputError(f"--view-batch is not read by {' and '.join(optimizers)}, which chooses its own views")
+        if self.config.view_batch == 1 or any(one.batch_size is None for one in optimizers.values()):
+            return ()
+        return (f"--view-batch is not read by {' and '.join(optimizers)}, which takes views of its own number",)
 
     def _saved_scores(self) -> Scores | None:
         """Scores from before the first step, as a resumed run finds them."""
