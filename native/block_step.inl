@@ -12,6 +12,7 @@
 
 constexpr int kBlockRows = 14;
 constexpr int kBlockFloats = kBlockRows * (kBlockRows + 1) / 2;
+constexpr int kMostOfGroup = 12;  // rows of sixteen, from which on copying them side by side takes longer than it spares
 
 // A lower triangular matrix by columns, l[column][row]; after factorise the diagonal is inverted.
 struct Factor {
@@ -101,11 +102,11 @@ inline void fold_momentum(float* momentum, const float* gradient, Vec decay, int
     }
 }
 
-// The lanes of rows i to i + 15 that were seen; all where seen is null.
-inline Mask seen_lanes(const uint8_t* seen, int64_t i, int64_t end) {
+// The rows of i to i + 15 that were seen, as bits; all where seen is null.
+inline uint32_t seen_rows(const uint8_t* seen, int64_t i, int64_t end) {
     uint32_t bits = 0;
     for (int lane = 0; lane < kLanes && i + lane < end; ++lane) bits |= (!seen || seen[i + lane] ? 1u : 0u) << lane;
-    return from_bits(bits);
+    return bits;
 }
 
 struct BlockColumn {
@@ -118,6 +119,104 @@ constexpr BlockColumn kBlockColumns[kBlockRows] = {
     {&CloudTensors::quats, 4, 0},           {&CloudTensors::quats, 4, 1},      {&CloudTensors::quats, 4, 2},
     {&CloudTensors::quats, 4, 3},           {&CloudTensors::logit_opacities, 1, 0},
     {&CloudTensors::sh_dc, 3, 0},           {&CloudTensors::sh_dc, 3, 1},      {&CloudTensors::sh_dc, 3, 2}};
+
+// Sixteen lanes of rows that were seen: those of one group where most of its rows are, else of several groups, side by
+// side. Rows that were not seen take next to no time.
+struct PackedRows {
+    int64_t rows[kLanes];
+    uint32_t used;  // lanes, as bits
+    float means[3 * kLanes], log_scales[3 * kLanes], quats[4 * kLanes], logit_opacities[kLanes], sh_dc[3 * kLanes];
+    float slopes[kBlockRows * kLanes], multipliers[kLanes], colors[3 * kLanes];
+    alignas(64) float copies[kBlockFloats * kLanes];
+    const float* blocks;  // the copies, or the kept ones of a group
+
+    // Takes on rows i to i + 15, of which `bits` were seen.
+    void be_group(int64_t i, uint32_t bits) {
+        for (int lane = 0; lane < kLanes; ++lane) rows[lane] = bits >> lane & 1 ? i + lane : i;
+        used = bits;
+    }
+    void be_rows(const int64_t* some, int count) {
+        for (int lane = 0; lane < kLanes; ++lane) rows[lane] = some[lane < count ? lane : 0];
+        used = (1u << count) - 1u;
+    }
+
+    // f(packed, all, width) for each tensor but the higher bands.
+    template <class Function>
+    void each_tensor(const CloudTensors& values, const Function& f) {
+        f(means, values.means, 3);
+        f(log_scales, values.log_scales, 3);
+        f(quats, values.quats, 4);
+        f(logit_opacities, values.logit_opacities, 1);
+        f(sh_dc, values.sh_dc, 3);
+    }
+
+    void take(const CloudTensors& values, const CloudTensors& mean, const float* kept_blocks, const float* kept_mu,
+              bool group) {
+        each_tensor(values, [&](float* packed, const float* all, int width) {
+            for (int lane = 0; lane < kLanes; ++lane)
+                for (int c = 0; c < width; ++c) packed[width * lane + c] = all[width * rows[lane] + c];
+        });
+        for (int lane = 0; lane < kLanes; ++lane) {
+            multipliers[lane] = kept_mu[rows[lane]];
+            for (int r = 0; r < kBlockRows; ++r) {
+                const BlockColumn& k = kBlockColumns[r];
+                slopes[kLanes * r + lane] = (mean.*k.tensor)[k.width * rows[lane] + k.column];
+            }
+        }
+        blocks = group ? kept_blocks + kBlockFloats * kLanes * (rows[0] / kLanes) : copies;
+        if (group) return;
+        const float* entries[kLanes];
+        for (int lane = 0; lane < kLanes; ++lane)
+            entries[lane] = kept_blocks + kBlockFloats * kLanes * (rows[lane] / kLanes) + rows[lane] % kLanes;
+        for (int n = 0; n < kBlockFloats; ++n)
+            for (int lane = 0; lane < kLanes; ++lane) copies[kLanes * n + lane] = entries[lane][kLanes * n];
+    }
+
+    // Puts back what a step has changed; radii of the colour, for the higher bands, lie from row `begin` on.
+    void put(const CloudTensors& values, float* kept_mu, float* color_radii, int64_t begin) {
+        for (uint32_t bits = used; bits; bits &= bits - 1) {
+            const int lane = __builtin_ctz(bits);
+            const int64_t row = rows[lane];
+            each_tensor(values, [&](const float* packed, float* all, int width) {
+                for (int c = 0; c < width; ++c) all[width * row + c] = packed[width * lane + c];
+            });
+            kept_mu[row] = multipliers[lane];
+            for (int c = 0; c < 3; ++c) color_radii[3 * (row - begin) + c] = colors[3 * lane + c];
+        }
+    }
+
+    // The step of all rows within their balls; returns Σ|h|. With measure_only values and multipliers stay.
+    double step(const TrustBounds& bounds, const BlockRule& rule) {
+        const Mask lanes_used = from_bits(used);
+        const CloudTensors values{means, log_scales, quats, logit_opacities, sh_dc, nullptr};
+        const Radii radii = hellinger_radii(bounds, values, 0, lanes_used);
+        const Vec eta[kBlockRows] = {radii.mean[0],   radii.mean[1],   radii.mean[2], radii.log_scale, radii.log_scale,
+                                     radii.log_scale, radii.quat[0],   radii.quat[1], radii.quat[2],   radii.quat[3],
+                                     radii.logit,     radii.color[0],  radii.color[1], radii.color[2]};
+        Vec a[kBlockFloats], h[kBlockRows], x[kBlockRows], trace(0.0f);
+        for (int r = 0, n = 0; r < kBlockRows; ++r) {
+            const Vec scaled = Vec(rule.scale) * eta[r];
+            h[r] = keep(lanes_used, Vec(rule.correction) * eta[r] * Vec::load(slopes + kLanes * r));
+            for (int c = 0; c <= r; ++c, ++n)
+                a[n] = keep(lanes_used, scaled * eta[c] * Vec::load(blocks + kLanes * n));
+            trace += a[packed(r, r)];
+        }
+        const Mask lanes = lanes_used & (trace > Vec(0.0f));
+        store_rows<3>({keep(lanes, radii.color[0]), keep(lanes, radii.color[1]), keep(lanes, radii.color[2])}, colors);
+        const double promised = sum_lanes(sqrt(squared_length(h)));
+        if (rule.measure_only) return promised;
+        const Vec kept = Vec::load(multipliers);
+        Vec mu = kept;
+        solve_in_ball(a, trace, h, Vec(rule.damping), rule.factorisations, mu, x);
+        for (int r = 0; r < kBlockRows; ++r) {
+            const BlockColumn& k = kBlockColumns[r];
+            scatter_add(values.*k.tensor + k.column, k.width, lanes, eta[r] * x[r]);
+        }
+        keep_lengths(quats, radii.quat_length, lanes);
+        select(lanes, mu, kept).store(multipliers);
+        return promised;
+    }
+};
 
 // Moves rows [begin, end) and returns Σ|h| over those that were seen; with measure_only nothing is written, and h is
 // made of the gradient alone.
@@ -137,44 +236,33 @@ double block_step(const TrustBounds& bounds, const BlockRule& rule, const CloudT
         fold_momentum(momentum.*tensors[t] + widths[t] * begin, gradient.*tensors[t] + widths[t] * begin, decay,
                       widths[t] * rows);
 
+    std::memset(row_radii.sh_dc, 0, sizeof(float) * 3 * rows);
+    PackedRows pack;
+    const auto move = [&](bool group) {
+        pack.take(values, mean, blocks, multipliers, group);
+        promised += pack.step(bounds, rule);
+        if (!rule.measure_only) pack.put(values, multipliers, row_radii.sh_dc, begin);
+    };
+    int64_t scattered[kLanes];
+    int waiting = 0;
+    const auto move_scattered = [&] {
+        pack.be_rows(scattered, waiting);
+        move(false);
+        waiting = 0;
+    };
     for (int64_t i = begin; i < end; i += kLanes) {
-        const Mask seen_here = seen_lanes(seen, i, end);
-        float* const colors = row_radii.sh_dc + 3 * (i - begin);
-        if (!any(seen_here)) {
-            std::memset(colors, 0, sizeof(float) * 3 * kLanes);
+        uint32_t bits = seen_rows(seen, i, end);
+        if (__builtin_popcount(bits) >= kMostOfGroup) {
+            pack.be_group(i, bits);
+            move(true);
             continue;
         }
-        const Radii radii = hellinger_radii(bounds, values, i, seen_here);
-        const Vec eta[kBlockRows] = {radii.mean[0],   radii.mean[1],   radii.mean[2], radii.log_scale, radii.log_scale,
-                                     radii.log_scale, radii.quat[0],   radii.quat[1], radii.quat[2],   radii.quat[3],
-                                     radii.logit,     radii.color[0],  radii.color[1], radii.color[2]};
-        Vec a[kBlockFloats], h[kBlockRows], x[kBlockRows], trace(0.0f);
-        const float* const block = blocks + kBlockFloats * i;
-        for (int r = 0, n = 0; r < kBlockRows; ++r) {
-            const BlockColumn& k = kBlockColumns[r];
-            const Vec scaled = Vec(rule.scale) * eta[r];
-            h[r] = Vec(rule.correction) * eta[r] *
-                   gather(mean.*k.tensor + k.width * i + k.column, k.width, seen_here);
-            for (int c = 0; c <= r; ++c, ++n) a[n] = keep(seen_here, scaled * eta[c] * Vec::load(block + kLanes * n));
-            trace += a[packed(r, r)];
+        for (; bits; bits &= bits - 1) {
+            scattered[waiting++] = i + __builtin_ctz(bits);
+            if (waiting == kLanes) move_scattered();
         }
-        const Mask lanes = seen_here & (trace > Vec(0.0f));
-        store_rows<3>({keep(lanes, radii.color[0]), keep(lanes, radii.color[1]), keep(lanes, radii.color[2])}, colors);
-        promised += sum_lanes(sqrt(squared_length(h)));
-        if (rule.measure_only) continue;
-        Vec mu = gather(multipliers + i, 1, lanes);
-        solve_in_ball(a, trace, h, Vec(rule.damping), rule.factorisations, mu, x);
-        for (int r = 0; r < kBlockRows; ++r) {
-            const BlockColumn& k = kBlockColumns[r];
-            scatter_add(values.*k.tensor + k.width * i + k.column, k.width, lanes, eta[r] * x[r]);
-        }
-        keep_lengths(values.quats + 4 * i, radii.quat_length, lanes);
-        float next[kLanes];
-        mu.store(next);
-        const uint32_t bits = to_bits(lanes);
-        for (int lane = 0; lane < kLanes; ++lane)
-            if (bits >> lane & 1) multipliers[i + lane] = next[lane];
     }
+    if (waiting) move_scattered();
     if (rest == 0 || rule.measure_only) return promised;
     CurvatureRule rest_rule{decay, Vec(rule.scale / rule.correction), Vec(0.0f)};
     for (int64_t row = 0; row < rows; row += kCoefficientRows) {
@@ -200,11 +288,19 @@ void fold_blocks(float* blocks, const float* fresh, const float* weights, int64_
         const Mask lanes = first_lanes(static_cast<int>(end - i < kLanes ? end - i : kLanes));
         prefetch_blocks(fresh, i, end);
         const Vec weight = gather(weights + i, 1, lanes);
-        for (int n = 0; n < kBlockFloats; ++n) {
-            float* const entry = blocks + kBlockFloats * i + kLanes * n;
-            const Vec kept = Vec::load(entry);
-            fmadd(gather(fresh + kBlockFloats * i + n, kBlockFloats, lanes) - kept, weight, kept).store(entry);
+        const float* const rows = fresh + kBlockFloats * i;
+        const auto fold = [&](int n, Vec entry) {
+            float* const at = blocks + kBlockFloats * i + kLanes * n;
+            const Vec kept = Vec::load(at);
+            fmadd(entry - kept, weight, kept).store(at);
+        };
+        int n = 0;
+        for (; end - i >= kLanes && n + 4 <= kBlockFloats; n += 4) {
+            Vec entries[4];
+            load_fours<4>([&](int row) { return rows + kBlockFloats * row + n; }, entries);
+            for (int k = 0; k < 4; ++k) fold(n + k, entries[k]);
         }
+        for (; n < kBlockFloats; ++n) fold(n, gather(rows + n, kBlockFloats, lanes));
     }
 }
 
@@ -212,20 +308,27 @@ void fold_blocks(float* blocks, const float* fresh, const float* weights, int64_
 double block_form(const float* blocks, const CloudTensors& step, int64_t begin, int64_t end) {
     double total = 0;
     for (int64_t i = begin; i < end; i += kLanes) {
-        const Mask lanes = first_lanes(static_cast<int>(end - i < kLanes ? end - i : kLanes));
         prefetch_blocks(blocks, i, end);
-        Vec d[kBlockRows], sum(0.0f);
-        for (int r = 0, n = 0; r < kBlockRows; ++r) {
-            const BlockColumn& k = kBlockColumns[r];
-            d[r] = gather(step.*k.tensor + k.width * i + k.column, k.width, lanes);
-            Vec row(0.0f);
-            for (int c = 0; c <= r; ++c, ++n) {
-                const Vec entry = gather(blocks + kBlockFloats * i + n, kBlockFloats, lanes);
-                row = fmadd(c < r ? entry + entry : entry, d[c], row);
+        // The lower triangle stands for both: twice all of it, and the diagonal once less.
+        Vec twice(0.0f), once(0.0f);
+        const int count = static_cast<int>(end - i < kLanes ? end - i : kLanes);
+        for (int row = 0; row < count; ++row) {
+            alignas(64) float d[kLanes] = {};
+            for (int r = 0; r < kBlockRows; ++r) {
+                const BlockColumn& k = kBlockColumns[r];
+                d[r] = (step.*k.tensor)[k.width * (i + row) + k.column];
             }
-            sum = fmadd(row, d[r], sum);
+            const Vec all = Vec::load(d);
+            const float* const block = blocks + kBlockFloats * (i + row);
+            alignas(64) float diagonal[kLanes] = {};
+            for (int r = 0; r < kBlockRows; ++r) {
+                const Vec entries = load_part(block + packed(r, 0), first_lanes(r + 1));
+                twice = fmadd(entries * Vec(d[r]), all, twice);
+                diagonal[r] = block[packed(r, r)];
+            }
+            once = fmadd(Vec::load(diagonal) * all, all, once);
         }
-        total += sum_lanes(sum);
+        total += 2 * sum_lanes(twice) - sum_lanes(once);
     }
     return total;
 }

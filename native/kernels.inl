@@ -18,11 +18,11 @@ namespace SPLATOPT_ISA {
 #include "tangent.inl"
 #include "curvature.inl"
 #include "adam.inl"
+#include "functions.inl"
+#include "layers.inl"
 #include "hellinger.inl"
 #include "clipped_step.inl"
 #include "block_step.inl"
-#include "functions.inl"
-#include "layers.inl"
 #include "learned_features.inl"
 #include "learned_step.inl"
 
