@@ -49,8 +49,9 @@ SophiaEstimatorName = Literal["hutchinson", "residual", "exact"]
 class HessianDiagonalOptions(DecayingRates):
     """What ESGD, AdaHessian and Sophia share."""
 
-    rate_factor: float = 8.0
-    """Multiplies all rates, which here bound the steps. Unit: factor. Source: swept on fox, see docs/optim.md."""
+    rate_factor: float = 4.0
+    """Multiplies all rates, which here bound the steps. Unit: factor. Source: swept on fox and lego_200, see
+    docs/optim.md."""
 
     final_factor: float = 0.1
     """What every rate but the means' has been multiplied by, decaying exponentially, when the run ends.
