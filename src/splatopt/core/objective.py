@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol, runtime_checkable
 
@@ -132,6 +133,14 @@ class Objective(ABC):
     def block_names(self) -> tuple[str, ...]:
         """The parameters whose entries make up a row's block in :meth:`gauss_newton_blocks`."""
         return tuple(self.parameters)
+
+    def held(self) -> AbstractContextManager[None]:
+        """Promise that, while it is open, the parameters are the same whenever a question is asked.
+
+        What was computed to answer one, such as a drawn view, may then serve the next. In between they may be moved
+        and put back.
+        """
+        return nullcontext()
 
     @abstractmethod
     def gradient(self, batch: Any) -> Evaluation:

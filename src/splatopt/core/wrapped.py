@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -41,6 +42,10 @@ class WrappedObjective(Objective):
     def block_names(self) -> tuple[str, ...]:
         """The inner one's."""
         return self.inner.block_names
+
+    def held(self) -> AbstractContextManager[None]:
+        """Promise the inner one."""
+        return self.inner.held()
 
     def parts(self, batch: Any) -> Sequence[Any]:
         """Return the inner one's."""

@@ -116,13 +116,18 @@ class BlockGaussNewton(Optimizer):
     @torch.no_grad()
     def step(self, batch: Any, progress: Progress) -> Evaluation:
         """Evaluate, look at the curvature where it is due, and move every row that was seen."""
-        evaluation = self.objective.gradient(batch)
         self._steps += 1
         epsilon = self.options.distance(progress)
         if (self._steps - 1) % self.options.refresh:
+            evaluation = self.objective.gradient(batch)
             self._move(evaluation, epsilon)
             return evaluation
-        fresh = self.objective.gauss_newton_blocks(batch)
+        with self.objective.held():
+            return self._refresh(batch, epsilon)
+
+    def _refresh(self, batch: Any, epsilon: float) -> Evaluation:
+        """Take a step that looks at the curvature, and at the overlap where it begins."""
+        evaluation, fresh = self.objective.gradient(batch), self.objective.gauss_newton_blocks(batch)
         self._fold(fresh)
         parameters = self.objective.parameters
         before = {name: value.clone() for name, value in parameters.items()}

@@ -167,8 +167,9 @@ class TrustRegionOptimizer(KeptStateOptimizer):
     @torch.no_grad()
     def step(self, batch: Any, progress: Progress) -> Evaluation:
         """Evaluate the gradient on ``batch`` and move every parameter once, within its radii."""
-        evaluation = self.objective.gradient(batch)
-        self._prepare(batch, progress)
+        with self.objective.held():
+            evaluation = self.objective.gradient(batch)
+            self._prepare(batch, progress)
         self._steps += 1
         parameters, epsilon = self.objective.parameters, self.options.distance(progress)
         passes = fused_passes(self.threads, parameters, evaluation.gradient, *self._kept.values())

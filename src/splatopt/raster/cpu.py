@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -114,6 +115,8 @@ class NativeRenderer(Renderer):
         assert module is not None
         self.rasterizer = module.Rasterizer(native_constants(), self._workers)
         self._views: dict[tuple[int, RenderOptions], tuple[Camera, Any]] = {}
+        self._held = False
+        self._drawn: tuple[int, int, RenderOptions, bool] | None = None  # while held, what was drawn last
 
     @property
     def oracles(self) -> frozenset[Oracle]:
@@ -327,8 +330,21 @@ class NativeRenderer(Renderer):
     def draw(self, gaussians: Gaussians, camera: Camera, options: RenderOptions, *, with_depth: bool = False) -> Any:
         """Render into the rasterizer's own buffers; returns the cloud that a backward pass needs."""
         cloud = native_cloud(gaussians, options)
-        self.rasterizer.forward(self._view(camera, options), cloud, with_depth)
+        asked = (gaussians.means.data_ptr(), id(camera), options, with_depth)
+        if self._drawn != asked:
+            self._drawn = None
+            self.rasterizer.forward(self._view(camera, options), cloud, with_depth)
+            self._drawn = asked if self._held else None
         return cloud
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Draw a view once, though several questions about it follow each other; see :class:`Renderer`."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held, self._drawn = False, None
 
     def _view(self, camera: Camera, options: RenderOptions) -> Any:
         # Keyed by identity: cameras are frozen, and the kept reference keeps the id from being reused.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -43,6 +44,13 @@ class Renderer(ABC):
     @abstractmethod
     def oracles(self) -> frozenset[Oracle]:
         """The derivative questions that this renderer can answer."""
+
+    def held(self) -> AbstractContextManager[None]:
+        """Promise that, while it is open, the Gaussians are the same whenever a question is asked.
+
+        A view that was drawn last need then not be drawn again.
+        """
+        return nullcontext()
 
     @abstractmethod
     def render(self, gaussians: Gaussians, camera: Camera, options: RenderOptions) -> Rendering:

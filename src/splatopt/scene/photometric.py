@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -133,6 +134,10 @@ class PhotometricObjective(Objective):
     def backend(self) -> str:
         """The renderer's name."""
         return self.renderer.name
+
+    def held(self) -> AbstractContextManager[None]:
+        """Promise the renderer."""
+        return self.renderer.held()
 
     @property
     def block_names(self) -> tuple[str, ...]:
