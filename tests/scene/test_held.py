@@ -13,6 +13,7 @@ from splatopt.core import native
 from splatopt.core.objective import Objective
 from splatopt.core.optimizer import Progress, find_optimizer
 from splatopt.curvature.estimators import Exact
+from splatopt.curvature.hessian import CentralDifference
 from splatopt.raster.cpu import NativeRenderer
 from splatopt.scene.fewer_views import FewerViews
 
@@ -69,6 +70,21 @@ def test_one_view_is_drawn_once_while_it_is_held():
     assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
     objective.gradient([0])
     assert renderer.drawn == 9, "the promise is over"
+
+
+def test_a_difference_of_gradients_stands_on_what_it_moved():
+    """It asks at two other points than its own, whatever it was promised."""
+    objective = FewerViews(make(renderer=NativeRenderer(1), dtype=torch.float32), print)
+    tangent = {name: torch.ones_like(value) for name, value in objective.parameters.items()}
+    expected = objective.hvp([0], tangent, CentralDifference())
+    assert any(part.abs().max() > 0 for part in expected.values())
+    with objective.held():
+        before = {name: part.clone() for name, part in objective.gradient([0]).gradient.items()}
+        found = objective.hvp([0], tangent, CentralDifference())
+        after = objective.gradient([0]).gradient
+        assert all(torch.equal(part, after[name]) for name, part in before.items())
+    for name, part in expected.items():
+        assert torch.equal(part, found[name]), name
 
 
 def test_what_failed_is_not_taken_for_drawn():

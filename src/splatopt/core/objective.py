@@ -138,7 +138,7 @@ class Objective(ABC):
         """Promise that, while it is open, the parameters are the same whenever a question is asked.
 
         What was computed to answer one, such as a drawn view, may then serve the next. In between they may be moved
-        and put back.
+        and put back; who asks at another point meanwhile holds that one, within this.
         """
         return nullcontext()
 

@@ -59,9 +59,12 @@ class CentralDifference:
 
     def product(self, objective: Objective, batch: Any, tangent: Tensors) -> Tensors:
         """Return ∇²L v; the parameters are moved meanwhile and put back, bit for bit."""
-        return central_difference(
-            lambda: objective.gradient(batch).gradient, objective.parameters, tangent, self.relative_step
-        )
+
+        def gradient() -> Tensors:
+            with objective.held():  # each point is one of its own, also where θ is held
+                return objective.gradient(batch).gradient
+
+        return central_difference(gradient, objective.parameters, tangent, self.relative_step)
 
 
 def central_difference(

@@ -339,12 +339,15 @@ class NativeRenderer(Renderer):
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Draw a view once, though several questions about it follow each other; see :class:`Renderer`."""
-        self._held = True
+        """Draw a view once, though several questions about it follow each other; see :class:`Renderer`.
+
+        What was drawn before it opens, or before it ends, is drawn anew.
+        """
+        outer, self._held, self._drawn = self._held, True, None
         try:
             yield
         finally:
-            self._held, self._drawn = False, None
+            self._held, self._drawn = outer, None
 
     def _view(self, camera: Camera, options: RenderOptions) -> Any:
         # Keyed by identity: cameras are frozen, and the kept reference keeps the id from being reused.
