@@ -89,7 +89,8 @@ def knot(folder: Path) -> Path:
 def run_cell(cell: Cell, base: FitConfig, out: Path) -> None:
     """Do one cell, or what is left of it."""
     folder = out / cell.name
-    if epochs_done(folder) >= (base.epochs or 0):
+    steps = read_json(folder / "eval.json").get("steps", 0)
+    if epochs_done(folder) >= (base.epochs or 0) and steps >= (base.steps or 0):
         return
     options = None
     if cell.rate is not None:
