@@ -6,8 +6,11 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks.curvature import objective_of, timed_loads
 from benchmarks.loads import Load
@@ -37,12 +40,17 @@ def learned(data: Path) -> Iterator[Measurement]:
                 for views in (1, 8):
                     name, bar = f"{key}.learned_{size}_{views}", 1.0 if size == "tiny" else None
                     yield Measurement(name, _cost(load, views, path), "of the render", "lower", bar, gated=True)
+                    if size == "tiny":
+                        grown = _cost(load, views, path, age=1e4)
+                        yield Measurement(f"{name}_grown", grown, "of the render", "lower", gated=True)
 
 
-def _cost(load: Load, views: int, weights: Path) -> float:
-    """Median of a step's own seconds over its gradient's, and the search's share."""
+def _cost(load: Load, views: int, weights: Path, age: float = 0.0) -> float:
+    """Median of a step's own seconds over its gradient's, and the search's share, for Gaussians of an ``age``."""
     objective = objective_of(load)
     optimizer = Learned(objective, LearnedOptions(str(weights)))
+    begun = optimizer.state()
+    optimizer.load_state(replace(begun, tensors=begun.tensors | {"age": torch.full_like(begun.tensors["age"], age)}))
     inner, seconds = objective.gradient, []
 
     def gradient(batch: Any) -> Evaluation:
@@ -61,6 +69,8 @@ def _cost(load: Load, views: int, weights: Path) -> float:
         optimizer.step(batch, Progress(step, 30_000))
         ratios.append((time.perf_counter() - began) / seconds[-1] - 1)
     render = statistics.median(seconds[_WARM_UP:])
+    if age:
+        return statistics.median(ratios[_WARM_UP:])
     search = median_seconds(lambda: nearest_others(load.cloud.means, 4), repeats=3, warm_up=1)
     return statistics.median(ratios[_WARM_UP:]) + search / NEIGHBOUR_REFRESH / render
 

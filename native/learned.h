@@ -1,7 +1,7 @@
 // What the kernels of the learned optimizer's step know: its network, what one step is told, and the buffers.
 //
 // Rows that the views saw are packed, thirty-two to a group; within a group numbers lie channel by channel, so that a
-// lane is a Gaussian and weights are broadcast. Unseen rows cost nothing.
+// lane is a Gaussian and weights are broadcast. Unseen rows cost nothing, and those too old for the network Adam's step.
 #pragma once
 
 #include <cstdint>
@@ -80,9 +80,11 @@ struct LearnedRun {
     const float *fallen, *share; // (N,): what age leaves of the rates, and of what the network adds
     const int64_t* near;         // (N, neighbours)
     int neighbours, rest;
-    const int32_t* rows;         // rows that were seen, padded with the last one to whole groups
-    const int32_t* place;        // of each row among them, -1 for unseen ones
+    const int32_t* rows;         // rows that the network is asked about, padded with the last one to whole groups
+    const int32_t* place;        // of each row among them, -1 for others
     int64_t count;               // of them
+    const int32_t* grown;        // rows that were seen and are too old for the network, padded likewise
+    int64_t grown_count;
     float *inputs, *adam, *state, *scale, *query, *heard, *next_heard;
     float mean_size[6], mean_log_scale, middle[3], typical;
     const float* pooled;         // what the scene adds to each state

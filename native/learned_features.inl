@@ -6,9 +6,13 @@ struct RowLanes {
     int valid;
 };
 
+inline RowLanes lanes_among(const int32_t* rows, int64_t count, int64_t at) {
+    const int64_t left = count - at;
+    return {rows + at, static_cast<int>(left < 0 ? 0 : left < kLanes ? left : kLanes)};
+}
+
 inline RowLanes lanes_of(const LearnedRun& run, int64_t group, int lane) {
-    const int64_t at = group * kGroup + lane, left = run.count - at;
-    return {run.rows + at, static_cast<int>(left < 0 ? 0 : left < kLanes ? left : kLanes)};
+    return lanes_among(run.rows, run.count, group * kGroup + lane);
 }
 
 // One, three or four floats of sixteen rows of a tensor, as channels, and back.
@@ -201,13 +205,15 @@ inline void add_positions(const float* means, const RowLanes& lanes, double* sum
     sums[3] += squares;
 }
 
-// Inputs of sixteen rows, but for what takes the scene's means: there sizes, log-scales and their mean lie as they are.
-inline void observe_lanes(const LearnedRun& run, int64_t group, int lane, LaneSums& sums) {
-    const RowLanes lanes = lanes_of(run, group, lane);
-    const Mask some = first_lanes(lanes.valid);
-    const Network& net = *run.network;
+// Gradients and moments of sixteen rows: all but v divided by √v̂ + ε, which v holds, and means by 1-βᵗ.
+struct Observed {
+    Own g, m, v, s;
+    Vec age, first, root;  // t, 1-β₁ᵗ, √(1-β₂ᵗ)
+};
+
+// Takes the gradient in, moments in place.
+inline Observed observe_own(const LearnedRun& run, const RowLanes& lanes) {
     const LearnedRule& rule = run.rule;
-    float* out = run.inputs + group * input_floats(net) + lane;
     Own g = load_own(run.gradient, lanes), m = load_own(run.exp_avg, lanes), v = load_own(run.exp_avg_sq, lanes),
         s = load_own(run.slow, lanes);
     Vec age;
@@ -232,9 +238,22 @@ inline void observe_lanes(const LearnedRun& run, int64_t group, int lane, LaneSu
         m.v[c] = m.v[c] * inverse * by_first;
         s.v[c] = s.v[c] * inverse * by_slow;
         g.v[c] = g.v[c] * inverse;
-        m.v[c].store(run.adam + (group * kOwn + c) * kGroup + lane);
     }
-    const RestSums rest = observe_rest(run, lanes, first, root);
+    return {g, m, v, s, age, first, root};
+}
+
+// Inputs of sixteen rows, but for what takes the scene's means: there sizes, log-scales and their mean lie as they are.
+inline void observe_lanes(const LearnedRun& run, int64_t group, int lane, LaneSums& sums) {
+    const RowLanes lanes = lanes_of(run, group, lane);
+    const Mask some = first_lanes(lanes.valid);
+    const Network& net = *run.network;
+    const LearnedRule& rule = run.rule;
+    float* out = run.inputs + group * input_floats(net) + lane;
+    Observed observed = observe_own(run, lanes);
+    Own &g = observed.g, &m = observed.m, &v = observed.v, &s = observed.s;
+    for (int c = 0; c < kOwn; ++c) m.v[c].store(run.adam + (group * kOwn + c) * kGroup + lane);
+    const Vec one(1.0f), age = observed.age;
+    const RestSums rest = observe_rest(run, lanes, observed.first, observed.root);
     const Vec share(1.0f / static_cast<float>(run.rest > 0 ? 3 * run.rest : 1));
 
     const Own values = load_own(run.values, lanes);

@@ -105,23 +105,32 @@ void LearnedPasses::unpack(const NetworkShape& shape) {
 void LearnedPasses::lay_out(LearnedRun& run, int64_t total, const uint8_t* seen, int threads) {
     ensure(place_, static_cast<size_t>(total));
     ensure(rows_, static_cast<size_t>(total + kGroup));
-    int64_t count = 0;
+    ensure(grown_, static_cast<size_t>(total + kGroup));
+    int64_t count = 0, grown = 0;
     for (int64_t row = 0; row < total; ++row) {
-        place_[row] = seen[row] ? static_cast<int32_t>(count) : -1;
-        rows_[count] = static_cast<int32_t>(row);
-        count += seen[row] ? 1 : 0;
+        const bool asked = seen[row] && run.share[row] > 0;
+        place_[row] = asked ? static_cast<int32_t>(count) : -1;
+        rows_[count] = grown_[grown] = static_cast<int32_t>(row);
+        count += asked ? 1 : 0;
+        grown += seen[row] && !asked ? 1 : 0;
     }
     const int64_t groups = tasks_of(count, kGroup);
     const auto room = [&](Buffer<float>& buffer, int64_t floats) {
         ensure(buffer, static_cast<size_t>(groups * floats));
         return buffer.data();
     };
-    if (count > 0) std::fill(rows_.begin() + count, rows_.begin() + groups * kGroup, rows_[count - 1]);
+    const auto pad = [](Buffer<int32_t>& rows, int64_t used) {
+        if (used > 0) std::fill(rows.begin() + used, rows.begin() + tasks_of(used, kGroup) * kGroup, rows[used - 1]);
+    };
+    pad(rows_, count);
+    pad(grown_, grown);
     const int64_t heads = int64_t{kGroup} * network_.heads;
     run.network = &network_;
     run.rows = rows_.data();
     run.place = place_.data();
     run.count = count;
+    run.grown = grown_.data();
+    run.grown_count = grown;
     run.inputs = room(inputs_, input_floats(network_));
     run.adam = room(adam_, kGroup * kOwn);
     run.state = room(state_, state_floats(network_));
@@ -164,8 +173,13 @@ void LearnedPasses::pool_scene(const double* states, const double* powers, const
 
 void LearnedPasses::step(Workers& workers, LearnedRun run, int64_t total, const uint8_t* seen, const float* scene) {
     lay_out(run, total, seen, workers.pool.threads());
-    if (run.count == 0) return;
     const Kernels& kernels = workers.kernels;
+    const int64_t grown_groups = tasks_of(run.grown_count, kGroup);
+    workers.pool.run(tasks_of(grown_groups, kGroupsATask), [&](int64_t task, int) {
+        const int64_t begin = task * kGroupsATask;
+        kernels.learned_grown(run, begin, std::min(begin + kGroupsATask, grown_groups));
+    });
+    if (run.count == 0) return;
     const int64_t groups = tasks_of(run.count, kGroup), tasks = tasks_of(groups, kGroupsATask);
     const int64_t width = network_.shape.width;
     const auto sweep = [&](const auto& work) {

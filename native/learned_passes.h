@@ -32,7 +32,7 @@ private:
     Buffer<float> packed_;
     Buffer<float> inputs_, adam_, state_, scale_, query_, heard_, next_heard_, pooled_;
     std::vector<Buffer<float>> scratch_;
-    Buffer<int32_t> rows_, place_;
+    Buffer<int32_t> rows_, place_, grown_;
     Buffer<double> sums_;
 };
 

@@ -117,6 +117,24 @@ inline void step_rest(const LearnedRun& run, const RowLanes& lanes, Vec factors)
     }
 }
 
+// Adam's whole step of some groups of rows that are too old for the network.
+void learned_grown(const LearnedRun& run, int64_t begin, int64_t end) {
+    for (int64_t at = begin * kGroup; at < end * kGroup; at += kLanes) {
+        const RowLanes lanes = lanes_among(run.grown, run.grown_count, at);
+        if (lanes.valid == 0) continue;
+        const Observed observed = observe_own(run, lanes);
+        observe_rest(run, lanes, observed.first, observed.root);
+        Vec fallen;
+        load_rows<1>(run.fallen, lanes, &fallen);
+        Own values = load_own(run.values, lanes);
+        for (int group = 0; group < 5; ++group)
+            for (int c = kOwnStart[group]; c < kOwnStart[group + 1]; ++c)
+                values.v[c] = fnmadd(fallen * Vec(run.rule.rates[group]), observed.m.v[c], values.v[c]);
+        save_own(values, lanes, run.values);
+        step_rest(run, lanes, fallen);
+    }
+}
+
 // What the network adds to Adam's step, in units of the rates: R mean, log-scales, quat ∘ turn, opacity, colour.
 inline Own to_world(const Axes& a, const Vec* along) {
     Own own;

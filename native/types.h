@@ -181,6 +181,7 @@ struct Kernels {
     void (*fold_blocks)(float* blocks, const float* fresh, const float* weights, int64_t begin, int64_t end);
     double (*block_form)(const float* blocks, const CloudTensors& step, int64_t begin, int64_t end);
     // Groups [begin, end) of a learned step, pass by pass; sums are a task's own.
+    void (*learned_grown)(const LearnedRun&, int64_t begin, int64_t end);
     void (*learned_observe)(const LearnedRun&, int64_t begin, int64_t end, double* sums);
     void (*learned_enter)(const LearnedRun&, int64_t begin, int64_t end, float* scratch, double* sums);
     void (*learned_ask)(const LearnedRun&, int64_t begin, int64_t end, float* scratch);

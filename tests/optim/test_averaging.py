@@ -40,6 +40,23 @@ def test_iterates_are_weighted_by_rising_products_of_their_number(power):
     torch.testing.assert_close(average.values["means"], expected, rtol=1e-5, atol=1e-6)
 
 
+def test_rows_of_one_age_and_of_several_are_averaged_alike():
+    generator = torch.Generator().manual_seed(1)
+    parameters = {"means": torch.randn(5, 3, generator=generator), "sh_rest": torch.randn(5, 2, 3, generator=generator)}
+    together, apart = RunningAverage(copies(parameters), 7), RunningAverage(copies(parameters), 7)
+    for step in range(20):
+        if step == 6:  # the last row begins anew
+            edit = RowEdit(source=torch.arange(5), fresh=torch.arange(5) == 4)
+            apart.edit_rows(edit, parameters)
+        iterate = {name: torch.randn(value.shape, generator=generator) for name, value in parameters.items()}
+        together.take_in(iterate)
+        apart.take_in(iterate)
+        for name in parameters:
+            torch.testing.assert_close(apart.values[name][:4], together.values[name][:4], rtol=1e-6, atol=1e-6)
+    assert apart.tensors()["average.ages"].tolist() == [20, 20, 20, 20, 14]
+    assert not torch.allclose(apart.values["means"][4], together.values["means"][4])
+
+
 def test_versions_change_places_without_a_copy_and_come_back_after_an_error():
     parameters = {"means": torch.zeros(2, 3)}
     average = RunningAverage(parameters, 1)

@@ -143,7 +143,7 @@ def learned_step(
         near: Rows of each row's nearest others, (N, k) int64.
         scene: What the network is told of the scene after its eleven mean squares, float32.
         fallen: What age leaves of each row's rates, (N,) float32.
-        share: What age leaves of gates and corrections, (N,) float32.
+        share: What age leaves of gates and corrections, (N,) float32; rows of none take Adam's step.
         rates: Adam's rates, of the six tensors in order.
         betas: Decays of m, v and the slower mean.
         epsilon: Added to √v̂.

@@ -42,6 +42,8 @@ class Inputs:
         roots: √v̂ + ε by group.
         first_correction: 1-β₁ᵗ, (N,) float64.
         seen: Rows that the step may move, (N,).
+        asked: Rows among them that the network has a share in, (N,).
+        share: The network's share, (N,).
         fallen: What age has left of the rates, (N,) float64.
     """
 
@@ -52,6 +54,8 @@ class Inputs:
     roots: Tensors
     first_correction: Float[Tensor, " n"]
     seen: Bool[Tensor, " n"]
+    asked: Bool[Tensor, " n"]
+    share: Float[Tensor, " n"]
     fallen: Float[Tensor, " n"]
 
 
@@ -71,7 +75,7 @@ def build_inputs(
         state: After :meth:`InnerState.observe`.
         rates: Adam's rates and decays.
         length_scale: The scene's extent, world units.
-        seen: Rows that the step may move; means over the scene are over them.
+        seen: Rows that the step may move; means over the scene are over those that the network has a share in.
     """
     unit_quats = torch.nn.functional.normalize(parameters["quats"], dim=1)
     rotations = axes(unit_quats)
@@ -84,7 +88,9 @@ def build_inputs(
     group_roots = {name: _mean_square(root[name]) for name in GROUPS}
     whole = {name: gradient[name] / by_row(group_roots[name].clamp(min=_LEAST).sqrt(), gradient[name]) for name in now}
 
-    weight = seen.to(unit_quats.dtype)
+    share = rates.learned_share(state.age)
+    asked = seen & (share > 0)
+    weight = asked.to(unit_quats.dtype)
     weight = weight / weight.sum().clamp(min=1)
     powers = [_mean_square(fast[name]) for name in GROUPS] + [_mean_square(slow[name]) for name in SLOW_GROUPS]
     power = torch.stack(powers, dim=1)
@@ -101,7 +107,7 @@ def build_inputs(
     ]
     rows = torch.cat(columns, dim=1)
     scene = torch.cat([(weight[:, None] * power).sum(dim=0), history_features(state).to(rows)])
-    return Inputs(rows, scene, rotations, unit_quats, root, first, seen, fallen)
+    return Inputs(rows, scene, rotations, unit_quats, root, first, seen, asked, share, fallen)
 
 
 def _own(part: Tensors, rotations: Tensor, unit_quats: Tensor) -> Float[Tensor, "n 13"]:

@@ -55,7 +55,7 @@ class FusedNetwork:
         state: InnerState,
         loss: float,
         seen: Bool[Tensor, " n"],
-        near: Int[Tensor, "n k"],
+        near: Int[Tensor, "n k"] | None,
         rates: InnerRates,
         length_scale: float,
         clock: Tensor | None = None,
@@ -63,12 +63,14 @@ class FusedNetwork:
     ) -> None:
         """Take in one evaluation and take the network's step, in place; tensors are those that :func:`fits`.
 
-        As :meth:`InnerState.observe`, ``build_inputs``, ``learned_step`` and ``Step.mended`` in turn. The same bits for
-        any number of ``threads``.
+        As :meth:`InnerState.observe`, ``build_inputs``, ``learned_step`` and ``Step.mended`` in turn; without ``near``,
+        as ``adam_changes``. The same bits for any number of ``threads``.
         """
         state.count(loss)
         history = history_features(state)
         age = state.age + 1  # of the rows that are seen, with this evaluation
+        share = torch.zeros_like(age) if near is None else rates.learned_share(age)
+        near = torch.zeros(len(age), 0, dtype=torch.int64) if near is None else near
         native.learned_step(
             self._passes,
             parameters,
@@ -82,7 +84,7 @@ class FusedNetwork:
             near=near.contiguous(),
             scene=history if clock is None else torch.cat([history, clock]),
             fallen=rates.fallen(age).float(),
-            share=rates.learned_share(age),
+            share=share,
             rates=[rates.of(name, length_scale) for name in GROUPS],
             betas=(rates.beta1, rates.beta2, rates.beta_slow),
             epsilon=rates.epsilon,

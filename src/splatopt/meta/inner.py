@@ -26,6 +26,9 @@ LOSS_DECAYS = (0.8, 0.98, 0.998)
 """Decays of the running means of the loss whose ratios say whether it still falls. Unit: fraction a step."""
 
 
+_LEAST_SHARE = 0.01
+
+
 @dataclass(frozen=True)
 class InnerRates:
     """Adam's rates per group, at a Gaussian's first step, and its decays: what an untrained network steps like.
@@ -71,7 +74,8 @@ class InnerRates:
 
     handover: float = 8.0
     """Times that a Gaussian was seen after which half of what the network adds is left, as 1/(1 + age/handover): late,
-    the step is Adam's, which comes to rest. Unit: steps. Source: 8 and 14 compared on made scenes, docs/meta.md."""
+    the step is Adam's, which comes to rest; after a hundred times as many the network is not asked any more. Unit:
+    steps. Source: 8 and 14 compared on made scenes, docs/meta.md."""
 
     average_power: float = 20.0
     """k of the running average of iterates, which is what the learned step leaves: about the last 1/(k+1) of the
@@ -101,8 +105,12 @@ class InnerRates:
         return (1 + (age.double() - 1).clamp(min=0) / self.patience) ** -self.fall
 
     def learned_share(self, age: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """Return the network's share in the steps of Gaussians that were seen ``age`` times, in the type of ``age``."""
-        return 1 / (1 + (age - 1).clamp(min=0) / self.handover)
+        """Return the network's share in the steps of Gaussians that were seen ``age`` times, in the type of ``age``.
+
+        A share below a hundredth is none: such a Gaussian takes Adam's step, and has nothing to say to others.
+        """
+        share = 1 / (1 + (age - 1).clamp(min=0) / self.handover)
+        return share.mul_(share >= _LEAST_SHARE)
 
 
 @dataclass

@@ -89,6 +89,7 @@ class Learned(Optimizer):
         self._average = RunningAverage(objective.parameters, power) if options.averaged and power else None
         self._near: Tensor | None = None
         self._fallen = False
+        self._settled = False
         self._lowest, self._above = math.inf, 0
         self._fused: FusedNetwork | None = None
         self._neighbours(0)
@@ -110,19 +111,19 @@ class Learned(Optimizer):
         if not len(state.age):
             return evaluation
         seen = torch.ones_like(state.age, dtype=torch.bool) if evaluation.seen is None else evaluation.seen
-        if self._fallen:
+        near = None if self._fallen else self._neighbours(state.steps + 1)
+        clock = clock_of(self._network, progress.step, progress.horizon)
+        if fits(self.objective.parameters, evaluation.gradient, state):
+            self._step_natively(evaluation, seen, near, clock)
+        elif near is None:
             self._step_as_adam(evaluation, seen)
         else:
-            clock = clock_of(self._network, progress.step, progress.horizon)
-            near = self._neighbours(state.steps + 1)
-            if fits(self.objective.parameters, evaluation.gradient, state):
-                self._step_natively(evaluation, seen, near, clock)
-            else:
-                self._step_in_torch(evaluation, seen, near, clock)
+            self._step_in_torch(evaluation, seen, near, clock)
+        if not self._fallen:
             self._watch_loss()
         return replace(evaluation, facts={**evaluation.facts, "fallback": float(self._fallen)})
 
-    def _step_natively(self, evaluation: Evaluation, seen: Tensor, near: Tensor, clock: Tensor | None) -> None:
+    def _step_natively(self, evaluation: Evaluation, seen: Tensor, near: Tensor | None, clock: Tensor | None) -> None:
         self._fused = self._fused or FusedNetwork(self._network)
         parameters, rates, scale = self.objective.parameters, self.weights.rates, self.objective.length_scale
         loss, gradient = evaluation.loss, evaluation.gradient
@@ -154,9 +155,17 @@ class Learned(Optimizer):
         for name, parameter in self.objective.parameters.items():
             parameter.add_(changes[name])
 
-    def _neighbours(self, step: int) -> Tensor:
-        """Return each Gaussian's nearest others for ``step``, counted from 1, searched for every so many steps."""
+    def _neighbours(self, step: int) -> Tensor | None:
+        """Return each Gaussian's nearest others for ``step``, counted from 1, searched for every so many steps.
+
+        None where the network has no share in any Gaussian's steps any more, which is looked at as often.
+        """
         due = (step - 1) % self.options.neighbour_refresh == 0
+        if due:
+            # Of the steps to come, the first is the youngest.
+            self._settled = not bool((self.weights.rates.learned_share(self._inner.age + 1) > 0).any())
+        if self._settled:
+            return None
         if self._near is None or due:
             means, count = self.objective.parameters["means"], self._network.options.neighbours
             # A scene that was pruned below that many Gaussians goes on without neighbours.
@@ -221,7 +230,7 @@ class Learned(Optimizer):
         self._inner.edit_rows(edit)
         if self._average is not None:
             self._average.edit_rows(edit, self.objective.parameters)
-        self._near = None
+        self._near, self._settled = None, False
 
 
 register("learned", Learned, LearnedOptions, help="a meta-trained network corrects Adam's step; knows no horizon")

@@ -68,7 +68,8 @@ def learned_step(
     """Return the step of ``network`` on ``inputs``.
 
     Δθ_g = exp(gate_g) · (Adam's step of g + rate_g · correction_g), the correction turned from the Gaussian's own axes
-    into the world's, gates and correction shrinking with age. Rows that were not seen keep θ and latent state.
+    into the world's, gates and correction shrinking with age. Rows that were not seen keep θ and latent state; those
+    that the network has no share in any more take Adam's step and keep their latent state.
 
     Args:
         network: Predicts gates, corrections and latent state.
@@ -81,8 +82,8 @@ def learned_step(
     """
     seen = inputs.seen
     scene = inputs.scene if clock is None else torch.cat([inputs.scene, clock.to(inputs.scene)])
-    prediction = network(inputs.rows, scene, state.latent, near, seen)
-    share = rates.learned_share(state.age)[:, None]
+    prediction = network(inputs.rows, scene, state.latent, near, inputs.asked)
+    share = inputs.share[:, None]
     gates = share * prediction.gates
     mean, scales, turn, opacity, color = (share * prediction.correction).split([3, 3, 3, 1, 3], dim=1)
     corrections = {
@@ -100,7 +101,7 @@ def learned_step(
         change = adam[name] + rate * corrections[name] if name in corrections else adam[name]
         changes[name] = torch.where(rows(seen, change), change * rows(factors[:, place], change), 0.0)
         relative[name] = changes[name] / rate
-    latent = torch.where(seen[:, None], prediction.latent, state.latent)
+    latent = torch.where(inputs.asked[:, None], prediction.latent, state.latent)
     return Step(changes, latent, relative, gates, adam)
 
 
