@@ -31,7 +31,24 @@ _LEAST = 1e-30
 
 
 @dataclass(frozen=True)
-class Inputs:
+class AdamInputs:
+    """What Adam's own step is made of besides its mean of gradients.
+
+    Attributes:
+        roots: √v̂ + ε by group.
+        first_correction: 1-β₁ᵗ, (N,) float64.
+        seen: Rows that the step may move, (N,).
+        fallen: What age has left of the rates, (N,) float64.
+    """
+
+    roots: Tensors
+    first_correction: Float[Tensor, " n"]
+    seen: Bool[Tensor, " n"]
+    fallen: Float[Tensor, " n"]
+
+
+@dataclass(frozen=True)
+class Inputs(AdamInputs):
     """One step's inputs.
 
     Attributes:
@@ -39,24 +56,23 @@ class Inputs:
         scene: (SCENE_FEATURES,).
         rotations: Each Gaussian's axes, (N, 3, 3).
         unit_quats: (N, 4).
-        roots: √v̂ + ε by group.
-        first_correction: 1-β₁ᵗ, (N,) float64.
-        seen: Rows that the step may move, (N,).
-        asked: Rows among them that the network has a share in, (N,).
+        asked: Rows that the step may move and the network has a share in, (N,).
         share: The network's share, (N,).
-        fallen: What age has left of the rates, (N,) float64.
     """
 
     rows: Float[Tensor, "n features"]
     scene: Float[Tensor, " scene_features"]
     rotations: Float[Tensor, "n 3 3"]
     unit_quats: Float[Tensor, "n 4"]
-    roots: Tensors
-    first_correction: Float[Tensor, " n"]
-    seen: Bool[Tensor, " n"]
     asked: Bool[Tensor, " n"]
     share: Float[Tensor, " n"]
-    fallen: Float[Tensor, " n"]
+
+
+def adam_inputs(state: InnerState, rates: InnerRates, seen: Bool[Tensor, " n"]) -> AdamInputs:
+    """Return what Adam's step takes after ``state`` has taken in a gradient; ``seen`` are the rows that it may move."""
+    first, second = corrections(state, rates)
+    root = {name: roots(state, rates, name, second) for name in GROUPS}
+    return AdamInputs(root, first, seen, rates.fallen(state.age))
 
 
 def build_inputs(
@@ -79,8 +95,8 @@ def build_inputs(
     """
     unit_quats = torch.nn.functional.normalize(parameters["quats"], dim=1)
     rotations = axes(unit_quats)
-    first, second = corrections(state, rates)
-    root = {name: roots(state, rates, name, second) for name in GROUPS}
+    adam = adam_inputs(state, rates, seen)
+    first, root = adam.first_correction, adam.roots
     slow_correction = 1 - rates.beta_slow ** state.age.double().clamp(min=1)
     fast = {name: state.exp_avg[name] / (by_row(first, root[name]) * root[name]) for name in GROUPS}
     slow = {name: state.slow[name] / (by_row(slow_correction, root[name]) * root[name]) for name in SLOW_GROUPS}
@@ -95,8 +111,7 @@ def build_inputs(
     powers = [_mean_square(fast[name]) for name in GROUPS] + [_mean_square(slow[name]) for name in SLOW_GROUPS]
     power = torch.stack(powers, dim=1)
     sizes = torch.stack([group_roots[name] for name in GROUPS], dim=1).clamp(min=_LEAST).log() / 2
-    fallen = rates.fallen(state.age)
-    pace, log_scales = rates.of("means", length_scale) * fallen, parameters["log_scales"]
+    pace, log_scales = rates.of("means", length_scale) * adam.fallen, parameters["log_scales"]
     columns = [
         *(_squashed(_own(part, rotations, unit_quats)) for part in (fast, slow, now, whole)),
         power.sqrt(),
@@ -107,7 +122,15 @@ def build_inputs(
     ]
     rows = torch.cat(columns, dim=1)
     scene = torch.cat([(weight[:, None] * power).sum(dim=0), history_features(state).to(rows)])
-    return Inputs(rows, scene, rotations, unit_quats, root, first, seen, asked, share, fallen)
+    return Inputs(
+        **vars(adam),
+        rows=rows,
+        scene=scene,
+        rotations=rotations,
+        unit_quats=unit_quats,
+        asked=asked,
+        share=share,
+    )
 
 
 def _own(part: Tensors, rotations: Tensor, unit_quats: Tensor) -> Float[Tensor, "n 13"]:

@@ -13,7 +13,7 @@ from splatopt.core.checks import InputError, check_positive
 from splatopt.core.objective import Evaluation, Objective, Oracle, Tensors
 from splatopt.core.optimizer import Optimizer, OptimizerState, Progress, register
 from splatopt.core.rows import RowEdit
-from splatopt.meta.features import Inputs, build_inputs
+from splatopt.meta.features import adam_inputs, build_inputs
 from splatopt.meta.fused import FusedNetwork, fits
 from splatopt.meta.inner import InnerState
 from splatopt.meta.neighbours import NEIGHBOUR_REFRESH, nearest_others
@@ -130,26 +130,18 @@ class Learned(Optimizer):
         self._fused.step(parameters, gradient, self._inner, loss, seen, near, rates, scale, clock, self.threads)
 
     def _step_in_torch(self, evaluation: Evaluation, seen: Tensor, near: Tensor, clock: Tensor | None) -> None:
-        inputs = self._observe(evaluation, seen)
-        scale = self.objective.length_scale
-        taken = learned_step(self._network, inputs, self._inner, self.weights.rates, scale, near, clock).mended()
+        parameters, scale, rates = self.objective.parameters, self.objective.length_scale, self.weights.rates
+        self._inner.observe(evaluation.gradient, evaluation.loss, seen, rates)
+        inputs = build_inputs(parameters, evaluation.gradient, self._inner, rates, scale, seen)
+        taken = learned_step(self._network, inputs, self._inner, rates, scale, near, clock).mended()
         self._inner.latent = taken.latent
         self._move(taken.changes)
 
     def _step_as_adam(self, evaluation: Evaluation, seen: Tensor) -> None:
-        inputs = self._observe(evaluation, seen)
-        self._move(adam_changes(inputs, self._inner, self.weights.rates, self.objective.length_scale))
-
-    def _observe(self, evaluation: Evaluation, seen: Tensor) -> Inputs:
-        self._inner.observe(evaluation.gradient, evaluation.loss, seen, self.weights.rates)
-        return build_inputs(
-            self.objective.parameters,
-            evaluation.gradient,
-            self._inner,
-            self.weights.rates,
-            self.objective.length_scale,
-            seen,
-        )
+        rates = self.weights.rates
+        self._inner.observe(evaluation.gradient, evaluation.loss, seen, rates)
+        inputs = adam_inputs(self._inner, rates, seen)
+        self._move(adam_changes(inputs, self._inner, rates, self.objective.length_scale))
 
     def _move(self, changes: Tensors) -> None:
         for name, parameter in self.objective.parameters.items():

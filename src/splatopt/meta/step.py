@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from splatopt.meta.features import Inputs
+from splatopt.meta.features import AdamInputs, Inputs
 from splatopt.meta.frames import to_world, turn_to_quaternion
 from splatopt.meta.inner import GROUPS, InnerRates, InnerState, adam_step, by_row
 from splatopt.meta.network import LearnedNetwork
@@ -46,7 +46,7 @@ class Step:
         return replace(self, changes=changes, latent=torch.where(broken[:, None], 0.0, self.latent))
 
 
-def adam_changes(inputs: Inputs, state: InnerState, rates: InnerRates, length_scale: float) -> dict[str, Tensor]:
+def adam_changes(inputs: AdamInputs, state: InnerState, rates: InnerRates, length_scale: float) -> dict[str, Tensor]:
     """Return Adam's Δθ by group, zero in rows that were not seen."""
     changes = {}
     for name in GROUPS:
