@@ -195,26 +195,20 @@ void project(const Constants& k, const View& view, const Cloud& cloud, int64_t b
     }
 }
 
-// ∂L/∂q (unnormalised) from ∂L/∂M = 2GM, G symmetric, M = T S with T = J W R.
-//
-// About its own axis i, with j and k the next two, a turn changes L by τᵢ = (sⱼ² - sₖ²) 2 tⱼᵀG tₖ, t the columns of T.
-// With sⱼ - sₖ as a factor a sphere's turn is exactly 0, and no rounding that Adam would blow up; of the two ways to have
-// 2 s tⱼᵀG tₖ the longer axis' keeps its digits. Then ∂L/∂q = 2 q∘(0, τ)/|q|.
-inline void quaternion_gradient(const Projected& p, const Vec d_half[2][3], Vec* out) {
-    const Vec one(1.0f), tiny(1e-30f), twice = Vec(2.0f) * p.quat_inverse_norm;
-    Vec t[3];
-    for (int i = 0; i < 3; ++i) {
-        const int j = (i + 1) % 3, k = (i + 2) % 3;
-        const Vec by_j = fmadd(d_half[0][j], p.turned[0][k], d_half[1][j] * p.turned[1][k]);
-        const Vec by_k = fmadd(d_half[0][k], p.turned[0][j], d_half[1][k] * p.turned[1][j]);
-        const Vec longer = max(p.scale[j], p.scale[k]), ratio = min(p.scale[j], p.scale[k]) / max(longer, tiny);
-        t[i] = twice * (p.scale[j] - p.scale[k]) * (one + ratio) * select(p.scale[j] >= p.scale[k], by_j, by_k);
-    }
+// ∂L/∂q (unnormalised) from ∂L/∂R.
+inline void quaternion_gradient(const Projected& p, const Vec d[3][3], Vec* out) {
+    const Vec two(2.0f);
     const Vec *q = p.quat, w = q[0], x = q[1], y = q[2], z = q[3];
-    out[0] = -(x * t[0] + y * t[1] + z * t[2]);
-    out[1] = w * t[0] + y * t[2] - z * t[1];
-    out[2] = w * t[1] + z * t[0] - x * t[2];
-    out[3] = w * t[2] + x * t[1] - y * t[0];
+    Vec g[4];
+    g[0] = two * (x * (d[2][1] - d[1][2]) + y * (d[0][2] - d[2][0]) + z * (d[1][0] - d[0][1]));
+    g[1] = two * (y * (d[0][1] + d[1][0]) + z * (d[0][2] + d[2][0]) + w * (d[2][1] - d[1][2]) -
+                  two * x * (d[1][1] + d[2][2]));
+    g[2] = two * (x * (d[0][1] + d[1][0]) + z * (d[1][2] + d[2][1]) + w * (d[0][2] - d[2][0]) -
+                  two * y * (d[0][0] + d[2][2]));
+    g[3] = two * (x * (d[0][2] + d[2][0]) + y * (d[1][2] + d[2][1]) + w * (d[1][0] - d[0][1]) -
+                  two * z * (d[0][0] + d[1][1]));
+    const Vec along = g[0] * w + g[1] * x + g[2] * y + g[3] * z;
+    for (int c = 0; c < 4; ++c) out[c] = (g[c] - q[c] * along) * p.quat_inverse_norm;
 }
 
 // ∂L/∂M from ∂L/∂Σ (symmetric: xx, xy, yy) and, antialiased, from ∂L/∂log2 o.
@@ -305,16 +299,19 @@ void project_backward(const Constants& k, const View& view, const Cloud& cloud, 
         const Vec s_xx = inverse_unit * a11 * a11 * g[3];
         const Vec s_xy = inverse_unit * a11 * t;
         const Vec s_yy = inverse_unit * (a12 * t + a22 * (a12 * g[4] + a22 * g[5]));
-        Vec d_half[2][3], d_turned[2][3], d_image[2][3], d_quat[4];
+        Vec d_half[2][3], d_turned[2][3], d_image[2][3], d_rotation[3][3], d_quat[4];
         half_gradient(k, view.antialiased, p, s_xx, s_xy, s_yy, g[0], d_half);
         for (int c = 0; c < 3; ++c) {
             const Vec d_scale = d_half[0][c] * p.half[0][c] + d_half[1][c] * p.half[1][c];
             scatter_add(out.log_scales + 3 * i + c, 3, lanes, d_scale);
             for (int r = 0; r < 2; ++r) d_turned[r][c] = d_half[r][c] * p.scale[c];
         }
-        for (int a = 0; a < 3; ++a)
+        for (int a = 0; a < 3; ++a) {
             for (int r = 0; r < 2; ++r) d_image[r][a] = dot3(d_turned[r], p.rotation[a]);
-        quaternion_gradient(p, d_half, d_quat);
+            for (int c = 0; c < 3; ++c)
+                d_rotation[a][c] = p.camera_to_image[0][a] * d_turned[0][c] + p.camera_to_image[1][a] * d_turned[1][c];
+        }
+        quaternion_gradient(p, d_rotation, d_quat);
         for (int c = 0; c < 4; ++c) scatter_add(out.quats + 4 * i + c, 4, lanes, d_quat[c]);
         // log2 σ(x) has the derivative (1 - σ)/ln2, and 1 - σ(x) = 1/(1 + eˣ) keeps its digits near 0.
         const Vec transparency = Vec(1.0f) / (Vec(1.0f) + exp(gather(cloud.logit_opacities + i, 1, lanes)));

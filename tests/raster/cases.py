@@ -105,11 +105,6 @@ def blades(generator: torch.Generator) -> GaussianCloud:
     return _edited(generator, 60, log_scales=lambda s: ratio + 0.5 * (s - math.log(0.12)))
 
 
-def spheres(cloud: GaussianCloud) -> GaussianCloud:
-    """Make all axes of each Gaussian as long as its first, as they are at the start of a training."""
-    return replace(cloud, log_scales=cloud.log_scales[:, :1].expand(-1, 3).clone())
-
-
 def giants(generator: torch.Generator) -> GaussianCloud:
     """Splats that cover the whole image, among ordinary ones."""
     return _edited(

@@ -23,7 +23,6 @@ from splatopt.kernels.geometry import (
     project_footprint,
     project_point,
     three,
-    turn,
     unit_direction,
     whitening,
 )
@@ -77,30 +76,32 @@ def rows_gradient(view, footprint, s_xx, s_xy, s_yy, log2_opacity, ANTIALIASED: 
 
 
 @jit
-def turn_gradient(s_j, s_k, by_j, by_k):
-    """Return (sⱼ² - sₖ²) K of ``by_j`` = sⱼ K and ``by_k`` = sₖ K, of which the longer axis' keeps its digits."""
-    ratio = tl.minimum(s_j, s_k) / tl.maximum(tl.maximum(s_j, s_k), 1e-30)
-    return (s_j - s_k) * (1 + ratio) * tl.where(s_j >= s_k, by_j, by_k)
+def outer_sum(a, b, c, d):
+    """Return the rows of a bᵀ + c dᵀ for triples."""
+    return (
+        (a[0] * b[0] + c[0] * d[0], a[0] * b[1] + c[0] * d[1], a[0] * b[2] + c[0] * d[2]),
+        (a[1] * b[0] + c[1] * d[0], a[1] * b[1] + c[1] * d[1], a[1] * b[2] + c[1] * d[2]),
+        (a[2] * b[0] + c[2] * d[0], a[2] * b[1] + c[2] * d[1], a[2] * b[2] + c[2] * d[2]),
+    )
 
 
 @jit
-def quaternion_gradient(footprint, d_a, d_b):
-    """Return ∂L/∂q, unnormalised, from ∂L/∂M₀ and ∂L/∂M₁; M = T S with T = J W R.
-
-    About its own axis i, with j and k the next two, a turn changes L by τᵢ = (sⱼ² - sₖ²) 2 tⱼᵀG tₖ where ∂L/∂M = 2GM,
-    G symmetric; sⱼ - sₖ as a factor makes a sphere's turn exactly 0. Then ∂L/∂q = 2 q∘(0, τ)/|q|.
-    """
-    s, twice = footprint.scale, 2 * footprint.inverse_norm
-    a, b = turn(footprint.image_x, footprint.rotation), turn(footprint.image_y, footprint.rotation)
-    t0 = twice * turn_gradient(s[1], s[2], d_a[1] * a[2] + d_b[1] * b[2], d_a[2] * a[1] + d_b[2] * b[1])
-    t1 = twice * turn_gradient(s[2], s[0], d_a[2] * a[0] + d_b[2] * b[0], d_a[0] * a[2] + d_b[0] * b[2])
-    t2 = twice * turn_gradient(s[0], s[1], d_a[0] * a[1] + d_b[0] * b[1], d_a[1] * a[0] + d_b[1] * b[0])
-    w, x, y, z = footprint.quat[0], footprint.quat[1], footprint.quat[2], footprint.quat[3]
+def quaternion_gradient(q, d, inverse_norm):
+    """Return ∂L/∂q, unnormalised, from ∂L/∂R by rows."""
+    w, x, y, z = q[0], q[1], q[2], q[3]
+    g0 = 2 * (x * (d[2][1] - d[1][2]) + y * (d[0][2] - d[2][0]) + z * (d[1][0] - d[0][1]))
+    g1 = y * (d[0][1] + d[1][0]) + z * (d[0][2] + d[2][0]) + w * (d[2][1] - d[1][2])
+    g1 = 2 * (g1 - 2 * x * (d[1][1] + d[2][2]))
+    g2 = x * (d[0][1] + d[1][0]) + z * (d[1][2] + d[2][1]) + w * (d[0][2] - d[2][0])
+    g2 = 2 * (g2 - 2 * y * (d[0][0] + d[2][2]))
+    g3 = x * (d[0][2] + d[2][0]) + y * (d[1][2] + d[2][1]) + w * (d[1][0] - d[0][1])
+    g3 = 2 * (g3 - 2 * z * (d[0][0] + d[1][1]))
+    along = g0 * w + g1 * x + g2 * y + g3 * z
     return (
-        -(x * t0 + y * t1 + z * t2),
-        w * t0 + y * t2 - z * t1,
-        w * t1 + z * t0 - x * t2,
-        w * t2 + x * t1 - y * t0,
+        (g0 - w * along) * inverse_norm,
+        (g1 - x * along) * inverse_norm,
+        (g2 - y * along) * inverse_norm,
+        (g3 - z * along) * inverse_norm,
     )
 
 
@@ -185,7 +186,8 @@ def geometry_gradient(view, point, footprint, a, g, ANTIALIASED: tl.constexpr):
     turned_b = (d_b[0] * scale[0], d_b[1] * scale[1], d_b[2] * scale[2])
     d_image_x = (dot3(turned_a, rotation[0]), dot3(turned_a, rotation[1]), dot3(turned_a, rotation[2]))
     d_image_y = (dot3(turned_b, rotation[0]), dot3(turned_b, rotation[1]), dot3(turned_b, rotation[2]))
-    d_quat = quaternion_gradient(footprint, d_a, d_b)
+    d_rotation = outer_sum(footprint.image_x, turned_a, footprint.image_y, turned_b)
+    d_quat = quaternion_gradient(footprint.quat, d_rotation, footprint.inverse_norm)
     d_mean = point_gradient(view, point, footprint, d_mean_x, d_mean_y, d_image_x, d_image_y)
     return d_mean, d_log_scale, d_quat
 
