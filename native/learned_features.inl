@@ -165,7 +165,7 @@ inline RestSums observe_rest(const LearnedRun& run, const RowLanes& lanes, Vec f
             store_part(means + at + c, some, m);
             store_part(squares_of + at + c, some, v);
             const Vec root = keep(some, fmadd(sqrt(v), factor, epsilon));
-            const Vec fast = m / (correct * max(Vec(1e-37f), root));
+            const Vec fast = m * reciprocal(bounded(correct * root, 1e-37f, 8e37f));
             const Vec value = load_part(values + at + c, some);
             power = fmadd(fast, fast, power);
             size = fmadd(root, root, size);

@@ -112,7 +112,7 @@ inline void step_rest(const LearnedRun& run, const RowLanes& lanes, Vec factors)
             const Mask some = first_lanes(static_cast<int>(width - c));
             const Vec m = load_part(means + at + c, some), v = load_part(squares + at + c, some);
             const Vec value = load_part(values + at + c, some);
-            store_part(values + at + c, some, value + size * m / fmadd(sqrt(v), root, epsilon));
+            store_part(values + at + c, some, fmadd(size * m, reciprocal(bounded(fmadd(sqrt(v), root, epsilon), 1e-37f, 8e37f)), value));
         }
     }
 }

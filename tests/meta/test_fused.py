@@ -69,7 +69,7 @@ def in_torch(network, run: Run, gradient, loss, seen) -> None:
 @torch.no_grad()
 def natively(passes: FusedNetwork, run: Run, gradient, loss, seen, clocked: bool = False, threads: int = 2) -> None:
     gradient = {name: value.float() for name, value in gradient.items()}
-    assert fits(run.parameters, gradient, run.state)
+    assert fits(run.parameters, gradient)
     clock = CLOCK if clocked else None
     passes.step(run.parameters, gradient, run.state, loss, seen, run.near, RATES, SCALE, clock, threads)
 

@@ -132,3 +132,23 @@ def test_a_settled_run_steps_alike_in_torch_and_natively(tmp_path, monkeypatch) 
     monkeypatch.setattr(learned_module, "fits", lambda *args: False)
     for name, value in run().items():
         torch.testing.assert_close(natively_made[name], value, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not native.available(), reason="the native module is not built")
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("age", [0.0, OLD])
+def test_gradients_whose_squares_overflow_move_higher_bands_nowhere(monkeypatch, isa, age) -> None:
+    workers = native.workers(1, isa)
+    monkeypatch.setattr(native, "workers", lambda threads: workers)
+    network = LearnedNetwork(SMALL)
+    sequence = random_sequence(40, 1, rest=15)
+    ((gradient, loss, seen),) = evaluations(sequence)
+    gradient["sh_rest"][:7] *= 1e25
+    made = start(sequence, network)
+    made.state.age[:] = age
+    expected, before = made.to(torch.float32), made.parameters["sh_rest"].clone()
+    natively(FusedNetwork(network), made, gradient, loss, seen)
+    in_torch(network, expected, gradient, loss, seen)
+    assert (expected.state.exp_avg_sq["sh_rest"][:7] == torch.inf).all()
+    assert torch.equal(made.parameters["sh_rest"][:7], before[:7])
+    torch.testing.assert_close(made.parameters["sh_rest"], expected.parameters["sh_rest"])

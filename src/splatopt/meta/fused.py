@@ -19,11 +19,11 @@ _LANES = 16
 """Queries, keys and values are made in whole vectors of so many numbers."""
 
 
-def fits(parameters: Tensors, gradient: Tensors, state: InnerState) -> bool:
-    """Whether the native passes take these tensors: float32, contiguous, on the CPU."""
-    tensors = [*parameters.values(), *gradient.values(), *state.tensors().values()]
+def fits(parameters: Tensors, gradient: Tensors) -> bool:
+    """Whether the native passes take these tensors: float32, contiguous, on the CPU. A run's memory is as they are."""
     return native.available() and all(
-        value.dtype == torch.float32 and value.device.type == "cpu" and value.is_contiguous() for value in tensors
+        value.dtype == torch.float32 and value.device.type == "cpu" and value.is_contiguous()
+        for value in (*parameters.values(), *gradient.values())
     )
 
 

@@ -102,14 +102,14 @@ class InnerRates:
 
     def fallen(self, age: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Return what is left of the rates for Gaussians that were seen ``age`` times, this one included, float64."""
-        return (1 + (age.double() - 1).clamp(min=0) / self.patience) ** -self.fall
+        return (age.double() - 1).clamp_(min=0).div_(self.patience).add_(1).pow_(-self.fall)
 
     def learned_share(self, age: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Return the network's share in the steps of Gaussians that were seen ``age`` times, in the type of ``age``.
 
         A share below a hundredth is none: such a Gaussian takes Adam's step, and has nothing to say to others.
         """
-        share = 1 / (1 + (age - 1).clamp(min=0) / self.handover)
+        share = (age - 1).clamp_(min=0).div_(self.handover).add_(1).reciprocal_()
         return share.mul_(share >= _LEAST_SHARE)
 
 

@@ -113,7 +113,7 @@ class Learned(Optimizer):
         seen = torch.ones_like(state.age, dtype=torch.bool) if evaluation.seen is None else evaluation.seen
         near = None if self._fallen else self._neighbours(state.steps + 1)
         clock = clock_of(self._network, progress.step, progress.horizon)
-        if fits(self.objective.parameters, evaluation.gradient, state):
+        if fits(self.objective.parameters, evaluation.gradient):
             self._step_natively(evaluation, seen, near, clock)
         elif near is None:
             self._step_as_adam(evaluation, seen)
