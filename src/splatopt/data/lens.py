@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
+import signal
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -11,6 +13,16 @@ import numpy as np
 import pycolmap
 
 from splatopt.core.checks import InputError, nearest_names
+
+
+def _keep_termination() -> None:
+    """Have SIGTERM do what it did before pycolmap was imported, which prints a stack trace and may wait for ever."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
+
+
+_keep_termination()
 
 MAX_SIDE = 100_000
 """Longest image side that is believed, pixels; anything longer is a damaged file."""
