@@ -167,7 +167,8 @@ def test_the_first_step_is_the_balls_minimum_of_each_rows_model() -> None:
     radii = optimizer._radii.radii(before, options.epsilon_start)
     eta = torch.cat([radii[n].expand_as(before[n]).reshape(6, -1) for n in WIDTHS], dim=1)
     damping = options.damping * float((gradient * eta)[:5].norm(dim=1).mean())
-    expected = solve_in_balls(blocks.blocks, gradient, eta, 8.0 * 8.0, damping, torch.zeros(6, dtype=torch.float64), 40)
+    scale = options.overlap * 8.0  # κ before it has been measured
+    expected = solve_in_balls(blocks.blocks, gradient, eta, scale, damping, torch.zeros(6, dtype=torch.float64), 40)
     # Quaternions take the step and are then brought back to the length that they had.
     turned = before["quats"] + expected[:, 6:10]
     turned *= before["quats"].norm(dim=1, keepdim=True) / turned.norm(dim=1, keepdim=True)
@@ -176,7 +177,7 @@ def test_the_first_step_is_the_balls_minimum_of_each_rows_model() -> None:
     assert taken[5].abs().max() == 0, "a row that was not seen must stay"
     rest = objective.values["sh_rest"] - before["sh_rest"]
     bound = radii["sh_rest"].expand_as(rest)
-    newton = -evaluation.gradient["sh_rest"] / (64 * blocks.diagonal["sh_rest"].clamp_min(1e-30))
+    newton = -evaluation.gradient["sh_rest"] / (scale * blocks.diagonal["sh_rest"].clamp_min(1e-30))
     torch.testing.assert_close(rest[:5], torch.maximum(torch.minimum(newton, bound), -bound)[:5])
 
 

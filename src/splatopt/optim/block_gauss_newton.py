@@ -43,6 +43,10 @@ class BlockGaussNewtonOptions(TrustRegionOptions):
     epsilon_end: float = 3e-6
     """ε when the run ends; in between it decays exponentially. Unit: opacity. Source: own experiments."""
 
+    most_relative_distance: float = 1.25e-3
+    """ε/α counts as at most this: at first, faint Gaussians move no further than opaque ones. Unit: fraction.
+    Source: own experiments."""
+
     momentum: float = 0.9
     """Decay of the mean of gradients. Unit: fraction. Source: 3DGS²-TR."""
 
@@ -52,7 +56,7 @@ class BlockGaussNewtonOptions(TrustRegionOptions):
     refresh: int = 10
     """Steps from one look at the curvature to the next. Unit: steps. Source: 3DGS²-TR."""
 
-    overlap: float = 8.0
+    overlap: float = 4.0
     """Factor on the measured overlap κ. Unit: factor. Source: own experiments."""
 
     damping: float = 0.5
