@@ -28,6 +28,7 @@ using OutBools = Array<bool, nb::ndim<1>>;
 
 using Bools1 = Array<const bool, nb::ndim<1>>;
 using Integers2 = Array<const int64_t, nb::ndim<2>>;
+using OutIntegers2 = Array<int64_t, nb::ndim<2>>;
 
 // Six tensors of one cloud, which the caller keeps alive.
 struct HeldTensors {

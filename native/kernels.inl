@@ -25,13 +25,14 @@ namespace SPLATOPT_ISA {
 #include "block_step.inl"
 #include "learned_features.inl"
 #include "learned_step.inl"
+#include "neighbours.inl"
 
 constexpr Kernels kKernels = {
     SPLATOPT_ISA_NAME, project,      project_backward, block_spans,      blend,       blend_backward,
     photometric_loss,  loss_scratch_floats, residuals, residual_jvp,     residual_vjp, residual_weights,
     project_jvp,       blend_jvp,    blend_moments,    project_diagonal, project_blocks, adam,
     clipped_step,      block_step,  fold_blocks,     block_form,       learned_grown, learned_observe, learned_enter,
-    learned_ask,       learned_block, blend_ceiling};
+    learned_ask,       learned_block, leaf_distances,   blend_ceiling};
 
 }  // namespace SPLATOPT_ISA
 }  // namespace splatopt

@@ -8,6 +8,7 @@
 
 #include "bindings.h"
 #include "learned_passes.h"
+#include "neighbours.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -69,6 +70,15 @@ void learned_step(Workers& self, LearnedPasses& passes, const HeldTensors& value
     passes.step(self, run, count, reinterpret_cast<const uint8_t*>(seen.data()), scene.data());
 }
 
+void find_nearest_others(Workers& self, const Floats2& points, const OutIntegers2& rows) {
+    const int64_t count = static_cast<int64_t>(points.shape(0)), nearest = static_cast<int64_t>(rows.shape(1));
+    require(points.shape(1) == 3 && static_cast<int64_t>(rows.shape(0)) == count && nearest >= 1 && nearest < count &&
+                count < (int64_t{1} << 31),
+            "points must be (N, 3) and rows (N, k) with 1 <= k < N < 2^31");
+    nb::gil_scoped_release release;
+    nearest_others(self.pool, self.kernels, points.data(), count, static_cast<int>(nearest), rows.data());
+}
+
 }  // namespace
 
 void bind_learned(nb::module_& m, nb::class_<Workers>& workers) {
@@ -100,6 +110,8 @@ void bind_learned(nb::module_& m, nb::class_<Workers>& workers) {
     workers.def("learned_step", &learned_step, "passes"_a, "values"_a, "gradient"_a, "memory"_a, "seen"_a, "near"_a,
                 "scene"_a, "fallen"_a, "share"_a, nb::kw_only(), "rates"_a, "beta1"_a, "beta2"_a, "beta_slow"_a, "epsilon"_a,
                 "One learned step in place: moments, latent state and values of the rows that were seen.");
+    workers.def("nearest_others", &find_nearest_others, "points"_a, "rows"_a,
+                "Fill rows (N, k) with those of the k nearest other points of each of (N, 3), nearest first, k < N.");
 }
 
 }  // namespace splatopt

@@ -186,6 +186,7 @@ struct Kernels {
     void (*learned_enter)(const LearnedRun&, int64_t begin, int64_t end, float* scratch, double* sums);
     void (*learned_ask)(const LearnedRun&, int64_t begin, int64_t end, float* scratch);
     void (*learned_block)(const LearnedRun&, int block, int64_t begin, int64_t end, float* scratch);
+    uint32_t (*leaf_distances)(const float* leaf, const float* from, float most, float* squared);
     float (*blend_ceiling)(const float* splats, int count, int64_t rounds);
 };
 

@@ -79,6 +79,11 @@ class Workers:
         One learned step in place: moments, latent state and values of the rows that were seen.
         """
 
+    def nearest_others(self, points: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], rows: Annotated[NDArray[numpy.int64], dict(shape=(None, None), order='C', device='cpu')]) -> None:
+        """
+        Fill rows (N, k) with those of the k nearest other points of each of (N, 3), nearest first, k < N.
+        """
+
 class CloudTensors:
     """
     Pointers to six tensors in a cloud's shapes, which the caller keeps alive.

@@ -235,20 +235,6 @@ def test_inputs_have_the_documented_numbers_and_no_unit():
     torch.testing.assert_close(build_inputs(sequence.parameters, scaled, larger, RATES, 1.0, seen).rows, inputs.rows)
 
 
-@pytest.mark.parametrize("count", [1, 4])
-def test_neighbours_are_the_nearest_others(count):
-    positions = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
-    found = nearest_others(positions, count, threads=1)
-    distances = torch.cdist(positions.double(), positions.double()).fill_diagonal_(math.inf)
-    assert torch.equal(found, distances.topk(count, largest=False).indices)
-
-
-def test_neighbours_among_points_at_one_place_are_others():
-    found = nearest_others(torch.zeros(12, 3), 4, threads=1)
-    assert (found != torch.arange(12)[:, None]).all()
-    assert found.shape == (12, 4)
-
-
 def test_a_network_without_neighbours_or_state_scale_or_with_a_clock_steps():
     sequence = random_sequence(9, 2)
     plain = follow(stirred(LearnedNetwork(SMALL)).double(), sequence)[0][-1]

@@ -103,6 +103,11 @@ def trust_bounds(**bounds: float | bool) -> Any:
     return _module().TrustBounds(**bounds)
 
 
+def nearest_others(points: Tensor, rows: Tensor, threads: int = 0) -> None:
+    """Fill ``rows``, (N, k) int64, with the k < N nearest other points of each, (N, 3) float32, nearest first."""
+    workers(threads).nearest_others(points, rows)
+
+
 def learned_passes(packed: Tensor, **shape: int | bool) -> Any:
     """Return the passes of a learned step; ``splatopt.meta.fused`` packs its network and names its shape."""
     return _module().LearnedPasses(packed, **shape)

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from splatopt.core import native
 from splatopt.core.checks import InputError
 from splatopt.kernels import takes
 
@@ -15,7 +16,7 @@ NEIGHBOUR_REFRESH = 32
 """Steps between two searches. A search costs some ten steps of the network, and means move little. Unit: steps."""
 
 _FARTHEST = 1e18
-"""Coordinates are cut off here on a GPU: their squares must be finite."""
+"""Coordinates are cut off here: their squares must be finite."""
 
 
 def nearest_others(positions: Float[Tensor, "n 3"], count: int, threads: int = 0) -> Int[Tensor, "n k"]:
@@ -27,7 +28,7 @@ def nearest_others(positions: Float[Tensor, "n 3"], count: int, threads: int = 0
         threads: Threads, 0 for one per processor.
 
     Returns:
-        (N, k) int64. Points at the very same place may stand for each other.
+        (N, k) int64; of points that are equally far the smaller row, unless the native module is missing.
 
     Raises:
         InputError: There are not more points than ``count``.
@@ -40,13 +41,21 @@ def nearest_others(positions: Float[Tensor, "n 3"], count: int, threads: int = 0
             f"the learned step looks at {count} neighbours of each Gaussian and needs at least {count + 1} Gaussians, "
             f"got {total}; take another optimizer for so small a scene"
         )
+    positions = torch.nan_to_num(positions.detach(), 0.0, 0.0, 0.0).clamp(-_FARTHEST, _FARTHEST)
     if takes([positions]):
         from splatopt.kernels.neighbours import nearest_neighbours
 
-        return nearest_neighbours(torch.nan_to_num(positions, 0.0, 0.0, 0.0).clamp(-_FARTHEST, _FARTHEST), count)[0]
-    points = positions.detach().cpu().double().numpy()
-    points = np.where(np.isfinite(points), points, 0.0)
-    _, found = cKDTree(points).query(points, k=count + 1, workers=threads or -1)
-    own = found == np.arange(total)[:, None]
+        return nearest_neighbours(positions, count)[0]
+    if native.available():
+        rows = torch.empty(total, count, dtype=torch.int64)
+        native.nearest_others(positions.float().cpu().contiguous(), rows, threads)
+        return rows.to(positions.device)
+    return _by_scipy(positions.cpu().double().numpy(), count).to(positions.device)
+
+
+def _by_scipy(points: np.ndarray, count: int) -> Int[Tensor, "n k"]:
+    """The same where the native module is missing; of points that are equally far any."""
+    _, found = cKDTree(points).query(points, k=count + 1, workers=-1)
+    own = found == np.arange(len(points))[:, None]
     own[~own.any(axis=1), -1] = True  # among more than count + 1 points at one place a point may not find itself
-    return torch.from_numpy(found[~own].reshape(total, count).astype(np.int64)).to(positions.device)
+    return torch.from_numpy(found[~own].reshape(len(points), count).astype(np.int64))
