@@ -174,6 +174,7 @@ struct Nearest {
 void nearest_others(Pool& pool, const Kernels& kernels, const float* points, int64_t n, int k, int64_t* rows) {
     Tree tree;
     tree.points.resize(n);
+    // NaN would break the partitions' order, and with it the bounds of memory: looked at here, whoever calls.
     for (int64_t i = 0; i < n; ++i) {
         tree.points[i].row = static_cast<int32_t>(i);
         for (int c = 0; c < 3; ++c) {

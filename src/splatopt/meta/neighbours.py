@@ -13,7 +13,7 @@ from splatopt.core.checks import InputError
 from splatopt.kernels import takes
 
 NEIGHBOUR_REFRESH = 32
-"""Steps between two searches. A search costs some ten steps of the network, and means move little. Unit: steps."""
+"""Steps between two searches. A search costs about a step of the network, and means move little. Unit: steps."""
 
 _FARTHEST = 1e18
 """Coordinates are cut off here: their squares must be finite."""
@@ -50,12 +50,12 @@ def nearest_others(positions: Float[Tensor, "n 3"], count: int, threads: int = 0
         rows = torch.empty(total, count, dtype=torch.int64)
         native.nearest_others(positions.float().cpu().contiguous(), rows, threads)
         return rows.to(positions.device)
-    return _by_scipy(positions.cpu().double().numpy(), count).to(positions.device)
+    return _by_scipy(positions.cpu().double().numpy(), count, threads).to(positions.device)
 
 
-def _by_scipy(points: np.ndarray, count: int) -> Int[Tensor, "n k"]:
+def _by_scipy(points: np.ndarray, count: int, threads: int) -> Int[Tensor, "n k"]:
     """The same where the native module is missing; of points that are equally far any."""
-    _, found = cKDTree(points).query(points, k=count + 1, workers=-1)
+    _, found = cKDTree(points).query(points, k=count + 1, workers=threads or -1)
     own = found == np.arange(len(points))[:, None]
     own[~own.any(axis=1), -1] = True  # among more than count + 1 points at one place a point may not find itself
     return torch.from_numpy(found[~own].reshape(len(points), count).astype(np.int64))
