@@ -69,6 +69,9 @@ struct LearnedRule {
     float decay1, beta2, decay2, decay_slow, epsilon;
     float log_beta1, log_beta2, log_beta_slow;
     float rates[6];
+    double patience, fall;  // rates fall like (1 + (t-1)/patience)^-fall, t counted for each row
+    float handover;         // the network's share like 1/(1 + (t-1)/handover); 0: it has none
+    float least_share;      // below which a share is none
 };
 
 // One step. Buffers hold a group after the other.
@@ -77,7 +80,6 @@ struct LearnedRun {
     LearnedRule rule;
     CloudTensors values, gradient, exp_avg, exp_avg_sq, slow;
     float *latent, *age;         // (N, C), (N,)
-    const float *fallen, *share; // (N,): what age leaves of the rates, and of what the network adds
     const int64_t* near;         // (N, neighbours)
     int neighbours, rest;
     const int32_t* rows;         // rows that the network is asked about, padded with the last one to whole groups

@@ -1,10 +1,12 @@
 // The learned step for Python: checks shapes, releases the interpreter lock, calls the passes.
 
 #include <nanobind/stl/array.h>
+#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <vector>
 
 #include "bindings.h"
 #include "learned_passes.h"
@@ -24,29 +26,38 @@ struct LearnedMemory {
     int width;
 };
 
-LearnedRule make_rule(const std::array<double, 6>& rates, double beta1, double beta2, double beta_slow, double epsilon) {
+// How age tells on a row's step: patience, fall, handover, least share.
+using Ageing = std::array<double, 4>;
+
+LearnedRule make_rule(const std::array<double, 6>& rates, const Ageing& ageing, double beta1, double beta2,
+                      double beta_slow, double epsilon) {
+    require(ageing[0] > 0, "patience must be positive");
     LearnedRule rule{static_cast<float>(1 - beta1),           static_cast<float>(beta2),
                      static_cast<float>(1 - beta2),           static_cast<float>(1 - beta_slow),
                      static_cast<float>(epsilon),             static_cast<float>(std::log(beta1)),
                      static_cast<float>(std::log(beta2)),     static_cast<float>(std::log(beta_slow)),
-                     {}};
+                     {},
+                     ageing[0],
+                     ageing[1],
+                     static_cast<float>(ageing[2]),
+                     static_cast<float>(ageing[3])};
     for (size_t i = 0; i < rates.size(); ++i) rule.rates[i] = static_cast<float>(rates[i]);
     return rule;
 }
 
 void learned_step(Workers& self, LearnedPasses& passes, const HeldTensors& values, const HeldTensors& gradient,
-                  const LearnedMemory& memory, const Bools1& seen, const Integers2& near, const Floats1& scene,
-                  const Floats1& fallen, const Floats1& share, const std::array<double, 6>& rates, double beta1, double beta2, double beta_slow, double epsilon) {
+                  const LearnedMemory& memory, const Bools1& seen, const Integers2& near, const std::vector<float>& scene,
+                  const std::array<double, 6>& rates, const Ageing& ageing, double beta1, double beta2, double beta_slow,
+                  double epsilon) {
     const int64_t count = values.count;
     for (const HeldTensors* other : {&gradient, &memory.exp_avg, &memory.exp_avg_sq})
         require(other->count == count && other->rest == values.rest,
                 "values, gradient and moments must have one number of rows and of coefficients");
     require(memory.slow.count == count && static_cast<int64_t>(seen.shape(0)) == count &&
-                static_cast<int64_t>(fallen.shape(0)) == count && static_cast<int64_t>(share.shape(0)) == count &&
                 static_cast<int64_t>(near.shape(0)) == count && near.shape(1) <= 64 && count < (int64_t{1} << 31) - kGroup,
-            "the slow moments, seen, near, fallen and share must have the values' rows");
+            "the slow moments, seen and near must have the values' rows");
     require(memory.width == passes.shape().latent, "the latent state must have the network's width");
-    require(static_cast<int>(scene.shape(0)) == passes.shape().scene - kPowers,
+    require(static_cast<int>(scene.size()) == passes.shape().scene - kPowers,
             "the scene's inputs must be those of the network but for the mean squares");
     nb::gil_scoped_release release;
     const int neighbours = static_cast<int>(near.shape(1));
@@ -54,9 +65,7 @@ void learned_step(Workers& self, LearnedPasses& passes, const HeldTensors& value
     for (int64_t i = 0; i < count * neighbours; ++i) most = std::max(most, static_cast<uint64_t>(near.data()[i]));
     require(count * neighbours == 0 || most < static_cast<uint64_t>(count), "near must name rows");
     LearnedRun run{};
-    run.rule = make_rule(rates, beta1, beta2, beta_slow, epsilon);
-    run.fallen = fallen.data();
-    run.share = share.data();
+    run.rule = make_rule(rates, ageing, beta1, beta2, beta_slow, epsilon);
     run.values = values.tensors;
     run.gradient = gradient.tensors;
     run.exp_avg = memory.exp_avg.tensors;
@@ -108,7 +117,7 @@ void bind_learned(nb::module_& m, nb::class_<Workers>& workers) {
              "exp_avg"_a, "exp_avg_sq"_a, "slow"_a, "latent"_a, "age"_a);
 
     workers.def("learned_step", &learned_step, "passes"_a, "values"_a, "gradient"_a, "memory"_a, "seen"_a, "near"_a,
-                "scene"_a, "fallen"_a, "share"_a, nb::kw_only(), "rates"_a, "beta1"_a, "beta2"_a, "beta_slow"_a, "epsilon"_a,
+                "scene"_a, nb::kw_only(), "rates"_a, "ageing"_a, "beta1"_a, "beta2"_a, "beta_slow"_a, "epsilon"_a,
                 "One learned step in place: moments, latent state and values of the rows that were seen.");
     workers.def("nearest_others", &find_nearest_others, "points"_a, "rows"_a,
                 "Fill rows (N, k) with those of the k nearest other points of each of (N, 3), nearest first, k < N.");

@@ -205,6 +205,22 @@ inline void add_positions(const float* means, const RowLanes& lanes, double* sum
     sums[3] += squares;
 }
 
+// What age leaves of gates and corrections.
+inline Vec share_of(const LearnedRule& rule, Vec age) {
+    return Vec(1.0f) / (max(age - Vec(1.0f), Vec(0.0f)) / Vec(rule.handover) + Vec(1.0f));
+}
+
+// What age leaves of the rates.
+inline Vec fallen_of(const LearnedRule& rule, Vec age) {
+    alignas(64) float ages[kLanes];
+    age.store(ages);
+    for (float& one : ages) {
+        const double grown = (one > 1.0f ? static_cast<double>(one) - 1 : 0.0) / rule.patience + 1;
+        one = static_cast<float>(rule.fall == 1 ? 1 / grown : std::pow(grown, -rule.fall));
+    }
+    return Vec::load(ages);
+}
+
 // Gradients and moments of sixteen rows: all but v divided by √v̂ + ε, which v holds, and means by 1-βᵗ.
 struct Observed {
     Own g, m, v, s;
@@ -294,9 +310,7 @@ inline void observe_lanes(const LearnedRun& run, int64_t group, int lane, LaneSu
     (min(Vec(2.0f), bands) * Vec(4.0f)).store(at += kGroup);
     const Vec mean_log_scale = three * Vec(1.0f / 3.0f);
     mean_log_scale.store(at += kGroup);
-    Vec fallen;
-    load_rows<1>(run.fallen, lanes, &fallen);
-    const Vec pace = logarithm(fallen * Vec(rule.rates[0])) - mean_log_scale;
+    const Vec pace = logarithm(fallen_of(rule, age) * Vec(rule.rates[0])) - mean_log_scale;
     (bounded(pace, -6.0f, 6.0f) * Vec(0.5f)).store(at + 2 * kGroup);
     at = out + kAgePlace * kGroup;
     constexpr float kAges[] = {10.0f, 100.0f, 1000.0f};

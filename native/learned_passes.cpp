@@ -53,6 +53,12 @@ std::vector<double> linear(const float* weights, const std::vector<double>& x, i
     return y;
 }
 
+// Whether the network is asked about a row that is seen for the `age`th time; in float, as in Python, so that both call
+// the same rows too old.
+bool asks(const LearnedRule& rule, float age) {
+    return rule.handover > 0 && 1.0f / (std::max(age - 1.0f, 0.0f) / rule.handover + 1.0f) >= rule.least_share;
+}
+
 // Adds the tasks' sums in their order, into the first one's.
 void add_up(double* sums, int64_t tasks, int64_t each) {
     for (int64_t task = 1; task < tasks; ++task)
@@ -108,7 +114,7 @@ void LearnedPasses::lay_out(LearnedRun& run, int64_t total, const uint8_t* seen,
     ensure(grown_, static_cast<size_t>(total + kGroup));
     int64_t count = 0, grown = 0;
     for (int64_t row = 0; row < total; ++row) {
-        const bool asked = seen[row] && run.share[row] > 0;
+        const bool asked = seen[row] && asks(run.rule, run.age[row] + 1);
         place_[row] = asked ? static_cast<int32_t>(count) : -1;
         rows_[count] = grown_[grown] = static_cast<int32_t>(row);
         count += asked ? 1 : 0;

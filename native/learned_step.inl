@@ -124,8 +124,7 @@ void learned_grown(const LearnedRun& run, int64_t begin, int64_t end) {
         if (lanes.valid == 0) continue;
         const Observed observed = observe_own(run, lanes);
         observe_rest(run, lanes, observed.first, observed.root);
-        Vec fallen;
-        load_rows<1>(run.fallen, lanes, &fallen);
+        const Vec fallen = fallen_of(run.rule, observed.age);
         Own values = load_own(run.values, lanes);
         for (int group = 0; group < 5; ++group)
             for (int c = kOwnStart[group]; c < kOwnStart[group + 1]; ++c)
@@ -155,9 +154,10 @@ inline Own to_world(const Axes& a, const Vec* along) {
 // Moves sixteen rows, by Adam's step alone where a number is not finite.
 inline void move_lanes(const LearnedRun& run, int64_t group, int lane, const GroupScratch& room, Vec mark) {
     const RowLanes lanes = lanes_of(run, group, lane);
-    Vec gates[6], along[kDirections], length(1e-12f), size, fallen, share;
-    load_rows<1>(run.fallen, lanes, &fallen);
-    load_rows<1>(run.share, lanes, &share);
+    Vec gates[6], along[kDirections], length(1e-12f), size, age;
+    load_rows<1>(run.age, lanes, &age);
+    const Vec fallen = fallen_of(run.rule, age);
+    const Vec share = share_of(run.rule, age);
     for (int i = 0; i < kSizes; ++i) {
         size = share * Vec(4.0f) * tanh(Vec::load(room.sizes + i * kGroup + lane) * Vec(0.25f));
         if (i < 6) gates[i] = power_of_e(size);

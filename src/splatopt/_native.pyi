@@ -74,7 +74,7 @@ class Workers:
     def block_form(self, blocks: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], step: CloudTensors) -> float:
         """The sum of d'Bd over all rows, blocks (N, 105)."""
 
-    def learned_step(self, passes: LearnedPasses, values: CloudTensors, gradient: CloudTensors, memory: LearnedMemory, seen: Annotated[NDArray[numpy.bool_], dict(shape=(None,), order='C', device='cpu', writable=False)], near: Annotated[NDArray[numpy.int64], dict(shape=(None, None), order='C', device='cpu', writable=False)], scene: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], fallen: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], share: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], *, rates: Sequence[float], beta1: float, beta2: float, beta_slow: float, epsilon: float) -> None:
+    def learned_step(self, passes: LearnedPasses, values: CloudTensors, gradient: CloudTensors, memory: LearnedMemory, seen: Annotated[NDArray[numpy.bool_], dict(shape=(None,), order='C', device='cpu', writable=False)], near: Annotated[NDArray[numpy.int64], dict(shape=(None, None), order='C', device='cpu', writable=False)], scene: Sequence[float], *, rates: Sequence[float], ageing: Sequence[float], beta1: float, beta2: float, beta_slow: float, epsilon: float) -> None:
         """
         One learned step in place: moments, latent state and values of the rows that were seen.
         """

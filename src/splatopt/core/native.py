@@ -125,10 +125,9 @@ def learned_step(
     *,
     seen: Tensor,
     near: Tensor,
-    scene: Tensor,
-    fallen: Tensor,
-    share: Tensor,
+    scene: list[float],
     rates: Sequence[float],
+    ageing: tuple[float, float, float, float],
     betas: tuple[float, float, float],
     epsilon: float,
     threads: int = 0,
@@ -146,10 +145,11 @@ def learned_step(
         age: (N,) float32, whole numbers.
         seen: Rows that may move, (N,) bool.
         near: Rows of each row's nearest others, (N, k) int64.
-        scene: What the network is told of the scene after its eleven mean squares, float32.
-        fallen: What age leaves of each row's rates, (N,) float32.
-        share: What age leaves of gates and corrections, (N,) float32; rows of none take Adam's step.
+        scene: What the network is told of the scene after its eleven mean squares.
         rates: Adam's rates, of the six tensors in order.
+        ageing: patience, fall, handover and least share: a row that was seen t times takes rates times
+            (1 + (t-1)/patience)^-fall, and gates and corrections times 1/(1 + (t-1)/handover); where that is below
+            the least share, and everywhere with a handover of 0, it takes Adam's step.
         betas: Decays of m, v and the slower mean.
         epsilon: Added to √v̂.
         threads: Threads, 0 for one per processor.
@@ -165,9 +165,8 @@ def learned_step(
         seen,
         near,
         scene,
-        fallen,
-        share,
         rates=tuple(rates),
+        ageing=ageing,
         beta1=beta1,
         beta2=beta2,
         beta_slow=beta_slow,

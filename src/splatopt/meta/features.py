@@ -121,7 +121,7 @@ def build_inputs(
         torch.stack([torch.exp(-state.age / scale) for scale in _AGES], dim=1),
     ]
     rows = torch.cat(columns, dim=1)
-    scene = torch.cat([(weight[:, None] * power).sum(dim=0), history_features(state).to(rows)])
+    scene = torch.cat([(weight[:, None] * power).sum(dim=0), rows.new_tensor(history_features(state))])
     return Inputs(
         **vars(adam),
         rows=rows,
@@ -175,12 +175,12 @@ def _shape_features(parameters: Tensors, weight: Tensor) -> Float[Tensor, "n 10"
     return torch.cat(columns, dim=1)
 
 
-def history_features(state: InnerState) -> Float[Tensor, " 7"]:
-    """Return how the loss moves and how young the run is.
+def history_features(state: InnerState) -> list[float]:
+    """Return how the loss moves and how young the run is, seven numbers.
 
     Logarithms of the ratios of the loss's running means, and of its size; then three numbers that are 1 at the
     beginning and 0 from some thousands of steps on.
     """
     fast, middle, slow = (max(value, _LEAST) for value in state.running_losses())
     trends = [5 * max(-1.0, min(1.0, math.log(ratio))) for ratio in (fast / middle, middle / slow, fast / slow)]
-    return torch.tensor([*trends, math.log(slow) / 4, *(math.exp(-state.steps / scale) for scale in _AGES)])
+    return [*trends, math.log(slow) / 4, *(math.exp(-state.steps / scale) for scale in _AGES)]

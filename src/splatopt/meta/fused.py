@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from splatopt.core import native
 from splatopt.core.objective import Tensors
 from splatopt.meta.features import SCENE_FEATURES, history_features
-from splatopt.meta.inner import GROUPS, InnerRates, InnerState
+from splatopt.meta.inner import GROUPS, LEAST_SHARE, InnerRates, InnerState
 from splatopt.meta.network import Block, LearnedNetwork
 
 _TILE = 8
@@ -67,10 +67,8 @@ class FusedNetwork:
         as ``adam_changes``. The same bits for any number of ``threads``.
         """
         state.count(loss)
-        history = history_features(state)
-        age = state.age + 1  # of the rows that are seen, with this evaluation
-        share = torch.zeros_like(age) if near is None else rates.learned_share(age)
-        near = torch.zeros(len(age), 0, dtype=torch.int64) if near is None else near
+        handover = 0.0 if near is None else rates.handover
+        near = torch.zeros(len(state.age), 0, dtype=torch.int64) if near is None else near
         native.learned_step(
             self._passes,
             parameters,
@@ -82,9 +80,8 @@ class FusedNetwork:
             state.age,
             seen=seen,
             near=near.contiguous(),
-            scene=history if clock is None else torch.cat([history, clock]),
-            fallen=rates.fallen(age).float(),
-            share=share,
+            scene=history_features(state) + ([] if clock is None else clock.tolist()),
+            ageing=(rates.patience, rates.fall, handover, LEAST_SHARE),
             rates=[rates.of(name, length_scale) for name in GROUPS],
             betas=(rates.beta1, rates.beta2, rates.beta_slow),
             epsilon=rates.epsilon,
