@@ -59,7 +59,7 @@ class BlockGaussNewtonOptions(TrustRegionOptions):
     overlap: float = 4.0
     """Factor on the measured overlap κ. Unit: factor. Source: own experiments."""
 
-    damping: float = 0.25
+    damping: float = 0.18
     """No multiplier lies below this share of the mean |ηg| over the rows seen, what their balls promise to first
     order; rows that promise little then stay inside theirs. 0 for none. Unit: factor. Source: own experiments."""
 
