@@ -54,24 +54,26 @@ def start(sequence, network) -> Run:
 
 
 @torch.no_grad()
-def in_torch(network, run: Run, gradient, loss, seen) -> None:
+def in_torch(network, run: Run, gradient, loss, seen, rates=RATES) -> None:
     """Take the step as ``Learned`` does without native passes, in the type of ``run``."""
     dtype = run.parameters["means"].dtype
     gradient = {name: value.float().to(dtype) for name, value in gradient.items()}
-    run.state.observe(gradient, loss, seen, RATES)
-    inputs = build_inputs(run.parameters, gradient, run.state, RATES, SCALE, seen)
+    run.state.observe(gradient, loss, seen, rates)
+    inputs = build_inputs(run.parameters, gradient, run.state, rates, SCALE, seen)
     clock = CLOCK if network.options.clock else None
-    step = learned_step(network, inputs, run.state, RATES, SCALE, run.near, clock).mended()
+    step = learned_step(network, inputs, run.state, rates, SCALE, run.near, clock).mended()
     run.state.latent = step.latent
     run.parameters = {name: value + step.changes[name] for name, value in run.parameters.items()}
 
 
 @torch.no_grad()
-def natively(passes: FusedNetwork, run: Run, gradient, loss, seen, clocked: bool = False, threads: int = 2) -> None:
+def natively(
+    passes: FusedNetwork, run: Run, gradient, loss, seen, clocked: bool = False, threads: int = 2, rates=RATES
+) -> None:
     gradient = {name: value.float() for name, value in gradient.items()}
     assert fits(run.parameters, gradient)
     clock = CLOCK if clocked else None
-    passes.step(run.parameters, gradient, run.state, loss, seen, run.near, RATES, SCALE, clock, threads)
+    passes.step(run.parameters, gradient, run.state, loss, seen, run.near, rates, SCALE, clock, threads)
 
 
 def evaluations(sequence):
@@ -128,6 +130,24 @@ def test_the_native_passes_are_the_step(monkeypatch, isa, shape, rows, rest) -> 
             assert torch.equal(made.parameters[name][~seen].double(), before.parameters[name][~seen]), name
             assert rest == 0 or not torch.equal(made.parameters[name][seen].double(), before.parameters[name][seen])
         assert torch.equal(made.state.latent[~seen].double(), before.state.latent[~seen])
+
+
+@pytest.mark.parametrize("fall", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("isa", ISAS)
+def test_ages_tell_on_rates_and_share_as_in_torch(monkeypatch, isa, fall) -> None:
+    workers = native.workers(1, isa)
+    monkeypatch.setattr(native, "workers", lambda threads: workers)
+    rates = replace(RATES, patience=3.0, fall=fall, handover=0.5)  # a share below a hundredth from 50 times on
+    network = stirred(LearnedNetwork(SMALL), size=0.1)
+    passes, exact = FusedNetwork(network), stirred(LearnedNetwork(SMALL), size=0.1).double()
+    sequence = random_sequence(70, 1, unseen=0.3, rest=3)
+    made = start(sequence, network)
+    made.state.age = torch.arange(70.0)
+    expected, before = made.to(torch.float64), made.to(torch.float64)
+    for gradient, loss, seen in evaluations(sequence):
+        in_torch(exact, expected, gradient, loss, seen, rates)
+        natively(passes, made, gradient, loss, seen, rates=rates)
+    assert_same_step(made, expected, before)
 
 
 @pytest.mark.parametrize("isa", ISAS)
