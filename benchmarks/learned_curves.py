@@ -14,7 +14,7 @@ import math
 import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -60,11 +60,12 @@ def adams(finals: list[float]) -> list[Contender]:
     return [*found, averaged("the Adam inside, averaged", inside)]
 
 
-def learned(weights: str) -> Contender:
+def learned(weights: str, most_growth: float | None) -> Contender:
     name = Path(weights).parent.name if weights.endswith(".safetensors") else weights
-    return Contender(
-        name, lambda practice: find_optimizer("learned").optimizer(practice.objective, LearnedOptions(weights))
-    )
+    options = LearnedOptions(weights)
+    if most_growth is not None:
+        name, options = f"{name}, growth {most_growth:g}", replace(options, most_growth=most_growth)
+    return Contender(name, lambda practice: find_optimizer("learned").optimizer(practice.objective, options))
 
 
 def curve(
@@ -94,6 +95,7 @@ def main() -> int:
     )
     parser.add_argument("--without-adam", action="store_true", help="the weights alone, whose ablations are compared")
     parser.add_argument("--finals", type=float, nargs="+", default=[1.0, 0.1, 0.03], help="what Adam's rates decay to")
+    parser.add_argument("--growths", type=float, nargs="*", help="bounds on growth to compare, 0 for none")
     parser.add_argument("--scenes", type=int, default=4, help="of those in the folder")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of views and starts")
     parser.add_argument("--sparse", action="store_true", help="3 to 8 input views instead of three quarters of all")
@@ -104,7 +106,8 @@ def main() -> int:
     scenes = scene_folders(arguments.data)[: arguments.scenes]
     at = sorted(arguments.at)
     contenders = [] if arguments.without_adam else adams(arguments.finals)
-    contenders += [learned(weights) for weights in arguments.weights]
+    growths = arguments.growths or [None]
+    contenders += [learned(weights, growth) for weights in arguments.weights for growth in growths]
     print("| held-out PSNR, dB, after | " + " | ".join(f"{step:,}" for step in at) + " | worst drop |")
     print("|---" * (len(at) + 2) + "|", flush=True)
     for contender in contenders:

@@ -83,6 +83,12 @@ inline Radii hellinger_radii(const TrustBounds& k, const CloudTensors& cloud, in
         for (int axis = 0; axis < 3; ++axis) sum = fmadd(rotation[c][axis] * rotation[c][axis], variance[axis], sum);
         out.mean[c] = min(sqrt((k.conditional_variance ? one / sum : sum) * eightfold), Vec(k.most_mean));
     }
+    const Vec place(k.place), shape(k.shape), look(k.look);
+    for (Vec& mean : out.mean) mean *= place;
+    out.log_scale *= shape;
+    for (Vec& quat : out.quat) quat *= shape;
+    out.logit *= look;
+    for (Vec& color : out.color) color *= look;
     return out;
 }
 

@@ -191,14 +191,15 @@ void bind_steps(nb::module_& m, nb::class_<Workers>& workers) {
         .def("__init__",
              [](TrustBounds* self, float epsilon, float opacity_floor, float most_relative_distance, float most_mean,
                 float most_log_scale, float most_quat, float most_logit, float most_color, float color_floor,
-                float higher_bands, bool conditional_variance) {
+                float higher_bands, float place, float shape, float look, bool conditional_variance) {
                  new (self) TrustBounds{epsilon,        opacity_floor, most_relative_distance, most_mean,
                                         most_log_scale, most_quat,     most_logit,             most_color,
-                                        color_floor,    higher_bands,  conditional_variance};
+                                        color_floor,    higher_bands,  place,                  shape,
+                                        look,           conditional_variance};
              },
              nb::kw_only(), "epsilon"_a, "opacity_floor"_a, "most_relative_distance"_a, "most_mean"_a,
              "most_log_scale"_a, "most_quat"_a, "most_logit"_a, "most_color"_a, "color_floor"_a, "higher_bands"_a,
-             "conditional_variance"_a);
+             "place"_a, "shape"_a, "look"_a, "conditional_variance"_a);
 
     workers
         .def("adam_step", &adam_step, "parameter"_a, "gradient"_a, "exp_avg"_a, "exp_avg_sq"_a, nb::kw_only(),

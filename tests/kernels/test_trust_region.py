@@ -19,6 +19,7 @@ from splatopt.kernels import block_step, hellinger, trust_region
 from splatopt.optim.block_gauss_newton import BlockGaussNewton, BlockGaussNewtonOptions, solve_in_balls
 from splatopt.optim.fused import GAUSSIAN_TENSORS, fused_passes
 from splatopt.optim.hellinger import HellingerRadii
+from splatopt.optim.reach import TYPES
 
 STEPS = 2
 
@@ -148,7 +149,8 @@ def test_a_fused_step_with_blocks_is_as_good_as_the_one_in_float64(device, dampi
     torch.testing.assert_close(rests[torch.float32], rests[torch.float64], rtol=1e-3, atol=1e-6)
 
 
-def test_full_blocks_give_the_step_of_torch(device):
+@pytest.mark.parametrize("reach", [(1.0, 1.0, 1.0), (2.0, 1.5, 1.2)])
+def test_full_blocks_give_the_step_of_torch(device, reach):
     """Of blocks of full rank the step itself agrees, from the kept multipliers too, with every row seen."""
     rows = 40
     generator = torch.Generator().manual_seed(1)
@@ -161,7 +163,8 @@ def test_full_blocks_give_the_step_of_torch(device):
     gradient = {name: value.float() for name, value in evaluation.gradient.items()}
     multipliers = torch.rand(rows, generator=generator).double() * 0.2
 
-    radii = HellingerRadii(options, exact.length_scale).radii(exact.values, 1e-2)
+    factors = {name: factor for group, factor in zip(TYPES, reach, strict=True) for name in group}
+    radii = HellingerRadii(options, exact.length_scale).radii(exact.values, 1e-2, factors)
     eta = flattened({name: value.expand_as(exact.values[name]) for name, value in radii.items()})
     next_multipliers = multipliers.clone()
     expected = solve_in_balls(kept, flattened(gradient), eta, 0.7, 0.05, next_multipliers, 2)
@@ -172,7 +175,7 @@ def test_full_blocks_give_the_step_of_torch(device):
     passes = fused_passes(0, scene.values)
     found = multipliers.float().to(device)
     arguments = [
-        HellingerRadii(options, scene.length_scale).fused_bounds(passes, 1e-2),
+        HellingerRadii(options, scene.length_scale).fused_bounds(passes, 1e-2, factors),
         *(hellinger.Cloud.of({n: v.to(device) for n, v in c.items()}) for c in (scene.values, gradient, momentum)),
         to_lanes(kept.float().to(device)),
         scene.curvature["sh_rest"],

@@ -60,7 +60,7 @@ def assert_follow(one, other, **tolerance):
 
 def test_untrained_weights_step_as_adam_at_the_searched_rates(untrained):
     one, other = gaussians(), gaussians()
-    take(Learned(one, LearnedOptions(untrained, averaged=False)), 50)
+    take(Learned(one, LearnedOptions(untrained, averaged=False, most_growth=0)), 50)
     take(Adam(other, INSIDE), 50)
     assert_follow(one, other, rtol=1e-5, atol=1e-6)
 
@@ -74,7 +74,7 @@ def test_trained_weights_step_otherwise(untrained, trained):
 
 def test_a_network_that_gives_no_numbers_steps_as_adam(untrained):
     one, other = gaussians(), gaussians()
-    optimizer = Learned(one, LearnedOptions(untrained, averaged=False))
+    optimizer = Learned(one, LearnedOptions(untrained, averaged=False, most_growth=0))
     with torch.no_grad():
         optimizer.weights.network.sizes.bias[0] = math.nan
     take(optimizer, 20)

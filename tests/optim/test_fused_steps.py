@@ -16,6 +16,7 @@ from splatopt.curvature.blocks import from_lanes, to_lanes, unpack_blocks
 from splatopt.optim.block_gauss_newton import BlockGaussNewton, BlockGaussNewtonOptions
 from splatopt.optim.fused import GAUSSIAN_TENSORS
 from splatopt.optim.hellinger import HellingerRadii
+from splatopt.optim.reach import TYPES
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native module is not built")
 
@@ -70,8 +71,9 @@ def test_the_fused_pass_is_the_step(monkeypatch, isa, name, options, rows, rest)
 
 @pytest.mark.parametrize("rest", [0, 3, 15])
 @pytest.mark.parametrize("damping", [0.0, 0.7])
+@pytest.mark.parametrize("reach", [(1.0, 1.0, 1.0), (0.5, 0.25, 0.7)])
 @pytest.mark.parametrize("isa", ISAS)
-def test_a_fused_step_with_blocks_is_as_good_as_the_one_in_float64(monkeypatch, isa, damping, rest) -> None:
+def test_a_fused_step_with_blocks_is_as_good_as_the_one_in_float64(monkeypatch, isa, reach, damping, rest) -> None:
     """Steps of blocks of low rank differ in float32, but what they take off the model must not."""
     rows = 300
     options = BlockGaussNewtonOptions(factorisations=12, damping=damping, epsilon_start=1e-2, overlap=0.5)
@@ -80,7 +82,8 @@ def test_a_fused_step_with_blocks_is_as_good_as_the_one_in_float64(monkeypatch, 
     start = AwkwardCloud(torch.float64, rows, rest)
     evaluation = start.gradient(None)
     gradient, blocks = flattened(evaluation.gradient), unpack_blocks(start.gauss_newton_blocks(None).blocks)
-    radii = HellingerRadii(options, start.length_scale).radii(start.values, options.epsilon_start)
+    factors = {name: factor for group, factor in zip(TYPES, reach, strict=True) for name in group}
+    radii = HellingerRadii(options, start.length_scale).radii(start.values, options.epsilon_start, factors)
     eta = flattened({name: value.expand_as(start.values[name]) for name, value in radii.items()})
     seen = evaluation.seen & (blocks.diagonal(dim1=1, dim2=2).sum(dim=1) > 0)
     floor = damping * (gradient * eta)[evaluation.seen].norm(dim=1).mean()
@@ -90,7 +93,10 @@ def test_a_fused_step_with_blocks_is_as_good_as_the_one_in_float64(monkeypatch, 
     for dtype in (torch.float64, torch.float32):
         scene = AwkwardCloud(dtype, rows, rest)
         before = {name: value.clone() for name, value in scene.values.items()}
-        BlockGaussNewton(scene, options).step(None, Progress(0, 10))
+        optimizer = BlockGaussNewton(scene, options)
+        kept = {f"reach.{group}.factor": factor for group, factor in enumerate(reach)}
+        optimizer._reach.load(optimizer._reach.scalars() | kept)
+        optimizer.step(None, Progress(0, 10))
         step = flattened(scene.values) - flattened(before)
         assert (step[~seen] == 0).all(), "a row that was not seen, or has no curvature, must stay"
         rest_step = (scene.values["sh_rest"] - before["sh_rest"]).double()

@@ -39,7 +39,8 @@ class Cloud(NamedTuple):
 class TrustBounds(NamedTuple):
     """The trust region of one step; the names are those of ``RadiusBounds``, most_mean in world units.
 
-    ``conditional_variance`` says which variance bounds a mean.
+    ``place``, ``shape`` and ``look`` are factors on the radii of means, of log-scales and quaternions, and of opacities
+    and colours; ``conditional_variance`` says which variance bounds a mean.
     """
 
     epsilon: float
@@ -52,6 +53,9 @@ class TrustBounds(NamedTuple):
     most_color: float
     color_floor: float
     higher_bands: float
+    place: float
+    shape: float
+    look: float
     conditional_variance: bool
 
 
@@ -99,7 +103,8 @@ def hellinger_radii(bounds, cloud, row, inside, CONDITIONAL: tl.constexpr):
     color = ()
     for c in tl.static_range(3):
         value = tl.maximum(0.5 + Y0 * tl.load(cloud.sh_dc + 3 * row + c, mask=inside, other=0.0), bounds.color_floor)
-        color = color + (tl.minimum(tl.sqrt(4 * value * relative), bounds.most_color) / Y0,)
+        radius = tl.minimum(tl.sqrt(4 * value * relative), bounds.most_color) / Y0
+        color = color + (bounds.look * radius,)
 
     scale, q = (), ()
     for c in tl.static_range(3):
@@ -125,7 +130,7 @@ def hellinger_radii(bounds, cloud, row, inside, CONDITIONAL: tl.constexpr):
     for c in tl.static_range(4):
         curvature = turns[c][0] * stretch[0] + turns[c][1] * stretch[1] + turns[c][2] * stretch[2]
         reach = tl.sqrt(eightfold / tl.maximum(curvature, 1e-30))
-        quat = quat + (tl.minimum(reach, bounds.most_quat) * length,)
+        quat = quat + (bounds.shape * tl.minimum(reach, bounds.most_quat) * length,)
 
     rotation = (
         (1 - 2 * (yy + zz), 2 * (x * y - w * z), 2 * (x * z + w * y)),
@@ -139,12 +144,12 @@ def hellinger_radii(bounds, cloud, row, inside, CONDITIONAL: tl.constexpr):
         total += rotation[c][2] * rotation[c][2] * variance[2]
         if CONDITIONAL:
             total = 1 / total
-        mean = mean + (tl.minimum(tl.sqrt(total * eightfold), bounds.most_mean),)
+        mean = mean + (bounds.place * tl.minimum(tl.sqrt(total * eightfold), bounds.most_mean),)
     return Radii(
         mean,
-        tl.minimum(tl.sqrt(2 * relative), bounds.most_log_scale),
+        bounds.shape * tl.minimum(tl.sqrt(2 * relative), bounds.most_log_scale),
         quat,
-        tl.minimum(2 * tl.sqrt(relative) / clear, bounds.most_logit),
+        bounds.look * tl.minimum(2 * tl.sqrt(relative) / clear, bounds.most_logit),
         color,
         length,
     )

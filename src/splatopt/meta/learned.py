@@ -20,6 +20,7 @@ from splatopt.meta.neighbours import NEIGHBOUR_REFRESH, nearest_others
 from splatopt.meta.step import adam_changes, clock_of, learned_step
 from splatopt.meta.weights import LearnedWeights, load_weights
 from splatopt.optim.averaging import RunningAverage
+from splatopt.optim.growth import GrowthBound, check_growth
 
 _WATCHED = 1
 """Which of the running losses is watched: the one over some fifty steps."""
@@ -47,6 +48,10 @@ class LearnedOptions:
     fallback_window: int = 100
     """For how long it must stay there. Unit: steps. Source: twice what the average looks back."""
 
+    most_growth: float = 16.0
+    """No Gaussian becomes larger than this multiple of what it began as; 0 for no bound. Unit: factor.
+    Source: made scenes, docs/meta.md."""
+
     averaged: bool = True
     """Whether the scene is the running average of the iterates and not the last one. Unit: none. Source: the late
     steps scatter, docs/meta.md."""
@@ -58,6 +63,7 @@ class LearnedOptions:
         if self.fallback_window < 1:
             raise InputError(f"fallback_window must be at least 1 step, got {self.fallback_window}")
         check_positive("fallback_rise", self.fallback_rise)
+        check_growth(self.most_growth)
 
 
 class Learned(Optimizer):
@@ -87,6 +93,7 @@ class Learned(Optimizer):
         self._inner = InnerState.begin(objective.parameters, self._network.options.latent)
         power = self.weights.rates.average_power
         self._average = RunningAverage(objective.parameters, power) if options.averaged and power else None
+        self._growth = GrowthBound(objective.parameters, options.most_growth)
         self._near: Tensor | None = None
         self._fallen = False
         self._settled = False
@@ -119,6 +126,7 @@ class Learned(Optimizer):
             self._step_as_adam(evaluation, seen)
         else:
             self._step_in_torch(evaluation, seen, near, clock)
+        self._growth.hold(self.objective.parameters)
         if not self._fallen:
             self._watch_loss()
         return replace(evaluation, facts={**evaluation.facts, "fallback": float(self._fallen)})
@@ -180,7 +188,7 @@ class Learned(Optimizer):
 
     def state(self) -> OptimizerState:
         """Return the run's memory; neighbours are kept as well, since they were found some steps ago."""
-        tensors = self._inner.tensors()
+        tensors = self._inner.tensors() | self._growth.tensors()
         if self._near is not None:
             tensors["near"] = self._near
         if self._average is not None:
@@ -202,6 +210,7 @@ class Learned(Optimizer):
             )
         latent = self._network.options.latent
         self._inner = InnerState.from_tensors(self.objective.parameters, latent, state.tensors, state.scalars)
+        self._growth.load(state.tensors)
         if self._average is not None:
             self._average.load(state.tensors)
         self._fallen, self._above = bool(state.scalars["fallen"]), int(state.scalars["above"])
@@ -220,6 +229,7 @@ class Learned(Optimizer):
     def edit_rows(self, edit: RowEdit) -> None:
         """Gather the memory; fresh rows start anew, and neighbours are searched for again."""
         self._inner.edit_rows(edit)
+        self._growth.edit_rows(edit, self.objective.parameters)
         if self._average is not None:
             self._average.edit_rows(edit, self.objective.parameters)
         self._near, self._settled = None, False

@@ -26,7 +26,9 @@ from splatopt.core.rows import RowEdit
 from splatopt.curvature.blocks import from_lanes, side_by_side, to_lanes, unpack_blocks
 from splatopt.optim.first_order import load_like
 from splatopt.optim.fused import FusedPasses, fused_passes
+from splatopt.optim.growth import GrowthBound, check_growth
 from splatopt.optim.hellinger import HellingerRadii, TrustRegionOptions, quaternion_lengths_kept
+from splatopt.optim.reach import Reach
 
 BLOCK_NAMES = ("means", "log_scales", "quats", "logit_opacities", "sh_dc")
 """Whose entries make up the 14×14 blocks that the fused passes take."""
@@ -66,10 +68,21 @@ class BlockGaussNewtonOptions(TrustRegionOptions):
     factorisations: int = 2
     """Cholesky factorisations a step. Unit: factorisations. Source: own experiments."""
 
+    most_growth: float = 0.0
+    """No Gaussian becomes larger than this multiple of what it began as; 0 for no bound. Unit: factor.
+    Source: own experiments."""
+
+    least_reach: float = 1.0
+    """Below 1: where steps make views worse that they did not know, the radii of their types (places, shapes, looks)
+    shrink, to this share at least. 1 for radii that ε alone decides. Unit: fraction. Source: own experiments."""
+
     def __post_init__(self) -> None:
         """Refuse radii that are not positive, decays that never forget, and no refresh at all."""
         super().__post_init__()
         check_positive("overlap", self.overlap)
+        check_growth(self.most_growth)
+        if not 0 < self.least_reach <= 1:
+            raise InputError(f"least_reach must lie above 0 and be at most 1, got {self.least_reach}")
         if not 0 <= self.damping < math.inf:
             raise InputError(f"damping must be at least 0, got {self.damping}")
         for name in ("momentum", "memory"):
@@ -95,7 +108,10 @@ class BlockGaussNewton(Optimizer):
         """Start with no curvature and no momentum; see :class:`~splatopt.core.optimizer.Optimizer`."""
         super().__init__(objective, options, generator)
         self._radii = HellingerRadii(options, objective.length_scale)
+        self._growth = GrowthBound(objective.parameters, options.most_growth)
+        self._reach = Reach(tuple(objective.parameters), options.least_reach)
         self._steps = 0
+        self._correction = 1.0
         self._kappa = 0.0
         self._promise = 0.0
         self._momentum = {name: torch.zeros_like(value) for name, value in objective.parameters.items()}
@@ -125,24 +141,45 @@ class BlockGaussNewton(Optimizer):
         if (self._steps - 1) % self.options.refresh:
             evaluation = self.objective.gradient(batch)
             self._move(evaluation, epsilon)
-            return evaluation
-        with self.objective.held():
-            return self._refresh(batch, epsilon)
+        else:
+            evaluation = self._refresh(batch, epsilon)
+        self._growth.hold(self.objective.parameters)
+        return evaluation
 
     def _refresh(self, batch: Any, epsilon: float) -> Evaluation:
-        """Take a step that looks at the curvature, and at the overlap where it begins."""
-        evaluation, fresh = self.objective.gradient(batch), self.objective.gauss_newton_blocks(batch)
-        self._fold(fresh)
+        """Take a step that looks at the curvature, at the overlap, and at what it is worth on a batch unheard of."""
+        unheard = self._reach.adapts and self._steps > 1
+        with self.objective.held():
+            evaluation, fresh = self.objective.gradient(batch), self.objective.gauss_newton_blocks(batch)
+            self._fold(fresh)
+            step = self._tried(evaluation, epsilon, listen=not unheard)
+            self._measure_overlap(batch, fresh, step)
+        parameters = self.objective.parameters
+        if unheard:
+            judged = self._reach.judged
+            promised = -sum(float((self._momentum[name] * step[name]).sum(dtype=torch.float64)) for name in judged)
+            self._listen(evaluation)
+            for name in judged:
+                parameters[name].add_(step.pop(name))
+            self._reach.judge(evaluation.loss, self.objective.value(batch), promised * self._correction)
+        for name, change in step.items():
+            parameters[name].add_(change)
+        return evaluation
+
+    def _tried(self, evaluation: Evaluation, epsilon: float, listen: bool) -> dict[str, Tensor]:
+        """Return the step, without having gone it."""
         parameters = self.objective.parameters
         before = {name: value.clone() for name, value in parameters.items()}
-        self._move(evaluation, epsilon)
-        after = {name: value.clone() for name, value in parameters.items()}
+        self._move(evaluation, epsilon, listen)
+        step = {name: value - before[name] for name, value in parameters.items()}
         for name, value in parameters.items():
             value.copy_(before[name])
-        self._measure_overlap(batch, fresh, {name: value.sub_(before[name]) for name, value in after.items()})
-        for name, value in parameters.items():
-            value.add_(after[name])
-        return evaluation
+        return step
+
+    def _listen(self, evaluation: Evaluation) -> None:
+        """Take the gradient into the momentum, m ← m + (1-θ₁)(g - m)."""
+        for name, mean in self._momentum.items():
+            mean.lerp_(evaluation.gradient[name], 1 - self.options.momentum)
 
     @property
     def _fused(self) -> FusedPasses | None:
@@ -200,19 +237,23 @@ class BlockGaussNewton(Optimizer):
         """κ, the measured overlap; 8 before it has been measured."""
         return self._kappa or 8.0
 
-    def _move(self, evaluation: Evaluation, epsilon: float) -> None:
-        """Fold the gradient into the momentum and move every row that was seen."""
-        fused = self._fused
+    def _move(self, evaluation: Evaluation, epsilon: float, listen: bool = True) -> None:
+        """Move every row that was seen, by the momentum with this gradient; without it where it is not listened to."""
+        fused, heard = self._fused, self._steps if listen else self._steps - 1
+        self._correction = 1 / (1 - self.options.momentum**heard)  # of the momentum for its start
         if fused is not None:
-            self._move_fused(fused, evaluation, epsilon)
+            self._move_fused(fused, evaluation, epsilon, listen)
             return
         parameters = self.objective.parameters
-        for name, mean in self._momentum.items():
-            mean.lerp_(evaluation.gradient[name], 1 - self.options.momentum)
+        if listen:
+            self._listen(evaluation)
         seen = evaluation.seen
         rows = torch.arange(len(self._age), device=self._age.device) if seen is None else seen.nonzero().squeeze(1)
         where = {name: value[rows] for name, value in parameters.items()}
-        radii = {name: eta.expand_as(where[name]) for name, eta in self._radii.radii(where, epsilon).items()}
+        radii = {
+            name: eta.expand_as(where[name])
+            for name, eta in self._radii.radii(where, epsilon, self._reach.factors).items()
+        }
         damping = self._damping(rows, radii)
         known = self._known(rows)
         rows, radii = rows[known], {name: eta[known] for name, eta in radii.items()}
@@ -227,8 +268,8 @@ class BlockGaussNewton(Optimizer):
         diagonal = torch.arange(1, size + 1, device=rows.device).cumsum(0) - 1
         return (self._blocks[rows][:, diagonal] > 0).any(dim=1)
 
-    def _move_fused(self, fused: FusedPasses, evaluation: Evaluation, epsilon: float) -> None:
-        bounds = self._radii.fused_bounds(fused, epsilon)
+    def _move_fused(self, fused: FusedPasses, evaluation: Evaluation, epsilon: float, listen: bool) -> None:
+        bounds = self._radii.fused_bounds(fused, epsilon, self._reach.factors)
         parameters, seen = self.objective.parameters, evaluation.seen
 
         def step(damping: float, measure_only: bool) -> float:
@@ -239,7 +280,7 @@ class BlockGaussNewton(Optimizer):
                 self._diagonal["sh_rest"],
                 seen,
                 self._multipliers,
-                decay=self.options.momentum,
+                decay=self.options.momentum if listen else 1.0,
                 correction=1.0 if measure_only else self._correction,
                 scale=self._scale,
                 damping=damping,
@@ -251,11 +292,6 @@ class BlockGaussNewton(Optimizer):
         if self._steps == 1:
             self._promise = step(0.0, measure_only=True)
         self._promise = step(self.options.damping * self._promise, measure_only=False)
-
-    @property
-    def _correction(self) -> float:
-        """1 / (1 - θ₁ᵗ), which corrects the momentum for its start."""
-        return 1 / (1 - self.options.momentum**self._steps)
 
     @property
     def _scale(self) -> float:
@@ -302,10 +338,10 @@ class BlockGaussNewton(Optimizer):
         """Return momentum, blocks, diagonals, ages, multipliers and the counters."""
         tensors = {f"momentum.{name}": value for name, value in self._momentum.items()}
         tensors |= {f"diagonal.{name}": value for name, value in self._diagonal.items()}
-        tensors |= {"age": self._age, "multipliers": self._multipliers}
+        tensors |= {"age": self._age, "multipliers": self._multipliers} | self._growth.tensors()
         if self._blocks is not None:
             tensors["blocks"] = from_lanes(self._blocks, len(self._age)) if self._blocks.dim() == 3 else self._blocks
-        scalars = {"steps": self._steps, "kappa": self._kappa, "promise": self._promise}
+        scalars = {"steps": self._steps, "kappa": self._kappa, "promise": self._promise, **self._reach.scalars()}
         return OptimizerState(tensors=tensors, scalars=scalars)
 
     def load_state(self, state: OptimizerState) -> None:
@@ -324,10 +360,13 @@ class BlockGaussNewton(Optimizer):
         self._blocks = self._laid_out(tensors["blocks"].to(device, copy=True)) if "blocks" in tensors else None
         self._steps = int(scalars["steps"])
         self._kappa, self._promise = float(scalars["kappa"]), float(scalars["promise"])
+        self._reach.load(scalars)
+        self._growth.load(tensors)
 
     def edit_rows(self, edit: RowEdit) -> None:
         """Gather all per-row state; fresh rows start without momentum, curvature, age and multiplier."""
         rows = len(self._age)
+        self._growth.edit_rows(edit, self.objective.parameters)
         for group in (self._momentum, self._diagonal):
             for name, value in group.items():
                 group[name] = edit.gather_state(value)

@@ -24,7 +24,7 @@ To second order the mean reaches ε, a scale ¾ ε, and quaternion, opacity and 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
@@ -189,15 +189,20 @@ class HellingerRadii:
         self.bounds = bounds
         self._most_mean = bounds.most_mean * length_scale
 
-    def radii(self, parameters: Tensors, epsilon: float) -> dict[str, Tensor]:
+    def radii(
+        self, parameters: Tensors, epsilon: float, factors: Mapping[str, float] | None = None
+    ) -> dict[str, Tensor]:
         """Return η ≥ 0 for every parameter, in a shape that broadcasts to the parameter's.
 
         Args:
             parameters: The values that a step starts from; not written.
             epsilon: ε, the normalised squared Hellinger distance.
+            factors: What radii are multiplied by at last, by parameter; 1 where none is given.
         """
+        factors = factors or {}
         if set(parameters) != set(GAUSSIAN_TENSORS):
-            return {name: value.new_tensor(math.sqrt(8 * epsilon)) for name, value in parameters.items()}
+            constant = math.sqrt(8 * epsilon)
+            return {name: value.new_tensor(factors.get(name, 1.0) * constant) for name, value in parameters.items()}
         bounds = self.bounds
         logits, log_scales, quats = parameters["logit_opacities"], parameters["log_scales"], parameters["quats"]
         opacity = logits.sigmoid().clamp_min_(bounds.opacity_floor)
@@ -209,7 +214,7 @@ class HellingerRadii:
         color = (0.5 + _Y0 * parameters["sh_dc"]).clamp_min_(bounds.color_floor)
         color = color.mul_(4 * relative[:, None]).sqrt_().clamp_max_(bounds.most_color).div_(_Y0)
         most_quat = bounds.most_quat * quats.norm(dim=1, keepdim=True)
-        return {
+        radii = {
             "means": mean_variances(log_scales, quats, bounds.mean_variance)
             .mul_(eightfold)
             .sqrt_()
@@ -220,12 +225,19 @@ class HellingerRadii:
             "sh_dc": color,
             "sh_rest": (bounds.higher_bands * color)[:, None, :],
         }
+        return {name: radius * factors[name] if name in factors else radius for name, radius in radii.items()}
 
-    def fused_bounds(self, passes: FusedPasses, epsilon: float) -> Any:
-        """Return what the fused passes make the same radii from."""
+    def fused_bounds(self, passes: FusedPasses, epsilon: float, factors: Mapping[str, float] | None = None) -> Any:
+        """Return what the fused passes make the same radii from; they take one factor for all of a :data:`TYPES`."""
+        factors = factors or {}
         numbers = {field.name: getattr(self.bounds, field.name) for field in fields(RadiusBounds)}
         numbers["most_mean"] = self._most_mean
         conditional = numbers.pop("mean_variance") == "conditional"
+        numbers |= {
+            "place": factors.get("means", 1.0),
+            "shape": factors.get("quats", 1.0),
+            "look": factors.get("sh_dc", 1.0),
+        }
         return passes.bounds(epsilon=epsilon, conditional_variance=conditional, **numbers)
 
 

@@ -1,0 +1,75 @@
+"""A bound on growth: no Gaussian becomes larger than a multiple of what it began as.
+
+Where few views look, nothing holds a Gaussian of the sky or of the edge back: it grows into a sheet that is right in
+the views that made it, and hides the scene from all others. Its log-scales s, three of them, keep to
+
+    s ≤ max(s₀) + ln(most_growth)
+
+with s₀ those of the row when the optimizer first saw it. A projection onto that box after each step costs next to
+nothing.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from splatopt.core.checks import InputError
+from splatopt.core.objective import Tensors
+from splatopt.core.rows import RowEdit
+
+_SCALES = "log_scales"
+_NAME = "largest"
+"""How the state is called."""
+
+
+def check_growth(most_growth: float) -> None:
+    """Refuse a bound below 1, with which Gaussians would have to shrink at once; 0 is none."""
+    if most_growth != 0 and not 1 <= most_growth < math.inf:
+        raise InputError(f"most_growth must be at least 1, or 0 for no bound, got {most_growth}")
+
+
+class GrowthBound:
+    """Keeps the log-scales of a cloud's rows within their bounds; parameters that have none are left alone."""
+
+    def __init__(self, parameters: Tensors, most_growth: float) -> None:
+        """Take the bounds from what the rows are now."""
+        self._log_growth = math.log(most_growth) if most_growth else math.inf
+        self._largest = self._bounds(parameters) if most_growth and _SCALES in parameters else None  # (N,)
+
+    def _bounds(self, parameters: Tensors) -> Tensor:
+        return parameters[_SCALES].amax(dim=1) + self._log_growth
+
+    def hold(self, parameters: Tensors) -> None:
+        """Bring back, in place, what has outgrown its bound; all else stays bit for bit."""
+        if self._largest is not None:
+            scales = parameters[_SCALES]
+            torch.minimum(scales, self._largest[:, None], out=scales)
+
+    def edit_rows(self, edit: RowEdit, parameters: Tensors) -> None:
+        """Follow an edit: rows that are fresh have the size that they are given as their beginning."""
+        if self._largest is not None:
+            fresh = edit.fresh.to(self._largest.device)
+            self._largest = torch.where(fresh, self._bounds(parameters), edit.gather(self._largest))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what belongs into the optimizer's state."""
+        return {} if self._largest is None else {_NAME: self._largest}
+
+    def load(self, tensors: Tensors) -> None:
+        """Go on with saved bounds; where a state has none, what the rows are now is their beginning.
+
+        Raises:
+            InputError: They are of another number of rows.
+        """
+        if self._largest is None or _NAME not in tensors:
+            return
+        saved = tensors[_NAME]
+        if saved.shape != self._largest.shape or saved.dtype != self._largest.dtype:
+            raise InputError(
+                f"the optimizer's state {_NAME} must be {tuple(self._largest.shape)} {self._largest.dtype}, got "
+                f"{tuple(saved.shape)} {saved.dtype}; resume the run that wrote it, or start a new one"
+            )
+        self._largest = saved.to(self._largest.device, copy=True)

@@ -1,0 +1,135 @@
+"""Radii that adapt: when factors fall and come back, and that block-gn judges steps by what they did not know."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from optim.coupled import Coupled
+from splatopt.core.checks import InputError
+from splatopt.core.objective import Evaluation
+from splatopt.core.optimizer import Progress
+from splatopt.optim.block_gauss_newton import BlockGaussNewton, BlockGaussNewtonOptions
+from splatopt.optim.hellinger import GAUSSIAN_TENSORS
+from splatopt.optim.reach import Reach
+
+
+def test_groups_are_judged_in_turn_and_each_by_itself() -> None:
+    reach = Reach(GAUSSIAN_TENSORS, 0.1)
+    for _ in range(40):
+        reach.judge(1.0, 2.0 if reach.judged == ("means",) else 0.5, 1.0)
+    assert reach.factors == pytest.approx({"means": 0.1} | {name: 1.0 for name in GAUSSIAN_TENSORS if name != "means"})
+    for _ in range(90):
+        reach.judge(1.0, 0.5, 1.0)
+    assert set(reach.factors.values()) == {1.0}
+
+
+def test_a_little_below_zero_is_noise_and_changes_nothing() -> None:
+    reach = Reach(("means",), 0.1)
+    reach.judge(1.0, 1.9, 1.0)
+    fallen = reach.factors["means"]
+    assert fallen < 1
+    reach.judge(1.0, 1.05, 1.0)  # (0.9 · -0.9 - 0.05) / 1.9 = -0.45
+    for _ in range(20):
+        reach.judge(1.0, 1.45, 1.0)
+    assert reach.factors["means"] == fallen
+
+
+@pytest.mark.parametrize(
+    ("after", "promised"), [(2.0, 0.0), (2.0, -1.0), (math.nan, 1.0), (2.0, math.inf), (2.0, math.nan), (2.0, 1e-7)]
+)
+def test_what_promises_nothing_or_is_no_number_is_not_judged(after: float, promised: float) -> None:
+    reach = Reach(("weights",), 0.1)
+    reach.judge(1.0, after, promised)
+    assert reach.factors == {"weights": 1.0}
+
+
+def test_a_reach_goes_on_from_its_numbers_and_refuses_others() -> None:
+    one, two = Reach(GAUSSIAN_TENSORS, 0.1), Reach(GAUSSIAN_TENSORS, 0.1)
+    for turn in range(8):
+        one.judge(1.0, 2.0 - 0.1 * turn, 1.0)
+    two.load(one.scalars())
+    for _ in range(4):
+        one.judge(1.0, 0.7, 1.0)
+        two.judge(1.0, 0.7, 1.0)
+    assert one.scalars() == two.scalars()
+    with pytest.raises(InputError, match="not a state of block-gn"):
+        two.load(Reach(("weights",), 0.1).scalars())
+
+
+class Views(Coupled):
+    """Batches that want parameters of one name elsewhere, this way and that; the others are agreed on."""
+
+    def __init__(self, contested: str | None, apart: float = 0.3) -> None:
+        super().__init__()
+        self.contested, self.apart, self.values_asked = contested, apart, 0
+        self.jacobian = torch.eye(self.jacobian.shape[1], dtype=torch.float64)
+        self.jacobian[self.flat({name: self._last(v) for name, v in self.values.items()}) != 0] = 0
+
+    def gradient(self, batch: object) -> Evaluation:
+        kept = {name: value.clone() for name, value in self.targets.items()}
+        if self.contested is not None:
+            self.targets[self.contested] += self.apart * (1.0 if batch else -1.0)
+        evaluation = super().gradient(batch)
+        self.targets = kept
+        return evaluation
+
+    def value(self, batch: object) -> float:
+        self.values_asked += 1
+        return self.gradient(batch).loss
+
+
+def trained(objective: Views, steps: int = 200, **options: float) -> BlockGaussNewton:
+    settings = {
+        "refresh": 5,
+        "overlap": 1.0,
+        "damping": 0.0,
+        "momentum": 0.0,
+        "epsilon_end": 1e-3,
+        "least_reach": 0.03,
+    } | options
+    optimizer = BlockGaussNewton(objective, BlockGaussNewtonOptions(**settings))
+    generator = torch.Generator().manual_seed(0)
+    for step in range(steps):
+        optimizer.step(bool(torch.rand((), generator=generator) < 0.5), Progress(step, steps))
+    return optimizer
+
+
+@pytest.mark.parametrize("contested", ["means", "quats", "sh_rest"])
+def test_radii_of_types_whose_steps_undo_each_other_shrink_and_no_others(contested: str) -> None:
+    factors = trained(Views(contested))._reach.factors
+    group = next(group for group in Reach(GAUSSIAN_TENSORS, 0.1).groups if contested in group)
+    assert all(factors[name] < 0.5 for name in group), factors
+    assert all(factors[name] == 1.0 for name in factors if name not in group), factors
+
+
+def test_where_views_agree_all_radii_stay() -> None:
+    assert set(trained(Views(None))._reach.factors.values()) == {1.0}
+
+
+def test_one_value_is_asked_for_a_refresh_and_none_where_radii_are_fixed() -> None:
+    fixed, adaptive = Views("means"), Views("means")
+    trained(fixed, 20, least_reach=1.0)
+    trained(adaptive, 20)
+    assert fixed.values_asked == 0
+    assert adaptive.values_asked == 3, "of the four refreshes the first has nothing that it could try"
+
+
+def test_a_step_that_is_judged_does_not_know_its_batch_and_the_next_one_does() -> None:
+    def after(steps: int, second: bool) -> torch.Tensor:
+        objective = Views("means")
+        optimizer = BlockGaussNewton(objective, BlockGaussNewtonOptions(refresh=1, memory=0.0, least_reach=0.1))
+        for step, batch in enumerate([True, second, True][:steps]):
+            optimizer.step(batch, Progress(step, 100))
+        return objective.values["means"]
+
+    assert torch.equal(after(2, True), after(2, False))
+    assert not torch.equal(after(3, True), after(3, False))
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, 1.5, math.nan])
+def test_a_least_reach_that_is_no_share_is_refused(value: float) -> None:
+    with pytest.raises(InputError, match="least_reach"):
+        BlockGaussNewtonOptions(least_reach=value)
