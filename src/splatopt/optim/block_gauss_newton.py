@@ -68,9 +68,9 @@ class BlockGaussNewtonOptions(TrustRegionOptions):
     factorisations: int = 2
     """Cholesky factorisations a step. Unit: factorisations. Source: own experiments."""
 
-    most_growth: float = 0.0
+    most_growth: float = 16.0
     """No Gaussian becomes larger than this multiple of what it began as; 0 for no bound. Unit: factor.
-    Source: own experiments."""
+    Source: docs/optim.md."""
 
     least_reach: float = 1.0
     """Below 1: where steps make views worse that they did not know, the radii of their types (places, shapes, looks)
