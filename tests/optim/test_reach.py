@@ -109,6 +109,14 @@ def test_where_views_agree_all_radii_stay() -> None:
     assert set(trained(Views(None))._reach.factors.values()) == {1.0}
 
 
+def test_metrics_say_how_far_radii_reach_where_they_may_move() -> None:
+    adaptive, fixed = trained(Views("means"), 20), trained(Views("means"), 20, least_reach=1.0)
+    facts = adaptive.step(True, Progress(20, 100)).facts
+    names = {"reach_means": "means", "reach_log_scales": "quats", "reach_logit_opacities": "sh_rest"}
+    assert facts == {fact: adaptive._reach.factors[name] for fact, name in names.items()}
+    assert fixed.step(True, Progress(20, 100)).facts == {}
+
+
 def test_one_value_is_asked_for_a_refresh_and_none_where_radii_are_fixed() -> None:
     fixed, adaptive = Views("means"), Views("means")
     trained(fixed, 20, least_reach=1.0)

@@ -71,9 +71,9 @@ class Learned(Optimizer):
 
     It knows no horizon and has no schedule. What it leaves in the objective is the running average of its iterates;
     gradient and step are taken at the last iterate. Rows that the views did not see keep their last iterate, moments
-    and latent state; their average still moves towards that iterate. Where the network gives a number that is not
-    finite, that row takes Adam's step; when the loss stays above its lowest for a window of steps, all do from then
-    on, and ``facts["fallback"]`` is 1.
+    and latent state; their average still moves towards that iterate. No row becomes larger than ``most_growth`` times
+    what it began as. Where the network gives a number that is not finite, that row takes Adam's step; when the loss
+    stays above its lowest for a window of steps, all do from then on, and ``facts["fallback"]`` is 1.
 
     Source: after Pearl et al. 2026, "Learn2Splat: Extending the Horizon of Learned 3DGS Optimization".
     """

@@ -13,7 +13,7 @@ The blocks ignore that Gaussians overlap, and all of them move at once. The over
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -144,7 +144,7 @@ class BlockGaussNewton(Optimizer):
         else:
             evaluation = self._refresh(batch, epsilon)
         self._growth.hold(self.objective.parameters)
-        return evaluation
+        return replace(evaluation, facts={**evaluation.facts, **self._reach.facts})
 
     def _refresh(self, batch: Any, epsilon: float) -> Evaluation:
         """Take a step that looks at the curvature, at the overlap, and at what it is worth on a batch unheard of."""

@@ -64,6 +64,12 @@ class Reach:
         return {name: factor for group, factor in zip(self.groups, self._factors, strict=True) for name in group}
 
     @property
+    def facts(self) -> dict[str, float]:
+        """The factors of the groups by their first parameters, for a run's metrics; nothing where they cannot move."""
+        named = {f"reach_{group[0]}": factor for group, factor in zip(self.groups, self._factors, strict=True)}
+        return named if self.adapts else {}
+
+    @property
     def judged(self) -> tuple[str, ...]:
         """The parameters whose turn it is."""
         return self.groups[self._turn % len(self.groups)]
