@@ -146,7 +146,7 @@ def test_row_edits_gather_the_state_and_start_fresh_rows_anew() -> None:
     optimizer.edit_rows(edit)
     for name, tensor in optimizer.state().tensors.items():
         assert torch.equal(tensor[:2], before[name][[2, 0]]), name
-        if name == "largest":  # how large a row may become, from what it is
+        if name == "growth.largest":  # how large a row may become, from what it is
             assert tensor[2] == objective.values["log_scales"][2].max() + math.log(16)
         else:
             assert tensor[2].abs().max() == 0, name

@@ -49,7 +49,7 @@ def test_rows_that_an_edit_brings_begin_at_their_own_size() -> None:
     edited = {name: edit.gather(value) for name, value in tensors.items()}
     edited["log_scales"][1] = -5.0
     bound.edit_rows(edit, edited)
-    assert bound.tensors()["largest"].tolist() == [4.0, -4.0]
+    assert bound.tensors()["growth.largest"].tolist() == [4.0, -4.0]
 
 
 def test_saved_bounds_are_taken_up_and_those_of_another_scene_refused() -> None:
@@ -58,12 +58,12 @@ def test_saved_bounds_are_taken_up_and_those_of_another_scene_refused() -> None:
     tensors["log_scales"] += 1
     second = GrowthBound(tensors, 2.0)
     second.load(first.tensors())
-    assert torch.equal(second.tensors()["largest"], first.tensors()["largest"])
+    assert torch.equal(second.tensors()["growth.largest"], first.tensors()["growth.largest"])
     with pytest.raises(InputError, match="largest must be"):
-        second.load({"largest": torch.zeros(5, dtype=torch.float64)})
+        second.load({"growth.largest": torch.zeros(5, dtype=torch.float64)})
     third = GrowthBound(tensors, 2.0)
     third.load({})
-    assert third.tensors()["largest"][1] == 4.0 + math.log(2), "a run of an older version begins where it is"
+    assert third.tensors()["growth.largest"][1] == 4.0 + math.log(2), "a run of an older version begins where it is"
 
 
 @pytest.mark.parametrize("growth", [-1.0, 0.5, math.inf, math.nan])

@@ -364,7 +364,7 @@ class BlockGaussNewton(Optimizer):
         self._growth.load(tensors)
 
     def edit_rows(self, edit: RowEdit) -> None:
-        """Gather all per-row state; fresh rows start without momentum, curvature, age and multiplier."""
+        """Gather all per-row state; fresh rows start without any, and their growth counts from now."""
         rows = len(self._age)
         self._growth.edit_rows(edit, self.objective.parameters)
         for group in (self._momentum, self._diagonal):

@@ -19,10 +19,11 @@ from torch import Tensor
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Tensors
 from splatopt.core.rows import RowEdit
+from splatopt.optim.first_order import load_like
 
 _SCALES = "log_scales"
-_NAME = "largest"
-"""How the state is called."""
+_STATE, _LARGEST = "growth", "largest"
+"""How the bounds are called in an optimizer's state: ``growth.largest``."""
 
 
 def check_growth(most_growth: float) -> None:
@@ -56,7 +57,7 @@ class GrowthBound:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what belongs into the optimizer's state."""
-        return {} if self._largest is None else {_NAME: self._largest}
+        return {} if self._largest is None else {f"{_STATE}.{_LARGEST}": self._largest}
 
     def load(self, tensors: Tensors) -> None:
         """Go on with saved bounds; where a state has none, what the rows are now is their beginning.
@@ -64,12 +65,5 @@ class GrowthBound:
         Raises:
             InputError: They are of another number of rows.
         """
-        if self._largest is None or _NAME not in tensors:
-            return
-        saved = tensors[_NAME]
-        if saved.shape != self._largest.shape or saved.dtype != self._largest.dtype:
-            raise InputError(
-                f"the optimizer's state {_NAME} must be {tuple(self._largest.shape)} {self._largest.dtype}, got "
-                f"{tuple(saved.shape)} {saved.dtype}; resume the run that wrote it, or start a new one"
-            )
-        self._largest = saved.to(self._largest.device, copy=True)
+        if self._largest is not None and f"{_STATE}.{_LARGEST}" in tensors:
+            self._largest = load_like({_LARGEST: self._largest}, tensors, _STATE)[_LARGEST]

@@ -228,7 +228,7 @@ class HellingerRadii:
         return {name: radius * factors[name] if name in factors else radius for name, radius in radii.items()}
 
     def fused_bounds(self, passes: FusedPasses, epsilon: float, factors: Mapping[str, float] | None = None) -> Any:
-        """Return what the fused passes make the same radii from; they take one factor for all of a :data:`TYPES`."""
+        """Return what the fused passes make the same radii from; they take one factor for each of ``reach.TYPES``."""
         factors = factors or {}
         numbers = {field.name: getattr(self.bounds, field.name) for field in fields(RadiusBounds)}
         numbers["most_mean"] = self._most_mean

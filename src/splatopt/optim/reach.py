@@ -104,7 +104,13 @@ class Reach:
         return kept
 
     def load(self, scalars: Mapping[str, float]) -> None:
-        """Go on from ``scalars``; raises InputError where they are of other parameters."""
+        """Go on from ``scalars``, those of a version without reach as at the beginning.
+
+        Raises:
+            InputError: They are of other parameters.
+        """
+        if "reach.turn" not in scalars:
+            return
         if not self.scalars().keys() <= scalars.keys():
             raise InputError("this is not a state of block-gn; start a new run")
         self._turn = int(scalars["reach.turn"])
