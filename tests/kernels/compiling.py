@@ -139,7 +139,8 @@ def launch_all() -> None:
         beta1=0.9, beta2=0.999, epsilon=1e-15, step=1,
     )  # fmt: skip
     for conditional in (False, True):
-        bounds = hellinger.TrustBounds(*(0.1,) * 10, conditional)
+        numbers = dict.fromkeys(hellinger.TrustBounds._fields, 0.1)
+        bounds = hellinger.TrustBounds(**numbers | {"conditional_variance": conditional})
         trust_region.sign_step(bounds, cloud, cloud, cloud, decay=0.9)
     trust_region.adam_clipped_step(
         bounds, cloud, cloud, cloud, cloud, rates=[0.1] * 6, beta1=0.9, beta2=0.999, epsilon=1e-15, step=1
