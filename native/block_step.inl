@@ -8,11 +8,10 @@
 // Gaussian whose whole ball promises little (|h| small) stays well inside it. A Gaussian without any curvature stays:
 // nothing is known about how far it may go.
 //
-// Blocks are kept sixteen rows a lane: entry n of row i is blocks[16·(105·(i / 16) + n) + i % 16].
+// Blocks are kept row by row, so that rows that were not seen are not read, and turned sixteen at a time.
 
 constexpr int kBlockRows = 14;
 constexpr int kBlockFloats = kBlockRows * (kBlockRows + 1) / 2;
-constexpr int kMostOfGroup = 12;  // rows of sixteen, from which on copying them side by side takes longer than it spares
 
 // A lower triangular matrix by columns, l[column][row]; after factorise the diagonal is inverted.
 struct Factor {
@@ -102,13 +101,6 @@ inline void fold_momentum(float* momentum, const float* gradient, Vec decay, int
     }
 }
 
-// The rows of i to i + 15 that were seen, as bits; all where seen is null.
-inline uint32_t seen_rows(const uint8_t* seen, int64_t i, int64_t end) {
-    uint32_t bits = 0;
-    for (int lane = 0; lane < kLanes && i + lane < end; ++lane) bits |= (!seen || seen[i + lane] ? 1u : 0u) << lane;
-    return bits;
-}
-
 struct BlockColumn {
     float* CloudTensors::*tensor;
     int width, column;
@@ -120,25 +112,13 @@ constexpr BlockColumn kBlockColumns[kBlockRows] = {
     {&CloudTensors::quats, 4, 3},           {&CloudTensors::logit_opacities, 1, 0},
     {&CloudTensors::sh_dc, 3, 0},           {&CloudTensors::sh_dc, 3, 1},      {&CloudTensors::sh_dc, 3, 2}};
 
-// Sixteen lanes of rows that were seen: those of one group where most of its rows are, else of several groups, side by
-// side. Rows that were not seen take next to no time.
+// Up to sixteen rows that were seen, side by side, one a lane. Rows that were not seen take next to no time.
 struct PackedRows {
     int64_t rows[kLanes];
     uint32_t used;  // lanes, as bits
     float means[3 * kLanes], log_scales[3 * kLanes], quats[4 * kLanes], logit_opacities[kLanes], sh_dc[3 * kLanes];
     float slopes[kBlockRows * kLanes], multipliers[kLanes], colors[3 * kLanes];
-    alignas(64) float copies[kBlockFloats * kLanes];
-    const float* blocks;  // the copies, or the kept ones of a group
-
-    // Takes on rows i to i + 15, of which `bits` were seen.
-    void be_group(int64_t i, uint32_t bits) {
-        for (int lane = 0; lane < kLanes; ++lane) rows[lane] = bits >> lane & 1 ? i + lane : i;
-        used = bits;
-    }
-    void be_rows(const int64_t* some, int count) {
-        for (int lane = 0; lane < kLanes; ++lane) rows[lane] = some[lane < count ? lane : 0];
-        used = (1u << count) - 1u;
-    }
+    alignas(64) float blocks[kBlockFloats * kLanes];
 
     // f(packed, all, width) for each tensor but the higher bands.
     template <class Function>
@@ -150,8 +130,11 @@ struct PackedRows {
         f(sh_dc, values.sh_dc, 3);
     }
 
-    void take(const CloudTensors& values, const CloudTensors& mean, const float* kept_blocks, const float* kept_mu,
-              bool group) {
+    // Takes on the first `count` of `some` rows.
+    void take(const int64_t* some, int count, const CloudTensors& values, const CloudTensors& mean,
+              const float* kept_blocks, const float* kept_mu) {
+        used = (1u << count) - 1u;
+        for (int lane = 0; lane < kLanes; ++lane) rows[lane] = some[lane < count ? lane : 0];
         each_tensor(values, [&](float* packed, const float* all, int width) {
             for (int lane = 0; lane < kLanes; ++lane)
                 for (int c = 0; c < width; ++c) packed[width * lane + c] = all[width * rows[lane] + c];
@@ -163,13 +146,9 @@ struct PackedRows {
                 slopes[kLanes * r + lane] = (mean.*k.tensor)[k.width * rows[lane] + k.column];
             }
         }
-        blocks = group ? kept_blocks + kBlockFloats * kLanes * (rows[0] / kLanes) : copies;
-        if (group) return;
         const float* entries[kLanes];
-        for (int lane = 0; lane < kLanes; ++lane)
-            entries[lane] = kept_blocks + kBlockFloats * kLanes * (rows[lane] / kLanes) + rows[lane] % kLanes;
-        for (int n = 0; n < kBlockFloats; ++n)
-            for (int lane = 0; lane < kLanes; ++lane) copies[kLanes * n + lane] = entries[lane][kLanes * n];
+        for (int lane = 0; lane < kLanes; ++lane) entries[lane] = kept_blocks + kBlockFloats * rows[lane];
+        turn_rows(entries, kBlockFloats, blocks);
     }
 
     // Puts back what a step has changed; radii of the colour, for the higher bands, lie from row `begin` on.
@@ -238,31 +217,20 @@ double block_step(const TrustBounds& bounds, const BlockRule& rule, const CloudT
 
     std::memset(row_radii.sh_dc, 0, sizeof(float) * 3 * rows);
     PackedRows pack;
-    const auto move = [&](bool group) {
-        pack.take(values, mean, blocks, multipliers, group);
+    int64_t waiting[kLanes];
+    int count = 0;
+    const auto move = [&] {
+        pack.take(waiting, count, values, mean, blocks, multipliers);
         promised += pack.step(bounds, rule);
         if (!rule.measure_only) pack.put(values, multipliers, row_radii.sh_dc, begin);
+        count = 0;
     };
-    int64_t scattered[kLanes];
-    int waiting = 0;
-    const auto move_scattered = [&] {
-        pack.be_rows(scattered, waiting);
-        move(false);
-        waiting = 0;
-    };
-    for (int64_t i = begin; i < end; i += kLanes) {
-        uint32_t bits = seen_rows(seen, i, end);
-        if (__builtin_popcount(bits) >= kMostOfGroup) {
-            pack.be_group(i, bits);
-            move(true);
-            continue;
-        }
-        for (; bits; bits &= bits - 1) {
-            scattered[waiting++] = i + __builtin_ctz(bits);
-            if (waiting == kLanes) move_scattered();
-        }
+    for (int64_t i = begin; i < end; ++i) {
+        if (seen && !seen[i]) continue;
+        waiting[count++] = i;
+        if (count == kLanes) move();
     }
-    if (waiting) move_scattered();
+    if (count) move();
     if (rest == 0 || rule.measure_only) return promised;
     CurvatureRule rest_rule{decay, Vec(rule.scale / rule.correction), Vec(0.0f)};
     for (int64_t row = 0; row < rows; row += kCoefficientRows) {
@@ -275,40 +243,35 @@ double block_step(const TrustBounds& bounds, const BlockRule& rule, const CloudT
     return promised;
 }
 
-// Strided gathers hide the order of memory from the processor: fetch the next sixteen rows' blocks by hand.
-inline void prefetch_blocks(const float* blocks, int64_t i, int64_t end) {
-    if (i + 2 * kLanes > end) return;
-    const float* next = blocks + kBlockFloats * (i + kLanes);
-    for (int line = 0; line < kBlockFloats * kLanes; line += 16) __builtin_prefetch(next + line);
-}
-
-// B ← B + w·(fresh - B), w of each row; fresh lies row by row.
+// B ← B + w·(fresh - B), w of each row.
 void fold_blocks(float* blocks, const float* fresh, const float* weights, int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i += kLanes) {
-        const Mask lanes = first_lanes(static_cast<int>(end - i < kLanes ? end - i : kLanes));
-        prefetch_blocks(fresh, i, end);
-        const Vec weight = gather(weights + i, 1, lanes);
-        const float* const rows = fresh + kBlockFloats * i;
-        const auto fold = [&](int n, Vec entry) {
-            float* const at = blocks + kBlockFloats * i + kLanes * n;
-            const Vec kept = Vec::load(at);
-            fmadd(entry - kept, weight, kept).store(at);
-        };
-        int n = 0;
-        for (; end - i >= kLanes && n + 4 <= kBlockFloats; n += 4) {
-            Vec entries[4];
-            load_fours<4>([&](int row) { return rows + kBlockFloats * row + n; }, entries);
-            for (int k = 0; k < 4; ++k) fold(n + k, entries[k]);
+    for (int64_t i = begin; i < end; ++i) {
+        const Vec weight(weights[i]);
+        float* const kept = blocks + kBlockFloats * i;
+        const float* const row = fresh + kBlockFloats * i;
+        for (int n = 0; n < kBlockFloats; n += kLanes) {
+            const Mask part = first_lanes(kBlockFloats - n < kLanes ? kBlockFloats - n : kLanes);
+            const Vec old = load_part(kept + n, part);
+            store_part(kept + n, part, fmadd(load_part(row + n, part) - old, weight, old));
         }
-        for (; n < kBlockFloats; ++n) fold(n, gather(rows + n, kBlockFloats, lanes));
     }
 }
 
-// Σ dᵀBd over rows [begin, end), blocks row by row.
-double block_form(const float* blocks, const CloudTensors& step, int64_t begin, int64_t end) {
+// Σ dᵀBd + Σ D d² over rows [begin, end), the latter of the higher bands.
+double block_form(const float* blocks, const float* rest_curvature, const CloudTensors& step, int rest, int64_t begin,
+                  int64_t end) {
     double total = 0;
+    for (int64_t row = begin; row < end; ++row) {
+        const int64_t at = 3 * rest * row;
+        Vec sum(0.0f);
+        for (int n = 0; n < 3 * rest; n += kLanes) {
+            const Mask part = first_lanes(3 * rest - n);
+            const Vec d = load_part(step.sh_rest + at + n, part);
+            sum = fmadd(load_part(rest_curvature + at + n, part) * d, d, sum);
+        }
+        total += add_lanes(sum);
+    }
     for (int64_t i = begin; i < end; i += kLanes) {
-        prefetch_blocks(blocks, i, end);
         // The lower triangle stands for both: twice all of it, and the diagonal once less.
         Vec twice(0.0f), once(0.0f);
         const int count = static_cast<int>(end - i < kLanes ? end - i : kLanes);

@@ -122,9 +122,14 @@ struct Moments {
     bool has_cross;
 };
 
-inline Moments load_moments(const float* moments, int64_t i, bool cross, Mask lanes, float weight) {
+// Those of rows i to i + 15, of which `lanes` count; `last` is the last row that may be read.
+inline Moments load_moments(const float* moments, int64_t i, int64_t last, bool cross, Mask lanes, float weight) {
     const int stride = cross ? 36 : 18;
-    const auto at = [&](int f) { return gather(moments + stride * i + f, stride, lanes) * Vec(weight); };
+    alignas(64) float sums[36 * kLanes];
+    const float* rows[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) rows[lane] = moments + stride * (i + lane < last ? i + lane : last);
+    turn_rows(rows, stride, sums);
+    const auto at = [&](int f) { return keep(lanes, Vec::load(sums + kLanes * f)) * Vec(weight); };
     Moments m;
     m.has_cross = cross;
     for (int f = 0; f < 15; ++f) m.geometry[f] = at(f);
@@ -154,15 +159,13 @@ inline void apply_moments(const Moments& m, const Column& column, Vec* phi_a, Ve
     }
 }
 
-// (JᵀJ) of two columns, of which the second has been applied to the moments.
-inline Vec curvature_of(const Moments& m, const Column& left, const Column& right, const Vec* phi_right,
-                        const Vec* x_right) {
+// (JᵀJ) of two columns that have been applied to the moments, x Xa and phi_right Φa.
+inline Vec curvature_of(const Moments& m, const Column& left, const Vec* x_left, const Column& right,
+                        const Vec* phi_right, const Vec* x_right) {
     Vec sum(0.0f);
     for (int r = 0; r < 6; ++r) sum = fmadd(left.a[r], phi_right[r], sum);
     for (int c = 0; c < 3; ++c) {
-        Vec x_left(0.0f);
-        for (int r = 0; r < 6; ++r) x_left = fmadd(m.cross[c][r], left.a[r], x_left);
-        sum = fmadd(left.b[c], x_right[c], fmadd(right.b[c], x_left, sum));
+        sum = fmadd(left.b[c], x_right[c], fmadd(right.b[c], x_left[c], sum));
         sum = fmadd(left.b[c] * right.b[c], m.color[c], sum);
     }
     return sum;
@@ -219,7 +222,7 @@ void project_diagonal(const Constants& k, const View& view, const Cloud& cloud, 
         Vec offset[3];
         project_point(k, view, cloud, i, lanes, offset, p);
         project_covariance(k, view, cloud, i, lanes, p);
-        const Moments m = load_moments(moments, i, cross, lanes, weight);
+        const Moments m = load_moments(moments, i, end - 1, cross, lanes, weight);
         Column columns[14];
         columns_of(k, view, cloud, splats, i, lanes, offset, p, columns);
         const int width[5] = {3, 3, 4, 1, 3};
@@ -228,7 +231,7 @@ void project_diagonal(const Constants& k, const View& view, const Cloud& cloud, 
             for (int c = 0; c < width[group]; ++c, ++n) {
                 Vec phi_a[6], x_a[3];
                 apply_moments(m, columns[n], phi_a, x_a);
-                const Vec value = curvature_of(m, columns[n], columns[n], phi_a, x_a);
+                const Vec value = curvature_of(m, columns[n], x_a, columns[n], phi_a, x_a);
                 scatter_add(base[group] + width[group] * i + c, width[group], lanes, max(value, Vec(0.0f)));
             }
         rest_diagonal(cloud, splats, i, lanes, offset, m, out.sh_rest);
@@ -248,15 +251,18 @@ void project_blocks(const Constants& k, const View& view, const Cloud& cloud, in
         Vec offset[3];
         project_point(k, view, cloud, i, lanes, offset, p);
         project_covariance(k, view, cloud, i, lanes, p);
-        const Moments m = load_moments(moments, i, true, lanes, weight);
+        const Moments m = load_moments(moments, i, end - 1, true, lanes, weight);
         Column columns[14];
         columns_of(k, view, cloud, splats, i, lanes, offset, p, columns);
+        Vec x[14][3];
+        alignas(64) float entries[105 * kLanes];
         for (int r = 0, n = 0; r < 14; ++r) {
-            Vec phi_a[6], x_a[3];
-            apply_moments(m, columns[r], phi_a, x_a);
+            Vec phi_a[6];
+            apply_moments(m, columns[r], phi_a, x[r]);
             for (int c = 0; c <= r; ++c, ++n)
-                scatter_add(blocks + 105 * i + n, 105, lanes, curvature_of(m, columns[c], columns[r], phi_a, x_a));
+                keep(lanes, curvature_of(m, columns[c], x[c], columns[r], phi_a, x[r])).store(entries + kLanes * n);
         }
+        add_turned(entries, 105, count, blocks + 105 * i);
         rest_diagonal(cloud, splats, i, lanes, offset, m, rest);
     }
 }

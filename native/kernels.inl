@@ -10,6 +10,7 @@
 namespace splatopt {
 namespace SPLATOPT_ISA {
 
+#include "turning.inl"
 #include "spherical_harmonics.inl"
 #include "projection.inl"
 #include "blend.inl"

@@ -78,56 +78,6 @@ inline void normalise(const Norm& norm, int width, const float* in, float* out) 
         }
 }
 
-// Both ways between sixteen rows of four floats and four channels of sixteen: of v[i] the quarters are the rows i, i+4,
-// i+8 and i+12 on the one side, and v[i] is channel i on the other.
-inline void transpose_fours(Vec* v) {
-    const Vec a = interleave_low(v[0], v[1]), b = interleave_low(v[2], v[3]);
-    const Vec c = interleave_high(v[0], v[1]), d = interleave_high(v[2], v[3]);
-    v[0] = pairs_low(a, b);
-    v[1] = pairs_high(a, b);
-    v[2] = pairs_low(c, d);
-    v[3] = pairs_high(c, d);
-}
-
-template <int kFloats>
-inline Float4 load_floats(const float* p) {
-    if constexpr (kFloats == 3) return Float4{p[0], p[1], p[2], 0.0f};
-    Float4 out;
-    std::memcpy(&out, p, sizeof(out));
-    return out;
-}
-template <int kFloats>
-inline void save_floats(Float4 a, float* p) {
-    if constexpr (kFloats == 3) {
-        p[0] = a[0];
-        p[1] = a[1];
-        p[2] = a[2];
-    } else {
-        std::memcpy(p, &a, sizeof(a));
-    }
-}
-
-// kFloats, three or four, of each of sixteen rows, where at(row) points to; as channels.
-template <int kFloats, class At>
-inline void load_fours(const At& at, Vec* v) {
-    for (int i = 0; i < 4; ++i)
-        v[i] = join(load_floats<kFloats>(at(i)), load_floats<kFloats>(at(i + 4)), load_floats<kFloats>(at(i + 8)),
-                    load_floats<kFloats>(at(i + 12)));
-    transpose_fours(v);
-}
-
-// The other way, for the first `valid` rows; v is used up.
-template <int kFloats, class At>
-inline void save_fours(Vec* v, int valid, const At& at) {
-    transpose_fours(v);
-    for (int i = 0; i < 4; ++i) {
-        if (i < valid) save_floats<kFloats>(quarter<0>(v[i]), at(i));
-        if (i + 4 < valid) save_floats<kFloats>(quarter<1>(v[i]), at(i + 4));
-        if (i + 8 < valid) save_floats<kFloats>(quarter<2>(v[i]), at(i + 8));
-        if (i + 12 < valid) save_floats<kFloats>(quarter<3>(v[i]), at(i + 12));
-    }
-}
-
 // out[stride·row + channel] = in[32·channel + row], and back; widths are multiples of 4.
 inline void to_rows(const float* in, int width, float* out, int64_t stride) {
     for (int lane = 0; lane < kGroup; lane += kLanes)

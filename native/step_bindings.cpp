@@ -133,18 +133,18 @@ std::array<double, 6> curvature_step(Workers& self, const TrustBounds& bounds, c
 }
 
 double block_step(Workers& self, const TrustBounds& bounds, const HeldTensors& values, const HeldTensors& gradient,
-                const HeldTensors& momentum, const OutFloats3& blocks, const OutFloats3& rest_curvature,
+                const HeldTensors& momentum, const OutFloats2& blocks, const OutFloats3& rest_curvature,
                 const std::optional<Bools1>& seen, const OutFloats1& multipliers, double decay, double correction,
                 double scale, double damping, int factorisations, bool measure_only) {
     const int64_t count = values.count;
     for (const HeldTensors* other : {&gradient, &momentum})
         require(other->count == count && other->rest == values.rest,
                 "values, gradient and momentum must have one number of rows and of coefficients");
-    require(static_cast<int64_t>(blocks.shape(0)) == (count + 15) / 16 && blocks.shape(1) == 105 &&
-                blocks.shape(2) == 16 && static_cast<int64_t>(multipliers.shape(0)) == count &&
+    require(static_cast<int64_t>(blocks.shape(0)) == count && blocks.shape(1) == 105 &&
+                static_cast<int64_t>(multipliers.shape(0)) == count &&
                 static_cast<int64_t>(rest_curvature.size()) == 3 * count * values.rest &&
                 (!seen || static_cast<int64_t>(seen->shape(0)) == count),
-            "blocks must be (ceil(N/16), 105, 16), the curvature of sh_rest in its shape, seen and multipliers (N,)");
+            "blocks must be (N, 105), the curvature of sh_rest in its shape, seen and multipliers (N,)");
     require(factorisations >= 1 && factorisations <= 64, "factorisations must be 1 to 64");
     const BlockRule rule{static_cast<float>(1.0 - decay), static_cast<float>(correction),
                                    static_cast<float>(scale), static_cast<float>(damping), factorisations, measure_only};
@@ -157,22 +157,24 @@ double block_step(Workers& self, const TrustBounds& bounds, const HeldTensors& v
     });
 }
 
-void fold_blocks(Workers& self, const OutFloats3& blocks, const Floats2& fresh, const Floats1& weights) {
+void fold_blocks(Workers& self, const OutFloats2& blocks, const Floats2& fresh, const Floats1& weights) {
     const int64_t count = static_cast<int64_t>(fresh.shape(0));
-    require(static_cast<int64_t>(blocks.shape(0)) == (count + 15) / 16 && blocks.shape(1) == 105 &&
-                blocks.shape(2) == 16 && fresh.shape(1) == 105 && static_cast<int64_t>(weights.shape(0)) == count,
-            "blocks must be (ceil(N/16), 105, 16), fresh ones (N, 105), weights (N,)");
+    require(static_cast<int64_t>(blocks.shape(0)) == count && blocks.shape(1) == 105 && fresh.shape(1) == 105 &&
+                static_cast<int64_t>(weights.shape(0)) == count,
+            "blocks kept and fresh must be (N, 105), weights (N,)");
     nb::gil_scoped_release release;
     for_row_tasks(self, count, 0, [&](int64_t begin, int64_t end, float*) {
         self.kernels.fold_blocks(blocks.data(), fresh.data(), weights.data(), begin, end);
     });
 }
 
-double block_form(Workers& self, const Floats2& blocks, const HeldTensors& step) {
-    require(static_cast<int64_t>(blocks.shape(0)) == step.count && blocks.shape(1) == 105, "blocks must be (N, 105)");
+double block_form(Workers& self, const Floats2& blocks, const OutFloats3& rest_curvature, const HeldTensors& step) {
+    require(static_cast<int64_t>(blocks.shape(0)) == step.count && blocks.shape(1) == 105 &&
+                static_cast<int64_t>(rest_curvature.size()) == 3 * step.count * step.rest,
+            "blocks must be (N, 105), the curvature of sh_rest in its shape");
     nb::gil_scoped_release release;
     return sum_of_row_tasks(self, step.count, 0, [&](int64_t begin, int64_t end, float*) {
-        return self.kernels.block_form(blocks.data(), step.tensors, begin, end);
+        return self.kernels.block_form(blocks.data(), rest_curvature.data(), step.tensors, step.rest, begin, end);
     });
 }
 
@@ -220,8 +222,9 @@ void bind_steps(nb::module_& m, nb::class_<Workers>& workers) {
              "Trust-region steps with 14x14 blocks, in place; multipliers are read and updated. Returns the sum of "
              "|h| over the rows that were seen; with measure_only that is all it does.")
         .def("fold_blocks", &fold_blocks, "blocks"_a, "fresh"_a, "weights"_a,
-             "Move kept blocks (M, 105, 16) towards fresh ones (N, 105) by each row's weight.")
-        .def("block_form", &block_form, "blocks"_a, "step"_a, "The sum of d'Bd over all rows, blocks (N, 105).");
+             "Move kept blocks (N, 105) towards fresh ones by each row's weight.")
+        .def("block_form", &block_form, "blocks"_a, "rest_curvature"_a, "step"_a,
+             "The sum of d'Bd over all rows, blocks (N, 105), and of Dd^2 over sh_rest.");
 }
 
 }  // namespace splatopt

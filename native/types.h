@@ -180,7 +180,8 @@ struct Kernels {
                          const CloudTensors& momentum, const float* blocks, const float* rest_curvature,
                          const uint8_t* seen, float* multipliers, int rest, int64_t begin, int64_t end, float* scratch);
     void (*fold_blocks)(float* blocks, const float* fresh, const float* weights, int64_t begin, int64_t end);
-    double (*block_form)(const float* blocks, const CloudTensors& step, int64_t begin, int64_t end);
+    double (*block_form)(const float* blocks, const float* rest_curvature, const CloudTensors& step, int rest,
+                         int64_t begin, int64_t end);
     // Groups [begin, end) of a learned step, pass by pass; sums are a task's own.
     void (*learned_grown)(const LearnedRun&, int64_t begin, int64_t end);
     void (*learned_observe)(const LearnedRun&, int64_t begin, int64_t end, double* sums);

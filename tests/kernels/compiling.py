@@ -153,7 +153,7 @@ def launch_all() -> None:
                 decay=0.9, correction=1.0, scale=1.0, damping=0.1, factorisations=2, measure_only=measure_only,
             )  # fmt: skip
     block_step.fold_blocks(torch.rand(10, 105, 16), torch.rand(rows, 105), cloud.logit_opacities)
-    block_step.block_form(torch.rand(rows, 105), cloud)
+    block_step.block_form(torch.rand(rows, 105), cloud.sh_rest, cloud)
     for count in (3, 64):
         neighbours.nearest_neighbours(cloud.means, count)
 

@@ -207,8 +207,11 @@ def test_kept_blocks_and_their_form_are_those_of_torch(device):
     block_step.fold_blocks(lanes, fresh, weights)
     torch.testing.assert_close(from_lanes(lanes, rows), kept.lerp(fresh, weights[:, None]), rtol=1e-5, atol=1e-5)
     d = flattened(scene.values)
+    rest = torch.rand(scene.values["sh_rest"].shape, generator=torch.Generator().manual_seed(1)).to(device)
     expected = torch.einsum("ni,nij,nj->", d, unpack_blocks(fresh.double().cpu()), d)
-    assert block_step.block_form(fresh, hellinger.Cloud.of(scene.values)) == pytest.approx(float(expected), rel=1e-5)
+    expected += (rest.double() * scene.values["sh_rest"].double().square()).sum().cpu()
+    form = block_step.block_form(fresh, rest, hellinger.Cloud.of(scene.values))
+    assert form == pytest.approx(float(expected), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["sign-tr", "tr2", "block-gn", "adam"])

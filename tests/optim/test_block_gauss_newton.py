@@ -121,6 +121,23 @@ def test_it_descends_and_measures_the_overlap() -> None:
     assert optimizer.state().scalars["kappa"] > 0
 
 
+def test_every_second_look_at_the_curvature_measures_the_overlap() -> None:
+    asked = []
+
+    class Asked(Coupled):
+        def gauss_newton_form(self, batch: object, tangent: Tensors) -> float:
+            asked.append(optimizer.state().scalars["steps"])
+            return super().gauss_newton_form(batch, tangent)
+
+    optimizer = BlockGaussNewton(Asked(), BlockGaussNewtonOptions(refresh=3))
+    kappas = []
+    for step in range(14):
+        optimizer.step(None, Progress(step, 14))
+        kappas.append(optimizer.overlap_factor)
+    assert asked == [1, 7, 13]
+    assert [step + 1 for step in range(1, 14) if kappas[step] != kappas[step - 1]] == asked[1:]
+
+
 def test_saving_and_loading_goes_on_bit_exactly() -> None:
     straight, broken = Coupled(), Coupled()
     options = BlockGaussNewtonOptions(refresh=3)

@@ -12,7 +12,7 @@ from optim.awkward import AwkwardCloud, flattened
 from splatopt.core import native
 from splatopt.core.objective import Evaluation
 from splatopt.core.optimizer import Progress, find_optimizer
-from splatopt.curvature.blocks import from_lanes, to_lanes, unpack_blocks
+from splatopt.curvature.blocks import unpack_blocks
 from splatopt.optim.block_gauss_newton import BlockGaussNewton, BlockGaussNewtonOptions
 from splatopt.optim.fused import GAUSSIAN_TENSORS
 from splatopt.optim.hellinger import HellingerRadii
@@ -148,14 +148,16 @@ def test_kept_blocks_and_their_form_are_those_of_torch() -> None:
     kept, fresh = (scene.gauss_newton_blocks(None).blocks * factor for factor in (1.0, 0.3))
     fresh = fresh.flip(0).contiguous()
     weights = torch.rand(rows, generator=torch.Generator().manual_seed(0))
-    lanes = to_lanes(kept)
-    assert torch.equal(from_lanes(lanes, rows), kept)
-    native.workers(2).fold_blocks(lanes, fresh, weights)
-    torch.testing.assert_close(from_lanes(lanes, rows), kept.lerp(fresh, weights[:, None]))
+    folded = kept.clone()
+    native.workers(2).fold_blocks(folded, fresh, weights)
+    torch.testing.assert_close(folded, kept.lerp(fresh, weights[:, None]))
     step = {name: value.contiguous() for name, value in scene.values.items()}
     d = flattened(step)
+    rest = torch.rand(step["sh_rest"].shape, generator=torch.Generator().manual_seed(1))
     expected = torch.einsum("ni,nij,nj->", d, unpack_blocks(fresh.double()), d)
-    assert native.workers(2).block_form(fresh, native.cloud_tensors(step)) == pytest.approx(float(expected), rel=1e-5)
+    expected += (rest.double() * step["sh_rest"].double().square()).sum()
+    form = native.workers(2).block_form(fresh, rest, native.cloud_tensors(step))
+    assert form == pytest.approx(float(expected), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["sign-tr", "adam-tr", "tr2", "block-gn"])

@@ -35,7 +35,7 @@ def pack_blocks(blocks: Float[Tensor, "n b b"]) -> Float[Tensor, "n p"]:
 
 
 LANES = 16
-"""Rows that lie side by side in the layout of the native passes."""
+"""Rows that lie side by side in the layout of the passes on a GPU."""
 
 
 def to_lanes(packed: Float[Tensor, "n p"]) -> Float[Tensor, "m p 16"]:

@@ -257,10 +257,11 @@ def _block_form(blocks, step, sums, count, ROWS: tl.constexpr):
     tl.store(sums + program, tl.sum(total))
 
 
-def block_form(blocks: Tensor, step: Cloud) -> float:
-    """Return Σ dᵀBd over all rows, blocks (N, 105)."""
+def block_form(blocks: Tensor, rest_curvature: Tensor, step: Cloud) -> float:
+    """Return Σ dᵀBd over all rows, blocks (N, 105), and Σ D d² over ``sh_rest``."""
     programs = cdiv(blocks.shape[0], ROWS)
     sums = blocks.new_zeros(programs)
     if programs:
         _block_form[(programs,)](blocks, step, sums, blocks.shape[0], ROWS=ROWS, num_warps=WARPS)
-    return float(sums.sum(dtype=torch.float64))
+    rest = (rest_curvature * step.sh_rest.square()).sum(dtype=torch.float64)
+    return float(sums.sum(dtype=torch.float64) + rest)

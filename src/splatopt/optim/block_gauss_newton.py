@@ -33,6 +33,12 @@ from splatopt.optim.reach import Reach
 BLOCK_NAMES = ("means", "log_scales", "quats", "logit_opacities", "sh_dc")
 """Whose entries make up the 14×14 blocks that the fused passes take."""
 
+_OVERLAP_EVERY = 2
+"""Refreshes from one measurement of the overlap to the next."""
+
+_OVERLAP_MEMORY = 0.64
+"""What the mean overlap keeps when it is measured once more."""
+
 
 @dataclass(frozen=True)
 class BlockGaussNewtonOptions(TrustRegionOptions):
@@ -140,21 +146,28 @@ class BlockGaussNewton(Optimizer):
         epsilon = self.options.distance(progress)
         if (self._steps - 1) % self.options.refresh:
             evaluation = self.objective.gradient(batch)
-            self._move(evaluation, epsilon)
+            self._move(self.objective.parameters, evaluation, epsilon)
         else:
             evaluation = self._refresh(batch, epsilon)
         self._growth.hold(self.objective.parameters)
         return replace(evaluation, facts={**evaluation.facts, **self._reach.facts})
 
     def _refresh(self, batch: Any, epsilon: float) -> Evaluation:
-        """Take a step that looks at the curvature, at the overlap, and at what it is worth on a batch unheard of."""
+        """Take a step that looks at the curvature and, every other time, at the overlap.
+
+        Where radii adapt, it looks at the overlap every time, and at what it is worth on a batch unheard of.
+        """
+        parameters = self.objective.parameters
         unheard = self._reach.adapts and self._steps > 1
+        measures = unheard or (self._steps - 1) // self.options.refresh % _OVERLAP_EVERY == 0
         with self.objective.held():
             evaluation, fresh = self.objective.gradient(batch), self.objective.gauss_newton_blocks(batch)
             self._fold(fresh)
-            step = self._tried(evaluation, epsilon, listen=not unheard)
-            self._measure_overlap(batch, fresh, step)
-        parameters = self.objective.parameters
+            step = self._tried(evaluation, epsilon, listen=not unheard) if measures else {}
+            if measures:
+                self._measure_overlap(batch, fresh, step)
+        if not measures:
+            self._move(parameters, evaluation, epsilon)
         if unheard:
             judged = self._reach.judged
             promised = -sum(float((self._momentum[name] * step[name]).sum(dtype=torch.float64)) for name in judged)
@@ -169,12 +182,9 @@ class BlockGaussNewton(Optimizer):
     def _tried(self, evaluation: Evaluation, epsilon: float, listen: bool) -> dict[str, Tensor]:
         """Return the step, without having gone it."""
         parameters = self.objective.parameters
-        before = {name: value.clone() for name, value in parameters.items()}
-        self._move(evaluation, epsilon, listen)
-        step = {name: value - before[name] for name, value in parameters.items()}
-        for name, value in parameters.items():
-            value.copy_(before[name])
-        return step
+        moved = {name: value.clone() for name, value in parameters.items()}
+        self._move(moved, evaluation, epsilon, listen)
+        return {name: value.sub_(parameters[name]) for name, value in moved.items()}
 
     def _listen(self, evaluation: Evaluation) -> None:
         """Take the gradient into the momentum, m ← m + (1-θ₁)(g - m)."""
@@ -183,16 +193,14 @@ class BlockGaussNewton(Optimizer):
 
     @property
     def _fused(self) -> FusedPasses | None:
-        """The passes that the blocks are laid out for; None where they lie row by row."""
-        if self._blocks is None or self._blocks.dim() != 3:
-            return None
-        return fused_passes(self.threads, self.objective.parameters)
+        """The passes that take the blocks as they are kept; None where the step is taken in torch."""
+        takes = self._names == BLOCK_NAMES and set(self._diagonal) == {"sh_rest"}
+        return fused_passes(self.threads, self.objective.parameters, self._momentum) if takes else None
 
     def _laid_out(self, blocks: Tensor) -> Tensor:
         """Blocks row by row in the layout in which they are kept."""
-        takes = self._names == BLOCK_NAMES and set(self._diagonal) == {"sh_rest"}
-        takes = takes and fused_passes(self.threads, self.objective.parameters, self._momentum) is not None
-        return to_lanes(blocks) if takes else blocks
+        fused = self._fused
+        return to_lanes(blocks) if fused is not None and fused.in_lanes else blocks
 
     def _fold(self, fresh: GaussNewtonBlocks) -> None:
         """B ← B + w·(fresh - B), w = (1-θ₂)/(1-θ₂ᵃ), a the age: the running mean, corrected for its start."""
@@ -215,36 +223,37 @@ class BlockGaussNewton(Optimizer):
     def _measure_overlap(self, batch: Any, fresh: GaussNewtonBlocks, step: Tensors) -> None:
         """κ ← running mean of ‖J d‖² / Σ dᵀB d, both on this batch at the point where the step d began."""
         together = self.objective.gauss_newton_form(batch, step)
-        alone = self._block_form(fresh, step)
-        for name, diagonal in fresh.diagonal.items():
-            alone += float((diagonal * step[name].square()).sum(dtype=torch.float64))
+        alone = self._own_form(fresh, step)
         if alone > 0 and math.isfinite(together):
             measured = max(1.0, together / alone)
-            self._kappa = measured if self._kappa == 0 else 0.8 * self._kappa + 0.2 * measured
+            kept = _OVERLAP_MEMORY if self._kappa else 0.0
+            self._kappa = kept * self._kappa + (1 - kept) * measured
 
-    def _block_form(self, fresh: GaussNewtonBlocks, step: Tensors) -> float:
-        """Σ dᵀB d over the rows."""
+    def _own_form(self, fresh: GaussNewtonBlocks, step: Tensors) -> float:
+        """Σ dᵀB d over the rows, and Σ D d² over what has a diagonal alone."""
         fused = self._fused
         if fused is not None:
-            return fused.passes.block_form(fresh.blocks, fused.cloud(step))
+            return fused.passes.block_form(fresh.blocks, fresh.diagonal["sh_rest"], fused.cloud(step))
         d = side_by_side(step, fresh.names).double()
         row, column = torch.tril_indices(d.shape[1], d.shape[1], device=d.device)
         twice = torch.where(row == column, 1.0, 2.0).double()
-        return float((fresh.blocks.double() * d[:, row] * d[:, column] * twice).sum())
+        form = (fresh.blocks.double() * d[:, row] * d[:, column] * twice).sum()
+        for name, diagonal in fresh.diagonal.items():
+            form += (diagonal * step[name].square()).sum(dtype=torch.float64)
+        return float(form)
 
     @property
     def overlap_factor(self) -> float:
         """κ, the measured overlap; 8 before it has been measured."""
         return self._kappa or 8.0
 
-    def _move(self, evaluation: Evaluation, epsilon: float, listen: bool = True) -> None:
-        """Move every row that was seen, by the momentum with this gradient; without it where it is not listened to."""
+    def _move(self, parameters: Tensors, evaluation: Evaluation, epsilon: float, listen: bool = True) -> None:
+        """Move all of ``parameters`` that was seen, by the momentum with this gradient, or by the momentum alone."""
         fused, heard = self._fused, self._steps if listen else self._steps - 1
         self._correction = 1 / (1 - self.options.momentum**heard)  # of the momentum for its start
         if fused is not None:
-            self._move_fused(fused, evaluation, epsilon, listen)
+            self._move_fused(fused, parameters, evaluation, epsilon, listen)
             return
-        parameters = self.objective.parameters
         if listen:
             self._listen(evaluation)
         seen = evaluation.seen
@@ -258,8 +267,8 @@ class BlockGaussNewton(Optimizer):
         known = self._known(rows)
         rows, radii = rows[known], {name: eta[known] for name, eta in radii.items()}
         with quaternion_lengths_kept(parameters):
-            self._step_blocks(rows, radii, damping)
-            self._step_diagonal(rows, radii)
+            self._step_blocks(parameters, rows, radii, damping)
+            self._step_diagonal(parameters, rows, radii)
 
     def _known(self, rows: Tensor) -> Tensor:
         """Whether any curvature of the rows is known."""
@@ -268,9 +277,10 @@ class BlockGaussNewton(Optimizer):
         diagonal = torch.arange(1, size + 1, device=rows.device).cumsum(0) - 1
         return (self._blocks[rows][:, diagonal] > 0).any(dim=1)
 
-    def _move_fused(self, fused: FusedPasses, evaluation: Evaluation, epsilon: float, listen: bool) -> None:
-        bounds = self._radii.fused_bounds(fused, epsilon, self._reach.factors)
-        parameters, seen = self.objective.parameters, evaluation.seen
+    def _move_fused(
+        self, fused: FusedPasses, parameters: Tensors, evaluation: Evaluation, epsilon: float, listen: bool
+    ) -> None:
+        bounds, seen = self._radii.fused_bounds(fused, epsilon, self._reach.factors), evaluation.seen
 
         def step(damping: float, measure_only: bool) -> float:
             promised = fused.passes.block_step(
@@ -310,7 +320,7 @@ class BlockGaussNewton(Optimizer):
         self._promise = promise
         return damping
 
-    def _step_blocks(self, rows: Tensor, radii: Tensors, damping: float) -> None:
+    def _step_blocks(self, parameters: Tensors, rows: Tensor, radii: Tensors, damping: float) -> None:
         assert self._blocks is not None  # the first step refreshes
         names = self._names
         gradient, eta = self._mean_gradient(rows), side_by_side(radii, names)
@@ -321,18 +331,18 @@ class BlockGaussNewton(Optimizer):
         self._multipliers[rows] = multipliers
         begin = 0
         for name in names:
-            parameter = self.objective.parameters[name]
+            parameter = parameters[name]
             width = parameter[:1, None].flatten(1).shape[1]
             parameter[rows] += steps[:, begin : begin + width].reshape(-1, *parameter.shape[1:])
             begin += width
 
-    def _step_diagonal(self, rows: Tensor, radii: Tensors) -> None:
+    def _step_diagonal(self, parameters: Tensors, rows: Tensor, radii: Tensors) -> None:
         for name, mean in self._diagonal.items():
             gradient = self._momentum[name][rows] * self._correction
             # At the smallest number instead of 0, the quotient is beyond any radius for g ≠ 0, and 0 for g = 0.
             curvature = (self._scale * mean[rows]).clamp_min(torch.finfo(mean.dtype).tiny)
             step = gradient / curvature
-            self.objective.parameters[name][rows] -= torch.maximum(torch.minimum(step, radii[name]), -radii[name])
+            parameters[name][rows] -= torch.maximum(torch.minimum(step, radii[name]), -radii[name])
 
     def state(self) -> OptimizerState:
         """Return momentum, blocks, diagonals, ages, multipliers and the counters."""

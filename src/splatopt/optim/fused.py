@@ -25,11 +25,13 @@ class FusedPasses:
             ``block_form``, whose arguments are the same on every device.
         cloud: Makes what they take of a cloud's six tensors, which must outlive it.
         bounds: Makes what they take of a trust region, named as in ``RadiusBounds``.
+        in_lanes: Whether kept blocks lie as ``to_lanes`` lays them out, instead of row by row.
     """
 
     passes: Any
     cloud: Callable[[Tensors], Any]
     bounds: Callable[..., Any]
+    in_lanes: bool
 
 
 def fused_passes(threads: int, *clouds: Tensors) -> FusedPasses | None:
@@ -48,9 +50,9 @@ def fused_passes(threads: int, *clouds: Tensors) -> FusedPasses | None:
     if native.available() and all(
         tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors
     ):
-        return FusedPasses(native.workers(threads), native.cloud_tensors, native.trust_bounds)
+        return FusedPasses(native.workers(threads), native.cloud_tensors, native.trust_bounds, in_lanes=False)
     if kernels.takes(tensors):
         from splatopt.kernels import steps
 
-        return FusedPasses(steps, steps.Cloud.of, steps.TrustBounds)
+        return FusedPasses(steps, steps.Cloud.of, steps.TrustBounds, in_lanes=True)
     return None

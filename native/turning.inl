@@ -1,0 +1,85 @@
+// Between rows, as tensors lie in memory, and channels, one row a lane.
+
+// Both ways between sixteen rows of four floats and four channels of sixteen: of v[i] the quarters are the rows i, i+4,
+// i+8 and i+12 on the one side, and v[i] is channel i on the other.
+inline void transpose_fours(Vec* v) {
+    const Vec a = interleave_low(v[0], v[1]), b = interleave_low(v[2], v[3]);
+    const Vec c = interleave_high(v[0], v[1]), d = interleave_high(v[2], v[3]);
+    v[0] = pairs_low(a, b);
+    v[1] = pairs_high(a, b);
+    v[2] = pairs_low(c, d);
+    v[3] = pairs_high(c, d);
+}
+
+template <int kFloats>
+inline Float4 load_floats(const float* p) {
+    if constexpr (kFloats == 3) return Float4{p[0], p[1], p[2], 0.0f};
+    Float4 out;
+    std::memcpy(&out, p, sizeof(out));
+    return out;
+}
+template <int kFloats>
+inline void save_floats(Float4 a, float* p) {
+    if constexpr (kFloats == 3) {
+        p[0] = a[0];
+        p[1] = a[1];
+        p[2] = a[2];
+    } else {
+        std::memcpy(p, &a, sizeof(a));
+    }
+}
+
+// kFloats, three or four, of each of sixteen rows, where at(row) points to; as channels.
+template <int kFloats, class At>
+inline void load_fours(const At& at, Vec* v) {
+    for (int i = 0; i < 4; ++i)
+        v[i] = join(load_floats<kFloats>(at(i)), load_floats<kFloats>(at(i + 4)), load_floats<kFloats>(at(i + 8)),
+                    load_floats<kFloats>(at(i + 12)));
+    transpose_fours(v);
+}
+
+// The other way, for the first `valid` rows; v is used up.
+template <int kFloats, class At>
+inline void save_fours(Vec* v, int valid, const At& at) {
+    transpose_fours(v);
+    for (int i = 0; i < 4; ++i) {
+        if (i < valid) save_floats<kFloats>(quarter<0>(v[i]), at(i));
+        if (i + 4 < valid) save_floats<kFloats>(quarter<1>(v[i]), at(i + 4));
+        if (i + 8 < valid) save_floats<kFloats>(quarter<2>(v[i]), at(i + 8));
+        if (i + 12 < valid) save_floats<kFloats>(quarter<3>(v[i]), at(i + 12));
+    }
+}
+
+// out[16·n + lane] = rows[lane][n], n < width.
+inline void turn_rows(const float* const* rows, int width, float* out) {
+    int n = 0;
+    for (; n + 4 <= width; n += 4) {
+        Vec v[4];
+        load_fours<4>([&](int lane) { return rows[lane] + n; }, v);
+        for (int k = 0; k < 4; ++k) v[k].store(out + kLanes * (n + k));
+    }
+    for (; n < width; ++n)
+        for (int lane = 0; lane < kLanes; ++lane) out[kLanes * n + lane] = rows[lane][n];
+}
+
+// out[width·row + n] += in[16·n + row], n < width, row < count.
+inline void add_turned(const float* in, int width, int count, float* out) {
+    int n = 0;
+    for (; n + 4 <= width; n += 4) {
+        Vec v[4];
+        for (int k = 0; k < 4; ++k) v[k] = Vec::load(in + kLanes * (n + k));
+        transpose_fours(v);
+        const auto add = [&](int row, Float4 sum) {
+            float* const to = out + width * row + n;
+            if (row < count) save_floats<4>(load_floats<4>(to) + sum, to);
+        };
+        for (int k = 0; k < 4; ++k) {
+            add(k, quarter<0>(v[k]));
+            add(k + 4, quarter<1>(v[k]));
+            add(k + 8, quarter<2>(v[k]));
+            add(k + 12, quarter<3>(v[k]));
+        }
+    }
+    for (; n < width; ++n)
+        for (int row = 0; row < count; ++row) out[width * row + n] += in[kLanes * n + row];
+}
