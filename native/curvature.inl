@@ -122,14 +122,11 @@ struct Moments {
     bool has_cross;
 };
 
-// Those of rows i to i + 15, of which `lanes` count; `last` is the last row that may be read.
-inline Moments load_moments(const float* moments, int64_t i, int64_t last, bool cross, Mask lanes, float weight) {
+inline Moments load_moments(const float* moments, int64_t i, bool cross, Mask lanes, float weight) {
     const int stride = cross ? 36 : 18;
     alignas(64) float sums[36 * kLanes];
-    const float* rows[kLanes];
-    for (int lane = 0; lane < kLanes; ++lane) rows[lane] = moments + stride * (i + lane < last ? i + lane : last);
-    turn_rows(rows, stride, sums);
-    const auto at = [&](int f) { return keep(lanes, Vec::load(sums + kLanes * f)) * Vec(weight); };
+    turn_rows(moments + stride * i, stride, lanes, stride, sums);
+    const auto at = [&](int f) { return Vec::load(sums + kLanes * f) * Vec(weight); };
     Moments m;
     m.has_cross = cross;
     for (int f = 0; f < 15; ++f) m.geometry[f] = at(f);
@@ -202,12 +199,13 @@ inline void rest_diagonal(const Cloud& cloud, const Splat* splats, int64_t i, Ma
     Vec direction[3], basis[15];
     direction_of(offset, direction);
     const int bands = sh_basis(cloud.degree, direction[0], direction[1], direction[2], basis);
+    alignas(64) float sums[45 * kLanes];
     for (int c = 0; c < 3; ++c) {
         const Vec passed = m.color[c] * color_passes(splats, i, c, lanes);
-        for (int b = 0; b < bands; ++b)
-            scatter_add(out + (static_cast<int64_t>(cloud.rest) * i + b) * 3 + c, 3 * cloud.rest, lanes,
-                        basis[b] * basis[b] * passed);
+        for (int b = 0; b < bands; ++b) (basis[b] * basis[b] * passed).store(sums + kLanes * (3 * b + c));
     }
+    const int64_t stride = 3 * static_cast<int64_t>(cloud.rest);
+    add_turned(sums, 3 * bands, lanes, out + stride * i, stride);
 }
 
 void project_diagonal(const Constants& k, const View& view, const Cloud& cloud, int64_t begin, int64_t end,
@@ -222,7 +220,7 @@ void project_diagonal(const Constants& k, const View& view, const Cloud& cloud, 
         Vec offset[3];
         project_point(k, view, cloud, i, lanes, offset, p);
         project_covariance(k, view, cloud, i, lanes, p);
-        const Moments m = load_moments(moments, i, end - 1, cross, lanes, weight);
+        const Moments m = load_moments(moments, i, cross, lanes, weight);
         Column columns[14];
         columns_of(k, view, cloud, splats, i, lanes, offset, p, columns);
         const int width[5] = {3, 3, 4, 1, 3};
@@ -251,7 +249,7 @@ void project_blocks(const Constants& k, const View& view, const Cloud& cloud, in
         Vec offset[3];
         project_point(k, view, cloud, i, lanes, offset, p);
         project_covariance(k, view, cloud, i, lanes, p);
-        const Moments m = load_moments(moments, i, end - 1, true, lanes, weight);
+        const Moments m = load_moments(moments, i, true, lanes, weight);
         Column columns[14];
         columns_of(k, view, cloud, splats, i, lanes, offset, p, columns);
         Vec x[14][3];
@@ -260,9 +258,9 @@ void project_blocks(const Constants& k, const View& view, const Cloud& cloud, in
             Vec phi_a[6];
             apply_moments(m, columns[r], phi_a, x[r]);
             for (int c = 0; c <= r; ++c, ++n)
-                keep(lanes, curvature_of(m, columns[c], x[c], columns[r], phi_a, x[r])).store(entries + kLanes * n);
+                curvature_of(m, columns[c], x[c], columns[r], phi_a, x[r]).store(entries + kLanes * n);
         }
-        add_turned(entries, 105, count, blocks + 105 * i);
+        add_turned(entries, 105, lanes, blocks + 105 * i, 105);
         rest_diagonal(cloud, splats, i, lanes, offset, m, rest);
     }
 }

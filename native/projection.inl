@@ -135,16 +135,21 @@ inline Vec direction_of(const Vec* offset, Vec* direction) {
     return inverse;
 }
 
+// The first `bands` coefficients of sixteen rows, colour c of band b at out[16·(3·b + c)].
+inline void turn_coefficients(const Cloud& cloud, const float* sh_rest, int64_t i, Mask lanes, int bands, float* out) {
+    const int64_t stride = 3 * static_cast<int64_t>(cloud.rest);
+    if (bands) turn_rows(sh_rest + stride * i, stride, lanes, 3 * bands, out);
+}
+
 // Colours before the clamp at 0.
 inline void colors_of(const Cloud& cloud, int64_t i, Mask lanes, const Vec* direction, Vec* color) {
     Vec basis[15];
     const int count = sh_basis(cloud.degree, direction[0], direction[1], direction[2], basis);
+    alignas(64) float rest[45 * kLanes];
+    turn_coefficients(cloud, cloud.sh_rest, i, lanes, count, rest);
     for (int c = 0; c < 3; ++c) {
         color[c] = fmadd(Vec(kSh0), gather(cloud.sh_dc + 3 * i + c, 3, lanes), Vec(0.5f));
-        for (int b = 0; b < count; ++b) {
-            const float* base = cloud.sh_rest + (static_cast<int64_t>(cloud.rest) * i + b) * 3 + c;
-            color[c] = fmadd(basis[b], gather(base, 3 * cloud.rest, lanes), color[c]);
-        }
+        for (int b = 0; b < count; ++b) color[c] = fmadd(basis[b], Vec::load(rest + kLanes * (3 * b + c)), color[c]);
     }
 }
 
@@ -239,15 +244,19 @@ inline void color_gradient(const Cloud& cloud, int64_t i, Mask lanes, const Vec*
     const Vec inverse = direction_of(offset, direction);
     const int count = sh_basis(cloud.degree, direction[0], direction[1], direction[2], basis);
     for (int b = 0; b < count; ++b) along[b] = Vec(0.0f);
+    alignas(64) float rest[45 * kLanes];
+    turn_coefficients(cloud, cloud.sh_rest, i, lanes, count, rest);
     for (int c = 0; c < 3; ++c) {
         const Vec g = passes[c] * color[c];
         scatter_add(out.sh_dc + 3 * i + c, 3, lanes, Vec(kSh0) * g);
         for (int b = 0; b < count; ++b) {
-            const int64_t at = (static_cast<int64_t>(cloud.rest) * i + b) * 3 + c;
-            along[b] = fmadd(g, gather(cloud.sh_rest + at, 3 * cloud.rest, lanes), along[b]);
-            scatter_add(out.sh_rest + at, 3 * cloud.rest, lanes, basis[b] * g);
+            float* const at = rest + kLanes * (3 * b + c);
+            along[b] = fmadd(g, Vec::load(at), along[b]);
+            (basis[b] * g).store(at);
         }
     }
+    const int64_t stride = 3 * static_cast<int64_t>(cloud.rest);
+    add_turned(rest, 3 * count, lanes, out.sh_rest + stride * i, stride);
     Vec g[3];
     sh_direction_gradient(cloud.degree, direction[0], direction[1], direction[2], along, g);
     const Vec radial = dot3(g, direction);

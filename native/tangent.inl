@@ -93,10 +93,11 @@ inline Tangent push_geometry(const Constants& k, const View& view, const float* 
 inline void color_by_mean(const Cloud& cloud, int64_t i, Mask lanes, const Vec* direction, Vec inverse_distance,
                           Vec out[3][3]) {
     const int count = (cloud.degree + 1) * (cloud.degree + 1) - 1;
+    alignas(64) float rest[45 * kLanes];
+    turn_coefficients(cloud, cloud.sh_rest, i, lanes, count, rest);
     for (int c = 0; c < 3; ++c) {
         Vec factor[15], g[3];
-        for (int b = 0; b < count; ++b)
-            factor[b] = gather(cloud.sh_rest + (static_cast<int64_t>(cloud.rest) * i + b) * 3 + c, 3 * cloud.rest, lanes);
+        for (int b = 0; b < count; ++b) factor[b] = Vec::load(rest + kLanes * (3 * b + c));
         sh_direction_gradient(cloud.degree, direction[0], direction[1], direction[2], factor, g);
         const Vec radial = dot3(g, direction);
         for (int m = 0; m < 3; ++m) out[c][m] = (g[m] - direction[m] * radial) * inverse_distance;
@@ -144,13 +145,12 @@ void project_jvp(const Constants& k, const View& view, const Cloud& cloud, const
         const Vec inverse = direction_of(offset, direction);
         const int bands = sh_basis(cloud.degree, direction[0], direction[1], direction[2], basis);
         color_by_mean(cloud, i, lanes, direction, inverse, by_mean);
+        alignas(64) float rest[45 * kLanes];
+        turn_coefficients(cloud, tangent.sh_rest, i, lanes, bands, rest);
         Vec fields[9] = {t.log2_opacity, t.t[0], t.t[1], t.n[0], t.n[1], t.n[2]};
         for (int c = 0; c < 3; ++c) {
             Vec color = Vec(kSh0) * gather(tangent.sh_dc + 3 * i + c, 3, lanes) + dot3(by_mean[c], d.mean);
-            for (int b = 0; b < bands; ++b) {
-                const float* at = tangent.sh_rest + (static_cast<int64_t>(cloud.rest) * i + b) * 3 + c;
-                color = fmadd(basis[b], gather(at, 3 * cloud.rest, lanes), color);
-            }
+            for (int b = 0; b < bands; ++b) color = fmadd(basis[b], Vec::load(rest + kLanes * (3 * b + c)), color);
             fields[6 + c] = color * color_passes(splats, i, c, lanes);
         }
         float columns[9][kLanes];

@@ -62,16 +62,25 @@ inline void turn_rows(const float* const* rows, int width, float* out) {
         for (int lane = 0; lane < kLanes; ++lane) out[kLanes * n + lane] = rows[lane][n];
 }
 
-// out[width·row + n] += in[16·n + row], n < width, row < count.
-inline void add_turned(const float* in, int width, int count, float* out) {
+// The first `width` floats of sixteen rows, `stride` apart; of lanes that are not asked for, any of those that are.
+inline void turn_rows(const float* first, int64_t stride, Mask lanes, int width, float* out) {
+    const uint32_t bits = to_bits(lanes);
+    const float* rows[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) rows[lane] = first + stride * (bits >> lane & 1 ? lane : __builtin_ctz(bits));
+    turn_rows(rows, width, out);
+}
+
+// out[stride·lane + n] += in[16·n + lane], n < width, for these lanes.
+inline void add_turned(const float* in, int width, Mask lanes, float* out, int64_t stride) {
+    const uint32_t bits = to_bits(lanes);
     int n = 0;
     for (; n + 4 <= width; n += 4) {
         Vec v[4];
         for (int k = 0; k < 4; ++k) v[k] = Vec::load(in + kLanes * (n + k));
         transpose_fours(v);
-        const auto add = [&](int row, Float4 sum) {
-            float* const to = out + width * row + n;
-            if (row < count) save_floats<4>(load_floats<4>(to) + sum, to);
+        const auto add = [&](int lane, Float4 sum) {
+            float* const to = out + stride * lane + n;
+            if (bits >> lane & 1) save_floats<4>(load_floats<4>(to) + sum, to);
         };
         for (int k = 0; k < 4; ++k) {
             add(k, quarter<0>(v[k]));
@@ -81,5 +90,8 @@ inline void add_turned(const float* in, int width, int count, float* out) {
         }
     }
     for (; n < width; ++n)
-        for (int row = 0; row < count; ++row) out[width * row + n] += in[kLanes * n + row];
+        for (uint32_t left = bits; left; left &= left - 1) {
+            const int lane = __builtin_ctz(left);
+            out[stride * lane + n] += in[kLanes * n + lane];
+        }
 }
