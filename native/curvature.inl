@@ -204,8 +204,7 @@ inline void rest_diagonal(const Cloud& cloud, const Splat* splats, int64_t i, Ma
         const Vec passed = m.color[c] * color_passes(splats, i, c, lanes);
         for (int b = 0; b < bands; ++b) (basis[b] * basis[b] * passed).store(sums + kLanes * (3 * b + c));
     }
-    const int64_t stride = 3 * static_cast<int64_t>(cloud.rest);
-    add_turned(sums, 3 * bands, lanes, out + stride * i, stride);
+    add_coefficients(cloud, sums, i, lanes, bands, out);
 }
 
 void project_diagonal(const Constants& k, const View& view, const Cloud& cloud, int64_t begin, int64_t end,

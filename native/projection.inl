@@ -141,6 +141,12 @@ inline void turn_coefficients(const Cloud& cloud, const float* sh_rest, int64_t 
     if (bands) turn_rows(sh_rest + stride * i, stride, lanes, 3 * bands, out);
 }
 
+// The other way: adds to the first `bands` coefficients of these rows.
+inline void add_coefficients(const Cloud& cloud, const float* in, int64_t i, Mask lanes, int bands, float* sh_rest) {
+    const int64_t stride = 3 * static_cast<int64_t>(cloud.rest);
+    add_turned(in, 3 * bands, lanes, sh_rest + stride * i, stride);
+}
+
 // Colours before the clamp at 0.
 inline void colors_of(const Cloud& cloud, int64_t i, Mask lanes, const Vec* direction, Vec* color) {
     Vec basis[15];
@@ -255,8 +261,7 @@ inline void color_gradient(const Cloud& cloud, int64_t i, Mask lanes, const Vec*
             (basis[b] * g).store(at);
         }
     }
-    const int64_t stride = 3 * static_cast<int64_t>(cloud.rest);
-    add_turned(rest, 3 * count, lanes, out.sh_rest + stride * i, stride);
+    add_coefficients(cloud, rest, i, lanes, count, out.sh_rest);
     Vec g[3];
     sh_direction_gradient(cloud.degree, direction[0], direction[1], direction[2], along, g);
     const Vec radial = dot3(g, direction);

@@ -12,7 +12,7 @@ from optim.awkward import AwkwardCloud, flattened
 from splatopt.core import native
 from splatopt.core.objective import Evaluation
 from splatopt.core.optimizer import Progress, find_optimizer
-from splatopt.curvature.blocks import unpack_blocks
+from splatopt.curvature.blocks import from_lanes, to_lanes, unpack_blocks
 from splatopt.optim.block_gauss_newton import BlockGaussNewton, BlockGaussNewtonOptions
 from splatopt.optim.fused import GAUSSIAN_TENSORS
 from splatopt.optim.hellinger import HellingerRadii
@@ -140,6 +140,15 @@ def test_what_damps_a_step_is_the_mean_over_all_rows_seen_whether_they_may_move_
             optimizer.step(None, Progress(step, 10))
             promises[dtype].append(optimizer.state().scalars["promise"])
     assert promises[torch.float32] == pytest.approx(promises[torch.float64], rel=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 16, 83])
+def test_blocks_in_lanes_come_back_as_they_were(rows) -> None:
+    blocks = torch.rand(rows, 105, generator=torch.Generator().manual_seed(0))
+    lanes = to_lanes(blocks)
+    assert lanes.shape == (-(-rows // 16), 105, 16)
+    assert torch.equal(from_lanes(lanes, rows), blocks)
+    assert torch.equal(lanes[(rows - 1) // 16, :, (rows - 1) % 16], blocks[-1])
 
 
 def test_kept_blocks_and_their_form_are_those_of_torch() -> None:
