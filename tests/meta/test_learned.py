@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from splatopt.core.checks import InputError
 from splatopt.core.objective import Evaluation
 from splatopt.core.optimizer import OptimizerState, Progress, find_optimizer
 from splatopt.core.rows import RowEdit
+from splatopt.meta import learned as learned_module
 from splatopt.meta import weights as weights_module
 from splatopt.meta.inner import InnerRates
 from splatopt.meta.learned import Learned, LearnedOptions
@@ -183,6 +185,55 @@ def test_neighbours_are_searched_for_every_so_often_and_after_edits(trained, mon
     assert optimizer.state().tensors["near"].shape == (12, 3)
 
 
+class Viewed(Quadratic):
+    """Gaussians whose batches are views' numbers."""
+
+    def views(self, batch):
+        return batch
+
+
+@pytest.mark.parametrize("natively", [True, False])
+def test_few_views_shorten_the_steps_of_the_higher_bands_alone(trained, monkeypatch, natively):
+    if not natively:
+        monkeypatch.setattr(learned_module, "fits", lambda *tensors: False)
+    path = Path(trained)
+    slower = path.with_name("slower.safetensors")
+    rates = InnerRates()
+    save_weights(slower, load_weights(trained).network, replace(rates, sh_rest=rates.sh_rest * 6 / 32), {"seed": 0})
+    results = {}
+    for name, weights, batch in (
+        ("six views", trained, (0, 2, 4, 6, 8, 10)),
+        ("slower", str(slower), None),
+        ("many views", trained, tuple(range(40))),
+        ("no views", trained, None),
+    ):
+        objective = Viewed(spread=3.0, gaussians=True) if batch else gaussians()
+        optimizer = Learned(objective, LearnedOptions(weights))
+        for step in range(5):
+            optimizer.step(batch, Progress(step, 1000))
+        results[name] = {name: value.clone() for name, value in objective.parameters.items()}
+    for name, value in results["six views"].items():
+        assert torch.equal(value, results["slower"][name])
+        assert torch.equal(results["many views"][name], results["no views"][name])
+    assert not torch.equal(results["six views"]["sh_rest"], results["many views"]["sh_rest"])
+
+
+def test_met_views_are_kept_in_the_state(trained):
+    one = Learned(Viewed(spread=3.0, gaussians=True), LearnedOptions(trained))
+    for step in range(3):
+        one.step((step, 5), Progress(step, 1000))
+    saved = one.state()
+    assert saved.tensors["met_views"].tolist() == [0, 1, 2, 5]
+    objective = Viewed(spread=3.0, gaussians=True)
+    for name, value in objective.parameters.items():
+        value.copy_(one.objective.parameters[name])
+    other = Learned(objective, LearnedOptions(trained))
+    other.load_state(saved)
+    for optimizer in (one, other):
+        optimizer.step((0, 1), Progress(3, 1000))
+    assert_follow(one.objective, other.objective, rtol=0, atol=0)
+
+
 def test_rows_that_the_views_did_not_see_stay(trained):
     class Half(Quadratic):
         def gradient(self, batch):
@@ -315,6 +366,7 @@ def test_too_few_gaussians_and_other_parameters_are_refused(untrained):
 
 
 def test_options_that_mean_nothing_are_refused():
-    for changed in ({"neighbour_refresh": 0}, {"fallback_window": 0}, {"fallback_rise": 0.0}):
+    odd = {"neighbour_refresh": 0}, {"fallback_window": 0}, {"fallback_rise": 0.0}, {"full_color_views": -1}
+    for changed in odd:
         with pytest.raises(ValueError, match=next(iter(changed))):
             LearnedOptions(**changed)

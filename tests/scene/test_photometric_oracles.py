@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from optim.quadratic import Quadratic
 from raster.cases import look_from, make_camera, random_cloud
 from splatopt.core.objective import MissingOracleError, Objective, Oracle
 from splatopt.core.rows import RowEdit
@@ -17,6 +18,7 @@ from splatopt.curvature.hessian import CentralDifference, ExactHessian
 from splatopt.raster.reference import ReferenceRenderer
 from splatopt.raster.residuals import L1Ssim, ResidualOptions, SquaredError
 from splatopt.raster.types import RenderOptions
+from splatopt.scene.fewer_views import FewerViews
 from splatopt.scene.photometric import PhotometricObjective
 from train.toys import ToyRenderer
 
@@ -139,6 +141,13 @@ def test_batches_are_split_evenly():
     assert objective.split([0, 1, 2, 1, 0], 2) == ([0, 2, 0], [1, 1])
     assert objective.split((0, 1), 5) == ((0,), (1,))
     assert objective.split((0, 1), 1) == ((0, 1),)
+
+
+def test_views_are_those_of_the_batch_and_wrapped_ones_say_the_same():
+    objective = make()
+    assert list(objective.views((2, 0))) == [2, 0]
+    assert list(FewerViews(objective, lambda most: None).views((2, 0))) == [2, 0]
+    assert list(Quadratic().views(None)) == []
 
 
 def test_the_blocks_names_are_those_of_the_blocks():

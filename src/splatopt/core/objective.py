@@ -150,6 +150,10 @@ class Objective(ABC):
         """Return batches, one per view, of which ``batch`` is the mean; estimators draw probes for each."""
         return (batch,)
 
+    def views(self, batch: Any) -> Sequence[int]:
+        """Return the numbers of the views that ``batch`` shows, a view's always the same; none without views."""
+        return ()
+
     def split(self, batch: Any, count: int) -> Sequence[Any]:
         """Return at most ``count`` batches that share out ``batch``: number k has its parts k, k + count and so on."""
         return (batch,)

@@ -51,6 +51,10 @@ class WrappedObjective(Objective):
         """Return the inner one's."""
         return self.inner.parts(batch)
 
+    def views(self, batch: Any) -> Sequence[int]:
+        """Return the inner one's."""
+        return self.inner.views(batch)
+
     def split(self, batch: Any, count: int) -> Sequence[Any]:
         """Return the inner one's."""
         return self.inner.split(batch, count)

@@ -15,12 +15,13 @@ from splatopt.core.optimizer import Optimizer, OptimizerState, Progress, registe
 from splatopt.core.rows import RowEdit
 from splatopt.meta.features import adam_inputs, build_inputs
 from splatopt.meta.fused import FusedNetwork, fits
-from splatopt.meta.inner import InnerState
+from splatopt.meta.inner import InnerRates, InnerState
 from splatopt.meta.neighbours import NEIGHBOUR_REFRESH, nearest_others
 from splatopt.meta.step import adam_changes, clock_of, learned_step
 from splatopt.meta.weights import LearnedWeights, load_weights
 from splatopt.optim.averaging import RunningAverage
 from splatopt.optim.growth import GrowthBound, check_growth
+from splatopt.optim.met_views import MetViews, check_full_color_views
 
 _WATCHED = 1
 """Which of the running losses is watched: the one over some fifty steps."""
@@ -52,6 +53,10 @@ class LearnedOptions:
     """No Gaussian becomes larger than this multiple of what it began as; 0 for no bound. Unit: factor.
     Source: made scenes, docs/meta.md."""
 
+    full_color_views: int = 32
+    """Different views met from which on the colour's higher bands take their whole rate; with fewer, that share of
+    it; 0 for the whole rate always. Unit: views. Source: made scenes, docs/meta.md."""
+
     averaged: bool = True
     """Whether the scene is the running average of the iterates and not the last one. Unit: none. Source: the late
     steps scatter, docs/meta.md."""
@@ -64,6 +69,7 @@ class LearnedOptions:
             raise InputError(f"fallback_window must be at least 1 step, got {self.fallback_window}")
         check_positive("fallback_rise", self.fallback_rise)
         check_growth(self.most_growth)
+        check_full_color_views(self.full_color_views)
 
 
 class Learned(Optimizer):
@@ -72,8 +78,9 @@ class Learned(Optimizer):
     It knows no horizon and has no schedule. What it leaves in the objective is the running average of its iterates;
     gradient and step are taken at the last iterate. Rows that the views did not see keep their last iterate, moments
     and latent state; their average still moves towards that iterate. No row becomes larger than ``most_growth`` times
-    what it began as. Where the network gives a number that is not finite, that row takes Adam's step; when the loss
-    stays above its lowest for a window of steps, all do from then on, and ``facts["fallback"]`` is 1.
+    what it began as, and while few different views were met the colour's higher bands take shorter steps (see
+    ``splatopt.optim.met_views``). Where the network gives a number that is not finite, that row takes Adam's step; when
+    the loss stays above its lowest for a window of steps, all do from then on, and ``facts["fallback"]`` is 1.
 
     Source: after Pearl et al. 2026, "Learn2Splat: Extending the Horizon of Learned 3DGS Optimization".
     """
@@ -94,6 +101,7 @@ class Learned(Optimizer):
         power = self.weights.rates.average_power
         self._average = RunningAverage(objective.parameters, power) if options.averaged and power else None
         self._growth = GrowthBound(objective.parameters, options.most_growth)
+        self._met_views = MetViews(options.full_color_views)
         self._near: Tensor | None = None
         self._fallen = False
         self._settled = False
@@ -114,6 +122,7 @@ class Learned(Optimizer):
 
     def _step(self, batch: Any, progress: Progress) -> Evaluation:
         evaluation = self.objective.gradient(batch)
+        self._met_views.meet(self.objective.views(batch))
         state = self._inner
         if not len(state.age):
             return evaluation
@@ -133,12 +142,12 @@ class Learned(Optimizer):
 
     def _step_natively(self, evaluation: Evaluation, seen: Tensor, near: Tensor | None, clock: Tensor | None) -> None:
         self._fused = self._fused or FusedNetwork(self._network)
-        parameters, rates, scale = self.objective.parameters, self.weights.rates, self.objective.length_scale
+        parameters, rates, scale = self.objective.parameters, self._rates(), self.objective.length_scale
         loss, gradient = evaluation.loss, evaluation.gradient
         self._fused.step(parameters, gradient, self._inner, loss, seen, near, rates, scale, clock, self.threads)
 
     def _step_in_torch(self, evaluation: Evaluation, seen: Tensor, near: Tensor, clock: Tensor | None) -> None:
-        parameters, scale, rates = self.objective.parameters, self.objective.length_scale, self.weights.rates
+        parameters, scale, rates = self.objective.parameters, self.objective.length_scale, self._rates()
         self._inner.observe(evaluation.gradient, evaluation.loss, seen, rates)
         inputs = build_inputs(parameters, evaluation.gradient, self._inner, rates, scale, seen)
         taken = learned_step(self._network, inputs, self._inner, rates, scale, near, clock).mended()
@@ -146,10 +155,15 @@ class Learned(Optimizer):
         self._move(taken.changes)
 
     def _step_as_adam(self, evaluation: Evaluation, seen: Tensor) -> None:
-        rates = self.weights.rates
+        rates = self._rates()
         self._inner.observe(evaluation.gradient, evaluation.loss, seen, rates)
         inputs = adam_inputs(self._inner, rates, seen)
         self._move(adam_changes(inputs, self._inner, rates, self.objective.length_scale))
+
+    def _rates(self) -> InnerRates:
+        """Return the Adam's rates, of the higher bands what the views that were met leave of theirs."""
+        rates = self.weights.rates
+        return replace(rates, sh_rest=self._met_views.color_share() * rates.sh_rest)
 
     def _move(self, changes: Tensors) -> None:
         for name, parameter in self.objective.parameters.items():
@@ -188,7 +202,7 @@ class Learned(Optimizer):
 
     def state(self) -> OptimizerState:
         """Return the run's memory; neighbours are kept as well, since they were found some steps ago."""
-        tensors = self._inner.tensors() | self._growth.tensors()
+        tensors = self._inner.tensors() | self._growth.tensors() | self._met_views.tensors()
         if self._near is not None:
             tensors["near"] = self._near
         if self._average is not None:
@@ -211,6 +225,7 @@ class Learned(Optimizer):
         latent = self._network.options.latent
         self._inner = InnerState.from_tensors(self.objective.parameters, latent, state.tensors, state.scalars)
         self._growth.load(state.tensors)
+        self._met_views.load(state.tensors)
         if self._average is not None:
             self._average.load(state.tensors)
         self._fallen, self._above = bool(state.scalars["fallen"]), int(state.scalars["above"])

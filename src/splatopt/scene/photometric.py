@@ -179,6 +179,10 @@ class PhotometricObjective(Objective):
         """Return one batch per view."""
         return tuple((view,) for view in batch)
 
+    def views(self, batch: Sequence[int]) -> Sequence[int]:
+        """Return ``batch``, which is made of views' numbers."""
+        return batch
+
     def split(self, batch: Sequence[int], count: int) -> tuple[Sequence[int], ...]:
         """Return at most ``count`` batches; neighbours in ``batch`` go to different ones."""
         return tuple(batch[first::count] for first in range(min(count, len(batch))))
