@@ -5,11 +5,13 @@ and with the same views; held-out PSNR after some numbers of steps, and the wors
 
     splatopt data make --scenes 4 --views 48 --points 2500 --seed 991 --out made/check
     python -m benchmarks.learned_curves --data made/check --weights tiny runs/no-buffer/weights.safetensors
+    python -m benchmarks.learned_curves --data made/check --inputs 3 --finals 0.03 --color-views 0 32
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import statistics
 import sys
@@ -37,8 +39,9 @@ class Contender:
     make: Callable[[Practice], Optimizer]
 
 
-def adam(name: str, final: float) -> Contender:
-    options = SearchedAdamOptions(final_factor=final, means_final_factor=final)
+def adam(name: str, final: float, color_share: float = 1.0) -> Contender:
+    rate = color_share * SearchedAdamOptions.sh_rest_rate
+    options = SearchedAdamOptions(final_factor=final, means_final_factor=final, sh_rest_rate=rate)
     return Contender(name, lambda practice: find_optimizer("adam-searched").optimizer(practice.objective, options))
 
 
@@ -51,28 +54,40 @@ def averaged(name: str, options: SearchedAdamOptions) -> Contender:
     )
 
 
-def adams(finals: list[float]) -> list[Contender]:
-    """The Adam that learned steps began as: decaying to each of ``finals``, held and averaged, and as it is inside."""
+def adams(finals: list[float], color_share: float) -> list[Contender]:
+    """The Adam that learned steps began as: decaying to each of ``finals``, held and averaged, and as it is inside.
+
+    Where ``color_share`` is below 1, those that decay once more with that share of the higher bands' rate.
+    """
     found = [adam("adam-searched, held" if final == 1 else f"adam-searched to {final:g}", final) for final in finals]
+    if color_share < 1:
+        found += [adam(f"adam-searched to {final:g}, share of colour", final, color_share) for final in finals]
     held, rates = {"final_factor": 1.0, "means_final_factor": 1.0}, InnerRates()
     inside = SearchedAdamOptions(**held, patience=rates.patience, fall=rates.fall)
     found.append(averaged("adam-searched, held, averaged", SearchedAdamOptions(**held)))
     return [*found, averaged("the Adam inside, averaged", inside)]
 
 
-def learned(weights: str, most_growth: float | None) -> Contender:
+def learned(weights: str, most_growth: float | None, color_views: int | None) -> Contender:
     name = Path(weights).parent.name if weights.endswith(".safetensors") else weights
     options = LearnedOptions(weights)
     if most_growth is not None:
         name, options = f"{name}, growth {most_growth:g}", replace(options, most_growth=most_growth)
+    if color_views is not None:
+        name, options = f"{name}, colour {color_views}", replace(options, full_color_views=color_views)
     return Contender(name, lambda practice: find_optimizer("learned").optimizer(practice.objective, options))
 
 
 def curve(
-    contender: Contender, scene: str, renderer: Renderer, at: list[int], sparse: float, seed: int, threads: int
+    contender: Contender,
+    scene: str,
+    renderer: Renderer,
+    at: list[int],
+    shares: PracticeOptions,
+    seed: int,
+    threads: int,
 ) -> list[float]:
     """Held-out PSNR after each number of steps, dB; NaN where the numbers broke down."""
-    shares = PracticeOptions.plain(sparse, targets=8)
     generator = torch.Generator().manual_seed(seed)
     practice = draw_practice(scene, renderer, shares, generator)
     optimizer = contender.make(practice)
@@ -85,10 +100,18 @@ def curve(
     return values
 
 
+def shares_of(sparse: bool, inputs: int) -> PracticeOptions:
+    """How scenes are drawn: dense, with 3 to 8 input views, or with as many as ``inputs`` from all of their points."""
+    plain = PracticeOptions.plain(float(sparse or bool(inputs)), targets=12 if inputs else 8)
+    return replace(plain, few=(inputs, inputs), fewest_points=1.0) if inputs else plain
+
+
 def main() -> int:
     """Print a table in Markdown."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learned_curves", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder of made scenes, none of them trained on")
+    parser.add_argument(
+        "--data", type=Path, nargs="+", required=True, help="folders of made scenes, none of them trained on"
+    )
     parser.add_argument("--weights", nargs="*", default=["tiny"], help="shipped names, or paths of .safetensors files")
     parser.add_argument(
         "--at", type=int, nargs="+", default=[10, 50, 100, 500, 1000], help="steps; the last is the horizon"
@@ -96,23 +119,28 @@ def main() -> int:
     parser.add_argument("--without-adam", action="store_true", help="the weights alone, whose ablations are compared")
     parser.add_argument("--finals", type=float, nargs="+", default=[1.0, 0.1, 0.03], help="what Adam's rates decay to")
     parser.add_argument("--growths", type=float, nargs="*", help="bounds on growth to compare, 0 for none")
-    parser.add_argument("--scenes", type=int, default=4, help="of those in the folder")
+    parser.add_argument("--color-views", type=int, nargs="*", help="numbers of views with the whole rate of colour")
+    parser.add_argument("--scenes", type=int, default=4, help="of those in each folder")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of views and starts")
     parser.add_argument("--sparse", action="store_true", help="3 to 8 input views instead of three quarters of all")
+    parser.add_argument("--inputs", type=int, default=0, help="exactly so many input views")
     parser.add_argument("--threads", type=int, default=0, help="0 for all cores; scores do not depend on it")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads or torch.get_num_threads())
     renderer = make_renderer("auto", arguments.threads)
-    scenes = scene_folders(arguments.data)[: arguments.scenes]
+    scenes = [scene for data in arguments.data for scene in scene_folders(data)[: arguments.scenes]]
     at = sorted(arguments.at)
-    contenders = [] if arguments.without_adam else adams(arguments.finals)
-    growths = arguments.growths or [None]
-    contenders += [learned(weights, growth) for weights in arguments.weights for growth in growths]
+    shares = shares_of(arguments.sparse, arguments.inputs)
+    most = max(arguments.color_views or [0])
+    share = min(1.0, arguments.inputs / most) if arguments.inputs and most else 1.0
+    contenders = [] if arguments.without_adam else adams(arguments.finals, share)
+    settings = itertools.product(arguments.weights, arguments.growths or [None], arguments.color_views or [None])
+    contenders += [learned(*setting) for setting in settings]
     print("| held-out PSNR, dB, after | " + " | ".join(f"{step:,}" for step in at) + " | worst drop |")
     print("|---" * (len(at) + 2) + "|", flush=True)
     for contender in contenders:
         curves = [
-            curve(contender, scene, renderer, at, float(arguments.sparse), 1000 * seed + number, arguments.threads)
+            curve(contender, scene, renderer, at, shares, 1000 * seed + number, arguments.threads)
             for number, scene in enumerate(scenes)
             for seed in arguments.seeds
         ]

@@ -51,7 +51,22 @@ def test_guises_are_drawn_within_their_bounds_and_plain_scenes_have_none(scenes)
     assert draw_practice(scenes[0], renderer, PracticeOptions.plain(), generator).guise == Guise()
 
 
-@pytest.mark.parametrize("changes", [{"turned": -0.1}, {"turned": 1.5}, {"paces": (0.0, 1.0)}, {"paces": (2.0, 1.0)}])
+def test_few_views_are_as_many_as_asked_for_and_the_rest_is_held_out(scenes):
+    count, renderer = len(kept_capture(scenes[0]).cameras), make_renderer("auto", 1)
+    for few, expected in (((1, 1), {1}), ((2, 3), {2, 3}), ((4, 99), set(range(4, count)))):
+        options = PracticeOptions(sparse=1.0, few=few, targets=99)
+        generator = torch.Generator().manual_seed(0)
+        drawn = [draw_practice(scenes[0], renderer, options, generator) for _ in range(20)]
+        assert {len(practice.inputs) for practice in drawn} == expected
+        assert all(len(practice.inputs) + len(practice.targets) == count for practice in drawn)
+    with pytest.raises(InputError, match=f"has {count} views; practice needs more than {count}"):
+        draw_practice(scenes[0], renderer, PracticeOptions(few=(count, count)), torch.Generator())
+
+
+ODD = {"turned": -0.1}, {"turned": 1.5}, {"paces": (0.0, 1.0)}, {"paces": (2.0, 1.0)}, {"few": (0, 3)}, {"few": (4, 3)}
+
+
+@pytest.mark.parametrize("changes", ODD)
 def test_shares_and_paces_without_sense_are_refused(changes):
     with pytest.raises(InputError, match=next(iter(changes))):
         replace(PracticeOptions(), **changes)

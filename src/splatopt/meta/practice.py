@@ -26,7 +26,6 @@ from splatopt.scene.starts import start_from_points, start_random
 _KEPT_CAPTURES = 512
 _FEWEST_POINTS = 64
 _MADE = "made:"
-_FEWEST_VIEWS = 3
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,11 @@ class PracticeOptions:
     """Held-out views that the meta-loss looks at. Unit: views. Source: 6 in Learn2Splat, of 64; ours have 16."""
 
     sparse: float = 0.3
-    """Share of scenes with few input views, 3 to 8. Unit: fraction. Source: Learn2Splat trains on both jointly."""
+    """Share of scenes with few input views. Unit: fraction. Source: Learn2Splat trains on both jointly."""
+
+    few: tuple[int, int] = (3, 8)
+    """Least and most input views of such a scene, all but one of its views at most. Unit: views. Source: the sparse
+    settings of the literature."""
 
     random_start: float = 0.25
     """Share of scenes that start from points scattered at random. Unit: fraction. Source: Blender scenes start so."""
@@ -71,6 +74,8 @@ class PracticeOptions:
             raise InputError(f"targets must be at least 1, got {self.targets}")
         if not self.view_batches or min(self.view_batches) < 1:
             raise InputError(f"view_batches must name numbers of at least 1, got {self.view_batches}")
+        if not 1 <= self.few[0] <= self.few[1]:
+            raise InputError(f"few must be two numbers of at least 1 in order, got {self.few}")
         for name in ("sparse", "random_start", "turned"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
@@ -208,7 +213,7 @@ def draw_practice(
 ) -> Practice:
     """Draw views and a start for the capture ``scene``.
 
-    With probability ``sparse`` the input views are 3 to 8 far from each other and all others are held out; otherwise
+    With probability ``sparse`` the input views are a few far from each other and all others are held out; otherwise
     a quarter of all views is. The start is a random share of the capture's points, or as many points scattered
     where its cameras look. The world is turned and the means' pace changed as the options say.
 
@@ -221,11 +226,12 @@ def draw_practice(
     """
     capture = kept_capture(scene)
     count = len(capture.cameras)
-    if count <= _FEWEST_VIEWS:
-        raise InputError(f"capture {scene} has {count} views; practice needs more than {_FEWEST_VIEWS}")
+    least, most = options.few
+    if count <= least:
+        raise InputError(f"capture {scene} has {count} views; practice needs more than {least}")
     order = torch.randperm(count, generator=generator).tolist()
     if float(torch.rand((), generator=generator)) < options.sparse:
-        few = int(torch.randint(_FEWEST_VIEWS, min(8, count - 1) + 1, (), generator=generator))
+        few = int(torch.randint(least, min(most, count - 1) + 1, (), generator=generator))
         inputs = farthest_points(camera_centers(capture.cameras), few, order[0])
     else:
         inputs = order[max(1, count // 4) :]
