@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from splatopt.core.checks import InputError
 from splatopt.core.optimizer import Optimizer, Progress, find_optimizer
 from splatopt.meta import LearnedOptions
 from splatopt.meta.inner import InnerRates
@@ -100,9 +101,10 @@ def curve(
     return values
 
 
-def shares_of(sparse: bool, inputs: int) -> PracticeOptions:
+def shares_of(sparse: bool, inputs: int, scattered: bool) -> PracticeOptions:
     """How scenes are drawn: dense, with 3 to 8 input views, or with as many as ``inputs`` from all of their points."""
     plain = PracticeOptions.plain(float(sparse or bool(inputs)), targets=12 if inputs else 8)
+    plain = replace(plain, random_start=float(scattered))
     return replace(plain, few=(inputs, inputs), fewest_points=1.0) if inputs else plain
 
 
@@ -124,13 +126,14 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of views and starts")
     parser.add_argument("--sparse", action="store_true", help="3 to 8 input views instead of three quarters of all")
     parser.add_argument("--inputs", type=int, default=0, help="exactly so many input views")
+    parser.add_argument("--scattered", action="store_true", help="starts from as many points scattered at random")
     parser.add_argument("--threads", type=int, default=0, help="0 for all cores; scores do not depend on it")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads or torch.get_num_threads())
     renderer = make_renderer("auto", arguments.threads)
     scenes = [scene for data in arguments.data for scene in scene_folders(data)[: arguments.scenes]]
     at = sorted(arguments.at)
-    shares = shares_of(arguments.sparse, arguments.inputs)
+    shares = shares_of(arguments.sparse, arguments.inputs, arguments.scattered)
     most = max(arguments.color_views or [0])
     share = min(1.0, arguments.inputs / most) if arguments.inputs and most else 1.0
     contenders = [] if arguments.without_adam else adams(arguments.finals, share)
@@ -151,4 +154,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except InputError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

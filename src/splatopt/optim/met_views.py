@@ -1,12 +1,14 @@
 """How many different views a run has met, and what that leaves of the rate of the colour's higher bands.
 
-A Gaussian's colour has 45 numbers for how it changes with the direction that it is seen from. Few views show few
+A Gaussian's colour has up to 45 numbers for how it changes with the direction that it is seen from. Few views show few
 directions: the bands then fit what a Gaussian's place and shape should explain, and say nothing right of any view
 between. Their rate is
 
     rate · min(1, different views met / full_color_views)
 
-with every view that any step has shown counted once. A run with many views meets them within its first steps.
+with every view that any step has shown counted once. A run with many views meets as many within some tens of steps.
+
+Source: own choice, on made scenes (docs/meta.md); 3DGS holds the same bands back by steps, one more every thousand.
 """
 
 from __future__ import annotations
@@ -55,6 +57,7 @@ class MetViews:
         Raises:
             InputError: They are not whole numbers in a row.
         """
+        self._met = set()
         met = tensors.get(_STATE)
         if met is None or not self._full:
             return
