@@ -62,7 +62,9 @@ def regressions(measured: list[Measurement], baseline: Path) -> list[str]:
 
 def main() -> int:
     """Parse, measure, print, write; 1 where a ratio fell behind the baseline."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("questions", nargs="*", help=f"any of {', '.join(QUESTIONS)}; all when none is given")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with fox and garden")
     parser.add_argument("--out", type=Path, help="write the numbers to this JSON file")

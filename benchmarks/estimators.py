@@ -129,7 +129,11 @@ def _deviation(total: Tensor, squares: Tensor) -> float:
 
 def main() -> int:
     """Train, probe, print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.estimators", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.estimators",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with fox")
     parser.add_argument("--steps", type=int, default=300, help="steps of Adam before")
     parser.add_argument("--max-side", type=int, help="longest side of the photographs, pixels; their own by default")

@@ -389,7 +389,9 @@ QUESTIONS = {
 
 def main(words: Sequence[str] | None = None) -> int:
     """Parse and do."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.fields", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.fields", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("question", choices=QUESTIONS)
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--fields", nargs="+", default=list(FIELDS), choices=FIELDS)

@@ -58,7 +58,11 @@ def compare(native: PhotometricObjective, ssim_weight: float, views: list[int]) 
 
 def main() -> int:
     """Train, compare, print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.hessian_step", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.hessian_step",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with fox")
     parser.add_argument("--steps", type=int, default=300, help="steps of Adam before")
     parser.add_argument("--views", type=int, nargs="+", default=[1, 9, 17], help="views that are averaged over")

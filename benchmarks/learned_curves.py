@@ -6,6 +6,7 @@ and with the same views; held-out PSNR after some numbers of steps, and the wors
     splatopt data make --scenes 4 --views 48 --points 2500 --seed 991 --out made/check
     python -m benchmarks.learned_curves --data made/check --weights tiny runs/no-buffer/weights.safetensors
     python -m benchmarks.learned_curves --data made/check --inputs 3 --finals 0.03 --color-views 0 32
+    python -m benchmarks.learned_curves --data made/check --without-adam --without corrections gates:means
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ import torch
 
 from splatopt.core.checks import InputError
 from splatopt.core.optimizer import Optimizer, Progress, find_optimizer
-from splatopt.meta import LearnedOptions
-from splatopt.meta.inner import InnerRates
+from splatopt.meta import Learned, LearnedNetwork, LearnedOptions
+from splatopt.meta.inner import GROUPS, InnerRates
+from splatopt.meta.network import CORRECTED
 from splatopt.meta.practice import Practice, PracticeOptions, draw_practice, scene_folders
 from splatopt.optim.averaging import Averaged
 from splatopt.optim.first_order import SearchedAdamOptions
@@ -69,14 +71,48 @@ def adams(finals: list[float], color_share: float) -> list[Contender]:
     return [*found, averaged("the Adam inside, averaged", inside)]
 
 
-def learned(weights: str, most_growth: float | None, color_views: int | None) -> Contender:
+PARTS = (
+    "gates",
+    *(f"gates:{group}" for group in GROUPS),
+    "corrections",
+    *(f"corrections:{group}" for group in CORRECTED),
+)
+"""Outputs of a network that can be left out: all of a kind, or those for one group of parameters."""
+
+
+@torch.no_grad()
+def leave_out(part: str, network: LearnedNetwork) -> None:
+    """Set one of :data:`PARTS` to zero for good; a direction keeps its length, which the other groups then share."""
+    kind, _, group = part.partition(":")
+    if kind == "corrections" and group:
+        ends = dict(zip(CORRECTED, itertools.accumulate(CORRECTED.values()), strict=True))
+        layer, rows = network.direction, slice(ends[group] - CORRECTED[group], ends[group])
+    elif kind == "corrections":
+        layer, rows = network.sizes, slice(len(GROUPS), None)
+    else:
+        first = GROUPS.index(group) if group else 0
+        layer, rows = network.sizes, slice(first, first + 1 if group else len(GROUPS))
+    layer.weight[rows] = 0
+    layer.bias[rows] = 0
+
+
+def learned(weights: str, most_growth: float | None, color_views: int | None, without: str | None) -> Contender:
     name = Path(weights).parent.name if weights.endswith(".safetensors") else weights
     options = LearnedOptions(weights)
     if most_growth is not None:
         name, options = f"{name}, growth {most_growth:g}", replace(options, most_growth=most_growth)
     if color_views is not None:
         name, options = f"{name}, colour {color_views}", replace(options, full_color_views=color_views)
-    return Contender(name, lambda practice: find_optimizer("learned").optimizer(practice.objective, options))
+    if without is not None:
+        name = f"{name}, without {without}"
+
+    def make(practice: Practice) -> Optimizer:
+        optimizer = Learned(practice.objective, options)
+        if without is not None:
+            leave_out(without, optimizer.weights.network)
+        return optimizer
+
+    return Contender(name, make)
 
 
 def curve(
@@ -110,7 +146,11 @@ def shares_of(sparse: bool, inputs: int, scattered: bool) -> PracticeOptions:
 
 def main() -> int:
     """Print a table in Markdown."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.learned_curves", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.learned_curves",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "--data", type=Path, nargs="+", required=True, help="folders of made scenes, none of them trained on"
     )
@@ -122,6 +162,13 @@ def main() -> int:
     parser.add_argument("--finals", type=float, nargs="+", default=[1.0, 0.1, 0.03], help="what Adam's rates decay to")
     parser.add_argument("--growths", type=float, nargs="*", help="bounds on growth to compare, 0 for none")
     parser.add_argument("--color-views", type=int, nargs="*", help="numbers of views with the whole rate of colour")
+    parser.add_argument(
+        "--without",
+        nargs="*",
+        choices=PARTS,
+        metavar="PART",
+        help="outputs of the network to leave out, one at a time: gates, corrections, or one group's, as gates:means",
+    )
     parser.add_argument("--scenes", type=int, default=4, help="of those in each folder")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of views and starts")
     parser.add_argument("--sparse", action="store_true", help="3 to 8 input views instead of three quarters of all")
@@ -137,7 +184,12 @@ def main() -> int:
     most = max(arguments.color_views or [0])
     share = min(1.0, arguments.inputs / most) if arguments.inputs and most else 1.0
     contenders = [] if arguments.without_adam else adams(arguments.finals, share)
-    settings = itertools.product(arguments.weights, arguments.growths or [None], arguments.color_views or [None])
+    settings = itertools.product(
+        arguments.weights,
+        arguments.growths or [None],
+        arguments.color_views or [None],
+        [None, *(arguments.without or [])],
+    )
     contenders += [learned(*setting) for setting in settings]
     print("| held-out PSNR, dB, after | " + " | ".join(f"{step:,}" for step in at) + " | worst drop |")
     print("|---" * (len(at) + 2) + "|", flush=True)

@@ -97,7 +97,9 @@ def reaches(bounds: RadiusBounds, cloud: Tensors) -> dict[str, Reach]:
 
 def main() -> int:
     """Measure, print, draw."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.radii", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.radii", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=1000, help="random Gaussians")
     parser.add_argument("--seed", type=int, default=0, help="of them")
     parser.add_argument("--out", type=Path, help="the SVG to write; none when left out")

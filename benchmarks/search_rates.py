@@ -75,7 +75,11 @@ def neighbours(options: SweptOptions) -> list[tuple[str, SweptOptions]]:
 
 def main() -> int:
     """Print every trial and, at the end, the best options as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.search_rates", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.search_rates",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder of made scenes")
     parser.add_argument("--at", type=int, nargs="+", default=[10, 50, 200], help="steps whose PSNR is averaged")
     parser.add_argument("--factors", type=float, nargs="+", default=[4, 8, 16, 32], help="on all rates, to begin from")

@@ -44,7 +44,9 @@ def cell(values: list[float]) -> str:
 
 def main() -> int:
     """Print one table of held-out PSNR for each number of steps."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tune_adam", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.tune_adam", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with the scenes")
     parser.add_argument("--scene", default="lego_200", help="its folder there; lego_* starts from random points")
     parser.add_argument("--steps", type=int, nargs="+", default=[2000, 3000], help="lengths of runs")

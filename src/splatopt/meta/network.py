@@ -32,8 +32,13 @@ from splatopt.core.checks import InputError
 from splatopt.meta.features import ROW_FEATURES, SCENE_FEATURES
 from splatopt.meta.inner import GROUPS
 
-DIRECTIONS = 13
-"""Numbers of a direction: mean 3, log-scales 3, turn 3, opacity 1, base colour 3."""
+CORRECTED: Mapping[str, int] = MappingProxyType(
+    {"means": 3, "log_scales": 3, "quats": 3, "logit_opacities": 1, "sh_dc": 3}
+)
+"""Numbers of a direction by the group that they correct, in their order; a turn has three."""
+
+DIRECTIONS = sum(CORRECTED.values())
+"""Numbers of a direction."""
 
 _BOUND = 4.0
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from splatopt.meta.features import AdamInputs, Inputs
 from splatopt.meta.frames import to_world, turn_to_quaternion
 from splatopt.meta.inner import GROUPS, InnerRates, InnerState, adam_step, by_row
-from splatopt.meta.network import LearnedNetwork
+from splatopt.meta.network import CORRECTED, LearnedNetwork
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def learned_step(
     prediction = network(inputs.rows, scene, state.latent, near, inputs.asked)
     share = inputs.share[:, None]
     gates = share * prediction.gates
-    mean, scales, turn, opacity, color = (share * prediction.correction).split([3, 3, 3, 1, 3], dim=1)
+    mean, scales, turn, opacity, color = (share * prediction.correction).split(list(CORRECTED.values()), dim=1)
     corrections = {
         "means": to_world(inputs.rotations, mean),
         "log_scales": scales,
