@@ -144,6 +144,13 @@ def shares_of(sparse: bool, inputs: int, scattered: bool) -> PracticeOptions:
     return replace(plain, few=(inputs, inputs), fewest_points=1.0) if inputs else plain
 
 
+def positive(text: str) -> int:
+    """Read a whole number of at least 1."""
+    if not text.isascii() or not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
 def main() -> int:
     """Print a table in Markdown."""
     parser = argparse.ArgumentParser(
@@ -156,7 +163,7 @@ def main() -> int:
     )
     parser.add_argument("--weights", nargs="*", default=["tiny"], help="shipped names, or paths of .safetensors files")
     parser.add_argument(
-        "--at", type=int, nargs="+", default=[10, 50, 100, 500, 1000], help="steps; the last is the horizon"
+        "--at", type=positive, nargs="+", default=[10, 50, 100, 500, 1000], help="steps; the last is the horizon"
     )
     parser.add_argument("--without-adam", action="store_true", help="the weights alone, whose ablations are compared")
     parser.add_argument("--finals", type=float, nargs="+", default=[1.0, 0.1, 0.03], help="what Adam's rates decay to")
@@ -169,10 +176,10 @@ def main() -> int:
         metavar="PART",
         help="outputs of the network to leave out, one at a time: gates, corrections, or one group's, as gates:means",
     )
-    parser.add_argument("--scenes", type=int, default=4, help="of those in each folder")
+    parser.add_argument("--scenes", type=positive, default=4, help="of those in each folder")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of views and starts")
     parser.add_argument("--sparse", action="store_true", help="3 to 8 input views instead of three quarters of all")
-    parser.add_argument("--inputs", type=int, default=0, help="exactly so many input views")
+    parser.add_argument("--inputs", type=positive, default=0, help="exactly so many input views")
     parser.add_argument("--scattered", action="store_true", help="starts from as many points scattered at random")
     parser.add_argument("--threads", type=int, default=0, help="0 for all cores; scores do not depend on it")
     arguments = parser.parse_args()
