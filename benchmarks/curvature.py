@@ -67,9 +67,9 @@ def _oracle_costs(objective: PhotometricObjective) -> dict[str, float]:
         ResidualProbes(1).estimate(objective, [0], generator)
         ratios.setdefault("residual_probe", []).append(spent("blend_backward", "project_backward") / backward)
         Exact().estimate(objective, [0], None)
-        ratios.setdefault("exact_diagonal", []).append(spent("curvature") / (loss + backward))
+        ratios.setdefault("exact_diagonal", []).append(spent("pixel_curvature", "curvature") / (loss + backward))
         objective.gauss_newton_blocks([0])
-        ratios.setdefault("blocks", []).append(spent("curvature") / (loss + backward))
+        ratios.setdefault("blocks", []).append(spent("pixel_curvature", "curvature") / (loss + backward))
     return {name: statistics.median(values) for name, values in ratios.items()}
 
 

@@ -25,8 +25,8 @@ from splatopt.core.optimizer import Progress
 from splatopt.curvature.estimators import Exact, ParameterProbes, ResidualProbes, rademacher
 from splatopt.data import CaptureOptions, load_capture
 from splatopt.optim.first_order import Adam, AdamOptions
+from splatopt.raster.losses import L1Ssim
 from splatopt.raster.render import make_renderer
-from splatopt.raster.residuals import L1Ssim
 from splatopt.raster.types import RenderOptions
 from splatopt.scene.photometric import PhotometricObjective
 from splatopt.scene.starts import start_from_points
@@ -86,7 +86,7 @@ def trained_fox(data: Path, steps: int, max_side: int | None, points: int | None
         capture.images,
         make_renderer("native"),
         RenderOptions(capture.background),
-        residual_options=L1Ssim(0.0),
+        loss=L1Ssim(0.0),
         length_scale=capture.extent,
     )
     adam = Adam(objective, AdamOptions())

@@ -24,6 +24,7 @@ from splatopt.meta.learned import LearnedOptions
 from splatopt.meta.neighbours import NEIGHBOUR_REFRESH
 from splatopt.meta.network import SIZES, LearnedNetwork
 from splatopt.meta.weights import save_weights
+from splatopt.raster.problem import ViewProblem
 from splatopt.raster.types import RenderOptions
 from splatopt.scene.photometric import PhotometricObjective
 
@@ -198,6 +199,7 @@ class Gsplat:
 
     def __init__(self, load: Load) -> None:
         self.load, self.options = load, RenderOptions(sh_degree=load.sh_degree)
+        self.problem = ViewProblem(load.cameras[0], load.targets[0], self.options)
         self.rasterization = importlib.import_module("gsplat").rasterization
         self.arguments = importlib.import_module("splatopt.raster.gsplat_peer").rasterization_arguments
         self.leaves = {name: value.clone().requires_grad_() for name, value in load.cloud.tensors.items()}
@@ -224,7 +226,7 @@ class Gsplat:
 
         image = self.image()
         gradient = torch.empty(image.shape, device=image.device)
-        gpu_loss.view_loss(image.detach().contiguous(), self.load.targets[0], 0.2, gradient)
+        gpu_loss.view_loss(image.detach().contiguous(), self.problem, gradient)
         image.backward(gradient)
         self.adam.step()
         self.adam.zero_grad()

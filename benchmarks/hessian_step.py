@@ -19,6 +19,7 @@ from benchmarks.estimators import trained_fox
 from splatopt.core.objective import Tensors
 from splatopt.curvature.estimators import rademacher
 from splatopt.curvature.hessian import CentralDifference
+from splatopt.raster.losses import L1Ssim
 from splatopt.raster.render import make_renderer
 from splatopt.scene.photometric import PhotometricObjective
 
@@ -34,14 +35,14 @@ def joined(tensors: Tensors) -> Tensor:
 
 def compare(native: PhotometricObjective, ssim_weight: float, views: list[int]) -> dict[float, tuple[float, float]]:
     """Return for each step the mean relative error of the product, and its mean cosine with the exact one."""
-    native.ssim_weight = ssim_weight
+    native.loss = L1Ssim(ssim_weight)
     dense = PhotometricObjective(
         native.cloud.to(torch.float64),
         native.cameras,
         native.images,
         make_renderer("reference"),
         native.options,
-        ssim_weight=ssim_weight,
+        loss=native.loss,
     )
     generator = torch.Generator().manual_seed(0)
     found = dict.fromkeys(STEPS, (0.0, 0.0))

@@ -16,7 +16,8 @@ from benchmarks.loads import Load, fox, garden, made_up
 from benchmarks.measurement import Measurement
 from benchmarks.timing import StepTimes, ceiling, median_seconds, time_steps
 from splatopt.core.native import adam_step, default_threads
-from splatopt.raster.cpu import NativeRenderer
+from splatopt.raster.cpu import NativeRenderer, native_loss, native_photograph
+from splatopt.raster.problem import ViewProblem
 from splatopt.raster.types import RenderOptions
 
 ENOUGH_PIXELS = 640.0  # at which 75,000 Gaussians reach 52 million pixels
@@ -99,8 +100,6 @@ def scaling(_: Path) -> Iterator[Measurement]:
 
 def peers(_: Path) -> Iterator[Measurement]:
     """Adam against torch's fused and for-each ones, the loss against torch's convolutions."""
-    from splatopt.raster.reference_loss import photometric_loss_reference
-
     count = 75_000 * 59
     parameter, gradient, exp_avg, exp_avg_sq = torch.full((4, count), 0.01)
     ours = median_seconds(
@@ -117,12 +116,13 @@ def peers(_: Path) -> Iterator[Measurement]:
     load = made_up(1000, 480, 270, 50.0, sh_degree=0)
     renderer = NativeRenderer()
     renderer.render(load.cloud, load.cameras[0], RenderOptions())
-    ours = median_seconds(lambda: renderer.rasterizer.loss(load.targets[0], 0.2))
-    image = torch.rand(270, 480, 3, requires_grad=True)
-    target = load.targets[0].float() / 255
+    problem = ViewProblem(load.cameras[0], load.targets[0])
+    photograph, rule = native_photograph(problem), native_loss(problem)
+    ours = median_seconds(lambda: renderer.rasterizer.loss(photograph, rule))
+    image = torch.rand(270, 480, 3)
 
     def with_torch() -> None:
-        photometric_loss_reference(image, target, 0.2).backward()
+        problem.loss_gradient(image)
 
     yield Measurement("loss.of_torch", ours / _with_all_threads(with_torch), "times torch", "lower", 1.0, gated=True)
 

@@ -30,20 +30,19 @@ using Bools1 = Array<const bool, nb::ndim<1>>;
 using Integers2 = Array<const int64_t, nb::ndim<2>>;
 using OutIntegers2 = Array<int64_t, nb::ndim<2>>;
 
-// Six tensors of one cloud, which the caller keeps alive.
+// Six tensors in the shapes of a cloud's, which the caller keeps alive: the one place where they are bound.
 struct HeldTensors {
     CloudTensors tensors;
     int64_t count;
-    int rest;
+    int rest;  // coefficients per channel in sh_rest
 };
 
 inline void require(bool condition, const char* what) {
     if (!condition) throw std::invalid_argument(what);
 }
 
-// Checks the shapes of a cloud's six tensors; the caller keeps them alive.
-Cloud make_cloud(const Floats2& means, const Floats2& log_scales, const Floats2& quats, const Floats1& logit_opacities,
-                 const Floats2& sh_dc, const Floats3& sh_rest, int degree);
+// The six tensors of a cloud, and the renderer.
+void bind_raster(nb::module_& m);
 
 // The fused optimizer steps, as methods of Workers, and the classes that they take.
 void bind_steps(nb::module_& m, nb::class_<Workers>& workers);

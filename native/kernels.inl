@@ -14,6 +14,7 @@ namespace SPLATOPT_ISA {
 #include "spherical_harmonics.inl"
 #include "projection.inl"
 #include "blend.inl"
+#include "penalties.inl"
 #include "loss.inl"
 #include "residuals.inl"
 #include "tangent.inl"
@@ -30,7 +31,7 @@ namespace SPLATOPT_ISA {
 
 constexpr Kernels kKernels = {
     SPLATOPT_ISA_NAME, project,      project_backward, block_spans,      blend,       blend_backward,
-    photometric_loss,  loss_scratch_floats, residuals, residual_jvp,     residual_vjp, residual_weights,
+    photometric_loss,  loss_scratch_floats, residuals, residual_jvp,     residual_vjp, pixel_curvature,
     project_jvp,       blend_jvp,    blend_moments,    project_diagonal, project_blocks, adam,
     clipped_step,      block_step,  fold_blocks,     block_form,       learned_grown, learned_observe, learned_enter,
     learned_ask,       learned_block, leaf_distances,   blend_ceiling};

@@ -1,4 +1,5 @@
-// L1 and SSIM of one colour plane against a photograph, and their gradient, in one sweep down a band of rows.
+// A pixel penalty and SSIM of one colour plane against a photograph, and their gradient, in one sweep down a band of
+// rows.
 //
 // SSIM's windows are separable. A row is filtered across once and kept in a ring of the last eleven; filtering
 // down the ring gives the window sums of the row five above, and from them ∂SSIM/∂(E[x], E[x²]+E[y²], E[xy]).
@@ -77,23 +78,27 @@ inline double sum_lanes(Vec a) {
     return sum;
 }
 
-// Rows of x, y, x² + y² and xy, and the sums of |x - y| and (x - y)².
-inline void source_rows(const View& view, const float* pixels, float* rows, double* absolute, double* squared) {
+// Rows of x, y, x² + y² and xy, and the sums of wρ(x - y) and w(x - y)²; pixels that do not count are 0 in both images.
+template <class Weights, class Penalty>
+inline void source_rows(const View& view, const Weights& weights, const Penalty& penalty, const float* pixels,
+                        float* rows, double* penalties, double* squared) {
     const int64_t width = padded_width(view);
     float* a_row = rows + kMargin;
-    const float* b_row = a_row + width;
-    Vec total_absolute(0.0f), total_squared(0.0f);
+    float* b_row = a_row + width;
+    Vec total_penalty(0.0f), total_squared(0.0f);
     for (int x = 0; x < view.width; x += kLanes) {
         const Mask inside = first_lanes(view.width - x);
-        const Vec a = keep(inside, Vec::load(pixels + x)), b = keep(inside, Vec::load(b_row + x));
+        const Vec a = weights.counted(x, keep(inside, Vec::load(pixels + x)));
+        const Vec b = weights.counted(x, keep(inside, Vec::load(b_row + x)));
         a.store(a_row + x);
+        if constexpr (std::is_same_v<Weights, ByWeights>) b.store(b_row + x);
         fmadd(a, a, b * b).store(a_row + 2 * width + x);
         (a * b).store(a_row + 3 * width + x);
         const Vec d = a - b;
-        total_absolute += max(d, -d);
-        total_squared = fmadd(d, d, total_squared);
+        total_penalty += weights.weighted(x, keep(inside, penalty.value(d)));
+        total_squared = fmadd(weights.weighted(x, d), d, total_squared);
     }
-    *absolute = sum_lanes(total_absolute);
+    *penalties = sum_lanes(total_penalty);
     *squared = sum_lanes(total_squared);
 }
 
@@ -115,18 +120,18 @@ inline Window window_at(const Constants& k, const Vec* taps, const float* ring) 
             two * a1 * inverse};
 }
 
-// One row of SSIM summed, and its three derivatives as rows ready to be filtered. factor(x, ssim) multiplies
+// One row of wSSIM summed, and its three derivatives as rows ready to be filtered. factor(x, ssim) multiplies
 // the derivatives of sixteen windows.
-template <class Factor>
-inline double derivative_rows(const Constants& k, const View& view, int row, const float* ring, float* rows,
-                              const Factor& factor) {
+template <class Weights, class Factor>
+inline double derivative_rows(const Constants& k, const View& view, const Weights& weights, int row, const float* ring,
+                              float* rows, const Factor& factor) {
     const int64_t width = padded_width(view);
     Vec taps[kWindow], total(0.0f);
     ring_taps(k, row, taps);
     for (int x = 0; x < view.width; x += kLanes, ring += kWindow * 4 * kLanes) {
         const Window at = window_at(k, taps, ring);
         const Mask inside = first_lanes(view.width - x);
-        total += keep(inside, at.ssim);
+        total += keep(inside, weights.weighted(x, at.ssim));
         const Vec f = factor(x, at.ssim);
         float* out = rows + kMargin + x;
         keep(inside, f * at.by_mean).store(out);
@@ -136,10 +141,11 @@ inline double derivative_rows(const Constants& k, const View& view, int row, con
     return sum_lanes(total);
 }
 
-// One row of ∂(what the windows' derivatives were multiplied with · SSIM)/∂x, and `extra(x, a, b)` added to it.
-template <class Extra>
-inline void gradient_row(const Constants& k, const View& view, int row, const float* ring, const float* pixels,
-                         const float* target, float* out, const Extra& extra) {
+// One row of ∂(what the windows' derivatives were multiplied with · SSIM)/∂x, and `extra(x, a, b)` added to it; 0 where
+// a pixel does not count.
+template <class Weights, class Extra>
+inline void gradient_row(const Constants& k, const View& view, const Weights& weights, int row, const float* ring,
+                         const float* pixels, const float* target, float* out, const Extra& extra) {
     Vec taps[kWindow];
     ring_taps(k, row, taps);
     for (int x = 0; x < view.width; x += kLanes, ring += kWindow * 3 * kLanes) {
@@ -147,20 +153,16 @@ inline void gradient_row(const Constants& k, const View& view, int row, const fl
         const Vec ssim = fmadd(Vec(2.0f) * a, ring_sum<3>(taps, ring, 1),
                                fmadd(b, ring_sum<3>(taps, ring, 2), ring_sum<3>(taps, ring, 0)));
         const Mask inside = first_lanes(view.width - x);
-        keep(inside, ssim + extra(x, a, b)).store(out + x);
+        weights.counted(x, keep(inside, ssim + extra(x, a, b))).store(out + x);
     }
 }
 
-inline Vec sign_of(Vec a) {
-    const Vec zero(0.0f);
-    return select(a > zero, Vec(1.0f), select(a < zero, Vec(-1.0f), zero));
-}
-
-// Fills the first ring row by row. on_source(row, sum |x - y|, sum (x - y)²) hears of each row of the image that
+// Fills the first ring row by row. on_source(row, sum wρ(x - y), sum w(x - y)²) hears of each row of the image that
 // enters, on_window(row, ring) of each row in [begin - halo, end + halo) whose windows are complete.
-template <class OnSource, class OnWindow>
-inline void sweep(const Constants& k, const View& view, const float* image, const uint8_t* target, int channel,
-                  int begin, int end, int halo, float* scratch, const OnSource& on_source, const OnWindow& on_window) {
+template <class Weights, class Penalty, class OnSource, class OnWindow>
+inline void sweep(const Constants& k, const View& view, const Penalty& penalty, const float* image,
+                  const Photograph& photograph, int channel, int begin, int end, int halo, float* scratch,
+                  const OnSource& on_source, const OnWindow& on_window) {
     const int64_t width = padded_width(view);
     float* ring = scratch + 8 * width;
     std::memset(scratch, 0, sizeof(float) * 8 * width);
@@ -168,11 +170,12 @@ inline void sweep(const Constants& k, const View& view, const float* image, cons
         if (r < 0 || r >= view.height) {
             clear_slot<4>(view, ring, ring_slot(r));
         } else {
-            double absolute, squared;
-            target_row(view, target, channel, r, scratch + width + kMargin);
-            source_rows(view, image + static_cast<int64_t>(r) * view.stride, scratch, &absolute, &squared);
+            double penalties, squared;
+            target_row(view, photograph.bytes, channel, r, scratch + width + kMargin);
+            source_rows(view, Weights(view, photograph, r), penalty, image + static_cast<int64_t>(r) * view.stride,
+                        scratch, &penalties, &squared);
             filter_across<4>(k, view, scratch, ring, ring_slot(r));
-            on_source(r, absolute, squared);
+            on_source(r, penalties, squared);
         }
         if (r - kHalfWindow >= begin - halo) on_window(r - kHalfWindow, ring);
     }
@@ -189,31 +192,47 @@ inline SecondSweep second_sweep(const View& view, float* scratch) {
             scratch + 8 * width + static_cast<int64_t>(view.stride) * kWindow * 4};
 }
 
-// Rows [begin, end) of one channel: sums of SSIM, |x - y|, (x - y)², and ssim_scale·∂ΣSSIM + l1_scale·∂Σ|x - y|.
-void photometric_loss(const Constants& k, const View& view, const float* image, const uint8_t* target, int channel,
-                      int begin, int end, float* scratch, float ssim_scale, float l1_scale, float* gradient,
-                      double* sums) {
+template <class Weights, class Penalty>
+inline void photometric_loss_of(const Constants& k, const View& view, const LossRule& rule, const Penalty& penalty,
+                                const float* image, const Photograph& photograph, int channel, int begin, int end,
+                                float* scratch, float* gradient, double* sums) {
     const SecondSweep second = second_sweep(view, scratch);
+    const Vec ssim_scale(static_cast<float>(-rule.ssim_weight / rule.divisor()));
+    const Vec pixel_scale(static_cast<float>((1.0 - rule.ssim_weight) / rule.divisor()));
     sums[0] = sums[1] = sums[2] = 0.0;
-    const auto on_source = [&](int row, double absolute, double squared) {
+    const auto on_source = [&](int row, double penalties, double squared) {
         if (row < begin || row >= end) return;
-        sums[1] += absolute;
+        sums[1] += penalties;
         sums[2] += squared;
     };
-    sweep(k, view, image, target, channel, begin, end, kHalfWindow, scratch, on_source, [&](int row, const float* ring) {
+    const auto on_window = [&](int row, const float* ring) {
         if (row < 0 || row >= view.height) {
             clear_slot<3>(view, second.ring, ring_slot(row));
         } else {
-            const auto factor = [&](int, Vec) { return Vec(ssim_scale); };
-            const double ssim = derivative_rows(k, view, row, ring, second.derivatives, factor);
+            const Weights weights(view, photograph, row);
+            const auto factor = [&](int x, Vec) { return weights.weighted(x, ssim_scale); };
+            const double ssim = derivative_rows(k, view, weights, row, ring, second.derivatives, factor);
             if (row >= begin && row < end) sums[0] += ssim;
             filter_across<3>(k, view, second.derivatives, second.ring, ring_slot(row));
         }
         const int out = row - kHalfWindow;
         if (out < begin) return;
         const int64_t at = static_cast<int64_t>(out) * view.stride;
-        target_row(view, target, channel, out, second.target);
-        gradient_row(k, view, out, second.ring, image + at, second.target, gradient + at,
-                     [&](int, Vec a, Vec b) { return Vec(l1_scale) * sign_of(a - b); });
+        const Weights weights(view, photograph, out);
+        target_row(view, photograph.bytes, channel, out, second.target);
+        gradient_row(k, view, weights, out, second.ring, image + at, second.target, gradient + at,
+                     [&](int x, Vec a, Vec b) { return weights.weighted(x, pixel_scale * penalty.slope(a - b)); });
+    };
+    sweep<Weights>(k, view, penalty, image, photograph, channel, begin, end, kHalfWindow, scratch, on_source,
+                   on_window);
+}
+
+// Rows [begin, end) of one channel: sums of wSSIM, wρ(x - y) and w(x - y)², and the loss's gradient.
+void photometric_loss(const Constants& k, const View& view, const LossRule& rule, const float* image,
+                      const Photograph& photograph, int channel, int begin, int end, float* scratch, float* gradient,
+                      double* sums) {
+    with_penalty_and_weights(rule, photograph, [&](const auto& penalty, auto* weights) {
+        photometric_loss_of<WeightsOf<decltype(weights)>>(k, view, rule, penalty, image, photograph, channel, begin, end,
+                                                          scratch, gradient, sums);
     });
 }

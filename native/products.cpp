@@ -15,15 +15,13 @@ void clear_range(float* p, int64_t begin, int64_t end, int64_t width) {
 
 }  // namespace
 
-void Rasterizer::residuals(const uint8_t* target, const ResidualRule& rule, float* out) {
+void Rasterizer::residuals(const Photograph& photograph, const LossRule& rule, float* out) {
     sweep_bands([&](int channel, int begin, int end, float* scratch, int64_t) {
-        kernels_.residuals(constants_, view_, rule, plane(channel), target, channel, begin, end, scratch, out);
+        kernels_.residuals(constants_, view_, rule, plane(channel), photograph, channel, begin, end, scratch, out);
     });
 }
 
-void Rasterizer::jvp(const Cloud& cloud, const Cloud& tangent, const uint8_t* target, const ResidualRule& rule,
-                     float* out) {
-    const Stopwatch watch(timings_.jvp);
+void Rasterizer::draw_tangent(const Cloud& cloud, const Cloud& tangent) {
     require_drawn(cloud);
     ensure(splat_tangent_, count_ * kSplatGradient);
     pool_.run(tasks_of(count_, kProjectionTask), [&](int64_t task, int) {
@@ -39,25 +37,41 @@ void Rasterizer::jvp(const Cloud& cloud, const Cloud& tangent, const uint8_t* ta
                            tile_begin_[tile + 1] - tile_begin_[tile], static_cast<int>(tile), *scratch_[thread],
                            tiles_[tile], splat_tangent_.data(), planes);
     });
+}
+
+void Rasterizer::image_jvp(const Cloud& cloud, const Cloud& tangent, float* out) {
+    draw_tangent(cloud, tangent);
+    copy_planes(tangent_planes_.data(), out);
+}
+
+void Rasterizer::jvp(const Cloud& cloud, const Cloud& tangent, const Photograph& photograph, const LossRule& rule,
+                     float* out) {
+    const Stopwatch watch(timings_.jvp);
+    draw_tangent(cloud, tangent);
     sweep_bands([&](int channel, int begin, int end, float* scratch, int64_t) {
-        kernels_.residual_jvp(constants_, view_, rule, plane(channel), planes[channel], target, channel,
-                              begin, end, scratch, out);
+        const float* along = tangent_planes_.data() + plane_size() * channel;
+        kernels_.residual_jvp(constants_, view_, rule, plane(channel), along, photograph, channel, begin, end, scratch,
+                              out);
     });
 }
 
-void Rasterizer::set_cotangent(const uint8_t* target, const ResidualRule& rule, const float* cotangent) {
+void Rasterizer::set_cotangent(const Photograph& photograph, const LossRule& rule, const float* cotangent) {
     sweep_bands([&](int channel, int begin, int end, float* scratch, int64_t) {
-        kernels_.residual_vjp(constants_, view_, rule, plane(channel), target, channel, begin, end, scratch,
+        kernels_.residual_vjp(constants_, view_, rule, plane(channel), photograph, channel, begin, end, scratch,
                               cotangent, plane(kGradient + channel));
     });
 }
 
-void Rasterizer::moments(const uint8_t* target, const ResidualRule& rule, bool cross) {
-    const size_t floats = cross ? 36 : 18;
+void Rasterizer::set_pixel_curvature(const Photograph& photograph, const LossRule& rule) {
+    const Stopwatch watch(timings_.pixel_curvature);
     sweep_bands([&](int channel, int begin, int end, float* scratch, int64_t) {
-        kernels_.residual_weights(constants_, view_, rule, plane(channel), target, channel, begin, end, scratch,
-                                  plane(kGradient + channel));
+        kernels_.pixel_curvature(constants_, view_, rule, plane(channel), photograph, channel, begin, end, scratch,
+                                 plane(kGradient + channel));
     });
+}
+
+void Rasterizer::moments(bool cross) {
+    const size_t floats = cross ? 36 : 18;
     clear_padding();
     ensure(pair_gradient_, entries_.size() * floats);
     ensure(splat_moments_, count_ * floats);
@@ -69,13 +83,12 @@ void Rasterizer::moments(const uint8_t* target, const ResidualRule& rule, bool c
     });
 }
 
-void Rasterizer::diagonal(const Cloud& cloud, const uint8_t* target, const ResidualRule& rule, float weight,
-                          bool overwrite, const CloudTensors& out) {
+void Rasterizer::diagonal(const Cloud& cloud, float weight, bool overwrite, const CloudTensors& out) {
     const Stopwatch watch(timings_.curvature);
     require_drawn(cloud);
     // Above degree 0 a mean moves its colour too, and then the cross sums count.
     const bool cross = cloud.degree > 0;
-    moments(target, rule, cross);
+    moments(cross);
     pool_.run(tasks_of(count_, kProjectionTask), [&](int64_t task, int) {
         const int64_t begin = task * kProjectionTask, end = std::min(count_, begin + kProjectionTask);
         reduce_pairs(begin, end, cross ? 36 : 18, pair_gradient_.data(), splat_moments_.data());
@@ -92,11 +105,10 @@ void Rasterizer::diagonal(const Cloud& cloud, const uint8_t* target, const Resid
     });
 }
 
-void Rasterizer::blocks(const Cloud& cloud, const uint8_t* target, const ResidualRule& rule, float weight,
-                        bool overwrite, float* blocks, float* rest) {
+void Rasterizer::blocks(const Cloud& cloud, float weight, bool overwrite, float* blocks, float* rest) {
     const Stopwatch watch(timings_.curvature);
     require_drawn(cloud);
-    moments(target, rule, true);
+    moments(true);
     pool_.run(tasks_of(count_, kProjectionTask), [&](int64_t task, int) {
         const int64_t begin = task * kProjectionTask, end = std::min(count_, begin + kProjectionTask);
         reduce_pairs(begin, end, 36, pair_gradient_.data(), splat_moments_.data());

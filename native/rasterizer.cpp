@@ -251,23 +251,22 @@ void Rasterizer::bin() {
     });
 }
 
-LossSums Rasterizer::loss(const uint8_t* target, float ssim_weight) {
+ViewLoss Rasterizer::loss(const Photograph& photograph, const LossRule& rule) {
     const Stopwatch watch(timings_.loss);
     const int64_t bands = tasks_of(view_.height, kLossRows);
     ensure(loss_sums_, bands * 9);
-    const double n = 3.0 * view_.height * view_.width;
     sweep_bands([&](int channel, int begin, int end, float* scratch, int64_t task) {
-        kernels_.photometric_loss(constants_, view_, plane(channel), target, channel, begin, end, scratch,
-                                  static_cast<float>(-ssim_weight / n), static_cast<float>((1.0 - ssim_weight) / n),
+        kernels_.photometric_loss(constants_, view_, rule, plane(channel), photograph, channel, begin, end, scratch,
                                   plane(kGradient + channel), loss_sums_.data() + 3 * task);
     });
-    LossSums sums{};
+    double ssim = 0.0, penalty = 0.0, squared = 0.0;
     for (int64_t task = 0; task < bands * 3; ++task) {
-        sums.ssim += loss_sums_[3 * task];
-        sums.absolute += loss_sums_[3 * task + 1];
-        sums.squared += loss_sums_[3 * task + 2];
+        ssim += loss_sums_[3 * task];
+        penalty += loss_sums_[3 * task + 1];
+        squared += loss_sums_[3 * task + 2];
     }
-    return sums;
+    const double n = rule.divisor();
+    return {(1.0 - rule.ssim_weight) * penalty / n + rule.ssim_weight * (rule.count / n - ssim / n), squared / n};
 }
 
 void Rasterizer::set_image_gradient(const float* gradient) {
@@ -331,14 +330,16 @@ void Rasterizer::backward(const Cloud& cloud, float weight, bool overwrite, cons
     });
 }
 
-void Rasterizer::copy_image(float* out) const {
+void Rasterizer::copy_planes(const float* planes, float* out) const {
     for (int c = 0; c < 3; ++c)
         for (int y = 0; y < view_.height; ++y) {
-            const float* in = plane(kRed + c) + static_cast<int64_t>(y) * view_.stride;
+            const float* in = planes + plane_size() * c + static_cast<int64_t>(y) * view_.stride;
             float* to = out + static_cast<int64_t>(y) * view_.width * 3 + c;
             for (int x = 0; x < view_.width; ++x) to[3 * x] = in[x];
         }
 }
+
+void Rasterizer::copy_image(float* out) const { copy_planes(plane(kRed), out); }
 
 void Rasterizer::copy_depth(float* alpha, float* depth) const {
     if (!has_depth_) throw std::logic_error("the last forward pass made no depth");

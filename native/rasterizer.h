@@ -25,8 +25,9 @@ struct Workers {
 
 struct TileScratch;
 
-struct LossSums {
-    double ssim, absolute, squared;  // sums over pixels and channels
+// Of one view: the loss, and the mean squared error over what counts.
+struct ViewLoss {
+    double loss, squared_error;
 };
 
 // Memory on whole cache lines: a vector that crosses two lines costs two loads.
@@ -54,7 +55,7 @@ using Buffer = std::vector<T, CacheAligned<T>>;
 
 // Seconds that the passes of the last view took.
 struct Timings {
-    double project, sort, bin, blend, loss, blend_backward, project_backward, jvp, curvature;
+    double project, sort, bin, blend, loss, blend_backward, project_backward, jvp, pixel_curvature, curvature;
 };
 
 class Rasterizer {
@@ -66,25 +67,26 @@ public:
 
     // Projects, bins and blends; with_depth also fills alpha and depth.
     void forward(const View& view, const Cloud& cloud, bool with_depth);
-    // Loss of the rendered image against (H, W, 3) bytes, and dL/dimage kept for backward:
-    // L = (1-λ)·Σ|a-b|/n + λ·(1 - ΣSSIM/n), n = 3HW.
-    LossSums loss(const uint8_t* target, float ssim_weight);
+    // Loss of the rendered image, and dL/dimage kept for backward.
+    ViewLoss loss(const Photograph& photograph, const LossRule& rule);
     // dL/dimage given as (H, W, 3) instead.
     void set_image_gradient(const float* gradient);
     // Adds weight · dL/dθ, for the cloud that forward saw; with overwrite, to nothing instead of what is there.
     void backward(const Cloud& cloud, float weight, bool overwrite, const CloudTensors& gradient, uint8_t* seen);
 
     // The residual view, for the view that forward drew; residuals are (kinds, H, W, 3).
-    void residuals(const uint8_t* target, const ResidualRule& rule, float* out);
-    void jvp(const Cloud& cloud, const Cloud& tangent, const uint8_t* target, const ResidualRule& rule, float* out);
+    void residuals(const Photograph& photograph, const LossRule& rule, float* out);
+    // ∂image/∂θ · tangent, (H, W, 3).
+    void image_jvp(const Cloud& cloud, const Cloud& tangent, float* out);
+    void jvp(const Cloud& cloud, const Cloud& tangent, const Photograph& photograph, const LossRule& rule, float* out);
     // dL/dimage = J_imageᵀ · cotangent, kept for backward.
-    void set_cotangent(const uint8_t* target, const ResidualRule& rule, const float* cotangent);
-    // Adds weight · diag(JᵀJ), by pixels' own residuals.
-    void diagonal(const Cloud& cloud, const uint8_t* target, const ResidualRule& rule, float weight, bool overwrite,
-                  const CloudTensors& out);
+    void set_cotangent(const Photograph& photograph, const LossRule& rule, const float* cotangent);
+    // W, kept in the place of dL/dimage for diagonal and blocks.
+    void set_pixel_curvature(const Photograph& photograph, const LossRule& rule);
+    // Adds weight · Σ W (∂image/∂θ)², with the W at hand.
+    void diagonal(const Cloud& cloud, float weight, bool overwrite, const CloudTensors& out);
     // Adds weight · each Gaussian's own block of JᵀJ, 105 floats, and the diagonal of sh_rest.
-    void blocks(const Cloud& cloud, const uint8_t* target, const ResidualRule& rule, float weight, bool overwrite,
-                float* blocks, float* rest);
+    void blocks(const Cloud& cloud, float weight, bool overwrite, float* blocks, float* rest);
 
     void copy_image(float* out) const;               // (H, W, 3)
     void copy_depth(float* alpha, float* depth) const;  // (H, W) each, after forward with depth
@@ -128,7 +130,10 @@ private:
     // Runs work(tile, thread) for every tile.
     template <class Work>
     void for_each_tile(const Work& work);
-    void moments(const uint8_t* target, const ResidualRule& rule, bool cross);
+    // Draws ∂image/∂θ · tangent into the tangent planes.
+    void draw_tangent(const Cloud& cloud, const Cloud& tangent);
+    void moments(bool cross);
+    void copy_planes(const float* planes, float* out) const;
     void require_drawn(const Cloud& cloud) const;
 
     Constants constants_;

@@ -40,15 +40,6 @@ void adam_step(Workers& self, const OutFloats1& parameter, const Floats1& gradie
     });
 }
 
-HeldTensors hold_tensors(const OutFloats2& means, const OutFloats2& log_scales, const OutFloats2& quats,
-                         const OutFloats1& logit_opacities, const OutFloats2& sh_dc, const OutFloats3& sh_rest) {
-    const Cloud shape = make_cloud(Floats2(means), Floats2(log_scales), Floats2(quats), Floats1(logit_opacities),
-                                   Floats2(sh_dc), Floats3(sh_rest), 0);
-    return {{means.data(), log_scales.data(), quats.data(), logit_opacities.data(), sh_dc.data(), sh_rest.data()},
-            shape.count,
-            shape.rest};
-}
-
 // Calls work(begin, end, scratch) for every task of rows, each once.
 template <class Work>
 void for_row_tasks(Workers& self, int64_t count, int rest, const Work& work) {
@@ -181,14 +172,6 @@ double block_form(Workers& self, const Floats2& blocks, const OutFloats3& rest_c
 }  // namespace
 
 void bind_steps(nb::module_& m, nb::class_<Workers>& workers) {
-    nb::class_<HeldTensors>(m, "CloudTensors", "Pointers to six tensors in a cloud's shapes, which the caller keeps alive.")
-        .def("__init__",
-             [](HeldTensors* self, const OutFloats2& means, const OutFloats2& log_scales, const OutFloats2& quats,
-                const OutFloats1& logit_opacities, const OutFloats2& sh_dc, const OutFloats3& sh_rest) {
-                 new (self) HeldTensors(hold_tensors(means, log_scales, quats, logit_opacities, sh_dc, sh_rest));
-             },
-             "means"_a, "log_scales"_a, "quats"_a, "logit_opacities"_a, "sh_dc"_a, "sh_rest"_a);
-
     nb::class_<TrustBounds>(m, "TrustBounds", "The trust region of one step.")
         .def("__init__",
              [](TrustBounds* self, float epsilon, float opacity_floor, float most_relative_distance, float most_mean,

@@ -42,10 +42,27 @@ struct Cloud {
     int degree;  // highest degree evaluated
 };
 
-// How images become residuals: see residuals.inl. The slopes are √((1-λ)/2n) and √(λ/2n), scale is 1/√n.
-struct ResidualRule {
-    bool squared;
-    float scale, absolute_slope, dissimilarity_slope, floor_absolute, floor_dissimilarity;
+// Which penalty ρ of a pixel's difference a loss has: see penalties.inl.
+enum class Penalty { absolute, squared };
+inline constexpr const char* kPenaltyNames[] = {"absolute", "squared"};
+
+// A loss (1-λ)·Σwρ(x-y)/n + λ·(1 - ΣwSSIM/n), n = 3Σw, and its residuals: see loss.inl and residuals.inl.
+struct LossRule {
+    Penalty penalty;
+    float penalty_parameter;  // the penalty's own number
+    float ssim_weight;        // λ
+    double count;             // n, 0 where nothing counts
+    double divisor() const { return count > 0 ? count : 1.0; }
+    float pixel_scale;        // √((1-λ)/n)
+    float pixel_half_scale;   // √((1-λ)/2n)
+    float ssim_half_scale;    // √(λ/2n)
+    float floor_dissimilarity;
+};
+
+// What a rendered image is compared with.
+struct Photograph {
+    const uint8_t* bytes;  // (H, W, 3)
+    const float* weights;  // (H, W), null where all pixels count alike
 };
 
 // Six tensors in the shapes of a cloud's: gradients, curvature, states, or the parameters where they are written.
@@ -141,22 +158,20 @@ struct Kernels {
     void (*blend_backward)(const Constants&, const View&, const Splat*, const Entry*, int64_t count, int tile,
                            TileScratch&, const TileState&, const float* const* image_gradient,
                            float* pair_gradient);
-    // Rows [begin, end) of one channel: sums of SSIM, |x - y| and (x - y)², and the gradient
-    // ssim_scale·∂ΣSSIM/∂x + l1_scale·∂Σ|x - y|/∂x. Scratch holds loss_scratch_floats.
-    void (*photometric_loss)(const Constants&, const View&, const float* image, const uint8_t* target, int channel,
-                             int begin, int end, float* scratch, float ssim_scale, float l1_scale, float* gradient,
-                             double* sums);
+    // Rows [begin, end) of one channel: weighted sums of SSIM, ρ(x - y) and (x - y)², and the loss's gradient.
+    // Scratch holds loss_scratch_floats.
+    void (*photometric_loss)(const Constants&, const View&, const LossRule&, const float* image, const Photograph&,
+                             int channel, int begin, int end, float* scratch, float* gradient, double* sums);
     int64_t (*loss_scratch_floats)(const View&);
     // The residual view of the loss: rows [begin, end) of one channel, residuals (kinds, H, W, 3) in memory.
-    void (*residuals)(const Constants&, const View&, const ResidualRule&, const float* image, const uint8_t* target,
+    void (*residuals)(const Constants&, const View&, const LossRule&, const float* image, const Photograph&,
                       int channel, int begin, int end, float* scratch, float* out);
-    void (*residual_jvp)(const Constants&, const View&, const ResidualRule&, const float* image, const float* tangent,
-                         const uint8_t* target, int channel, int begin, int end, float* scratch, float* out);
-    void (*residual_vjp)(const Constants&, const View&, const ResidualRule&, const float* image,
-                         const uint8_t* target, int channel, int begin, int end, float* scratch,
-                         const float* cotangent, float* gradient);
-    void (*residual_weights)(const Constants&, const View&, const ResidualRule&, const float* image,
-                             const uint8_t* target, int channel, int begin, int end, float* scratch, float* out);
+    void (*residual_jvp)(const Constants&, const View&, const LossRule&, const float* image, const float* tangent,
+                         const Photograph&, int channel, int begin, int end, float* scratch, float* out);
+    void (*residual_vjp)(const Constants&, const View&, const LossRule&, const float* image, const Photograph&,
+                         int channel, int begin, int end, float* scratch, const float* cotangent, float* gradient);
+    void (*pixel_curvature)(const Constants&, const View&, const LossRule&, const float* image, const Photograph&,
+                            int channel, int begin, int end, float* scratch, float* out);
     void (*project_jvp)(const Constants&, const View&, const Cloud&, const Cloud& tangent, int64_t begin, int64_t end,
                         const Splat*, const uint8_t* visible, float* splat_tangent);
     void (*blend_jvp)(const Constants&, const View&, const Splat*, const Entry*, int64_t count, int tile,

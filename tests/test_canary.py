@@ -6,7 +6,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from splatopt.raster.reference_loss import ssim_map_reference
+from splatopt.raster.ssim import ssim_map_reference
 
 
 def test_a_wrong_shape_raises():

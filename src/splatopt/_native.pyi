@@ -9,26 +9,6 @@ import numpy
 from numpy.typing import NDArray
 
 
-class Constants:
-    """The rendering rule's numbers."""
-
-    def __init__(self, *, near_plane: float, low_pass: float, max_alpha: float, min_alpha: float, min_transmittance: float, frustum_margin: float, ssim_c1: float, ssim_c2: float, window: Sequence[float]) -> None: ...
-
-class View:
-    """A camera, the image's size and how it is drawn."""
-
-    def __init__(self, *, rotation: Sequence[float], center: Sequence[float], intrinsics: Sequence[float], width: int, height: int, background: Sequence[float], antialiased: bool) -> None: ...
-
-class Cloud:
-    """Pointers to the Gaussians' six tensors, which the caller keeps alive."""
-
-    def __init__(self, means: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], log_scales: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], quats: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], logit_opacities: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], sh_dc: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], sh_rest: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], degree: int) -> None: ...
-
-class ResidualRule:
-    """How images become residuals."""
-
-    def __init__(self, *, squared: bool, scale: float, absolute_slope: float, dissimilarity_slope: float, floor_absolute: float, floor_dissimilarity: float) -> None: ...
-
 class Workers:
     """Threads and the kernels that fit this processor."""
 
@@ -84,6 +64,16 @@ class Workers:
         Fill rows (N, k) with those of the k nearest other points of each of (N, 3), nearest first, k < N.
         """
 
+class Constants:
+    """The rendering rule's numbers."""
+
+    def __init__(self, *, near_plane: float, low_pass: float, max_alpha: float, min_alpha: float, min_transmittance: float, frustum_margin: float, ssim_c1: float, ssim_c2: float, window: Sequence[float]) -> None: ...
+
+class View:
+    """A camera, the image's size and how it is drawn."""
+
+    def __init__(self, *, rotation: Sequence[float], center: Sequence[float], intrinsics: Sequence[float], width: int, height: int, background: Sequence[float], antialiased: bool) -> None: ...
+
 class CloudTensors:
     """
     Pointers to six tensors in a cloud's shapes, which the caller keeps alive.
@@ -91,20 +81,24 @@ class CloudTensors:
 
     def __init__(self, means: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], log_scales: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], quats: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], logit_opacities: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], sh_dc: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], sh_rest: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu')]) -> None: ...
 
-class TrustBounds:
-    """The trust region of one step."""
+class Cloud:
+    """
+    Gaussians, or a tangent of them, and the degree of colour that is evaluated.
+    """
 
-    def __init__(self, *, epsilon: float, opacity_floor: float, most_relative_distance: float, most_mean: float, most_log_scale: float, most_quat: float, most_logit: float, most_color: float, color_floor: float, higher_bands: float, place: float, shape: float, look: float, conditional_variance: bool) -> None: ...
+    def __init__(self, tensors: CloudTensors, degree: int) -> None: ...
 
-class LearnedPasses:
-    """A learned step's network, packed, and the buffers of its passes."""
+class LossRule:
+    """A loss of a view and its residuals."""
 
-    def __init__(self, packed: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], *, width: int, blocks: int, latent: int, attention: int, scene: int, attends: bool, scales: bool) -> None: ...
+    def __init__(self, *, penalty: str, penalty_parameter: float = 0.0, ssim_weight: float, count: float, pixel_scale: float, pixel_half_scale: float, ssim_half_scale: float, floor_dissimilarity: float) -> None: ...
 
-class LearnedMemory:
-    """Pointers to what a learned run keeps, which the caller keeps alive."""
+class Photograph:
+    """
+    Pointers to (H, W, 3) bytes and their (H, W) weights, kept alive by the caller.
+    """
 
-    def __init__(self, exp_avg: CloudTensors, exp_avg_sq: CloudTensors, slow: CloudTensors, latent: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], age: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')]) -> None: ...
+    def __init__(self, bytes: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, 3), order='C', device='cpu', writable=False)], weights: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)] | None) -> None: ...
 
 class Rasterizer:
     """One view's passes in order, with the buffers they share."""
@@ -114,32 +108,40 @@ class Rasterizer:
     def forward(self, view: View, cloud: Cloud, with_depth: bool = False) -> None:
         """Project, bin and blend."""
 
-    def loss(self, target: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, 3), order='C', device='cpu', writable=False)], ssim_weight: float) -> tuple[float, float, float]:
+    def loss(self, photograph: Photograph, rule: LossRule) -> tuple[float, float]:
         """
-        Loss, mean squared error and mean SSIM against (H, W, 3) bytes; keeps dL/dimage for backward.
+        Loss and mean squared error of the last view; keeps dL/dimage for backward.
         """
 
     def set_image_gradient(self, gradient: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu', writable=False)]) -> None:
-        """Take dL/dimage (H, W, 3) from outside."""
+        """Take dL/dimage (H, W, 3), or the pixels' curvature, from outside."""
 
-    def backward(self, cloud: Cloud, weight: float, means: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], log_scales: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], quats: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], logit_opacities: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], sh_dc: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], sh_rest: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu')], seen: Annotated[NDArray[numpy.bool_], dict(shape=(None,), order='C', device='cpu')], overwrite: bool = False) -> None:
+    def backward(self, cloud: Cloud, weight: float, into: CloudTensors, seen: Annotated[NDArray[numpy.bool_], dict(shape=(None,), order='C', device='cpu')], overwrite: bool = False) -> None:
         """Add weight · dL/dθ to the six gradients and mark what was drawn."""
 
-    def residuals(self, target: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, 3), order='C', device='cpu', writable=False)], rule: ResidualRule, out: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None, None), order='C', device='cpu')]) -> None:
+    def residuals(self, photograph: Photograph, rule: LossRule, out: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None, None), order='C', device='cpu')]) -> None:
         """Residuals of the last view."""
 
-    def jvp(self, cloud: Cloud, tangent: Cloud, target: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, 3), order='C', device='cpu', writable=False)], rule: ResidualRule, out: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None, None), order='C', device='cpu')]) -> None:
+    def image_jvp(self, cloud: Cloud, tangent: Cloud, out: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu')]) -> None:
+        """∂image/∂θ · tangent for the last view."""
+
+    def jvp(self, cloud: Cloud, tangent: Cloud, photograph: Photograph, rule: LossRule, out: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None, None), order='C', device='cpu')]) -> None:
         """J · tangent for the last view."""
 
-    def set_cotangent(self, target: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, 3), order='C', device='cpu', writable=False)], rule: ResidualRule, cotangent: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None, None), order='C', device='cpu', writable=False)]) -> None:
+    def set_cotangent(self, photograph: Photograph, rule: LossRule, cotangent: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None, None), order='C', device='cpu', writable=False)]) -> None:
         """Keep J_imageᵀ · cotangent for backward."""
 
-    def diagonal(self, cloud: Cloud, target: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, 3), order='C', device='cpu', writable=False)], rule: ResidualRule, weight: float, means: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], log_scales: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], quats: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], logit_opacities: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], sh_dc: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], sh_rest: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu')], overwrite: bool = False) -> None:
+    def set_pixel_curvature(self, photograph: Photograph, rule: LossRule) -> None:
+        """
+        Keep the curvature of the residuals in each pixel for diagonal and blocks.
+        """
+
+    def diagonal(self, cloud: Cloud, weight: float, into: CloudTensors, overwrite: bool = False) -> None:
         """Add weight · diag(JᵀJ) of the last view."""
 
-    def blocks(self, cloud: Cloud, target: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, 3), order='C', device='cpu', writable=False)], rule: ResidualRule, weight: float, blocks: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], sh_rest: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu')], overwrite: bool = False) -> None:
+    def blocks(self, cloud: Cloud, weight: float, blocks: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], sh_rest: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu')], overwrite: bool = False) -> None:
         """
-        Add weight · each Gaussian's block of JᵀJ of the last view, lower triangles row by row.
+        Add weight · each Gaussian's own block of JᵀJ of the last view, lower triangles row by row.
         """
 
     def copy_image(self, out: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu')]) -> None: ...
@@ -166,6 +168,21 @@ class Rasterizer:
 
     @property
     def memory_bytes(self) -> int: ...
+
+class TrustBounds:
+    """The trust region of one step."""
+
+    def __init__(self, *, epsilon: float, opacity_floor: float, most_relative_distance: float, most_mean: float, most_log_scale: float, most_quat: float, most_logit: float, most_color: float, color_floor: float, higher_bands: float, place: float, shape: float, look: float, conditional_variance: bool) -> None: ...
+
+class LearnedPasses:
+    """A learned step's network, packed, and the buffers of its passes."""
+
+    def __init__(self, packed: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], *, width: int, blocks: int, latent: int, attention: int, scene: int, attends: bool, scales: bool) -> None: ...
+
+class LearnedMemory:
+    """Pointers to what a learned run keeps, which the caller keeps alive."""
+
+    def __init__(self, exp_avg: CloudTensors, exp_avg_sq: CloudTensors, slow: CloudTensors, latent: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], age: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')]) -> None: ...
 
 def supported_isas() -> list:
     """

@@ -18,8 +18,7 @@ from splatopt.kernels.blend_moments import blend_moments
 from splatopt.kernels.curvature import project_blocks, project_diagonal
 from splatopt.raster.reference_products import _Curvature, _projection_jacobian, _splat_curvature
 from splatopt.raster.reference_projection import project_reference
-from splatopt.raster.residuals import BLOCK_SIZE, PACKED_BLOCK
-from splatopt.raster.types import GAUSSIAN_TENSORS, Footprint
+from splatopt.raster.types import BLOCK_SIZE, GAUSSIAN_TENSORS, PACKED_BLOCK, Footprint
 
 
 def pixel_weights(view: TinyView) -> torch.Tensor:

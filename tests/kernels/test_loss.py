@@ -9,19 +9,14 @@ from kernels.interpreter import NO_TRITON
 
 pytest.importorskip("triton", reason=NO_TRITON)
 
+from splatopt.core.camera import Camera
 from splatopt.kernels import loss
 from splatopt.raster import gpu_loss
-from splatopt.raster.reference_loss import photometric_loss_reference
-from splatopt.raster.reference_products import (
-    pixel_weights_reference,
-    pull_residuals,
-    push_residuals,
-    residuals_reference,
-)
-from splatopt.raster.residuals import L1Ssim, SquaredError
+from splatopt.raster.losses import L1Ssim, Loss, SquaredError
+from splatopt.raster.problem import ViewProblem
 
 SIZES = [(8, 6), (1, 1), (3, 21)]
-OPTIONS = [
+LOSSES = [
     L1Ssim(),
     L1Ssim(ssim_weight=0.9, floor_absolute=0.1, floor_dissimilarity=0.3),
     SquaredError(),
@@ -48,6 +43,11 @@ def pair(size: tuple[int, int], device: torch.device) -> tuple[torch.Tensor, tor
     return image.to(device), target.to(device)
 
 
+def problem_of(target: torch.Tensor, loss_: Loss) -> ViewProblem:
+    camera = Camera(torch.eye(4, dtype=torch.float64), 1.0, 1.0, 0.0, 0.0, target.shape[1], target.shape[0])
+    return ViewProblem(camera, target, loss=loss_)
+
+
 def exact(image: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The same in float64, the photograph as the kernels see it: in float32 an image may equal it."""
     return image.double().cpu(), (target.cpu().float() * (1 / 255)).double()
@@ -62,19 +62,20 @@ def close(found: torch.Tensor, expected: torch.Tensor, share: float = 2e-5) -> b
 def test_loss_and_gradient(device, size, ssim_weight):
     image, target = pair(size, device)
     gradient = torch.full_like(image, torch.nan)
-    found = gpu_loss.view_loss(image, target, ssim_weight, gradient)
+    problem = problem_of(target, L1Ssim(ssim_weight))
+    found = gpu_loss.view_loss(image, problem, gradient)
     x, y = exact(image, target)
     x.requires_grad_()
-    expected = photometric_loss_reference(x, y, ssim_weight)
+    expected = problem.loss.value(x, y, torch.ones_like(x[..., :1]))
     expected.backward()
     assert found.loss == pytest.approx(expected.item(), rel=1e-5)
     assert found.squared_error == pytest.approx((x - y).square().mean().item(), rel=1e-5)
     assert close(gradient, x.grad)
     if size == SIZES[0]:
-        assert gpu_loss.view_loss(image, target, ssim_weight) == found, "the value is that of the gradient's pass"
+        assert gpu_loss.view_loss(image, problem) == found, "the value is that of the gradient's pass"
 
 
-@pytest.mark.parametrize(("size", "options"), [(SIZES[0], OPTIONS[0]), *(((3, 7), options) for options in OPTIONS)])
+@pytest.mark.parametrize(("size", "options"), [(SIZES[0], LOSSES[0]), *(((3, 7), options) for options in LOSSES)])
 def test_residuals_and_their_products(device, size, options):
     image, target = pair(size, device)
     generator = torch.Generator().manual_seed(1)
@@ -82,27 +83,29 @@ def test_residuals_and_their_products(device, size, options):
     cotangent = torch.randn((options.components, *image.shape), generator=generator)
     x, y = exact(image, target)
 
-    found = gpu_loss.residuals(image, target, options)
+    problem, all_alike = problem_of(target, options), torch.ones_like(x[..., :1])
+    found = gpu_loss.residuals(image, problem)
     # A root turns the rounding of SSIM near 1 into 1e-4 of the largest residual.
-    assert close(found, residuals_reference(x, y, options), share=1e-3)
+    assert close(found, options.residuals(x, y, all_alike), share=1e-3)
 
-    pushed = gpu_loss.residual_jvp(image, target, options, tangent.to(device))
-    assert close(pushed, push_residuals(x, y, options, tangent.double()), share=1e-4)
+    jvp = gpu_loss.residual_jvp(image, problem, tangent.to(device))
+    assert close(jvp, options.residual_jvp(x, y, all_alike, tangent.double()), share=1e-4)
 
-    pulled = gpu_loss.residual_vjp(image, target, options, cotangent.to(device))
-    assert close(pulled, pull_residuals(x, y, options, cotangent.double()), share=1e-4)
+    vjp = gpu_loss.residual_vjp(image, problem, cotangent.to(device))
+    assert close(vjp, options.residual_vjp(x, y, all_alike, cotangent.double()), share=1e-4)
 
-    products = [(pushed.cpu() * cotangent).sum(), (pulled.cpu() * tangent).sum()]
+    products = [(jvp.cpu() * cotangent).sum(), (vjp.cpu() * tangent).sum()]
     assert float(products[0]) == pytest.approx(float(products[1]), rel=1e-3)
 
-    weights = gpu_loss.residual_weights(image, target, options)
-    assert close(weights, pixel_weights_reference(x, y, options), share=1e-4)
+    curvature = gpu_loss.pixel_curvature(image, problem)
+    assert close(curvature, options.pixel_curvature(x, y, all_alike), share=1e-4)
 
 
 def test_the_loss_is_half_the_sum_of_squared_residuals(device):
     image, target = pair((4, 3), device)
-    found = gpu_loss.residuals(image, target, L1Ssim(ssim_weight=0.3))
-    assert 0.5 * float(found.square().sum()) == pytest.approx(gpu_loss.view_loss(image, target, 0.3).loss, rel=1e-5)
+    problem = problem_of(target, L1Ssim(ssim_weight=0.3))
+    found = gpu_loss.residuals(image, problem)
+    assert 0.5 * float(found.square().sum()) == pytest.approx(gpu_loss.view_loss(image, problem).loss, rel=1e-5)
 
 
 def test_the_comparison_sees_a_wrong_window(device, monkeypatch):
@@ -112,16 +115,16 @@ def test_the_comparison_sees_a_wrong_window(device, monkeypatch):
     taps[4], taps[5] = taps[5], taps[4]
     monkeypatch.setattr(gpu_loss, "loss_window", lambda: loss.SsimWindow(tuple(taps), right.c1, right.c2))
     gradient = torch.empty_like(image)
-    gpu_loss.view_loss(image, target, 1.0, gradient)
+    gpu_loss.view_loss(image, problem_of(target, L1Ssim(1.0)), gradient)
     x, y = exact(image, target)
     x.requires_grad_()
-    photometric_loss_reference(x, y, 1.0).backward()
+    L1Ssim(1.0).value(x, y, torch.ones_like(x[..., :1])).backward()
     assert not close(gradient, x.grad, share=1e-2)
 
 
 def test_tensors_that_the_kernels_would_misread_are_refused(device):
     image, target = pair((6, 8), device)
     with pytest.raises(ValueError, match="contiguous"):
-        gpu_loss.view_loss(image, target, 0.2, torch.empty(3, 6, 8, device=device).permute(1, 2, 0))
+        gpu_loss.view_loss(image, problem_of(target, L1Ssim()), torch.empty(3, 6, 8, device=device).permute(1, 2, 0))
     with pytest.raises(ValueError, match="11 taps"):
         loss.SsimWindow((1.0,), 1e-4, 9e-4)

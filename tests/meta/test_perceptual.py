@@ -13,6 +13,7 @@ from splatopt.meta.inner import GROUPS, InnerRates
 from splatopt.meta.network import LearnedNetwork
 from splatopt.meta.perceptual import can_pull, image_pull
 from splatopt.meta.practice import draw_practice
+from splatopt.raster.losses import L1Ssim
 from splatopt.raster.render import make_renderer
 
 
@@ -31,7 +32,7 @@ def absolute(image, target):
 
 def test_the_pull_of_an_l1_loss_is_the_gradient_of_the_objective_without_ssim(scenes):
     objective = practice_of(scenes).objective
-    objective.ssim_weight = 0.0
+    objective.loss = L1Ssim(0.0)
     assert can_pull(objective)
     assert Oracle.VJP in objective.oracles
     value, pull = image_pull(objective, 1, absolute)

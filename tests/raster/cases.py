@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from splatopt.core.camera import Camera
+from splatopt.raster.losses import L1Ssim, Loss
+from splatopt.raster.problem import ViewProblem
 from splatopt.raster.types import Footprint, RenderOptions
 from splatopt.scene.gaussians import GaussianCloud
 
@@ -40,6 +42,10 @@ class RenderCase:
         generator = torch.Generator().manual_seed(self.seed + 1)
         size = (self.camera.height, self.camera.width, 3)
         return torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
+
+    def problem(self, loss: Loss | None = None, weights: torch.Tensor | None = None) -> ViewProblem:
+        """Return the view to be explained, by L1 and SSIM where no loss is given."""
+        return ViewProblem(self.camera, self.target(), self.options, loss or L1Ssim(), weights)
 
 
 def look_from(position: tuple[float, float, float], turn: float = 0.2, tilt: float = -0.1) -> torch.Tensor:

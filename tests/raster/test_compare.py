@@ -7,6 +7,7 @@ import torch
 
 from raster.cases import find_case
 from raster.compare import relative_vector_error, worst_elementwise_error
+from splatopt.raster.problem import WeightedSum
 from splatopt.raster.reference import ReferenceRenderer
 
 TOLERANCE = 1e-4
@@ -19,7 +20,7 @@ def truth() -> torch.Tensor:
     cloud = case.cloud()
     gradient = {name: torch.zeros_like(tensor) for name, tensor in cloud.tensors.items()}
     seen = torch.zeros(len(cloud), dtype=torch.bool)
-    ReferenceRenderer().accumulate_gradient(cloud, case.camera, case.target(), case.options, 0.2, 1.0, gradient, seen)
+    ReferenceRenderer().accumulate_gradient(cloud, case.problem(), WeightedSum(gradient), seen)
     return gradient["means"]
 
 

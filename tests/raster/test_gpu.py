@@ -16,9 +16,10 @@ from raster.compare import relative_vector_error, worst_elementwise_error
 from splatopt.core.checks import InputError
 from splatopt.core.objective import MissingOracleError, Oracle
 from splatopt.raster.gpu import TritonRenderer
+from splatopt.raster.losses import L1Ssim, Loss, SquaredError
+from splatopt.raster.problem import WeightedSum
 from splatopt.raster.reference import ReferenceRenderer
-from splatopt.raster.residuals import PACKED_BLOCK, L1Ssim, ResidualOptions, SquaredError
-from splatopt.raster.types import Footprint
+from splatopt.raster.types import PACKED_BLOCK, Footprint
 from splatopt.scene.gaussians import GaussianCloud
 
 pytestmark = [pytest.mark.gpu] if torch.cuda.is_available() else []
@@ -39,8 +40,8 @@ def as_taken(renderer, view: TinyView) -> GaussianCloud:
     return view.cloud().to(torch.float32).map(lambda tensor: tensor.to(DEVICE))
 
 
-def scene(renderer, view: TinyView, *more):
-    return (as_taken(renderer, view), view.case.camera, view.case.target(), view.case.options, *more)
+def scene(renderer, view: TinyView, loss: Loss | None = None):
+    return as_taken(renderer, view), view.case.problem(loss)
 
 
 def empty(cloud: GaussianCloud) -> dict[str, torch.Tensor]:
@@ -54,33 +55,33 @@ def direction(renderer, view: TinyView) -> dict[str, torch.Tensor]:
 
 
 def image_and_gradient(renderer, view: TinyView):
-    cloud, *rest = scene(renderer, view)
-    rendering = renderer.render(cloud, rest[0], rest[2])
+    cloud, problem = scene(renderer, view)
+    rendering = renderer.render(cloud, problem.camera, problem.options)
     gradient, seen = empty(cloud), torch.ones(len(cloud), dtype=torch.bool, device=cloud.means.device)
-    loss = renderer.accumulate_gradient(cloud, *rest, 0.2, 0.5, gradient, seen, overwrite=True)
-    assert renderer.value(cloud, *rest, 0.2) == loss
+    loss = renderer.accumulate_gradient(cloud, problem, WeightedSum(gradient, 0.5, overwrite=True), seen)
+    assert renderer.value(cloud, problem) == loss
     sums = torch.tensor([loss.loss, loss.squared_error], dtype=torch.float64)
     return gradient | {"image": rendering.image, "alpha": rendering.alpha, "depth": rendering.depth, "loss": sums}
 
 
-def products(renderer, view: TinyView, kind: ResidualOptions):
+def products(renderer, view: TinyView, kind: Loss):
     view_of = scene(renderer, view, kind)
     residuals = renderer.residuals(*view_of)
     pushed = renderer.jvp(*view_of, direction(renderer, view))
     cotangent = torch.randn(residuals.shape, generator=torch.Generator().manual_seed(6)).to(residuals)
     pulled, both = empty(view_of[0]), empty(view_of[0])
-    renderer.vjp(*view_of, cotangent, 0.5, pulled, overwrite=True)
-    renderer.gauss_newton_product(*view_of, direction(renderer, view), 0.5, both, overwrite=True)
+    renderer.vjp(*view_of, cotangent, WeightedSum(pulled, 0.5, overwrite=True))
+    renderer.gauss_newton_product(*view_of, direction(renderer, view), WeightedSum(both, 0.5, overwrite=True))
     return pulled | {f"{name} of JTJv": value for name, value in both.items()} | {"r": residuals, "Jv": pushed}
 
 
-def curvature(renderer, view: TinyView, kind: ResidualOptions):
+def curvature(renderer, view: TinyView, kind: Loss):
     view_of = scene(renderer, view, kind)
     diagonal = empty(view_of[0])
     blocks = torch.full((len(view_of[0]), PACKED_BLOCK), float("nan")).to(view_of[0].means)
     rest = torch.full_like(view_of[0].sh_rest, float("nan"))
-    renderer.accumulate_diagonal(*view_of, 0.5, diagonal, overwrite=True)
-    renderer.accumulate_blocks(*view_of, 0.5, blocks, rest, overwrite=True)
+    renderer.accumulate_diagonal(*view_of, WeightedSum(diagonal, 0.5, overwrite=True))
+    renderer.accumulate_blocks(*view_of, WeightedSum({"blocks": blocks, "sh_rest": rest}, 0.5, overwrite=True))
     return diagonal | {"blocks": blocks, "rest": rest}
 
 
@@ -102,7 +103,7 @@ def test_images_losses_and_gradients_agree_with_the_reference(index: int):
 
 
 @pytest.mark.parametrize("kind", [L1Ssim(), SquaredError()], ids=lambda kind: type(kind).__name__)
-def test_residuals_and_products_agree_with_the_reference(kind: ResidualOptions):
+def test_residuals_and_products_agree_with_the_reference(kind: Loss):
     compare(*(answers(products, kernels, VIEWS[0], kind) for kernels in (True, False)))
 
 
@@ -120,20 +121,20 @@ def test_the_comparison_sees_a_gradient_that_is_off_by_a_thousandth():
 
 def test_what_is_seen_is_what_may_reach_a_pixel():
     view, renderer = VIEWS[0], TritonRenderer()
-    cloud, *rest = scene(renderer, view)
+    cloud, problem = scene(renderer, view)
     cloud.means[3, 2] = -100.0  # behind the camera
     seen = torch.zeros(len(cloud), dtype=torch.bool, device=DEVICE)
-    renderer.accumulate_gradient(cloud, *rest, 0.2, 1.0, empty(cloud), seen, overwrite=True)
+    renderer.accumulate_gradient(cloud, problem, WeightedSum(empty(cloud), overwrite=True), seen)
     assert not seen[3]
     assert seen.sum() > 5
     earlier = torch.ones_like(seen)
-    renderer.accumulate_gradient(cloud, *rest, 0.2, 1.0, empty(cloud), earlier)
+    renderer.accumulate_gradient(cloud, problem, WeightedSum(empty(cloud)), earlier)
     assert earlier.all(), "what an earlier view saw stays seen"
 
 
 def test_nothing_is_drawn_of_an_empty_cloud():
     view, renderer = tiny("degree_3", count=0), TritonRenderer()
-    cloud, camera, _, options = scene(renderer, view)
+    cloud, camera, options = as_taken(renderer, view), view.case.camera, view.case.options
     rendering = renderer.render(cloud, camera, options)
     expected = torch.tensor(options.background).expand(camera.height, camera.width, 3)
     torch.testing.assert_close(rendering.image.cpu(), expected)
@@ -143,9 +144,10 @@ def test_nothing_is_drawn_of_an_empty_cloud():
 def test_it_says_what_it_does_not_give_and_what_it_does_not_take():
     renderer = TritonRenderer()
     assert renderer.oracles == frozenset(Oracle) - {Oracle.HVP}
-    cloud, camera, target, options = scene(renderer, VIEWS[0])
+    cloud, problem = scene(renderer, VIEWS[0])
+    camera, options = problem.camera, problem.options
     with pytest.raises(MissingOracleError, match="the triton renderer does not give"):
-        renderer.hvp(cloud, camera, target, options, 0.2, cloud.tensors, 1.0, cloud.tensors)
+        renderer.hvp(cloud, problem, cloud.tensors, WeightedSum(cloud.tensors))
     with pytest.raises(ValueError, match="means is torch.float64"):
         renderer.render(cloud.to(torch.float64), camera, options)
     strided = GaussianCloud(**cloud.tensors | {"quats": cloud.quats.t().contiguous().t()})

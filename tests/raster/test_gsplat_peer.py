@@ -16,8 +16,9 @@ from splatopt.core.camera import Camera
 from splatopt.core.objective import MissingOracleError, Oracle
 from splatopt.core.optimizer import Progress, find_optimizer
 from splatopt.raster.gsplat_peer import GsplatRenderer
+from splatopt.raster.losses import L1Ssim, SquaredError
+from splatopt.raster.problem import ViewProblem, WeightedSum
 from splatopt.raster.reference import ReferenceRenderer, render_reference
-from splatopt.raster.residuals import L1Ssim, SquaredError
 from splatopt.raster.types import Footprint, RenderOptions
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.photometric import PhotometricObjective
@@ -133,7 +134,8 @@ def test_the_gradient_is_the_references(scene, options):
     for renderer in (GsplatRenderer(StandIn()), ReferenceRenderer()):
         gradient = {name: torch.ones_like(value) for name, value in cloud.tensors.items()}
         seen = torch.zeros(len(cloud), dtype=torch.bool)
-        losses.append(renderer.accumulate_gradient(cloud, camera, target, options, 0.2, 0.5, gradient, seen))
+        problem = ViewProblem(camera, target, options)
+        losses.append(renderer.accumulate_gradient(cloud, problem, WeightedSum(gradient, 0.5), seen))
         found.append(gradient)
         masks.append(seen)
     assert losses[0].loss == pytest.approx(losses[1].loss, rel=1e-9)
@@ -143,18 +145,18 @@ def test_the_gradient_is_the_references(scene, options):
     assert masks[0].tolist() == [row != 3 for row in range(len(cloud))]
 
 
-@pytest.mark.parametrize("residual_options", [L1Ssim(), SquaredError()])
-def test_residuals_and_vjp_are_the_references(scene, residual_options):
+@pytest.mark.parametrize("loss", [L1Ssim(), SquaredError()])
+def test_residuals_and_vjp_are_the_references(scene, loss):
     cloud, camera, target = scene
     mine, reference = GsplatRenderer(StandIn()), ReferenceRenderer()
-    view = (cloud, camera, target, RenderOptions(), residual_options)
+    view = (cloud, ViewProblem(camera, target, RenderOptions(), loss))
     residuals = reference.residuals(*view)
     torch.testing.assert_close(mine.residuals(*view), residuals, rtol=1e-9, atol=1e-9)
     u = torch.randn(residuals.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     found = []
     for renderer in (mine, reference):
         gradient = {name: torch.full_like(value, 9.0) for name, value in cloud.tensors.items()}
-        renderer.vjp(*view, u, 0.25, gradient, overwrite=True)
+        renderer.vjp(*view, u, WeightedSum(gradient, 0.25, overwrite=True))
         found.append(gradient)
     for name, part in found[1].items():
         torch.testing.assert_close(found[0][name], part, rtol=1e-7, atol=1e-9, msg=name)
@@ -197,7 +199,7 @@ def test_gsplat_itself_draws_the_references_image_and_gradient(scene, options):
     for renderer, tensors in ((GsplatRenderer(), on_gpu), (ReferenceRenderer(), cloud)):
         gradient = {name: torch.zeros_like(value) for name, value in tensors.tensors.items()}
         seen = torch.zeros(len(tensors), dtype=torch.bool, device=tensors.means.device)
-        renderer.accumulate_gradient(tensors, camera, target, options, 0.2, 1.0, gradient, seen)
+        renderer.accumulate_gradient(tensors, ViewProblem(camera, target, options), WeightedSum(gradient), seen)
         gradients.append({name: part.cpu().double() for name, part in gradient.items()})
     for name, part in gradients[1].items():
         assert float((gradients[0][name] - part).norm()) <= 1e-3 * float(part.norm()) + 1e-9, name

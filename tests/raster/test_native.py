@@ -9,6 +9,8 @@ from raster.cases import RENDER_CASES, RenderCase, find_case, make_camera, rando
 from raster.compare import relative_vector_error, worst_elementwise_error
 from splatopt.core import native
 from splatopt.raster.cpu import NativeRenderer
+from splatopt.raster.losses import L1Ssim
+from splatopt.raster.problem import WeightedSum
 from splatopt.raster.reference import ReferenceRenderer, render_reference
 from splatopt.raster.render import make_renderer, render, renderer_in_use
 from splatopt.raster.types import RenderOptions
@@ -34,9 +36,8 @@ def renderer(request: pytest.FixtureRequest) -> NativeRenderer:
 def gradient_of(renderer, cloud: GaussianCloud, case: RenderCase, ssim_weight: float = 0.2, weight: float = 1.0):
     gradient = {name: torch.zeros_like(tensor) for name, tensor in cloud.tensors.items()}
     seen = torch.zeros(len(cloud), dtype=torch.bool)
-    loss = renderer.accumulate_gradient(
-        cloud, case.camera, case.target(), case.options, ssim_weight, weight, gradient, seen
-    )
+    problem = case.problem(L1Ssim(ssim_weight))
+    loss = renderer.accumulate_gradient(cloud, problem, WeightedSum(gradient, weight), seen)
     return loss, gradient, seen
 
 
@@ -82,7 +83,7 @@ def test_gradients_are_added_with_their_weight(renderer: NativeRenderer) -> None
     gradient = {name: torch.ones_like(tensor) for name, tensor in cloud.tensors.items()}
     seen = torch.zeros(len(cloud), dtype=torch.bool)
     for weight in (0.25, 0.5):
-        renderer.accumulate_gradient(cloud, case.camera, case.target(), case.options, 0.2, weight, gradient, seen)
+        renderer.accumulate_gradient(cloud, case.problem(), WeightedSum(gradient, weight), seen)
     for name, tensor in once.items():
         torch.testing.assert_close(gradient[name], 1 + 0.75 * tensor, rtol=1e-5, atol=1e-6)
 
@@ -94,9 +95,7 @@ def test_overwriting_forgets_what_was_there(renderer: NativeRenderer, make) -> N
     _, truth, true_seen = gradient_of(chosen, cloud, case)
     gradient = {name: torch.full_like(tensor, float("nan")) for name, tensor in cloud.tensors.items()}
     seen = torch.ones(len(cloud), dtype=torch.bool)
-    chosen.accumulate_gradient(
-        cloud, case.camera, case.target(), case.options, 0.2, 1.0, gradient, seen, overwrite=True
-    )
+    chosen.accumulate_gradient(cloud, case.problem(), WeightedSum(gradient, overwrite=True), seen)
     assert not true_seen.all()
     assert torch.equal(seen, true_seen)
     for name, tensor in truth.items():

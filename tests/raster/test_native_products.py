@@ -12,14 +12,15 @@ from raster.compare import relative_vector_error, worst_elementwise_error
 from raster.test_native import isas
 from splatopt.core import native
 from splatopt.raster.cpu import NativeRenderer
+from splatopt.raster.losses import L1Ssim, Loss, SquaredError
+from splatopt.raster.problem import WeightedSum
 from splatopt.raster.reference import ReferenceRenderer
-from splatopt.raster.residuals import BLOCK_SIZE, PACKED_BLOCK, L1Ssim, ResidualOptions, SquaredError
-from splatopt.raster.types import Footprint, RenderOptions
+from splatopt.raster.types import BLOCK_SIZE, PACKED_BLOCK, Footprint, RenderOptions
 from splatopt.scene.gaussians import GaussianCloud
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native module is not built")
 
-RESIDUALS = (L1Ssim(), SquaredError())
+LOSSES = (L1Ssim(), SquaredError())
 TINY = (
     *((name, Footprint.CLASSIC) for name in ("degree_0", "degree_3", "needles", "opaque_giants", "all_around")),
     *((name, Footprint.ANTIALIASED) for name in ("degree_0", "degree_3", "blades_antialiased")),
@@ -45,16 +46,16 @@ def in_float32(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.float() for name, tensor in tensors.items()}
 
 
-def products(renderer, cloud: GaussianCloud, case: RenderCase, kind: ResidualOptions, tangent, cotangent):
-    view = (cloud, case.camera, case.target(), case.options, kind)
+def products(renderer, cloud: GaussianCloud, case: RenderCase, kind: Loss, tangent, cotangent):
+    view = (cloud, case.problem(kind))
     gradient = {name: torch.full_like(tensor, float("nan")) for name, tensor in cloud.tensors.items()}
     forward = renderer.jvp(*view, tangent)
-    renderer.vjp(*view, cotangent, 1.0, gradient, overwrite=True)
+    renderer.vjp(*view, cotangent, WeightedSum(gradient, overwrite=True))
     return renderer.residuals(*view), forward, gradient
 
 
 @functools.cache
-def reference_products(name: str, kind: ResidualOptions):
+def reference_products(name: str, kind: Loss):
     """A direction, a cotangent and what the reference makes of them, once for all instruction sets."""
     case = find_case(name)
     cloud = case.cloud()
@@ -64,9 +65,9 @@ def reference_products(name: str, kind: ResidualOptions):
     return tangent, cotangent, products(ReferenceRenderer(), cloud, case, kind, tangent, cotangent)
 
 
-@pytest.mark.parametrize("kind", RESIDUALS, ids=lambda kind: type(kind).__name__)
+@pytest.mark.parametrize("kind", LOSSES, ids=lambda kind: type(kind).__name__)
 @pytest.mark.parametrize("case", RENDER_CASES, ids=lambda case: case.name)
-def test_residuals_and_products_agree_with_the_reference(renderer, case: RenderCase, kind: ResidualOptions) -> None:
+def test_residuals_and_products_agree_with_the_reference(renderer, case: RenderCase, kind: Loss) -> None:
     tangent, cotangent, truth = reference_products(case.name, kind)
     cloud = case.cloud().to(torch.float32)
     result = products(renderer, cloud, case, kind, in_float32(tangent), cotangent.float())
@@ -82,21 +83,21 @@ def test_residuals_and_products_agree_with_the_reference(renderer, case: RenderC
     assert abs(left - right) <= 1e-5 * result[1].double().norm() * cotangent.double().norm()
 
 
-@pytest.mark.parametrize("kind", RESIDUALS, ids=lambda kind: type(kind).__name__)
+@pytest.mark.parametrize("kind", LOSSES, ids=lambda kind: type(kind).__name__)
 @pytest.mark.parametrize("name", ["degree_3", "needles"])
-def test_the_gauss_newton_product_draws_once_and_is_both_products(renderer, name: str, kind: ResidualOptions) -> None:
+def test_the_gauss_newton_product_draws_once_and_is_both_products(renderer, name: str, kind: Loss) -> None:
     case = find_case(name)
     cloud = case.cloud().to(torch.float32)
-    view = (cloud, case.camera, case.target(), case.options, kind)
+    view = (cloud, case.problem(kind))
     tangent = in_float32(random_like(case.cloud().tensors, 1))
     expected = {name: torch.ones_like(tensor) for name, tensor in cloud.tensors.items()}
     found = {name: torch.ones_like(tensor) for name, tensor in cloud.tensors.items()}
-    renderer.vjp(*view, renderer.jvp(*view, tangent), 0.25, expected)
+    renderer.vjp(*view, renderer.jvp(*view, tangent), WeightedSum(expected, 0.25))
     drawn = []
     draw = renderer.draw
     renderer.draw = lambda *arguments, **named: drawn.append(None) or draw(*arguments, **named)
     try:
-        renderer.gauss_newton_product(*view, tangent, 0.25, found)
+        renderer.gauss_newton_product(*view, tangent, WeightedSum(found, 0.25))
     finally:
         del renderer.draw
     assert len(drawn) == 1
@@ -107,16 +108,16 @@ def test_the_gauss_newton_product_draws_once_and_is_both_products(renderer, name
 def test_the_value_is_the_loss_that_comes_with_the_gradient(renderer: NativeRenderer) -> None:
     case = find_case("degree_3")
     cloud = case.cloud().to(torch.float32)
-    view = (cloud, case.camera, case.target(), case.options, 0.2)
+    view = (cloud, case.problem())
     gradient = {name: torch.zeros_like(tensor) for name, tensor in cloud.tensors.items()}
     seen = torch.zeros(len(cloud), dtype=torch.bool)
-    assert renderer.value(*view) == renderer.accumulate_gradient(*view, 1.0, gradient, seen)
+    assert renderer.value(*view) == renderer.accumulate_gradient(*view, WeightedSum(gradient), seen)
 
 
 def test_a_missing_tangent_is_zero(renderer: NativeRenderer) -> None:
     case = find_case("ordinary")
     cloud = case.cloud().to(torch.float32)
-    view = (cloud, case.camera, case.target(), case.options, L1Ssim())
+    view = (cloud, case.problem(L1Ssim()))
     only = torch.ones_like(cloud.means)
     full = {name: torch.zeros_like(tensor) for name, tensor in cloud.tensors.items()} | {"means": only}
     assert torch.equal(renderer.jvp(*view, {"means": only}), renderer.jvp(*view, full))
@@ -131,24 +132,24 @@ def tiny(name: str, footprint: Footprint) -> tuple[RenderCase, GaussianCloud]:
     return RenderCase(name, case.builder, make_camera(17, 14), options), cloud
 
 
-def curvature(renderer, cloud: GaussianCloud, case: RenderCase, kind: ResidualOptions):
-    view = (cloud, case.camera, case.target(), case.options, kind)
+def curvature(renderer, cloud: GaussianCloud, case: RenderCase, kind: Loss):
+    view = (cloud, case.problem(kind))
     diagonal = {name: torch.full_like(tensor, float("nan")) for name, tensor in cloud.tensors.items()}
     blocks = torch.full((len(cloud), PACKED_BLOCK), float("nan"), dtype=cloud.means.dtype)
     rest = torch.full_like(cloud.sh_rest, float("nan"))
-    renderer.accumulate_diagonal(*view, 1.0, diagonal, overwrite=True)
-    renderer.accumulate_blocks(*view, 1.0, blocks, rest, overwrite=True)
+    renderer.accumulate_diagonal(*view, WeightedSum(diagonal, overwrite=True))
+    renderer.accumulate_blocks(*view, WeightedSum({"blocks": blocks, "sh_rest": rest}, overwrite=True))
     return diagonal, blocks, rest
 
 
 @functools.cache
-def reference_curvature(name: str, footprint: Footprint, kind: ResidualOptions):
+def reference_curvature(name: str, footprint: Footprint, kind: Loss):
     """What the reference finds, once for all instruction sets."""
     case, cloud = tiny(name, footprint)
     return curvature(ReferenceRenderer(), cloud, case, kind)
 
 
-@pytest.mark.parametrize("kind", RESIDUALS, ids=lambda kind: type(kind).__name__)
+@pytest.mark.parametrize("kind", LOSSES, ids=lambda kind: type(kind).__name__)
 @pytest.mark.parametrize(("name", "footprint"), TINY)
 def test_diagonal_and_blocks_agree_with_the_reference(renderer, name: str, footprint: Footprint, kind) -> None:
     case, cloud = tiny(name, footprint)
@@ -189,11 +190,11 @@ def test_curvature_is_added_with_its_weight(renderer: NativeRenderer) -> None:
     case = find_case("degree_1")
     cloud = case.cloud().to(torch.float32)
     diagonal, blocks, rest = curvature(renderer, cloud, case, L1Ssim())
-    view = (cloud, case.camera, case.target(), case.options, L1Ssim())
+    view = (cloud, case.problem(L1Ssim()))
     doubled = {name: tensor.clone() for name, tensor in diagonal.items()}
     more_blocks, more_rest = blocks.clone(), rest.clone()
-    renderer.accumulate_diagonal(*view, 0.5, doubled)
-    renderer.accumulate_blocks(*view, 0.5, more_blocks, more_rest)
+    renderer.accumulate_diagonal(*view, WeightedSum(doubled, 0.5))
+    renderer.accumulate_blocks(*view, WeightedSum({"blocks": more_blocks, "sh_rest": more_rest}, 0.5))
     for name, tensor in diagonal.items():
         torch.testing.assert_close(doubled[name], 1.5 * tensor)
     torch.testing.assert_close(more_blocks, 1.5 * blocks)

@@ -15,8 +15,9 @@ from raster.cases import RENDER_CASES, RenderCase, find_case, make_camera, rando
 from raster.compare import relative_vector_error
 from splatopt.core.camera import Camera
 from splatopt.core.objective import Oracle
+from splatopt.raster.losses import L1Ssim
+from splatopt.raster.problem import ViewProblem, WeightedSum
 from splatopt.raster.reference import ReferenceRenderer, ambiguous_pixels, render_reference
-from splatopt.raster.reference_loss import photometric_loss_reference
 from splatopt.raster.reference_projection import rotation_matrices
 from splatopt.raster.spherical_harmonics import SH_C0, spherical_harmonics_basis
 from splatopt.raster.types import Footprint, RenderOptions
@@ -173,9 +174,8 @@ def test_renderer_by_blocks_equals_the_dense_image(case: RenderCase):
 def dense_gradient(case: RenderCase, ssim_weight: float) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradient by autograd through the dense image."""
     cloud = case.cloud().map(lambda tensor: tensor.requires_grad_())
-    photograph = case.target().double() / 255
     image = render_reference(cloud, case.camera, case.options).image
-    loss = photometric_loss_reference(image, photograph, ssim_weight)
+    loss = case.problem(L1Ssim(ssim_weight)).loss_of(image)
     tensors = cloud.tensors
     found = torch.autograd.grad(loss, list(tensors.values()), allow_unused=True, materialize_grads=True)
     return float(loss.detach()), dict(zip(tensors, found, strict=True))
@@ -187,9 +187,7 @@ def test_renderer_by_blocks_accumulates_the_dense_gradient(case: RenderCase):
     loss, expected = dense_gradient(case, 0.2)
     gradient = {name: torch.ones_like(tensor) for name, tensor in cloud.tensors.items()}
     seen = torch.zeros(len(cloud), dtype=torch.bool)
-    result = ReferenceRenderer().accumulate_gradient(
-        cloud, case.camera, case.target(), case.options, 0.2, 0.25, gradient, seen
-    )
+    result = ReferenceRenderer().accumulate_gradient(cloud, case.problem(), WeightedSum(gradient, 0.25), seen)
     assert result.loss == pytest.approx(loss, rel=1e-12)
     image = render_reference(cloud, case.camera, case.options).image
     squared = float((image - case.target().double() / 255).square().mean())
@@ -212,7 +210,7 @@ def test_seen_is_what_is_blended_and_is_only_added_to():
     gradient = {name: torch.zeros_like(tensor) for name, tensor in cloud.tensors.items()}
     seen = torch.tensor([False, True, False, False])
     target = torch.zeros(12, 20, 3, dtype=torch.uint8)
-    ReferenceRenderer().accumulate_gradient(cloud, camera, target, RenderOptions(), 0.2, 1.0, gradient, seen)
+    ReferenceRenderer().accumulate_gradient(cloud, ViewProblem(camera, target), WeightedSum(gradient), seen)
     assert seen.tolist() == [True, True, False, False]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from raster.cases import make_camera, random_cloud
 from splatopt.core.camera import Camera
+from splatopt.raster.problem import ViewProblem, WeightedSum
 from splatopt.raster.reference import ReferenceRenderer, ambiguous_pixels, render_reference
 from splatopt.raster.types import Footprint, RenderOptions
 from splatopt.scene.gaussians import GaussianCloud
@@ -149,7 +150,7 @@ def test_degenerate_rows_give_finite_gradients(footprint):
     gradient = {name: torch.zeros_like(tensor) for name, tensor in cloud.tensors.items()}
     target = torch.zeros(5, 7, 3, dtype=torch.uint8)
     seen = torch.zeros(8, dtype=torch.bool)
-    ReferenceRenderer().accumulate_gradient(cloud, CAMERA, target, options, 0.2, 1.0, gradient, seen)
+    ReferenceRenderer().accumulate_gradient(cloud, ViewProblem(CAMERA, target, options), WeightedSum(gradient), seen)
     assert all(torch.isfinite(part).all() for part in gradient.values())
     assert not seen[:4].any()
 

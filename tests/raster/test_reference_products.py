@@ -15,15 +15,11 @@ from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError
 from splatopt.core.objective import MissingOracleError
 from splatopt.curvature.blocks import pack_blocks, unpack_blocks
+from splatopt.raster.losses import L1Ssim, Loss, SquaredError
+from splatopt.raster.problem import ViewProblem, WeightedSum
 from splatopt.raster.reference import ReferenceRenderer, ambiguous_pixels, render_reference
-from splatopt.raster.reference_loss import (
-    photometric_loss_reference,
-    ssim_center_derivative_reference,
-    ssim_map_reference,
-)
-from splatopt.raster.reference_products import residuals_reference
-from splatopt.raster.residuals import BLOCK_SIZE, BLOCK_TENSORS, L1Ssim, ResidualOptions, SquaredError
-from splatopt.raster.types import Footprint, RenderOptions
+from splatopt.raster.ssim import ssim_center_derivative_reference, ssim_map_reference
+from splatopt.raster.types import BLOCK_SIZE, BLOCK_TENSORS, Footprint, RenderOptions
 from splatopt.scene.gaussians import GaussianCloud
 from train.toys import ToyRenderer
 
@@ -31,7 +27,7 @@ NAMES = ("means", "log_scales", "quats", "logit_opacities", "sh_dc", "sh_rest")
 RENDERER = ReferenceRenderer()
 FREE = L1Ssim(ssim_weight=0.3, floor_absolute=1e-12, floor_dissimilarity=1e-12)
 """Floors that act nowhere in these scenes."""
-RESIDUALS = (FREE, L1Ssim(), SquaredError())
+LOSSES = (FREE, L1Ssim(), SquaredError())
 
 
 @pytest.fixture(autouse=True)
@@ -52,9 +48,8 @@ class Scene:
     target: Tensor
     options: RenderOptions
 
-    @property
-    def arguments(self) -> tuple:
-        return self.cloud, self.camera, self.target, self.options
+    def asked(self, loss: Loss) -> tuple[GaussianCloud, ViewProblem]:
+        return self.cloud, ViewProblem(self.camera, self.target, self.options, loss)
 
     def zeros(self) -> dict[str, Tensor]:
         return {name: torch.full_like(tensor, math.nan) for name, tensor in self.cloud.tensors.items()}
@@ -70,6 +65,10 @@ def scene(footprint: Footprint = Footprint.CLASSIC) -> Scene:
     assert not ambiguous_pixels(cloud, camera, options, relative=1e-3).any()
     target = torch.randint(0, 256, (10, 12, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     return Scene(cloud, camera, target, options)
+
+
+def block_sum(blocks: Tensor, rest: Tensor, weight: float = 1.0, *, overwrite: bool = False) -> WeightedSum:
+    return WeightedSum({"blocks": blocks, "sh_rest": rest}, weight, overwrite)
 
 
 def flat(tensors: dict[str, Tensor]) -> Tensor:
@@ -104,14 +103,16 @@ def image_jacobian(footprint: Footprint = Footprint.CLASSIC) -> Tensor:
     return columns.reshape(vector.numel(), -1).T
 
 
-def residual_jacobian(place: Scene, options: ResidualOptions) -> Tensor:
+def residual_jacobian(place: Scene, options: Loss) -> Tensor:
     """Return ∂r/∂image, (k·3HW, 3HW), by rows, of the formulae with their floors."""
-    image, target = render_reference(*place.arguments[:2], place.options).image, place.target.double() / 255
+    image, target = render_reference(place.cloud, place.camera, place.options).image, place.target.double() / 255
     count = image.numel()
     if isinstance(options, SquaredError):
         return torch.eye(count, dtype=torch.float64) / math.sqrt(count)
     difference = (image - target).flatten()
     scale = ((1 - options.ssim_weight) / (2 * count * difference.abs().clamp_min(options.floor_absolute))).sqrt()
+    if not options.ssim_weight:
+        return torch.diag(difference.sign() * scale)
     of_ssim = torch.func.jacrev(ssim_map_reference)(image, target).reshape(count, count)
     loss = (1 - ssim_map_reference(image, target)).flatten().clamp_min(options.floor_dissimilarity)
     return torch.cat(
@@ -119,41 +120,42 @@ def residual_jacobian(place: Scene, options: ResidualOptions) -> Tensor:
     )
 
 
-def vjp(place: Scene, options: ResidualOptions, cotangent: Tensor, weight: float = 1.0) -> dict[str, Tensor]:
+def vjp(place: Scene, options: Loss, cotangent: Tensor, weight: float = 1.0) -> dict[str, Tensor]:
     product = place.zeros()
-    RENDERER.vjp(*place.arguments, options, cotangent, weight, product, overwrite=True)
+    RENDERER.vjp(*place.asked(options), cotangent, WeightedSum(product, weight, overwrite=True))
     return product
 
 
 def test_where_no_floor_acts_the_jacobian_is_that_of_the_residuals():
     place = scene()
-    image, target = render_reference(*place.arguments[:2], place.options).image, place.target.double() / 255
+    image, target = render_reference(place.cloud, place.camera, place.options).image, place.target.double() / 255
     assert (image - target).abs().min() > FREE.floor_absolute
-    dense = torch.func.jacrev(lambda x: residuals_reference(x, target, FREE))(image)
+    dense = torch.func.jacrev(lambda x: FREE.residuals(x, target, torch.ones_like(x[..., :1])))(image)
     torch.testing.assert_close(residual_jacobian(place, FREE), dense.reshape(-1, image.numel()), rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("options", RESIDUALS, ids=["no floors", "3dgs", "squares"])
+@pytest.mark.parametrize("options", LOSSES, ids=["no floors", "3dgs", "squares"])
 def test_half_the_squared_residuals_are_the_loss(options):
     place = scene()
-    image, target = render_reference(*place.arguments[:2], place.options).image, place.target.double() / 255
-    residuals = RENDERER.residuals(*place.arguments, options)
+    image, target = render_reference(place.cloud, place.camera, place.options).image, place.target.double() / 255
+    residuals = RENDERER.residuals(*place.asked(options))
     assert residuals.shape == (options.components, 10, 12, 3)
+    absolute, ssim = (image - target).abs().mean(), ssim_map_reference(image, target).mean()
     loss = (
         0.5 * (image - target).square().mean()
         if isinstance(options, SquaredError)
-        else photometric_loss_reference(image, target, options.ssim_weight)
+        else (1 - options.ssim_weight) * absolute + options.ssim_weight * (1 - ssim)
     )
     assert float(0.5 * residuals.square().sum()) == pytest.approx(float(loss), rel=1e-12)
 
 
 @pytest.mark.parametrize("footprint", Footprint)
-@pytest.mark.parametrize("options", RESIDUALS, ids=["no floors", "3dgs", "squares"])
+@pytest.mark.parametrize("options", LOSSES, ids=["no floors", "3dgs", "squares"])
 def test_products_agree_with_the_dense_jacobian(options, footprint):
     place = scene(footprint)
     jacobian = residual_jacobian(place, options) @ image_jacobian(footprint)
     tangent = random_tangent(place.cloud, 5)
-    pushed = RENDERER.jvp(*place.arguments, options, tangent)
+    pushed = RENDERER.jvp(*place.asked(options), tangent)
     torch.testing.assert_close(pushed.flatten(), jacobian @ flat(tangent), rtol=1e-9, atol=1e-12)
     cotangent = torch.randn(pushed.shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
     pulled = flat(vjp(place, options, cotangent))
@@ -166,16 +168,16 @@ def test_what_a_tangent_does_not_name_is_zero(name):
     place = scene()
     tangent = random_tangent(place.cloud, 7)
     whole = {other: part if other == name else torch.zeros_like(part) for other, part in tangent.items()}
-    alone = RENDERER.jvp(*place.arguments, L1Ssim(), {name: tangent[name]})
+    alone = RENDERER.jvp(*place.asked(L1Ssim()), {name: tangent[name]})
     assert alone.abs().max() > 1e-5
-    assert torch.equal(alone, RENDERER.jvp(*place.arguments, L1Ssim(), whole))
+    assert torch.equal(alone, RENDERER.jvp(*place.asked(L1Ssim()), whole))
 
 
 def test_the_residuals_pulled_back_are_the_gradient():
     place = scene()
     gradient, seen = place.zeros(), torch.zeros(6, dtype=torch.bool)
-    RENDERER.accumulate_gradient(*place.arguments, FREE.ssim_weight, 1.0, gradient, seen, overwrite=True)
-    pulled = vjp(place, FREE, RENDERER.residuals(*place.arguments, FREE))
+    RENDERER.accumulate_gradient(*place.asked(FREE), WeightedSum(gradient, overwrite=True), seen)
+    pulled = vjp(place, FREE, RENDERER.residuals(*place.asked(FREE)))
     torch.testing.assert_close(flat(pulled), flat(gradient), rtol=1e-9, atol=1e-13)
 
 
@@ -184,45 +186,45 @@ def test_what_is_added_is_weighted():
     cotangent = torch.randn(2, 10, 12, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     once = vjp(place, L1Ssim(), cotangent)
     sums = {name: torch.ones_like(part) for name, part in once.items()}
-    RENDERER.vjp(*place.arguments, L1Ssim(), cotangent, 0.25, sums)
+    RENDERER.vjp(*place.asked(L1Ssim()), cotangent, WeightedSum(sums, 0.25))
     torch.testing.assert_close(flat(sums), 1 + 0.25 * flat(once))
     diagonal, blocks, rest = place.zeros(), torch.ones(6, 105).double(), torch.ones(6, 3, 3).double()
-    RENDERER.accumulate_diagonal(*place.arguments, L1Ssim(), 1.0, diagonal, overwrite=True)
+    RENDERER.accumulate_diagonal(*place.asked(L1Ssim()), WeightedSum(diagonal, 1.0, overwrite=True))
     half = {name: torch.ones_like(part) for name, part in diagonal.items()}
-    RENDERER.accumulate_diagonal(*place.arguments, L1Ssim(), 0.5, half)
+    RENDERER.accumulate_diagonal(*place.asked(L1Ssim()), WeightedSum(half, 0.5))
     torch.testing.assert_close(flat(half), 1 + 0.5 * flat(diagonal))
-    RENDERER.accumulate_blocks(*place.arguments, L1Ssim(), 0.5, blocks, rest)
+    RENDERER.accumulate_blocks(*place.asked(L1Ssim()), block_sum(blocks, rest, 0.5))
     torch.testing.assert_close(rest, half["sh_rest"])
     torch.testing.assert_close(blocks[:, 0], half["means"][:, 0])
 
 
 def test_the_central_derivative_of_ssim_is_the_jacobians_diagonal():
     place = scene()
-    image, target = render_reference(*place.arguments[:2], place.options).image, place.target.double() / 255
+    image, target = render_reference(place.cloud, place.camera, place.options).image, place.target.double() / 255
     dense = torch.func.jacrev(ssim_map_reference)(image, target).reshape(360, 360)
     central = ssim_center_derivative_reference(image, target)
     torch.testing.assert_close(central.flatten(), dense.diagonal(), rtol=1e-10, atol=1e-13)
 
 
-def own_pixel_weights(place: Scene, options: ResidualOptions) -> Tensor:
+def own_pixel_weights(place: Scene, options: Loss) -> Tensor:
     """Return Σ_k (∂r_kp/∂x_p)² from the dense Jacobian."""
     count = place.camera.height * place.camera.width * 3
     return residual_jacobian(place, options).reshape(-1, count, count).diagonal(dim1=1, dim2=2).square().sum(dim=0)
 
 
 @pytest.mark.parametrize("footprint", Footprint)
-@pytest.mark.parametrize("options", RESIDUALS, ids=["no floors", "3dgs", "squares"])
+@pytest.mark.parametrize("options", LOSSES, ids=["no floors", "3dgs", "squares"])
 def test_diagonal_and_blocks_agree_with_the_dense_jacobian(options, footprint):
     place = scene(footprint)
     jacobian = image_jacobian(footprint)
     weighted = jacobian * own_pixel_weights(place, options).sqrt()[:, None]
     dense = weighted.T @ weighted
     diagonal = place.zeros()
-    RENDERER.accumulate_diagonal(*place.arguments, options, 1.0, diagonal, overwrite=True)
+    RENDERER.accumulate_diagonal(*place.asked(options), WeightedSum(diagonal, 1.0, overwrite=True))
     torch.testing.assert_close(flat(diagonal), dense.diagonal(), rtol=1e-9, atol=1e-18)
 
     blocks, rest = torch.full((6, 105), math.nan).double(), torch.full((6, 3, 3), math.nan).double()
-    RENDERER.accumulate_blocks(*place.arguments, options, 1.0, blocks, rest, overwrite=True)
+    RENDERER.accumulate_blocks(*place.asked(options), block_sum(blocks, rest, 1.0, overwrite=True))
     torch.testing.assert_close(rest, diagonal["sh_rest"], rtol=1e-12, atol=0)
     index = shaped(torch.arange(dense.shape[0]), place.cloud)
     for row, block in enumerate(unpack_blocks(blocks)):
@@ -237,16 +239,16 @@ def test_without_ssim_the_diagonal_is_exact(options):
     place = scene()
     jacobian = residual_jacobian(place, options) @ image_jacobian()
     diagonal = place.zeros()
-    RENDERER.accumulate_diagonal(*place.arguments, options, 1.0, diagonal, overwrite=True)
+    RENDERER.accumulate_diagonal(*place.asked(options), WeightedSum(diagonal, 1.0, overwrite=True))
     torch.testing.assert_close(flat(diagonal), jacobian.square().sum(dim=0), rtol=1e-9, atol=1e-18)
 
 
 def test_memory_chunks_change_nothing(monkeypatch):
     place = scene()
     whole, chunked = place.zeros(), place.zeros()
-    RENDERER.accumulate_diagonal(*place.arguments, L1Ssim(), 1.0, whole, overwrite=True)
+    RENDERER.accumulate_diagonal(*place.asked(L1Ssim()), WeightedSum(whole, 1.0, overwrite=True))
     monkeypatch.setattr("splatopt.raster.reference_products._PAIRS_AT_ONCE", 200)
-    RENDERER.accumulate_diagonal(*place.arguments, L1Ssim(), 1.0, chunked, overwrite=True)
+    RENDERER.accumulate_diagonal(*place.asked(L1Ssim()), WeightedSum(chunked, 1.0, overwrite=True))
     torch.testing.assert_close(flat(chunked), flat(whole), rtol=1e-12, atol=0)
 
 
@@ -263,21 +265,20 @@ def test_the_hessian_product_is_that_of_finite_differences():
     place = scene()
     tangent = random_tangent(place.cloud, 9)
     product = place.zeros()
-    RENDERER.hvp(*place.arguments, 0.2, tangent, 1.0, product, overwrite=True)
+    RENDERER.hvp(*place.asked(L1Ssim()), tangent, WeightedSum(product, overwrite=True))
     gradients = []
     for step in (1e-6, -1e-6):
         moved = GaussianCloud(**{name: place.cloud.tensors[name] + step * tangent[name] for name in NAMES})
         gradient, seen = place.zeros(), torch.zeros(6, dtype=torch.bool)
-        RENDERER.accumulate_gradient(
-            moved, place.camera, place.target, place.options, 0.2, 1.0, gradient, seen, overwrite=True
-        )
+        problem = place.asked(L1Ssim())[1]
+        RENDERER.accumulate_gradient(moved, problem, WeightedSum(gradient, overwrite=True), seen)
         gradients.append(flat(gradient))
     expected = (gradients[0] - gradients[1]) / 2e-6
     assert expected.abs().max() > 1e-3
     torch.testing.assert_close(flat(product), expected, rtol=1e-6, atol=1e-8)
     other = random_tangent(place.cloud, 10)
     second = place.zeros()
-    RENDERER.hvp(*place.arguments, 0.2, other, 1.0, second, overwrite=True)
+    RENDERER.hvp(*place.asked(L1Ssim()), other, WeightedSum(second, overwrite=True))
     assert float(flat(product) @ flat(other)) == pytest.approx(float(flat(second) @ flat(tangent)), rel=1e-9)
 
 
@@ -294,20 +295,20 @@ def at_zero_error() -> Scene:
 
 def test_at_zero_error_everything_is_finite():
     place = at_zero_error()
-    residuals = RENDERER.residuals(*place.arguments, L1Ssim())
+    residuals = RENDERER.residuals(*place.asked(L1Ssim()))
     assert residuals.abs().max() < 1e-6
     tangent = random_tangent(place.cloud, 2)
-    pushed = RENDERER.jvp(*place.arguments, L1Ssim(), tangent)
+    pushed = RENDERER.jvp(*place.asked(L1Ssim()), tangent)
     # |∂r₁/∂x| is at most √((1-λ) / (2n·floor)), times the change of the image.
-    change = RENDERER.jvp(*place.arguments, SquaredError(), tangent) * math.sqrt(360)
+    change = RENDERER.jvp(*place.asked(SquaredError()), tangent) * math.sqrt(360)
     limit = math.sqrt(0.8 / (2 * 360 / 255))
     assert (pushed[0].abs() <= limit * change[0].abs() * (1 + 1e-9)).all()
     diagonal, blocks, rest = place.zeros(), torch.zeros(6, 105).double(), torch.zeros(6, 3, 3).double()
-    RENDERER.accumulate_diagonal(*place.arguments, L1Ssim(), 1.0, diagonal, overwrite=True)
-    RENDERER.accumulate_blocks(*place.arguments, L1Ssim(), 1.0, blocks, rest)
+    RENDERER.accumulate_diagonal(*place.asked(L1Ssim()), WeightedSum(diagonal, 1.0, overwrite=True))
+    RENDERER.accumulate_blocks(*place.asked(L1Ssim()), block_sum(blocks, rest, 1.0))
     pulled = vjp(place, L1Ssim(), torch.ones_like(pushed))
     product = place.zeros()
-    RENDERER.hvp(*place.arguments, 0.2, tangent, 1.0, product, overwrite=True)
+    RENDERER.hvp(*place.asked(L1Ssim()), tangent, WeightedSum(product, overwrite=True))
     for part in (pushed, flat(diagonal), blocks, rest, flat(pulled), flat(product)):
         assert torch.isfinite(part).all()
 
@@ -315,14 +316,12 @@ def test_at_zero_error_everything_is_finite():
 def test_at_exactly_no_difference_the_absolute_error_has_no_slope():
     image = torch.full((2, 2, 3), 0.5, dtype=torch.float64)
     image[0, 0, 0] += 1e-9
-    from splatopt.raster.reference_products import push_residuals
-
-    pushed = push_residuals(
-        image, torch.full_like(image, 0.5), L1Ssim(ssim_weight=0.0, floor_absolute=0.01), torch.ones_like(image)
-    )
+    loss = L1Ssim(ssim_weight=0.0, floor_absolute=0.01)
+    one = torch.ones_like(image)
+    pushed = loss.residual_jvp(image, torch.full_like(image, 0.5), one[..., :1], one)
     assert float(pushed[0, 0, 0, 0]) == pytest.approx(math.sqrt(1 / (2 * 12 * 0.01)), rel=1e-12)
+    assert pushed.shape == (1, 2, 2, 3)
     assert not pushed[0].flatten()[1:].any()
-    assert not pushed[1].any()
 
 
 def degenerate() -> Scene:
@@ -343,13 +342,13 @@ def test_rows_that_are_not_drawn_get_exactly_zero(footprint):
     place = replace(place, options=replace(place.options, footprint=footprint))
     dark = [0, 1, 2, 3]
     diagonal, blocks, rest = place.zeros(), torch.full((6, 105), math.nan).double(), torch.zeros(6, 3, 3).double()
-    RENDERER.accumulate_diagonal(*place.arguments, L1Ssim(), 1.0, diagonal, overwrite=True)
-    RENDERER.accumulate_blocks(*place.arguments, L1Ssim(), 1.0, blocks, rest, overwrite=True)
+    RENDERER.accumulate_diagonal(*place.asked(L1Ssim()), WeightedSum(diagonal, 1.0, overwrite=True))
+    RENDERER.accumulate_blocks(*place.asked(L1Ssim()), block_sum(blocks, rest, 1.0, overwrite=True))
     tangent = random_tangent(place.cloud, 3)
-    pushed = RENDERER.jvp(*place.arguments, L1Ssim(), tangent)
+    pushed = RENDERER.jvp(*place.asked(L1Ssim()), tangent)
     pulled = vjp(place, L1Ssim(), torch.ones_like(pushed))
     product = place.zeros()
-    RENDERER.hvp(*place.arguments, 0.2, tangent, 1.0, product, overwrite=True)
+    RENDERER.hvp(*place.asked(L1Ssim()), tangent, WeightedSum(product, overwrite=True))
     per_row = [part for result in (diagonal, pulled, product) for part in result.values()]
     for part in (*per_row, blocks, rest):
         assert torch.isfinite(part).all()
@@ -359,17 +358,17 @@ def test_rows_that_are_not_drawn_get_exactly_zero(footprint):
     for part in lit.values():
         part[dark] = 0
     assert torch.isfinite(pushed).all()
-    assert torch.equal(pushed, RENDERER.jvp(*place.arguments, L1Ssim(), lit))
+    assert torch.equal(pushed, RENDERER.jvp(*place.asked(L1Ssim()), lit))
 
 
 def test_a_row_that_is_not_drawn_and_overflows_has_no_curvature():
     place = scene()
     cloud = place.cloud.clone()
     cloud.logit_opacities[1], cloud.log_scales[1] = -30.0, 200.0
-    arguments = (cloud, *place.arguments[1:], L1Ssim(), 1.0)
+    problem = place.asked(L1Ssim())[1]
     diagonal, blocks, rest = place.zeros(), torch.full((6, 105), math.nan).double(), torch.zeros(6, 3, 3).double()
-    RENDERER.accumulate_diagonal(*arguments, diagonal, overwrite=True)
-    RENDERER.accumulate_blocks(*arguments, blocks, rest, overwrite=True)
+    RENDERER.accumulate_diagonal(cloud, problem, WeightedSum(diagonal, overwrite=True))
+    RENDERER.accumulate_blocks(cloud, problem, block_sum(blocks, rest, overwrite=True))
     for part in (*diagonal.values(), blocks, rest):
         assert torch.isfinite(part).all()
         assert not part[1].any()
@@ -384,13 +383,13 @@ def test_awkward_shapes_work(name):
     count, coefficients = cloud.sh_rest.shape[:2]
     diagonal, blocks = place.zeros(), torch.zeros(count, 105).double()
     rest = torch.zeros(count, coefficients, 3).double()
-    RENDERER.accumulate_diagonal(*place.arguments, L1Ssim(), 1.0, diagonal, overwrite=True)
-    RENDERER.accumulate_blocks(*place.arguments, L1Ssim(), 1.0, blocks, rest)
+    RENDERER.accumulate_diagonal(*place.asked(L1Ssim()), WeightedSum(diagonal, 1.0, overwrite=True))
+    RENDERER.accumulate_blocks(*place.asked(L1Ssim()), block_sum(blocks, rest, 1.0))
     tangent = random_tangent(cloud, 1)
-    pushed = RENDERER.jvp(*place.arguments, L1Ssim(), tangent)
+    pushed = RENDERER.jvp(*place.asked(L1Ssim()), tangent)
     pulled = vjp(place, L1Ssim(), pushed)
     product = place.zeros()
-    RENDERER.hvp(*place.arguments, 0.2, tangent, 1.0, product, overwrite=True)
+    RENDERER.hvp(*place.asked(L1Ssim()), tangent, WeightedSum(product, overwrite=True))
     torch.testing.assert_close(rest, diagonal["sh_rest"])
     assert float(pushed.square().sum()) == pytest.approx(float(flat(tangent) @ flat(pulled)), rel=1e-9, abs=1e-15)
     assert bool(flat(diagonal).any()) == (name in ("degree_0", "degree_3_at_1"))
@@ -401,18 +400,18 @@ def test_awkward_shapes_work(name):
 
 def test_a_renderer_without_them_refuses_by_name():
     place, toy = scene(), ToyRenderer()
-    arguments = (*place.arguments, L1Ssim())
+    asked = place.asked(L1Ssim())
     buffers, blocks, rest = place.zeros(), torch.zeros(6, 105).double(), torch.zeros(6, 3, 3).double()
     calls = {
-        "residuals": lambda: toy.residuals(*arguments),
-        "jvp": lambda: toy.jvp(*arguments, {}),
-        "vjp": lambda: toy.vjp(*arguments, torch.zeros(2, 10, 12, 3), 1.0, buffers),
-        "gauss_newton_diagonal": lambda: toy.accumulate_diagonal(*arguments, 1.0, buffers),
-        "gauss_newton_blocks": lambda: toy.accumulate_blocks(*arguments, 1.0, blocks, rest),
-        "hvp": lambda: toy.hvp(*place.arguments, 0.2, {}, 1.0, buffers),
+        "residuals": lambda: toy.residuals(*asked),
+        "jvp": lambda: toy.jvp(*asked, {}),
+        "vjp": lambda: toy.vjp(*asked, torch.zeros(2, 10, 12, 3), WeightedSum(buffers)),
+        "gauss_newton_diagonal": lambda: toy.accumulate_diagonal(*asked, WeightedSum(buffers)),
+        "gauss_newton_blocks": lambda: toy.accumulate_blocks(*asked, block_sum(blocks, rest)),
+        "hvp": lambda: toy.hvp(*asked, {}, WeightedSum(buffers)),
     }
-    for asked, call in calls.items():
-        with pytest.raises(MissingOracleError, match=rf"toy renderer does not give {asked} \(it gives gradient\)"):
+    for oracle, call in calls.items():
+        with pytest.raises(MissingOracleError, match=rf"toy renderer does not give {oracle} \(it gives gradient\)"):
             call()
 
 

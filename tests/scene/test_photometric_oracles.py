@@ -15,8 +15,8 @@ from splatopt.core.rows import RowEdit
 from splatopt.curvature.blocks import unpack_blocks
 from splatopt.curvature.estimators import Exact, ParameterProbes, ResidualProbes, rademacher
 from splatopt.curvature.hessian import CentralDifference, ExactHessian
+from splatopt.raster.losses import L1Ssim, Loss, SquaredError
 from splatopt.raster.reference import ReferenceRenderer
-from splatopt.raster.residuals import L1Ssim, ResidualOptions, SquaredError
 from splatopt.raster.types import RenderOptions
 from splatopt.scene.fewer_views import FewerViews
 from splatopt.scene.photometric import PhotometricObjective
@@ -36,9 +36,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def make(
-    residual_options: ResidualOptions | None = None, renderer=None, dtype: torch.dtype = torch.float64
-) -> PhotometricObjective:
+def make(loss: Loss | None = None, renderer=None, dtype: torch.dtype = torch.float64) -> PhotometricObjective:
     """Three views, one of another size, of six Gaussians of which the last lies behind all cameras."""
     cloud = random_cloud(torch.Generator().manual_seed(3), 6, sh_degree=1, scale=0.6)
     cloud.logit_opacities = cloud.logit_opacities.clamp(-1.5, 1.5)
@@ -56,7 +54,7 @@ def make(
         images,
         renderer or ReferenceRenderer(),
         RenderOptions(background=(0.3, 0.1, 0.8)),
-        residual_options=residual_options,
+        loss=loss,
     )
 
 
@@ -75,7 +73,7 @@ def random_tangent(objective: PhotometricObjective, seed: int) -> dict[str, Tens
 def test_it_offers_everything_with_the_reference_renderer():
     assert make().oracles == set(Oracle)
     make().require(frozenset(Oracle), "anything")
-    assert make().residual_options == L1Ssim()
+    assert make().loss == L1Ssim()
 
 
 @pytest.mark.parametrize("options", [FREE, SquaredError()])
@@ -88,8 +86,7 @@ def test_residuals_have_the_loss_as_half_their_square(options):
     half = sum(float(0.5 * part.square().sum()) for part in residuals)
     single = [float(0.5 * objective.residuals([view])[0].square().sum()) for view in (0, 1)]
     assert half == pytest.approx(sum(single) / 2, rel=1e-12)
-    if options is FREE:
-        assert half == pytest.approx(objective.gradient([0, 1]).loss, rel=1e-12)
+    assert half == pytest.approx(objective.gradient([0, 1]).loss, rel=1e-12)
 
 
 def test_the_residuals_pulled_back_are_the_gradient_of_the_batch():
@@ -305,7 +302,7 @@ def test_empty_and_unfitting_batches_are_refused():
 def test_in_float32_the_central_difference_keeps_three_digits(named, ssim_weight):
     """With a step of 1e-4, within which no |x - y| of this scene changes its sign."""
     double, single = make(), make(dtype=torch.float32)
-    double.ssim_weight = single.ssim_weight = ssim_weight
+    double.loss = single.loss = L1Ssim(ssim_weight)
     generator = torch.Generator().manual_seed(0)
     tangent = {name: rademacher(single.parameters[name], generator) for name in named}
     exact = flat(double.hvp([0], {name: part.double() for name, part in tangent.items()}, ExactHessian()))

@@ -101,11 +101,11 @@ class Exhausted(ToyRenderer):
         super().__init__()
         self.room, self.from_call, self.held = room, from_call, 0
 
-    def accumulate_gradient(self, *arguments, overwrite: bool = False):
-        self.held = 1 if overwrite else self.held + 1
+    def accumulate_gradient(self, gaussians, problem, into, seen):
+        self.held = 1 if into.overwrite else self.held + 1
         if self.held > self.room and self.calls >= self.from_call:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return super().accumulate_gradient(*arguments, overwrite=overwrite)
+        return super().accumulate_gradient(gaussians, problem, into, seen)
 
 
 def test_a_step_that_does_not_fit_is_taken_in_pieces_and_said_once(settings):

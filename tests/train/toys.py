@@ -13,7 +13,8 @@ from torch import Tensor
 from splatopt.core.camera import Camera
 from splatopt.core.objective import Oracle
 from splatopt.data import Capture, CaptureOptions, load_capture, make_capture
-from splatopt.raster.renderer import Renderer, ViewLoss
+from splatopt.raster.problem import ViewLoss, ViewProblem, WeightedSum
+from splatopt.raster.renderer import Renderer
 from splatopt.raster.types import Gaussians, Rendering, RenderOptions
 from splatopt.train.events import Stepped
 
@@ -56,21 +57,17 @@ class ToyRenderer(Renderer):
     def accumulate_gradient(
         self,
         gaussians: Gaussians,
-        camera: Camera,
-        target: Tensor,
-        options: RenderOptions,
-        ssim_weight: float,
-        weight: float,
-        gradient: Mapping[str, Tensor],
+        problem: ViewProblem,
+        into: WeightedSum,
         seen: Tensor,
-        overwrite: bool = False,
     ) -> ViewLoss:
+        camera, options = problem.camera, problem.options
         self.calls += 1
         self.degrees.append(options.sh_degree)
         self.views.append(camera.name)
         leaves = {name: getattr(gaussians, name).detach().clone().requires_grad_() for name in NAMES}
         with torch.enable_grad():
-            loss = ((draw(leaves, camera, options) - target.to(leaves["means"]) / 255) ** 2).mean()
+            loss = ((draw(leaves, camera, options) - problem.image.to(leaves["means"]) / 255) ** 2).mean()
         found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         parts = {
             name: torch.zeros_like(leaves[name]) if part is None else part
@@ -78,12 +75,9 @@ class ToyRenderer(Renderer):
         }
         if self._spoil:
             self._spoil(self.calls, parts)
-        if overwrite:
+        if into.overwrite:
             seen.zero_()
-            for part in gradient.values():
-                part.zero_()
-        for name, part in parts.items():
-            gradient[name].add_(part, alpha=weight)
+        into.add(parts)
         seen[0] = True
         return ViewLoss(loss.item(), loss.item())
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from splatopt.core.objective import Oracle
-from splatopt.raster.residuals import SquaredError
+from splatopt.raster.losses import SquaredError
+from splatopt.raster.problem import WeightedSum
 from splatopt.scene.photometric import PhotometricObjective
 
 ImageLoss = Callable[[Tensor, Tensor], Tensor]
@@ -30,23 +32,15 @@ def image_pull(objective: PhotometricObjective, view: int, loss: ImageLoss) -> t
     Returns:
         The distance, and tensors in the shapes of the parameters.
     """
-    renderer, camera, target = objective.renderer, objective.cameras[view], objective.images[view]
-    image = renderer.render(objective.cloud, camera, objective.options).image.detach().cpu().clone().requires_grad_()
+    problem = replace(objective.problem(view), loss=SquaredError(), weights=None)
+    rendering = objective.renderer.render(objective.cloud, problem.camera, problem.options)
+    image = rendering.image.detach().cpu().clone().requires_grad_()
     with torch.enable_grad():
-        value = loss(image, target.to(image) / 255)
+        value = loss(image, problem.image.to(image) / 255)
         (slope,) = torch.autograd.grad(value, image)
     gradient = {name: torch.zeros_like(tensor) for name, tensor in objective.parameters.items()}
-    renderer.vjp(
-        objective.cloud,
-        camera,
-        target,
-        objective.options,
-        SquaredError(),
-        slope[None].to(objective.cloud.means.device),
-        math.sqrt(slope.numel()),
-        gradient,
-        overwrite=True,
-    )
+    into = WeightedSum(gradient, math.sqrt(slope.numel()), overwrite=True)
+    objective.renderer.vjp(objective.cloud, problem, slope[None].to(objective.cloud.means.device), into)
     return float(value.detach()), gradient
 
 

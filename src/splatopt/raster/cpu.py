@@ -14,8 +14,9 @@ from splatopt.core import native
 from splatopt.core.camera import Camera
 from splatopt.core.objective import Oracle
 from splatopt.raster import constants
-from splatopt.raster.renderer import Renderer, ViewLoss
-from splatopt.raster.residuals import L1Ssim, ResidualOptions
+from splatopt.raster.losses import PixelLoss
+from splatopt.raster.problem import ViewLoss, ViewProblem, WeightedSum
+from splatopt.raster.renderer import Renderer
 from splatopt.raster.types import GAUSSIAN_TENSORS, Footprint, Gaussians, Rendering, RenderOptions
 
 
@@ -54,20 +55,32 @@ def native_view(camera: Camera, options: RenderOptions) -> Any:
     )
 
 
-def native_rule(residual_options: ResidualOptions, camera: Camera) -> Any:
-    """Return the residuals' numbers as the native module takes them."""
+def native_loss(problem: ViewProblem) -> Any:
+    """Return the view's loss as the native module takes it, None where it has no pass for such a loss."""
+    loss = problem.loss
+    if not isinstance(loss, PixelLoss) or loss.native_penalty is None:
+        return None
     module = native.load()
     assert module is not None
-    count = 3 * camera.height * camera.width
-    l1_ssim = residual_options if isinstance(residual_options, L1Ssim) else L1Ssim()
-    return module.ResidualRule(
-        squared=not isinstance(residual_options, L1Ssim),
-        scale=count**-0.5,
-        absolute_slope=((1 - l1_ssim.ssim_weight) / (2 * count)) ** 0.5,
-        dissimilarity_slope=(l1_ssim.ssim_weight / (2 * count)) ** 0.5,
-        floor_absolute=l1_ssim.floor_absolute,
-        floor_dissimilarity=l1_ssim.floor_dissimilarity,
+    count = problem.count or 1.0
+    return module.LossRule(
+        penalty=loss.native_penalty,
+        ssim_weight=loss.ssim_weight,
+        count=problem.count,
+        pixel_scale=((1 - loss.ssim_weight) / count) ** 0.5,
+        pixel_half_scale=((1 - loss.ssim_weight) / (2 * count)) ** 0.5,
+        ssim_half_scale=(loss.ssim_weight / (2 * count)) ** 0.5,
+        floor_dissimilarity=loss.floor_dissimilarity,
+        **loss.native_numbers,
     )
+
+
+def native_photograph(problem: ViewProblem) -> Any:
+    """Return the photograph and its weights as the native module takes them; the problem keeps them alive."""
+    module = native.load()
+    assert module is not None
+    weights = problem.weights
+    return module.Photograph(problem.image, None if weights is None else weights.contiguous())
 
 
 def stored_degree(sh_rest: Tensor) -> int:
@@ -92,7 +105,7 @@ def native_cloud(gaussians: Gaussians, options: RenderOptions) -> Any:
             )
     degree = stored_degree(gaussians.sh_rest)
     active = degree if options.sh_degree is None else min(options.sh_degree, degree)
-    return module.Cloud(*tensors, active)
+    return module.Cloud(module.CloudTensors(*tensors), active)
 
 
 class NativeRenderer(Renderer):
@@ -151,165 +164,114 @@ class NativeRenderer(Renderer):
         return Rendering(image, alpha, depth)
 
     def accumulate_gradient(
-        self,
-        gaussians: Gaussians,
-        camera: Camera,
-        target: Tensor,
-        options: RenderOptions,
-        ssim_weight: float,
-        weight: float,
-        gradient: Mapping[str, Tensor],
-        seen: Tensor,
-        overwrite: bool = False,
+        self, gaussians: Gaussians, problem: ViewProblem, into: WeightedSum, seen: Tensor
     ) -> ViewLoss:
-        """Add ``weight`` · ∂loss/∂θ of one view to ``gradient``; see :class:`Renderer`."""
-        cloud = self.draw(gaussians, camera, options)
-        loss, squared_error, _ = self.rasterizer.loss(target, ssim_weight)
-        self.rasterizer.backward(cloud, weight, *(gradient[name] for name in GAUSSIAN_TENSORS), seen, overwrite)
-        return ViewLoss(loss, squared_error)
+        """Add ∂loss/∂θ of one view to ``into``; see :class:`Renderer`."""
+        cloud = self.draw(gaussians, problem.camera, problem.options)
+        loss = self._loss(problem)
+        self._backward(cloud, into, seen)
+        return loss
 
-    def value(
-        self,
-        gaussians: Gaussians,
-        camera: Camera,
-        target: Tensor,
-        options: RenderOptions,
-        ssim_weight: float,
-    ) -> ViewLoss:
+    def value(self, gaussians: Gaussians, problem: ViewProblem) -> ViewLoss:
         """Return the loss of one view; see :class:`Renderer`."""
-        self.draw(gaussians, camera, options)
-        loss, squared_error, _ = self.rasterizer.loss(target, ssim_weight)
-        return ViewLoss(loss, squared_error)
+        self.draw(gaussians, problem.camera, problem.options)
+        return self._loss(problem)
 
-    def residuals(
-        self,
-        gaussians: Gaussians,
-        camera: Camera,
-        target: Tensor,
-        options: RenderOptions,
-        residual_options: ResidualOptions,
-    ) -> Tensor:
-        """Return the residuals, (components, H, W, 3); see :class:`Renderer`."""
-        self.draw(gaussians, camera, options)
-        out = torch.empty(residual_options.components, camera.height, camera.width, 3)
-        self.rasterizer.residuals(target, native_rule(residual_options, camera), out)
+    def _loss(self, problem: ViewProblem) -> ViewLoss:
+        """Return the loss of the view that was drawn last, and keep ∂loss/∂image for the backward pass."""
+        rule = native_loss(problem)
+        if rule is not None:
+            return ViewLoss(*self.rasterizer.loss(native_photograph(problem), rule))
+        loss, gradient = problem.loss_gradient(self._image(problem))
+        self.rasterizer.set_image_gradient(gradient.contiguous())
+        return loss
+
+    def _image(self, problem: ViewProblem) -> Tensor:
+        """Return the image that was drawn last, (H, W, 3), for losses without a native pass."""
+        image = torch.empty(problem.camera.height, problem.camera.width, 3)
+        self.rasterizer.copy_image(image)
+        return image
+
+    def _backward(self, cloud: Any, into: WeightedSum, seen: Tensor) -> None:
+        """Add (∂image/∂θ)ᵀ of the image gradient at hand to ``into``."""
+        self.rasterizer.backward(cloud, into.weight, native.cloud_tensors(into.tensors), seen, into.overwrite)
+
+    def residuals(self, gaussians: Gaussians, problem: ViewProblem) -> Tensor:
+        """Return the residuals, (k, H, W, 3); see :class:`Renderer`."""
+        self.draw(gaussians, problem.camera, problem.options)
+        rule = native_loss(problem)
+        if rule is None:
+            return problem.residuals(self._image(problem))
+        out = self._empty_residuals(problem)
+        self.rasterizer.residuals(native_photograph(problem), rule, out)
         return out
 
-    def jvp(
-        self,
-        gaussians: Gaussians,
-        camera: Camera,
-        target: Tensor,
-        options: RenderOptions,
-        residual_options: ResidualOptions,
-        tangent: Mapping[str, Tensor],
-    ) -> Tensor:
-        """Return J v, (components, H, W, 3), a missing tangent being zero; see :class:`Renderer`."""
-        cloud = self.draw(gaussians, camera, options)
-        return self._push(gaussians, cloud, camera, target, residual_options, tangent)
+    def _empty_residuals(self, problem: ViewProblem) -> Tensor:
+        return torch.empty(problem.loss.components, problem.camera.height, problem.camera.width, 3)
 
-    def _push(
-        self,
-        gaussians: Gaussians,
-        cloud: Any,
-        camera: Camera,
-        target: Tensor,
-        residual_options: ResidualOptions,
-        tangent: Mapping[str, Tensor],
-    ) -> Tensor:
+    def jvp(self, gaussians: Gaussians, problem: ViewProblem, tangent: Mapping[str, Tensor]) -> Tensor:
+        """Return J v, (k, H, W, 3), a missing tangent being zero; see :class:`Renderer`."""
+        return self._jvp(gaussians, self.draw(gaussians, problem.camera, problem.options), problem, tangent)
+
+    def _jvp(self, gaussians: Gaussians, cloud: Any, problem: ViewProblem, tangent: Mapping[str, Tensor]) -> Tensor:
         """Return J v of the view that was drawn last."""
         tensors = [tangent.get(name) for name in GAUSSIAN_TENSORS]
         pairs = zip(GAUSSIAN_TENSORS, tensors, strict=True)
         full = [torch.zeros_like(getattr(gaussians, name)) if v is None else v.contiguous() for name, v in pairs]
         module = native.load()
         assert module is not None
-        direction = module.Cloud(*full, 0)
-        out = torch.empty(residual_options.components, camera.height, camera.width, 3)
-        self.rasterizer.jvp(cloud, direction, target, native_rule(residual_options, camera), out)
+        direction, rule = module.Cloud(module.CloudTensors(*full), 0), native_loss(problem)
+        if rule is None:
+            change = torch.empty(problem.camera.height, problem.camera.width, 3)
+            self.rasterizer.image_jvp(cloud, direction, change)
+            return problem.residual_jvp(self._image(problem), change)
+        out = self._empty_residuals(problem)
+        self.rasterizer.jvp(cloud, direction, native_photograph(problem), rule, out)
         return out
 
-    def vjp(
-        self,
-        gaussians: Gaussians,
-        camera: Camera,
-        target: Tensor,
-        options: RenderOptions,
-        residual_options: ResidualOptions,
-        cotangent: Tensor,
-        weight: float,
-        gradient: Mapping[str, Tensor],
-        overwrite: bool = False,
-    ) -> None:
-        """Add ``weight`` · Jᵀ u to ``gradient``; see :class:`Renderer`."""
-        cloud = self.draw(gaussians, camera, options)
-        self._pull(gaussians, cloud, camera, target, residual_options, cotangent, weight, gradient, overwrite)
+    def vjp(self, gaussians: Gaussians, problem: ViewProblem, cotangent: Tensor, into: WeightedSum) -> None:
+        """Add Jᵀ u to ``into``; see :class:`Renderer`."""
+        self._vjp(gaussians, self.draw(gaussians, problem.camera, problem.options), problem, cotangent, into)
 
-    def _pull(
-        self,
-        gaussians: Gaussians,
-        cloud: Any,
-        camera: Camera,
-        target: Tensor,
-        residual_options: ResidualOptions,
-        cotangent: Tensor,
-        weight: float,
-        gradient: Mapping[str, Tensor],
-        overwrite: bool,
+    def _vjp(
+        self, gaussians: Gaussians, cloud: Any, problem: ViewProblem, cotangent: Tensor, into: WeightedSum
     ) -> None:
-        """Add ``weight`` · Jᵀ u of the view that was drawn last to ``gradient``."""
-        self.rasterizer.set_cotangent(target, native_rule(residual_options, camera), cotangent.contiguous())
-        seen = torch.zeros(gaussians.means.shape[0], dtype=torch.bool)
-        self.rasterizer.backward(cloud, weight, *(gradient[name] for name in GAUSSIAN_TENSORS), seen, overwrite)
+        """Add Jᵀ u of the view that was drawn last to ``into``."""
+        rule = native_loss(problem)
+        if rule is None:
+            along = problem.residual_vjp(self._image(problem), cotangent)
+            self.rasterizer.set_image_gradient(along.contiguous())
+        else:
+            self.rasterizer.set_cotangent(native_photograph(problem), rule, cotangent.contiguous())
+        self._backward(cloud, into, torch.zeros(gaussians.means.shape[0], dtype=torch.bool))
 
     def gauss_newton_product(
-        self,
-        gaussians: Gaussians,
-        camera: Camera,
-        target: Tensor,
-        options: RenderOptions,
-        residual_options: ResidualOptions,
-        tangent: Mapping[str, Tensor],
-        weight: float,
-        product: Mapping[str, Tensor],
-        overwrite: bool = False,
+        self, gaussians: Gaussians, problem: ViewProblem, tangent: Mapping[str, Tensor], into: WeightedSum
     ) -> None:
-        """Add ``weight`` · JᵀJ v to ``product``, drawing the view once; see :class:`Renderer`."""
-        cloud = self.draw(gaussians, camera, options)
-        pushed = self._push(gaussians, cloud, camera, target, residual_options, tangent)
-        self._pull(gaussians, cloud, camera, target, residual_options, pushed, weight, product, overwrite)
+        """Add JᵀJ v to ``into``, drawing the view once; see :class:`Renderer`."""
+        cloud = self.draw(gaussians, problem.camera, problem.options)
+        self._vjp(gaussians, cloud, problem, self._jvp(gaussians, cloud, problem, tangent), into)
 
-    def accumulate_diagonal(
-        self,
-        gaussians: Gaussians,
-        camera: Camera,
-        target: Tensor,
-        options: RenderOptions,
-        residual_options: ResidualOptions,
-        weight: float,
-        diagonal: Mapping[str, Tensor],
-        overwrite: bool = False,
-    ) -> None:
-        """Add ``weight`` · diag(JᵀJ), by pixels' own residuals, to ``diagonal``; see :class:`Renderer`."""
-        cloud = self.draw(gaussians, camera, options)
-        tensors = (diagonal[name] for name in GAUSSIAN_TENSORS)
-        self.rasterizer.diagonal(cloud, target, native_rule(residual_options, camera), weight, *tensors, overwrite)
+    def accumulate_diagonal(self, gaussians: Gaussians, problem: ViewProblem, into: WeightedSum) -> None:
+        """Add diag(JᵀJ), by pixels' own residuals, to ``into``; see :class:`Renderer`."""
+        cloud = self.draw(gaussians, problem.camera, problem.options)
+        self._set_pixel_curvature(problem)
+        self.rasterizer.diagonal(cloud, into.weight, native.cloud_tensors(into.tensors), into.overwrite)
 
-    def accumulate_blocks(
-        self,
-        gaussians: Gaussians,
-        camera: Camera,
-        target: Tensor,
-        options: RenderOptions,
-        residual_options: ResidualOptions,
-        weight: float,
-        blocks: Tensor,
-        rest_diagonal: Tensor,
-        overwrite: bool = False,
-    ) -> None:
-        """Add ``weight`` · each Gaussian's block of JᵀJ to ``blocks``; see :class:`Renderer`."""
-        cloud = self.draw(gaussians, camera, options)
-        rule = native_rule(residual_options, camera)
-        self.rasterizer.blocks(cloud, target, rule, weight, blocks, rest_diagonal, overwrite)
+    def accumulate_blocks(self, gaussians: Gaussians, problem: ViewProblem, into: WeightedSum) -> None:
+        """Add each Gaussian's block of JᵀJ to ``into``; see :class:`Renderer`."""
+        cloud = self.draw(gaussians, problem.camera, problem.options)
+        self._set_pixel_curvature(problem)
+        blocks, rest = into.tensors["blocks"], into.tensors["sh_rest"]
+        self.rasterizer.blocks(cloud, into.weight, blocks, rest, into.overwrite)
+
+    def _set_pixel_curvature(self, problem: ViewProblem) -> None:
+        """Keep W of the view that was drawn last for the passes of diagonals and blocks."""
+        rule = native_loss(problem)
+        if rule is None:
+            self.rasterizer.set_image_gradient(problem.pixel_curvature(self._image(problem)).contiguous())
+        else:
+            self.rasterizer.set_pixel_curvature(native_photograph(problem), rule)
 
     def backpropagate(
         self, gaussians: Gaussians, options: RenderOptions, image_gradient: Tensor, gradient: Mapping[str, Tensor]
@@ -317,8 +279,7 @@ class NativeRenderer(Renderer):
         """Add ∂L/∂θ to ``gradient`` for ∂L/∂image (H, W, 3) of the view that was rendered last."""
         self.rasterizer.set_image_gradient(image_gradient.float().contiguous())
         seen = torch.zeros(gaussians.means.shape[0], dtype=torch.bool)
-        cloud = native_cloud(gaussians, options)
-        self.rasterizer.backward(cloud, 1.0, *(gradient[name] for name in GAUSSIAN_TENSORS), seen, False)
+        self._backward(native_cloud(gaussians, options), WeightedSum(gradient), seen)
 
     def memory_needed(self, gaussians: int, pixels: int, pairs: int, asked: frozenset[Oracle]) -> int:
         """Count the rasterizer's buffers; measured within a tenth. See :class:`Renderer`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -23,8 +23,8 @@ from splatopt.kernels.tangent import blend_jvp, project_jvp
 from splatopt.kernels.tiles import TileLists, make_tile_lists
 from splatopt.kernels.view import RenderingRule, pack_view
 from splatopt.raster import constants, gpu_loss
-from splatopt.raster.renderer import Renderer, ViewLoss
-from splatopt.raster.residuals import ResidualOptions
+from splatopt.raster.problem import ViewLoss, ViewProblem, WeightedSum
+from splatopt.raster.renderer import Renderer
 from splatopt.raster.types import GAUSSIAN_TENSORS, Footprint, Gaussians, Rendering, RenderOptions
 
 _VIEWS_KEPT = 4096
@@ -82,21 +82,21 @@ class _Drawn:
         """Return a factor as the kernels take it; filled in on the device, which nothing waits for."""
         return torch.full((), weight, device=self.device)
 
-    def pull(self, image_gradient: Tensor, gradient: Mapping[str, Tensor], weight: float, overwrite: bool) -> None:
-        """Add ``weight`` · (∂image/∂θ)ᵀ · ``image_gradient`` to ``gradient``."""
+    def vjp(self, image_gradient: Tensor, into: WeightedSum) -> None:
+        """Add (∂image/∂θ)ᵀ · ``image_gradient`` to ``into``."""
         sums = blend_backward(self.numbers, self.splats, self.lists, self.blended, image_gradient)
         project_backward(
             self.numbers,
             self.cloud,
             self.splats,
             sums,
-            [gradient[name] for name in GAUSSIAN_TENSORS],
-            self.factor(weight),
+            [into.tensors[name] for name in GAUSSIAN_TENSORS],
+            self.factor(into.weight),
             antialiased=self.antialiased,
-            overwrite=overwrite,
+            overwrite=into.overwrite,
         )
 
-    def push(self, tangent: Mapping[str, Tensor]) -> Tensor:
+    def jvp(self, tangent: Mapping[str, Tensor]) -> Tensor:
         """Return ∂image/∂θ · ``tangent``, a missing one being zero."""
         given = [tangent.get(name) for name in GAUSSIAN_TENSORS]
         pairs = zip(self.cloud.tensors, given, strict=True)
@@ -143,146 +143,82 @@ class TritonRenderer(Renderer):
         return Rendering(blended.image, 1 - blended.transmittance, blended.depth)
 
     def accumulate_gradient(
-        self,
-        gaussians: Gaussians,
-        camera: Camera,
-        target: Tensor,
-        options: RenderOptions,
-        ssim_weight: float,
-        weight: float,
-        gradient: Mapping[str, Tensor],
-        seen: Tensor,
-        overwrite: bool = False,
+        self, gaussians: Gaussians, problem: ViewProblem, into: WeightedSum, seen: Tensor
     ) -> ViewLoss:
-        """Add ``weight`` · ∂loss/∂θ of one view to ``gradient``; see :class:`Renderer`."""
-        drawn = self.draw(gaussians, camera, options)
+        """Add ∂loss/∂θ of one view to ``into``; see :class:`Renderer`."""
+        drawn, here = self._ask(gaussians, problem)
         image_gradient = torch.empty_like(drawn.blended.image)
-        loss = gpu_loss.view_loss(drawn.blended.image, _on(target, drawn), ssim_weight, image_gradient)
-        drawn.pull(image_gradient, gradient, weight, overwrite)
+        loss = gpu_loss.view_loss(drawn.blended.image, here, image_gradient)
+        drawn.vjp(image_gradient, into)
         visible = drawn.splats.row_count > 0
-        seen.copy_(visible if overwrite else seen | visible)
+        seen.copy_(visible if into.overwrite else seen | visible)
         return loss
 
-    def value(
-        self, gaussians: Gaussians, camera: Camera, target: Tensor, options: RenderOptions, ssim_weight: float
-    ) -> ViewLoss:
+    def value(self, gaussians: Gaussians, problem: ViewProblem) -> ViewLoss:
         """Return the loss of one view; see :class:`Renderer`."""
-        drawn = self.draw(gaussians, camera, options)
-        return gpu_loss.view_loss(drawn.blended.image, _on(target, drawn), ssim_weight)
+        drawn, here = self._ask(gaussians, problem)
+        return gpu_loss.view_loss(drawn.blended.image, here)
 
-    def residuals(
-        self,
-        gaussians: Gaussians,
-        camera: Camera,
-        target: Tensor,
-        options: RenderOptions,
-        residual_options: ResidualOptions,
-    ) -> Tensor:
-        """Return the residuals, (components, H, W, 3); see :class:`Renderer`."""
-        drawn = self.draw(gaussians, camera, options)
-        return gpu_loss.residuals(drawn.blended.image, _on(target, drawn), residual_options)
+    def residuals(self, gaussians: Gaussians, problem: ViewProblem) -> Tensor:
+        """Return the residuals, (k, H, W, 3); see :class:`Renderer`."""
+        drawn, here = self._ask(gaussians, problem)
+        return gpu_loss.residuals(drawn.blended.image, here)
 
-    def jvp(
-        self,
-        gaussians: Gaussians,
-        camera: Camera,
-        target: Tensor,
-        options: RenderOptions,
-        residual_options: ResidualOptions,
-        tangent: Mapping[str, Tensor],
-    ) -> Tensor:
-        """Return J v, (components, H, W, 3), a missing tangent being zero; see :class:`Renderer`."""
-        drawn = self.draw(gaussians, camera, options)
-        change = drawn.push(tangent)
-        return gpu_loss.residual_jvp(drawn.blended.image, _on(target, drawn), residual_options, change)
+    def jvp(self, gaussians: Gaussians, problem: ViewProblem, tangent: Mapping[str, Tensor]) -> Tensor:
+        """Return J v, (k, H, W, 3), a missing tangent being zero; see :class:`Renderer`."""
+        drawn, here = self._ask(gaussians, problem)
+        return gpu_loss.residual_jvp(drawn.blended.image, here, drawn.jvp(tangent))
 
-    def vjp(
-        self,
-        gaussians: Gaussians,
-        camera: Camera,
-        target: Tensor,
-        options: RenderOptions,
-        residual_options: ResidualOptions,
-        cotangent: Tensor,
-        weight: float,
-        gradient: Mapping[str, Tensor],
-        overwrite: bool = False,
-    ) -> None:
-        """Add ``weight`` · Jᵀ u to ``gradient``; see :class:`Renderer`."""
-        drawn = self.draw(gaussians, camera, options)
-        along = gpu_loss.residual_vjp(drawn.blended.image, _on(target, drawn), residual_options, cotangent.contiguous())
-        drawn.pull(along, gradient, weight, overwrite)
+    def vjp(self, gaussians: Gaussians, problem: ViewProblem, cotangent: Tensor, into: WeightedSum) -> None:
+        """Add Jᵀ u to ``into``; see :class:`Renderer`."""
+        drawn, here = self._ask(gaussians, problem)
+        drawn.vjp(gpu_loss.residual_vjp(drawn.blended.image, here, cotangent.contiguous()), into)
 
     def gauss_newton_product(
-        self,
-        gaussians: Gaussians,
-        camera: Camera,
-        target: Tensor,
-        options: RenderOptions,
-        residual_options: ResidualOptions,
-        tangent: Mapping[str, Tensor],
-        weight: float,
-        product: Mapping[str, Tensor],
-        overwrite: bool = False,
+        self, gaussians: Gaussians, problem: ViewProblem, tangent: Mapping[str, Tensor], into: WeightedSum
     ) -> None:
-        """Add ``weight`` · JᵀJ v to ``product``, drawing the view once; see :class:`Renderer`."""
-        drawn = self.draw(gaussians, camera, options)
-        image, photograph = drawn.blended.image, _on(target, drawn)
-        pushed = gpu_loss.residual_jvp(image, photograph, residual_options, drawn.push(tangent))
-        drawn.pull(gpu_loss.residual_vjp(image, photograph, residual_options, pushed), product, weight, overwrite)
+        """Add JᵀJ v to ``into``, drawing the view once; see :class:`Renderer`."""
+        drawn, here = self._ask(gaussians, problem)
+        image = drawn.blended.image
+        cotangent = gpu_loss.residual_jvp(image, here, drawn.jvp(tangent))
+        drawn.vjp(gpu_loss.residual_vjp(image, here, cotangent), into)
 
-    def accumulate_diagonal(
-        self,
-        gaussians: Gaussians,
-        camera: Camera,
-        target: Tensor,
-        options: RenderOptions,
-        residual_options: ResidualOptions,
-        weight: float,
-        diagonal: Mapping[str, Tensor],
-        overwrite: bool = False,
-    ) -> None:
-        """Add ``weight`` · diag(JᵀJ), by pixels' own residuals, to ``diagonal``; see :class:`Renderer`."""
-        drawn = self.draw(gaussians, camera, options)
-        weights = gpu_loss.residual_weights(drawn.blended.image, _on(target, drawn), residual_options)
+    def accumulate_diagonal(self, gaussians: Gaussians, problem: ViewProblem, into: WeightedSum) -> None:
+        """Add diag(JᵀJ), by pixels' own residuals, to ``into``; see :class:`Renderer`."""
+        drawn, here = self._ask(gaussians, problem)
         project_diagonal(
             drawn.numbers,
             drawn.cloud,
             drawn.splats,
             # Above degree 0 a mean moves its colour too, and then the cross sums count.
-            drawn.moments(weights, cross=drawn.cloud.degree > 0),
-            [diagonal[name] for name in GAUSSIAN_TENSORS],
-            drawn.factor(weight),
+            drawn.moments(gpu_loss.pixel_curvature(drawn.blended.image, here), cross=drawn.cloud.degree > 0),
+            [into.tensors[name] for name in GAUSSIAN_TENSORS],
+            drawn.factor(into.weight),
             antialiased=drawn.antialiased,
-            overwrite=overwrite,
+            overwrite=into.overwrite,
         )
 
-    def accumulate_blocks(
-        self,
-        gaussians: Gaussians,
-        camera: Camera,
-        target: Tensor,
-        options: RenderOptions,
-        residual_options: ResidualOptions,
-        weight: float,
-        blocks: Tensor,
-        rest_diagonal: Tensor,
-        overwrite: bool = False,
-    ) -> None:
-        """Add ``weight`` · each Gaussian's block of JᵀJ to ``blocks``; see :class:`Renderer`."""
-        drawn = self.draw(gaussians, camera, options)
-        weights = gpu_loss.residual_weights(drawn.blended.image, _on(target, drawn), residual_options)
+    def accumulate_blocks(self, gaussians: Gaussians, problem: ViewProblem, into: WeightedSum) -> None:
+        """Add each Gaussian's block of JᵀJ to ``into``; see :class:`Renderer`."""
+        drawn, here = self._ask(gaussians, problem)
         project_blocks(
             drawn.numbers,
             drawn.cloud,
             drawn.splats,
-            drawn.moments(weights, cross=True),
-            blocks,
-            rest_diagonal,
-            drawn.factor(weight),
+            drawn.moments(gpu_loss.pixel_curvature(drawn.blended.image, here), cross=True),
+            into.tensors["blocks"],
+            into.tensors["sh_rest"],
+            drawn.factor(into.weight),
             antialiased=drawn.antialiased,
-            overwrite=overwrite,
+            overwrite=into.overwrite,
         )
+
+    def _ask(self, gaussians: Gaussians, problem: ViewProblem) -> tuple[_Drawn, ViewProblem]:
+        """Draw a view, and return its problem with photograph and weights on the view's device."""
+        drawn = self.draw(gaussians, problem.camera, problem.options)
+        image = problem.image.to(drawn.device, non_blocking=True)
+        weights = None if problem.weights is None else problem.weights.to(drawn.device, non_blocking=True)
+        return drawn, replace(problem, image=image, weights=weights)
 
     def memory_needed(self, gaussians: int, pixels: int, pairs: int, asked: frozenset[Oracle]) -> int:
         """Count the bytes that one view takes beside Gaussians, gradients and residuals; ``docs/kernels.md``.
@@ -320,8 +256,3 @@ class TritonRenderer(Renderer):
                 self._views.clear()
             self._views[key] = (camera, view_numbers(camera, options, device))
         return self._views[key][1]
-
-
-def _on(target: Tensor, drawn: _Drawn) -> Tensor:
-    """Return a photograph on the view's device."""
-    return target.to(drawn.device, non_blocking=True)

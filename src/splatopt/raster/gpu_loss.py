@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from splatopt.kernels import loss
 from splatopt.raster import constants
-from splatopt.raster.reference_loss import ssim_window
-from splatopt.raster.renderer import ViewLoss
-from splatopt.raster.residuals import L1Ssim, ResidualOptions
+from splatopt.raster.losses import L1Ssim
+from splatopt.raster.problem import ViewLoss, ViewProblem
+from splatopt.raster.ssim import ssim_window
 
 
 @functools.cache
@@ -22,11 +22,14 @@ def loss_window() -> loss.SsimWindow:
     return loss.SsimWindow(tuple(taps.tolist()), constants.SSIM_C1, constants.SSIM_C2)
 
 
+def known_loss(problem: ViewProblem) -> L1Ssim | None:
+    """Return the view's loss where the kernels know it, L1 and SSIM without weights; else PyTorch takes their place."""
+    loss = problem.loss
+    return loss if isinstance(loss, L1Ssim) and loss.ssim_weight > 0 and problem.weights is None else None
+
+
 def view_loss(
-    image: Float[Tensor, "h w 3"],
-    target: UInt8[Tensor, "h w 3"],
-    ssim_weight: float,
-    gradient: Float[Tensor, "h w 3"] | None = None,
+    image: Float[Tensor, "h w 3"], problem: ViewProblem, gradient: Float[Tensor, "h w 3"] | None = None
 ) -> ViewLoss:
     """Return the loss and the squared error of an image, and write ∂loss/∂image into ``gradient`` where given.
 
@@ -34,55 +37,55 @@ def view_loss(
 
     Args:
         image: Rendered, contiguous float32.
-        target: The photograph, on the image's device.
-        ssim_weight: λ.
+        problem: The view, its photograph on the image's device.
         gradient: Written.
     """
-    sums = loss.photometric_loss(image, target, ssim_weight, loss_window(), gradient)
+    known = known_loss(problem)
+    if known is None:
+        found, slope = problem.loss_gradient(image)
+        if gradient is not None:
+            gradient.copy_(slope)
+        return found
+    share = known.ssim_weight
+    sums = loss.photometric_loss(image, problem.image, share, loss_window(), gradient)
     similarity, absolute, squared = (torch.stack(sums) / image.numel()).tolist()
-    return ViewLoss((1 - ssim_weight) * absolute + ssim_weight * (1 - similarity), squared)
+    return ViewLoss((1 - share) * absolute + share * (1 - similarity), squared)
 
 
-def residuals(
-    image: Float[Tensor, "h w 3"], target: UInt8[Tensor, "h w 3"], options: ResidualOptions
-) -> Float[Tensor, "k h w 3"]:
-    """Return the residuals of an image; see :mod:`splatopt.raster.residuals`."""
-    if not isinstance(options, L1Ssim):
-        return ((image - target / 255) / image.numel() ** 0.5)[None]
-    return loss.residuals(image, target, _slopes(image, options), loss_window())
+def residuals(image: Float[Tensor, "h w 3"], problem: ViewProblem) -> Float[Tensor, "k h w 3"]:
+    """Return the residuals of an image; see :mod:`splatopt.raster.losses`."""
+    known = known_loss(problem)
+    if known is None:
+        return problem.residuals(image)
+    return loss.residuals(image, problem.image, _slopes(image, known), loss_window())
 
 
 def residual_jvp(
-    image: Float[Tensor, "h w 3"],
-    target: UInt8[Tensor, "h w 3"],
-    options: ResidualOptions,
-    tangent: Float[Tensor, "h w 3"],
+    image: Float[Tensor, "h w 3"], problem: ViewProblem, tangent: Float[Tensor, "h w 3"]
 ) -> Float[Tensor, "k h w 3"]:
     """Return ∂r/∂image · tangent."""
-    if not isinstance(options, L1Ssim):
-        return (tangent / image.numel() ** 0.5)[None]
-    return loss.residual_jvp(image, target, tangent, _slopes(image, options), loss_window())
+    known = known_loss(problem)
+    if known is None:
+        return problem.residual_jvp(image, tangent)
+    return loss.residual_jvp(image, problem.image, tangent, _slopes(image, known), loss_window())
 
 
 def residual_vjp(
-    image: Float[Tensor, "h w 3"],
-    target: UInt8[Tensor, "h w 3"],
-    options: ResidualOptions,
-    cotangent: Float[Tensor, "k h w 3"],
+    image: Float[Tensor, "h w 3"], problem: ViewProblem, cotangent: Float[Tensor, "k h w 3"]
 ) -> Float[Tensor, "h w 3"]:
     """Return (∂r/∂image)ᵀ · cotangent: the image's gradient that a backward pass goes on from."""
-    if not isinstance(options, L1Ssim):
-        return cotangent[0] / image.numel() ** 0.5
-    return loss.residual_vjp(image, target, cotangent, _slopes(image, options), loss_window())
+    known = known_loss(problem)
+    if known is None:
+        return problem.residual_vjp(image, cotangent)
+    return loss.residual_vjp(image, problem.image, cotangent, _slopes(image, known), loss_window())
 
 
-def residual_weights(
-    image: Float[Tensor, "h w 3"], target: UInt8[Tensor, "h w 3"], options: ResidualOptions
-) -> Float[Tensor, "h w 3"]:
+def pixel_curvature(image: Float[Tensor, "h w 3"], problem: ViewProblem) -> Float[Tensor, "h w 3"]:
     """Return W = Σ (∂r/∂image)² of each pixel's own residuals, the weights of diagonals and blocks."""
-    if not isinstance(options, L1Ssim):
-        return torch.full_like(image, 1 / image.numel())
-    return loss.residual_weights(image, target, _slopes(image, options), loss_window())
+    known = known_loss(problem)
+    if known is None:
+        return problem.pixel_curvature(image)
+    return loss.residual_weights(image, problem.image, _slopes(image, known), loss_window())
 
 
 def _slopes(image: Tensor, options: L1Ssim) -> loss.ResidualSlopes:

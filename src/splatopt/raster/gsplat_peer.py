@@ -12,10 +12,8 @@ from torch import Tensor
 from splatopt.core.camera import Camera
 from splatopt.core.objective import Oracle
 from splatopt.raster.constants import LOW_PASS, NEAR_PLANE
-from splatopt.raster.reference_loss import photometric_loss_reference
-from splatopt.raster.reference_products import add_parts, pull_residuals, residuals_reference
-from splatopt.raster.renderer import Renderer, ViewLoss
-from splatopt.raster.residuals import ResidualOptions
+from splatopt.raster.problem import ViewLoss, ViewProblem, WeightedSum
+from splatopt.raster.renderer import Renderer
 from splatopt.raster.types import GAUSSIAN_TENSORS, Footprint, Gaussians, Rendering, RenderOptions
 
 Rasterization = Callable[..., tuple[Tensor, Tensor, dict[str, Any]]]
@@ -87,58 +85,27 @@ class GsplatRenderer(Renderer):
         return Rendering(colors[0, :, :, :3].contiguous(), alphas[0, :, :, 0], colors[0, :, :, 3].contiguous())
 
     def accumulate_gradient(
-        self,
-        gaussians: Gaussians,
-        camera: Camera,
-        target: Tensor,
-        options: RenderOptions,
-        ssim_weight: float,
-        weight: float,
-        gradient: Mapping[str, Tensor],
-        seen: Tensor,
-        overwrite: bool = False,
+        self, gaussians: Gaussians, problem: ViewProblem, into: WeightedSum, seen: Tensor
     ) -> ViewLoss:
-        """Add ``weight`` · ∂loss/∂θ of one view; see :meth:`Renderer.accumulate_gradient`.
+        """Add ∂loss/∂θ of one view; see :meth:`Renderer.accumulate_gradient`.
 
         ``seen`` becomes true for the Gaussians to which gsplat gives a radius on the image.
         """
-        photograph = target.to(gaussians.means) / 255
-        leaves, image, radii = self._draw(gaussians, camera, options)
-        with torch.enable_grad():
-            loss = photometric_loss_reference(image, photograph, ssim_weight)
-        add_parts(gradient, _pulled(leaves, loss, None), weight, overwrite)
+        leaves, image, radii = self._draw(gaussians, problem.camera, problem.options)
+        loss, along = problem.loss_gradient(image)
+        into.add(_image_vjp(leaves, image, along))
         visible = (radii[0] > 0).all(dim=1)
-        seen.copy_(visible if overwrite else seen | visible)
-        return ViewLoss(float(loss.detach()), float((image.detach() - photograph).square().mean()))
+        seen.copy_(visible if into.overwrite else seen | visible)
+        return loss
 
-    def residuals(
-        self,
-        gaussians: Gaussians,
-        camera: Camera,
-        target: Tensor,
-        options: RenderOptions,
-        residual_options: ResidualOptions,
-    ) -> Tensor:
+    def residuals(self, gaussians: Gaussians, problem: ViewProblem) -> Tensor:
         """Return the residuals of one view; see :meth:`Renderer.residuals`."""
-        image = self.render(gaussians, camera, options).image
-        return residuals_reference(image, target.to(image) / 255, residual_options)
+        return problem.residuals(self.render(gaussians, problem.camera, problem.options).image)
 
-    def vjp(
-        self,
-        gaussians: Gaussians,
-        camera: Camera,
-        target: Tensor,
-        options: RenderOptions,
-        residual_options: ResidualOptions,
-        cotangent: Tensor,
-        weight: float,
-        gradient: Mapping[str, Tensor],
-        overwrite: bool = False,
-    ) -> None:
-        """Add ``weight`` · Jᵀ u of one view; see :meth:`Renderer.vjp`."""
-        leaves, image, _ = self._draw(gaussians, camera, options)
-        along = pull_residuals(image.detach(), target.to(image) / 255, residual_options, cotangent)
-        add_parts(gradient, _pulled(leaves, image, along), weight, overwrite)
+    def vjp(self, gaussians: Gaussians, problem: ViewProblem, cotangent: Tensor, into: WeightedSum) -> None:
+        """Add Jᵀ u of one view; see :meth:`Renderer.vjp`."""
+        leaves, image, _ = self._draw(gaussians, problem.camera, problem.options)
+        into.add(_image_vjp(leaves, image, problem.residual_vjp(image.detach(), cotangent)))
 
     def _draw(
         self, gaussians: Gaussians, camera: Camera, options: RenderOptions
@@ -150,7 +117,7 @@ class GsplatRenderer(Renderer):
             return leaves, colors[0], found["radii"]
 
 
-def _pulled(leaves: Mapping[str, Tensor], output: Tensor, along: Tensor | None) -> dict[str, Tensor | None]:
-    """Return (∂output/∂leaves)ᵀ ``along``, 1 where that is None; None where a leaf does not count."""
-    found = torch.autograd.grad(output, list(leaves.values()), along, allow_unused=True)
+def _image_vjp(leaves: Mapping[str, Tensor], image: Tensor, along: Tensor) -> dict[str, Tensor | None]:
+    """Return (∂image/∂leaves)ᵀ ``along``; None where a leaf does not count."""
+    found = torch.autograd.grad(image, list(leaves.values()), along, allow_unused=True)
     return dict(zip(leaves, found, strict=True))

@@ -6,7 +6,7 @@ formulae, and slow. Any float type; tests use float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 
 import torch
@@ -16,11 +16,10 @@ from torch import Tensor
 from splatopt.core.camera import Camera
 from splatopt.core.objective import Oracle
 from splatopt.raster.constants import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE
+from splatopt.raster.problem import ViewLoss, ViewProblem, WeightedSum
 from splatopt.raster.reference_blend import blend_splats, over_background, pixel_centers, unclamped_alpha
-from splatopt.raster.reference_loss import photometric_loss_reference
-from splatopt.raster.reference_products import PulledBack, ReferenceProducts, add_parts
+from splatopt.raster.reference_products import ImageVJP, ReferenceProducts
 from splatopt.raster.reference_projection import Splats, project_reference
-from splatopt.raster.renderer import ViewLoss
 from splatopt.raster.types import GAUSSIAN_TENSORS, Gaussians, Rendering, RenderOptions
 
 _DEFAULT_OPTIONS = RenderOptions()
@@ -140,44 +139,33 @@ class ReferenceRenderer(ReferenceProducts):
         return rendering
 
     def accumulate_gradient(
-        self,
-        gaussians: Gaussians,
-        camera: Camera,
-        target: Tensor,
-        options: RenderOptions,
-        ssim_weight: float,
-        weight: float,
-        gradient: Mapping[str, Tensor],
-        seen: Tensor,
-        overwrite: bool = False,
+        self, gaussians: Gaussians, problem: ViewProblem, into: WeightedSum, seen: Tensor
     ) -> ViewLoss:
-        """Add ``weight`` · ∂loss/∂θ of one view; see :meth:`Renderer.accumulate_gradient`.
+        """Add ∂loss/∂θ of one view; see :meth:`Renderer.accumulate_gradient`.
 
         ``seen`` becomes true for the Gaussians that are blended into at least one pixel.
         """
-        loss = torch.zeros(())
-        photograph = target.to(gaussians.means) / 255
+        loss = ViewLoss(0.0, 0.0)
 
         def image_gradient(image: Tensor) -> Tensor:
             nonlocal loss
-            with torch.enable_grad():
-                loss = photometric_loss_reference(image.requires_grad_(), photograph, ssim_weight)
-            return torch.autograd.grad(loss, image)[0]
+            loss, gradient = problem.loss_gradient(image)
+            return gradient
 
-        pulled = self.pull_back(gaussians, camera, options, image_gradient)
-        if overwrite:
+        found = self.image_vjp(gaussians, problem.camera, problem.options, image_gradient)
+        if into.overwrite:
             seen.zero_()
-        add_parts(gradient, pulled.gradient, weight, overwrite)
-        seen[pulled.blended] = True
-        return ViewLoss(float(loss.detach()), float((pulled.image.detach() - photograph).square().mean()))
+        into.add(found.gradient)
+        seen[found.blended] = True
+        return loss
 
-    def pull_back(
+    def image_vjp(
         self,
         gaussians: Gaussians,
         camera: Camera,
         options: RenderOptions,
         image_gradient: Callable[[Tensor], Tensor],
-    ) -> PulledBack:
+    ) -> ImageVJP:
         """Return (∂image/∂θ)ᵀ g with g = ``image_gradient(image)``, block by block."""
         leaves = _Leaves(**{name: getattr(gaussians, name).detach().requires_grad_() for name in GAUSSIAN_TENSORS})
         with torch.enable_grad():
@@ -199,7 +187,7 @@ class ReferenceRenderer(ReferenceProducts):
                     [getattr(splats, name) for name in names], [getattr(outer, name).grad for name in names]
                 )
         gradient = {name: getattr(leaves, name).grad for name in GAUSSIAN_TENSORS}
-        return PulledBack(rendering.image, gradient, outer.index[blended])
+        return ImageVJP(gradient, outer.index[blended])
 
     def image_of(self, gaussians: Gaussians, camera: Camera, options: RenderOptions) -> Tensor:
         """Return the image, differentiably."""

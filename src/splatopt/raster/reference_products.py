@@ -12,20 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from splatopt.core.camera import Camera
+from splatopt.raster.problem import ViewProblem, WeightedSum
 from splatopt.raster.reference_blend import blend_splats, over_background, pixel_centers
-from splatopt.raster.reference_loss import (
-    photometric_loss_reference,
-    ssim_center_derivative_reference,
-    ssim_map_reference,
-)
 from splatopt.raster.reference_projection import Splats, project_reference
 from splatopt.raster.renderer import Renderer
-from splatopt.raster.residuals import BLOCK_SIZE, L1Ssim, ResidualOptions
-from splatopt.raster.types import GAUSSIAN_TENSORS, Gaussians, RenderOptions
+from splatopt.raster.types import BLOCK_SIZE, GAUSSIAN_TENSORS, Gaussians, RenderOptions
 
 _PAIRS_AT_ONCE = 1 << 19
 """Pixel-Gaussian pairs whose nine derivatives are held at once, 38 MB a tensor in float64."""
@@ -44,89 +38,16 @@ class _TensorsOf:
 
 
 @dataclass(frozen=True)
-class PulledBack:
+class ImageVJP:
     """An image's gradient taken back to the Gaussians.
 
     Attributes:
-        image: What was rendered, (H, W, 3).
         gradient: One tensor per parameter; None where nothing came back.
         blended: Rows that were drawn, (M,) int64.
     """
 
-    image: Tensor
     gradient: Mapping[str, Tensor | None]
     blended: Tensor
-
-
-def add_parts(total: Mapping[str, Tensor], parts: Mapping[str, Tensor | None], weight: float, overwrite: bool) -> None:
-    """Add ``weight`` · ``parts`` to ``total``, or write it there; a part that is None is zero."""
-    for name, into in total.items():
-        if overwrite:
-            into.zero_()
-        part = parts[name]
-        if part is not None:
-            into.add_(part, alpha=weight)
-
-
-def residuals_reference(
-    image: Float[Tensor, "h w 3"], target: Float[Tensor, "h w 3"], options: ResidualOptions
-) -> Float[Tensor, "k h w 3"]:
-    """Return the residuals of an image; see :mod:`splatopt.raster.residuals`."""
-    if not isinstance(options, L1Ssim):
-        return (image - target)[None] / image.numel() ** 0.5
-    share = 2 / image.numel()
-    absolute = (share * (1 - options.ssim_weight) * (image - target).abs()).sqrt()
-    # Rounding may take SSIM a hair above 1.
-    dissimilarity = (1 - ssim_map_reference(image, target)).clamp_min(0)
-    return torch.stack([absolute, (share * options.ssim_weight * dissimilarity).sqrt()])
-
-
-def _slopes(image: Tensor, target: Tensor, options: L1Ssim) -> tuple[Tensor, Tensor]:
-    """Return ∂r₁/∂x and ∂r₂/∂SSIM at every pixel and channel, floors included."""
-    half_share = 0.5 / image.numel()
-    difference = image - target
-    absolute = difference.abs().clamp_min(options.floor_absolute)
-    dissimilarity = (1 - ssim_map_reference(image, target)).clamp_min(options.floor_dissimilarity)
-    to_absolute = difference.sign() * (half_share * (1 - options.ssim_weight) / absolute).sqrt()
-    return to_absolute, -(half_share * options.ssim_weight / dissimilarity).sqrt()
-
-
-def push_residuals(
-    image: Float[Tensor, "h w 3"],
-    target: Float[Tensor, "h w 3"],
-    options: ResidualOptions,
-    change: Float[Tensor, "h w 3"],
-) -> Float[Tensor, "k h w 3"]:
-    """Return ∂r/∂image · ``change``, over SSIM's whole window."""
-    if not isinstance(options, L1Ssim):
-        return change[None] / image.numel() ** 0.5
-    to_absolute, to_ssim = _slopes(image, target, options)
-    ssim_change = torch.func.jvp(lambda x: ssim_map_reference(x, target), (image,), (change,))[1]
-    return torch.stack([to_absolute * change, to_ssim * ssim_change])
-
-
-def pull_residuals(
-    image: Float[Tensor, "h w 3"],
-    target: Float[Tensor, "h w 3"],
-    options: ResidualOptions,
-    cotangent: Float[Tensor, "k h w 3"],
-) -> Float[Tensor, "h w 3"]:
-    """Return (∂r/∂image)ᵀ · ``cotangent``, over SSIM's whole window."""
-    if not isinstance(options, L1Ssim):
-        return cotangent[0] / image.numel() ** 0.5
-    to_absolute, to_ssim = _slopes(image, target, options)
-    pull = torch.func.vjp(lambda x: ssim_map_reference(x, target), image)[1]
-    return to_absolute * cotangent[0] + pull(to_ssim * cotangent[1])[0]
-
-
-def pixel_weights_reference(
-    image: Float[Tensor, "h w 3"], target: Float[Tensor, "h w 3"], options: ResidualOptions
-) -> Float[Tensor, "h w 3"]:
-    """Return W = Σ_k (∂r_k/∂x)² of each pixel and channel to itself; of SSIM the window's centre."""
-    if not isinstance(options, L1Ssim):
-        return torch.full_like(image, 1 / image.numel())
-    to_absolute, to_ssim = _slopes(image, target, options)
-    return to_absolute.square() + (to_ssim * ssim_center_derivative_reference(image, target)).square()
 
 
 class ReferenceProducts(Renderer):
@@ -137,138 +58,65 @@ class ReferenceProducts(Renderer):
         """Return the image (H, W, 3), differentiably and fit for ``torch.func``."""
 
     @abstractmethod
-    def pull_back(
+    def image_vjp(
         self,
         gaussians: Gaussians,
         camera: Camera,
         options: RenderOptions,
         image_gradient: Callable[[Tensor], Tensor],
-    ) -> PulledBack:
+    ) -> ImageVJP:
         """Return (∂image/∂θ)ᵀ g with g = ``image_gradient(image)``."""
 
-    def residuals(
-        self,
-        gaussians: Gaussians,
-        camera: Camera,
-        target: Tensor,
-        options: RenderOptions,
-        residual_options: ResidualOptions,
-    ) -> Tensor:
+    def residuals(self, gaussians: Gaussians, problem: ViewProblem) -> Tensor:
         """Return the residuals of one view; see :meth:`Renderer.residuals`."""
-        image = self.render(gaussians, camera, options).image
-        return residuals_reference(image, target.to(image) / 255, residual_options)
+        return problem.residuals(self.render(gaussians, problem.camera, problem.options).image)
 
-    def jvp(
-        self,
-        gaussians: Gaussians,
-        camera: Camera,
-        target: Tensor,
-        options: RenderOptions,
-        residual_options: ResidualOptions,
-        tangent: Mapping[str, Tensor],
-    ) -> Tensor:
+    def jvp(self, gaussians: Gaussians, problem: ViewProblem, tangent: Mapping[str, Tensor]) -> Tensor:
         """Return J v of one view; see :meth:`Renderer.jvp`."""
         values = tuple(getattr(gaussians, name).detach() for name in GAUSSIAN_TENSORS)
         with torch.no_grad():
-            pushed = torch.func.jvp(
-                lambda *tensors: self.image_of(_TensorsOf(*tensors), camera, options),
+            image_and_change = torch.func.jvp(
+                lambda *tensors: self.image_of(_TensorsOf(*tensors), problem.camera, problem.options),
                 values,
                 _whole(gaussians, tangent),
             )
-            image, change = pushed[0], pushed[1]
-            return push_residuals(image, target.to(image) / 255, residual_options, change)
+            return problem.residual_jvp(image_and_change[0], image_and_change[1])
 
-    def vjp(
-        self,
-        gaussians: Gaussians,
-        camera: Camera,
-        target: Tensor,
-        options: RenderOptions,
-        residual_options: ResidualOptions,
-        cotangent: Tensor,
-        weight: float,
-        gradient: Mapping[str, Tensor],
-        overwrite: bool = False,
-    ) -> None:
-        """Add ``weight`` · Jᵀ u of one view; see :meth:`Renderer.vjp`."""
-        photograph = target.to(gaussians.means) / 255
-        pulled = self.pull_back(
-            gaussians, camera, options, lambda image: pull_residuals(image, photograph, residual_options, cotangent)
+    def vjp(self, gaussians: Gaussians, problem: ViewProblem, cotangent: Tensor, into: WeightedSum) -> None:
+        """Add Jᵀ u of one view; see :meth:`Renderer.vjp`."""
+        found = self.image_vjp(
+            gaussians, problem.camera, problem.options, lambda image: problem.residual_vjp(image, cotangent)
         )
-        add_parts(gradient, pulled.gradient, weight, overwrite)
+        into.add(found.gradient)
 
-    def accumulate_diagonal(
-        self,
-        gaussians: Gaussians,
-        camera: Camera,
-        target: Tensor,
-        options: RenderOptions,
-        residual_options: ResidualOptions,
-        weight: float,
-        diagonal: Mapping[str, Tensor],
-        overwrite: bool = False,
-    ) -> None:
-        """Add ``weight`` · the diagonal of one view; see :meth:`Renderer.accumulate_diagonal`."""
-        curvature = self._curvature(gaussians, camera, target, options, residual_options)
+    def accumulate_diagonal(self, gaussians: Gaussians, problem: ViewProblem, into: WeightedSum) -> None:
+        """Add the diagonal of one view; see :meth:`Renderer.accumulate_diagonal`."""
+        curvature = self._curvature(gaussians, problem)
         shapes = [getattr(gaussians, name).shape for name in GAUSSIAN_TENSORS]
         parts = curvature.diagonal().split([shape[1:].numel() for shape in shapes], dim=1)
-        shaped = {name: part.reshape(shape) for name, shape, part in zip(GAUSSIAN_TENSORS, shapes, parts, strict=True)}
-        add_parts(diagonal, shaped, weight, overwrite)
+        into.add({name: part.reshape(shape) for name, shape, part in zip(GAUSSIAN_TENSORS, shapes, parts, strict=True)})
 
-    def accumulate_blocks(
-        self,
-        gaussians: Gaussians,
-        camera: Camera,
-        target: Tensor,
-        options: RenderOptions,
-        residual_options: ResidualOptions,
-        weight: float,
-        blocks: Tensor,
-        rest_diagonal: Tensor,
-        overwrite: bool = False,
-    ) -> None:
-        """Add ``weight`` · the blocks of one view; see :meth:`Renderer.accumulate_blocks`."""
-        curvature = self._curvature(gaussians, camera, target, options, residual_options)
+    def accumulate_blocks(self, gaussians: Gaussians, problem: ViewProblem, into: WeightedSum) -> None:
+        """Add the blocks of one view; see :meth:`Renderer.accumulate_blocks`."""
+        curvature = self._curvature(gaussians, problem)
         row, column = torch.tril_indices(BLOCK_SIZE, BLOCK_SIZE)
-        parts = {
-            "blocks": curvature.blocks(BLOCK_SIZE)[:, row, column],
-            "rest": curvature.diagonal()[:, BLOCK_SIZE:].reshape(rest_diagonal.shape),
-        }
-        add_parts({"blocks": blocks, "rest": rest_diagonal}, parts, weight, overwrite)
+        rest = curvature.diagonal()[:, BLOCK_SIZE:].reshape(gaussians.sh_rest.shape)
+        into.add({"blocks": curvature.blocks(BLOCK_SIZE)[:, row, column], "sh_rest": rest})
 
-    def hvp(
-        self,
-        gaussians: Gaussians,
-        camera: Camera,
-        target: Tensor,
-        options: RenderOptions,
-        ssim_weight: float,
-        tangent: Mapping[str, Tensor],
-        weight: float,
-        product: Mapping[str, Tensor],
-        overwrite: bool = False,
-    ) -> None:
-        """Add ``weight`` · ∇²loss v of one view, by differentiating twice; see :meth:`Renderer.hvp`."""
+    def hvp(self, gaussians: Gaussians, problem: ViewProblem, tangent: Mapping[str, Tensor], into: WeightedSum) -> None:
+        """Add ∇²loss v of one view, by differentiating twice; see :meth:`Renderer.hvp`."""
         leaves = [getattr(gaussians, name).detach().requires_grad_() for name in GAUSSIAN_TENSORS]
         with torch.enable_grad():
-            image = self.image_of(_TensorsOf(*leaves), camera, options)
-            loss = photometric_loss_reference(image, target.to(image) / 255, ssim_weight)
+            loss = problem.loss_of(self.image_of(_TensorsOf(*leaves), problem.camera, problem.options))
             first = torch.autograd.grad(loss, leaves, create_graph=True)
             second = torch.autograd.grad(first, leaves, _whole(gaussians, tangent), allow_unused=True)
-        add_parts(product, dict(zip(GAUSSIAN_TENSORS, second, strict=True)), weight, overwrite)
+        into.add(dict(zip(GAUSSIAN_TENSORS, second, strict=True)))
 
-    def _curvature(
-        self,
-        gaussians: Gaussians,
-        camera: Camera,
-        target: Tensor,
-        options: RenderOptions,
-        residual_options: ResidualOptions,
-    ) -> _Curvature:
+    def _curvature(self, gaussians: Gaussians, problem: ViewProblem) -> _Curvature:
         """Return each Gaussian's curvature in one view."""
+        camera, options = problem.camera, problem.options
         with torch.no_grad():
-            image = self.render(gaussians, camera, options).image
-            weights = pixel_weights_reference(image, target.to(image) / 255, residual_options)
+            weights = problem.pixel_curvature(self.render(gaussians, camera, options).image)
             splats = project_reference(gaussians, camera, options)
             unsort = torch.argsort(splats.index)
         outer = _splat_curvature(splats, camera, options, weights)[unsort]

@@ -13,6 +13,15 @@ from splatopt.core.checks import InputError
 GAUSSIAN_TENSORS = ("means", "log_scales", "quats", "logit_opacities", "sh_dc", "sh_rest")
 """The tensors of :class:`Gaussians`."""
 
+BLOCK_TENSORS = ("means", "log_scales", "quats", "logit_opacities", "sh_dc")
+"""The tensors whose entries, in this order, make up a Gaussian's block."""
+
+BLOCK_SIZE = 14
+"""Rows of a Gaussian's block: centre 3, scales 3, quaternion 4, opacity 1, base colour 3."""
+
+PACKED_BLOCK = BLOCK_SIZE * (BLOCK_SIZE + 1) // 2
+"""Numbers of a block's lower triangle; entry (i, j ≤ i) stands at i·(i+1)/2 + j."""
+
 
 @runtime_checkable
 class Gaussians(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
@@ -15,10 +15,10 @@ from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Evaluation, GaussNewtonBlocks, Objective, Oracle, Residuals, Tensors
 from splatopt.core.rows import RowEdit
-from splatopt.raster.constants import SSIM_WEIGHT
+from splatopt.raster.losses import L1Ssim, Loss
+from splatopt.raster.problem import ViewProblem, WeightedSum
 from splatopt.raster.renderer import Renderer
-from splatopt.raster.residuals import BLOCK_TENSORS, PACKED_BLOCK, L1Ssim, ResidualOptions
-from splatopt.raster.types import RenderOptions
+from splatopt.raster.types import BLOCK_TENSORS, PACKED_BLOCK, RenderOptions
 from splatopt.scene.gaussians import GaussianCloud
 
 
@@ -47,7 +47,7 @@ class ViewScore:
 
 
 class PhotometricObjective(Objective):
-    """Mean over the batch's views of (1-λ)·L1 + λ·(1-SSIM) of render against photograph.
+    """Mean over the batch's views of a loss of render against photograph.
 
     A batch is a sequence of view indices. The parameters are the cloud's six tensors. The
     gradient's buffers are parts of one flat buffer that every evaluation clears and fills; each
@@ -65,9 +65,9 @@ class PhotometricObjective(Objective):
         renderer: Renderer,
         options: RenderOptions | None = None,
         *,
-        ssim_weight: float = SSIM_WEIGHT,
+        loss: Loss | None = None,
+        weights: Sequence[Tensor | None] | None = None,
         length_scale: float = 1.0,
-        residual_options: ResidualOptions | None = None,
     ) -> None:
         """Bind a cloud to the views it shall explain.
 
@@ -77,13 +77,10 @@ class PhotometricObjective(Objective):
             images: One photograph per view, of its camera's size.
             renderer: What renders and differentiates.
             options: How it is rendered; black background and all stored degrees when None.
-            ssim_weight: λ.
+            loss: How render and photograph are compared; that of 3DGS, L1 and SSIM, when None.
+            weights: How much each pixel counts, (H, W) float32 per view; all alike where None.
             length_scale: The scene's extent, world units; scales the means' learning rate.
-            residual_options: What residuals, Jacobian products and Gauss-Newton curvature are of; those
-                of the loss, L1Ssim(ssim_weight), when None. Loss, gradient and Hessian do not follow it.
         """
-        if not 0 <= ssim_weight <= 1:
-            raise InputError(f"the weight of SSIM in the loss must lie in [0, 1], got {ssim_weight}")
         if not 0 < length_scale < math.inf:
             raise InputError(f"the scene's extent must be a positive number, got {length_scale}")
         self.cloud = cloud
@@ -91,8 +88,8 @@ class PhotometricObjective(Objective):
         self.images = images
         self.renderer = renderer
         self.options = options or RenderOptions()
-        self.ssim_weight = ssim_weight
-        self.residual_options = residual_options or L1Ssim(ssim_weight)
+        self.loss = loss or L1Ssim()
+        self.weights = weights
         self._length_scale = length_scale
         self._allocate()
 
@@ -159,21 +156,16 @@ class PhotometricObjective(Objective):
         """Return the mean loss over the views of ``batch``, its gradient, and the mean PSNR as a fact."""
         weight = _weight(batch)
         loss = psnr = 0.0
-        for position, view in enumerate(batch):
-            result = self.renderer.accumulate_gradient(
-                self.cloud,
-                self.cameras[view],
-                self.images[view],
-                self.options,
-                self.ssim_weight,
-                weight,
-                self._gradient,
-                self._seen,
-                overwrite=position == 0,
-            )
+        for problem, into in self._sums(batch, self._gradient):
+            result = self.renderer.accumulate_gradient(self.cloud, problem, into, self._seen)
             loss += weight * result.loss
             psnr += weight * decibels(result.squared_error)
         return Evaluation(loss=loss, gradient=self._gradient, seen=self._seen, facts={"psnr": psnr})
+
+    def problem(self, view: int) -> ViewProblem:
+        """Return what a renderer is asked about one view."""
+        weights = self.weights[view] if self.weights else None
+        return ViewProblem(self.cameras[view], self.images[view], self.options, self.loss, weights)
 
     def parts(self, batch: Sequence[int]) -> tuple[Sequence[int], ...]:
         """Return one batch per view."""
@@ -190,25 +182,23 @@ class PhotometricObjective(Objective):
     def value(self, batch: Sequence[int]) -> float:
         """Return the mean loss over the views of ``batch``."""
         weight = _weight(batch)
-        scenes = ((self.cameras[view], self.images[view]) for view in batch)
-        value = self.renderer.value
-        return sum(weight * value(self.cloud, *scene, self.options, self.ssim_weight).loss for scene in scenes)
+        return sum(weight * self.renderer.value(self.cloud, self.problem(view)).loss for view in batch)
 
     def residuals(self, batch: Sequence[int]) -> Residuals:
-        """Return the residuals, (components, H, W, 3) per view; see :meth:`Objective.residuals`."""
+        """Return the residuals, (k, H, W, 3) per view; see :meth:`Objective.residuals`."""
         scale = math.sqrt(_weight(batch))
-        return tuple(self.renderer.residuals(*self._scene(view)).mul_(scale) for view in batch)
+        return tuple(self.renderer.residuals(self.cloud, self.problem(view)).mul_(scale) for view in batch)
 
     def empty_residuals(self, batch: Sequence[int]) -> Residuals:
         """Return tensors in the shapes of the residuals, with any values."""
-        components = self.residual_options.components
+        components = self.loss.components
         cameras = [self.cameras[view] for view in batch]
         return tuple(self.cloud.means.new_empty(components, camera.height, camera.width, 3) for camera in cameras)
 
     def jvp(self, batch: Sequence[int], tangent: Tensors) -> Residuals:
         """Return J v, one tensor per view; see :meth:`Objective.jvp`."""
         scale = math.sqrt(_weight(batch))
-        return tuple(self.renderer.jvp(*self._scene(view), tangent).mul_(scale) for view in batch)
+        return tuple(self.renderer.jvp(self.cloud, self.problem(view), tangent).mul_(scale) for view in batch)
 
     def vjp(self, batch: Sequence[int], cotangent: Residuals) -> Tensors:
         """Return Jᵀ u; see :meth:`Objective.vjp`."""
@@ -217,26 +207,25 @@ class PhotometricObjective(Objective):
             raise ValueError(f"a cotangent must hold one tensor for each of {len(batch)} views, got {len(cotangent)}")
         product = self._buffers(Oracle.VJP)
         for position, (view, part) in enumerate(zip(batch, cotangent, strict=True)):
-            self.renderer.vjp(*self._scene(view), part, scale, product, overwrite=position == 0)
+            into = WeightedSum(product, scale, overwrite=position == 0)
+            self.renderer.vjp(self.cloud, self.problem(view), part, into)
         return product
 
     def gauss_newton_product(self, batch: Sequence[int], tangent: Tensors) -> Tensors:
         """Return JᵀJ v; see :meth:`Objective.gauss_newton_product`."""
-        weight = _weight(batch)
         product = self._buffers("gauss_newton_product")
-        for position, view in enumerate(batch):
-            self.renderer.gauss_newton_product(*self._scene(view), tangent, weight, product, overwrite=position == 0)
+        for problem, into in self._sums(batch, product):
+            self.renderer.gauss_newton_product(self.cloud, problem, tangent, into)
         return product
 
     def exact_gauss_newton_diagonal(self, batch: Sequence[int]) -> Tensors:
         """Return diag(JᵀJ), each residual taken as a function of its own pixel alone.
 
-        Exact for L1 and for squared errors; of SSIM it keeps the derivative to the window's centre.
+        Exact for losses without SSIM; of SSIM it keeps the derivative to the window's centre.
         """
-        weight = _weight(batch)
         diagonal = self._buffers(Oracle.GAUSS_NEWTON_DIAGONAL)
-        for position, view in enumerate(batch):
-            self.renderer.accumulate_diagonal(*self._scene(view), weight, diagonal, overwrite=position == 0)
+        for problem, into in self._sums(batch, diagonal):
+            self.renderer.accumulate_diagonal(self.cloud, problem, into)
         return diagonal
 
     def gauss_newton_blocks(self, batch: Sequence[int]) -> GaussNewtonBlocks:
@@ -244,7 +233,6 @@ class PhotometricObjective(Objective):
 
         The blocks take residuals as functions of their own pixel, as :meth:`exact_gauss_newton_diagonal`.
         """
-        weight = _weight(batch)
         if Oracle.GAUSS_NEWTON_BLOCKS not in self._kept:
             blocks = self.cloud.means.new_zeros(len(self.cloud), PACKED_BLOCK)
             self._kept[Oracle.GAUSS_NEWTON_BLOCKS] = {
@@ -252,23 +240,22 @@ class PhotometricObjective(Objective):
                 "sh_rest": torch.zeros_like(self.cloud.sh_rest),
             }
         kept = self._kept[Oracle.GAUSS_NEWTON_BLOCKS]
-        for position, view in enumerate(batch):
-            scene = self._scene(view)
-            self.renderer.accumulate_blocks(*scene, weight, kept["blocks"], kept["sh_rest"], overwrite=position == 0)
+        for problem, into in self._sums(batch, kept):
+            self.renderer.accumulate_blocks(self.cloud, problem, into)
         return GaussNewtonBlocks(BLOCK_TENSORS, kept["blocks"], {"sh_rest": kept["sh_rest"]})
 
     def exact_hvp(self, batch: Sequence[int], tangent: Tensors) -> Tensors:
         """Return ∇²L v of the loss; see :meth:`Objective.exact_hvp`."""
-        weight = _weight(batch)
         product = self._buffers(Oracle.HVP)
-        for position, view in enumerate(batch):
-            scene = (self.cloud, self.cameras[view], self.images[view], self.options)
-            self.renderer.hvp(*scene, self.ssim_weight, tangent, weight, product, overwrite=position == 0)
+        for problem, into in self._sums(batch, product):
+            self.renderer.hvp(self.cloud, problem, tangent, into)
         return product
 
-    def _scene(self, view: int) -> tuple[GaussianCloud, Camera, Tensor, RenderOptions, ResidualOptions]:
-        """Return what the renderer's residual methods take first."""
-        return self.cloud, self.cameras[view], self.images[view], self.options, self.residual_options
+    def _sums(self, batch: Sequence[int], tensors: Tensors) -> Iterator[tuple[ViewProblem, WeightedSum]]:
+        """Yield the problem of each view, and where its share of a mean over the batch is added."""
+        weight = _weight(batch)
+        for position, view in enumerate(batch):
+            yield self.problem(view), WeightedSum(tensors, weight, overwrite=position == 0)
 
     def edit_rows(self, edit: RowEdit) -> None:
         """Edit the cloud's rows and make buffers for the new number of them."""

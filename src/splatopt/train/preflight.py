@@ -27,8 +27,7 @@ from splatopt.optim.averaging import Averaged
 from splatopt.raster.constants import MIN_ALPHA
 from splatopt.raster.reference_projection import project_reference
 from splatopt.raster.renderer import Renderer
-from splatopt.raster.residuals import BLOCK_TENSORS, PACKED_BLOCK
-from splatopt.raster.types import RenderOptions
+from splatopt.raster.types import BLOCK_TENSORS, PACKED_BLOCK, RenderOptions
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.train.config import TrainConfig
 from splatopt.train.workplace import Workplace

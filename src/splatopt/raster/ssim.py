@@ -1,4 +1,4 @@
-"""The photometric loss in plain PyTorch: L1 and SSIM as 3DGS computes them."""
+"""Structural similarity in plain PyTorch, as 3DGS computes it, and its derivative."""
 
 from __future__ import annotations
 
@@ -91,17 +91,3 @@ def ssim_center_derivative_reference(
     rise = above / (at.below_means * at.below_variances)
     fall = at.ssim * (at.mean_1 / at.below_means + (x - at.mean_1) / at.below_variances)
     return (2 * central * (rise - fall)).permute(1, 2, 0)
-
-
-def photometric_loss_reference(
-    image: Float[Tensor, "h w 3"], target: Float[Tensor, "h w 3"], ssim_weight: float
-) -> Float[Tensor, ""]:
-    """Return (1-λ)·mean|image - target| + λ·(1 - mean SSIM), means over pixels and channels.
-
-    Args:
-        image: Rendered, (H, W, 3).
-        target: Photograph, (H, W, 3), in [0, 1], same type.
-        ssim_weight: λ, 0.2 in 3DGS.
-    """
-    absolute = (image - target).abs().mean()
-    return (1 - ssim_weight) * absolute + ssim_weight * (1 - ssim_map_reference(image, target).mean())
