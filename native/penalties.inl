@@ -29,12 +29,28 @@ struct SquaredPenalty {
     Vec residual_slope(Vec) const { return scale; }
 };
 
+// ρ = √(d² + ε²), r = √(2(1-λ)/n·ρ).
+struct CharbonnierPenalty {
+    Vec residual_scale, slope_scale, epsilon_squared;
+    explicit CharbonnierPenalty(const LossRule& rule)
+        : residual_scale(2.0f * rule.pixel_half_scale), slope_scale(rule.pixel_half_scale),
+          epsilon_squared(rule.penalty_parameter * rule.penalty_parameter) {}
+    Vec value(Vec d) const { return sqrt(fmadd(d, d, epsilon_squared)); }
+    Vec slope(Vec d) const { return d / value(d); }
+    Vec residual(Vec d) const { return residual_scale * sqrt(value(d)); }
+    Vec residual_slope(Vec d) const {
+        const Vec penalty = value(d);
+        return slope_scale * d / (penalty * sqrt(penalty));
+    }
+};
+
 // Calls work with the rule's penalty.
 template <class Work>
 inline void with_penalty(const LossRule& rule, const Work& work) {
     switch (rule.penalty) {
         case Penalty::absolute: return work(AbsolutePenalty(rule));
         case Penalty::squared: return work(SquaredPenalty(rule));
+        case Penalty::charbonnier: return work(CharbonnierPenalty(rule));
     }
 }
 

@@ -43,8 +43,8 @@ struct Cloud {
 };
 
 // Which penalty ρ of a pixel's difference a loss has: see penalties.inl.
-enum class Penalty { absolute, squared };
-inline constexpr const char* kPenaltyNames[] = {"absolute", "squared"};
+enum class Penalty { absolute, squared, charbonnier };
+inline constexpr const char* kPenaltyNames[] = {"absolute", "squared", "charbonnier"};
 
 // A loss (1-λ)·Σwρ(x-y)/n + λ·(1 - ΣwSSIM/n), n = 3Σw, and its residuals: see loss.inl and residuals.inl.
 struct LossRule {

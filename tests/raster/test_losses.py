@@ -15,14 +15,14 @@ from raster.test_ssim import naive_ssim, pair
 from splatopt.core import native
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Oracle
-from splatopt.raster.losses import L1Ssim, Loss, PixelLoss, SquaredError
+from splatopt.raster.losses import Charbonnier, L1Ssim, Loss, PixelLoss, SquaredError
 from splatopt.raster.problem import ViewProblem, WeightedSum
 from splatopt.raster.reference import ReferenceRenderer
 from splatopt.raster.renderer import Renderer
 from splatopt.raster.types import RenderOptions
 from splatopt.scene.gaussians import GaussianCloud
 
-LOSSES = (L1Ssim(), L1Ssim(0.0), L1Ssim(1.0), SquaredError())
+LOSSES = (L1Ssim(), L1Ssim(0.0), L1Ssim(1.0), SquaredError(), Charbonnier(0.03), Charbonnier(ssim_weight=0.0))
 """Every loss that has a native pass, and SSIM's whole range."""
 
 named = pytest.mark.parametrize("loss", LOSSES, ids=str)
@@ -72,7 +72,8 @@ def test_the_value_has_the_derivatives_of_finite_differences(loss: Loss):
 
 def free(loss: PixelLoss) -> PixelLoss:
     """The loss with floors that act nowhere."""
-    return replace(loss, floor_absolute=1e-12, floor_dissimilarity=1e-12) if isinstance(loss, L1Ssim) else loss
+    floors = {name: 1e-12 for name in ("floor_absolute", "floor_dissimilarity") if name in vars(loss)}
+    return replace(loss, **floors)
 
 
 @named
@@ -111,6 +112,18 @@ def test_the_residuals_transposed_are_the_gradient(loss: PixelLoss):
 def test_numbers_without_sense_are_refused(options):
     with pytest.raises(InputError, match="must"):
         L1Ssim(**options)
+    shared = {name: value for name, value in options.items() if name != "floor_absolute"} or {"epsilon": 0.0}
+    with pytest.raises(InputError, match="must"):
+        Charbonnier(**shared)
+
+
+def test_charbonnier_lies_between_the_absolute_and_the_squared_error():
+    image, target = pair(6, 5)
+    everywhere = torch.ones(6, 5, 1, dtype=torch.float64)
+    near = float(Charbonnier(1e-6, ssim_weight=0.0).value(image, target, everywhere))
+    assert near == pytest.approx(float(L1Ssim(0.0).value(image, target, everywhere)), rel=1e-6)
+    far = float(Charbonnier(1e3, ssim_weight=0.0).value(image, target, everywhere))
+    assert (far - 1e3) * 1e3 == pytest.approx(float(SquaredError().value(image, target, everywhere)), rel=1e-4)
 
 
 # ---------------------------------------------------------------------- weights in every answer

@@ -166,6 +166,11 @@ def _count(weights: Weights) -> Float[Tensor, ""]:
     return torch.where(total > 0, total, torch.ones_like(total))
 
 
+def _check_fraction(ssim_weight: float) -> None:
+    if not 0 <= ssim_weight <= 1:
+        raise InputError(f"the weight of SSIM in the loss must lie in [0, 1], got {ssim_weight}")
+
+
 def _check_positive(name: str, value: float) -> None:
     if not 0 < value < float("inf"):
         raise InputError(
@@ -193,8 +198,7 @@ class L1Ssim(PixelLoss):
 
     def __post_init__(self) -> None:
         """Check that λ is a fraction and that the floors are above zero."""
-        if not 0 <= self.ssim_weight <= 1:
-            raise InputError(f"the weight of SSIM in the loss must lie in [0, 1], got {self.ssim_weight}")
+        _check_fraction(self.ssim_weight)
         _check_positive("floor_absolute", self.floor_absolute)
         _check_positive("floor_dissimilarity", self.floor_dissimilarity)
 
@@ -235,3 +239,45 @@ class SquaredError(PixelLoss):
     def root_slope(self, difference: Image) -> Image:
         """Return 1."""
         return torch.ones_like(difference)
+
+
+@dataclass(frozen=True)
+class Charbonnier(PixelLoss):
+    """(1-λ)·mean √((x - y)² + ε²) + λ·(1 - mean SSIM): L1 with a rounded corner (Charbonnier et al. 1994).
+
+    Residuals r₁ = √(2(1-λ)w/n · √((x - y)² + ε²)) never reach zero, so their derivative needs no floor.
+
+    Attributes:
+        epsilon: ε > 0, the difference below which the penalty is nearly a square; in colours from 0 to 1.
+        ssim_weight: λ, a fraction.
+        floor_dissimilarity: Least 1 - SSIM in ∂r₂/∂x.
+    """
+
+    native_penalty: ClassVar[str | None] = "charbonnier"
+    epsilon: float = 1e-3
+    ssim_weight: float = SSIM_WEIGHT
+    floor_dissimilarity: float = 1e-3
+
+    def __post_init__(self) -> None:
+        """Check that λ is a fraction and that ε and the floor are above zero."""
+        _check_fraction(self.ssim_weight)
+        _check_positive("epsilon", self.epsilon)
+        _check_positive("floor_dissimilarity", self.floor_dissimilarity)
+
+    @property
+    def native_numbers(self) -> dict[str, float]:
+        """ε."""
+        return {"penalty_parameter": self.epsilon}
+
+    def penalty(self, difference: Image) -> Image:
+        """Return √((x - y)² + ε²)."""
+        return (difference.square() + self.epsilon**2).sqrt()
+
+    def root(self, difference: Image) -> Image:
+        """Return √(2ρ)."""
+        return (2 * self.penalty(difference)).sqrt()
+
+    def root_slope(self, difference: Image) -> Image:
+        """Return (x - y)/(ρ√(2ρ))."""
+        penalty = self.penalty(difference)
+        return difference / (penalty * (2 * penalty).sqrt())
