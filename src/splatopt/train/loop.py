@@ -206,6 +206,7 @@ class _Trainer(KeptRun):
         if self.config.average:
             optimizer = Averaged(optimizer, self.config.average)
         optimizer.threads = with_own_threads(self.config, self.processes.launch).threads
+        optimizer.instructions = self.config.instructions
         return optimizer
 
     def _check_stages(self) -> tuple[str, ...]:

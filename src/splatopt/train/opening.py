@@ -11,7 +11,7 @@ from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import check_scorable
 from splatopt.train.folder import RunFolder
 from splatopt.train.kept_run import checkpoint_to_resume
-from splatopt.train.setup import on_this_machine, open_capture
+from splatopt.train.setup import on_this_machine, open_capture, with_own_instructions
 from splatopt.train.stages import check_continues
 from splatopt.train.trained_on import check_resumed
 
@@ -61,6 +61,8 @@ def open_training(config: TrainConfig, capture: Capture | None, *, has_renderer:
         warnings += changes
     elif config.device == "auto":
         config = replace(config, device="cpu")
+    config, changes = with_own_instructions(config, asked)
+    warnings += changes
     return Opening(config, capture, checkpoint, (*capture.warnings, *warnings))
 
 

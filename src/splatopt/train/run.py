@@ -26,6 +26,7 @@ from splatopt.train.setup import (
     open_renderer,
     render_device,
     sh_degree_at,
+    with_own_instructions,
 )
 from splatopt.train.trained_on import changed_since, check_unchanged
 
@@ -130,6 +131,8 @@ def open_run(path: Path | str, renderer: str | None = None, device: str | None =
         config = replace(config, renderer=renderer or "auto", device=device or "auto")
     elif config.device.startswith("cuda"):
         config, warnings = on_this_machine(config, replace(config, renderer="auto", device="auto"))
+    config, elsewhere = with_own_instructions(config, replace(config, instructions="auto"))
+    warnings += elsewhere
     checkpoint, damaged = latest_checkpoint(folder.checkpoints)
     warnings += damaged
     record = read_json(folder.evaluation)
