@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from splatopt.core import native
 from splatopt.core.checks import InputError
 from splatopt.core.devices import cuda_problem
-from splatopt.core.native import find_instructions, instruction_sets
 from splatopt.data import Capture, CaptureOptions, load_capture
 from splatopt.data.selection import camera_centers, sparse_split
 from splatopt.raster.render import find_backend, make_renderer
@@ -91,8 +91,10 @@ def with_own_instructions(config: TrainConfig, asked: TrainConfig | None = None)
     if config.device.startswith("cuda"):
         ignored = f"--instructions {wanted} is not read by a run on {config.device}, which takes no native passes"
         return replace(config, instructions="auto"), [] if wanted == "auto" else [ignored]
-    elsewhere = asked is not None and asked.instructions == "auto" and wanted not in ("auto", *instruction_sets())
-    found = find_instructions("auto" if elsewhere else wanted)
+    elsewhere = (
+        asked is not None and asked.instructions == "auto" and wanted not in ("auto", *native.instruction_sets())
+    )
+    found = native.find_instructions("auto" if elsewhere else wanted)
     warning = f"the run was with {wanted} instructions, which are not here; it goes on with {found}, up to rounding"
     return replace(config, instructions=found), [warning] if elsewhere else []
 
