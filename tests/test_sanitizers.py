@@ -28,8 +28,7 @@ SELECTED = (
 
 LEFT_OUT = """not (test_fused and (small or clock or plain or tiny)) and not (agree_with_the_reference
     and not (one_row or one_column or seventeen or giants or degree_0 or degree_3_at_1))"""
-"""Images of one row, of one column and of odd sizes, giants and no coefficients stay, and networks of odd widths; others
-take long."""
+"""Images of one row, one column and odd sizes, giants, clouds without coefficients and networks of odd widths stay."""
 
 
 def find(program: str) -> str | None:
