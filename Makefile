@@ -1,4 +1,4 @@
-# make install | demo | test | test-slow | lint | bench | clean
+# make install | demo | test | test-slow | sanitize | lint | bench | clean
 #
 # Needs Python 3.11 or later, a C++20 compiler, make, and a pip that reaches a package registry. All else,
 # CMake and Ninja included, is installed into .venv at the versions that constraints.txt pins.
@@ -18,7 +18,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
 # Folders are listed too: their time changes when a file in them goes away.
 SOURCES := $(wildcard CMakeLists.txt) $(shell find src native \( -name __pycache__ -o -name '*.pyc' \) -prune -o -print 2>/dev/null)
 
-.PHONY: install demo test test-slow lint bench clean
+.PHONY: install demo test test-slow sanitize lint bench clean
 
 install: $(VENV)/.installed
 
@@ -55,6 +55,10 @@ test: install
 
 test-slow: install
 	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS) || test $$? -eq 5 # 5: none is marked slow
+
+# The native module's tests under AddressSanitizer and UndefinedBehaviorSanitizer; one of the slow tests.
+sanitize: install
+	@$(BIN)/python -m pytest tests/test_sanitizers.py $(PYTEST_ARGS)
 
 lint: install
 	@$(BIN)/ruff check .

@@ -10,6 +10,7 @@ namespace splatopt {
 namespace {
 
 void clear_range(float* p, int64_t begin, int64_t end, int64_t width) {
+    if (width == 0) return;  // p is null then, which memset must not be given
     std::memset(p + begin * width, 0, sizeof(float) * static_cast<size_t>((end - begin) * width));
 }
 

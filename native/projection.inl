@@ -271,6 +271,7 @@ inline void color_gradient(const Cloud& cloud, int64_t i, Mask lanes, const Vec*
 // Empties the gradient of a few rows just before they are written, while they are about to be in the cache.
 inline void clear_rows(const Cloud& cloud, const CloudTensors& out, uint8_t* seen, int64_t row, int64_t count) {
     const auto clear = [&](float* p, int64_t width) {
+        if (width == 0) return;  // p is null then, which memset must not be given
         std::memset(p + row * width, 0, sizeof(float) * static_cast<size_t>(count * width));
     };
     clear(out.means, 3);

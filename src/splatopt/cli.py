@@ -254,6 +254,10 @@ def _render(options: RenderRunOptions) -> int:
         raise InputError(f"--fps must be at least 1, got {options.fps}")
     run = _open(options.run, options.renderer, options.device)
     capture = run.open_capture()
+    differs = run.difference_from(capture)
+    if differs:
+        where = f"{capture.path} is no longer what the run was trained on"
+        print(f"splatopt: warning: {where}: {differs}; it is rendered from there all the same", file=sys.stderr)
     objective = run.objective(capture)
     train_cameras = [capture.cameras[view] for view in capture.split.train]
     match options.path:
@@ -299,8 +303,9 @@ def _report(options: ReportOptions) -> int:
     run = _open(options.run, options.renderer, options.device)
     pictures = []
     if options.views:
-        renderer = open_renderer(run.config)
-        pictures = run_pictures(run.config, run.open_capture(), run.cloud, run.steps, renderer, options.views)
+        renderer, capture = open_renderer(run.config), run.open_capture()
+        run.check_capture(capture, "the pictures (which --views 0 leaves out)")
+        pictures = run_pictures(run.config, capture, run.cloud, run.steps, renderer, options.views)
     print(f"written to {write_report(run.folder.path, pictures)}")
     return 0
 

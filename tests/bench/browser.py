@@ -28,7 +28,8 @@ class Browser:
         self._from, theirs_out = os.pipe()
         # The protocol's pipes are the descriptors 3 and 4.
         switches = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
-        switches += ["--disable-background-networking", "--no-first-run", f"--user-data-dir={folder / 'profile'}"]
+        switches += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+        switches += ["--disable-quic", "--no-first-run", f"--user-data-dir={folder / 'profile'}"]
         words = [program, *switches, "--remote-debugging-pipe", "about:blank"]
         script = f'exec 3<&{theirs_in} 4>&{theirs_out}; exec "$@"'
         self._process = subprocess.Popen(

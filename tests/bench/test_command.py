@@ -72,6 +72,32 @@ def test_pictures_of_held_out_views_are_in_the_page(capture, tmp_path, monkeypat
     assert (tmp_path / "other" / "report.html").read_text().count("data:image/webp") == 2
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not native.available(), reason="the native module is not installed")
+def test_the_instruction_set_reaches_the_workers_and_what_is_started_again(capture, tmp_path, capsys):
+    out = tmp_path / "out"
+    forced = words(capture, out, "--threads", "1", "--views", "0", "--instructions", "portable")
+    assert main(forced) == 0
+    (record,) = load_results(out).cells
+    assert record["environment"]["instructions"] == "portable"
+    (cell,) = (out / "cells").iterdir()
+    assert json.loads((cell / "config.json").read_text())["instructions"] == "portable"
+    assert "--instructions portable" in load_results(out).sources[0]["command"]
+    assert main(forced) == 0
+    assert main(["bench", "verify", str(cell)]) == 0
+    capsys.readouterr()
+    main(["bench", "verify", str(cell), "--instructions", native.find_instructions()])
+    said = f"changed since: instructions was portable and is {native.find_instructions()}"
+    assert said in capsys.readouterr().out or native.find_instructions() == "portable"
+    assert main(words(capture, out, "--threads", "1", "--views", "0")) == 2
+    error = capsys.readouterr().err
+    assert "instructions = " in error
+    assert "'auto'" in error
+    assert "'portable'" in error
+    assert main(words(capture, tmp_path / "other", "--instructions", "mmx")) == 2
+    assert "--instructions must be auto, avx512, avx2, portable, got 'mmx'" in " ".join(capsys.readouterr().err.split())
+
+
 def with_native(run):
     from splatopt.bench.runner import Outcome
 

@@ -112,7 +112,7 @@ SHAPES = {
 def test_the_native_passes_are_the_step(monkeypatch, isa, shape, rows, rest) -> None:
     workers = native.workers(2, isa)
     assert workers.isa == isa
-    monkeypatch.setattr(native, "workers", lambda threads: workers)
+    monkeypatch.setattr(native, "workers", lambda *_: workers)
     options = SHAPES[shape]
     # Wide networks stirred as much as narrow ones would lose more to float32 than is asked for here, in torch as well.
     size = 0.1 if options.width < 64 else 0.03
@@ -136,7 +136,7 @@ def test_the_native_passes_are_the_step(monkeypatch, isa, shape, rows, rest) -> 
 @pytest.mark.parametrize("isa", ISAS)
 def test_ages_tell_on_rates_and_share_as_in_torch(monkeypatch, isa, fall) -> None:
     workers = native.workers(1, isa)
-    monkeypatch.setattr(native, "workers", lambda threads: workers)
+    monkeypatch.setattr(native, "workers", lambda *_: workers)
     rates = replace(RATES, patience=3.0, fall=fall, handover=0.5)  # a share below a hundredth from 50 times on
     network = stirred(LearnedNetwork(SMALL), size=0.1)
     passes, exact = FusedNetwork(network), stirred(LearnedNetwork(SMALL), size=0.1).double()
@@ -154,7 +154,7 @@ def test_ages_tell_on_rates_and_share_as_in_torch(monkeypatch, isa, fall) -> Non
 def test_awkward_scenes_are_stepped_as_in_torch(monkeypatch, isa) -> None:
     """Sizes, opacities and colours beyond what features are bounded to; old rows; no gradient at all; far away."""
     workers = native.workers(1, isa)
-    monkeypatch.setattr(native, "workers", lambda threads: workers)
+    monkeypatch.setattr(native, "workers", lambda *_: workers)
     network = stirred(LearnedNetwork(SMALL), size=0.1)
     exact = stirred(LearnedNetwork(SMALL), size=0.1).double()
     sequence = random_sequence(150, 3)
@@ -217,7 +217,7 @@ def test_untrained_weights_step_as_the_native_adam() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_network_that_gives_no_numbers_steps_as_adam(monkeypatch, isa, which, value) -> None:
     workers = native.workers(1, isa)
-    monkeypatch.setattr(native, "workers", lambda threads: workers)
+    monkeypatch.setattr(native, "workers", lambda *_: workers)
     network = stirred(LearnedNetwork(SMALL), size=0.1)
     parameter = dict(network.named_parameters())[which]
     with torch.no_grad():
@@ -236,7 +236,7 @@ def test_a_network_that_gives_no_numbers_steps_as_adam(monkeypatch, isa, which, 
 @pytest.mark.parametrize("isa", ISAS)
 def test_rows_whose_numbers_overflow_step_as_adam_and_others_as_the_network(monkeypatch, isa) -> None:
     workers = native.workers(1, isa)
-    monkeypatch.setattr(native, "workers", lambda threads: workers)
+    monkeypatch.setattr(native, "workers", lambda *_: workers)
     options = replace(SMALL, width=4)
     network = stirred(LearnedNetwork(options), size=0.1)
     with torch.no_grad():

@@ -67,7 +67,7 @@ def test_they_take_adams_step_and_have_nothing_to_say() -> None:
 @pytest.mark.parametrize("share", [0.4, 1.0])
 def test_native_passes_step_them_as_in_torch(monkeypatch, isa, rows, rest, share) -> None:
     workers = native.workers(2, isa)
-    monkeypatch.setattr(native, "workers", lambda threads: workers)
+    monkeypatch.setattr(native, "workers", lambda *_: workers)
     network, exact = stirred(LearnedNetwork(SMALL), size=0.1), stirred(LearnedNetwork(SMALL), size=0.1).double()
     passes, sequence = FusedNetwork(network), random_sequence(rows, 3, unseen=0.3, rest=rest)
     made = start(sequence, network)
@@ -139,7 +139,7 @@ def test_a_settled_run_steps_alike_in_torch_and_natively(tmp_path, monkeypatch) 
 @pytest.mark.parametrize("age", [0.0, OLD])
 def test_gradients_whose_squares_overflow_move_higher_bands_nowhere(monkeypatch, isa, age) -> None:
     workers = native.workers(1, isa)
-    monkeypatch.setattr(native, "workers", lambda threads: workers)
+    monkeypatch.setattr(native, "workers", lambda *_: workers)
     network = LearnedNetwork(SMALL)
     sequence = random_sequence(40, 1, rest=15)
     ((gradient, loss, seen),) = evaluations(sequence)

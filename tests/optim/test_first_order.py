@@ -189,7 +189,7 @@ def test_factors_without_sense_are_refused(field):
 def test_threads_reach_the_native_pass_and_change_nothing(monkeypatch, threads):
     asked = []
     workers = native.workers
-    monkeypatch.setattr(native, "workers", lambda count=0: asked.append(count) or workers(count))
+    monkeypatch.setattr(native, "workers", lambda count=0, isa="auto": asked.append(count) or workers(count, isa))
     objective, twin = Quadratic(), Quadratic()
     Adam(twin, AdamOptions()).step(None, Progress(0, 1))
     asked.clear()

@@ -53,7 +53,7 @@ def test_the_fused_pass_is_the_step(monkeypatch, isa, name, options, rows, rest)
     start = AwkwardCloud(torch.float64, rows, rest).values
     workers = native.workers(2, isa)
     used = []
-    monkeypatch.setattr(native, "workers", lambda threads: used.append(threads) or workers)
+    monkeypatch.setattr(native, "workers", lambda threads, _: used.append(threads) or workers)
     values, states = stepped(name, AwkwardCloud(torch.float32, rows, rest), options)
     assert used, "the fused pass was not taken"
     for tensor in GAUSSIAN_TENSORS:
@@ -78,7 +78,7 @@ def test_a_fused_step_with_blocks_is_as_good_as_the_one_in_float64(monkeypatch, 
     rows = 300
     options = BlockGaussNewtonOptions(factorisations=12, damping=damping, epsilon_start=1e-2, overlap=0.5)
     workers = native.workers(2, isa)
-    monkeypatch.setattr(native, "workers", lambda threads: workers)
+    monkeypatch.setattr(native, "workers", lambda *_: workers)
     start = AwkwardCloud(torch.float64, rows, rest)
     evaluation = start.gradient(None)
     gradient, blocks = flattened(evaluation.gradient), unpack_blocks(start.gauss_newton_blocks(None).blocks)

@@ -236,7 +236,7 @@ def test_another_target_than_before_is_noticed(settings, tmp_path):
         fit_field(settings(), [Listener(5)])
     Image.new("RGB", (9, 9)).save(tmp_path / "other.png")
     config = FitConfig(str(tmp_path / "other.png"), out=settings().out, resume=True)
-    with pytest.raises(InputError, match="written with 576 examples in batches of 100, but there are 81"):
+    with pytest.raises(InputError, match="the image is 9x9 pixels, the run was fitted to 24x24"):
         fit_field(config)
 
 

@@ -106,7 +106,7 @@ def make_cells(suite: Suite, out: Path, overrides: Mapping[str, Any], data: Path
     Args:
         suite: What is compared.
         out: The suite's folder.
-        overrides: Settings of this start that change no number, such as ``threads``.
+        overrides: Settings of this start, such as ``threads``, that change no number, and ``instructions``.
         data: Folder in which scenes are looked for by the last part of their path.
 
     Raises:
@@ -233,4 +233,5 @@ def _check_folders(cells: list[Cell]) -> None:
 
 def check_overrides(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of this start in the types of their fields; raises InputError for others."""
-    return typed_fields(values, TrainConfig, set(LOOSE) & field_names(TrainConfig), "setting", "the command line")
+    allowed = {*LOOSE, "instructions"} & field_names(TrainConfig)
+    return typed_fields(values, TrainConfig, allowed, "setting", "the command line")

@@ -62,6 +62,10 @@ class RunOptions:
     """Threads of renderer and optimizer, 0 for all cores; the suite's own when None. No number but the
     seconds depends on it."""
 
+    instructions: str | None = None
+    """Instruction set of every cell: avx512, avx2 or portable; the suite's own, else the fastest that the machine has,
+    when None. The last bits of every number depend on it."""
+
     ray: str | None = None
     """Run cells side by side on Ray: a cluster's address, auto, local for this machine, or local:N for N of its
     processors. Each cell takes --threads processors, 1 unless given. Needs splatopt[ray]."""
@@ -134,7 +138,7 @@ def run(options: RunOptions) -> int:
         command=command,
         say=_say,
         data=options.data,
-        overrides={} if options.threads is None else {"threads": options.threads},
+        overrides=_given(threads=options.threads, instructions=options.instructions),
         retry=options.retry,
         lpips_weights=options.lpips_weights,
         views=options.views,
@@ -147,6 +151,11 @@ def run(options: RunOptions) -> int:
     for cell in results.failed:
         print(f"splatopt: cell {cell['name']} failed: {cell['failure']}", file=sys.stderr)
     return 1 if results.failed else 0
+
+
+def _given(**settings: Any) -> dict[str, Any]:
+    """The settings that were given."""
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _typed_words(options: RunOptions) -> list[str]:
@@ -233,12 +242,17 @@ class VerifyOptions:
     threads: int | None = None
     """Threads, 0 for all cores; the cell's own when None. No number depends on them."""
 
+    instructions: str | None = None
+    """Instruction set: avx512, avx2 or portable, such as that of the machine that the cell was run on; the cell's own
+    when None."""
+
 
 def verify(options: VerifyOptions) -> int:
     """Run a cell again; 1 where a number differs."""
     from splatopt.bench.verify import verify as again
 
-    found = again(options.run, _say, data=options.data, threads=options.threads)
+    overrides = _given(threads=options.threads, instructions=options.instructions)
+    found = again(options.run, _say, data=options.data, overrides=overrides)
     if found.same:
         print(f"the same to the bit: {found.points} scored points and the trained scene")
     for difference in found.differences:

@@ -20,7 +20,7 @@ def environment(config: TrainConfig, renderer: str) -> dict[str, Any]:
     """Return what a result says of where it was made; no name of a person, a machine or a place.
 
     Args:
-        config: The run's, for its threads.
+        config: The run's, for its threads and instructions.
         renderer: What renders.
     """
     return {
@@ -34,7 +34,7 @@ def environment(config: TrainConfig, renderer: str) -> dict[str, Any]:
         "processors": psutil.cpu_count() or 0,
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "renderer": renderer,
-        "instructions": native.workers().isa if native.available() else "none",
+        "instructions": native.find_instructions(config.instructions) if native.available() else "none",
         "threads": config.threads or native.default_threads(),
     }
 

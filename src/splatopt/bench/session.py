@@ -43,7 +43,7 @@ def run_suite(
         command: What was typed.
         say: Takes a line for each cell.
         data: Folder in which scenes are looked for by the last part of their path.
-        overrides: Settings of this start that change no number, such as ``threads``.
+        overrides: Settings of this start, such as ``threads``, that change no number, and ``instructions``.
         retry: Whether cells that failed are run once more.
         lpips_weights: Folder of LPIPS backbones.
         views: Views of each scene that are kept as pictures.

@@ -38,7 +38,12 @@ class Verification:
 
 
 def verify(
-    run: Path, say: Say, *, data: Path | None = None, threads: int | None = None, launch: Launch = run_process
+    run: Path,
+    say: Say,
+    *,
+    data: Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    launch: Launch = run_process,
 ) -> Verification:
     """Run a cell again, in a folder that is deleted afterwards, and compare.
 
@@ -49,7 +54,7 @@ def verify(
         run: The cell's run folder.
         say: Takes a line.
         data: Folder that holds the scene, where it is no longer where it was.
-        threads: Threads in place of the cell's own; no number depends on them.
+        overrides: Settings in place of the cell's own that another machine may ask for: threads and instructions.
         launch: Runs a cell.
 
     Raises:
@@ -60,7 +65,7 @@ def verify(
         raise InputError(f"{run} is no cell of a suite that came to its end; give a folder below a suite's cells/")
     cell = Cell.from_json(record, str(run / RECORD))
     with tempfile.TemporaryDirectory(prefix="splatopt-verify-") as folder:
-        again = _again(cell, Path(folder), data, threads)
+        again = _again(cell, Path(folder), data, overrides or {})
         say(f"running again: {describe(again)} …")
         outcome = launch(Place(Path(folder)), again, None)
         if outcome.failure is not None:
@@ -68,12 +73,10 @@ def verify(
         return _compared(record, outcome.record, run, again.config.folder)
 
 
-def _again(cell: Cell, folder: Path, data: Path | None, threads: int | None) -> Cell:
-    config = replace(cell.config, out=folder / "cells" / cell.name)
+def _again(cell: Cell, folder: Path, data: Path | None, overrides: Mapping[str, Any]) -> Cell:
+    config = replace(cell.config, out=folder / "cells" / cell.name, **overrides)
     if data is not None:
         config = replace(config, capture=str(data / Path(cell.source).name))
-    if threads is not None:
-        config = replace(config, threads=threads)
     return replace(cell, config=config)
 
 

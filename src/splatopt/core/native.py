@@ -13,6 +13,10 @@ from torch import Tensor
 
 from splatopt.core.checks import InputError
 
+INSTRUCTIONS = ("avx512", "avx2", "portable")
+"""Instruction sets that the native module is made for, fastest first. Processors other than x86 have portable alone, of
+which the compiler makes what they know, NEON on ARM."""
+
 
 @functools.cache
 def load() -> ModuleType | None:
@@ -28,6 +32,37 @@ def available() -> bool:
     return load() is not None
 
 
+def instruction_sets() -> tuple[str, ...]:
+    """Return the instruction sets that this build and this processor share, fastest first; none without the module."""
+    module = load()
+    return tuple(module.supported_isas()) if module else ()
+
+
+def check_instructions_name(name: str) -> None:
+    """Raise InputError unless ``name`` is auto or one of INSTRUCTIONS."""
+    if name not in ("auto", *INSTRUCTIONS):
+        raise InputError(f"--instructions must be auto, {', '.join(INSTRUCTIONS)}, got {name!r}")
+
+
+def find_instructions(name: str = "auto") -> str:
+    """Return the instruction set that ``name`` stands for here; "auto" where there is no native module.
+
+    Args:
+        name: auto for the fastest, or one of INSTRUCTIONS.
+
+    Raises:
+        InputError: There is no such set, or this machine lacks it.
+    """
+    check_instructions_name(name)
+    here = instruction_sets()
+    if name == "auto":
+        return here[0] if here else name
+    if name not in here:
+        has = ", ".join(here) if here else "no native module, and so none of them"
+        raise InputError(f"--instructions {name} cannot be used: this machine has {has}; leave --instructions out")
+    return name
+
+
 def default_threads() -> int:
     """Number of processors that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -38,7 +73,7 @@ def workers(threads: int = 0, isa: str = "auto") -> Any:
 
     Args:
         threads: Threads including the caller's; 0 for one per processor.
-        isa: "auto", "avx512", "avx2" or "portable".
+        isa: "auto" for the fastest, or one of INSTRUCTIONS.
 
     Raises:
         InputError: There is no native module, or the processor lacks the instruction set.
@@ -73,14 +108,15 @@ def adam_step(
     epsilon: float,
     step: int,
     threads: int = 0,
+    isa: str = "auto",
 ) -> None:
     """Take one Adam step in place, on contiguous float32 tensors on the CPU.
 
     With t = ``step`` counted from 1: m ← m + (1-β₁)(g-m), v ← β₂v + (1-β₂)g²,
     θ ← θ - rate/(1-β₁ᵗ) · m / (√v/√(1-β₂ᵗ) + ε). The same bits for any number of ``threads``; 0 for one
-    per processor.
+    per processor. ``isa`` is the instruction set.
     """
-    workers(threads).adam_step(
+    workers(threads, isa).adam_step(
         parameter.detach().view(-1),
         gradient.view(-1),
         exp_avg.view(-1),
@@ -103,9 +139,9 @@ def trust_bounds(**bounds: float | bool) -> Any:
     return _module().TrustBounds(**bounds)
 
 
-def nearest_others(points: Tensor, rows: Tensor, threads: int = 0) -> None:
+def nearest_others(points: Tensor, rows: Tensor, threads: int = 0, isa: str = "auto") -> None:
     """Fill ``rows``, (N, k) int64, with the k < N nearest other points of each, (N, 3) float32, nearest first."""
-    workers(threads).nearest_others(points, rows)
+    workers(threads, isa).nearest_others(points, rows)
 
 
 def learned_passes(packed: Tensor, **shape: int | bool) -> Any:
@@ -131,6 +167,7 @@ def learned_step(
     betas: tuple[float, float, float],
     epsilon: float,
     threads: int = 0,
+    isa: str = "auto",
 ) -> None:
     """Take one learned step in place, on contiguous tensors on the CPU, the same bits for any number of ``threads``.
 
@@ -153,11 +190,12 @@ def learned_step(
         betas: Decays of m, v and the slower mean.
         epsilon: Added to √v̂.
         threads: Threads, 0 for one per processor.
+        isa: The instruction set.
     """
     slow = {**slow, "sh_rest": age.new_zeros(len(age), 0, 3)}
     held = [cloud_tensors(part) for part in (exp_avg, exp_avg_sq, slow)]
     beta1, beta2, beta_slow = betas
-    workers(threads).learned_step(
+    workers(threads, isa).learned_step(
         passes,
         cloud_tensors(parameters),
         cloud_tensors(gradient),

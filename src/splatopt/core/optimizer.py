@@ -75,6 +75,9 @@ class Optimizer(ABC):
     threads: int = 0
     """Threads that native passes may take, 0 for one per processor; set by whoever runs the optimizer."""
 
+    instructions: str = "auto"
+    """Instruction set of native passes, auto for the fastest; set by whoever runs the optimizer."""
+
     def __init__(self, objective: Objective, options: Any, generator: torch.Generator | None = None) -> None:
         """Check the oracles and keep what every optimizer keeps.
 

@@ -60,6 +60,7 @@ class FusedNetwork:
         length_scale: float,
         clock: Tensor | None = None,
         threads: int = 0,
+        isa: str = "auto",
     ) -> None:
         """Take in one evaluation and take the network's step, in place; tensors are those that :func:`fits`.
 
@@ -86,6 +87,7 @@ class FusedNetwork:
             betas=(rates.beta1, rates.beta2, rates.beta_slow),
             epsilon=rates.epsilon,
             threads=threads,
+            isa=isa,
         )
 
 

@@ -144,7 +144,9 @@ class Learned(Optimizer):
         self._fused = self._fused or FusedNetwork(self._network)
         parameters, rates, scale = self.objective.parameters, self._rates(), self.objective.length_scale
         loss, gradient = evaluation.loss, evaluation.gradient
-        self._fused.step(parameters, gradient, self._inner, loss, seen, near, rates, scale, clock, self.threads)
+        self._fused.step(
+            parameters, gradient, self._inner, loss, seen, near, rates, scale, clock, self.threads, self.instructions
+        )
 
     def _step_in_torch(self, evaluation: Evaluation, seen: Tensor, near: Tensor, clock: Tensor | None) -> None:
         parameters, scale, rates = self.objective.parameters, self.objective.length_scale, self._rates()
@@ -184,7 +186,7 @@ class Learned(Optimizer):
             means, count = self.objective.parameters["means"], self._network.options.neighbours
             # A scene that was pruned below that many Gaussians goes on without neighbours.
             count = count if step == 0 or len(means) > count else 0
-            self._near = nearest_others(means, count, self.threads)
+            self._near = nearest_others(means, count, self.threads, self.instructions)
         return self._near
 
     def _watch_loss(self) -> None:

@@ -19,13 +19,16 @@ _FARTHEST = 1e18
 """Coordinates are cut off here: their squares must be finite."""
 
 
-def nearest_others(positions: Float[Tensor, "n 3"], count: int, threads: int = 0) -> Int[Tensor, "n k"]:
+def nearest_others(
+    positions: Float[Tensor, "n 3"], count: int, threads: int = 0, isa: str = "auto"
+) -> Int[Tensor, "n k"]:
     """Return the rows of the ``count`` nearest other points of each point, nearest first.
 
     Args:
         positions: (N, 3), world units.
         count: k; 0 gives (N, 0).
         threads: Threads, 0 for one per processor.
+        isa: Instruction set of the native module.
 
     Returns:
         (N, k) int64; of points that are equally far the smaller row, unless the native module is missing.
@@ -48,7 +51,7 @@ def nearest_others(positions: Float[Tensor, "n 3"], count: int, threads: int = 0
         return nearest_neighbours(positions, count)[0]
     if native.available():
         rows = torch.empty(total, count, dtype=torch.int64)
-        native.nearest_others(positions.float().cpu().contiguous(), rows, threads)
+        native.nearest_others(positions.float().cpu().contiguous(), rows, threads, isa)
         return rows.to(positions.device)
     return _by_scipy(positions.cpu().double().numpy(), count, threads).to(positions.device)
 

@@ -128,7 +128,7 @@ class Averaged(Optimizer):
     @torch.no_grad()
     def step(self, batch: Any, progress: Progress) -> Evaluation:
         """Take the inner one's step from the last iterate; the evaluation is of that."""
-        self.inner.threads = self.threads
+        self.inner.threads, self.inner.instructions = self.threads, self.instructions
         parameters = self.objective.parameters
         with self._average.stepping(parameters):
             evaluation = self.inner.step(batch, progress)

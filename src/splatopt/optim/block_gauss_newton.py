@@ -195,7 +195,8 @@ class BlockGaussNewton(Optimizer):
     def _fused(self) -> FusedPasses | None:
         """The passes that take the blocks as they are kept; None where the step is taken in torch."""
         takes = self._names == BLOCK_NAMES and set(self._diagonal) == {"sh_rest"}
-        return fused_passes(self.threads, self.objective.parameters, self._momentum) if takes else None
+        clouds = (self.objective.parameters, self._momentum)
+        return fused_passes(self.threads, *clouds, isa=self.instructions) if takes else None
 
     def _laid_out(self, blocks: Tensor) -> Tensor:
         """Blocks row by row in the layout in which they are kept."""

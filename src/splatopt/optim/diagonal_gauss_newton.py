@@ -172,7 +172,8 @@ class TrustRegionOptimizer(KeptStateOptimizer):
             self._prepare(batch, progress)
         self._steps += 1
         parameters, epsilon = self.objective.parameters, self.options.distance(progress)
-        passes = fused_passes(self.threads, parameters, evaluation.gradient, *self._kept.values())
+        clouds = (parameters, evaluation.gradient, *self._kept.values())
+        passes = fused_passes(self.threads, *clouds, isa=self.instructions)
         if passes is not None:
             self._move_fused(passes, epsilon, evaluation.gradient)
             return evaluation

@@ -242,6 +242,7 @@ class Adam(Optimizer):
                 step=self._steps,
                 options=options,
                 threads=self.threads,
+                isa=self.instructions,
             )
         return evaluation
 
@@ -287,6 +288,7 @@ def adam_update(
     step: int,
     options: AdamOptions,
     threads: int = 0,
+    isa: str = "auto",
 ) -> None:
     """Move ``parameter`` and both means in place by one step of Adam.
 
@@ -299,6 +301,7 @@ def adam_update(
         step: t, 1 at the first step.
         options: Betas and epsilon.
         threads: Threads of the fused pass, 0 for one per processor; the result does not depend on it.
+        isa: Instruction set of the fused pass; the result does not depend on it where it has fused sums.
     """
     beta1, beta2, epsilon = options.beta1, options.beta2, options.epsilon
     if _fits_native(parameter, gradient) and available():
@@ -313,6 +316,7 @@ def adam_update(
             epsilon=epsilon,
             step=step,
             threads=threads,
+            isa=isa,
         )
         return
     exp_avg.lerp_(gradient, 1 - beta1)

@@ -34,7 +34,7 @@ class FusedPasses:
     in_lanes: bool
 
 
-def fused_passes(threads: int, *clouds: Tensors) -> FusedPasses | None:
+def fused_passes(threads: int, *clouds: Tensors, isa: str = "auto") -> FusedPasses | None:
     """Return the passes that take all these tensors, or None where the step is taken in torch.
 
     They take a cloud's six tensors, contiguous float32, on the CPU where the native module is installed, or on one
@@ -43,6 +43,7 @@ def fused_passes(threads: int, *clouds: Tensors) -> FusedPasses | None:
     Args:
         threads: Threads of the native passes, 0 for one per processor.
         clouds: Values, gradient and states.
+        isa: Instruction set of the native passes.
     """
     if any(set(tensors) != set(GAUSSIAN_TENSORS) for tensors in clouds):
         return None
@@ -50,7 +51,7 @@ def fused_passes(threads: int, *clouds: Tensors) -> FusedPasses | None:
     if native.available() and all(
         tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors
     ):
-        return FusedPasses(native.workers(threads), native.cloud_tensors, native.trust_bounds, in_lanes=False)
+        return FusedPasses(native.workers(threads, isa), native.cloud_tensors, native.trust_bounds, in_lanes=False)
     if kernels.takes(tensors):
         from splatopt.kernels import steps
 

@@ -137,20 +137,21 @@ def renderer_in_use(name: str = "auto", device: str = "auto") -> tuple[str, str]
     return backend.renderer, backend.why
 
 
-def make_renderer(name: str = "auto", threads: int = 0, device: str = "auto") -> Renderer:
+def make_renderer(name: str = "auto", threads: int = 0, device: str = "auto", isa: str = "auto") -> Renderer:
     """Return a renderer.
 
     Args:
         name: "auto" (the fastest that this machine has), "native", "reference", "triton" or "gsplat".
         threads: Threads of the native renderer; 0 for one per processor.
         device: "auto", "cpu", "cuda" or "cuda:N"; what is rendered must lie there.
+        isa: Instruction set of the native renderer, "auto" for the fastest.
 
     Raises:
         InputError: There is no such renderer or device, it is not installed, or they do not go together.
     """
     match find_backend(name, device).renderer:
         case "native":
-            return NativeRenderer(threads)
+            return NativeRenderer(threads, isa)
         case "triton":
             return importlib.import_module(_TRITON).TritonRenderer()
         case "gsplat":

@@ -12,6 +12,7 @@ import tyro
 
 from splatopt.core.checks import InputError, nearest_names
 from splatopt.core.devices import check_device_name
+from splatopt.core.native import check_instructions_name
 from splatopt.core.optimizer import find_optimizer, option_prefix
 from splatopt.raster.constants import SSIM_WEIGHT
 from splatopt.raster.types import Footprint, RenderOptions
@@ -28,6 +29,7 @@ FREE_ON_RESUME = (
     "renderer",
     "device",
     "threads",
+    "instructions",
     "max_memory",
     "process_timeout",
     "cache_mebibytes",
@@ -161,6 +163,10 @@ class TrainConfig:
     threads: int = 0
     """Threads of renderer and optimizer; 0 for all cores. The result does not depend on it."""
 
+    instructions: str = "auto"
+    """Instruction set of renderer and optimizer on the CPU: avx512, avx2 or portable; auto for the fastest that this
+    machine has. The last bits of the result depend on it."""
+
     eval_every: int = 0
     """Score the test views every so many steps; 0 for only before and after. Unit: steps."""
 
@@ -222,6 +228,7 @@ class TrainConfig:
         if self.start not in ("sfm", "random") and not self.start.endswith(".ply"):
             raise InputError(f"--start must be sfm, random or the path of a .ply file, got {self.start!r}")
         check_device_name(self.device)
+        check_instructions_name(self.instructions)
         RenderOptions(self.background or (0.0, 0.0, 0.0), self.footprint, self.sh_degree)
 
     def _check_plan(self) -> None:

@@ -36,7 +36,8 @@ def _native() -> str:
     if not native.available():
         return "not installed; run `make install` (it needs a C++20 compiler)"
     workers = native.workers()
-    return f"{workers.isa}, {workers.threads} threads"
+    here = ", ".join(native.instruction_sets())
+    return f"{workers.isa}, {workers.threads} threads; --instructions takes one of: {here}"
 
 
 def _gpu() -> str:

@@ -26,11 +26,12 @@ from splatopt.train.field_config import TASK_DEFAULTS, FitConfig
 from splatopt.train.field_events import FitCallback, FitScored, FitStarted, FitStepped
 from splatopt.train.field_results import write_results
 from splatopt.train.field_sampler import ExampleSampler
-from splatopt.train.field_setup import open_task
+from splatopt.train.field_setup import OpenedTask, open_task
 from splatopt.train.folder import FIELD_FORMAT, MetricsLog, RunFolder, read_json, write_json
 from splatopt.train.guards import non_finite
 from splatopt.train.kept_run import KeptRun, checkpoint_to_resume, is_due
 from splatopt.train.memory import resident_megabytes
+from splatopt.train.trained_on import check_resumed, check_unchanged
 
 _FIELD, _OPTIMIZER = "field.", "optimizer."
 
@@ -82,6 +83,8 @@ def fit_field(config: FitConfig, callbacks: Sequence[FitCallback] = (), *, task:
         RunFolder(config.folder, FIELD_FORMAT).check_free()
     with _threads(config.threads):
         fitter = _Fitter(config, tuple(callbacks), task)
+        if config.resume and fitter.trained_on:
+            warnings += check_resumed(fitter.folder, config.target, fitter.trained_on)
         fitter.begin(checkpoint)
         for warning in (*fitter.warnings, *warnings):
             fitter.tell(Warned(warning))
@@ -92,16 +95,17 @@ def open_field(folder: Path | str) -> tuple[FitConfig, Task, int]:
     """Open the fit in ``folder``: its configuration, its task with the field as trained, and the steps it has seen.
 
     Raises:
-        InputError: There is no fit, its target is gone, or it holds no checkpoint.
+        InputError: There is no fit, its target is gone or another one, or it holds no checkpoint.
     """
     run = RunFolder(Path(folder), FIELD_FORMAT)
     config = replace(FitConfig.from_json(run.read_settings(), str(run.config)), out=run.path)
     checkpoint, _ = latest_checkpoint(run.checkpoints)
     if checkpoint is None:
         raise InputError(f"{run.path} holds no whole checkpoint; fit it first")
-    task, _ = open_task(config, torch.Generator().manual_seed(config.seed))
-    _load_field(task, checkpoint)
-    return config, task, checkpoint.step
+    opened = open_task(config, torch.Generator().manual_seed(config.seed))
+    check_unchanged(run, config.target, opened.fingerprint, "its scores and pictures")
+    _load_field(opened.task, checkpoint)
+    return config, opened.task, checkpoint.step
 
 
 def _reopen(config: FitConfig) -> tuple[FitConfig, Checkpoint | None, list[str]]:
@@ -122,7 +126,8 @@ class _Fitter(KeptRun):
         super().__init__(RunFolder(config.folder, FIELD_FORMAT), config.target, callbacks)
         self.config = config
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.task, self.warnings = (task, ()) if task else open_task(config, self.generator)
+        opened = OpenedTask(task, {}) if task else open_task(config, self.generator)
+        self.task, self.warnings, self.trained_on = opened.task, opened.warnings, opened.fingerprint
         self.sampler = ExampleSampler(self.task.size, self._batch(), self.generator)
         self.optimizer = make_field_optimizer(
             config.optimizer, self.task, config.field, config.optimizer_options, self.generator
@@ -177,7 +182,7 @@ class _Fitter(KeptRun):
             self._restore(checkpoint)
             self.saved = self.folder.checkpoints / f"step-{self.step:06d}"
             self.before = read_json(self.folder.evaluation).get("before")
-        self.folder.write_config(self.config, __version__)
+        self.folder.write_config(self.config, __version__, self.trained_on or None)
         self.log = MetricsLog(self.folder.metrics)
         if checkpoint is not None:
             self.log.trim(self.step)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from splatopt.core.checks import InputError
 from splatopt.data import Capture, CaptureOptions, load_capture
+from splatopt.data.fingerprint import fingerprint_capture, fingerprint_image, fingerprint_mesh
 from splatopt.data.images import UnreadableImageError, read_pixels
 from splatopt.data.mesh import Mesh, load_mesh
 from splatopt.fields.image import ImageTask
@@ -25,8 +28,23 @@ MOST_HELD_OUT = 100_000
 _SLOW_PAIRS = 2_000_000_000
 
 
-def open_task(config: FitConfig, generator: torch.Generator) -> tuple[Task, tuple[str, ...]]:
-    """Load the target and bind a field at its start to it; returns warnings too.
+@dataclass(frozen=True)
+class OpenedTask:
+    """A task whose target was read.
+
+    Attributes:
+        task: The field, at its start, bound to the target.
+        fingerprint: The target's.
+        warnings: One sentence each.
+    """
+
+    task: Task
+    fingerprint: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
+
+
+def open_task(config: FitConfig, generator: torch.Generator) -> OpenedTask:
+    """Load the target and bind a field at its start to it.
 
     Args:
         config: Resolved.
@@ -37,15 +55,18 @@ def open_task(config: FitConfig, generator: torch.Generator) -> tuple[Task, tupl
     """
     match config.task:
         case TaskKind.IMAGE:
-            return _image_task(config, generator), ()
+            image = _image_task(config, generator)
+            return OpenedTask(image, fingerprint_image(image.image))
         case TaskKind.OCCUPANCY:
             mesh = load_mesh(Path(config.target))
-            return _occupancy_task(config, mesh, generator), _mesh_warnings(config, mesh)
+            occupancy = _occupancy_task(config, mesh, generator)
+            return OpenedTask(occupancy, fingerprint_mesh(mesh), _mesh_warnings(config, mesh))
         case TaskKind.NERF:
             capture = load_capture(
                 Path(config.target), CaptureOptions(max_side=config.max_side, test_every=config.test_every)
             )
-            return _radiance_task(config, capture, generator), capture.warnings
+            radiance = _radiance_task(config, capture, generator)
+            return OpenedTask(radiance, fingerprint_capture(capture), capture.warnings)
     raise ValueError("the task is not chosen yet; call resolved()")
 
 

@@ -17,6 +17,8 @@ from splatopt.train.config import TrainConfig
 
 FORMAT = "splatopt-run-1"
 FIELD_FORMAT = "splatopt-field-run-1"
+TRAINED_ON = "trained_on"
+"""Where ``config.json`` holds the fingerprint of what the run is trained on."""
 _MAKERS = {FORMAT: "splatopt train", FIELD_FORMAT: "splatopt fit"}
 
 
@@ -87,10 +89,19 @@ class RunFolder:
                 f"give another folder with --out"
             )
 
-    def write_config(self, config: Any, version: str) -> None:
-        """Write ``config.json`` from a configuration with ``to_json``; the folder is made if absent."""
+    def write_config(self, config: Any, version: str, trained_on: Mapping[str, str] | None = None) -> None:
+        """Write ``config.json``; the folder is made if absent.
+
+        Args:
+            config: A configuration with ``to_json``.
+            version: That of splatopt.
+            trained_on: The fingerprint of what is trained on. It lies in this file, so that no kill parts the two.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.config, {"format": self.format, "version": version, **config.to_json()})
+        head: dict[str, Any] = {"format": self.format, "version": version}
+        if trained_on is not None:
+            head[TRAINED_ON] = dict(trained_on)
+        write_json(self.config, {**head, **config.to_json()})
 
     def read_config(self) -> TrainConfig:
         """Return the configuration, with ``out`` where the folder lies now.
@@ -114,6 +125,7 @@ class RunFolder:
         values = read_json(self.config)
         del values["format"]
         values.pop("version", None)
+        values.pop(TRAINED_ON, None)
         return values
 
 

@@ -20,6 +20,7 @@ from splatopt.core.objective import Evaluation, Tensors
 from splatopt.core.optimizer import Optimizer, OptimizerState, Progress, find_optimizer
 from splatopt.core.processes import LostProcessError, Processes
 from splatopt.data import Capture
+from splatopt.data.fingerprint import fingerprint_capture
 from splatopt.optim.averaging import Averaged
 from splatopt.raster.renderer import Renderer
 from splatopt.scene.fewer_views import ExhaustedError, is_exhaustion
@@ -175,7 +176,7 @@ class _Trainer(KeptRun):
     def open_folder(self, checkpoint: Checkpoint | None) -> None:
         """Write what the run was told, and open its log behind ``checkpoint``."""
         if self.processes.is_first:
-            self.folder.write_config(self.config, __version__)
+            self.folder.write_config(self.config, __version__, fingerprint_capture(self.capture))
         self.log = MetricsLog(self.folder.metrics) if self.processes.is_first else NoLog()
         if checkpoint is not None:
             self.saved = self.folder.checkpoints / f"step-{self.step:06d}"
@@ -205,6 +206,7 @@ class _Trainer(KeptRun):
         if self.config.average:
             optimizer = Averaged(optimizer, self.config.average)
         optimizer.threads = with_own_threads(self.config, self.processes.launch).threads
+        optimizer.instructions = self.config.instructions
         return optimizer
 
     def _check_stages(self) -> tuple[str, ...]:

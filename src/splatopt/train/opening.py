@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 
 from splatopt.core.checkpoint import Checkpoint
 from splatopt.data import Capture
+from splatopt.data.fingerprint import fingerprint_capture
 from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import check_scorable
 from splatopt.train.folder import RunFolder
 from splatopt.train.kept_run import checkpoint_to_resume
-from splatopt.train.setup import on_this_machine, open_capture
+from splatopt.train.setup import on_this_machine, open_capture, with_own_instructions
 from splatopt.train.stages import check_continues
+from splatopt.train.trained_on import check_resumed
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ def open_training(config: TrainConfig, capture: Capture | None, *, has_renderer:
         warnings += changes
     elif config.device == "auto":
         config = replace(config, device="cpu")
+    config, changes = with_own_instructions(config, asked)
+    warnings += changes
     return Opening(config, capture, checkpoint, (*capture.warnings, *warnings))
 
 
@@ -73,4 +77,6 @@ def _reopen(config: TrainConfig, capture: Capture | None) -> tuple[TrainConfig, 
     checkpoint, warnings = checkpoint_to_resume(folder)
     if checkpoint is not None and len(saved.plan) + len(resumed.plan) > 2:
         check_continues(resumed.plan, saved.plan, checkpoint.step)
-    return resumed, capture or open_capture(resumed), checkpoint, warnings
+    capture = capture or open_capture(resumed)
+    warnings += check_resumed(folder, resumed.capture, fingerprint_capture(capture))
+    return resumed, capture, checkpoint, warnings

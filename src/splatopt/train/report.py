@@ -21,7 +21,7 @@ from splatopt.core.checks import InputError
 from splatopt.core.optimizer import find_optimizer, option_prefix
 from splatopt.train.charts import Mark, Series, line_chart, running_mean
 from splatopt.train.config import TrainConfig
-from splatopt.train.folder import RunFolder, read_json
+from splatopt.train.folder import TRAINED_ON, RunFolder, read_json
 from splatopt.train.page import chart_card, number_card, two_columns, write_page
 from splatopt.train.pictures import ViewPictures, data_uri
 
@@ -230,7 +230,7 @@ def _view(pictures: ViewPictures, before: Mapping[str, Any], after: Mapping[str,
 
 def _provenance(config: Mapping[str, Any], command: str) -> str:
     """The command, the configuration and the versions."""
-    settings = {name: value for name, value in config.items() if name not in ("format", "version")}
+    settings = {name: value for name, value in config.items() if name not in ("format", "version", TRAINED_ON)}
     settings.pop("optimizer_options", None)
     for optimizer, options in _options(config).items():
         settings |= {f"{optimizer}.{name}": value for name, value in options.items()}

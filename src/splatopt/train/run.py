@@ -11,6 +11,7 @@ from typing import Any
 from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.core.checks import InputError
 from splatopt.data import Capture
+from splatopt.data.fingerprint import fingerprint_capture
 from splatopt.raster.renderer import Renderer
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.photometric import PhotometricObjective
@@ -25,7 +26,9 @@ from splatopt.train.setup import (
     open_renderer,
     render_device,
     sh_degree_at,
+    with_own_instructions,
 )
+from splatopt.train.trained_on import changed_since, check_unchanged
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,14 @@ class Run:
         """Load the capture that it was trained on, at the same size and split."""
         return open_capture(self.config)
 
+    def difference_from(self, capture: Capture) -> str | None:
+        """Return in words how ``capture`` differs from what the run was trained on; None where nothing shows it."""
+        return changed_since(self.folder, fingerprint_capture(capture), apart=("points",))
+
+    def check_capture(self, capture: Capture, what: str) -> None:
+        """Raise InputError where ``capture`` is not what the run was trained on, so that ``what`` would mislead."""
+        check_unchanged(self.folder, str(capture.path), fingerprint_capture(capture), what)
+
     def objective(self, capture: Capture, renderer: Renderer | None = None) -> PhotometricObjective:
         """Bind the scene to its capture, rendered as the last step rendered it.
 
@@ -74,7 +85,11 @@ class Run:
             capture: What it was trained on.
             renderer: What renders; the configuration's when None.
             watch: Called after each view with the number of views done.
+
+        Raises:
+            InputError: The capture is another one than that.
         """
+        self.check_capture(capture, "its scores")
         check_scorable(capture)
         scores = evaluate(self.objective(capture, renderer), capture, watch)
         record = read_json(self.folder.evaluation)
@@ -116,6 +131,8 @@ def open_run(path: Path | str, renderer: str | None = None, device: str | None =
         config = replace(config, renderer=renderer or "auto", device=device or "auto")
     elif config.device.startswith("cuda"):
         config, warnings = on_this_machine(config, replace(config, renderer="auto", device="auto"))
+    config, elsewhere = with_own_instructions(config, replace(config, instructions="auto"))
+    warnings += elsewhere
     checkpoint, damaged = latest_checkpoint(folder.checkpoints)
     warnings += damaged
     record = read_json(folder.evaluation)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from splatopt.core import native
 from splatopt.core.checks import InputError
 from splatopt.core.devices import cuda_problem
 from splatopt.data import Capture, CaptureOptions, load_capture
@@ -48,7 +49,7 @@ def training_positions(config: TrainConfig, capture: Capture) -> Tensor | None:
 
 def open_renderer(config: TrainConfig) -> Renderer:
     """Make the renderer of ``config``."""
-    return make_renderer(config.renderer, config.threads, config.device)
+    return make_renderer(config.renderer, config.threads, config.device, config.instructions)
 
 
 def render_device(config: TrainConfig) -> torch.device:
@@ -74,6 +75,29 @@ def on_this_machine(config: TrainConfig, asked: TrainConfig | None = None) -> tu
         warnings.append(f"the run was on {before}, which is not here ({elsewhere}); it goes on on {{}}")
     config = replace(config, device=str(find_backend(config.renderer, config.device).device))
     return config, [warning.format(config.device) for warning in warnings]
+
+
+def with_own_instructions(config: TrainConfig, asked: TrainConfig | None = None) -> tuple[TrainConfig, list[str]]:
+    """Return the configuration with the instruction set spelt out, and warnings.
+
+    Args:
+        config: What a run is to be done with, its device spelt out.
+        asked: What was asked for, where ``config`` is of a run from before: if that took a set that is not here,
+            and none was asked for, it goes on with the fastest that is.
+
+    Raises:
+        InputError: This machine lacks the set.
+    """
+    wanted = config.instructions
+    if config.device.startswith("cuda"):
+        ignored = f"--instructions {wanted} is not read by a run on {config.device}, which takes no native passes"
+        return replace(config, instructions="auto"), [] if wanted == "auto" else [ignored]
+    elsewhere = (
+        asked is not None and asked.instructions == "auto" and wanted not in ("auto", *native.instruction_sets())
+    )
+    found = native.find_instructions("auto" if elsewhere else wanted)
+    warning = f"the run was with {wanted} instructions, which are not here; it goes on with {found}, up to rounding"
+    return replace(config, instructions=found), [warning] if elsewhere else []
 
 
 def starting_cloud(config: TrainConfig, capture: Capture, generator: torch.Generator) -> GaussianCloud:

@@ -1,0 +1,121 @@
+"""Fingerprints of what a run is trained on: short texts that tell another capture, image or mesh from the same one.
+
+They hold no path, so a folder may be moved, and they are the same on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from splatopt.data.capture import Capture
+from splatopt.data.mesh import Mesh
+
+_SAID = {
+    "kind": "it is {found} and not {kept}",
+    "views": "the capture has {found}, the run was trained on {kept}",
+    "names": "its views have other names, or another order, than those that the run was trained on",
+    "intrinsics": "its cameras have other sizes, focal lengths or centres than those that the run was trained on",
+    "poses": "its cameras have other poses than those that the run was trained on",
+    "split": "its split is {found}, the run's was {kept}",
+    "held out": "other views are held out than in the run",
+    "points": "the capture has {found} points, the run began with {kept}",
+    "size": "the image is {found} pixels, the run was fitted to {kept}",
+    "pixels": "the image has other pixels than the one that the run was fitted to",
+    "mesh": "the mesh has {found}, the run was fitted to {kept}",
+    "surface": "the mesh has other vertices or faces than the one that the run was fitted to",
+}
+"""What a fingerprint's parts are, in the order in which they are compared, and what is said where one differs."""
+
+_PIXEL_GRID, _POSE_GRID = 1e-5, 1e-8
+
+
+def fingerprint_capture(capture: Capture) -> dict[str, str]:
+    """Return the fingerprint of a capture as it is trained on: views, cameras, split and number of points.
+
+    Photographs count by their size alone: reading the pixels of all would take long.
+    """
+    cameras, split = capture.cameras, capture.split
+    poses = torch.stack([camera.world_to_camera.double() for camera in cameras]).numpy()
+    intrinsics = [(one.width, one.height, one.fx, one.fy, one.cx, one.cy) for one in cameras]
+    return {
+        "kind": "a capture",
+        "views": _views(Counter((camera.width, camera.height) for camera in cameras)),
+        "names": _digest(json.dumps([camera.name for camera in cameras]).encode()),
+        "intrinsics": _digest(_cells(np.array(intrinsics), _PIXEL_GRID)),
+        "poses": _pose_digest(poses),
+        "split": f"{split.name} ({len(split.train)} training and {len(split.test)} test views)",
+        "held out": _digest(json.dumps(split.test).encode()),
+        "points": str(0 if capture.points is None else len(capture.points)),
+    }
+
+
+def fingerprint_image(image: Tensor) -> dict[str, str]:
+    """Return the fingerprint of an image, (H, W, C) in [0, 1], as it is fitted: its size and its 8-bit values."""
+    height, width = image.shape[:2]
+    levels = (image * 255).round().to(torch.uint8).contiguous().numpy()
+    return {"kind": "an image", "size": f"{width}x{height}", "pixels": _digest(levels.tobytes())}
+
+
+def fingerprint_mesh(mesh: Mesh) -> dict[str, str]:
+    """Return the fingerprint of a mesh: its vertices, as they lie in the file to about 15 digits, and its faces."""
+    numbers = (mesh.vertices, mesh.center, torch.tensor([mesh.scale]))
+    floats = b"".join(value.double().numpy().astype("<f8").tobytes() for value in numbers)
+    return {
+        "kind": "a mesh",
+        "mesh": f"{len(mesh.vertices)} vertices and {len(mesh.faces)} faces",
+        "surface": _digest(floats + mesh.faces.numpy().astype("<i8").tobytes()),
+    }
+
+
+def difference(kept: Mapping[str, Any], found: Mapping[str, str], apart: Iterable[str] = ()) -> str | None:
+    """Return in words what tells two fingerprints apart first; None where nothing does.
+
+    Args:
+        kept: The run's; parts that it lacks are not compared.
+        found: What lies there now.
+        apart: Parts that do not matter.
+    """
+    for part, said in _SAID.items():
+        if part not in apart and part in kept and kept[part] != found.get(part, kept[part]):
+            return said.format(kept=kept[part], found=found[part])
+    return None
+
+
+def _views(sizes: Counter[tuple[int, int]]) -> str:
+    """Number and sizes of views in words."""
+    count = sum(sizes.values())
+    small, large = (f"{width}x{height}" for width, height in (min(sizes), max(sizes)))
+    of = small if len(sizes) == 1 else f"{len(sizes)} sizes from {small} to {large}"
+    return f"{count} view{'' if count == 1 else 's'} of {of}"
+
+
+def _pose_digest(poses: np.ndarray) -> str:
+    """The digest of world-to-camera matrices, (n, 4, 4); translations are measured by the largest of them."""
+    # Twos that no capture has: a largest entry of just 4 units must not lie between two exponents either.
+    exponent = math.frexp(1.37 * float(np.abs(poses[:, :3, 3]).max()))[1]
+    scaled = poses[:, :3, :].copy()
+    scaled[:, :, 3] = np.ldexp(scaled[:, :, 3], -exponent)
+    return _digest(str(exponent).encode() + _cells(scaled, _POSE_GRID))
+
+
+def _cells(values: np.ndarray, grid: float) -> bytes:
+    """The numbers of the cells in which ``values`` lie, as little-endian float64.
+
+    Cameras come through matrix products and decompositions, whose last bits are not the same on all processors. The
+    cells begin three tenths of one below the round numbers, so that these, which captures are full of, lie well
+    inside of one.
+    """
+    return (np.floor(values.astype(np.float64) / grid + 0.3) + 0.0).astype("<f8").tobytes()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
