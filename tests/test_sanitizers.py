@@ -22,6 +22,7 @@ SELECTED = (
     "optim/test_fused_steps.py",
     "meta/test_nearest_others.py",
     "meta/test_fused.py",
+    "raster/test_losses.py",
     "raster/test_native.py",
     "raster/test_native_products.py",
 )

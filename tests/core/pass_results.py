@@ -13,7 +13,9 @@ from splatopt.core.optimizer import Progress, find_optimizer
 from splatopt.meta.fused import FusedNetwork
 from splatopt.meta.network import LearnedNetwork
 from splatopt.raster.cpu import NativeRenderer
-from splatopt.raster.residuals import PACKED_BLOCK, L1Ssim, ResidualOptions, SquaredError
+from splatopt.raster.losses import L1Ssim, Loss, SquaredError
+from splatopt.raster.problem import WeightedSum
+from splatopt.raster.types import PACKED_BLOCK
 
 
 def rendered(isa: str) -> dict[str, Tensor]:
@@ -23,33 +25,34 @@ def rendered(isa: str) -> dict[str, Tensor]:
     rendering = renderer.render(cloud, case.camera, case.options)
     gradient = {name: torch.zeros_like(tensor) for name, tensor in cloud.tensors.items()}
     seen = torch.zeros(len(cloud), dtype=torch.bool)
-    loss = renderer.accumulate_gradient(cloud, case.camera, case.target(), case.options, 0.2, 1.0, gradient, seen)
+    loss = renderer.accumulate_gradient(cloud, case.problem(), WeightedSum(gradient), seen)
     results = {
         "image": torch.cat([rendering.image.flatten(), rendering.alpha.flatten(), rendering.depth.flatten()]),
         "loss": torch.tensor([loss.loss, loss.squared_error], dtype=torch.float64),
         "gradient": _joined(gradient),
     }
-    for name, kind in (("l1-ssim", L1Ssim()), ("squared", SquaredError())):
+    losses: dict[str, Loss] = {"l1-ssim": L1Ssim(), "squared": SquaredError()}
+    for name, kind in losses.items():
         results |= {f"{what} of {name}": value for what, value in _products(renderer, cloud, case, kind).items()}
     return results
 
 
-def _products(renderer, cloud, case, kind: ResidualOptions) -> dict[str, Tensor]:
-    view = (cloud, case.camera, case.target(), case.options, kind)
+def _products(renderer, cloud, case, loss: Loss) -> dict[str, Tensor]:
+    view = (cloud, case.problem(loss))
     generator = torch.Generator().manual_seed(1)
     tangent = {name: 0.1 * torch.randn(value.shape, generator=generator) for name, value in cloud.tensors.items()}
     residuals = renderer.residuals(*view)
     cotangent = torch.randn(residuals.shape, generator=generator)
-    pushed = {name: torch.zeros_like(value) for name, value in cloud.tensors.items()}
-    renderer.vjp(*view, cotangent, 1.0, pushed)
+    transposed = {name: torch.zeros_like(value) for name, value in cloud.tensors.items()}
+    renderer.vjp(*view, cotangent, WeightedSum(transposed))
     diagonal = {name: torch.zeros_like(value) for name, value in cloud.tensors.items()}
     blocks, rest = torch.zeros(len(cloud), PACKED_BLOCK), torch.zeros_like(cloud.sh_rest)
-    renderer.accumulate_diagonal(*view, 1.0, diagonal)
-    renderer.accumulate_blocks(*view, 1.0, blocks, rest)
+    renderer.accumulate_diagonal(*view, WeightedSum(diagonal))
+    renderer.accumulate_blocks(*view, WeightedSum({"blocks": blocks, "sh_rest": rest}))
     return {
         "residuals": residuals,
         "jvp": renderer.jvp(*view, tangent),
-        "vjp": _joined(pushed),
+        "vjp": _joined(transposed),
         "diagonal": _joined(diagonal),
         "blocks": torch.cat([blocks.flatten(), rest.flatten()]),
     }
