@@ -28,6 +28,15 @@ LOSSES = (L1Ssim(), L1Ssim(0.0), L1Ssim(1.0), SquaredError(), Charbonnier(0.03),
 named = pytest.mark.parametrize("loss", LOSSES, ids=str)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny tensors: threads would only wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def weights_for(image: Tensor, seed: int = 0) -> Tensor:
     """Weights (H, W, 1) of which a third is zero, and the rest between 0 and 1."""
     drawn = torch.rand(*image.shape[:2], 1, generator=torch.Generator().manual_seed(seed), dtype=image.dtype)
@@ -63,7 +72,7 @@ def test_half_the_squared_residuals_are_the_value(loss: Loss):
 
 @named
 def test_the_value_has_the_derivatives_of_finite_differences(loss: Loss):
-    image, target, weights = as_called()
+    image, target, weights = as_called(size=(4, 3))
     image.requires_grad_()
     value = lambda x: loss.value(x * (weights > 0), target, weights)  # noqa: E731
     assert torch.autograd.gradcheck(value, (image,), eps=1e-7, atol=1e-7, rtol=1e-4)
@@ -139,6 +148,8 @@ def renderers() -> list:
     return found
 
 
+WIDTH, HEIGHT = 18, 15
+
 in_each_renderer = pytest.mark.parametrize(("make", "dtype"), renderers())
 
 
@@ -168,9 +179,9 @@ def answers(renderer: Renderer, cloud: GaussianCloud, problem: ViewProblem) -> d
 
 
 def scene(dtype: torch.dtype) -> tuple[GaussianCloud, ViewProblem]:
-    cloud = random_cloud(torch.Generator().manual_seed(3), 12, sh_degree=1, scale=0.5).to(torch.float32).to(dtype)
-    image = torch.randint(0, 256, (19, 21, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    return cloud, ViewProblem(make_camera(21, 19), image, RenderOptions(background=(0.3, 0.1, 0.8)))
+    cloud = random_cloud(torch.Generator().manual_seed(3), 6, sh_degree=1, scale=0.5).to(torch.float32).to(dtype)
+    image = torch.randint(0, 256, (HEIGHT, WIDTH, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    return cloud, ViewProblem(make_camera(WIDTH, HEIGHT), image, RenderOptions(background=(0.3, 0.1, 0.8)))
 
 
 def compare(found: dict[str, Tensor], truth: dict[str, Tensor], limit: float) -> None:
@@ -184,8 +195,8 @@ def compare(found: dict[str, Tensor], truth: dict[str, Tensor], limit: float) ->
 def test_a_frame_of_weight_zero_is_as_good_as_a_smaller_image(make, dtype, loss: Loss):
     """The one strict meaning of «no trace»: a masked border gives what the cropped view gives, in every answer."""
     cloud, whole = scene(dtype)
-    top, left, height, width = 3, 4, 12, 13
-    weights = torch.zeros(19, 21)
+    top, left, height, width = 3, 2, 9, 13
+    weights = torch.zeros(HEIGHT, WIDTH)
     weights[top : top + height, left : left + width] = 1
     camera = whole.camera
     cropped = replace(camera, cx=camera.cx - left, cy=camera.cy - top, width=width, height=height)
@@ -202,7 +213,7 @@ def test_a_frame_of_weight_zero_is_as_good_as_a_smaller_image(make, dtype, loss:
 @named
 def test_what_lies_under_weight_zero_does_not_matter(make, dtype, loss: Loss):
     cloud, problem = scene(dtype)
-    weights = weights_for(torch.zeros(19, 21, 3))[:, :, 0]
+    weights = weights_for(torch.zeros(HEIGHT, WIDTH, 3))[:, :, 0]
     noise = torch.randint(0, 256, problem.image.shape, generator=torch.Generator().manual_seed(9), dtype=torch.uint8)
     other = torch.where(weights[:, :, None] > 0, problem.image, noise)
     first, second = (
@@ -220,18 +231,18 @@ def test_what_lies_under_weight_zero_does_not_matter(make, dtype, loss: Loss):
 def test_weights_of_one_are_no_weights_and_of_zero_are_no_view(make, dtype, loss: Loss):
     cloud, problem = scene(dtype)
     plain = answers(make(), cloud, replace(problem, loss=loss))
-    compare(answers(make(), cloud, replace(problem, loss=loss, weights=torch.ones(19, 21))), plain, 1e-6)
-    nothing = answers(make(), cloud, replace(problem, loss=loss, weights=torch.zeros(19, 21)))
+    compare(answers(make(), cloud, replace(problem, loss=loss, weights=torch.ones(HEIGHT, WIDTH))), plain, 1e-6)
+    nothing = answers(make(), cloud, replace(problem, loss=loss, weights=torch.zeros(HEIGHT, WIDTH)))
     for name, value in nothing.items():
         assert not value.any(), name
 
 
 @pytest.mark.skipif(not native.available(), reason="the native module is not built")
 @named
-@pytest.mark.parametrize("name", ["degree_3", "one_row", "seventeen"])
+@pytest.mark.parametrize("name", ["one_row", "seventeen"])
 def test_native_passes_agree_with_the_reference_under_weights(name: str, loss: Loss):
     case: RenderCase = find_case(name)
-    cloud = case.cloud().map(lambda tensor: tensor[:20].clone())
+    cloud = case.cloud().map(lambda tensor: tensor[:8].clone())
     weights = weights_for(torch.zeros(case.camera.height, case.camera.width, 3))[:, :, 0]
     problem = case.problem(loss, weights)
     truth = answers(ReferenceRenderer(), cloud, problem)
@@ -247,9 +258,9 @@ def test_the_kernels_stand_back_where_they_do_not_know_a_loss(monkeypatch):
 
     monkeypatch.setattr(kernels, "photometric_loss", lambda *_: pytest.fail("another loss took its place"))
     _, problem = scene(torch.float32)
-    image = torch.rand(19, 21, 3, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(HEIGHT, WIDTH, 3, generator=torch.Generator().manual_seed(0))
     gradient = torch.empty_like(image)
-    for asked in (replace(problem, loss=SquaredError()), replace(problem, weights=torch.ones(19, 21))):
+    for asked in (replace(problem, loss=SquaredError()), replace(problem, weights=torch.ones(HEIGHT, WIDTH))):
         found = gpu_loss.view_loss(image, asked, gradient)
         expected, slope = asked.loss_gradient(image)
         assert found == expected
@@ -284,7 +295,7 @@ def test_a_loss_without_a_native_pass_is_taken_from_pytorch(weighted: bool):
     from splatopt.raster.cpu import NativeRenderer
 
     cloud, problem = scene(torch.float32)
-    weights = weights_for(torch.zeros(19, 21, 3))[:, :, 0] if weighted else None
+    weights = weights_for(torch.zeros(HEIGHT, WIDTH, 3))[:, :, 0] if weighted else None
     found, expected = (
         answers(NativeRenderer(1), cloud, replace(problem, loss=loss, weights=weights))
         for loss in (HalfSquares(), SquaredError())
