@@ -36,6 +36,33 @@ def test_ssim_agrees_with_skimage(size: tuple[int, int], dtype: torch.dtype) -> 
     assert ssim(image, target) == pytest.approx(expected, abs=1e-9)
 
 
+def _weights(height: int, width: int) -> Tensor:
+    drawn = torch.rand(height, width, generator=torch.Generator().manual_seed(5))
+    return torch.where(drawn < 0.4, torch.zeros_like(drawn), drawn)
+
+
+def test_weights_are_those_of_a_mean() -> None:
+    image, target = _pair(24, 20)
+    weights = _weights(24, 20)
+    error = (weights[:, :, None] * (image - target).square()).sum() / (3 * weights.sum())
+    assert psnr(image, target, weights) == pytest.approx(-10 * math.log10(float(error)), abs=1e-5)
+    assert psnr(image, target, torch.ones(24, 20)) == pytest.approx(psnr(image, target), abs=1e-9)
+    assert ssim(image, target, torch.ones(24, 20)) == pytest.approx(ssim(image, target), abs=1e-12)
+    assert ssim(image, target, 3 * weights) == pytest.approx(ssim(image, target, weights), abs=1e-12)
+    assert abs(ssim(image, target, weights) - ssim(image, target)) > 1e-3
+
+
+def test_what_lies_under_weight_zero_leaves_no_trace() -> None:
+    image, target = _pair(24, 20)
+    weights = _weights(24, 20)
+    other = torch.where((weights > 0)[:, :, None], image, torch.full_like(image, math.nan))
+    assert psnr(other, target, weights) == psnr(image, target, weights)
+    assert ssim(other, target, weights) == ssim(image, target, weights)
+    for metric in (psnr, ssim):
+        with pytest.raises(ValueError, match="no pixel counts"):
+            metric(image, target, torch.zeros(24, 20))
+
+
 def test_ssim_of_equal_and_opposite_images() -> None:
     _, target = _pair(20, 20)
     assert ssim(target, target) == pytest.approx(1.0, abs=1e-12)

@@ -3,6 +3,9 @@
 SSIM is computed here, by separable filters. torchmetrics' takes the variances as differences of
 single-precision means (off by 5e-4 on flat images), counts pixels whose windows reach over the
 border, and in double precision needs 0.7 GB and a second for an image of 270x480.
+
+Weights say how much each pixel counts. A pixel of weight 0 leaves no trace: both images are 0 there, so that SSIM's
+windows beside it do not see it, and it is left out of the mean.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
@@ -22,6 +26,7 @@ SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
 """Standard deviation of SSIM's Gaussian window, pixels (Wang et al. 2004)."""
 
+_REACH = SSIM_WINDOW // 2
 _C1 = 0.01**2
 _C2 = 0.03**2
 
@@ -33,27 +38,45 @@ def _check_same_shape(image: Tensor, target: Tensor) -> None:
         )
 
 
-def psnr(image: Float[Tensor, "height width channels"], target: Float[Tensor, "height width channels"]) -> float:
+def psnr(
+    image: Float[Tensor, "height width channels"],
+    target: Float[Tensor, "height width channels"],
+    weights: Float[Tensor, "height width"] | None = None,
+) -> float:
     """Return the peak signal-to-noise ratio, -10·log10(MSE), in decibels.
 
-    MSE is the mean over pixels and channels; the peak is 1. Values outside [0, 1] are taken as they are.
+    MSE is the weighted mean over pixels and channels; the peak is 1. Values outside [0, 1] are taken as they are.
 
     Args:
         image: (H, W, C) in [0, 1].
         target: (H, W, C) in [0, 1].
+        weights: How much each pixel counts, (H, W), at least 0; all alike when None.
 
     Returns:
         Decibels; infinity for equal images, NaN if a value is NaN.
 
     Raises:
-        ValueError: The shapes differ, or there is no pixel.
+        ValueError: The shapes differ, or there is no pixel that counts.
     """
     _check_same_shape(image, target)
-    error = float((image.detach().double() - target.detach().double()).square().mean())
+    squares = (image.detach().double() - target.detach().double()).square()
+    error = float(squares.mean() if weights is None else _weighted_mean(squares.mean(dim=2), weights.to(squares)))
     return math.inf if error == 0 else -10 * math.log10(error)
 
 
-def ssim(image: Float[Tensor, "height width channels"], target: Float[Tensor, "height width channels"]) -> float:
+def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Return Σ w·value / Σ w over the pixels that count."""
+    total = weights.sum()
+    if not total > 0:
+        raise ValueError("no pixel counts: all weights are 0")
+    return torch.where(weights > 0, weights * values, torch.zeros_like(values)).sum() / total
+
+
+def ssim(
+    image: Float[Tensor, "height width channels"],
+    target: Float[Tensor, "height width channels"],
+    weights: Float[Tensor, "height width"] | None = None,
+) -> float:
     """Return the mean structural similarity (Wang et al. 2004), window 11, σ 1.5, data range 1.
 
     Equals scikit-image's ``structural_similarity(gaussian_weights=True, sigma=1.5,
@@ -63,12 +86,13 @@ def ssim(image: Float[Tensor, "height width channels"], target: Float[Tensor, "h
     Args:
         image: (H, W, C) in [0, 1].
         target: (H, W, C) in [0, 1].
+        weights: How much each pixel counts, (H, W), at least 0; all alike when None.
 
     Returns:
         At most 1, which equal images have.
 
     Raises:
-        ValueError: The shapes differ.
+        ValueError: The shapes differ, or no pixel that counts has a whole window.
         InputError: A side is smaller than the window, so that no pixel has a whole one.
     """
     _check_same_shape(image, target)
@@ -77,23 +101,30 @@ def ssim(image: Float[Tensor, "height width channels"], target: Float[Tensor, "h
         raise InputError(
             f"SSIM needs images of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, got {width}x{height}; use larger images"
         )
-    first, second = (tensor.detach().cpu().double().numpy() for tensor in (image, target))
+    first, second = (tensor.detach().cpu().double() for tensor in (image, target))
+    if weights is not None:
+        weights = weights.detach().cpu().double()
+        counts = (weights > 0)[:, :, None]
+        first, second = (torch.where(counts, tensor, torch.zeros_like(tensor)) for tensor in (first, second))
+        weights = weights[_REACH:-_REACH, _REACH:-_REACH]
     # One channel after the other, so that the temporaries stay small.
-    channels = [_structural_similarity(first[..., c], second[..., c]) for c in range(first.shape[2])]
-    return float(np.mean(channels))
+    pairs = zip(first.unbind(dim=2), second.unbind(dim=2), strict=True)
+    channels = [_structural_similarity(one.numpy(), other.numpy()) for one, other in pairs]
+    if weights is None:
+        return float(np.mean([similarity.mean() for similarity in channels]))
+    return float(np.mean([float(_weighted_mean(torch.from_numpy(similarity), weights)) for similarity in channels]))
 
 
 def _window_mean(values: np.ndarray) -> np.ndarray:
     """Return the Gaussian-weighted mean around each pixel that has a whole window, (H - 10, W - 10)."""
-    reach = SSIM_WINDOW // 2
-    blurred = gaussian_filter(values, sigma=SSIM_SIGMA, radius=reach)
-    return blurred[reach:-reach, reach:-reach]
+    blurred = gaussian_filter(values, sigma=SSIM_SIGMA, radius=_REACH)
+    return blurred[_REACH:-_REACH, _REACH:-_REACH]
 
 
-def _structural_similarity(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the mean of SSIM over one channel, (H, W) float64; equations 13 and 14 of Wang et al."""
+def _structural_similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return SSIM of one channel, (H - 10, W - 10) float64; equations 13 and 14 of Wang et al."""
     mean_first, mean_second = _window_mean(first), _window_mean(second)
     variances = _window_mean(first**2) - mean_first**2 + _window_mean(second**2) - mean_second**2
     covariance = _window_mean(first * second) - mean_first * mean_second
     luminance = (2 * mean_first * mean_second + _C1) / (mean_first**2 + mean_second**2 + _C1)
-    return float((luminance * (2 * covariance + _C2) / (variances + _C2)).mean())
+    return luminance * (2 * covariance + _C2) / (variances + _C2)

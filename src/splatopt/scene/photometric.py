@@ -279,7 +279,8 @@ class PhotometricObjective(Objective):
             camera = self.cameras[view]
             image = self.renderer.render(self.cloud, camera, self.options).image.clamp(0, 1).float()
             target = self.images[view].to(image.device).float() / 255
-            scores.append(ViewScore(name=camera.name, psnr=psnr(image, target), ssim=ssim(image, target)))
+            compared = image, target, self.problem(view).weights
+            scores.append(ViewScore(name=camera.name, psnr=psnr(*compared), ssim=ssim(*compared)))
             if watch:
                 watch(done)
         return tuple(scores)
