@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from splatopt.bench.pictures import Picture
 from splatopt.bench.results import Results
 from splatopt.bench.summaries import Group, groups, tables, view_tables
 from splatopt.bench.tables import to_html
+from splatopt.train.page import escape
 
 
 def make_page(results: Results, pictures: Sequence[Picture] = (), reference: str | None = None) -> str:

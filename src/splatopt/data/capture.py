@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from splatopt.core.camera import Camera
-from splatopt.core.checks import InputError
+from splatopt.core.checks import InputError, shown
 from splatopt.data.blender import TRAIN_FILE, read_blender
 from splatopt.data.colmap import MODEL_FOLDERS, find_model, read_colmap
 from splatopt.data.images import ImageHeader, ImageSource, ImageStore, UnreadableImageError, read_header
@@ -257,7 +257,9 @@ class CameraMaker:
             self._pinholes[lens] = lens.pinhole()
         pinhole = self._pinholes[lens]
         pose: Tensor = posed.world_to_camera
-        full = Camera(pose, pinhole.fx, pinhole.fy, pinhole.cx, pinhole.cy, pinhole.width, pinhole.height, posed.name)
+        # From here on the name is for people: in tables, pages, messages and the names of pictures.
+        name = shown(posed.name)
+        full = Camera(pose, pinhole.fx, pinhole.fy, pinhole.cx, pinhole.cy, pinhole.width, pinhole.height, name)
         return full.resized(*target_size(pinhole, self.options))
 
 

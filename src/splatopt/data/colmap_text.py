@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from splatopt.core.checks import InputError
+from splatopt.core.checks import InputError, writing
 from splatopt.data.colmap import PROCEDURAL_MARK
 
 
@@ -84,9 +84,10 @@ def whole_capture(folder: Path, mark: Mapping[str, Any]) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        partial.chmod(0o755)
-        yield partial
-        (partial / PROCEDURAL_MARK).write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, folder)
+        with writing(folder):
+            partial.chmod(0o755)
+            yield partial
+            (partial / PROCEDURAL_MARK).write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
+            os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from splatopt.core.checks import InputError
+from splatopt.core.checks import InputError, writing
 
 LARGEST_FILE = 2 << 30
 """Larger mesh files are refused, bytes."""
@@ -122,7 +122,8 @@ def write_mesh(path: Path, vertices: Tensor, faces: Tensor) -> None:
     """
     import trimesh
 
-    trimesh.Trimesh(vertices.numpy(), faces.numpy(), process=False).export(path)
+    with writing(path):
+        trimesh.Trimesh(vertices.numpy(), faces.numpy(), process=False).export(path)
 
 
 def sample_surface(mesh: Mesh, count: int, generator: torch.Generator) -> Float[Tensor, "count 3"]:

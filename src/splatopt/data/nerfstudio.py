@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import plyfile
 
-from splatopt.core.checks import InputError
+from splatopt.core.checks import InputError, quoted
+from splatopt.data.ply import read_vertices
 from splatopt.data.source import Points, Source, finite_points
 from splatopt.data.transforms import read_frames, read_json
 
 TRANSFORMS_FILE = "transforms.json"
 """The file whose presence makes a folder a nerfstudio or instant-ngp capture."""
-
-_HEADER_BYTES = 65_536
-_SMALLEST_POINT = 6
 
 
 def read_nerfstudio(path: Path) -> Source:
@@ -59,23 +55,16 @@ def read_ply_points(path: Path, warnings: list[str]) -> Points:
     Raises:
         InputError: The file is no PLY, is cut short, or its vertices lack x, y, z.
     """
-    with path.open("rb") as file:
-        header = file.read(_HEADER_BYTES).split(b"end_header", 1)[0]
-    claimed = sum(int(number) for number in re.findall(rb"element\s+\S+\s+(\d{1,18})\s", header))
-    if claimed * _SMALLEST_POINT > path.stat().st_size:
-        raise InputError(f"{path} claims {claimed} points but holds {path.stat().st_size} bytes; it is cut short")
-    try:
-        vertices = plyfile.PlyData.read(str(path))["vertex"].data
-    except (plyfile.PlyParseError, KeyError, ValueError, OSError, IndexError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a readable PLY point cloud ({error}); export it again") from error
+    vertices = read_vertices(path, "PLY point cloud").table
     names = vertices.dtype.names or ()
     if not {"x", "y", "z"} <= set(names):
-        raise InputError(f"{path}: points need the properties x, y and z, got {', '.join(names)}")
+        got = quoted(", ".join(names)).strip("'")
+        raise InputError(f"{path}: points need the properties x, y and z, got {got or 'none'}")
     positions = np.stack([vertices[axis] for axis in "xyz"], axis=1).astype(np.float64)
     colors = np.full((len(vertices), 3), 128, dtype=np.uint8)
     if {"red", "green", "blue"} <= set(names):
         values = np.stack([vertices[channel] for channel in ("red", "green", "blue")], axis=1)
         if np.issubdtype(values.dtype, np.floating):
-            values = np.rint(np.nan_to_num(values) * 255)
+            values = np.rint(np.clip(np.nan_to_num(values), 0, 1) * 255)
         colors = np.clip(values, 0, 255).astype(np.uint8)
     return finite_points(positions, colors, warnings)

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from splatopt.core.checks import writing
 from splatopt.data.mesh import inside, load_mesh, write_mesh
 from splatopt.fields.image import ImageTask
 from splatopt.fields.occupancy import OccupancyTask, shaded, zero_surface
@@ -91,4 +92,5 @@ def _bytes(image: Tensor) -> Tensor:
 
 
 def _save(pixels: Tensor, path: Path) -> None:
-    Image.fromarray(pixels.numpy()).save(path)
+    with writing(path):
+        Image.fromarray(pixels.numpy()).save(path)

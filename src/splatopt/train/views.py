@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from splatopt.core.camera import Camera
-from splatopt.core.checks import InputError
+from splatopt.core.checks import InputError, writing
 from splatopt.raster.renderer import Renderer
 from splatopt.raster.types import Gaussians, RenderOptions
 from splatopt.train.guards import quiet_torch
@@ -46,7 +46,8 @@ def write_views(
         with quiet_torch(renderer):
             image = renderer.render(gaussians, camera, options).image
         pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().contiguous().numpy()
-        Image.fromarray(pixels).save(folder / name)
+        with writing(folder / name):
+            Image.fromarray(pixels).save(folder / name)
         written.append(folder / name)
         if watch:
             watch(done)
@@ -109,7 +110,10 @@ def write_video(folder: Path, pictures: Sequence[Path], path: Path, frames_per_s
     # ffmpeg would read a name such as "-a.mp4" as an option.
     path = path.absolute()
     listing = folder / ".frames.txt"
-    listing.write_text("".join(f"file '{picture.name}'\nduration {1 / frames_per_second}\n" for picture in pictures))
+    with writing(listing):
+        listing.write_text(
+            "".join(f"file '{picture.name}'\nduration {1 / frames_per_second}\n" for picture in pictures)
+        )
     # H.264 in its common form needs even sides.
     even = "pad=ceil(iw/2)*2:ceil(ih/2)*2"
     command = [program, "-y", "-loglevel", "error", "-f", "concat", "-safe", "0", "-i", str(listing)]
