@@ -45,10 +45,10 @@ def test_quotes_are_cut():
 
 
 def test_errors_keep_no_line_breaks_and_no_escapes():
-    class Own(InputError):
+    class OwnError(InputError):
         pass
 
-    assert str(Own("no image \x1b[2J\nsplatopt: all is well")) == r"no image \x1b[2J\nsplatopt: all is well"
+    assert str(OwnError("no image \x1b[2J\nsplatopt: all is well")) == r"no image \x1b[2J\nsplatopt: all is well"
 
 
 def test_say_prints_one_line_each():

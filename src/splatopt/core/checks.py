@@ -7,7 +7,7 @@ import difflib
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
 LONGEST_QUOTE = 80
 """What is quoted from a file is cut at so many characters."""
@@ -42,7 +42,7 @@ def quoted(text: object) -> str:
     return f"'{shown(text if len(text) <= LONGEST_QUOTE else text[: LONGEST_QUOTE - 1] + '…')}'"
 
 
-def say(*lines: object, file: TextIO | None = None, flush: bool = False) -> None:
+def say(*lines: object, file: Any = None, flush: bool = False) -> None:
     """Print lines, each as :func:`shown` shows it; the one place that prints what may hold a name from elsewhere.
 
     Args:
