@@ -71,6 +71,8 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno is None:
+            raise OSError(f"{path}: {error}") from error
         if error.filename is None:
             error.filename = str(path)
         raise

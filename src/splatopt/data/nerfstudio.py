@@ -9,7 +9,7 @@ import numpy as np
 
 from splatopt.core.checks import InputError, quoted
 from splatopt.data.ply import read_vertices
-from splatopt.data.source import Points, Source, finite_points
+from splatopt.data.source import Points, Source, finite_points, registered_once
 from splatopt.data.transforms import read_frames, read_json
 
 TRANSFORMS_FILE = "transforms.json"
@@ -27,8 +27,9 @@ def read_nerfstudio(path: Path) -> Source:
     """
     file = path / TRANSFORMS_FILE
     content = read_json(file)
-    views = tuple(sorted(read_frames(file, content), key=lambda view: view.name))
     warnings: list[str] = []
+    frames = registered_once(read_frames(file, content), str(file), warnings)
+    views = tuple(sorted(frames, key=lambda view: view.name))
     points = _points(path, content, warnings)
     kind = "instant-ngp" if "aabb_scale" in content and "camera_model" not in content else "nerfstudio"
     return Source(kind, views, points, tuple(warnings))

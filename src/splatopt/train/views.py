@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -46,12 +48,19 @@ def write_views(
         with quiet_torch(renderer):
             image = renderer.render(gaussians, camera, options).image
         pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().contiguous().numpy()
-        with writing(folder / name):
-            Image.fromarray(pixels).save(folder / name)
+        save_png(pixels, folder / name)
         written.append(folder / name)
         if watch:
             watch(done)
     return written
+
+
+def save_png(pixels: np.ndarray, path: Path) -> None:
+    """Write (H, W, 3) uint8 as a PNG; a full disk is called by its name, and so is the file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    with writing(path):
+        path.write_bytes(buffer.getvalue())
 
 
 def file_names(cameras: Sequence[Camera]) -> list[str]:
