@@ -35,8 +35,11 @@ _TYPES = {
     **dict.fromkeys(("uint", "uint32"), "u4"),
     **dict.fromkeys(("float", "float32"), "f4"),
     **dict.fromkeys(("double", "float64"), "f8"),
+    # Not of the format, but met in files.
+    **{"int64": "i8", "uint64": "u8", "float16": "f2"},
 }
-_CODES = {"i1": "b", "u1": "B", "i2": "h", "u2": "H", "i4": "i", "u4": "I", "f4": "f", "f8": "d"}
+_CODES = {"i1": "b", "u1": "B", "i2": "h", "u2": "H", "i4": "i", "u4": "I", "i8": "q", "u8": "Q"}
+_CODES |= {"f2": "e", "f4": "f", "f8": "d"}
 _ORDERS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
 _CHUNK = 65_536
 
@@ -96,11 +99,23 @@ def read_vertices(path: Path, what: str) -> PlyVertices:
     return _Reader(path, what).vertices()
 
 
-def check_header(path: Path, what: str) -> None:
-    """Make sure that the file is as long as its header promises; arguments and errors as of :func:`read_vertices`."""
+def check_rows(path: Path, what: str) -> None:
+    """Make sure that every row of every element is there; arguments and errors as of :func:`read_vertices`."""
     reader = _Reader(path, what)
     with reader.opened() as file:
-        reader.header(file)
+        elements, order = reader.header(file)
+        if not order:
+            for element in elements:
+                row = -1
+                for row, line in enumerate(islice(file, element.count)):
+                    reader.numbers(line, element, row)
+                if row + 1 < element.count:
+                    reader.refuse(f"it ends after {row + 1} rows of {quoted(element.name)}; it is truncated")
+        elif any(element.has_lists for element in elements):
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                offset = file.tell()
+                for element in elements:
+                    offset, _ = reader.walk(data, offset, element, order, keep=False)
 
 
 class _Reader:
@@ -206,10 +221,10 @@ class _Reader:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             offset = file.tell()
             for one in before:
-                offset, _ = self._walk(data, offset, one, order, keep=False)
-            return self._walk(data, offset, vertex, order, keep=True)[1]
+                offset, _ = self.walk(data, offset, one, order, keep=False)
+            return self.walk(data, offset, vertex, order, keep=True)[1]
 
-    def _walk(
+    def walk(
         self, data: mmap.mmap, offset: int, element: _Element, order: str, *, keep: bool
     ) -> tuple[int, np.ndarray]:
         """Go over rows with lists; return where they end, and their numbers if they are to be kept."""
@@ -242,7 +257,7 @@ class _Reader:
         result = np.empty(vertex.count, dtype=vertex.row_type("="))
         for first in range(0, vertex.count, _CHUNK):
             rows = [
-                self._numbers(line, vertex, first + index)
+                self.numbers(line, vertex, first + index)
                 for index, line in enumerate(islice(file, min(_CHUNK, vertex.count - first)))
             ]
             if len(rows) < min(_CHUNK, vertex.count - first):
@@ -252,7 +267,7 @@ class _Reader:
                 result[name][first : first + len(rows)] = self._converted(table[:, column], result.dtype[name], name)
         return result
 
-    def _numbers(self, line: bytes, element: _Element, row: int) -> list[float]:
+    def numbers(self, line: bytes, element: _Element, row: int) -> list[float]:
         """Return the numbers of one line that are in no list."""
         words, values, place = line.split(), [], 0
         try:
