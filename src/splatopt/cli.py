@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splatopt import __version__
-from splatopt.core.checks import InputError, say, shown
+from splatopt.core.checks import InputError, cut, say, shown
 
 if TYPE_CHECKING:
     from splatopt.train.run import Run
@@ -378,7 +378,7 @@ def _listed(names: Sequence[str], most: int = 10) -> str:
     if not names:
         return "none"
     more = f", and {len(names) - most} more" if len(names) > most else ""
-    return f"{len(names)}: {', '.join(names[:most])}{more}"
+    return f"{len(names)}: {', '.join(cut(name) for name in names[:most])}{more}"
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from typing import Any
 LONGEST_QUOTE = 80
 """What is quoted from a file is cut at so many characters."""
 
+_LONGEST_PATH = 400
+
 # Controls, marks of direction, halves of pairs, what is not assigned, and separators of lines and paragraphs.
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
@@ -36,10 +38,21 @@ def _escaped(one: str) -> str:
     return repr(one)[1:-1]
 
 
-def quoted(text: object) -> str:
-    """Return what a file says in quotation marks, shown, and cut at LONGEST_QUOTE characters."""
+def cut(text: object) -> str:
+    """Return what a file says, shown, and cut at LONGEST_QUOTE characters."""
     text = str(text)
-    return f"'{shown(text if len(text) <= LONGEST_QUOTE else text[: LONGEST_QUOTE - 1] + '…')}'"
+    return shown(text if len(text) <= LONGEST_QUOTE else text[: LONGEST_QUOTE - 1] + "…")
+
+
+def quoted(text: object) -> str:
+    """Return what a file says as :func:`cut` does, in quotation marks."""
+    return f"'{cut(text)}'"
+
+
+def short(path: Path) -> str:
+    """Return a path whose names may come from a file, shown; of one that no person typed the middle is left out."""
+    text = str(path)
+    return shown(text if len(text) <= _LONGEST_PATH else f"{text[: _LONGEST_PATH // 2]}…{text[-LONGEST_QUOTE:]}")
 
 
 def say(*lines: object, file: Any = None, flush: bool = False) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from splatopt.core.camera import Camera
-from splatopt.core.checks import InputError, quoted, shown
+from splatopt.core.checks import InputError, cut, quoted, short, shown
 from splatopt.data.blender import TRAIN_FILE, read_blender
 from splatopt.data.colmap import MODEL_FOLDERS, find_model, read_colmap
 from splatopt.data.images import ImageHeader, ImageSource, ImageStore, UnreadableImageError, read_header
@@ -181,7 +181,8 @@ def check_view(posed: PosedImage) -> View:
         turned = (width, height) == (lens.height, lens.width)
         advice = "the image was turned, save it upright" if turned else "use the images that the poses were made from"
         raise InputError(
-            f"image {posed.path} is {width}x{height} pixels but its camera is {lens.width}x{lens.height}; {advice}"
+            f"image {short(posed.path)} is {width}x{height} pixels but its camera is {lens.width}x{lens.height}; "
+            f"{advice}"
         )
     return View(posed, header, lens.resized(width, height))
 
@@ -290,7 +291,7 @@ def gather_warnings(source: Source, views: Sequence[View], skipped: Sequence[Pos
     """Return the source's warnings and those about images."""
     warnings = [*source.warnings, *_doubts(source)]
     if skipped:
-        names = ", ".join(quoted(image.name).strip("'") for image in skipped[:5]) + (", …" if len(skipped) > 5 else "")
+        names = ", ".join(cut(image.name) for image in skipped[:5]) + (", …" if len(skipped) > 5 else "")
         warnings.append(f"{len(skipped)} of {len(source.images)} views have no readable image and are skipped: {names}")
     rescaled = [view for view in views if view.lens is not view.posed.lens]
     if rescaled:

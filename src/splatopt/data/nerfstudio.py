@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from splatopt.core.checks import InputError, quoted
+from splatopt.core.checks import InputError, cut, short
 from splatopt.data.ply import read_vertices
 from splatopt.data.source import Points, Source, finite_points, registered_once
 from splatopt.data.transforms import read_frames, read_json
@@ -40,8 +41,8 @@ def _points(path: Path, content: dict[str, Any], warnings: list[str]) -> Points 
     if name is None:
         return None
     file = path / str(name)
-    if not file.is_file():
-        warnings.append(f"the points {file} are missing; the capture has none")
+    if not os.path.isfile(file):
+        warnings.append(f"the points {short(file)} are missing; the capture has none")
         return None
     return read_ply_points(file, warnings)
 
@@ -59,8 +60,7 @@ def read_ply_points(path: Path, warnings: list[str]) -> Points:
     vertices = read_vertices(path, "PLY point cloud").table
     names = vertices.dtype.names or ()
     if not {"x", "y", "z"} <= set(names):
-        got = quoted(", ".join(names)).strip("'")
-        raise InputError(f"{path}: points need the properties x, y and z, got {got or 'none'}")
+        raise InputError(f"{path}: points need the properties x, y and z, got {cut(', '.join(names)) or 'none'}")
     positions = np.stack([vertices[axis] for axis in "xyz"], axis=1).astype(np.float64)
     colors = np.full((len(vertices), 3), 128, dtype=np.uint8)
     if {"red", "green", "blue"} <= set(names):

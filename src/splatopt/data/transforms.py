@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from splatopt.core.checks import InputError, quoted
+from splatopt.core.checks import InputError, quoted, short
 from splatopt.data.images import UnreadableImageError, read_header
 from splatopt.data.lens import Lens
 from splatopt.data.source import IMAGE_SUFFIXES, PosedImage, opengl_to_world_to_camera
@@ -85,11 +86,13 @@ def _matrix(frame: Mapping[str, Any], where: str) -> np.ndarray:
 def find_image(folder: Path, name: str) -> Path:
     """Return the file that a ``file_path`` means, with or without its ending; it may not exist."""
     path = folder / name
-    if path.is_file():
+    if not path.name:
+        return path
+    if os.path.isfile(path):  # which is False of a name that no file can have
         return path
     for suffix in IMAGE_SUFFIXES:
         candidate = path.with_name(path.name + suffix)
-        if candidate.is_file():
+        if os.path.isfile(candidate):
             return candidate
     return path if path.suffix in IMAGE_SUFFIXES else path.with_name(path.name + IMAGE_SUFFIXES[0])
 
@@ -189,7 +192,9 @@ def read_frames(path: Path, content: Mapping[str, Any], part: str = "") -> list[
     for index, (name, where, file, values) in enumerate(prepared):
         size = sizes[index] or first
         if size is None:
-            raise InputError(f"{where}: neither the file gives 'w' and 'h' nor is an image there; looked for {file}")
+            raise InputError(
+                f"{where}: neither the file gives 'w' and 'h' nor is an image there; looked for {short(file)}"
+            )
         pose = opengl_to_world_to_camera(_matrix(values, where), where)
         views.append(PosedImage(name.removeprefix("./"), file, pose, _lens(values, size, where), part))
     return views
