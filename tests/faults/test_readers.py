@@ -74,14 +74,12 @@ def test_inputs_follow_from_the_seed(tmp_path) -> None:
     assert damaged(3, 0, tmp_path) != damaged(4, 0, tmp_path)
 
 
-@pytest.mark.parametrize(
-    "name", ["colmap-text", "colmap-binary", "nerfstudio", "instant-ngp", "blender", "points-text", "scene", "suite"]
-)
-def test_whole_files_are_used(name, tmp_path) -> None:
+def test_whole_files_of_every_kind_are_used(tmp_path) -> None:
     (tmp_path / "scratch").mkdir()
-    kind = kinds(tmp_path / "scratch")[name]
-    write(kind.files, tmp_path / "input")
-    kind.read(tmp_path / "input")
+    for name, kind in kinds(tmp_path / "scratch").items():
+        if not name.startswith("trial"):
+            write(kind.files, tmp_path / name)
+            kind.read(tmp_path / name)
 
 
 # ---------------------------------------------------------------------- what hypothesis makes up

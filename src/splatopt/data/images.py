@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
 import threading
@@ -25,7 +26,7 @@ MAX_PIXELS = 150_000_000
 """Largest image that is decoded, pixels; a small file that claims more is a decompression bomb."""
 
 _FORMATS = (
-    *("AVIF", "BMP", "DDS", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "PSD", "QOI", "SGI"),
+    *("AVIF", "BMP", "DDS", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "PSD", "QOI", "SGI"),
     *("SUN", "TGA", "TIFF", "WEBP"),
 )
 """What is decoded of what Pillow knows: pictures of pixels. Drawings such as EPS are programs, which it would run."""
@@ -65,6 +66,13 @@ class ImageHeader:
     has_alpha: bool
 
 
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of _FORMATS that this Pillow was built with; of others it would raise a KeyError for every file."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
 def _open(path: Path) -> Image.Image:
     """Open an image without decoding it; EXIF orientation is left alone, as COLMAP leaves it."""
     if not os.path.isfile(path):  # which is False of a name that no file can have
@@ -76,7 +84,7 @@ def _open(path: Path) -> Image.Image:
             # Pillow's own limit is lower than ours, which is checked below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             _check_canvas(path)
-            image = Image.open(path, formats=_FORMATS)
+            image = Image.open(path, formats=_formats())
     except InputError:
         raise
     except Image.DecompressionBombError as error:
