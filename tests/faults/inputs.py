@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import shutil
 import signal
 import struct
 import time
@@ -57,23 +58,24 @@ class UnsafeOutputError(AssertionError):
 # ---------------------------------------------------------------------- reading
 
 
-def inspect(folder: Path) -> None:
-    """``splatopt inspect`` in process: exit code 0 or 2, and nothing printed that acts on a terminal."""
+def command(*words: str) -> int:
+    """Run a command of splatopt in process: exit code 0 or 2, and nothing printed that acts on a terminal."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main(["inspect", str(folder)])
+        code = main(words)
     printed = out.getvalue() + err.getvalue()
     if code not in (0, 2) or any(shown(line) != line for line in printed.split("\n")):
         raise UnsafeOutputError(f"exit code {code}, printed {printed!r}")
-    if code == 2 and not err.getvalue().startswith("splatopt: "):
+    if code == 2 and not err.getvalue().splitlines()[-1].startswith("splatopt: "):
         raise UnsafeOutputError(f"no sentence: {err.getvalue()!r}")
     if len(printed) > 20_000 or "overflow" in printed:
         raise UnsafeOutputError(f"{len(printed)} characters: {printed[:500]!r}")
+    return code
 
 
 def read_capture(folder: Path) -> None:
     """What a run begins with: cameras in float32, photographs, points, a start."""
-    inspect(folder)
+    command("inspect", str(folder))
     capture = load_capture(folder, CaptureOptions(skip_missing=True))
     for index, camera in enumerate(capture.cameras):
         numbers = [camera.fx, camera.fy, camera.cx, camera.cy, *camera.world_to_camera.flatten().tolist()]
@@ -83,6 +85,18 @@ def read_capture(folder: Path) -> None:
     assert 0 < capture.extent < math.inf
     if capture.points is not None and len(capture.points):
         start_from_points(capture.points.positions, capture.points.colors, sh_degree=0).check_finite("start")
+
+
+def train_on(folder: Path) -> None:
+    """What accepted values lead to: two steps, scores, a page."""
+    run = folder.with_name("run")
+    shutil.rmtree(run, ignore_errors=True)
+    words = ["--steps", "2", "--threads", "1", "--skip-missing", "--out", str(run)]
+    start = ["--start", "random", "--random-points", "50"] if (folder / "transforms_train.json").exists() else []
+    if command("train", str(folder), *words, *start):
+        raise InputError("refused")
+    for after in (["eval", str(run)], ["report", str(run), "--views", "1"]):
+        assert command(*after) == 0, after
 
 
 def read_points(folder: Path) -> None:
@@ -297,6 +311,8 @@ def kinds(scratch: Path) -> dict[str, Kind]:
         "blender": capture(_blender()),
         "suite": Kind({"suite.toml": _SUITE}, ("suite.toml",), read_bench),
     }
+    for name in ("colmap-text", "colmap-binary", "nerfstudio", "blender"):
+        found[f"train-{name}"] = Kind(found[name].files, found[name].damaged, train_on)
     for name, order, lists in (("little", "<", False), ("big", ">", False), ("text", "", False), ("lists", "<", True)):
         found[f"points-{name}"] = Kind({"sparse.ply": points_ply(order, lists=lists)}, ("sparse.ply",), read_points)
     found["points-text-lists"] = Kind({"sparse.ply": points_ply("", lists=True)}, ("sparse.ply",), read_points)

@@ -19,6 +19,8 @@ NASTY_NUMBERS = (
 _FORMS = ("b", "h", "i", "q", "f", "d")
 _NASTY_FLOATS = (0.0, -1.0, 1e-300, 1e300, 1e30, 1e12, 1e-30, 5e-324, float("nan"), float("inf"), -float("inf"))
 _NASTY_WHOLE = (0, -1, 1, 2, 127, 128, 255, 2**15, 2**16 - 1, 2**31 - 1, -(2**31), 2**31, 2**32 - 1, 2**62, 2**63 - 1)
+_FACTORS = (1, -1, 0.5, 3, 30, 1e3, 1e6, 1e9, 1e-3, 1e-6)
+_SUMMANDS = (0, 0, 0.1, 1, 100, 1e5, 1e9, -1, -1e7)
 _NUMBER = re.compile(rb"[-+]?\d[\d.]*(?:[eE][-+]?\d+)?")
 _NAMES = (
     *(
@@ -92,7 +94,16 @@ def _number(data: bytes, rng: random.Random, _: list[bytes]) -> bytes:
     if not found:
         return _field(data, rng, [])
     match = rng.choice(found)
-    return data[: match.start()] + rng.choice(NASTY_NUMBERS).encode() + data[match.end() :]
+    number = rng.choice(NASTY_NUMBERS) if rng.random() < 0.6 else _other_number(match[0], rng)
+    return data[: match.start()] + number.encode() + data[match.end() :]
+
+
+def _other_number(text: bytes, rng: random.Random) -> str:
+    """A number of another size or sign, which may well be used."""
+    try:
+        return repr(float(text) * rng.choice(_FACTORS) + rng.choice(_SUMMANDS))
+    except ValueError:
+        return "1"
 
 
 def _field(data: bytes, rng: random.Random, _: list[bytes]) -> bytes:
@@ -172,7 +183,8 @@ def mutated_json(data: bytes, rng: random.Random) -> bytes:
         elif action < 0.2 and isinstance(holder, list):
             holder.insert(key, holder[key])
         else:
-            holder[key] = _nasty_json(rng)
+            number = isinstance(holder[key], int | float) and rng.random() < 0.5
+            holder[key] = float(_other_number(str(holder[key]).encode(), rng)) if number else _nasty_json(rng)
     return json.dumps(content).encode()
 
 

@@ -30,6 +30,9 @@ _NO_MESHES = frozenset({"bz2", "zip", "tar.bz2", "tar.gz", "dxf", "xyz"})
 _PAIRS = 4_000_000
 """Point-triangle pairs that are looked at together."""
 
+_LISTED = 32_000_000
+"""Faces that the cells of a grid may list together."""
+
 _CACHED_PAIRS = 1 << 16
 """The same where each takes a score of passes, so that they stay in the cache."""
 
@@ -205,6 +208,9 @@ def crossings_above(mesh: Mesh, points: Float[Tensor, "count 3"]) -> Int[Tensor,
     side = max(1, min(512, round(math.sqrt(len(corners)))))
     low = corners[..., :2].amin(dim=(0, 1))
     size = (corners[..., :2].amax(dim=(0, 1)) - low).clamp(min=1e-12) / side
+    # Faces as large as the mesh, of which there may be many, lie in all cells.
+    while side > 1 and int(_spans(corners, low, size, side)[1].prod(dim=1).sum()) > _LISTED:
+        size, side = size * (side / (side // 2)), side // 2
     starts, listed = _cells(corners, low, size, side)
     cell = ((turned[:, :2] - low) / size).floor().long()
     within = ((cell >= 0) & (cell < side)).all(dim=1)
@@ -261,9 +267,8 @@ def _turn() -> Tensor:
 
 def _cells(corners: Tensor, low: Tensor, size: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """Return where the list of each cell begins, (side² + 1,), and the faces whose bounds meet it."""
-    first = ((corners[..., :2].amin(dim=1) - low) / size).floor().long().clamp(0, side - 1)
-    last = ((corners[..., :2].amax(dim=1) - low) / size).floor().long().clamp(0, side - 1)
-    across, down = (last - first + 1).unbind(dim=1)
+    first, spans = _spans(corners, low, size, side)
+    across, down = spans.unbind(dim=1)
     counts = across * down
     face = torch.repeat_interleave(torch.arange(len(corners)), counts)
     offset = torch.arange(len(face)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
@@ -272,6 +277,13 @@ def _cells(corners: Tensor, low: Tensor, size: Tensor, side: int) -> tuple[Tenso
     starts = torch.zeros(side * side + 1, dtype=torch.long)
     starts[1:] = torch.bincount(cell, minlength=side * side).cumsum(0)
     return starts, face[order]
+
+
+def _spans(corners: Tensor, low: Tensor, size: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Return the first cell of each face and how many it meets, along x and y, (F, 2) each."""
+    first = ((corners[..., :2].amin(dim=1) - low) / size).floor().long().clamp(0, side - 1)
+    last = ((corners[..., :2].amax(dim=1) - low) / size).floor().long().clamp(0, side - 1)
+    return first, last - first + 1
 
 
 def _portions(counts: Tensor) -> list[tuple[int, int]]:
