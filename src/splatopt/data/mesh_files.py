@@ -63,7 +63,7 @@ def _check_obj(path: Path) -> None:
             # A negative number counts back from the corners so far.
             first = min(first, *(corners + 1 + index if index < 0 else index for index in indices))
     if last > corners or first < 1:
-        _refuse(path, f"a face names corner {last if last > corners else first - 1} of {corners}")
+        _refuse(path, f"a face names corner {last if last > corners else first} of {corners}")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
