@@ -19,7 +19,7 @@ from faults.campaign import campaign, damaged
 from faults.inputs import kinds, read_capture, write
 from splatopt.core.checks import InputError, cut, quoted, shown
 from splatopt.data.capture import read_source
-from splatopt.data.ply import read_vertices
+from splatopt.data.ply_table import read_vertices
 
 SEED = 20_261_129
 quick = settings(

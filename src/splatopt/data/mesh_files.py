@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from splatopt.core.checks import InputError, quoted
-from splatopt.data.ply import check_rows
+from splatopt.data.ply_table import check_rows
 
 MOST_FACES = 20_000_000
 """Faces that the instances of a glTF scene may add up to; more where the file itself is larger."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from splatopt.core.checks import InputError, cut, short
-from splatopt.data.ply import read_vertices
+from splatopt.data.ply_table import read_vertices
 from splatopt.data.source import Points, Source, finite_points, registered_once
 from splatopt.data.transforms import read_frames, read_json
 

@@ -17,7 +17,7 @@ import torch
 from plyfile import PlyData, PlyElement
 
 from splatopt.core.checks import InputError
-from splatopt.data.ply import read_vertices
+from splatopt.data.ply_table import read_vertices
 from splatopt.scene.gaussians import GaussianCloud
 
 _COLUMNS = {
