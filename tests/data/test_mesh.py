@@ -162,7 +162,7 @@ def test_the_knot_is_closed_and_as_large_as_asked(tmp_path):
         (
             "broken.ply",
             b"ply\nformat binary_little_endian 1.0\nelement vertex 99999999999\nproperty float x\n",
-            "not a readable mesh: the PLY header has no end",
+            "not a readable mesh: the PLY header has no end within 16 MiB",
         ),
         ("broken.stl", b"solid of nothing", "cannot be read|no triangles"),
         ("flat.obj", b"v 1 1 1\nv 1 1 1\nv 1 1 1\nf 1 2 3\n", "no triangles|no extent|cannot be read"),

@@ -175,7 +175,7 @@ class _Reader:
         while True:
             line = file.readline(MAX_HEADER)
             if not line.endswith(b"\n") or file.tell() > MAX_HEADER:
-                self.refuse("the PLY header has no end; the file is truncated")
+                self.refuse(f"the PLY header has no end within {MAX_HEADER >> 20} MiB; the file is truncated")
             words = line.decode("ascii", "replace").split()
             if words == ["end_header"]:
                 return
