@@ -6,6 +6,7 @@ needs it, so that ``splatopt --help`` is quick.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splatopt import __version__
-from splatopt.core.checks import InputError
+from splatopt.core.checks import InputError, cut, say, shown
 
 if TYPE_CHECKING:
     from splatopt.train.run import Run
@@ -53,8 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 when done, 2 on bad input, a full disk or a file that cannot be written, 130 on Ctrl-C.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        # What a terminal's encoding lacks is escaped, and ends nothing.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return _dispatch(words)
+        code = _dispatch(words)
+        sys.stdout.flush()
+        return code
     except InputError as error:
         _complain(str(error))
         return 2
@@ -73,10 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _dispatch(words: list[str]) -> int:
     command, rest = (words[0], words[1:]) if words else ("", [])
     if command in ("-h", "--help", "help"):
-        print(_usage(), end="")
+        sys.stdout.write(_usage())
         return 0
     if command in ("--version", "version"):
-        print(f"splatopt {__version__}")
+        say(f"splatopt {__version__}")
         return 0
     if command not in _COMMANDS:
         from splatopt.core.checks import nearest_names
@@ -103,7 +110,7 @@ def _usage() -> str:
 
 
 def _complain(message: str) -> None:
-    print(f"splatopt: {' '.join(message.split())}", file=sys.stderr)
+    say(f"splatopt: {message}", file=sys.stderr)
 
 
 def _parse(options: Any, command: str, words: list[str]) -> Any:
@@ -226,23 +233,24 @@ def _open(folder: Path, renderer: str | None = None, device: str | None = None) 
 
     run = open_run(folder, renderer, device)
     for warning in run.warnings:
-        print(f"splatopt: warning: {warning}", file=sys.stderr)
+        say(f"splatopt: warning: {warning}", file=sys.stderr)
     return run
 
 
 def _eval(options: EvalOptions) -> int:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     run = _open(options.run, options.renderer, options.device)
     scores = run.evaluate(run.open_capture())
     table = Table("view", "PSNR, dB", "SSIM", title=f"{scores.subset} views, split {scores.split}, step {run.steps}")
     for view in scores.views:
-        table.add_row(view.name, f"{view.psnr:.2f}", f"{view.ssim:.4f}")
+        table.add_row(Text(shown(view.name)), f"{view.psnr:.2f}", f"{view.ssim:.4f}")
     table.add_section()
     table.add_row("mean", f"{scores.psnr:.2f}", f"{scores.ssim:.4f}")
     Console().print(table)
-    print(f"written to {run.folder.evaluation}")
+    say(f"written to {run.folder.evaluation}")
     return 0
 
 
@@ -273,10 +281,10 @@ def _render(options: RenderRunOptions) -> int:
     else:
         remove_other_frames(folder, cameras, options.path.value)
     pictures = write_views(folder, objective.cloud, cameras, objective.renderer, objective.options)
-    print(f"{len(pictures)} pictures in {folder}")
+    say(f"{len(pictures)} pictures in {folder}")
     if options.path is not Path3D.TEST:
         video = write_video(folder, pictures, video_path(folder), options.fps)
-        print(f"video: {video}" if video else "no video: ffmpeg is not on the search path")
+        say(f"video: {video}" if video else "no video: ffmpeg is not on the search path")
     return 0
 
 
@@ -285,7 +293,7 @@ def _export(options: ExportOptions) -> int:
         raise InputError(f"{options.scene} exists already; give another path")
     run = _open(options.run)
     run.export(options.scene)
-    print(f"{len(run.cloud):,} Gaussians of step {run.steps} written to {options.scene}")
+    say(f"{len(run.cloud):,} Gaussians of step {run.steps} written to {options.scene}")
     return 0
 
 
@@ -298,7 +306,7 @@ def _report(options: ReportOptions) -> int:
     if options.views < 0:
         raise InputError(f"--views must be at least 0, got {options.views}")
     if RunFolder(options.run, FIELD_FORMAT).is_run:
-        print(f"written to {_of_fields('report_fit', options.run, options.views)}")
+        say(f"written to {_of_fields('report_fit', options.run, options.views)}")
         return 0
     run = _open(options.run, options.renderer, options.device)
     pictures = []
@@ -306,7 +314,7 @@ def _report(options: ReportOptions) -> int:
         renderer, capture = open_renderer(run.config), run.open_capture()
         run.check_capture(capture, "the pictures (which --views 0 leaves out)")
         pictures = run_pictures(run.config, capture, run.cloud, run.steps, renderer, options.views)
-    print(f"written to {write_report(run.folder.path, pictures)}")
+    say(f"written to {write_report(run.folder.path, pictures)}")
     return 0
 
 
@@ -361,12 +369,12 @@ def _inspect(options: InspectOptions) -> int:
         "truncated": _listed(found.truncated),
     }
     for name, value in rows.items():
-        print(f"{name:<13}{value}")
+        say(f"{name:<13}{value}")
     for label, sentences in (("warning", found.warnings), ("problem", found.problems)):
         for sentence in sentences:
-            print(f"{label:<13}{sentence}")
+            say(f"{label:<13}{sentence}")
     command = f"{program()} {found.next_command.removeprefix('splatopt ')}"
-    print(f"{'once mended' if found.problems else 'next':<13}{command}")
+    say(f"{'once mended' if found.problems else 'next':<13}{command}")
     return 0
 
 
@@ -375,7 +383,7 @@ def _listed(names: Sequence[str], most: int = 10) -> str:
     if not names:
         return "none"
     more = f", and {len(names) - most} more" if len(names) > most else ""
-    return f"{len(names)}: {', '.join(names[:most])}{more}"
+    return f"{len(names)}: {', '.join(cut(name) for name in names[:most])}{more}"
 
 
 @dataclass(frozen=True)
@@ -387,7 +395,7 @@ def _doctor(_: DoctorOptions) -> int:
     from splatopt.train.doctor import findings
 
     for name, value in findings().items():
-        print(f"{name:<10}{value}")
+        say(f"{name:<10}{value}")
     return 0
 
 

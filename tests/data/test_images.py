@@ -9,13 +9,19 @@ import numpy as np
 import pytest
 import torch
 from capture_cases import picture
-from PIL import Image
+from PIL import Image, features
 
 from splatopt.core.checks import InputError
+from splatopt.data import images
 from splatopt.data.images import ImageSource, ImageStore, UnreadableImageError, read_header, read_pixels
 from splatopt.data.lens import Lens
 
 WHITE = (1.0, 1.0, 1.0)
+
+
+def test_the_formats_are_those_that_pillow_knows() -> None:
+    assert set(images._FORMATS) - set(images._formats()) <= (set() if features.check("avif") else {"AVIF"})
+    assert "EPS" not in images._formats()
 
 
 def _store(folder: Path, views: int, budget_bytes: int) -> ImageStore:

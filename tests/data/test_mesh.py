@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
+import trimesh
 
+from splatopt.cli import main
 from splatopt.core.checks import InputError
+from splatopt.data import mesh as mesh_module
 from splatopt.data.knot import make_knot
 from splatopt.data.mesh import (
     BOX,
@@ -158,7 +162,7 @@ def test_the_knot_is_closed_and_as_large_as_asked(tmp_path):
         (
             "broken.ply",
             b"ply\nformat binary_little_endian 1.0\nelement vertex 99999999999\nproperty float x\n",
-            "cannot",
+            "not a readable mesh: the PLY header has no end within 16 MiB",
         ),
         ("broken.stl", b"solid of nothing", "cannot be read|no triangles"),
         ("flat.obj", b"v 1 1 1\nv 1 1 1\nv 1 1 1\nf 1 2 3\n", "no triangles|no extent|cannot be read"),
@@ -177,3 +181,117 @@ def test_a_file_that_is_too_large_is_not_opened(tmp_path, monkeypatch):
     (tmp_path / "large.obj").write_bytes(b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
     with pytest.raises(InputError, match="is larger than"):
         load_mesh(tmp_path / "large.obj")
+
+
+def box_of(**corners: str) -> bytes:
+    """A cube in OBJ, some of whose corners (v0 to v7) are written otherwise."""
+    lines = [f"v {x} {y} {z}" for x in (0, 1) for y in (0, 1) for z in (0, 1)]
+    for name, text in corners.items():
+        lines[int(name[1:])] = text
+    faces = "1 2 4,1 4 3,5 7 8,5 8 6,1 5 6,1 6 2,3 4 8,3 8 7,1 3 7,1 7 5,2 6 8,2 8 4"
+    return "\n".join([*lines, *(f"f {face}" for face in faces.split(",")), ""]).encode()
+
+
+HEADER = "ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\nproperty float y\n"
+FACES = "element face 1\nproperty list uchar int vertex_indices\nend_header\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.obj", box_of(v5="v 1 0 "), "the corner of line 6 should be three finite numbers, got '1 0'"),
+        ("a.obj", box_of(v5="v"), "the corner of line 6 should be three finite numbers, got ''"),
+        ("a.obj", box_of(v5="v 1 0 nan"), "should be three finite numbers, got '1 0 nan'"),
+        ("a.obj", box_of(v5="v 1 0 \x1b[31m"), r"got '1 0 \\x1b\[31m'"),
+        ("a.obj", box_of(v5="v 1 0 1e30"), r"reaches 1e\+30 from the origin"),
+        ("a.obj", box_of(v5="# gone"), "a face names corner 8 of 7"),
+        ("a.obj", box_of() + b"f 1 2 0\n", "name corners by numbers from 1 on, got '0'"),
+        ("a.obj", box_of() + b"f 1 2 -9\n", "a face names corner 0 of 8"),
+        ("a.obj", box_of() + b"f 1 2\n", "line 21 is a face of 2 corners"),
+        ("a.obj", box_of() + b"f 1 2 x/y\n", "got 'x/y'"),
+        ("a.obj", b"v 0 0 0\nv 1 0 0\nv 2 0 0\nf 1 2 3\n", "has no surface"),
+        ("a.obj", b"v 0 0\nv 1 0\nv 0 1\nf 1 2 3\n", "should be three finite numbers"),
+        (
+            "a.ply",
+            (HEADER + FACES + "0 0\n1 0\n0 1\n3 0 1 2\n").encode(),
+            "cannot be read|expected corners of 3 numbers",
+        ),
+        (
+            "a.ply",
+            (HEADER + "property float z\n" + FACES + "0 0 0\n1 0 0\n0 1\n3 0 1 2\n").encode(),
+            "row 2 of 'vertex' is '0 1', not 3 numbers",
+        ),
+        (
+            "a.ply",
+            (HEADER + "property float z\n" + FACES + "0 0 0\n1 0 0\n0 1 0\n3 0 1 7\n").encode(),
+            "cannot be read|a face names a corner that is not among its 3",
+        ),
+        ("a.off", b"OFF\n3 1 0\n0 0 0\n1 0 0\n0 1\n3 0 1 2\n", "cannot be read"),
+        ("a.off", b"OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 9\n", "cannot be read"),
+        ("a.off", b"OFF\n99999999999 1 0\n0 0 0\n", "cannot be read"),
+        (
+            "a.stl",
+            b"solid a\nfacet\nvertex 0 0 0\nvertex 1 0\nvertex 0 1 0 0\nendfacet\nendsolid a\n",
+            "line 4 should be",
+        ),
+        ("a.stl", bytes(80) + (10**9).to_bytes(4, "little") + bytes(50), "claims 1000000000 triangles but holds 134"),
+        ("a.gltf", b'{"accessors": [{"count": 1000000000000}]}', "claims 1000000000000 numbers"),
+        ("a.gltf", b"[" * 100_000, "its description is no JSON"),
+        ("a.gltf", b"[]", "holds no glTF scene"),
+        ("a.glb", b"glTF" + bytes(4) + bytes(4) + b"\xff\xff\xff\x7f" + bytes(4), "claims 2147483647 bytes of JSON"),
+    ],
+)
+def test_what_trimesh_would_let_through_is_refused(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=said) as caught:
+        load_mesh(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+def test_the_command_line_names_a_damaged_mesh(tmp_path, capsys):
+    (tmp_path / "cube.obj").write_bytes(box_of(v5="v 1 0 "))
+    words = ["fit", str(tmp_path / "cube.obj"), "--width", "8", "--steps", "2", "--out", str(tmp_path / "run")]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("splatopt: mesh ")
+    assert "cube.obj cannot be read: the corner of line 6" in said
+    assert said.count("\n") == 1
+
+
+def test_instances_of_a_scene_are_counted_before_they_are_made(tmp_path, monkeypatch):
+    trimesh.creation.box().export(tmp_path / "box.glb")
+    assert len(load_mesh(tmp_path / "box.glb").faces) == 12
+    monkeypatch.setattr("splatopt.data.mesh_files.MOST_FACES", 100)
+    node = {"mesh": 0}
+    values = {
+        "accessors": [{"count": 36}],
+        "meshes": [{"primitives": [{"indices": 0}]}],
+        "nodes": [node] * 500,
+    }
+    (tmp_path / "many.gltf").write_text(json.dumps(values))
+    with pytest.raises(InputError, match="its instances add up to 18000 faces"):
+        load_mesh(tmp_path / "many.gltf")
+
+
+def test_obj_with_all_that_a_mesh_does_not_need_is_read(tmp_path):
+    text = box_of().decode().replace("f 1 2 4", "f 1 2 \\\n4")
+    (tmp_path / "a.obj").write_text("mtllib none.mtl\nusemtl x\no box\ng y\ns 1\nvn 0 0 1\n" + text + "f 1 -7 -5\n")
+    assert len(load_mesh(tmp_path / "a.obj").faces) == 13
+
+
+def test_many_large_faces_take_no_memory_beyond_a_bound(monkeypatch):
+    """Cells are made larger where faces lie in all of them; what lies inside is the same."""
+    vertices, faces = cube()
+    copies = [vertices * (1 - 0.01 * index) for index in range(20)]
+    mesh = make_mesh(
+        torch.cat(copies), torch.cat([faces + len(vertices) * index for index in range(20)]), watertight=True
+    )
+    points = torch.rand(500, 3, generator=generator(), dtype=torch.float64) * 2 - 1
+    expected = crossings_above(mesh, points)
+    asked = []
+    cells = mesh_module._cells
+    monkeypatch.setattr(mesh_module, "_cells", lambda *given: asked.append(given[3]) or cells(*given))
+    assert torch.equal(crossings_above(mesh, points), expected)
+    monkeypatch.setattr(mesh_module, "_LISTED", 1000)
+    assert torch.equal(crossings_above(mesh, points), expected)
+    assert asked[1] < asked[0]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from splatopt.core.checks import InputError
+from splatopt.core.checks import InputError, say
 
 if TYPE_CHECKING:
     from splatopt.bench.suite import Suite
@@ -136,7 +136,7 @@ def run(options: RunOptions) -> int:
         suite,
         out,
         command=command,
-        say=_say,
+        say=_tell,
         data=options.data,
         overrides=_given(threads=options.threads, instructions=options.instructions),
         retry=options.retry,
@@ -147,9 +147,9 @@ def run(options: RunOptions) -> int:
     from splatopt.bench.output import write_output
 
     for path in write_output(results, out, pictures_from=[out]):
-        print(f"written: {path}")
+        say(f"written: {path}")
     for cell in results.failed:
-        print(f"splatopt: cell {cell['name']} failed: {cell['failure']}", file=sys.stderr)
+        say(f"splatopt: cell {cell['name']} failed: {cell['failure']}", file=sys.stderr)
     return 1 if results.failed else 0
 
 
@@ -171,8 +171,8 @@ def _typed_words(options: RunOptions) -> list[str]:
     return words
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def _tell(text: str) -> None:
+    say(text, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def report(options: ReportOptions) -> int:
     results = load_results(options.results)
     folder = options.results if options.results.is_dir() else options.results.parent
     for path in write_output(results, options.out or folder, pictures_from=[folder], reference=options.reference):
-        print(f"written: {path}")
+        say(f"written: {path}")
     return 0
 
 
@@ -225,7 +225,7 @@ def merge(options: MergeOptions) -> int:
     results = join([load_results(path) for path in options.results])
     folders = [path if path.is_dir() else path.parent for path in options.results]
     for path in write_output(results, options.out, pictures_from=folders, keep=True):
-        print(f"written: {path}")
+        say(f"written: {path}")
     return 0
 
 
@@ -252,15 +252,15 @@ def verify(options: VerifyOptions) -> int:
     from splatopt.bench.verify import verify as again
 
     overrides = _given(threads=options.threads, instructions=options.instructions)
-    found = again(options.run, _say, data=options.data, overrides=overrides)
+    found = again(options.run, _tell, data=options.data, overrides=overrides)
     if found.same:
-        print(f"the same to the bit: {found.points} scored points and the trained scene")
+        say(f"the same to the bit: {found.points} scored points and the trained scene")
     for difference in found.differences:
-        print(f"differs: {difference}")
+        say(f"differs: {difference}")
     for change in found.changes:
-        print(f"changed since: {change}")
+        say(f"changed since: {change}")
     if not found.same and not found.changes:
-        print("machine and versions are the same, so that the numbers should be: this is a fault of splatopt")
+        say("machine and versions are the same, so that the numbers should be: this is a fault of splatopt")
     return 0 if found.same else 1
 
 
@@ -285,13 +285,13 @@ def table(options: TableOptions) -> int:
 
     text, wanted = refreshed(options.page)
     if text == wanted:
-        print(f"the tables in {options.page} are up to date")
+        say(f"the tables in {options.page} are up to date")
         return 0
     if options.check:
-        print(f"the tables in {options.page} are stale; run: splatopt bench table {options.page}", file=sys.stderr)
+        say(f"the tables in {options.page} are stale; run: splatopt bench table {options.page}", file=sys.stderr)
         return 1
     replace_file(options.page, wanted.encode())
-    print(f"written: {options.page}")
+    say(f"written: {options.page}")
     return 0
 
 

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ from splatopt.bench.pictures import Picture
 from splatopt.bench.results import Results
 from splatopt.bench.summaries import Group, groups, tables, view_tables
 from splatopt.bench.tables import to_html
+from splatopt.core.checks import shown
+from splatopt.train.page import escape
 
 
 def make_page(results: Results, pictures: Sequence[Picture] = (), reference: str | None = None) -> str:
@@ -97,9 +98,18 @@ def _hash(text: str) -> str:
 
 
 def _embedded(values: Mapping[str, Any]) -> str:
-    """JSON that cannot end the element it stands in."""
-    text = json.dumps(values, allow_nan=False, separators=(",", ":"))
+    """JSON that cannot end the element it stands in, and whose texts act on nothing."""
+    text = json.dumps(_all_shown(values), allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _all_shown(value: Any) -> Any:
+    """A JSON value with each of its texts as :func:`splatopt.core.checks.shown` shows it."""
+    if isinstance(value, Mapping):
+        return {name: _all_shown(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_all_shown(one) for one in value]
+    return shown(value) if isinstance(value, str) else value
 
 
 def page_data(results: Results, found: Sequence[Group], pictures: Sequence[Picture]) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def read_suite(path: Path) -> Suite:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"the suite {path} cannot be read ({error.strerror}); give a suite's .toml file") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not a suite in TOML ({error})") from error
     return make_suite(values, str(path), path.parent, title=path.stem)
 

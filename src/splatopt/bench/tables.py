@@ -7,7 +7,9 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from html import escape
+
+from splatopt.core.checks import shown
+from splatopt.train.page import escape
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def to_markdown(table: Table, level: int = 3) -> str:
 
 def as_markdown(text: str) -> str:
     """A text that Markdown shows as it stands."""
-    return re.sub(r"([\\`*\[\]|#<>]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*\[\]|#<>]|(?<!\w)_|_(?!\w))", r"\\\1", shown(" ".join(text.split())))
 
 
 def to_latex(table: Table) -> str:
@@ -143,7 +145,7 @@ _LATEX = {
 
 def _latex(text: str) -> str:
     """A text that LaTeX sets as it stands."""
-    return "".join(_LATEX.get(letter, letter) for letter in " ".join(text.split()))
+    return "".join(_LATEX.get(letter, letter) for letter in shown(" ".join(text.split())))
 
 
 def to_csv(tables: Sequence[Table]) -> str:
@@ -163,7 +165,7 @@ def to_csv(tables: Sequence[Table]) -> str:
 
 def _cell(text: str) -> str:
     """A text that no spreadsheet takes for a formula."""
-    return f"'{text}" if text[:1] in "=+-@\t\r" and text else text
+    return shown(f"'{text}" if text[:1] in "=+-@\t\r" and text else text)
 
 
 def _written(value: float | None) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from splatopt.core.checks import InputError
+from splatopt.core.checks import InputError, quoted
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Camera:
 
     def __post_init__(self) -> None:
         """Refuse poses and intrinsics that no image can have."""
-        who = f"camera {self.name!r}" if self.name else "camera"
+        who = f"camera {quoted(self.name)}" if self.name else "camera"
         if tuple(self.world_to_camera.shape) != (4, 4):
             raise InputError(f"{who}: the pose must be a 4x4 matrix, got shape {tuple(self.world_to_camera.shape)}")
         if not torch.isfinite(self.world_to_camera).all():

@@ -22,7 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from splatopt.core.checks import InputError
+from splatopt.core.checks import InputError, writing
 
 FORMAT = "splatopt-checkpoint-1"
 KEPT = 2
@@ -159,7 +159,7 @@ def _drop_old(folder: Path, newest: int) -> None:
 
 def write_durably(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path`` and wait until the disk has it."""
-    with path.open("wb") as file:
+    with writing(path), path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

@@ -2,16 +2,93 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+LONGEST_QUOTE = 80
+"""What is quoted from a file is cut at so many characters."""
+
+_LONGEST_PATH = 400
+
+# Controls, marks of direction, halves of pairs, what is not assigned, and separators of lines and paragraphs.
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+def shown(text: object) -> str:
+    r"""Return ``text`` as a terminal or a page can show it: what acts or cannot be seen is escaped, as in ``\x1b``.
+
+    Escaped are control characters, line breaks, marks that turn the direction of writing, and what is no
+    Unicode: a byte of a file's name that is not UTF-8 becomes ``\xe9``. Shown text stays as it is when shown again.
+    """
+    text = str(text)
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_escaped(one) if unicodedata.category(one) in _HIDDEN else one for one in text)
+
+
+def _escaped(one: str) -> str:
+    code = ord(one)
+    if 0xDC80 <= code <= 0xDCFF:
+        # Python's surrogateescape: the byte that could not be decoded.
+        return f"\\x{code - 0xDC00:02x}"
+    return repr(one)[1:-1]
+
+
+def cut(text: object) -> str:
+    """Return what a file says, shown, and cut at LONGEST_QUOTE characters."""
+    text = str(text)
+    return shown(text if len(text) <= LONGEST_QUOTE else text[: LONGEST_QUOTE - 1] + "…")
+
+
+def quoted(text: object) -> str:
+    """Return what a file says as :func:`cut` does, in quotation marks."""
+    return f"'{cut(text)}'"
+
+
+def short(path: Path) -> str:
+    """Return a path whose names may come from a file, shown; of one that no person typed the middle is left out."""
+    text = str(path)
+    return shown(text if len(text) <= _LONGEST_PATH else f"{text[: _LONGEST_PATH // 2]}…{text[-LONGEST_QUOTE:]}")
+
+
+def say(*lines: object, file: Any = None, flush: bool = False) -> None:
+    """Print lines, each as :func:`shown` shows it; the one place that prints what may hold a name from elsewhere.
+
+    Args:
+        lines: One line each.
+        file: Where to; standard output when None.
+        flush: Whether they are to be seen at once.
+    """
+    for line in lines:
+        print(shown(line), file=file, flush=flush)
 
 
 class InputError(ValueError):
     """Something that a user gave cannot be used.
 
-    The message is one sentence that says what was expected, what came and what to do.
-    The command line prints it after ``splatopt:`` and ends with exit code 2.
+    The message is one sentence that says what was expected, what came and what to do; it is kept as
+    :func:`shown` shows it. The command line prints it after ``splatopt:`` and ends with exit code 2.
     """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(shown(message))
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Have an error of the system name ``path``, as those of a full disk do not by themselves."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise OSError(f"{path}: {error}") from error
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def nearest_names(name: str, known: Iterable[str]) -> str:

@@ -138,13 +138,15 @@ class Processes:
         """Return every process's text, by rank."""
         if self.count == 1:
             return [text]
-        data = text.encode()
+        data = text.encode("utf-8", "surrogatepass")
         own = [float(len(data) * (rank == self.rank)) for rank in range(self.count)]
         sizes = [int(size) for size in self.sum_numbers(own)]
         found = torch.zeros(self.count, max(1, *sizes), dtype=torch.uint8)
         found[self.rank, : len(data)] = torch.tensor(list(data), dtype=torch.uint8)
         _wait(lambda: [dist.all_reduce(found, async_op=True)])
-        return [bytes(row[:size].tolist()).decode() for row, size in zip(found, sizes, strict=True)]
+        return [
+            bytes(row[:size].tolist()).decode("utf-8", "surrogatepass") for row, size in zip(found, sizes, strict=True)
+        ]
 
     def of_first(self, make: Callable[[], str]) -> str:
         """Return the text that the first process makes; the others wait for it."""

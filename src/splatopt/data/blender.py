@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from splatopt.data.source import PosedImage, Source
+from splatopt.data.source import PosedImage, Source, registered_once
 from splatopt.data.transforms import read_frames, read_json
 
 TRAIN_FILE = "transforms_train.json"
@@ -23,13 +23,22 @@ def read_blender(path: Path) -> Source:
     """
     train = path / TRAIN_FILE
     held_out = next((path / name for name in _TEST_FILES if (path / name).is_file()), None)
+    warnings: list[str] = []
     if held_out is None:
-        warning = f"there is no {' or '.join(_TEST_FILES)}; test views are taken from {TRAIN_FILE}"
-        return Source("blender", _sorted(read_frames(train, read_json(train))), None, (warning,))
-    views = _sorted(read_frames(train, read_json(train), "train"))
-    views += _sorted(read_frames(held_out, read_json(held_out), "test"))
-    warnings = () if held_out.name == _TEST_FILES[0] else (f"test views come from {held_out.name}",)
-    return Source("blender", views, None, warnings)
+        warnings.append(f"there is no {' or '.join(_TEST_FILES)}; test views are taken from {TRAIN_FILE}")
+        views = registered_once(read_frames(train, read_json(train)), str(train), warnings)
+        return Source("blender", _sorted(views), None, tuple(warnings))
+    if held_out.name != _TEST_FILES[0]:
+        warnings.append(f"test views come from {held_out.name}")
+    views = registered_once(
+        [
+            *_sorted(read_frames(train, read_json(train), "train")),
+            *_sorted(read_frames(held_out, read_json(held_out), "test")),
+        ],
+        str(path),
+        warnings,
+    )
+    return Source("blender", tuple(views), None, tuple(warnings))
 
 
 def _sorted(views: list[PosedImage]) -> tuple[PosedImage, ...]:

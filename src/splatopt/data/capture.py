@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from splatopt.core.camera import Camera
-from splatopt.core.checks import InputError
+from splatopt.core.checks import InputError, cut, quoted, short, shown
 from splatopt.data.blender import TRAIN_FILE, read_blender
 from splatopt.data.colmap import MODEL_FOLDERS, find_model, read_colmap
 from splatopt.data.images import ImageHeader, ImageSource, ImageStore, UnreadableImageError, read_header
@@ -181,7 +181,8 @@ def check_view(posed: PosedImage) -> View:
         turned = (width, height) == (lens.height, lens.width)
         advice = "the image was turned, save it upright" if turned else "use the images that the poses were made from"
         raise InputError(
-            f"image {posed.path} is {width}x{height} pixels but its camera is {lens.width}x{lens.height}; {advice}"
+            f"image {short(posed.path)} is {width}x{height} pixels but its camera is {lens.width}x{lens.height}; "
+            f"{advice}"
         )
     return View(posed, header, lens.resized(width, height))
 
@@ -257,15 +258,40 @@ class CameraMaker:
             self._pinholes[lens] = lens.pinhole()
         pinhole = self._pinholes[lens]
         pose: Tensor = posed.world_to_camera
-        full = Camera(pose, pinhole.fx, pinhole.fy, pinhole.cx, pinhole.cy, pinhole.width, pinhole.height, posed.name)
+        # From here on the name is for people: in tables, pages, messages and the names of pictures.
+        name = shown(posed.name)
+        full = Camera(pose, pinhole.fx, pinhole.fy, pinhole.cx, pinhole.cy, pinhole.width, pinhole.height, name)
         return full.resized(*target_size(pinhole, self.options))
+
+
+_MOST_DOUBTS = 3
+_OUTLIER = 1000.0
+
+
+def _doubts(source: Source) -> list[str]:
+    """What is seldom meant: lenses unlike any other, and a camera that stands far from all others."""
+    lenses = dict.fromkeys(image.lens for image in source.images)
+    said = [sentence for lens in lenses for sentence in lens.doubts]
+    if len(said) > _MOST_DOUBTS:
+        said = [*said[:_MOST_DOUBTS], f"{len(said) - _MOST_DOUBTS} more cameras are as unusual"]
+    if len(source.images) > 2:
+        poses = torch.stack([image.world_to_camera for image in source.images])
+        centers = -(poses[:, :3, :3].transpose(1, 2) @ poses[:, :3, 3:])[..., 0]
+        apart = (centers - centers.median(dim=0).values).norm(dim=1)
+        farthest, usual = int(apart.argmax()), float(apart.median())
+        if float(apart[farthest]) > _OUTLIER * usual > 0:
+            said.append(
+                f"view {quoted(source.images[farthest].name)} stands {float(apart[farthest]) / usual:.3g} times as far "
+                "from the middle of the cameras as half of the others; its pose may be wrong"
+            )
+    return said
 
 
 def gather_warnings(source: Source, views: Sequence[View], skipped: Sequence[PosedImage]) -> tuple[str, ...]:
     """Return the source's warnings and those about images."""
-    warnings = list(source.warnings)
+    warnings = [*source.warnings, *_doubts(source)]
     if skipped:
-        names = ", ".join(image.name for image in skipped[:5]) + (", …" if len(skipped) > 5 else "")
+        names = ", ".join(cut(image.name) for image in skipped[:5]) + (", …" if len(skipped) > 5 else "")
         warnings.append(f"{len(skipped)} of {len(source.images)} views have no readable image and are skipped: {names}")
     rescaled = [view for view in views if view.lens is not view.posed.lens]
     if rescaled:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from splatopt.core.checks import InputError
+from splatopt.core.checks import InputError, quoted
 from splatopt.data.lens import Lens, lens_model
-from splatopt.data.source import Points, PosedImage, Source, finite_points
+from splatopt.data.source import Points, PosedImage, Source, check_translation, finite_points, registered_once
 
 MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0", "colmap/sparse")
 """Where a model is looked for, below the capture."""
@@ -35,13 +36,24 @@ _POINT_BYTES = 51  # id 8, position 24, colour 3, error 8, track length 8
 _SMALLEST_IMAGE = 4 + 56 + 4 + 1 + 8
 _SMALLEST_CAMERA = 24 + 3 * 8
 _CHUNK = 65_536
+_QUATERNION_LENGTHS = (1e-3, 1e3)
+_USUAL_LENGTHS = (0.9, 1.1)
 
 
 @dataclass(frozen=True)
 class _RegisteredImage:
+    number: int
     name: str
     camera: int
-    world_to_camera: Tensor
+    pose: _Pose
+
+
+@dataclass(frozen=True)
+class _Pose:
+    """World to camera, (4, 4), and how long the quaternion was that it was given as."""
+
+    matrix: Tensor
+    length: float
 
 
 class _Bytes:
@@ -97,14 +109,21 @@ class _Bytes:
             raise InputError(f"{self.path} holds {self.size - self.offset} bytes too many; it {_DAMAGED}")
 
 
-def _pose(quaternion: tuple[float, ...], translation: tuple[float, ...], where: str) -> Tensor:
-    """Return the 4x4 world-to-camera matrix of a wxyz quaternion (normalised here) and a translation."""
+def _pose(quaternion: tuple[float, ...], translation: tuple[float, ...], where: str) -> _Pose:
+    """Return the world-to-camera matrix of a wxyz quaternion (normalised here) and a translation."""
     values = np.array([*quaternion, *translation], dtype=np.float64)
     if not np.isfinite(values).all():
         raise InputError(f"{where}: the pose holds a NaN or an infinite number; remove this view or mend its pose")
-    length = float(np.linalg.norm(values[:4]))
+    with np.errstate(over="ignore"):
+        length = float(np.linalg.norm(values[:4]))
     if length < 1e-12:
         raise InputError(f"{where}: the rotation is a zero quaternion; remove this view or mend its pose")
+    if not _QUATERNION_LENGTHS[0] <= length <= _QUATERNION_LENGTHS[1]:
+        raise InputError(
+            f"{where}: the rotation is a quaternion of length {length:.3g}, expected 1; remove this view or "
+            "mend its pose"
+        )
+    check_translation(values[4:], where)
     w, x, y, z = values[:4] / length
     matrix = np.eye(4)
     matrix[:3, :3] = [
@@ -113,16 +132,26 @@ def _pose(quaternion: tuple[float, ...], translation: tuple[float, ...], where: 
         [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
     ]
     matrix[:3, 3] = values[4:]
-    return torch.from_numpy(matrix)
+    return _Pose(torch.from_numpy(matrix), length)
 
 
-def _cameras_binary(path: Path) -> dict[int, Lens]:
-    file, lenses = _Bytes(path), {}
+def _add_camera(lenses: dict[int, Lens], number: int, lens: Lens, warnings: list[str]) -> None:
+    """Keep a camera under its number; one that is given twice must be the same both times."""
+    if lenses.setdefault(number, lens) is lens:
+        return
+    if lenses[number] != lens:
+        raise InputError(f"{lens.where} is given twice, and differently; remove or renumber one of them")
+    warnings.append(f"{lens.where} is given twice, the same both times")
+
+
+def _cameras_binary(path: Path, warnings: list[str]) -> dict[int, Lens]:
+    file, lenses = _Bytes(path), dict[int, Lens]()
     for _ in range(file.count(_SMALLEST_CAMERA)):
         number, model_number, width, height = file.take("<IiQQ")
         model = lens_model(int(model_number), str(path))
         parameters = file.take(f"<{model.parameter_count}d")
-        lenses[number] = Lens(model.name, width, height, parameters, f"{path}, camera {number}")
+        lens = Lens(model.name, width, height, parameters, f"{path}, camera {number}")
+        _add_camera(lenses, number, lens, warnings)
     file.finish()
     return lenses
 
@@ -133,7 +162,8 @@ def _images_binary(path: Path) -> list[_RegisteredImage]:
         values = file.take("<I7dI")
         name = file.text()
         file.skip(24 * file.count(24))
-        images.append(_RegisteredImage(name, values[8], _pose(values[1:5], values[5:8], f"{path}, image {name!r}")))
+        pose = _pose(values[1:5], values[5:8], f"{path}, image {quoted(name)}")
+        images.append(_RegisteredImage(values[0], name, values[8], pose))
     file.finish()
     return images
 
@@ -177,11 +207,11 @@ def _numbers(words: list[str], kind: type, where: str) -> tuple:
     try:
         return tuple(kind(word) for word in words)
     except ValueError as error:
-        raise InputError(f"{where} {_DAMAGED}: expected numbers, got {' '.join(words)[:60]!r}") from error
+        raise InputError(f"{where} {_DAMAGED}: expected numbers, got {quoted(' '.join(words))}") from error
 
 
-def _cameras_text(path: Path) -> dict[int, Lens]:
-    lenses = {}
+def _cameras_text(path: Path, warnings: list[str]) -> dict[int, Lens]:
+    lenses: dict[int, Lens] = {}
     for line in filter(None, _lines(path)):
         words = line.split()
         number, *size = _numbers([words[0], *words[2:4]], int, str(path))
@@ -189,7 +219,8 @@ def _cameras_text(path: Path) -> dict[int, Lens]:
         if len(size) != 2:
             raise InputError(f"{where} {_DAMAGED}")
         lens_model(words[1], where)
-        lenses[number] = Lens(words[1], size[0], size[1], _numbers(words[4:], float, where), where)
+        lens = Lens(words[1], size[0], size[1], _numbers(words[4:], float, where), where)
+        _add_camera(lenses, number, lens, warnings)
     return lenses
 
 
@@ -200,11 +231,11 @@ def _images_text(path: Path) -> list[_RegisteredImage]:
             continue
         words = line.split(maxsplit=9)
         if len(words) != 10:
-            raise InputError(f"{path} {_DAMAGED}: expected 10 words about an image, got {line[:60]!r}")
-        where = f"{path}, image {words[9]!r}"
+            raise InputError(f"{path} {_DAMAGED}: expected 10 words about an image, got {quoted(line)}")
+        where = f"{path}, image {quoted(words[9])}"
         values = _numbers(words[1:8], float, where)
-        (camera,) = _numbers(words[8:9], int, where)
-        images.append(_RegisteredImage(words[9], camera, _pose(values[:4], values[4:], where)))
+        number, camera = _numbers([words[0], words[8]], int, where)
+        images.append(_RegisteredImage(number, words[9], camera, _pose(values[:4], values[4:], where)))
         next(lines, None)  # the line of 2D points, which may be empty
     return images
 
@@ -214,7 +245,7 @@ def _points_text(path: Path, warnings: list[str]) -> Points:
     for line in filter(None, _lines(path)):
         words = line.split(maxsplit=8)
         if len(words) < 8:
-            raise InputError(f"{path} {_DAMAGED}: expected 8 numbers about a point, got {line[:60]!r}")
+            raise InputError(f"{path} {_DAMAGED}: expected 8 numbers about a point, got {quoted(line)}")
         rows.append(_numbers(words[1:7], float, str(path)))
     table = np.array(rows, dtype=np.float64).reshape(-1, 6)
     if not ((table[:, 3:] >= 0) & (table[:, 3:] <= 255)).all():
@@ -284,6 +315,20 @@ def _image_folder(path: Path, warnings: list[str]) -> Path:
     return chosen
 
 
+def _say_what_is_odd(registered: list[_RegisteredImage], images: Path, warnings: list[str]) -> None:
+    """Warn of what does no harm here: numbers that are given twice, and quaternions that are not of length 1."""
+    twice = [number for number, count in Counter(image.number for image in registered).items() if count > 1]
+    if twice:
+        warnings.append(f"{images} gives the image number {twice[0]} to several images; they are told apart by name")
+    least, most = _USUAL_LENGTHS
+    odd = [image for image in registered if not least <= image.pose.length <= most]
+    if odd:
+        warnings.append(
+            f"{images}: {len(odd)} rotations are quaternions whose length is not 1, such as {odd[0].pose.length:.3g} "
+            f"of {quoted(odd[0].name)}; they are normalised"
+        )
+
+
 def read_colmap(path: Path, model: Path, warnings: list[str]) -> Source:
     """Read the model in ``model`` of the capture ``path``.
 
@@ -298,7 +343,7 @@ def read_colmap(path: Path, model: Path, warnings: list[str]) -> Source:
     suffix = _suffix(model)
     cameras, images, points3d = (model / f"{name}{suffix}" for name in ("cameras", "images", "points3D"))
     binary = suffix == ".bin"
-    lenses = _cameras_binary(cameras) if binary else _cameras_text(cameras)
+    lenses = _cameras_binary(cameras, warnings) if binary else _cameras_text(cameras, warnings)
     registered = _images_binary(images) if binary else _images_text(images)
     points = None
     if points3d.is_file():
@@ -308,9 +353,11 @@ def read_colmap(path: Path, model: Path, warnings: list[str]) -> Source:
     for image in sorted(registered, key=lambda image: image.name):
         if image.camera not in lenses:
             raise InputError(
-                f"{images}, image {image.name!r}: its camera {image.camera} is not in {cameras.name}; "
+                f"{images}, image {quoted(image.name)}: its camera {image.camera} is not in {cameras.name}; "
                 "the model's files do not belong together"
             )
-        views.append(PosedImage(image.name, folder / image.name, image.world_to_camera, lenses[image.camera]))
+        views.append(PosedImage(image.name, folder / image.name, image.pose.matrix, lenses[image.camera]))
+    _say_what_is_odd(registered, images, warnings)
+    views = registered_once(views, str(images), warnings)
     kind = "procedural" if (path / PROCEDURAL_MARK).is_file() else "colmap"
     return Source(kind, tuple(views), points, tuple(warnings))

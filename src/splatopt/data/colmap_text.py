@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from splatopt.core.checks import InputError
+from splatopt.core.checks import InputError, writing
 from splatopt.data.colmap import PROCEDURAL_MARK
 
 
@@ -48,16 +48,16 @@ def write_model(
         size: Width and height, pixels; the principal point is the middle.
     """
     width, height = size
-    (folder / "cameras.txt").write_text(
+    _write(
+        folder / "cameras.txt",
         f"# CAMERA_ID MODEL WIDTH HEIGHT PARAMS[]\n1 PINHOLE {width} {height} {focal!r} {focal!r} "
         f"{width / 2!r} {height / 2!r}\n",
-        encoding="utf-8",
     )
     lines = ["# IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME, then its 2D points, of which there are none"]
     for index, (name, pose) in enumerate(zip(names, poses, strict=True), start=1):
         numbers = " ".join(repr(float(value)) for value in (*quaternion(pose[:3, :3]), *pose[:3, 3]))
         lines += [f"{index} {numbers} 1 {name}", ""]
-    (folder / "images.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _write(folder / "images.txt", "\n".join(lines) + "\n")
 
 
 def write_points(folder: Path, positions: np.ndarray, colors: np.ndarray) -> None:
@@ -65,7 +65,12 @@ def write_points(folder: Path, positions: np.ndarray, colors: np.ndarray) -> Non
     lines = ["# POINT3D_ID X Y Z R G B ERROR TRACK[]"]
     for index, (position, color) in enumerate(zip(positions.tolist(), colors.tolist(), strict=True), start=1):
         lines.append(f"{index} {' '.join(f'{value:.6f}' for value in position)} {' '.join(map(str, color))} 0")
-    (folder / "points3D.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _write(folder / "points3D.txt", "\n".join(lines) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    with writing(path):
+        path.write_text(text, encoding="utf-8")
 
 
 @contextmanager
@@ -86,7 +91,7 @@ def whole_capture(folder: Path, mark: Mapping[str, Any]) -> Iterator[Path]:
     try:
         partial.chmod(0o755)
         yield partial
-        (partial / PROCEDURAL_MARK).write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
+        _write(partial / PROCEDURAL_MARK, json.dumps(mark, indent=1) + "\n")
         os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import struct
 import threading
 import warnings
+import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +19,33 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from splatopt.core.checks import InputError
+from splatopt.core.checks import InputError, short
 from splatopt.data.lens import Lens
 
 MAX_PIXELS = 150_000_000
 """Largest image that is decoded, pixels; a small file that claims more is a decompression bomb."""
+
+_FORMATS = (
+    *("AVIF", "BMP", "DDS", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "PSD", "QOI", "SGI"),
+    *("SUN", "TGA", "TIFF", "WEBP"),
+)
+"""What is decoded of what Pillow knows: pictures of pixels. Drawings such as EPS are programs, which it would run."""
+
+_UNREADABLE = (
+    *(
+        OSError,
+        ValueError,
+        SyntaxError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+        EOFError,
+    ),
+    *(struct.error, zlib.error),
+)
+"""What Pillow's readers raise on damaged files; the one of AVIF, for example, a RuntimeError."""
 
 # Markers lie at the end of a whole file. Cameras append previews and clips, so a file without
 # its marker there is not condemned but decoded.
@@ -40,26 +66,50 @@ class ImageHeader:
     has_alpha: bool
 
 
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of _FORMATS that this Pillow was built with; of others it would raise a KeyError for every file."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
 def _open(path: Path) -> Image.Image:
     """Open an image without decoding it; EXIF orientation is left alone, as COLMAP leaves it."""
-    if not path.is_file():
-        raise UnreadableImageError(f"image {path} is missing; put it there or go on without it with --skip-missing")
+    if not os.path.isfile(path):  # which is False of a name that no file can have
+        raise UnreadableImageError(
+            f"image {short(path)} is missing; put it there or go on without it with --skip-missing"
+        )
     try:
         with warnings.catch_warnings():
             # Pillow's own limit is lower than ours, which is checked below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path)
+            _check_canvas(path)
+            image = Image.open(path, formats=_formats())
+    except InputError:
+        raise
     except Image.DecompressionBombError as error:
-        raise InputError(f"image {path} claims more than {MAX_PIXELS} pixels; make it smaller") from error
-    except (OSError, ValueError, SyntaxError) as error:
+        raise InputError(f"image {short(path)} claims more than {MAX_PIXELS} pixels; make it smaller") from error
+    except _UNREADABLE as error:
         raise UnreadableImageError(
-            f"image {path} is truncated or no image; replace it or go on without it with --skip-missing"
+            f"image {short(path)} is truncated or no image; replace it or go on without it with --skip-missing"
         ) from error
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.width}x{image.height}"
         image.close()
-        raise InputError(f"image {path} claims {size} pixels, more than {MAX_PIXELS}; make it smaller")
+        raise InputError(f"image {short(path)} claims {size} pixels, more than {MAX_PIXELS}; make it smaller")
     return image
+
+
+def _check_canvas(path: Path) -> None:
+    """Refuse a WebP file whose canvas is too large: its decoder would allocate it before anybody sees its size."""
+    with path.open("rb") as file:
+        head = file.read(30)
+    if head[:4] + head[8:16] == b"RIFFWEBPVP8X" and len(head) == 30:
+        width, height = (1 + int.from_bytes(head[at : at + 3], "little") for at in (24, 27))
+        if width * height > MAX_PIXELS:
+            raise InputError(
+                f"image {short(path)} claims {width}x{height} pixels, more than {MAX_PIXELS}; make it smaller"
+            )
 
 
 def _has_alpha(image: Image.Image) -> bool:
@@ -104,7 +154,9 @@ def read_pixels(
     with _open(path) as opened:
         image = opened
         if image.mode == "F":
-            raise InputError(f"image {path} holds floating-point numbers of any range; save it with 8 or 16 bits")
+            raise InputError(
+                f"image {short(path)} holds floating-point numbers of any range; save it with 8 or 16 bits"
+            )
         try:
             if image.mode.startswith("I;16") or image.mode == "I":
                 # 16-bit grey: Pillow's own conversion clips at 255 instead of scaling.
@@ -115,9 +167,9 @@ def read_pixels(
             if not _has_alpha(image):
                 return np.array(image.convert("RGB"))
             pixels = np.asarray(image.convert("RGBA"))
-        except (OSError, ValueError, SyntaxError, IndexError) as error:
+        except _UNREADABLE as error:
             raise UnreadableImageError(
-                f"image {path} is truncated or corrupt; replace it or go on without it with --skip-missing"
+                f"image {short(path)} is truncated or corrupt; replace it or go on without it with --skip-missing"
             ) from error
     return over_background(pixels, background)
 
@@ -161,8 +213,8 @@ def load_pixels(source: ImageSource, background: tuple[float, float, float]) -> 
     height, width = pixels.shape[:2]
     if (width, height) != (source.lens.width, source.lens.height):
         raise InputError(
-            f"image {source.path} is {width}x{height} but its camera is {source.lens.width}x{source.lens.height}; "
-            "it changed since it was checked"
+            f"image {short(source.path)} is {width}x{height} but its camera is "
+            f"{source.lens.width}x{source.lens.height}; it changed since it was checked"
         )
     pixels = source.lens.undistort(pixels)
     if pixels.shape[:2] != (source.height, source.width):

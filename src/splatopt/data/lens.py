@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pycolmap
 
-from splatopt.core.checks import InputError, nearest_names
+from splatopt.core.checks import InputError, nearest_names, quoted
 
 
 def _keep_termination() -> None:
@@ -27,6 +27,14 @@ _keep_termination()
 MAX_SIDE = 100_000
 """Longest image side that is believed, pixels; anything longer is a damaged file."""
 
+SMALLEST_FOCAL, LARGEST_FOCAL = 1e-2, 1e4
+"""Focal lengths that are believed, in longer sides of the image: fields of view from 179 to 0.006 degrees."""
+
+FARTHEST_PRINCIPAL_POINT = 10.0
+"""How far outside the image a principal point is believed, in longer sides; that of a cropped image lies outside."""
+
+_USUAL_FOCAL = (0.1, 100.0)
+_USUAL_PIXEL = 2.0  # fx/fy or its inverse; anamorphic lenses reach 2
 _PINHOLES = ("SIMPLE_PINHOLE", "PINHOLE")
 _PANORAMAS = ("EQUIRECTANGULAR",)
 
@@ -40,12 +48,14 @@ class LensModel:
         number: COLMAP's number of it in binary files.
         parameter_count: Numbers that describe one lens.
         focal_indices: Which of them are focal lengths.
+        center_indices: Which of them are the principal point, x and y.
     """
 
     name: str
     number: int
     parameter_count: int
     focal_indices: tuple[int, ...]
+    center_indices: tuple[int, ...]
 
 
 @functools.cache
@@ -56,7 +66,8 @@ def lens_models() -> Mapping[str, LensModel]:
         if member.value >= 0:
             example = pycolmap.Camera.create_from_model_name(1, name, 1.0, 2, 2)
             focal = tuple(int(index) for index in example.focal_length_idxs())
-            models[name] = LensModel(name, int(member.value), len(example.params), focal)
+            center = tuple(int(index) for index in example.principal_point_idxs())
+            models[name] = LensModel(name, int(member.value), len(example.params), focal, center)
     return models
 
 
@@ -74,7 +85,7 @@ def lens_model(key: str | int, where: str) -> LensModel:
         if key in (model.name, model.number):
             return model
     if isinstance(key, str):
-        raise InputError(f"{where}: no camera model is named {key!r}; {nearest_names(key, lens_models())}")
+        raise InputError(f"{where}: no camera model is named {quoted(key)}; {nearest_names(key, lens_models())}")
     raise InputError(
         f"{where}: camera model number {key} is unknown (known: 0 to {max(m.number for m in lens_models().values())}); "
         "the file is damaged or comes from a newer COLMAP, export it as text or undistort it there"
@@ -115,7 +126,8 @@ class Lens:
         """Refuse what no image can have.
 
         Raises:
-            InputError: Unknown model, wrong number of parameters, impossible size, NaN, or a panorama.
+            InputError: Unknown model, wrong number of parameters, impossible size, a panorama, or numbers that no
+                lens can have.
         """
         model = lens_model(self.model, self.where)
         if self.model in _PANORAMAS:
@@ -131,13 +143,85 @@ class Lens:
         if not (1 <= self.width <= MAX_SIDE and 1 <= self.height <= MAX_SIDE):
             raise InputError(
                 f"{self.where}: the image size must lie between 1x1 and {MAX_SIDE}x{MAX_SIDE}, "
-                f"got {self.width}x{self.height}; the file is damaged"
+                f"got {quoted(f'{self.width}x{self.height}')}; the file is damaged"
             )
         if not all(math.isfinite(value) for value in self.parameters):
             raise InputError(f"{self.where}: a camera parameter is NaN or infinite; mend or remove this camera")
-        focal = [self.parameters[index] for index in model.focal_indices]
+        self._check_focal_lengths()
+        across, down = self._beyond_the_image()
+        if max(across, down) > FARTHEST_PRINCIPAL_POINT * self.longer_side:
+            raise InputError(
+                f"{self.where}: the principal point must lie in the image or near it, got {self.principal_point} for "
+                f"{self.width}x{self.height} pixels; mend this camera"
+            )
+        if not self.is_pinhole:
+            self._check_distortion()
+
+    def _check_focal_lengths(self) -> None:
+        focal = self.focal_lengths
         if min(focal) <= 0:
             raise InputError(f"{self.where}: focal lengths must be positive, got {min(focal)}; mend this camera")
+        least, most = SMALLEST_FOCAL * self.longer_side, LARGEST_FOCAL * self.longer_side
+        for value in focal:
+            if not least <= value <= most:
+                raise InputError(
+                    f"{self.where}: no lens has a focal length of {value} pixels for an image of "
+                    f"{self.width}x{self.height}; expected {least:g} to {most:g}, mend this camera"
+                )
+
+    def _check_distortion(self) -> None:
+        """Refuse a distortion that does not take pixels around the image's middle to rays and back."""
+        across, down = (np.arange(1, 4) / 4 * side for side in (self.width, self.height))
+        pixels = np.stack(np.meshgrid(across, down), axis=-1).reshape(-1, 2)
+        camera = self._camera()
+        rays = np.asarray(camera.cam_from_img(pixels), dtype=np.float64)
+        if np.isfinite(rays).all():
+            points = np.concatenate([rays, np.ones((len(rays), 1))], axis=1)
+            back = np.asarray(camera.img_from_cam(points), dtype=np.float64)
+            if np.isfinite(back).all() and np.abs(back - pixels).max() < 1:
+                return
+        raise InputError(
+            f"{self.where}: no lens has this {self.model} distortion, which leaves nothing of the image's middle; "
+            "mend this camera"
+        )
+
+    @property
+    def longer_side(self) -> int:
+        """Pixels."""
+        return max(self.width, self.height)
+
+    @property
+    def focal_lengths(self) -> tuple[float, ...]:
+        """One or two, pixels."""
+        return tuple(self.parameters[index] for index in lens_model(self.model, self.where).focal_indices)
+
+    @property
+    def principal_point(self) -> tuple[float, ...]:
+        """Pixels from the left and from the upper edge."""
+        return tuple(self.parameters[index] for index in lens_model(self.model, self.where).center_indices)
+
+    def _beyond_the_image(self) -> tuple[float, float]:
+        """How far the principal point lies outside the image along x and y, pixels; 0 inside."""
+        (x, y), (width, height) = self.principal_point, (self.width, self.height)
+        return max(-x, x - width, 0.0), max(-y, y - height, 0.0)
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What can be used but is seldom meant, one sentence each."""
+        focal, side = self.focal_lengths, self.longer_side
+        said = []
+        if max(self._beyond_the_image()) > 0:
+            said.append(
+                f"{self.where}: the principal point {self.principal_point} lies outside the image of "
+                f"{self.width}x{self.height} pixels, as only that of a cropped image does"
+            )
+        if not _USUAL_FOCAL[0] * side <= min(focal) <= max(focal) <= _USUAL_FOCAL[1] * side:
+            said.append(f"{self.where}: the focal length {focal[0]:g} is unusual for {self.width}x{self.height} pixels")
+        if max(focal) > _USUAL_PIXEL * min(focal):
+            said.append(
+                f"{self.where}: the focal lengths {focal[0]:g} and {focal[-1]:g} differ more than any lens's do"
+            )
+        return tuple(said)
 
     @property
     def is_pinhole(self) -> bool:
@@ -156,16 +240,22 @@ class Lens:
         """Return the pinhole of the undistorted image: its largest part without blank pixels.
 
         Raises:
-            InputError: The distortion is so strong that no pinhole is left.
+            InputError: The distortion is so strong that hardly any image is left.
         """
         camera = self._camera()
         if not self.is_pinhole:
+            options = pycolmap.UndistortCameraOptions()
             try:
-                camera = pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), camera)
+                camera = pycolmap.undistort_camera(options, camera)
             except (ValueError, RuntimeError) as error:
                 raise InputError(
                     f"{self.where}: this {self.model} camera cannot be undistorted; mend its parameters"
                 ) from error
+            if min(camera.width / self.width, camera.height / self.height) <= options.min_scale:
+                raise InputError(
+                    f"{self.where}: this {self.model} camera is so distorted that less than a fifth of its image is "
+                    "left; mend its parameters"
+                )
         return Pinhole(
             float(camera.focal_length_x),
             float(camera.focal_length_y),

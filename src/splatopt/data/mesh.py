@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from splatopt.core.checks import InputError
+from splatopt.core.checks import InputError, quoted, writing
+from splatopt.data.mesh_files import check_mesh_file
 
 LARGEST_FILE = 2 << 30
 """Larger mesh files are refused, bytes."""
@@ -20,11 +21,17 @@ LARGEST_FILE = 2 << 30
 BOX = 0.9
 """A mesh is scaled until its longest side reaches from -BOX to BOX."""
 
-_ARCHIVES = frozenset({"bz2", "zip", "tar.bz2", "tar.gz"})
-"""What trimesh would unpack; a small archive may hold more than any memory."""
+FARTHEST = 1e10
+"""Largest coordinate of a mesh: corners are joined by their coordinates in units of 1e-8, as whole numbers."""
+
+_NO_MESHES = frozenset({"bz2", "zip", "tar.bz2", "tar.gz", "dxf", "xyz"})
+"""What trimesh would unpack, a small archive of which may hold more than any memory, and what has no faces."""
 
 _PAIRS = 4_000_000
 """Point-triangle pairs that are looked at together."""
+
+_LISTED = 32_000_000
+"""Faces that the cells of a grid may list together."""
 
 _CACHED_PAIRS = 1 << 16
 """The same where each takes a score of passes, so that they stay in the cache."""
@@ -59,17 +66,17 @@ class Mesh:
 
 
 def is_mesh_name(path: Path) -> bool:
-    """Whether a file with this ending can be read as a mesh: what trimesh reads, but for archives."""
+    """Whether a file with this ending can be read as a mesh: what trimesh reads, but for archives and points."""
     import trimesh
 
-    return path.suffix.lower().removeprefix(".") in trimesh.available_formats() - _ARCHIVES
+    return path.suffix.lower().removeprefix(".") in trimesh.available_formats() - _NO_MESHES
 
 
 def load_mesh(path: Path) -> Mesh:
     """Read a mesh and bring it into the box.
 
     Raises:
-        InputError: The file is missing, too large, or holds no triangles.
+        InputError: The file is missing, too large, damaged, or holds no triangles.
     """
     import trimesh
 
@@ -79,17 +86,45 @@ def load_mesh(path: Path) -> Mesh:
         raise InputError(f"mesh {path} is larger than {LARGEST_FILE >> 30} GiB; make it coarser")
     if not is_mesh_name(path):
         raise InputError(f"mesh {path} has an ending that cannot be read; save it as .obj, .ply, .stl or .off")
+    check_mesh_file(path)
     try:
-        loaded: Any = trimesh.load(path, force="mesh", process=False)
+        loaded: Any = trimesh.load(path, force="mesh", process=False, skip_materials=True)
+        _check_triangles(path, loaded.vertices, loaded.faces)
         # Files of separate triangles, such as STL, name each corner anew.
         loaded.merge_vertices(merge_tex=True, merge_norm=True)
         vertices, faces = np.array(loaded.vertices, dtype=np.float64), np.array(loaded.faces, dtype=np.int64)
         watertight = bool(loaded.is_watertight and loaded.is_winding_consistent)
+    except InputError:
+        raise
     except Exception as error:  # what a parser may raise on a broken file is beyond any list
-        raise InputError(f"mesh {path} cannot be read ({type(error).__name__}: {error}); save it anew") from error
-    if not len(faces) or not np.isfinite(vertices).all():
-        raise InputError(f"mesh {path} holds {'no triangles' if not len(faces) else 'infinite coordinates'}")
-    return make_mesh(torch.from_numpy(vertices), torch.from_numpy(faces), watertight)
+        said = f"{type(error).__name__}: {error}"
+        raise InputError(f"mesh {path} cannot be read ({quoted(said)}); save it anew") from error
+    if not len(faces):
+        raise InputError(f"mesh {path} holds no triangles")
+    mesh = make_mesh(torch.from_numpy(vertices), torch.from_numpy(faces), watertight)
+    edges = mesh.corners[:, 1:] - mesh.corners[:, :1]
+    if not float(torch.linalg.cross(edges[:, 0], edges[:, 1]).norm(dim=1).sum()) > 0:
+        raise InputError(f"mesh {path} has no surface: the corners of each face lie on a line")
+    return mesh
+
+
+def _check_triangles(path: Path, vertices: np.ndarray, faces: np.ndarray) -> None:
+    """Raise InputError unless these are corners of three finite numbers and faces of three corners that are there."""
+    if not len(faces):
+        raise InputError(f"mesh {path} holds no triangles")
+    if vertices.ndim != 2 or vertices.shape[1] != 3 or faces.ndim != 2 or faces.shape[1] != 3:
+        raise InputError(
+            f"mesh {path} is damaged: expected corners of 3 numbers and faces of 3 corners, got "
+            f"{vertices.shape} and {faces.shape}; save it anew"
+        )
+    if not np.isfinite(vertices).all():
+        raise InputError(f"mesh {path} holds infinite coordinates")
+    if np.abs(vertices).max() > FARTHEST:
+        raise InputError(
+            f"mesh {path} reaches {np.abs(vertices).max():.3g} from the origin, expected {FARTHEST:g} at most"
+        )
+    if faces.min() < 0 or faces.max() >= len(vertices):
+        raise InputError(f"mesh {path} is damaged: a face names a corner that is not among its {len(vertices)}")
 
 
 def make_mesh(vertices: Tensor, faces: Tensor, watertight: bool) -> Mesh:
@@ -106,7 +141,7 @@ def make_mesh(vertices: Tensor, faces: Tensor, watertight: bool) -> Mesh:
     used = vertices[faces.unique()].double()
     low, high = used.amin(dim=0), used.amax(dim=0)
     extent = float((high - low).max())
-    if extent <= 0:
+    if not extent > 1e-100:
         raise InputError("the mesh has no extent: all its vertices are in one place")
     center, scale = (low + high) / 2, 2 * BOX / extent
     return Mesh((vertices.double() - center) * scale, faces.long(), watertight, center, scale)
@@ -122,7 +157,8 @@ def write_mesh(path: Path, vertices: Tensor, faces: Tensor) -> None:
     """
     import trimesh
 
-    trimesh.Trimesh(vertices.numpy(), faces.numpy(), process=False).export(path)
+    with writing(path):
+        trimesh.Trimesh(vertices.numpy(), faces.numpy(), process=False).export(path)
 
 
 def sample_surface(mesh: Mesh, count: int, generator: torch.Generator) -> Float[Tensor, "count 3"]:
@@ -172,6 +208,9 @@ def crossings_above(mesh: Mesh, points: Float[Tensor, "count 3"]) -> Int[Tensor,
     side = max(1, min(512, round(math.sqrt(len(corners)))))
     low = corners[..., :2].amin(dim=(0, 1))
     size = (corners[..., :2].amax(dim=(0, 1)) - low).clamp(min=1e-12) / side
+    # Faces as large as the mesh, of which there may be many, lie in all cells.
+    while side > 1 and int(_spans(corners, low, size, side)[1].prod(dim=1).sum()) > _LISTED:
+        size, side = size * (side / (side // 2)), side // 2
     starts, listed = _cells(corners, low, size, side)
     cell = ((turned[:, :2] - low) / size).floor().long()
     within = ((cell >= 0) & (cell < side)).all(dim=1)
@@ -228,9 +267,8 @@ def _turn() -> Tensor:
 
 def _cells(corners: Tensor, low: Tensor, size: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """Return where the list of each cell begins, (side² + 1,), and the faces whose bounds meet it."""
-    first = ((corners[..., :2].amin(dim=1) - low) / size).floor().long().clamp(0, side - 1)
-    last = ((corners[..., :2].amax(dim=1) - low) / size).floor().long().clamp(0, side - 1)
-    across, down = (last - first + 1).unbind(dim=1)
+    first, spans = _spans(corners, low, size, side)
+    across, down = spans.unbind(dim=1)
     counts = across * down
     face = torch.repeat_interleave(torch.arange(len(corners)), counts)
     offset = torch.arange(len(face)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
@@ -239,6 +277,13 @@ def _cells(corners: Tensor, low: Tensor, size: Tensor, side: int) -> tuple[Tenso
     starts = torch.zeros(side * side + 1, dtype=torch.long)
     starts[1:] = torch.bincount(cell, minlength=side * side).cumsum(0)
     return starts, face[order]
+
+
+def _spans(corners: Tensor, low: Tensor, size: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Return the first cell of each face and how many it meets, along x and y, (F, 2) each."""
+    first = ((corners[..., :2].amin(dim=1) - low) / size).floor().long().clamp(0, side - 1)
+    last = ((corners[..., :2].amax(dim=1) - low) / size).floor().long().clamp(0, side - 1)
+    return first, last - first + 1
 
 
 def _portions(counts: Tensor) -> list[tuple[int, int]]:

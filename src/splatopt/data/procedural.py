@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from splatopt.core.checks import InputError
+from splatopt.core.checks import InputError, writing
 from splatopt.data.colmap_text import whole_capture, write_model, write_points
 from splatopt.data.still_life import StillLife
 
@@ -121,6 +121,7 @@ def _write_capture(folder: Path, scene: StillLife, views: int, size: tuple[int, 
     poses = [orbit_pose(azimuth, math.radians(30 + 10 * math.sin(2 * azimuth))) for azimuth in azimuths]
     names = [f"view_{index:03d}.png" for index in range(views)]
     for name, pose in zip(names, poses, strict=True):
-        Image.fromarray(_render(scene, pose, focal, size)).save(images / name)
+        with writing(images / name):
+            Image.fromarray(_render(scene, pose, focal, size)).save(images / name)
     write_model(model, names, poses, focal, size)
     write_points(model, *_points(scene, poses, focal, size, points))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,13 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from splatopt.core.checks import InputError
+from splatopt.core.checks import InputError, quoted
 from splatopt.data.lens import Lens
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".JPG", ".JPEG", ".PNG", ".webp", ".tif", ".tiff", ".bmp")
 """Endings that are tried where a capture names an image without one."""
 
+FARTHEST = 1e12
+"""Positions farther from the origin are not believed, world units: their squares leave float32."""
+
 _ROTATION_TOLERANCE = 1e-2
+_SMALLEST_SCALE, _LARGEST_SCALE = 1e-6, 1e6
+_SAME_POSE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,7 @@ class Source:
 
 
 def finite_points(positions: np.ndarray, colors: np.ndarray, warnings: list[str]) -> Points:
-    """Return the points whose positions are finite in float32; the others are counted in ``warnings``.
+    """Return the points whose positions are finite and not beyond FARTHEST; the others are counted in ``warnings``.
 
     Args:
         positions: (P, 3).
@@ -91,13 +98,77 @@ def finite_points(positions: np.ndarray, colors: np.ndarray, warnings: list[str]
     """
     with np.errstate(over="ignore"):
         narrow = np.ascontiguousarray(positions, dtype=np.float32)
-    good = np.asarray(np.isfinite(narrow).all(axis=1))
-    if not good.all():
-        warnings.append(f"{int((~good).sum())} of {len(good)} points have a position that is not finite; left out")
+    finite = np.asarray(np.isfinite(positions).all(axis=1))
+    with np.errstate(invalid="ignore"):
+        good = finite & np.asarray((np.abs(narrow) <= FARTHEST).all(axis=1))
+    if not finite.all():
+        warnings.append(f"{int((~finite).sum())} of {len(good)} points have a position that is not finite; left out")
+    if not good[finite].all():
+        far = int((finite & ~good).sum())
+        warnings.append(f"{far} of {len(good)} points lie more than {FARTHEST:g} world units from the origin; left out")
     return Points(
         torch.from_numpy(np.ascontiguousarray(narrow[good])),
         torch.from_numpy(np.array(colors[good], dtype=np.uint8).reshape(-1, 3)),
     )
+
+
+def check_translation(translation: np.ndarray, where: str) -> None:
+    """Raise InputError where a camera's translation, (3,), is farther away than anything that can be rendered."""
+    distance = float(np.abs(translation).max())
+    if distance > FARTHEST:
+        raise InputError(
+            f"{where}: the camera stands {distance:.3g} world units from the origin, expected at most {FARTHEST:g}; "
+            "remove this view or mend its pose"
+        )
+
+
+def registered_once(images: Sequence[PosedImage], where: str, warnings: list[str]) -> list[PosedImage]:
+    """Return the views without those that say again what another says of the same photograph.
+
+    Args:
+        images: Views of one capture.
+        where: What names them, for the messages.
+        warnings: Gets a sentence where a view was left out, or is both trained on and held out.
+
+    Raises:
+        InputError: A photograph has two poses or two lenses: one of them is wrong, and which is not known.
+    """
+    kept: dict[tuple[str, str], PosedImage] = {}
+    again: list[PosedImage] = []
+    for image in images:
+        key = (os.path.normpath(image.path), image.part)
+        if (before := kept.setdefault(key, image)) is not image:
+            _check_agree(before, image, where)
+            again.append(image)
+    if again:
+        warnings.append(
+            f"{where} registers {len(again)} photographs more than once with the same pose, such as "
+            f"{quoted(again[0].name)}; each is used once"
+        )
+    files: dict[str, PosedImage] = {}
+    both: list[PosedImage] = []
+    for (file, _), image in kept.items():
+        if (before := files.setdefault(file, image)) is not image:
+            _check_agree(before, image, where)
+            both.append(image)
+    if both:
+        warnings.append(
+            f"{len(both)} photographs are both trained on and held out, such as {quoted(both[0].name)}; the "
+            "scores are better than those of views that were not seen"
+        )
+    return list(kept.values())
+
+
+def _check_agree(first: PosedImage, second: PosedImage, where: str) -> None:
+    """Raise InputError unless two views of one photograph have the same pose and the same lens."""
+    size = 1 + float(first.world_to_camera[:3, 3].abs().max())
+    apart = float((first.world_to_camera - second.world_to_camera).abs().max())
+    if apart > _SAME_POSE * size or first.lens != second.lens:
+        what = "poses" if apart > _SAME_POSE * size else "cameras"
+        raise InputError(
+            f"{where}: {quoted(second.name)} is registered twice, with two {what}, and which is right cannot be "
+            "known; remove one of them"
+        )
 
 
 def rigid(matrix: np.ndarray, where: str) -> np.ndarray:
@@ -114,11 +185,19 @@ def rigid(matrix: np.ndarray, where: str) -> np.ndarray:
     """
     if not np.isfinite(matrix).all():
         raise InputError(f"{where}: the pose holds a NaN or an infinite number; remove this view or mend its pose")
+    check_translation(matrix[:3, 3], where)
     linear = matrix[:3, :3]
-    determinant = float(np.linalg.det(linear))
-    scale = abs(determinant) ** (1 / 3)
-    if determinant <= 0 or np.abs(linear.T @ linear / scale**2 - np.eye(3)).max() > _ROTATION_TOLERANCE:
+    scale = float(np.linalg.norm(linear[:, 0])) if np.abs(linear).max() < 2 * _LARGEST_SCALE else np.inf
+    if not _SMALLEST_SCALE < scale < _LARGEST_SCALE:
+        raise InputError(f"{where}: the pose must be a rotation and a shift, got one that scales by {scale:.3g}")
+    determinant = float(np.linalg.det(linear / scale))
+    scale *= abs(determinant) ** (1 / 3)
+    if determinant <= 0 or not np.abs(linear.T @ linear / scale**2 - np.eye(3)).max() <= _ROTATION_TOLERANCE:
         raise InputError(f"{where}: the pose must be a rotation and a shift, got a matrix that shears or mirrors")
+    if not np.allclose(matrix[3], [0, 0, 0, 1], rtol=0, atol=1e-3):
+        raise InputError(
+            f"{where}: the last row of the pose must be 0 0 0 1, got {matrix[3].tolist()}; is it transposed?"
+        )
     left, _, right = np.linalg.svd(linear)
     clean = np.eye(4)
     clean[:3, :3] = left @ right

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections import Counter
 from dataclasses import dataclass
@@ -144,8 +145,8 @@ def inspect_capture(path: Path, options: CaptureOptions | None = None) -> Captur
         split=split.name if split else "",
         train=len(split.train) if split else 0,
         test=len(split.test) if split else 0,
-        missing=tuple(posed.name for posed in unreadable if not posed.path.is_file()),
-        truncated=tuple(posed.name for posed in unreadable if posed.path.is_file()),
+        missing=tuple(posed.name for posed in unreadable if not os.path.isfile(posed.path)),
+        truncated=tuple(posed.name for posed in unreadable if os.path.isfile(posed.path)),
         problems=tuple(problems),
         warnings=gather_warnings(source, found.views, unreadable if options.skip_missing else ()),
         next_command=_next_command(path, points=points, unreadable=len(unreadable)),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from splatopt.core.checks import InputError
+from splatopt.core.checks import InputError, quoted, short
 from splatopt.data.images import UnreadableImageError, read_header
 from splatopt.data.lens import Lens
 from splatopt.data.source import IMAGE_SUFFIXES, PosedImage, opengl_to_world_to_camera
@@ -31,7 +33,9 @@ def read_json(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_JSON_BYTES:
         raise InputError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB, which no file of camera poses is")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=functools.partial(_named_once, path))
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -41,6 +45,16 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
         raise InputError(f"{path} must be a JSON object with a list 'frames' of objects; export it again")
     return content
+
+
+def _named_once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; raises InputError where it says two things under one name."""
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values and values[name] != value:
+            raise InputError(f"{path} gives {quoted(name)} twice in one object, and differently; remove one of them")
+        values[name] = value
+    return values
 
 
 def _number(values: Mapping[str, Any], key: str, where: str) -> float | None:
@@ -53,7 +67,7 @@ def _number(values: Mapping[str, Any], key: str, where: str) -> float | None:
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise InputError(f"{where}: {key!r} must be a finite number, got {str(value)[:40]!r}")
+        raise InputError(f"{where}: {key!r} must be a finite number, got {quoted(value)}")
     return number
 
 
@@ -72,11 +86,13 @@ def _matrix(frame: Mapping[str, Any], where: str) -> np.ndarray:
 def find_image(folder: Path, name: str) -> Path:
     """Return the file that a ``file_path`` means, with or without its ending; it may not exist."""
     path = folder / name
-    if path.is_file():
+    if not path.name:
+        return path
+    if os.path.isfile(path):  # which is False of a name that no file can have
         return path
     for suffix in IMAGE_SUFFIXES:
         candidate = path.with_name(path.name + suffix)
-        if candidate.is_file():
+        if os.path.isfile(candidate):
             return candidate
     return path if path.suffix in IMAGE_SUFFIXES else path.with_name(path.name + IMAGE_SUFFIXES[0])
 
@@ -109,7 +125,8 @@ def _focal_lengths(values: Mapping[str, Any], size: _Size, where: str) -> tuple[
         if focal[axis] is None and angle is not None:
             if not 0 < angle < math.pi:
                 raise InputError(f"{where}: 'camera_angle_{axis}' must lie between 0 and π radians, got {angle}")
-            focal[axis] = 0.5 * side / math.tan(0.5 * angle)
+            slope = math.tan(0.5 * angle)
+            focal[axis] = 0.5 * side / slope if slope > 0 else math.inf
     across = focal["x"] if focal["x"] is not None else focal["y"]
     down = focal["y"] if focal["y"] is not None else focal["x"]
     if across is None or down is None:
@@ -128,7 +145,7 @@ def _lens(values: Mapping[str, Any], size: _Size, where: str) -> Lens:
         return Lens("OPENCV_FISHEYE", size.width, size.height, (*pinhole, k1, k2, k3, k4), where)
     if model not in _PERSPECTIVE:
         raise InputError(
-            f"{where}: camera model {model!r} is not supported; use OPENCV, OPENCV_FISHEYE or PINHOLE, "
+            f"{where}: camera model {quoted(model)} is not supported; use OPENCV, OPENCV_FISHEYE or PINHOLE, "
             "or load the COLMAP model instead"
         )
     if k4:
@@ -166,7 +183,7 @@ def read_frames(path: Path, content: Mapping[str, Any], part: str = "") -> list[
         name = frame.get("file_path")
         if not isinstance(name, str) or not name:
             raise InputError(f"{path}, frame {index}: 'file_path' must name an image")
-        where = f"{path}, view {name!r}"
+        where = f"{path}, view {quoted(name)}"
         file = find_image(path.parent, name)
         values = {**shared, **frame}
         sizes[index] = _file_size(values, where) or _header_size(file)
@@ -175,7 +192,9 @@ def read_frames(path: Path, content: Mapping[str, Any], part: str = "") -> list[
     for index, (name, where, file, values) in enumerate(prepared):
         size = sizes[index] or first
         if size is None:
-            raise InputError(f"{where}: neither the file gives 'w' and 'h' nor is an image there; looked for {file}")
+            raise InputError(
+                f"{where}: neither the file gives 'w' and 'h' nor is an image there; looked for {short(file)}"
+            )
         pose = opengl_to_world_to_camera(_matrix(values, where), where)
         views.append(PosedImage(name.removeprefix("./"), file, pose, _lens(values, size, where), part))
     return views

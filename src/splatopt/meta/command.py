@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from splatopt import __version__
-from splatopt.core.checks import InputError, nearest_names
+from splatopt.core.checks import InputError, nearest_names, say
 from splatopt.data.made import made_from
 from splatopt.meta.episode import LossOptions
 from splatopt.meta.inner import InnerRates
@@ -104,7 +104,7 @@ def meta_train(options: MetaTrainOptions) -> int:
     config = _config(options)
     described = _described(options)
     begun = _check_goes_on(options.out, described)
-    print(f"meta-training {options.size} ({options.variant.value}) in {options.out}; give the same command to go on")
+    say(f"meta-training {options.size} ({options.variant.value}) in {options.out}; give the same command to go on")
     try:
         if options.processes == 1:
             _work(0, config, described, 1, "", options.until)
@@ -172,7 +172,7 @@ def _work(rank: int, config: MetaTrainConfig, described: dict[str, Any], world: 
     if rank == 0:
         write_config(config.out, described)
         if trainer.left_out:
-            print(trainer.left_out)
+            say(trainer.left_out)
     trainer.run(_say if rank == 0 else lambda record: None, until or None)
     if world > 1:
         torch.distributed.destroy_process_group()
@@ -189,9 +189,9 @@ def _say(record: dict[str, Any]) -> None:
     head = f"{record['step']:>7,} meta-steps, {record['hours']:.2f} h"
     if record["kind"] == "validation":
         values = ", ".join(f"{value:.2f} dB after {int(step):,}" for step, value in record["psnr"].items())
-        print(f"{head}: validation {values}", flush=True)
+        say(f"{head}: validation {values}", flush=True)
     elif record["step"] % 100 == 0:
-        print(f"{head}: meta-loss {record.get('meta_loss', float('nan')):.4f}", flush=True)
+        say(f"{head}: meta-loss {record.get('meta_loss', float('nan')):.4f}", flush=True)
 
 
 def _config(options: MetaTrainOptions) -> MetaTrainConfig:
@@ -268,5 +268,5 @@ def _check_goes_on(out: Path, described: dict[str, Any]) -> bool:
             f"{out} holds a run with {name} {saved.get(name)!r}, not {described[name]!r}; give the command that began "
             "it, or choose another --out"
         )
-    print(f"going on in {out}", file=sys.stderr)
+    say(f"going on in {out}", file=sys.stderr)
     return True

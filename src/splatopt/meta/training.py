@@ -16,7 +16,7 @@ import torch.distributed
 from torch import Tensor
 
 from splatopt.core.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, replace_file, save_checkpoint
-from splatopt.core.checks import InputError, check_positive
+from splatopt.core.checks import InputError, check_positive, writing
 from splatopt.meta.episode import EpisodeResult, LossOptions
 from splatopt.meta.inner import InnerRates
 from splatopt.meta.lane import EpisodeOptions, Lane, Variant
@@ -238,7 +238,8 @@ class MetaTrainer:
 
     def _log(self, record: dict[str, Any]) -> dict[str, Any]:
         self.config.out.mkdir(parents=True, exist_ok=True)
-        with (self.config.out / "log.jsonl").open("a") as file:
+        path = self.config.out / "log.jsonl"
+        with writing(path), path.open("a") as file:
             file.write(json.dumps(record) + "\n")
         return record
 

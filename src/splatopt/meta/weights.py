@@ -17,7 +17,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from splatopt.core.checks import InputError, nearest_names
+from splatopt.core.checks import InputError, nearest_names, writing
 from splatopt.meta.inner import InnerRates
 from splatopt.meta.network import LearnedNetwork, NetworkOptions
 
@@ -75,7 +75,8 @@ def save_weights(path: Path, network: LearnedNetwork, rates: InnerRates, facts: 
     described = path.with_suffix(".json")
     for target, content in ((path, data), (described, (json.dumps(header, indent=1) + "\n").encode())):
         partial = target.with_name(f".{target.name}.partial")
-        partial.write_bytes(content)
+        with writing(partial):
+            partial.write_bytes(content)
         partial.replace(target)
     return described
 

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from plyfile import PlyData, PlyElement, PlyParseError
+from plyfile import PlyData, PlyElement
 
 from splatopt.core.checks import InputError
+from splatopt.data.ply_table import read_vertices
 from splatopt.scene.gaussians import GaussianCloud
 
 _COLUMNS = {
@@ -27,13 +28,6 @@ _COLUMNS = {
     "quats": ("rot_0", "rot_1", "rot_2", "rot_3"),
 }
 _REST_COUNTS = (0, 9, 24, 45)
-_MAX_HEADER = 1 << 20
-_TYPE_BYTES = {
-    **dict.fromkeys(("char", "uchar", "int8", "uint8"), 1),
-    **dict.fromkeys(("short", "ushort", "int16", "uint16"), 2),
-    **dict.fromkeys(("int", "uint", "float", "int32", "uint32", "float32"), 4),
-    **dict.fromkeys(("double", "float64"), 8),
-}
 
 
 def save_ply(cloud: GaussianCloud, path: Path | str) -> None:
@@ -101,8 +95,10 @@ def load_ply(path: Path | str) -> GaussianCloud:
             properties, or numbers that are NaN or infinite.
     """
     path = Path(path)
-    table = _read_vertices(path)
-    names = table.dtype.names or ()
+    if not path.is_file():
+        raise InputError(f"there is no scene at {path}; give the path of a .ply file")
+    found = read_vertices(path, "Gaussian scene")
+    table, names = found.table, (*(found.table.dtype.names or ()), *found.lists)
     rest_count = _check_properties(path, names)
     if not len(table):
         raise InputError(f"{path}: the scene holds no Gaussians; expected at least one, export it again")
@@ -119,12 +115,11 @@ def _stack(path: Path, table: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
     """Return the columns ``names`` side by side, float32."""
     result = np.empty((len(table), len(names)), dtype=np.float32)
     for index, name in enumerate(names):
-        column = table[name]
-        if column.dtype == object:
+        if name not in (table.dtype.names or ()):
             raise InputError(f"{path}: property {name} holds lists, expected one number per Gaussian; export it again")
         # A double beyond float32 becomes infinite and is reported as such with its count.
         with np.errstate(over="ignore"):
-            result[:, index] = column
+            result[:, index] = table[name]
     return result
 
 
@@ -151,60 +146,3 @@ def _check_properties(path: Path, names: tuple[str, ...]) -> int:
     if gaps:
         raise InputError(f"{path}: the scene lacks {', '.join(gaps)}; export it again in the 3DGS layout")
     return count
-
-
-def _read_vertices(path: Path) -> np.ndarray:
-    """Return the table of vertices, after a check that the file can hold what its header promises."""
-    if not path.is_file():
-        raise InputError(f"there is no scene at {path}; give the path of a .ply file")
-    try:
-        _check_size(path)
-        data = PlyData.read(str(path))
-        return data["vertex"].data
-    except InputError:
-        raise
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}; check the file and its rights") from error
-    except KeyError as error:
-        raise InputError(f"{path}: the PLY has no element 'vertex'; expected a Gaussian scene") from error
-    except (PlyParseError, ValueError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} is not a PLY that can be read ({reason}); export the scene again") from error
-
-
-def _check_size(path: Path) -> None:
-    """Raise InputError where the file is too short for its header, before anything is allocated."""
-    with path.open("rb") as stream:
-        head = stream.read(_MAX_HEADER)
-    if not head.startswith(b"ply"):
-        raise InputError(f"{path} is not a PLY file (it does not begin with 'ply'); give a scene in PLY format")
-    end = re.search(rb"^end_header[ \t]*\r?\n", head, re.MULTILINE)
-    if end is None:
-        raise InputError(f"{path}: the PLY header has no end; the file is truncated, export or copy it again")
-    lines = [line.split() for line in head[: end.start()].decode("ascii", "replace").splitlines()]
-    ascii_format = ["format", "ascii", "1.0"] in lines
-    needed = promised = row_bytes = 0
-    for line in (*lines, ["element", "end", "0"]):
-        if line[:1] == ["element"]:
-            needed += promised * max(1, row_bytes)
-            promised, row_bytes = _promised_rows(path, line), 0
-        elif line[:1] == ["property"] and len(line) >= 3:
-            # An ASCII number takes a digit and a separator; an empty list takes its length alone.
-            kind = line[2] if line[1] == "list" else line[1]
-            row_bytes += 2 if ascii_format else _TYPE_BYTES.get(kind, 1)
-    present = path.stat().st_size - end.end()
-    # The last number of an ASCII file may lack its separator.
-    if present + ascii_format < needed:
-        raise InputError(
-            f"{path}: the header promises at least {needed} bytes of data but the file holds {present}; it is "
-            f"truncated, export or copy it again"
-        )
-
-
-def _promised_rows(path: Path, line: list[str]) -> int:
-    """Return the number of rows in a header's line ``element NAME COUNT``."""
-    if len(line) != 3 or not line[2].isdecimal():
-        raise InputError(
-            f"{path}: the PLY header says {' '.join(line)!r}, expected 'element NAME COUNT'; export it again"
-        )
-    return int(line[2])

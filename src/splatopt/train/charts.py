@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from html import escape
+
+from splatopt.train.page import escape
 
 WIDTH, HEIGHT = 460, 250
 """Size of a chart in its own units; the page scales it."""

@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 
 from splatopt import __version__
-from splatopt.core.checks import InputError
+from splatopt.core.checks import InputError, say, shown
 from splatopt.data import Capture
 from splatopt.data.procedural import make_capture
 from splatopt.raster.renderer import Renderer
@@ -210,7 +210,7 @@ def _say(result: DemoResult, console: Console) -> None:
 
 def _tell(console: Console, line: str) -> None:
     """Print a line as it is."""
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(shown(line), highlight=False, markup=False, soft_wrap=True)
 
 
 def main() -> int:
@@ -224,10 +224,10 @@ def main() -> int:
     except Answered:
         return 0
     except InputError as error:
-        print(f"splatopt: {error}", file=sys.stderr)
+        say(f"splatopt: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print(f"splatopt: {str(error) or 'stopped'}", file=sys.stderr)
+        say(f"splatopt: {str(error) or 'stopped'}", file=sys.stderr)
         return 130
     return 0
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from splatopt.core.checks import say
 from splatopt.fields.registry import field_names
 from splatopt.optim.field_optimizers import FIELD_OPTIMIZERS
 from splatopt.optim.zoo import ZooOptions
@@ -35,7 +36,7 @@ def run_fit(parsed: Any) -> int:
     config = parsed.fit
     options = chosen_options(parsed, _OPTIONS, [config.optimizer], resuming=config.resume).get(config.optimizer)
     result = fit_field(replace(config, optimizer_options=options), [FitProgress()])
-    print(f"{result.steps} steps in {result.seconds:.1f} s; {written_scores(result.after)}\nresult: {result.folder}")
+    say(f"{result.steps} steps in {result.seconds:.1f} s; {written_scores(result.after)}", f"result: {result.folder}")
     return 0
 
 
@@ -123,5 +124,5 @@ def run_diagnose(options: DiagnoseOptions) -> int:
     for one in found:
         table.add_row(one.field, f"{one.parameters:,}", *summary(one).values())
     Console().print(table)
-    print(f"written to {write_diagnosis(options.out, plan, found)}")
+    say(f"written to {write_diagnosis(options.out, plan, found)}")
     return 0

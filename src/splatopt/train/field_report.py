@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from splatopt.train.charts import Mark, Series, line_chart
 from splatopt.train.field_config import FitConfig, guess_task
 from splatopt.train.field_results import ResultPicture
 from splatopt.train.folder import FIELD_FORMAT, RunFolder, read_json
-from splatopt.train.page import chart_card, number_card, two_columns, write_page
+from splatopt.train.page import chart_card, escape, number_card, two_columns, write_page
 from splatopt.train.pictures import data_uri
 from splatopt.train.report import DIFFERENCE_GAIN, read_metrics
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from splatopt.data.mesh import inside, load_mesh, write_mesh
@@ -15,7 +14,7 @@ from splatopt.fields.occupancy import OccupancyTask, shaded, zero_surface
 from splatopt.fields.radiance import RadianceTask
 from splatopt.fields.task import Task
 from splatopt.train.field_config import FitConfig
-from splatopt.train.views import file_names
+from splatopt.train.views import file_names, save_png
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,9 @@ def write_results(folder: Path, config: FitConfig, task: Task) -> list[ResultPic
         (folder / "views").mkdir(exist_ok=True)
         names = file_names([task.cameras[view] for view in task.test])
         for picture, name in zip(pictures, names, strict=True):
-            _save(picture.fitted, folder / "views" / name)
+            save_png(picture.fitted.numpy(), folder / "views" / name)
     else:
-        _save(pictures[0].fitted, folder / "result.png")
+        save_png(pictures[0].fitted.numpy(), folder / "result.png")
     surface = zero_surface(grid) if grid is not None else None
     if surface is not None:
         mesh = load_mesh(Path(config.target))
@@ -88,7 +87,3 @@ def _shape_pictures(config: FitConfig, grid: Tensor) -> list[ResultPicture]:
 def _bytes(image: Tensor) -> Tensor:
     """An image of one or three channels in [0, 1] as (H, W, 3) uint8."""
     return (image.clamp(0, 1) * 255).round().to(torch.uint8).expand(*image.shape[:2], 3).contiguous()
-
-
-def _save(pixels: Tensor, path: Path) -> None:
-    Image.fromarray(pixels.numpy()).save(path)

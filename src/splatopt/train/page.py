@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 
 from splatopt.core.checkpoint import replace_file
+from splatopt.core.checks import shown
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -26,6 +27,11 @@ _PAGE = """<!doctype html>
 </body>
 </html>
 """
+
+
+def escape(text: object) -> str:
+    """Return text as HTML shows it: its marks are no markup, and what cannot be seen is escaped."""
+    return html.escape(shown(text))
 
 
 def write_page(path: Path, title: str, sections: Sequence[str]) -> Path:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from splatopt.core.checks import shown
 from splatopt.train.config import TrainConfig
 from splatopt.train.events import Ended, Evaluated, Event, Started, Stepped, Warned
 from splatopt.train.memory import resident_megabytes
@@ -42,7 +43,7 @@ class LiveLine:
 
     def say(self, text: str, style: str | None = None) -> None:
         """Print a line that stays."""
-        self._console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(shown(text), style=style, highlight=False, markup=False, soft_wrap=True)
 
     def restart(self) -> None:
         """Time steps from the next one on, which is shown."""
@@ -71,7 +72,7 @@ class LiveLine:
             each = (now - began) / (step - first_step)
             text = f"{text}  {1000 * each:.1f} ms/step  ETA {_clock(each * (steps - step))}{goal}"
         if self._live:
-            self._live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
+            self._live.update(Text(shown(text), no_wrap=True, overflow="ellipsis"), refresh=True)
         else:
             self.say(text)
 

@@ -10,7 +10,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from enum import Enum
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from splatopt.core.optimizer import find_optimizer, option_prefix
 from splatopt.train.charts import Mark, Series, line_chart, running_mean
 from splatopt.train.config import TrainConfig
 from splatopt.train.folder import TRAINED_ON, RunFolder, read_json
-from splatopt.train.page import chart_card, number_card, two_columns, write_page
+from splatopt.train.page import chart_card, escape, number_card, two_columns, write_page
 from splatopt.train.pictures import ViewPictures, data_uri
 
 DIFFERENCE_GAIN = 4

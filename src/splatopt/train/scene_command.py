@@ -9,7 +9,7 @@ import tyro
 
 import splatopt.meta
 import splatopt.optim  # noqa: F401 - both register optimizers
-from splatopt.core.checks import InputError
+from splatopt.core.checks import InputError, say
 from splatopt.core.optimizer import find_optimizer, optimizer_names, option_prefix
 from splatopt.core.processes import LostProcessError, Processes, find_launch, join
 from splatopt.optim.zoo import ZooOptions
@@ -56,11 +56,11 @@ def run_train(parsed: Any) -> int:
         if code is None:
             raise
         return code
-    print(
+    say(
         f"{result.steps} steps in {result.seconds:.1f} s, {len(result.cloud):,} Gaussians; "
         f"{result.after.subset} PSNR {result.after.psnr:.2f} dB, SSIM {result.after.ssim:.4f} "
-        f"({len(result.after.views)} views, split {result.after.split})\n"
-        f"scene: {result.folder / 'scene.ply'}"
+        f"({len(result.after.views)} views, split {result.after.split})",
+        f"scene: {result.folder / 'scene.ply'}",
     )
     return 0
 

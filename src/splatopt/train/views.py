@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
 from splatopt.core.camera import Camera
-from splatopt.core.checks import InputError
+from splatopt.core.checks import InputError, writing
 from splatopt.raster.renderer import Renderer
 from splatopt.raster.types import Gaussians, RenderOptions
 from splatopt.train.guards import quiet_torch
@@ -46,11 +48,19 @@ def write_views(
         with quiet_torch(renderer):
             image = renderer.render(gaussians, camera, options).image
         pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().contiguous().numpy()
-        Image.fromarray(pixels).save(folder / name)
+        save_png(pixels, folder / name)
         written.append(folder / name)
         if watch:
             watch(done)
     return written
+
+
+def save_png(pixels: np.ndarray, path: Path) -> None:
+    """Write (H, W, 3) uint8 as a PNG; a full disk is called by its name, and so is the file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    with writing(path):
+        path.write_bytes(buffer.getvalue())
 
 
 def file_names(cameras: Sequence[Camera]) -> list[str]:
@@ -109,7 +119,10 @@ def write_video(folder: Path, pictures: Sequence[Path], path: Path, frames_per_s
     # ffmpeg would read a name such as "-a.mp4" as an option.
     path = path.absolute()
     listing = folder / ".frames.txt"
-    listing.write_text("".join(f"file '{picture.name}'\nduration {1 / frames_per_second}\n" for picture in pictures))
+    with writing(listing):
+        listing.write_text(
+            "".join(f"file '{picture.name}'\nduration {1 / frames_per_second}\n" for picture in pictures)
+        )
     # H.264 in its common form needs even sides.
     even = "pad=ceil(iw/2)*2:ceil(ih/2)*2"
     command = [program, "-y", "-loglevel", "error", "-f", "concat", "-safe", "0", "-i", str(listing)]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from splatopt.core.checks import InputError, nearest_names
+from splatopt.core.checks import InputError, nearest_names, say, shown
 from splatopt.data.made.folder import write_scenes
 from splatopt.data.made.scene import SceneOptions
 
@@ -37,11 +37,12 @@ def make(options: MakeOptions) -> int:
     for index, (folder, kept) in enumerate(write_scenes(options.out, options.scenes, options.seed, _scene(options))):
         made += not kept
         if sys.stderr.isatty():
-            print(f"\r{index + 1} of {options.scenes}: {folder}", end="", file=sys.stderr, flush=True)
+            sys.stderr.write(f"\r{index + 1} of {options.scenes}: {shown(folder)}")
+            sys.stderr.flush()
     if sys.stderr.isatty():
-        print(file=sys.stderr)
+        sys.stderr.write("\n")
     pace = f", {(time.perf_counter() - started) / made:.1f} s a scene" if made else ""
-    print(f"{made} scenes made and {options.scenes - made} kept in {options.out}{pace}")
+    say(f"{made} scenes made and {options.scenes - made} kept in {options.out}{pace}")
     return 0
 
 

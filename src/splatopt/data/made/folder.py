@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from splatopt.core.checks import InputError
+from splatopt.core.checks import InputError, writing
 from splatopt.data.colmap import PROCEDURAL_MARK
 from splatopt.data.colmap_text import whole_capture, write_model, write_points
 from splatopt.data.made.scene import MadeScene, SceneOptions, build_scene, scene_name, scene_seed
@@ -32,7 +32,8 @@ def write_scene(folder: Path, scene: MadeScene, mark: dict[str, Any]) -> None:
         model.mkdir(parents=True)
         images.mkdir()
         for name, picture in zip(scene.names, scene.pictures, strict=True):
-            Image.fromarray(picture).save(images / name)
+            with writing(images / name):
+                Image.fromarray(picture).save(images / name)
         write_model(model, scene.names, scene.poses, scene.focal, scene.size)
         write_points(model, scene.positions, scene.colors)
 
