@@ -3,7 +3,40 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
+
+LONGEST_QUOTE = 80
+"""What is quoted from a file is cut at so many characters."""
+
+# Controls, marks of direction, halves of pairs, what is not assigned, and separators of lines and paragraphs.
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+def shown(text: object) -> str:
+    r"""Return ``text`` as a terminal or a page can show it: what acts or cannot be seen is escaped, as in ``\x1b``.
+
+    Escaped are control characters, line breaks, marks that turn the direction of writing, and what is no
+    Unicode: a byte of a file's name that is not UTF-8 becomes ``\xe9``. Shown text stays as it is when shown again.
+    """
+    text = str(text)
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_escaped(one) if unicodedata.category(one) in _HIDDEN else one for one in text)
+
+
+def _escaped(one: str) -> str:
+    code = ord(one)
+    if 0xDC80 <= code <= 0xDCFF:
+        # Python's surrogateescape: the byte that could not be decoded.
+        return f"\\x{code - 0xDC00:02x}"
+    return repr(one)[1:-1]
+
+
+def quoted(text: object) -> str:
+    """Return what a file says in quotation marks, shown, and cut at LONGEST_QUOTE characters."""
+    text = str(text)
+    return f"'{shown(text if len(text) <= LONGEST_QUOTE else text[: LONGEST_QUOTE - 1] + '…')}'"
 
 
 class InputError(ValueError):
@@ -17,17 +50,17 @@ class InputError(ValueError):
 def nearest_names(name: str, known: Iterable[str]) -> str:
     """Return a hint for a misspelt name: its nearest known names, or all of them."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name[:LONGEST_QUOTE], names, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names)}"
 
 
 def check_positive(name: str, value: float) -> None:
-    """Raise ``ValueError`` unless ``value`` is a finite number above zero."""
+    """Raise InputError unless ``value`` is a finite number above zero."""
     if not 0 < value < float("inf"):
-        raise ValueError(f"{name} must be a positive number, got {value}")
+        raise InputError(f"{name} must be a positive number, got {value}")
 
 
 def check_fraction(name: str, value: float) -> None:
-    """Raise ``ValueError`` unless ``0 <= value < 1``."""
+    """Raise InputError unless ``0 <= value < 1``."""
     if not 0 <= value < 1:
-        raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
+        raise InputError(f"{name} must be at least 0 and below 1, got {value}")
