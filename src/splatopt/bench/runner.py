@@ -268,7 +268,7 @@ def _stored_times(path: Path) -> tuple[str | None, dict[str, float]]:
         return None, {}
     stored = Fields(values, str(path))
     seconds = stored.object("seconds")
-    return stored.text("machine"), {name: seconds.number(name, least=1e-3) for name in seconds.values}
+    return stored.text("machine"), {name: seconds.number(name, least=0) for name in seconds.values}
 
 
 def _machine(config: TrainConfig) -> str:

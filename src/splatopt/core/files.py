@@ -25,8 +25,8 @@ MOST_JSON_BYTES = 64 << 20
 MOST_DEPTH = 48
 """Lists and objects within each other."""
 
-_MOST_DIGITS = 19
-_LARGEST_WHOLE = 2**63 - 1
+_MOST_DIGITS = 20
+_LARGEST_WHOLE = 2**64 - 1
 
 _MOST_AXES = 16
 _MOST_NUMBERS = 2**48
@@ -73,7 +73,7 @@ def read_bounded(path: Path, most: int = MOST_JSON_BYTES) -> bytes:
         raise kind(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise DamagedFileError(f"{quoted(path)} cannot be read: no file can have this name") from error
-    with open(descriptor, "rb") as file:
+    try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             what = "a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"
@@ -81,13 +81,12 @@ def read_bounded(path: Path, most: int = MOST_JSON_BYTES) -> bytes:
         most = min(most, int(psutil.virtual_memory().total))
         if found.st_size > most:
             raise DamagedFileError(f"{path} cannot be read: it holds {found.st_size:,} bytes, more than {most:,}")
-        try:
-            data = file.read(most + 1)
-        except OSError as error:
-            raise DamagedFileError(f"{path} cannot be read: {error.strerror}") from error
-    if len(data) > most:
-        raise DamagedFileError(f"{path} cannot be read: it grew beyond {most:,} bytes")
-    return data
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(found.st_size)
+    except OSError as error:
+        raise DamagedFileError(f"{path} cannot be read: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
 
 
 def read_json(path: Path, most: int = MOST_JSON_BYTES) -> Any:

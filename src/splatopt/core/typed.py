@@ -28,6 +28,9 @@ MOST_ENTRIES = 100_000
 LARGEST = 1e15
 """No number is larger; sums and squares of such numbers are still finite."""
 
+LARGEST_WHOLE = 2**63 - 1
+"""No whole number that is a setting is larger."""
+
 _Made = TypeVar("_Made")
 
 
@@ -148,6 +151,8 @@ def typed(value: Any, hint: Any, where: str) -> Any:  # noqa: PLR0911 - one for 
     fits = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
     if not fits or (isinstance(value, float) and math.isnan(value)):
         raise InputError(f"{where} must be {_WORDS.get(hint, hint.__name__)}, got {told(value)}")
+    if isinstance(value, int) and abs(value) > LARGEST_WHOLE:
+        raise InputError(f"{where} must be a whole number of at most 63 bits, got {told(value)}")
     if isinstance(value, str) and (len(value) > MOST_SETTING_LETTERS or "\0" in value):
         raise InputError(
             f"{where} must be a text of at most {MOST_SETTING_LETTERS:,} letters, none of them NUL, got {told(value)}"
