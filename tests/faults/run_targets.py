@@ -28,8 +28,8 @@ from splatopt.train.folder import write_json
 _TRAIN = ("--steps", "4", "--checkpoint-every", "2", "--log-every", "1", "--threads", "1", "--sh-degree", "1")
 _META = (
     *("--steps", "2", "--lanes", "1", "--save-every", "1", "--seed", "3", "--episodes.unroll", "2"),
-    *("--practice.view-batches", "2", "--practice.targets", "1", "--practice.sh-degree", "1", "--episodes.inserted", "1"),
-    *("--practice.few", "2", "3", "--losses.lpips-weight", "0", "--episodes.rollout", "2"),
+    *("--practice.view-batches", "2", "--practice.targets", "1", "--practice.sh-degree", "1"),
+    *("--episodes.inserted", "1", "--practice.few", "2", "3", "--losses.lpips-weight", "0", "--episodes.rollout", "2"),
 )
 
 
@@ -90,9 +90,12 @@ def in_one_process() -> Iterator[None]:
         yield
 
 
-RUN_FILES = ("config.json", "eval.json", "metrics.jsonl", "checkpoints/*/checkpoint.json", "checkpoints/*/*.safetensors")
+RUN_FILES = (
+    *("config.json", "eval.json", "metrics.jsonl"),
+    *("checkpoints/*/checkpoint.json", "checkpoints/*/*.safetensors"),
+)
 OPTIMIZERS = ("adam", "block-gn", "learned", "tr2", "zoo:lion")
-FITTED = ("adam", "esgd", "shampoo")
+FITTED = ("adam", "esgd", "shampoo", "kfac", "lbfgs")
 
 
 class Workshop:
@@ -150,6 +153,7 @@ class Workshop:
             ("report", copy, "--views", "1"),
             ("fit", image, "--out", copy, "--resume", "--steps", "5"),
         )
+        small = small[:-2] if optimizer == "lbfgs" else small  # which takes everything
         fit = ("fit", image, "--out", copy, "--optimizer", optimizer, *small)
         self._add(Target(f"fit {optimizer}", RUN_FILES, commands), lambda: self._call(*fit))
 

@@ -126,11 +126,15 @@ def load_optimizer(optimizer: Optimizer, checkpoint: Checkpoint) -> None:
     state = OptimizerState(below(checkpoint.tensors, OPTIMIZER), checkpoint.scalars["optimizer"])
     numbers = Fields(dict(state.scalars), f"{checkpoint.where}: the optimizer's state")
     with damage_in(checkpoint.where):
-        for name, fresh in optimizer.state().scalars.items():
-            if name in numbers and isinstance(fresh, int):
+        fresh = optimizer.state()
+        for name, number in fresh.scalars.items():
+            if name in numbers and isinstance(number, int):
                 numbers.count(name, most=_LARGEST_COUNT)
         for name, value in state.tensors.items():
-            # Optimizers of other packages, whose states are flattened to paths, may count on infinities.
-            if "/" not in name and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            like = fresh.tensors.get(name)
+            if like is not None and like.is_floating_point() and (value.shape, value.dtype) != (like.shape, like.dtype):
+                wanted, came = (f"{tuple(one.shape)} {one.dtype}" for one in (like, value))
+                raise InputError(f"{quoted(OPTIMIZER + name)} must be {wanted}, got {came}")
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 raise InputError(f"{quoted(OPTIMIZER + name)} must hold finite numbers")
         optimizer.load_state(state)
