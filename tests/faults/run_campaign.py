@@ -69,7 +69,14 @@ class _HangError(BaseException):
 
 
 def campaign(
-    count: int, seed: int, *, first: int = 0, seconds: float = float("inf"), only: str = "", say: bool = False
+    count: int,
+    seed: int,
+    *,
+    first: int = 0,
+    seconds: float = float("inf"),
+    only: str = "",
+    say: bool = False,
+    workshop: Workshop | None = None,
 ) -> Counts:
     """Damage ``count`` runs and call the commands that read them.
 
@@ -80,12 +87,13 @@ def campaign(
         seconds: No mutation is begun after so many.
         only: Targets whose names begin so; all when empty.
         say: Whether failures are printed as they come.
+        workshop: The runs; others are made, and deleted in the end, when None.
     """
     counts, ends = Counts(), time.monotonic() + seconds
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="splatopt-faults-") as folder:
-        workshop = Workshop(Path(folder))
+        workshop = workshop or Workshop(Path(folder))
         with in_one_process():
             for number in range(first, first + count):
                 if time.monotonic() > ends:

@@ -18,6 +18,7 @@ from splatopt.bench.measure import RECORD, finished_record
 from splatopt.bench.records import read_failure, read_record
 from splatopt.bench.worker import FAILED, STOPPED
 from splatopt.core.checks import InputError, quoted
+from splatopt.core.files import open_to_append
 from splatopt.core.typed import Fields
 from splatopt.train.config import TrainConfig
 from splatopt.train.folder import read_json, write_json
@@ -90,7 +91,7 @@ def run_process(place: Place, cell: Cell, lpips_weights: str | None) -> Outcome:
     write_json(request, {"cell": cell.to_json(), "lpips_weights": lpips_weights})
     command = [sys.executable, "-m", "splatopt.bench.worker", str(request)]
     with (
-        request.with_suffix(".log").open("ab") as log,
+        open_to_append(request.with_suffix(".log")) as log,
         # Its standard input is never written to: that it closes is how the cell learns that we are gone. In a session
         # of its own it hears of Ctrl-C from us alone, once.
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True) as process,

@@ -59,8 +59,13 @@ class Checkpoint:
 
     @property
     def where(self) -> str:
-        """What messages call it."""
-        return str(self.path) if self.path else f"the checkpoint of step {self.step}"
+        """What messages call its tensors: their file."""
+        return str(self.path / _TENSORS) if self.path else f"the checkpoint of step {self.step}"
+
+    @property
+    def fields(self) -> Fields:
+        """The numbers, to be asked for by name and type."""
+        return Fields(dict(self.scalars), str(self.path / _SCALARS) if self.path else self.where)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:

@@ -185,7 +185,7 @@ def told(value: Any) -> str:
         return f"a list of {len(value):,}"
     if isinstance(value, Mapping):
         return f"an object of {len(value):,}"
-    return shown(value)[:80]
+    return "null" if value is None else shown(value)[:80]
 
 
 # ---------------------------------------------------------------------- objects without a class

@@ -53,8 +53,8 @@ def check_network(checkpoint: Checkpoint, network: nn.Module) -> None:
     kept = below(checkpoint.tensors, ADAMW)
     if kept:  # none before the first step
         check_like(kept, known, f"{where}: {ADAMW}")
-    with damage_in(where):
-        Fields(dict(checkpoint.scalars), f"{where}: scalars").number("seconds", least=0)
+    with damage_in(checkpoint.fields.where):
+        checkpoint.fields.number("seconds", least=0)
 
 
 def check_lane(checkpoint: Checkpoint, network: NetworkOptions, scenes: Sequence[str]) -> None:
@@ -73,8 +73,8 @@ def check_lane(checkpoint: Checkpoint, network: NetworkOptions, scenes: Sequence
     others = [name for name in checkpoint.tensors if not name.startswith((CURRENT, BUFFER))]
     check_tensor_names(others, ("generator",), where)
     check_generator(checkpoint.tensors["generator"], f"{where}: generator")
-    with damage_in(where):
-        lane = Fields(dict(checkpoint.scalars), f"{where}: scalars")
+    lane = checkpoint.fields
+    with damage_in(lane.where):
         lane.count("episodes", _MOST_STEPS)
         lane.count("fresh_scenes", _MOST_STEPS)
         records = lane.objects("buffer", _MOST_SITUATIONS)
@@ -86,7 +86,7 @@ def check_lane(checkpoint: Checkpoint, network: NetworkOptions, scenes: Sequence
     for number, record in enumerate(records):
         _check_situation(below(found, f"{number}."), record, network, scenes)
     if "current" in lane:
-        with damage_in(where):
+        with damage_in(lane.where):
             record = lane.object("current")
         _check_situation(below(checkpoint.tensors, CURRENT), record, network, scenes)
 

@@ -24,6 +24,7 @@ from splatopt.core.checkpoint import (
     save_checkpoint,
 )
 from splatopt.core.checks import InputError, check_positive
+from splatopt.core.files import open_to_append
 from splatopt.meta.episode import EpisodeResult, LossOptions
 from splatopt.meta.inner import InnerRates
 from splatopt.meta.lane import EpisodeOptions, Lane, Variant
@@ -247,8 +248,8 @@ class MetaTrainer:
 
     def _log(self, record: dict[str, Any]) -> dict[str, Any]:
         self.config.out.mkdir(parents=True, exist_ok=True)
-        with (self.config.out / "log.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        with open_to_append(self.config.out / "log.jsonl") as file:
+            file.write((json.dumps(record) + "\n").encode())
         return record
 
     def _validate(self, watch: Callable[[dict[str, Any]], None]) -> None:

@@ -29,14 +29,29 @@ def scene_of(checkpoint: Checkpoint) -> GaussianCloud:
     return saved_cloud(below(checkpoint.tensors, CLOUD), checkpoint.where)
 
 
+def check_degree(cloud: GaussianCloud, degree: int, where: str) -> None:
+    """Refuse a scene whose colour has other bands than its run was told; one of them was changed.
+
+    Args:
+        cloud: The scene.
+        degree: Spherical-harmonics degree that the run's configuration names.
+        where: The scene's file, for the message.
+    """
+    if cloud.sh_degree != degree:
+        raise InputError(
+            f"{where}: the scene holds colours of degree {cloud.sh_degree}, and the run's config.json says {degree}; "
+            "one of them was changed since it was written"
+        )
+
+
 def check_scene(checkpoint: Checkpoint) -> None:
     """Make sure that a checkpoint holds what eval, render, export and report take from it.
 
     Raises:
         DamagedCheckpointError: It does not; names the checkpoint.
     """
-    with damage_in(checkpoint.where):
-        _numbers(checkpoint).number("seconds", least=0)
+    with damage_in(checkpoint.fields.where):
+        checkpoint.fields.number("seconds", least=0)
     scene_of(checkpoint)
 
 
@@ -51,8 +66,8 @@ def check_training(checkpoint: Checkpoint) -> None:
     order = checkpoint.tensors["sampler"]
     if order.dtype != torch.int64 or order.dim() != 1 or len(order.unique()) != len(order) or bool((order < 0).any()):
         raise DamagedCheckpointError(f"{checkpoint.where}: sampler must hold numbers of views, each once")
-    with damage_in(checkpoint.where):
-        numbers = _numbers(checkpoint)
+    numbers = checkpoint.fields
+    with damage_in(numbers.where):
         if "stage" in numbers.values:
             numbers.count("stage")
         sums = numbers.object("sums")
@@ -72,8 +87,8 @@ def check_fit(checkpoint: Checkpoint) -> None:
     """
     _check_others(checkpoint, (FIELD, OPTIMIZER), ("generator",))
     _check_finite(checkpoint, FIELD)
-    with damage_in(checkpoint.where):
-        numbers = _numbers(checkpoint)
+    numbers = checkpoint.fields
+    with damage_in(numbers.where):
         numbers.number("seconds", least=0)
         sampler = numbers.object("sampler")
         size, batch = sampler.count("size"), sampler.count("batch")
@@ -86,10 +101,6 @@ def check_fit(checkpoint: Checkpoint) -> None:
         mean.any_number("sum")
         mean.count("count")
         _check_state_numbers(numbers.object("optimizer"))
-
-
-def _numbers(checkpoint: Checkpoint) -> Fields:
-    return Fields(dict(checkpoint.scalars), f"{checkpoint.where}: scalars")
 
 
 def _check_others(checkpoint: Checkpoint, groups: tuple[str, ...], single: tuple[str, ...]) -> None:
@@ -124,12 +135,12 @@ def load_optimizer(optimizer: Optimizer, checkpoint: Checkpoint) -> None:
         DamagedCheckpointError: The state does not fit the optimizer; names the checkpoint.
     """
     state = OptimizerState(below(checkpoint.tensors, OPTIMIZER), checkpoint.scalars["optimizer"])
-    numbers = Fields(dict(state.scalars), f"{checkpoint.where}: the optimizer's state")
-    with damage_in(checkpoint.where):
-        fresh = optimizer.state()
+    fresh, numbers = optimizer.state(), checkpoint.fields.object("optimizer")
+    with damage_in(numbers.where):
         for name, number in fresh.scalars.items():
             if name in numbers and isinstance(number, int):
                 numbers.count(name, most=_LARGEST_COUNT)
+    with damage_in(checkpoint.where):
         for name, value in state.tensors.items():
             like = fresh.tensors.get(name)
             if like is not None and like.is_floating_point() and (value.shape, value.dtype) != (like.shape, like.dtype):

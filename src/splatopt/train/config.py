@@ -52,8 +52,8 @@ _MOST_THREADS = 1024
 _MOST_VIEWS = 100_000
 """Of one step."""
 
-_MOST_POINTS = 200_000_000
-"""Of a random start: what the memory of a large machine holds."""
+_MOST_POINTS = 10**10
+"""Of a random start; far more than any memory holds."""
 
 _MOST_SECONDS = 1e8
 """Some three years."""

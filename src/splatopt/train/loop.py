@@ -24,7 +24,7 @@ from splatopt.raster.renderer import Renderer
 from splatopt.scene.fewer_views import ExhaustedError, is_exhaustion
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.ply import save_ply
-from splatopt.train.checkpoint_content import CLOUD, OPTIMIZER, check_training, load_optimizer, scene_of
+from splatopt.train.checkpoint_content import CLOUD, OPTIMIZER, check_degree, check_training, load_optimizer, scene_of
 from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import Scores, evaluate, evaluation_record
 from splatopt.train.events import Callback, Evaluated, Started, Stepped, Warned
@@ -241,7 +241,9 @@ class _Trainer(KeptRun):
         """Make the run what it was when ``checkpoint`` was written."""
         check_training(checkpoint)
         tensors, scalars = checkpoint.tensors, checkpoint.scalars
-        self._bind(scene_of(checkpoint).clone())
+        cloud = scene_of(checkpoint).clone()
+        check_degree(cloud, self.config.sh_degree, checkpoint.where)
+        self._bind(cloud)
         self._begin_stage(stage_at(self.plan, checkpoint.step))
         # A run that had come to its end may go on with another stage, which starts anew.
         if self.position == scalars.get("stage", 0):

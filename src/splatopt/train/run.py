@@ -14,7 +14,7 @@ from splatopt.raster.renderer import Renderer
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.photometric import PhotometricObjective
 from splatopt.scene.ply import load_ply, save_ply
-from splatopt.train.checkpoint_content import check_scene, scene_of
+from splatopt.train.checkpoint_content import check_degree, check_scene, scene_of
 from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import Scores, check_scorable, evaluate, evaluation_record
 from splatopt.train.folder import RunFolder, write_json
@@ -118,7 +118,7 @@ def open_run(path: Path | str, renderer: str | None = None, device: str | None =
     warnings += spoilt
     if checkpoint is not None and not _is_later(record, folder, checkpoint.step):
         cloud = scene_of(checkpoint).clone()
-        _check_degree(cloud, config, checkpoint.where)
+        check_degree(cloud, config.sh_degree, checkpoint.where)
         warnings += damages
         return Run(folder, config, cloud, checkpoint.step, float(checkpoint.scalars["seconds"]), tuple(warnings))
     if not folder.scene.is_file():
@@ -126,17 +126,8 @@ def open_run(path: Path | str, renderer: str | None = None, device: str | None =
         raise InputError(f"{folder.path} holds neither a whole checkpoint{detail} nor a scene.ply; train it first")
     warnings += [f"{damage}; using {folder.scene.name}" for damage in damages if checkpoint is None]
     cloud, steps = load_ply(folder.scene), record.get("steps", config.total_steps)
-    _check_degree(cloud, config, str(folder.scene))
+    check_degree(cloud, config.sh_degree, str(folder.scene))
     return Run(folder, config, cloud, steps, record.get("seconds", 0.0), tuple(warnings))
-
-
-def _check_degree(cloud: GaussianCloud, config: TrainConfig, where: str) -> None:
-    """Refuse a scene whose colour has other bands than the run was told; one of them was changed."""
-    if cloud.sh_degree != config.sh_degree:
-        raise InputError(
-            f"{where}: the scene holds colours of degree {cloud.sh_degree}, and the run's config.json says "
-            f"{config.sh_degree}; one of them was changed since it was written"
-        )
 
 
 def _record(folder: RunFolder) -> tuple[dict[str, Any], list[str]]:
