@@ -265,7 +265,7 @@ def _render(options: RenderRunOptions) -> int:
     differs = run.difference_from(capture)
     if differs:
         where = f"{capture.path} is no longer what the run was trained on"
-        print(f"splatopt: warning: {where}: {differs}; it is rendered from there all the same", file=sys.stderr)
+        say(f"splatopt: warning: {where}: {differs}; it is rendered from there all the same", file=sys.stderr)
     objective = run.objective(capture)
     train_cameras = [capture.cameras[view] for view in capture.split.train]
     match options.path:

@@ -161,7 +161,7 @@ def test_fixed_time_measures_once_and_gives_everyone_that_time(capture, tmp_path
     assert again.cells == results.cells
     assert not any("measuring" in line for line in said)
     write_json(out / "state" / "times.json", stored | {"machine": "another one"})
-    with pytest.raises(InputError, match=r"measured on another machine \(another one\)"):
+    with pytest.raises(InputError, match=r"measured on another machine \('another one'\)"):
         start(suite, out)
     with pytest.raises(InputError, match="cannot run on Ray"):
         start(suite, tmp_path / "ray", ray="local")

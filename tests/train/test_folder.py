@@ -56,10 +56,11 @@ def test_nan_is_not_json(tmp_path):
     assert not (tmp_path / "x.json").exists()
 
 
-def test_reading_what_is_not_there_gives_nothing(tmp_path):
+def test_reading_what_is_not_there_gives_nothing_and_what_is_damaged_is_named(tmp_path):
     assert read_json(tmp_path / "x.json") == {}
     (tmp_path / "x.json").write_text("{")
-    assert read_json(tmp_path / "x.json") == {}
+    with pytest.raises(InputError, match=r"x\.json cannot be read: it is not JSON"):
+        read_json(tmp_path / "x.json")
 
 
 def test_a_run_is_recognised_and_read_where_it_lies(tmp_path):

@@ -173,11 +173,19 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path):
 
 
 def test_numbers_that_are_none_become_dashes(run: Path):
-    scores = json.loads((run / "eval.json").read_text()) | {"psnr": "high", "gaussians": None, "seconds": True}
+    scores = json.loads((run / "eval.json").read_text()) | {"psnr": None, "gaussians": None, "seconds": None}
     (run / "eval.json").write_text(json.dumps(scores))
     page = write_report(run).read_text()
     assert "<b>8.12 → –</b>" in page
     assert "<b>– s</b>" in page
+
+
+@pytest.mark.parametrize(("name", "value"), [("psnr", "high"), ("seconds", True), ("steps", -1), ("views", [3])])
+def test_scores_that_are_damaged_are_named(run: Path, name, value):
+    scores = json.loads((run / "eval.json").read_text()) | {name: value}
+    (run / "eval.json").write_text(json.dumps(scores))
+    with pytest.raises(InputError, match=rf"eval\.json.*{name}.*splatopt eval"):
+        write_report(run)
 
 
 def test_metrics_cut_short_are_read_up_to_the_cut(run: Path):

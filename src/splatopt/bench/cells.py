@@ -11,9 +11,9 @@ from typing import Any
 
 from splatopt.bench.protocol import Protocol
 from splatopt.bench.suite import OptimizerEntry, SceneEntry, SettingEntry, Suite
-from splatopt.bench.typed import field_names, typed, typed_fields
 from splatopt.core.checks import InputError
 from splatopt.core.optimizer import find_optimizer
+from splatopt.core.typed import Fields, field_names, typed, typed_fields
 from splatopt.train.config import TrainConfig
 
 LOOSE = (
@@ -28,6 +28,8 @@ LOOSE = (
     "log_every",
 )
 """Settings that may differ when a suite is started again: no number of a result depends on them."""
+
+_CELL_TEXTS = ("scene", "setting", "label", "source")
 
 _TIME_READINGS = 40
 """Evaluations spread over a cell's time in ``fixed-time``, so that its best step is found."""
@@ -74,14 +76,16 @@ class Cell:
         }
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any], where: str) -> Cell:
+    def from_json(cls, values: Any, where: str) -> Cell:
         """Return the cell that :meth:`to_json` gave; raises InputError where it is none."""
-        config = TrainConfig.from_json(dict(values.get("config") or {}), where)
-        texts = {
-            name: typed(values.get(name), str, f"{where}: {name}") for name in ("scene", "setting", "label", "source")
-        }
-        seed = typed(values.get("seed"), int, f"{where}: seed")
-        return cls(**texts, seed=seed, protocol=values.get("protocol") or {}, config=config)
+        cell = Fields(values, where)
+        config = TrainConfig.from_json(cell.object("config").values, f"{where}: config")
+        if config.out is None:
+            raise InputError(f"{where}: config names no folder; the file was changed since it was written")
+        texts = {name: typed(values.get(name), str, f"{where}: {name}") for name in _CELL_TEXTS}
+        protocol = cell.object("protocol")
+        protocol.text("name")
+        return cls(**texts, seed=cell.count("seed"), protocol=protocol.values, config=config)
 
     def differs_from(self, other: Cell) -> str | None:
         """Return the first setting in which ``other`` would come to other numbers, in words; None where in none."""

@@ -119,7 +119,7 @@ def _assignment(word: str) -> tuple[str, Any]:
     name = name.replace("-", "_")
     try:
         return name, tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return name, text
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from splatopt.bench.results import load_results
 from splatopt.bench.summaries import KINDS, groups, table_of_kind
 from splatopt.bench.tables import to_markdown
-from splatopt.bench.typed import check_names
 from splatopt.core.checks import InputError
+from splatopt.core.typed import check_names
+from splatopt.core.untrusted import read_bounded
 
 _BLOCK = re.compile(
     r"(?P<head><!-- bench table: (?P<path>\S+)(?P<kinds>(?: [a-z-]+)*) -->\n)(?P<body>.*?)"
@@ -34,8 +35,8 @@ def refreshed(page: Path) -> tuple[str, str]:
         InputError: It cannot be read, has no such place, or names a file or kind that is not there.
     """
     try:
-        text = page.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_bounded(page).decode("utf-8")
+    except UnicodeDecodeError as error:
         raise InputError(f"{page} cannot be read as Markdown ({error})") from error
     if not _BLOCK.search(text):
         raise InputError(

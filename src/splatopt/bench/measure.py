@@ -12,12 +12,13 @@ from typing import Any, TextIO
 
 from splatopt.bench.cells import Cell
 from splatopt.bench.environment import environment
+from splatopt.bench.records import read_record
 from splatopt.core.checks import InputError
 from splatopt.raster.renderer import Renderer
 from splatopt.train.evaluate import PROTOCOL as SCORING
 from splatopt.train.evaluate import Scores
 from splatopt.train.events import Evaluated, Event, Started, Warned
-from splatopt.train.folder import RunFolder, read_json, write_json
+from splatopt.train.folder import RunFolder, write_json
 from splatopt.train.loop import TrainResult, train
 from splatopt.train.memory import peak_megabytes
 
@@ -53,7 +54,7 @@ class Recorder:
     def _start(self, event: Started) -> None:
         # As the run resolved it, with everything spelt out.
         self._config = event.config
-        before = read_json(self._path)
+        before = read_record(self._path)
         # A run that begins at step 0 scores that step again.
         points = [point for point in before.get("points", []) if event.step and point["step"] <= event.step]
         self.record = {
@@ -140,7 +141,7 @@ def finished_record(cell: Cell) -> dict[str, Any] | None:
     """
     folder = cell.config.folder
     if RunFolder(folder).is_run:
-        record = read_json(folder / RECORD)
+        record = read_record(folder / RECORD)
         if not record:
             saved = RunFolder(folder).read_config()
             kept = replace(cell, config=replace(saved, background=cell.config.background))

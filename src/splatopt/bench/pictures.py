@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -17,6 +15,8 @@ from torch import Tensor
 from splatopt.bench.cells import Cell
 from splatopt.core.checkpoint import replace_file
 from splatopt.core.checks import InputError
+from splatopt.core.typed import Fields
+from splatopt.core.untrusted import DamagedFileError, read_bounded, read_object
 from splatopt.train.folder import write_json
 from splatopt.train.guards import quiet_torch
 from splatopt.train.pictures import spread
@@ -121,29 +121,27 @@ def load_pictures(folders: Sequence[Path]) -> list[Picture]:
 
 
 def _entries(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
+    values = read_object(path)
+    if values is None:
         return []
     names = ("protocol", "scene", "setting", "view", "label", "file")
     try:
-        entries = json.loads(path.read_bytes())["pictures"]
-        if len(entries) > _MOST_PICTURES or not all(isinstance(one[name], str) for one in entries for name in names):
-            raise ValueError
+        found = Fields(values, str(path)).objects("pictures", _MOST_PICTURES)
+        entries = [{name: one.text(name) for name in names} for one in found]
         # A name with folders in it would lead elsewhere.
-        if any(Path(one["file"]).name != one["file"] for one in entries):
-            raise ValueError
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a list of pictures; delete it, or run the suite again") from error
-    return [{name: one[name] for name in names} for one in entries]
+        if any(Path(one["file"]).name != one["file"] or "\0" in one["file"] for one in entries):
+            raise InputError("a file's name leads elsewhere")
+    except InputError as error:
+        raise InputError(f"{path} is not a list of pictures ({error}); delete it, or run the suite again") from error
+    return entries
 
 
 def _data_uri(path: Path) -> str:
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise InputError(f"{path} is larger than a picture of a report can be")
-        content: Any = path.read_bytes()
+        content = read_bounded(path, _MOST_BYTES)
         with Image.open(io.BytesIO(content)) as image:
             if image.format != "WEBP":
                 raise InputError(f"{path} is no picture of a report; delete it, or run the suite again")
-    except OSError as error:
+    except (OSError, DamagedFileError) as error:
         raise InputError(f"{path} cannot be read as a picture; delete it, or run the suite again") from error
     return f"data:image/webp;base64,{base64.b64encode(content).decode('ascii')}"

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from splatopt.core.checks import InputError, nearest_names
+from splatopt.core.checks import InputError, nearest_names, quoted
 from splatopt.train.sampler import ViewChoice
 
 POINTS = (0, 1, 5, 10, 50, 100, 200, 300, 400, 500, 1000, 2000, 7000, 30000)
@@ -95,6 +95,6 @@ def find_protocol(name: str, where: str) -> Protocol:
     Raises:
         InputError: There is none; names the nearest.
     """
-    if name not in PROTOCOLS:
-        raise InputError(f"{where}: there is no protocol {name!r}; {nearest_names(str(name), PROTOCOLS)}")
+    if not isinstance(name, str) or name not in PROTOCOLS:
+        raise InputError(f"{where}: there is no protocol {quoted(name)}; {nearest_names(str(name), PROTOCOLS)}")
     return PROTOCOLS[name]

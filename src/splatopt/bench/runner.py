@@ -15,8 +15,11 @@ from typing import Any
 from splatopt.bench.cells import Cell, timed
 from splatopt.bench.environment import environment
 from splatopt.bench.measure import RECORD, finished_record
+from splatopt.bench.records import read_failure, read_record
 from splatopt.bench.worker import FAILED, STOPPED
-from splatopt.core.checks import InputError
+from splatopt.core.checks import InputError, quoted
+from splatopt.core.typed import Fields
+from splatopt.core.untrusted import open_to_append
 from splatopt.train.config import TrainConfig
 from splatopt.train.folder import read_json, write_json
 from splatopt.train.setup import open_capture
@@ -61,8 +64,7 @@ class Place:
 
     def failure(self, cell: Cell) -> str | None:
         """Why the cell failed; None where it did not."""
-        reason = read_json(self.request(cell).with_suffix(".failed")).get("reason")
-        return reason if isinstance(reason, str) else None
+        return read_failure(self.request(cell).with_suffix(".failed"))
 
     def outcome(self, cell: Cell) -> Outcome | None:
         """How the cell ended; None where it has not. Raises InputError where its folder is another cell's."""
@@ -70,7 +72,7 @@ class Place:
         if record:
             return Outcome(cell, record, None)
         failure = self.failure(cell)
-        return None if failure is None else Outcome(cell, read_json(cell.config.folder / RECORD), failure)
+        return None if failure is None else Outcome(cell, read_record(cell.config.folder / RECORD), failure)
 
 
 def run_process(place: Place, cell: Cell, lpips_weights: str | None) -> Outcome:
@@ -89,7 +91,7 @@ def run_process(place: Place, cell: Cell, lpips_weights: str | None) -> Outcome:
     write_json(request, {"cell": cell.to_json(), "lpips_weights": lpips_weights})
     command = [sys.executable, "-m", "splatopt.bench.worker", str(request)]
     with (
-        request.with_suffix(".log").open("ab") as log,
+        open_to_append(request.with_suffix(".log")) as log,
         # Its standard input is never written to: that it closes is how the cell learns that we are gone. In a session
         # of its own it hears of Ctrl-C from us alone, once.
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True) as process,
@@ -103,7 +105,7 @@ def run_process(place: Place, cell: Cell, lpips_weights: str | None) -> Outcome:
         return Outcome(cell, record, None)
     if code != FAILED or place.failure(cell) is None:
         write_json(request.with_suffix(".failed"), {"reason": _death(code, request.with_suffix(".log"))})
-    return Outcome(cell, read_json(cell.config.folder / RECORD), place.failure(cell))
+    return Outcome(cell, read_record(cell.config.folder / RECORD), place.failure(cell))
 
 
 def _death(code: int, log: Path) -> str:
@@ -241,14 +243,13 @@ def with_times(
         InputError: A measurement failed, or the stored ones come from another machine.
     """
     path = place.state / "times.json"
-    stored = read_json(path)
+    machine, times = _stored_times(path)
     here = _machine(cells[0].config)
-    if stored and stored.get("machine") != here:
+    if machine not in (None, here):
         raise InputError(
-            f"the times in {path} were measured on another machine ({stored.get('machine')}), and this is {here}; "
+            f"the times in {path} were measured on another machine ({quoted(machine)}), and this is {here}; "
             f"start again with another --out"
         )
-    times = dict(stored.get("seconds", {}))
     check_scenes([clock for key, clock in clocks.items() if "/".join(key) not in times])
     for key, clock in clocks.items():
         if "/".join(key) not in times:
@@ -259,6 +260,16 @@ def with_times(
             times["/".join(key)] = round(float(outcome.record["points"][-1]["seconds"]), 3)
             write_json(path, {"machine": here, "seconds": times})
     return [timed(cell, times[f"{cell.scene}/{cell.setting}"]) for cell in cells]
+
+
+def _stored_times(path: Path) -> tuple[str | None, dict[str, float]]:
+    """The machine on which times were measured, and the seconds by scene and setting; None where there are none."""
+    values = read_json(path)
+    if not values:
+        return None, {}
+    stored = Fields(values, str(path))
+    seconds = stored.object("seconds")
+    return stored.text("machine"), {name: seconds.number(name, least=0) for name in seconds.values}
 
 
 def _machine(config: TrainConfig) -> str:

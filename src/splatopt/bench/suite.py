@@ -11,9 +11,10 @@ from typing import Any
 import splatopt.meta
 import splatopt.optim  # noqa: F401 - both register optimizers
 from splatopt.bench.protocol import POINTS, SECONDS, Protocol, find_protocol
-from splatopt.bench.typed import check_names, field_names, typed, typed_fields
-from splatopt.core.checks import InputError
+from splatopt.core.checks import InputError, shown
 from splatopt.core.optimizer import find_optimizer
+from splatopt.core.typed import check_names, field_names, typed, typed_fields
+from splatopt.core.untrusted import DamagedFileError, read_bounded
 from splatopt.train.config import TrainConfig
 
 OWN_SETTINGS = frozenset(
@@ -145,15 +146,11 @@ def read_suite(path: Path) -> Suite:
         InputError: It cannot be read, or something in it is unknown or impossible; names the place.
     """
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise InputError(
-                f"{path} is larger than a suite can be ({_MOST_BYTES >> 20} MiB); give a suite's .toml file"
-            )
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"the suite {path} cannot be read ({error.strerror}); give a suite's .toml file") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is not a suite in TOML ({error})") from error
+        values = tomllib.loads(read_bounded(path, _MOST_BYTES).decode("utf-8"))
+    except DamagedFileError as error:
+        raise InputError(f"the suite {error}; give a suite's .toml file") from error
+    except (ValueError, RecursionError) as error:  # of numbers too long for Python as well
+        raise InputError(f"{path} is not a suite in TOML ({shown(error)[:200]})") from error
     return make_suite(values, str(path), path.parent, title=path.stem)
 
 
@@ -280,7 +277,7 @@ def _optimizer(value: Any, where: str, protocol: Protocol) -> OptimizerEntry:
     chosen = typed_fields(given, options, field_names(options), f"option of {name}", where)
     try:
         options(**chosen)
-    except ValueError as error:
+    except InputError as error:
         raise InputError(f"{where} ({label}): {error}") from error
     return OptimizerEntry(label, name, chosen, _settings(values, f"{where} ({label})", protocol))
 

@@ -12,9 +12,10 @@ from typing import Any
 from splatopt.bench.cells import Cell
 from splatopt.bench.environment import REPRODUCING
 from splatopt.bench.measure import RECORD
+from splatopt.bench.records import read_record
 from splatopt.bench.runner import Launch, Place, Say, describe, run_process
 from splatopt.core.checks import InputError
-from splatopt.train.folder import RunFolder, read_json
+from splatopt.train.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def verify(
     Raises:
         InputError: The folder is no cell that is done, or it cannot be run again.
     """
-    record = read_json(run / RECORD)
+    record = read_record(run / RECORD)
     if record.get("status") != "done" or not RunFolder(run).is_run:
         raise InputError(f"{run} is no cell of a suite that came to its end; give a folder below a suite's cells/")
     cell = Cell.from_json(record, str(run / RECORD))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import threading
@@ -13,7 +12,7 @@ from splatopt.bench.cells import Cell
 from splatopt.bench.lpips_scores import measure_lpips
 from splatopt.bench.measure import run_cell
 from splatopt.core.checks import InputError
-from splatopt.train.folder import write_json
+from splatopt.train.folder import read_json, write_json
 
 DONE, FAILED, STOPPED = 0, 1, 130
 """How the process ends."""
@@ -28,10 +27,10 @@ def main(request: Path) -> int:
     Returns:
         DONE; STOPPED where it was asked to stop; FAILED where it cannot be run, with the reason beside the request.
     """
-    values = json.loads(request.read_text(encoding="utf-8"))
-    cell = Cell.from_json(values["cell"], str(request))
     try:
-        run_cell(cell, finish=lambda result: measure_lpips(result, values["lpips_weights"]))
+        values = read_json(request)
+        cell, weights = Cell.from_json(values.get("cell"), str(request)), values.get("lpips_weights")
+        run_cell(cell, finish=lambda result: measure_lpips(result, weights))
     except KeyboardInterrupt:
         return STOPPED
     except InputError as error:

@@ -12,17 +12,19 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from splatopt.core.checks import InputError, writing
+from splatopt.core.checks import InputError, quoted, writing
+from splatopt.core.typed import Fields
+from splatopt.core.untrusted import AbsentFileError, parse_tensors, read_bounded, read_json
 
 FORMAT = "splatopt-checkpoint-1"
 KEPT = 2
@@ -31,6 +33,8 @@ KEPT = 2
 _NAME = re.compile(r"step-(\d+)")
 _TENSORS = "tensors.safetensors"
 _SCALARS = "checkpoint.json"
+_MOST_BYTES = 2**40
+_MOST_STEPS = 10**15
 
 
 class DamagedCheckpointError(InputError):
@@ -45,11 +49,23 @@ class Checkpoint:
         step: Steps done.
         tensors: Parameters, the optimizer's tensors, the sampler's order, the generator's state.
         scalars: Numbers of the optimizer and of the loop, as JSON holds them.
+        path: The folder that it was read from; None where it was not.
     """
 
     step: int
     tensors: Mapping[str, Tensor]
     scalars: Mapping[str, Any]
+    path: Path | None = None
+
+    @property
+    def where(self) -> str:
+        """What messages call its tensors: their file."""
+        return str(self.path / _TENSORS) if self.path else f"the checkpoint of step {self.step}"
+
+    @property
+    def fields(self) -> Fields:
+        """The numbers, to be asked for by name and type."""
+        return Fields(dict(self.scalars), str(self.path / _SCALARS) if self.path else self.where)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -100,38 +116,138 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     """Read the checkpoint in ``folder``.
 
     Raises:
-        DamagedCheckpointError: A file is missing, cut short or changed.
+        DamagedCheckpointError: A file is missing, cut short, changed, or not of its form.
     """
     try:
-        header = json.loads((folder / _SCALARS).read_bytes())
-        if header["format"] != FORMAT:
-            raise DamagedCheckpointError(f"{folder}: expected the format {FORMAT}, got {header['format']!r}")
-        size = (folder / _TENSORS).stat().st_size
-        if size != header["bytes"]:
-            raise DamagedCheckpointError(f"{folder}: {_TENSORS} should hold {header['bytes']} bytes, got {size}")
-        data = (folder / _TENSORS).read_bytes()
-        if hashlib.sha256(data).hexdigest() != header["sha256"]:
-            raise DamagedCheckpointError(f"{folder}: {_TENSORS} was changed since it was written")
-        return Checkpoint(int(header["step"]), safetensors.torch.load(data), header["scalars"])
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-        if isinstance(error, DamagedCheckpointError):
-            raise
+        return _load(folder)
+    except AbsentFileError as error:
         raise DamagedCheckpointError(f"{folder}: this checkpoint is incomplete ({error})") from error
+    except DamagedCheckpointError:
+        raise
+    except InputError as error:
+        raise DamagedCheckpointError(str(error)) from error
 
 
-def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+def _load(folder: Path) -> Checkpoint:
+    described, tensors = folder / _SCALARS, folder / _TENSORS
+    header = Fields(read_json(described), str(described))
+    if header.text("format") != FORMAT:
+        raise header.refusal("format", FORMAT)
+    step, size, digest = header.count("step", _MOST_STEPS), header.count("bytes"), header.text("sha256")
+    scalars = header.object("scalars").values
+    named = _NAME.fullmatch(folder.name)
+    if named and int(named[1]) != step:
+        raise header.refusal("step", f"{int(named[1])}, as its folder says")
+    data = read_bounded(tensors, _MOST_BYTES)
+    if len(data) != size:
+        raise DamagedCheckpointError(f"{tensors} is damaged: it should hold {size:,} bytes, and holds {len(data):,}")
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise DamagedCheckpointError(f"{tensors} is damaged: it was changed since it was written")
+    return Checkpoint(step, parse_tensors(data, str(tensors)), scalars, folder)
+
+
+def latest_checkpoint(
+    folder: Path, check: Callable[[Checkpoint], None] = lambda checkpoint: None
+) -> tuple[Checkpoint | None, list[str]]:
     """Return the newest checkpoint that is whole, and a sentence for each newer one that is not.
 
     Args:
         folder: The run's folder of checkpoints.
+        check: Raises DamagedCheckpointError where a checkpoint does not hold what it should.
     """
-    warnings: list[str] = []
+    damages: list[str] = []
     for _, path in reversed(_checkpoints(folder)):
         try:
-            return load_checkpoint(path), warnings
+            found = load_checkpoint(path)
+            check(found)
         except DamagedCheckpointError as error:
-            warnings.append(f"{error}; using the one before")
-    return None, warnings
+            damages.append(str(error))
+        else:
+            return found, [f"{damage}; using the one before" for damage in damages]
+    return None, damages
+
+
+@contextmanager
+def damage_in(where: str) -> Iterator[None]:
+    """Have what is refused as input mean that a checkpoint is damaged.
+
+    Args:
+        where: The checkpoint, for messages that do not name it.
+
+    Raises:
+        DamagedCheckpointError: Something was refused.
+    """
+    try:
+        yield
+    except DamagedCheckpointError:
+        raise
+    except InputError as error:
+        said = str(error)
+        raise DamagedCheckpointError(said if where in said else f"{where}: {said}") from error
+
+
+def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with ``prefix``, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def check_tensor_names(found: Collection[str], known: Collection[str], where: str) -> None:
+    """Raise DamagedCheckpointError where a tensor is missing, or there is one that nobody knows.
+
+    Args:
+        found: Names that are there.
+        known: Names that are to be there.
+        where: Whose they are, for the message.
+    """
+    for name in known:
+        if name not in found:
+            raise DamagedCheckpointError(f"{where} lacks the tensor {quoted(name)}")
+    for name in found:
+        if name not in known:
+            raise DamagedCheckpointError(f"{where} holds a tensor {quoted(name)}, which it should not")
+
+
+def check_like(found: Mapping[str, Tensor], like: Mapping[str, Tensor], where: str) -> None:
+    """Make sure that tensors have the names, shapes and types of others, and finite numbers.
+
+    Args:
+        found: What was read.
+        like: What it is to be like.
+        where: Whose they are, for messages.
+
+    Raises:
+        DamagedCheckpointError: One is not.
+    """
+    check_tensor_names(found, like, where)
+    for name, one in like.items():
+        value = found[name]
+        if value.shape != one.shape or value.dtype != one.dtype:
+            wanted, came = (f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in (one, value))
+            raise DamagedCheckpointError(f"{where}: {name} must be {wanted}, got {came}")
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise DamagedCheckpointError(f"{where}: {name} must hold finite numbers")
+
+
+def check_generator(state: Tensor, where: str) -> None:
+    """Make sure that a generator on the CPU can go on from ``state``.
+
+    Args:
+        state: As ``torch.Generator.get_state`` gives it.
+        where: What it is, for the message.
+
+    Raises:
+        DamagedCheckpointError: It cannot.
+    """
+    scratch = torch.Generator()
+    like = scratch.get_state()
+    if state.dtype == like.dtype and state.shape == like.shape:
+        try:
+            scratch.set_state(state)
+        except RuntimeError:  # its own check of the numbers
+            pass
+        else:
+            return
+    raise DamagedCheckpointError(f"{where} is no state of a random generator")
 
 
 def latest_path(folder: Path) -> Path | None:

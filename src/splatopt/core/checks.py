@@ -94,17 +94,17 @@ def writing(path: Path) -> Iterator[None]:
 def nearest_names(name: str, known: Iterable[str]) -> str:
     """Return a hint for a misspelt name: its nearest known names, or all of them."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name[:LONGEST_QUOTE], names, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names)}"
 
 
 def check_positive(name: str, value: float) -> None:
-    """Raise ``ValueError`` unless ``value`` is a finite number above zero."""
+    """Raise InputError unless ``value`` is a finite number above zero."""
     if not 0 < value < float("inf"):
-        raise ValueError(f"{name} must be a positive number, got {value}")
+        raise InputError(f"{name} must be a positive number, got {value}")
 
 
 def check_fraction(name: str, value: float) -> None:
-    """Raise ``ValueError`` unless ``0 <= value < 1``."""
+    """Raise InputError unless ``0 <= value < 1``."""
     if not 0 <= value < 1:
-        raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
+        raise InputError(f"{name} must be at least 0 and below 1, got {value}")

@@ -8,18 +8,18 @@ import re
 import psutil  # type: ignore[import-untyped]
 import torch
 
-from splatopt.core.checks import InputError
+from splatopt.core.checks import InputError, quoted
 
 OLDEST_CAPABILITY = (7, 0)
 """Compute capability (major, minor) below which Triton compiles nothing; 7.0 is Volta."""
 
-_NAME = re.compile(r"auto|cpu|cuda(:\d+)?")
+_NAME = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 
 
 def check_device_name(name: str) -> None:
     """Raise InputError unless ``name`` is auto, cpu, cuda or cuda:N."""
     if not _NAME.fullmatch(name):
-        raise InputError(f"--device must be auto, cpu, cuda or cuda:N with the number of a GPU, got {name!r}")
+        raise InputError(f"--device must be auto, cpu, cuda or cuda:N with the number of a GPU, got {quoted(name)}")
 
 
 def cuda_problem(name: str = "cuda") -> str | None:

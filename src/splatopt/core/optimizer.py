@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from splatopt.core.checks import InputError, nearest_names
+from splatopt.core.checks import InputError, nearest_names, quoted
 from splatopt.core.objective import Evaluation, Objective, Oracle
 from splatopt.core.rows import RowEdit
 
@@ -172,5 +172,5 @@ def find_optimizer(name: str) -> Entry:
     if separator and prefix in _FAMILIES:
         return _FAMILIES[prefix](member)
     if name not in _REGISTRY:
-        raise InputError(f"no optimizer is named {name!r}; {nearest_names(name, _REGISTRY)}")
+        raise InputError(f"no optimizer is named {quoted(name)}; {nearest_names(name, _REGISTRY)}")
     return _REGISTRY[name]

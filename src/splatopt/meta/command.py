@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from splatopt import __version__
-from splatopt.core.checks import InputError, nearest_names, say
+from splatopt.core.checks import InputError, nearest_names, quoted, say
+from splatopt.core.untrusted import read_object
 from splatopt.data.made import made_from
 from splatopt.meta.episode import LossOptions
 from splatopt.meta.inner import InnerRates
@@ -171,6 +172,8 @@ def _work(rank: int, config: MetaTrainConfig, described: dict[str, Any], world: 
     trainer = MetaTrainer(config, rank, world)
     if rank == 0:
         write_config(config.out, described)
+        for warning in trainer.warnings:
+            say(f"splatopt: warning: {warning}", file=sys.stderr)
         if trainer.left_out:
             say(trainer.left_out)
     trainer.run(_say if rank == 0 else lambda record: None, until or None)
@@ -244,6 +247,11 @@ def _described(options: MetaTrainOptions) -> dict[str, Any]:
     return dict(json.loads(json.dumps(described)))  # as it will be read again: tuples are lists
 
 
+def _cut(value: Any) -> str:
+    """A setting as a message tells it."""
+    return quoted(json.dumps(value))
+
+
 def _check_goes_on(out: Path, described: dict[str, Any]) -> bool:
     """Return whether ``out`` holds a run, and make sure that it is the one that is asked for.
 
@@ -251,22 +259,17 @@ def _check_goes_on(out: Path, described: dict[str, Any]) -> bool:
         InputError: It is another one, or its description cannot be read.
     """
     path = out / "config.json"
-    if not path.exists():
+    saved = read_object(path)
+    if saved is None:
         if out.exists() and any(out.iterdir()):
             raise InputError(f"{out} holds something else than a meta-training run; choose another --out")
         return False
-    try:
-        saved = json.loads(path.read_text())
-        different = sorted(
-            name for name in described if name not in _NOT_COMPARED and saved.get(name) != described[name]
-        )
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{path} cannot be read: {error}; choose another --out") from error
+    different = sorted(name for name in described if name not in _NOT_COMPARED and saved.get(name) != described[name])
     if different:
         name = different[0]
         raise InputError(
-            f"{out} holds a run with {name} {saved.get(name)!r}, not {described[name]!r}; give the command that began "
-            "it, or choose another --out"
+            f"{path}: {out} holds a run with {name} {_cut(saved.get(name))}, not {_cut(described[name])}; give the "
+            "command that began it, or choose another --out"
         )
     say(f"going on in {out}", file=sys.stderr)
     return True

@@ -236,8 +236,10 @@ class Learned(Optimizer):
 
     def _checked_neighbours(self, near: Tensor | None) -> Tensor | None:
         """Return saved neighbours, or None where they are to be searched for anew."""
-        count = len(self._inner.age)
+        count, others = len(self._inner.age), self._network.options.neighbours
         if near is None or near.dtype != torch.int64 or near.dim() != 2 or len(near) != count:
+            return None
+        if near.shape[1] not in (0, others):
             return None
         if near.numel() and not 0 <= int(near.min()) <= int(near.max()) < count:
             raise InputError("the optimizer's state names neighbours that are not in its scene; start a new run")

@@ -15,14 +15,23 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from splatopt.core.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, replace_file, save_checkpoint
+from splatopt.core.checkpoint import (
+    Checkpoint,
+    below,
+    latest_checkpoint,
+    load_checkpoint,
+    replace_file,
+    save_checkpoint,
+)
 from splatopt.core.checks import InputError, check_positive, writing
+from splatopt.core.untrusted import open_to_append
 from splatopt.meta.episode import EpisodeResult, LossOptions
 from splatopt.meta.inner import InnerRates
 from splatopt.meta.lane import EpisodeOptions, Lane, Variant
 from splatopt.meta.network import LearnedNetwork, NetworkOptions
 from splatopt.meta.perceptual import ImageLoss
 from splatopt.meta.practice import PracticeOptions
+from splatopt.meta.saved import ADAMW, AVERAGE, NETWORK, check_lane, check_network
 from splatopt.meta.validation import Curve, validate
 from splatopt.meta.weights import save_weights
 from splatopt.metrics.lpips import find_lpips
@@ -115,6 +124,7 @@ class MetaTrainer:
         self.step = 0
         self.seconds = 0.0
         self.recent: list[EpisodeResult] = []
+        self.warnings: list[str] = []
         self._resume()
 
     def _lane(self, number: int) -> Lane:
@@ -239,8 +249,8 @@ class MetaTrainer:
     def _log(self, record: dict[str, Any]) -> dict[str, Any]:
         self.config.out.mkdir(parents=True, exist_ok=True)
         path = self.config.out / "log.jsonl"
-        with writing(path), path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        with writing(path), open_to_append(path) as file:
+            file.write((json.dumps(record) + "\n").encode())
         return record
 
     def _validate(self, watch: Callable[[dict[str, Any]], None]) -> None:
@@ -255,13 +265,13 @@ class MetaTrainer:
         """Write each lane's checkpoint, then the network's, then the weights as they can be used."""
         for lane in self.lanes:
             tensors, scalars = lane.state()
-            save_checkpoint(self._lane_folder(lane), Checkpoint(self.step, tensors, scalars))
+            save_checkpoint(self._lane_folder(lane.number), Checkpoint(self.step, tensors, scalars))
         if self.world > 1:
             torch.distributed.barrier()
         if self.rank:
             return
-        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
-        tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
+        tensors = {f"{NETWORK}{name}": value for name, value in self.network.state_dict().items()}
+        tensors |= {f"{AVERAGE}{name}": value for name, value in self.average.state_dict().items()}
         tensors |= _optimizer_tensors(self.optimizer)
         save_checkpoint(self.config.out / "checkpoints", Checkpoint(self.step, tensors, {"seconds": self.seconds}))
         facts: dict[str, Any] = {
@@ -272,41 +282,46 @@ class MetaTrainer:
         facts |= {"variant": self.config.variant.value, "lanes": self.config.lanes}
         save_weights(self.config.out / "weights.safetensors", self.average, self.config.rates, facts)
 
-    def _lane_folder(self, lane: Lane) -> Path:
-        return self.config.out / "lanes" / f"lane-{lane.number}"
+    def _lane_folder(self, number: int) -> Path:
+        return self.config.out / "lanes" / f"lane-{number}"
 
     def _resume(self) -> None:
-        checkpoint, _ = latest_checkpoint(self.config.out / "checkpoints")
+        checkpoint, damages = latest_checkpoint(self.config.out / "checkpoints", self._check)
         if checkpoint is None:
+            if damages:
+                raise InputError(f"{self.config.out} holds no whole checkpoint ({damages[0]}); choose another --out")
             return
+        self.warnings = damages
         tensors = checkpoint.tensors
-        self.network.load_state_dict(_below(tensors, "network."))
-        self.average.load_state_dict(_below(tensors, "average."))
+        self.network.load_state_dict(below(tensors, NETWORK))
+        self.average.load_state_dict(below(tensors, AVERAGE))
         _load_optimizer(self.optimizer, tensors)
         self.step, self.seconds = checkpoint.step, float(checkpoint.scalars["seconds"])
         for lane in self.lanes:
-            kept = load_checkpoint(self._lane_folder(lane) / f"step-{self.step:06d}")
+            kept = load_checkpoint(self._lane_folder(lane.number) / f"step-{self.step:06d}")
             lane.load(dict(kept.tensors), dict(kept.scalars), self.config.network.latent)
+
+    def _check(self, checkpoint: Checkpoint) -> None:
+        """Raise DamagedCheckpointError unless network and all lanes are there, those of other processes too."""
+        check_network(checkpoint, self.network)
+        for number in range(self.config.lanes):
+            kept = load_checkpoint(self._lane_folder(number) / f"step-{checkpoint.step:06d}")
+            check_lane(kept, self.config.network, self.config.scenes)
 
 
 def _by_step(curve: Curve) -> dict[str, float]:
     return {str(step): round(value, 4) for step, value in curve.items()}
 
 
-def _below(tensors: Any, prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     state = optimizer.state_dict()["state"]
-    return {
-        f"adamw.{place}.{name}": torch.as_tensor(value) for place, kept in state.items() for name, value in kept.items()
-    }
+    named = {f"{place}.{name}": value for place, kept in state.items() for name, value in kept.items()}
+    return {f"{ADAMW}{name}": torch.as_tensor(value) for name, value in named.items()}
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Any) -> None:
     state: dict[int, dict[str, Tensor]] = {}
-    for name, value in _below(tensors, "adamw.").items():
+    for name, value in below(tensors, ADAMW).items():
         place, _, kind = name.partition(".")
         state.setdefault(int(place), {})[kind] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -11,13 +11,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import safetensors
 import safetensors.torch
 import torch
 
-from splatopt.core.checks import InputError, nearest_names, writing
+from splatopt.core.checks import InputError, nearest_names, quoted, writing
+from splatopt.core.typed import read_dataclass, told
+from splatopt.core.untrusted import DamagedFileError, parse_json, parse_tensors, read_bounded
 from splatopt.meta.inner import InnerRates
 from splatopt.meta.network import LearnedNetwork, NetworkOptions
 
@@ -25,7 +26,7 @@ FORMAT = "splatopt-learned-2"
 SHIPPED = Path(__file__).parent / "weights"
 _MOST_BYTES = 64 * 2**20
 _MOST_TEXT = 2**20
-_KINDS: Mapping[str, tuple[type, ...]] = {"int": (int,), "bool": (bool,), "float": (int, float)}
+_Part = TypeVar("_Part", NetworkOptions, InnerRates)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def load_weights(name: str) -> LearnedWeights:
         path = SHIPPED / f"{name}.safetensors"
     else:
         raise InputError(
-            f"no weights are named {name!r}; {nearest_names(name, shipped_names())} - or give the path of a "
+            f"no weights are named {quoted(name)}; {nearest_names(name, shipped_names())} - or give the path of a "
             ".safetensors file that splatopt meta-train wrote"
         )
     header = _read_header(path.with_suffix(".json"))
@@ -105,10 +106,10 @@ def load_weights(name: str) -> LearnedWeights:
             "describes; copy both files again, or train them anew with splatopt meta-train"
         )
     try:
-        options = NetworkOptions(**_known(header, "network", NetworkOptions))
-        rates = InnerRates(**_known(header, "rates", InnerRates))
-        tensors = safetensors.torch.load(data)
-    except (TypeError, ValueError, safetensors.SafetensorError) as error:
+        options = _known(header, "network", NetworkOptions, path.with_suffix(".json"))
+        rates = _known(header, "rates", InnerRates, path.with_suffix(".json"))
+        tensors = parse_tensors(data, str(path))
+    except InputError as error:
         raise InputError(f"weights {path} cannot be used: {error}") from error
     network = LearnedNetwork(options)
     expected = {key: value.shape for key, value in network.state_dict().items()}
@@ -138,35 +139,28 @@ def _shape(shape: Any) -> str:
 
 def _read(path: Path, most: int) -> bytes:
     try:
-        size = path.stat().st_size
-        if size > most:
-            raise InputError(f"{path} has {size:,} bytes, more than the {most:,} that weights may have")
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"weights {path} cannot be read: {error.strerror or error}") from error
+        return read_bounded(path, most)
+    except DamagedFileError as error:
+        raise InputError(f"weights {error}") from error
 
 
 def _read_header(path: Path) -> dict[str, Any]:
     try:
-        header = json.loads(_read(path, _MOST_TEXT))
-    except ValueError as error:
+        header = parse_json(_read(path, _MOST_TEXT), str(path))
+    except DamagedFileError as error:
         raise InputError(f"{path}, which describes the weights beside it, cannot be read: {error}") from error
     found = header.get("format") if isinstance(header, dict) else None
     if found != FORMAT:
         raise InputError(
-            f"{path} is of format {found!r}; this version of splatopt reads {FORMAT!r}: train anew with "
+            f"{path} is of format {told(found)}; this version of splatopt reads {FORMAT!r}: train anew with "
             "splatopt meta-train, or take the version that wrote it"
         )
     return dict(header)
 
 
-def _known(header: Mapping[str, Any], part: str, of: type) -> dict[str, Any]:
-    values = header.get(part)
-    names = {item.name for item in fields(of)}
+def _known(header: Mapping[str, Any], part: str, of: type[_Part], where: Path) -> _Part:
+    """One of the parts of a header, with all its numbers."""
+    values, names = header.get(part), {item.name for item in fields(of)}
     if not isinstance(values, dict) or set(values) != names:
-        raise TypeError(f"its {part} must name {', '.join(sorted(names))}")
-    for item in fields(of):
-        value, kinds = values[item.name], _KINDS[str(item.type)]
-        if not isinstance(value, kinds) or (item.type != "bool" and isinstance(value, bool)):
-            raise TypeError(f"its {part}.{item.name} must be a {item.type}, got {value!r}")
-    return values
+        raise InputError(f"its {part} must name {', '.join(sorted(names))}")
+    return read_dataclass(values, of, "number", f"{where}: {part}")

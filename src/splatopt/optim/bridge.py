@@ -23,6 +23,7 @@ from splatopt.core.optimizer import Optimizer, OptimizerState, Progress
 from splatopt.core.rows import RowEdit
 from splatopt.curvature.hessian import CentralDifference, ExactHessian
 from splatopt.optim.flat_state import flatten, unflatten
+from splatopt.optim.torch_state import check_like, check_state, first_state
 
 Factory = Callable[[list[dict[str, Any]], Any, torch.Generator | None], torch.optim.Optimizer]
 """Makes an optimizer from parameter groups, options and the run's generator."""
@@ -69,12 +70,16 @@ class TorchOptimizer(Optimizer):
     def _bind(self) -> None:
         """Point a new optimizer at the objective's parameters."""
         self._leaves = self._find_leaves()
-        names = list(self._leaves)
+        self.torch, self._order = self._made_for(self._leaves)
+
+    def _made_for(self, leaves: Tensors) -> tuple[torch.optim.Optimizer, list[str]]:
+        """Return an optimizer of ``leaves``, and their names in the order of its groups."""
+        names = list(leaves)
         parts = [[name] for name in names] if self.rates(Progress(0, 1)) else [names]
-        self.torch = self.make([{"params": [self._leaves[name] for name in part]} for part in parts])
+        made = self.make([{"params": [leaves[name] for name in part]} for part in parts])
         # An optimizer may have regrouped them, and its state counts them in the order of its groups.
-        by_identity = {id(leaf): name for name, leaf in self._leaves.items()}
-        self._order = [by_identity[id(leaf)] for group in self.torch.param_groups for leaf in group["params"]]
+        by_identity = {id(leaf): name for name, leaf in leaves.items()}
+        return made, [by_identity[id(leaf)] for group in made.param_groups for leaf in group["params"]]
 
     def _find_leaves(self) -> dict[str, Tensor]:
         """The parameters as an optimizer wants them: leaves with a place for a gradient, in the same memory."""
@@ -137,12 +142,15 @@ class TorchOptimizer(Optimizer):
     def load_state(self, state: OptimizerState) -> None:
         """Go on from ``state``; raises InputError where it does not fit the parameters."""
         found = unflatten({name: value.clone() for name, value in state.tensors.items()}, state.scalars)
+        check_state(found, self.torch.state_dict()["param_groups"], self._leaves)
         shapes = {name: tuple(leaf.shape) for name, leaf in self._leaves.items()}
         if found["shapes"] != shapes:
             raise InputError(
                 f"the optimizer's state belongs to parameters of the shapes {found['shapes']}, but they are {shapes}; "
                 f"resume the run that wrote it, or start a new one"
             )
+        if found["state"]:
+            check_like(found["state"], self._first_state())
         groups = [
             {**mine, **given}
             for mine, given in zip(self.torch.state_dict()["param_groups"], found["groups"], strict=True)
@@ -150,6 +158,16 @@ class TorchOptimizer(Optimizer):
         numbers = {name: index for index, name in enumerate(self._order)}
         by_number = {numbers[name]: entry for name, entry in found["state"].items()}
         self.torch.load_state_dict({"state": by_number, "param_groups": groups})
+
+    def _first_state(self) -> dict[str, dict[str, Any]]:
+        """What is kept of each parameter after one step, seen on copies; what that draws is put back."""
+        kept = self.generator.get_state() if self.generator is not None else None
+        leaves = {name: nn.Parameter(leaf.detach().clone()) for name, leaf in self._leaves.items()}
+        made, order = self._made_for(leaves)
+        found = first_state(made, leaves, order)
+        if self.generator is not None and kept is not None:
+            self.generator.set_state(kept)
+        return found
 
     def edit_rows(self, edit: RowEdit) -> None:
         """Gather what is kept per row; the state of a parameter that is kept otherwise starts anew."""

@@ -222,6 +222,17 @@ class FieldKfac(TorchOptimizer):
             generator=self.generator,
         )
 
+    def _first_state(self) -> dict[str, dict[str, Any]]:
+        """What is kept of each layer, by its weight; it cannot be seen on copies, which are of no network."""
+        found: dict[str, dict[str, Any]] = {}
+        for name, leaf in self._leaves.items():
+            if leaf.dim() == 2 and name in self._leaves:
+                rows, columns = leaf.shape[0], leaf.shape[1] + 1
+                found[name] = {"mean": leaf.new_zeros(rows, columns)}
+                found[name] |= {key: leaf.new_zeros(columns, columns) for key in ("inputs", "inputs_inverse")}
+                found[name] |= {key: leaf.new_zeros(rows, rows) for key in ("outputs", "outputs_inverse")}
+        return found
+
     def graph(self, objective: GraphObjective, batch: Any) -> Tensor:
         """Return the residual: it tells what curvature is Gauss-Newton's."""
         return objective.residual(batch)

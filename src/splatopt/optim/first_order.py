@@ -188,7 +188,7 @@ class SearchedAdamOptions(TunedAdamOptions):
         super().__post_init__()
         for name in ("patience", "fall"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be 0 or a positive number, got {getattr(self, name)}")
+                raise InputError(f"{name} must be 0 or a positive number, got {getattr(self, name)}")
 
     def rates(self, length_scale: float, progress: Progress) -> dict[str, float]:
         """Return the rates of :class:`DecayingRates`, fallen by the steps done."""

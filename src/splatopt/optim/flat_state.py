@@ -8,6 +8,7 @@ A path joins keys by ``/``. What is no tensor and no number leaves a mark behind
 from __future__ import annotations
 
 import json
+import re
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from splatopt.core.checks import InputError
 
+_DEEPEST = 20
+_NUMBER = re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,18})?(e[-+]?[0-9]{1,3})?")
 _LISTS: dict[str, type] = {"[]": list, "()": tuple, "<>": deque}
 
 
@@ -38,10 +41,17 @@ def unflatten(tensors: Mapping[str, Tensor], scalars: Mapping[str, float | int])
     Raises:
         InputError: Something of it is missing.
     """
+    deepest = max((path.count("/") for path in (*tensors, *scalars)), default=0)
+    if deepest > _DEEPEST:
+        raise InputError(f"the optimizer's state is nested {deepest} deep; start a new run")
     try:
         return _read("", tensors, scalars, _children([*tensors, *scalars]))
-    except KeyError as error:
+    except _MissingError as error:
         raise InputError(f"the optimizer's state is incomplete: it lacks {error}; start a new run") from error
+
+
+class _MissingError(Exception):
+    """Something that a mark announces is not there, or is not what its mark says; the message is its path."""
 
 
 def _write(value: Any, path: str, tensors: dict[str, Tensor], scalars: dict[str, float | int]) -> None:
@@ -79,19 +89,35 @@ def _read(
     if path in tensors or path in scalars:
         return tensors[path] if path in tensors else scalars[path]
     if f'{path}"' in tensors:
-        return bytes(tensors[f'{path}"'].tolist()).decode()
+        return _word(tensors[f'{path}"'], path)
     if f"{path}-" in scalars or f"{path}!" in scalars:
         return bool(scalars[f"{path}!"]) if f"{path}!" in scalars else None
     for mark, kind in _LISTS.items():
         if f"{path}{mark}" in scalars:
             count = int(scalars[f"{path}{mark}"])
+            if len(children.get(path, ())) != count:
+                raise _MissingError(repr(path))
             return kind(_read(f"{path}/{index}", tensors, scalars, children) for index in range(count))
-    if len(children.get(path, ())) != scalars[f"{path}{{}}"]:
-        raise KeyError(path)
-    return {
-        json.loads(key[1:]) if key.startswith("=") else key: _read(f"{path}/{key}", tensors, scalars, children)
-        for key in children.get(path, ())
-    }
+    if len(children.get(path, ())) != scalars.get(f"{path}{{}}"):
+        raise _MissingError(repr(path))
+    return {_key(key): _read(f"{path}/{key}", tensors, scalars, children) for key in children.get(path, ())}
+
+
+def _key(text: str) -> str | int | float:
+    if not text.startswith("="):
+        return text
+    if not _NUMBER.fullmatch(text[1:]):
+        raise _MissingError(repr(text))
+    return json.loads(text[1:])
+
+
+def _word(letters: Tensor, path: str) -> str:
+    if letters.dtype != torch.uint8:
+        raise _MissingError(repr(path))
+    try:
+        return letters.numpy().tobytes().decode()
+    except UnicodeDecodeError as error:
+        raise _MissingError(repr(path)) from error
 
 
 def _children(paths: list[str]) -> dict[str, list[str]]:

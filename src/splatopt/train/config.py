@@ -10,10 +10,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from splatopt.core.checks import InputError, nearest_names
+from splatopt.core.checks import InputError, quoted
 from splatopt.core.devices import check_device_name
 from splatopt.core.native import check_instructions_name
 from splatopt.core.optimizer import find_optimizer, option_prefix
+from splatopt.core.typed import field_names, make, read_dataclass, told, typed_fields
 from splatopt.raster.constants import SSIM_WEIGHT
 from splatopt.raster.types import Footprint, RenderOptions
 from splatopt.train.resuming import check_options, flag, resumed_settings
@@ -49,6 +50,15 @@ _USUAL_STEPS = 2000
 
 _MOST_THREADS = 1024
 """More are refused by the native module."""
+
+_MOST_VIEWS = 100_000
+"""Of one step."""
+
+_MOST_POINTS = 10**10
+"""Of a random start; far more than any memory holds."""
+
+_MOST_SECONDS = 1e8
+"""Some three years."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +220,13 @@ class TrainConfig:
         for name, least in at_least.items():
             if not least <= getattr(self, name) < float("inf"):
                 raise InputError(f"{flag(name)} must be at least {least}, got {getattr(self, name)}")
-        at_most = {"seed": 2**63 - 1, "threads": _MOST_THREADS}
+        at_most = {
+            "seed": 2**63 - 1,
+            "threads": _MOST_THREADS,
+            "view_batch": _MOST_VIEWS,
+            "random_points": _MOST_POINTS,
+            "process_timeout": _MOST_SECONDS,
+        }
         for name, most in at_most.items():
             if getattr(self, name) > most:
                 raise InputError(f"{flag(name)} must be at most {most}, got {getattr(self, name)}")
@@ -226,7 +242,7 @@ class TrainConfig:
         if not 0 <= self.ssim_weight <= 1:
             raise InputError(f"--ssim-weight must lie in [0, 1], got {self.ssim_weight}")
         if self.start not in ("sfm", "random") and not self.start.endswith(".ply"):
-            raise InputError(f"--start must be sfm, random or the path of a .ply file, got {self.start!r}")
+            raise InputError(f"--start must be sfm, random or the path of a .ply file, got {quoted(self.start)}")
         check_device_name(self.device)
         check_instructions_name(self.instructions)
         RenderOptions(self.background or (0.0, 0.0, 0.0), self.footprint, self.sh_degree)
@@ -337,26 +353,12 @@ class TrainConfig:
         Raises:
             InputError: A setting is unknown or has the wrong form.
         """
-        known = {item.name for item in fields(cls)}
-        for name in values:
-            if name not in known:
-                raise InputError(f"{where}: there is no setting {name!r}; {nearest_names(name, known)}")
-        settings = dict(values)
-        try:
-            if settings.get("optimizer_options") is not None:
-                given = settings["optimizer_options"]
-                staged = settings.get("stages") is not None
-                by_name = given if staged else {settings["optimizer"]: given}
-                options = {name: find_optimizer(name).options(**_tuples(each)) for name, each in by_name.items()}
-                settings["optimizer_options"] = options if staged else options[settings["optimizer"]]
-            if settings.get("out") is not None:
-                settings["out"] = Path(settings["out"])
-            for name, choices in (("footprint", Footprint), ("view_choice", ViewChoice)):
-                if name in settings:
-                    settings[name] = choices(settings[name])
-            return cls(**_tuples(settings))
-        except (TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"{where}: this is not the configuration of a run ({error}); start a new run") from error
+        known = field_names(cls) - {"resume"}
+        given = {name: value for name, value in values.items() if name != "optimizer_options"}
+        settings = typed_fields(given, cls, known, "setting", where)
+        if values.get("optimizer_options") is not None:
+            settings["optimizer_options"] = _saved_options(values["optimizer_options"], settings, where)
+        return make(cls, settings, where)
 
     def resuming(self, saved: TrainConfig) -> TrainConfig:
         """Return the configuration to resume ``saved`` with.
@@ -394,6 +396,22 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with JSON's lists as the tuples they were."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+def _saved_options(saved: Any, settings: Mapping[str, Any], where: str) -> Any:
+    """The options of the optimizer, or of each of the stages' by name, that a file holds."""
+    what, place = "option", f"{where}: optimizer_options"
+    if settings.get("stages") is None:
+        return read_dataclass(saved, _options_of(settings.get("optimizer", _USUAL_OPTIMIZER), where), what, place)
+    if not isinstance(saved, dict):
+        raise InputError(f"{place} must be an object, got {told(saved)}")
+    return {
+        name: read_dataclass(one, _options_of(name, where), what, f"{place}: {quoted(name)}")
+        for name, one in saved.items()
+    }
+
+
+def _options_of(optimizer: str, where: str) -> type:
+    """The dataclass of an optimizer's options."""
+    try:
+        return find_optimizer(optimizer).options
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from splatopt.core.checks import InputError, nearest_names
+from splatopt.core.checks import InputError
 from splatopt.core.optimizer import option_prefix
+from splatopt.core.typed import field_names, make, read_dataclass, typed_fields
 from splatopt.fields.networks import Architecture
 from splatopt.fields.registry import check_constants, find_field
 from splatopt.optim.field_optimizers import field_options, find_field_optimizer
@@ -247,25 +248,18 @@ class FitConfig:
         Raises:
             InputError: A setting is unknown or has the wrong form.
         """
-        known = {item.name for item in fields(cls)}
-        for name in values:
-            if name not in known:
-                raise InputError(f"{where}: there is no setting {name!r}; {nearest_names(name, known)}")
-        settings = dict(values)
-        try:
-            settings["task"] = TaskKind(settings["task"])
-            settings["eval_at"] = tuple(settings.get("eval_at", ()))
-            settings["out"] = None if settings.get("out") is None else Path(settings["out"])
-            if settings.get("optimizer_options") is not None:
-                options = find_field_optimizer(settings["optimizer"]).entry.options
-                given = settings["optimizer_options"].items()
-                plain = {name: tuple(value) if isinstance(value, list) else value for name, value in given}
-                settings["optimizer_options"] = options(**plain)
-            return cls(**settings)
-        except (TypeError, KeyError, AttributeError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{where}: this is not the configuration of a fit ({error}); start a new run") from error
+        known = field_names(cls) - {"resume"}
+        given = {name: value for name, value in values.items() if name != "optimizer_options"}
+        settings = typed_fields(given, cls, known, "setting", where)
+        if values.get("optimizer_options") is not None:
+            optimizer = settings.get("optimizer", "adam")
+            try:
+                options = find_field_optimizer(optimizer).entry.options
+            except InputError as error:
+                raise InputError(f"{where}: {error}") from error
+            place = f"{where}: optimizer_options"
+            settings["optimizer_options"] = read_dataclass(values["optimizer_options"], options, "option", place)
+        return make(cls, settings, where)
 
     def resuming(self, saved: FitConfig) -> FitConfig:
         """Return the configuration to resume ``saved`` with: what was given must agree with it, or be free to change.

@@ -14,26 +14,26 @@ import psutil  # type: ignore[import-untyped]
 import torch
 
 from splatopt import __version__
-from splatopt.core.checkpoint import Checkpoint, latest_checkpoint
+from splatopt.core.checkpoint import Checkpoint, below, check_like, latest_checkpoint
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Evaluation, Tensors
-from splatopt.core.optimizer import OptimizerState, Progress
+from splatopt.core.optimizer import Progress
 from splatopt.fields.radiance import RadianceTask
 from splatopt.fields.task import Task
 from splatopt.optim.field_optimizers import find_field_optimizer, make_field_optimizer
+from splatopt.train.checkpoint_content import FIELD, OPTIMIZER, check_fit, load_optimizer
 from splatopt.train.events import Warned
 from splatopt.train.field_config import TASK_DEFAULTS, FitConfig
 from splatopt.train.field_events import FitCallback, FitScored, FitStarted, FitStepped
 from splatopt.train.field_results import write_results
 from splatopt.train.field_sampler import ExampleSampler
 from splatopt.train.field_setup import OpenedTask, open_task
-from splatopt.train.folder import FIELD_FORMAT, MetricsLog, RunFolder, read_json, write_json
+from splatopt.train.folder import FIELD_FORMAT, MetricsLog, RunFolder, write_json
 from splatopt.train.guards import non_finite
 from splatopt.train.kept_run import KeptRun, checkpoint_to_resume, is_due
 from splatopt.train.memory import resident_megabytes
+from splatopt.train.records import read_evaluation
 from splatopt.train.trained_on import check_resumed, check_unchanged
-
-_FIELD, _OPTIMIZER = "field.", "optimizer."
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,11 @@ def open_field(folder: Path | str) -> tuple[FitConfig, Task, int]:
         InputError: There is no fit, its target is gone or another one, or it holds no checkpoint.
     """
     run = RunFolder(Path(folder), FIELD_FORMAT)
-    config = replace(FitConfig.from_json(run.read_settings(), str(run.config)), out=run.path)
-    checkpoint, _ = latest_checkpoint(run.checkpoints)
+    config = replace(FitConfig.from_json(run.read_settings(), str(run.config)), out=run.path).resolved()
+    checkpoint, damages = latest_checkpoint(run.checkpoints, check_fit)
     if checkpoint is None:
-        raise InputError(f"{run.path} holds no whole checkpoint; fit it first")
+        detail = f" ({damages[0]})" if damages else ""
+        raise InputError(f"{run.path} holds no whole checkpoint{detail}; fit it first")
     opened = open_task(config, torch.Generator().manual_seed(config.seed))
     check_unchanged(run, config.target, opened.fingerprint, "its scores and pictures")
     _load_field(opened.task, checkpoint)
@@ -113,14 +114,14 @@ def _reopen(config: FitConfig) -> tuple[FitConfig, Checkpoint | None, list[str]]
     folder = RunFolder(config.resolved().folder, FIELD_FORMAT)
     saved = replace(FitConfig.from_json(folder.read_settings(), str(folder.config)), out=folder.path)
     resumed = replace(config, out=folder.path).resuming(saved)
-    checkpoint, warnings = checkpoint_to_resume(folder)
+    checkpoint, warnings = checkpoint_to_resume(folder, check_fit)
     return resumed.resolved(), checkpoint, warnings
 
 
 class _Fitter(KeptRun):
     """One fit in progress."""
 
-    verb, command, examples = "fitting", "fit", "examples"
+    verb, command, examples, check = "fitting", "fit", "examples", check_fit
 
     def __init__(self, config: FitConfig, callbacks: tuple[FitCallback, ...], task: Task | None) -> None:
         super().__init__(RunFolder(config.folder, FIELD_FORMAT), config.target, callbacks)
@@ -181,7 +182,7 @@ class _Fitter(KeptRun):
         if checkpoint is not None:
             self._restore(checkpoint)
             self.saved = self.folder.checkpoints / f"step-{self.step:06d}"
-            self.before = read_json(self.folder.evaluation).get("before")
+            self.before = read_evaluation(self.folder.evaluation).get("before")
         self.folder.write_config(self.config, __version__, self.trained_on or None)
         self.log = MetricsLog(self.folder.metrics)
         if checkpoint is not None:
@@ -189,8 +190,8 @@ class _Fitter(KeptRun):
 
     def _checkpoint(self) -> Checkpoint:
         state = self.optimizer.state()
-        tensors = {f"{_FIELD}{name}": value for name, value in self.task.parameters.items()}
-        tensors |= {f"{_OPTIMIZER}{name}": value for name, value in state.tensors.items()}
+        tensors = {f"{FIELD}{name}": value for name, value in self.task.parameters.items()}
+        tensors |= {f"{OPTIMIZER}{name}": value for name, value in state.tensors.items()}
         tensors["generator"] = self.generator.get_state()
         scalars = {
             "seconds": self.seconds,
@@ -202,19 +203,16 @@ class _Fitter(KeptRun):
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Make the run what it was when ``checkpoint`` was written."""
-        try:
-            tensors, scalars = checkpoint.tensors, checkpoint.scalars
-            _load_field(self.task, checkpoint)
-            kept = {name[len(_OPTIMIZER) :]: value for name, value in tensors.items() if name.startswith(_OPTIMIZER)}
-            self.optimizer.load_state(OptimizerState(kept, scalars["optimizer"]))
-            self.generator.set_state(tensors["generator"])
-            self.sampler.load_state(scalars["sampler"])
-            self.step, self.seconds, self.scored = checkpoint.step, scalars["seconds"], None
-            self.saved_at_seconds = self.seconds
-            self.loss_sum, self.loss_count = scalars["loss"]
-            self.over = self.step >= self.steps
-        except (KeyError, TypeError) as error:
-            raise InputError(f"the checkpoint of step {checkpoint.step} lacks {error}; start a new run") from error
+        check_fit(checkpoint)
+        scalars = checkpoint.scalars
+        _load_field(self.task, checkpoint)
+        load_optimizer(self.optimizer, checkpoint)
+        self.generator.set_state(checkpoint.tensors["generator"])
+        self.sampler.load_state(scalars["sampler"])
+        self.step, self.seconds, self.scored = checkpoint.step, scalars["seconds"], None
+        self.saved_at_seconds = self.seconds
+        self.loss_sum, self.loss_count = scalars["loss"]
+        self.over = self.step >= self.steps
 
     def _shuffle(self) -> None:
         self.sampler.shuffle()
@@ -309,11 +307,10 @@ class _Fitter(KeptRun):
 
 def _load_field(task: Task, checkpoint: Checkpoint) -> None:
     """Write a checkpoint's parameters into the task's field; raises InputError where they do not fit."""
+    kept = below(checkpoint.tensors, FIELD)
+    check_like(kept, task.parameters, f"{checkpoint.where}: the field that config.json describes")
     for name, value in task.parameters.items():
-        kept = checkpoint.tensors.get(f"{_FIELD}{name}")
-        if kept is None or kept.shape != value.shape:
-            raise InputError(f"the checkpoint's field differs from the configuration's at {name}; start a new run")
-        value.copy_(kept)
+        value.copy_(kept[name])
 
 
 @contextmanager

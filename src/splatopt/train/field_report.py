@@ -16,10 +16,11 @@ from splatopt.optim.field_optimizers import field_options
 from splatopt.train.charts import Mark, Series, line_chart
 from splatopt.train.field_config import FitConfig, guess_task
 from splatopt.train.field_results import ResultPicture
-from splatopt.train.folder import FIELD_FORMAT, RunFolder, read_json
+from splatopt.train.folder import FIELD_FORMAT, RunFolder
 from splatopt.train.page import chart_card, escape, number_card, two_columns, write_page
 from splatopt.train.pictures import data_uri
-from splatopt.train.report import DIFFERENCE_GAIN, read_metrics
+from splatopt.train.records import read_evaluation, read_metrics
+from splatopt.train.report import DIFFERENCE_GAIN
 
 _LABELS = {"psnr": ("PSNR", ".2f", "dB, higher is better"), "ssim": ("SSIM", ".3f", "1 is equality")}
 _LABELS["iou"] = ("IoU", ".4f", "1 is equality")
@@ -40,7 +41,7 @@ def write_field_report(run_folder: Path, pictures: Sequence[ResultPicture] = ())
     """
     folder = RunFolder(run_folder, FIELD_FORMAT)
     config = FitConfig.from_json(folder.read_settings(), str(folder.config))
-    scores, lines = read_json(folder.evaluation), read_metrics(folder.metrics)
+    scores, lines = read_evaluation(folder.evaluation), read_metrics(folder.metrics)
     heading = f"{Path(config.target).name} as a {config.field} field, fitted with {config.optimizer}"
     sections = [
         f"<h1>{escape(heading)}</h1>",
@@ -103,7 +104,7 @@ def _curves(lines: Sequence[Mapping[str, Any]], scores: Mapping[str, Any]) -> st
         ("loss", "Loss of the batches"),
     ):
         for axis, label in (("step", "steps"), ("seconds", "seconds of training")):
-            points = [(line[axis], line[key]) for line in lines if key in line]
+            points = [(line[axis], line[key]) for line in lines if key in line and axis in line]
             if key != "loss" and headline:
                 end = scores.get("steps" if axis == "step" else "seconds")
                 points = [(0, (scores.get("before") or {}).get(headline)), *points, (end, scores[headline])]

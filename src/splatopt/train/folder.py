@@ -13,7 +13,10 @@ from typing import Any
 
 from splatopt.core.checkpoint import replace_file
 from splatopt.core.checks import InputError
+from splatopt.core.typed import told
+from splatopt.core.untrusted import read_object
 from splatopt.train.config import TrainConfig
+from splatopt.train.records import is_up_to
 
 FORMAT = "splatopt-run-1"
 FIELD_FORMAT = "splatopt-field-run-1"
@@ -64,9 +67,16 @@ class RunFolder:
         """Whether a run of this kind was started here."""
         return self._found_format() == self.format
 
-    def _found_format(self) -> str | None:
-        """The format that ``config.json`` names; None where there is none that can be read."""
-        return read_json(self.config).get("format")
+    def _found_format(self) -> object:
+        """The format that ``config.json`` names; None where it names none.
+
+        Raises:
+            InputError: It is damaged, or not ours.
+        """
+        try:
+            return read_json(self.config).get("format")
+        except InputError as error:
+            raise InputError(f"{error}; {self.path} is not a run of splatopt, or was damaged") from error
 
     @property
     def has_progress(self) -> bool:
@@ -79,7 +89,12 @@ class RunFolder:
         Raises:
             InputError: The folder holds a run already, or something that is no run.
         """
-        if self._found_format() in _MAKERS:
+        try:
+            found = self._found_format()
+        except InputError:
+            # Whatever it is, it is somebody's.
+            found = None
+        if found in (FORMAT, FIELD_FORMAT):
             raise InputError(
                 f"{self.path} holds a run already; add --resume to go on with it, or give another folder with --out"
             )
@@ -117,14 +132,18 @@ class RunFolder:
         Raises:
             InputError: There is no run of this kind here.
         """
-        if not self.is_run:
-            other = _MAKERS.get(self._found_format() or "")
-            if other:
-                raise InputError(f"{self.path} is a run of {other}, and this wants one of {_MAKERS[self.format]}")
-            raise InputError(f"{self.path} is not a run of splatopt: it has no config.json of one; give a run's folder")
+        found = self._found_format()
+        if found != self.format:
+            if isinstance(found, str) and found in _MAKERS:
+                raise InputError(
+                    f"{self.path} is a run of {_MAKERS[found]}, and this wants one of {_MAKERS[self.format]}"
+                )
+            what = f"{self.config.name} names the format {told(found)}" if self.config.exists() else "it has none"
+            raise InputError(f"{self.path} is not a run of splatopt, with a config.json: {what}; give a run's folder")
         values = read_json(self.config)
         del values["format"]
-        values.pop("version", None)
+        if not isinstance(values.pop("version", ""), str):
+            raise InputError(f"{self.config}: version must be a text; the file was changed since it was written")
         values.pop(TRAINED_ON, None)
         return values
 
@@ -135,12 +154,8 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object at ``path``, or an empty one where there is none that can be read."""
-    try:
-        values = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
+    """Return the object at ``path``, or an empty one where there is no file; raises InputError where it is damaged."""
+    return read_object(path) or {}
 
 
 @dataclass
@@ -179,7 +194,11 @@ class MetricsLog:
         """
         self._path = path
         self._pending = b""
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._descriptor = self._open()
+
+    def _open(self) -> int:
+        # A pipe without a reader is refused, not waited for.
+        return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK, 0o644)
 
     def append(self, values: Mapping[str, Any]) -> None:
         """Write one line now; where the disk is full, keep it and try again with the next."""
@@ -207,9 +226,9 @@ class MetricsLog:
         self.flush()
         self._pending = b""
         os.close(self._descriptor)
-        kept = [line for line in self._path.read_bytes().splitlines() if _is_up_to(line, step)]
+        kept = [line for line in self._path.read_bytes().splitlines() if is_up_to(line, step)]
         replace_file(self._path, b"".join(line + b"\n" for line in kept))
-        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._descriptor = self._open()
 
     def close(self) -> None:
         """Write what is pending and close the file."""
@@ -231,11 +250,3 @@ class NoLog:
 
     def close(self) -> None:
         """Have nothing to close."""
-
-
-def _is_up_to(line: bytes, step: int) -> bool:
-    """Whether a line is whole and of a step that is not after ``step``."""
-    try:
-        return json.loads(line)["step"] <= step
-    except (ValueError, KeyError, TypeError):
-        return False

@@ -19,6 +19,7 @@ from splatopt.train.events import Ended, Saved, Warned
 from splatopt.train.folder import MetricsLog, NoLog, RunFolder
 from splatopt.train.guards import non_finite, stop_requests
 from splatopt.train.program import program
+from splatopt.train.records import read_evaluation, read_metrics
 
 
 class InterruptedRunError(KeyboardInterrupt):
@@ -48,6 +49,9 @@ class KeptRun(ABC):
 
     examples: ClassVar[str]
     """What its sampler draws, for messages."""
+
+    check: ClassVar[Callable[[Checkpoint], None]]
+    """Raises DamagedCheckpointError where a checkpoint does not hold what the run goes on from."""
 
     log: MetricsLog | NoLog
 
@@ -188,7 +192,7 @@ class KeptRun(ABC):
                 f"{self.verb} stopped: {problem}, after it had already gone back once ({self.rolled_back}); "
                 f"the last good checkpoint is kept in {self.folder.checkpoints}; lower the optimizer's rates"
             )
-        checkpoint, _ = latest_checkpoint(self.folder.checkpoints)
+        checkpoint, _ = latest_checkpoint(self.folder.checkpoints, type(self).check)
         if checkpoint is None:
             raise NonFiniteError(f"{self.verb} stopped: {problem}, and there is no checkpoint to go back to")
         self.rolled_back = problem
@@ -239,15 +243,21 @@ class KeptRun(ABC):
         self.tell(Ended())
 
 
-def checkpoint_to_resume(folder: RunFolder) -> tuple[Checkpoint | None, list[str]]:
+def checkpoint_to_resume(folder: RunFolder, check: Callable[[Checkpoint], None]) -> tuple[Checkpoint | None, list[str]]:
     """Return the last good checkpoint in a run's folder, and warnings.
 
     A run that was stopped before its first checkpoint has done no step; it begins again, without one.
 
+    Args:
+        folder: The run's folder.
+        check: Raises DamagedCheckpointError where a checkpoint does not hold what the run goes on from.
+
     Raises:
-        InputError: The run has progress, but no checkpoint is whole.
+        InputError: The run has progress, but no checkpoint is whole; or its metrics or scores are damaged.
     """
-    checkpoint, warnings = latest_checkpoint(folder.checkpoints)
+    read_metrics(folder.metrics)
+    read_evaluation(folder.evaluation)
+    checkpoint, warnings = latest_checkpoint(folder.checkpoints, check)
     if checkpoint is not None:
         return checkpoint, warnings
     if warnings or folder.has_progress:

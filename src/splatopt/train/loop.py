@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 import splatopt.meta
 import splatopt.optim  # noqa: F401 - both register optimizers
@@ -17,7 +16,7 @@ from splatopt import __version__
 from splatopt.core.checkpoint import Checkpoint
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Evaluation, Tensors
-from splatopt.core.optimizer import Optimizer, OptimizerState, Progress, find_optimizer
+from splatopt.core.optimizer import Optimizer, Progress, find_optimizer
 from splatopt.core.processes import LostProcessError, Processes
 from splatopt.data import Capture
 from splatopt.data.fingerprint import fingerprint_capture
@@ -26,15 +25,17 @@ from splatopt.raster.renderer import Renderer
 from splatopt.scene.fewer_views import ExhaustedError, is_exhaustion
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.ply import save_ply
+from splatopt.train.checkpoint_content import CLOUD, OPTIMIZER, check_degree, check_training, load_optimizer, scene_of
 from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import Scores, evaluate, evaluation_record
 from splatopt.train.events import Callback, Evaluated, Started, Stepped, Warned
-from splatopt.train.folder import MetricsLog, MetricSums, NoLog, RunFolder, read_json, write_json
+from splatopt.train.folder import MetricsLog, MetricSums, NoLog, RunFolder, write_json
 from splatopt.train.guards import non_finite, quiet_torch
 from splatopt.train.kept_run import KeptRun, is_due
 from splatopt.train.memory import resident_megabytes
 from splatopt.train.opening import Opening, open_training
 from splatopt.train.preflight import MemoryEstimate, check_memory
+from splatopt.train.records import read_evaluation
 from splatopt.train.sampler import ViewSampler
 from splatopt.train.setup import (
     make_objective,
@@ -48,8 +49,6 @@ from splatopt.train.workplace import Workplace, with_own_threads
 
 _MOST_NAMES = 8
 """Views that a message names."""
-
-_CLOUD, _OPTIMIZER = "cloud.", "optimizer."
 
 
 class CheckpointError(InputError):
@@ -128,7 +127,7 @@ def train(
 class _Trainer(KeptRun):
     """One run in progress."""
 
-    verb, command, examples = "training", "train", "views"
+    verb, command, examples, check = "training", "train", "views", check_training
 
     def __init__(
         self,
@@ -220,7 +219,7 @@ class _Trainer(KeptRun):
 
     def _saved_scores(self) -> Scores | None:
         """Scores from before the first step, as a resumed run finds them."""
-        record = read_json(self.folder.evaluation)
+        record = read_evaluation(self.folder.evaluation)
         if not record.get("before"):
             return None
         return Scores.from_json(record["before"], record.get("split", ""), record.get("subset", ""))
@@ -229,8 +228,8 @@ class _Trainer(KeptRun):
 
     def _checkpoint(self) -> Checkpoint:
         state = self.optimizer.state()
-        tensors = {f"{_CLOUD}{name}": value for name, value in self.objective.parameters.items()}
-        tensors |= {f"{_OPTIMIZER}{name}": value for name, value in state.tensors.items()}
+        tensors = {f"{CLOUD}{name}": value for name, value in self.objective.parameters.items()}
+        tensors |= {f"{OPTIMIZER}{name}": value for name, value in state.tensors.items()}
         tensors |= {"sampler": self.sampler.state(), "generator": self.generator.get_state()}
         scalars = {
             "seconds": self.seconds,
@@ -242,21 +241,21 @@ class _Trainer(KeptRun):
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Make the run what it was when ``checkpoint`` was written."""
-        try:
-            tensors, scalars = checkpoint.tensors, checkpoint.scalars
-            self._bind(GaussianCloud(**_below(tensors, _CLOUD)).clone())
-            self._begin_stage(stage_at(self.plan, checkpoint.step))
-            # A run that had come to its end may go on with another stage, which starts anew.
-            if self.position == scalars.get("stage", 0):
-                self.optimizer.load_state(OptimizerState(_below(tensors, _OPTIMIZER), scalars["optimizer"]))
-            self.sampler.load_state(tensors["sampler"])
-            self.generator.set_state(tensors["generator"])
-            self.step = checkpoint.step
-            self.seconds = self.saved_at_seconds = self.looked_at_seconds = scalars["seconds"]
-            self.sums = MetricSums(**scalars["sums"])
-            self.over = self._is_over()
-        except (KeyError, TypeError) as error:
-            raise InputError(f"the checkpoint of step {checkpoint.step} lacks {error}; start a new run") from error
+        check_training(checkpoint)
+        tensors, scalars = checkpoint.tensors, checkpoint.scalars
+        cloud = scene_of(checkpoint).clone()
+        check_degree(cloud, self.config.sh_degree, checkpoint.where)
+        self._bind(cloud)
+        self._begin_stage(stage_at(self.plan, checkpoint.step))
+        # A run that had come to its end may go on with another stage, which starts anew.
+        if self.position == scalars.get("stage", 0):
+            load_optimizer(self.optimizer, checkpoint)
+        self.sampler.load_state(tensors["sampler"])
+        self.generator.set_state(tensors["generator"])
+        self.step = checkpoint.step
+        self.seconds = self.saved_at_seconds = self.looked_at_seconds = scalars["seconds"]
+        self.sums = MetricSums(**scalars["sums"])
+        self.over = self._is_over()
 
     def _shuffle(self) -> None:
         self.sampler.shuffle()
@@ -417,8 +416,3 @@ class _Trainer(KeptRun):
             before=self.before,
             after=after,
         )
-
-
-def _below(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with ``prefix``, without it."""
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

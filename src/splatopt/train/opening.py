@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from splatopt.core.checkpoint import Checkpoint
 from splatopt.data import Capture
 from splatopt.data.fingerprint import fingerprint_capture
+from splatopt.train.checkpoint_content import check_training
 from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import check_scorable
 from splatopt.train.folder import RunFolder
@@ -74,7 +75,7 @@ def _reopen(config: TrainConfig, capture: Capture | None) -> tuple[TrainConfig, 
     folder = RunFolder(config.folder)
     saved = folder.read_config()
     resumed = config.resuming(saved)
-    checkpoint, warnings = checkpoint_to_resume(folder)
+    checkpoint, warnings = checkpoint_to_resume(folder, check_training)
     if checkpoint is not None and len(saved.plan) + len(resumed.plan) > 2:
         check_continues(resumed.plan, saved.plan, checkpoint.step)
     capture = capture or open_capture(resumed)

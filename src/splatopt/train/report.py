@@ -23,6 +23,7 @@ from splatopt.train.config import TrainConfig
 from splatopt.train.folder import TRAINED_ON, RunFolder, read_json
 from splatopt.train.page import chart_card, escape, number_card, two_columns, write_page
 from splatopt.train.pictures import ViewPictures, data_uri
+from splatopt.train.records import read_evaluation, read_metrics
 
 DIFFERENCE_GAIN = 4
 """Factor on the absolute difference of two pictures, so that small ones can be seen."""
@@ -55,7 +56,7 @@ def write_report(
     folder = RunFolder(run_folder)
     if not folder.is_run:
         raise InputError(f"{run_folder} is not a run of splatopt: it has no config.json of one; give a run's folder")
-    config, scores = read_json(folder.config), read_json(folder.evaluation)
+    config, scores = read_json(folder.config), read_evaluation(folder.evaluation)
     lines = read_metrics(folder.metrics)
     capture = Path(str(config.get("capture", "a capture"))).name
     heading = title or f"{capture}, trained with {_trained_with(config)}"
@@ -67,19 +68,6 @@ def write_report(
         _provenance(config, command or _command(config, run_folder)),
     ]
     return write_page(run_folder / "report.html", heading, sections)
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the whole lines of a metrics file in order; none where there is no file."""
-    lines = []
-    for text in path.read_bytes().splitlines() if path.exists() else ():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and _is_number(line.get("step")):
-            lines.append(line)
-    return lines
 
 
 # ---------------------------------------------------------------------- numbers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +15,11 @@ from splatopt.raster.renderer import Renderer
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.photometric import PhotometricObjective
 from splatopt.scene.ply import load_ply, save_ply
+from splatopt.train.checkpoint_content import check_degree, check_scene, scene_of
 from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import Scores, check_scorable, evaluate, evaluation_record
-from splatopt.train.folder import RunFolder, read_json, write_json
+from splatopt.train.folder import RunFolder, write_json
+from splatopt.train.records import read_evaluation
 from splatopt.train.setup import (
     make_objective,
     on_this_machine,
@@ -92,14 +93,10 @@ class Run:
         self.check_capture(capture, "its scores")
         check_scorable(capture)
         scores = evaluate(self.objective(capture, renderer), capture, watch)
-        record = read_json(self.folder.evaluation)
+        record, _ = _record(self.folder)
         # A record of the same step also counts the writing of the checkpoint that we were read from.
-        seconds = _seconds(record, self.seconds) if record.get("steps") == self.steps else self.seconds
-        before = None
-        # Scores that are damaged are left out: nothing can bring them back.
-        with contextlib.suppress(InputError):
-            if isinstance(record.get("before"), dict):
-                before = Scores.from_json(record["before"], scores.split, scores.subset)
+        seconds = record.get("seconds", self.seconds) if record.get("steps") == self.steps else self.seconds
+        before = Scores.from_json(record["before"], scores.split, scores.subset) if record.get("before") else None
         write_json(
             self.folder.evaluation,
             evaluation_record(before, scores, steps=self.steps, seconds=seconds, gaussians=len(self.cloud)),
@@ -133,30 +130,31 @@ def open_run(path: Path | str, renderer: str | None = None, device: str | None =
         config, warnings = on_this_machine(config, replace(config, renderer="auto", device="auto"))
     config, elsewhere = with_own_instructions(config, replace(config, instructions="auto"))
     warnings += elsewhere
-    checkpoint, damaged = latest_checkpoint(folder.checkpoints)
-    warnings += damaged
-    record = read_json(folder.evaluation)
+    checkpoint, damages = latest_checkpoint(folder.checkpoints, check_scene)
+    record, spoilt = _record(folder)
+    warnings += spoilt
     if checkpoint is not None and not _is_later(record, folder, checkpoint.step):
-        tensors = {
-            name.removeprefix("cloud."): value
-            for name, value in checkpoint.tensors.items()
-            if name.startswith("cloud.")
-        }
-        cloud, steps = GaussianCloud(**tensors).clone(), checkpoint.step
-        return Run(folder, config, cloud, steps, float(checkpoint.scalars["seconds"]), tuple(warnings))
+        cloud = scene_of(checkpoint).clone()
+        check_degree(cloud, config.sh_degree, checkpoint.where)
+        warnings += damages
+        return Run(folder, config, cloud, checkpoint.step, float(checkpoint.scalars["seconds"]), tuple(warnings))
     if not folder.scene.is_file():
-        raise InputError(f"{folder.path} holds neither a whole checkpoint nor a scene.ply; train it first")
-    steps = record["steps"] if isinstance(record.get("steps"), int) else config.total_steps
-    return Run(folder, config, load_ply(folder.scene), steps, _seconds(record, 0.0), tuple(warnings))
+        detail = f" ({damages[0]})" if damages else ""
+        raise InputError(f"{folder.path} holds neither a whole checkpoint{detail} nor a scene.ply; train it first")
+    warnings += [f"{damage}; using {folder.scene.name}" for damage in damages if checkpoint is None]
+    cloud, steps = load_ply(folder.scene), record.get("steps", config.total_steps)
+    check_degree(cloud, config.sh_degree, str(folder.scene))
+    return Run(folder, config, cloud, steps, record.get("seconds", 0.0), tuple(warnings))
+
+
+def _record(folder: RunFolder) -> tuple[dict[str, Any], list[str]]:
+    """Scores that a run left, and a warning where they are damaged: nothing can bring them back."""
+    try:
+        return read_evaluation(folder.evaluation), []
+    except InputError as error:
+        return {}, [f"{error}; it is not looked at"]
 
 
 def _is_later(record: dict[str, Any], folder: RunFolder, step: int) -> bool:
     """Whether the run came to its end, with its scores and its scene, after the checkpoint of ``step``."""
-    steps = record.get("steps")
-    return "psnr" in record and isinstance(steps, int) and steps > step and folder.scene.is_file()
-
-
-def _seconds(record: dict[str, Any], otherwise: float) -> float:
-    """Seconds of training that ``eval.json`` names, where it is whole."""
-    seconds = record.get("seconds")
-    return float(seconds) if isinstance(seconds, int | float) else otherwise
+    return "psnr" in record and record.get("steps", 0) > step and folder.scene.is_file()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from splatopt.core import native
 from splatopt.core.checks import InputError
-from splatopt.core.devices import cuda_problem
+from splatopt.core.devices import cuda_problem, free_memory
 from splatopt.data import Capture, CaptureOptions, load_capture
 from splatopt.data.selection import camera_centers, sparse_split
 from splatopt.raster.losses import L1Ssim
@@ -112,6 +112,7 @@ def starting_cloud(config: TrainConfig, capture: Capture, generator: torch.Gener
         InputError: The capture has no points, or the scene file cannot be used.
     """
     if config.start == "random":
+        _check_points(config)
         return start_random(capture.cameras, config.random_points, sh_degree=config.sh_degree, generator=generator)
     if config.start == "sfm":
         if capture.points is None or not len(capture.points.positions):
@@ -121,6 +122,17 @@ def starting_cloud(config: TrainConfig, capture: Capture, generator: torch.Gener
             )
         return start_from_points(capture.points.positions, capture.points.colors, sh_degree=config.sh_degree)
     return load_ply(Path(config.start)).with_sh_degree(config.sh_degree)
+
+
+def _check_points(config: TrainConfig) -> None:
+    """Refuse more Gaussians of a random start than the memory takes."""
+    numbers = 14 + 3 * ((config.sh_degree + 1) ** 2 - 1)
+    needed, free = 4 * numbers * config.random_points, free_memory(torch.device("cpu"))
+    if needed > free:
+        raise InputError(
+            f"--random-points {config.random_points:,} needs {needed / 2**30:.1f} GiB of memory, and "
+            f"{free / 2**30:.1f} are free; give fewer"
+        )
 
 
 def make_objective(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from splatopt.core.checks import InputError
+from splatopt.core.checks import InputError, quoted
 from splatopt.core.optimizer import find_optimizer
 
 _STEPS = re.compile(r"[0-9]{1,18}")
@@ -42,13 +42,14 @@ def parse_stages(text: str) -> tuple[Stage, ...]:
         name, colon, steps = (word.strip() for word in part.rpartition(":"))
         if not (name and colon and steps):
             raise InputError(
-                f"stage {number} of --stages must be NAME:STEPS, got {part.strip()!r} in {text!r}; write for example "
-                "adam:1500,lm:10"
+                f"stage {number} of --stages must be NAME:STEPS, got {quoted(part.strip())} in {quoted(text)}; write "
+                "for example adam:1500,lm:10"
             )
         find_optimizer(name)
         if not _STEPS.fullmatch(steps) or int(steps) < 1:
             raise InputError(
-                f"stage {number} of --stages must have a whole number of steps of at least 1, got {part.strip()!r}"
+                f"stage {number} of --stages must have a whole number of steps of at least 1, got "
+                f"{quoted(part.strip())}"
             )
         stages.append(Stage(name, stages[-1].end if stages else 0, int(steps)))
     return tuple(stages)

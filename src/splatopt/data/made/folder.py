@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from splatopt.core.checks import InputError, writing
+from splatopt.core.untrusted import read_object
 from splatopt.data.colmap import PROCEDURAL_MARK
 from splatopt.data.colmap_text import whole_capture, write_model, write_points
 from splatopt.data.made.scene import MadeScene, SceneOptions, build_scene, scene_name, scene_seed
@@ -39,12 +40,12 @@ def write_scene(folder: Path, scene: MadeScene, mark: dict[str, Any]) -> None:
 
 
 def made_from(folder: Path) -> dict[str, Any] | None:
-    """Return what ``folder`` says its scene was made from, or None where it says nothing that can be read."""
-    try:
-        mark = json.loads((folder / PROCEDURAL_MARK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return mark if isinstance(mark, dict) else None
+    """Return what ``folder`` says its scene was made from, None where it says nothing.
+
+    Raises:
+        InputError: The file that says so is damaged.
+    """
+    return read_object(folder / PROCEDURAL_MARK)
 
 
 def _finished(folder: Path, mark: dict[str, Any]) -> bool:

@@ -1,0 +1,131 @@
+"""What checkpoints of meta-training hold, checked before anything is made of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from splatopt.core.checkpoint import (
+    Checkpoint,
+    DamagedCheckpointError,
+    below,
+    check_generator,
+    check_like,
+    check_tensor_names,
+    damage_in,
+)
+from splatopt.core.typed import Fields
+from splatopt.meta.inner import GROUPS, LOSS_DECAYS, InnerState
+from splatopt.meta.network import NetworkOptions
+from splatopt.meta.practice import kept_capture
+from splatopt.scene.saved import saved_cloud
+
+NETWORK, AVERAGE, ADAMW = "network.", "average.", "adamw."
+"""What the names of the network's tensors begin with."""
+
+CURRENT, BUFFER = "current.", "buffer."
+"""What the names of a lane's situations begin with."""
+
+_MADE = re.compile(r"made:[0-9]{1,18}")
+_CLASSES = 3
+_MOST_SITUATIONS = 1000
+_MOST_STEPS = 10**9
+_MOST_VIEWS = 10_000
+
+
+def check_network(checkpoint: Checkpoint, network: nn.Module) -> None:
+    """Make sure that a checkpoint holds a network of this shape, its average, and what AdamW knows of it.
+
+    Raises:
+        DamagedCheckpointError: It does not; names the checkpoint.
+    """
+    where, like = checkpoint.where, dict(network.state_dict())
+    others = [name for name in checkpoint.tensors if not name.startswith((NETWORK, AVERAGE, ADAMW))]
+    check_tensor_names(others, (), where)
+    for prefix in (NETWORK, AVERAGE):
+        check_like(below(checkpoint.tensors, prefix), like, f"{where}: {prefix}")
+    known: dict[str, Tensor] = {}
+    for place, parameter in enumerate(network.parameters()):
+        known |= {f"{place}.step": torch.tensor(0.0), f"{place}.exp_avg": parameter, f"{place}.exp_avg_sq": parameter}
+    kept = below(checkpoint.tensors, ADAMW)
+    if kept:  # none before the first step
+        check_like(kept, known, f"{where}: {ADAMW}")
+    with damage_in(checkpoint.fields.where):
+        checkpoint.fields.number("seconds", least=0)
+
+
+def check_lane(checkpoint: Checkpoint, network: NetworkOptions, scenes: Sequence[str]) -> None:
+    """Make sure that a checkpoint holds a lane of a run with this network on these scenes.
+
+    Args:
+        checkpoint: The lane's.
+        network: Its network's shape.
+        scenes: Keys of the captures that it practises on; none where scenes are made while training.
+
+    Raises:
+        DamagedCheckpointError: It does not; names the checkpoint.
+        InputError: One of its scenes cannot be read.
+    """
+    where = checkpoint.where
+    others = [name for name in checkpoint.tensors if not name.startswith((CURRENT, BUFFER))]
+    check_tensor_names(others, ("generator",), where)
+    check_generator(checkpoint.tensors["generator"], f"{where}: generator")
+    lane = checkpoint.fields
+    with damage_in(lane.where):
+        lane.count("episodes", _MOST_STEPS)
+        lane.count("fresh_scenes", _MOST_STEPS)
+        records = lane.objects("buffer", _MOST_SITUATIONS)
+        for record in records:
+            record.count("class", _CLASSES - 1)
+    found = below(checkpoint.tensors, BUFFER)
+    numbers = {str(number) for number in range(len(records))}
+    check_tensor_names({name.partition(".")[0] for name in found}, numbers, f"{where}: the buffer")
+    for number, record in enumerate(records):
+        _check_situation(below(found, f"{number}."), record, network, scenes)
+    if "current" in lane:
+        with damage_in(lane.where):
+            record = lane.object("current")
+        _check_situation(below(checkpoint.tensors, CURRENT), record, network, scenes)
+
+
+def _check_situation(
+    tensors: Mapping[str, Tensor], record: Fields, network: NetworkOptions, scenes: Sequence[str]
+) -> None:
+    where = record.where
+    cloud = saved_cloud(below(tensors, "cloud."), where)
+    memory = InnerState.begin({name: getattr(cloud, name) for name in GROUPS}, network.latent).tensors()
+    near = torch.empty(len(cloud), network.neighbours, dtype=torch.int64)
+    others = {name: value for name, value in tensors.items() if not name.startswith("cloud.")}
+    check_like(others, memory | {"near": near}, where)
+    near = others["near"]
+    if near.numel() and not 0 <= int(near.min()) <= int(near.max()) < len(cloud):
+        raise DamagedCheckpointError(f"{where}: near names Gaussians that there are not")
+    with damage_in(where):
+        scene = _check_numbers(record)
+        if scene not in scenes if scenes else not _MADE.fullmatch(scene):
+            raise record.refusal("scene", "one of --data" if scenes else "made:NUMBER")
+    views = len(kept_capture(scene).cameras)
+    with damage_in(where):
+        for name in ("inputs", "targets"):
+            chosen = [Fields({name: one}, where).count(name, views - 1) for one in record.entries(name, views)]
+            if not chosen or len(set(chosen)) < len(chosen):
+                raise record.refusal(name, "different views, at least one")
+
+
+def _check_numbers(record: Fields) -> str:
+    """Check the numbers of a situation, and return its scene."""
+    if not record.count("view_batch", _MOST_VIEWS):
+        raise record.refusal("view_batch", "at least 1")
+    record.count("horizon", _MOST_STEPS)
+    record.count("steps", _MOST_STEPS)
+    for place in range(len(LOSS_DECAYS)):
+        record.any_number(f"loss_{place}")
+    guise = record.object("guise")
+    guise.number("pace", least=1e-9)
+    turn = [Fields({"turn": one}, guise.where).number("turn", -1.0, 1.0) for one in guise.entries("turn", 4)]
+    if len(turn) != 4 or sum(one * one for one in turn) < 0.5:
+        raise guise.refusal("turn", "a unit quaternion")
+    return record.text("scene")

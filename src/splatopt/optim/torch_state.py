@@ -1,0 +1,108 @@
+"""Whether a saved state is one that a ``torch.optim`` optimizer of these parameters can go on from.
+
+Such an optimizer makes its state at its first step, and takes whatever is loaded in its place. What the state must
+look like is seen from another one that takes one step, of zero gradients, on copies of the parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from splatopt.core.checks import InputError, quoted
+from splatopt.core.objective import Tensors
+
+_ANEW = "resume the run that wrote it, or start a new one"
+
+
+def first_state(made: torch.optim.Optimizer, leaves: Tensors, order: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return what an optimizer keeps of each parameter after a step of zero gradients.
+
+    Args:
+        made: On ``leaves``; it is of no use afterwards.
+        leaves: Its parameters, which may be moved.
+        order: Their names in the order of its groups.
+    """
+
+    def closure() -> Tensor:
+        loss = torch.stack([(0 * leaf * leaf).sum() for leaf in leaves.values()]).sum()
+        for leaf in leaves.values():
+            leaf.grad = torch.zeros_like(leaf)
+        return loss
+
+    closure()
+    step: Any = made.step
+    step(closure)
+    saved = made.state_dict()["state"]
+    return {name: saved[index] for index, name in enumerate(order) if index in saved}
+
+
+def check_state(found: Any, groups: Sequence[Mapping[str, Any]], leaves: Tensors) -> None:
+    """Make sure that an unflattened state has the form of one, for these parameters.
+
+    Args:
+        found: What was read.
+        groups: The groups of an optimizer as it is made.
+        leaves: The parameters.
+
+    Raises:
+        InputError: It has not.
+    """
+    if not isinstance(found, dict) or not {"state", "groups", "shapes"} <= set(found):
+        raise InputError(f"the optimizer's state is incomplete; {_ANEW}")
+    state, saved = found["state"], found["groups"]
+    if not isinstance(state, dict) or not all(isinstance(one, dict) for one in state.values()):
+        raise InputError(f"the optimizer's state must be by parameter and name; {_ANEW}")
+    if not set(state) <= set(leaves):
+        other = next(name for name in state if name not in leaves)
+        raise InputError(f"the optimizer's state is of a parameter {quoted(other)}, which there is not; {_ANEW}")
+    if not isinstance(saved, list) or len(saved) != len(groups) or not all(isinstance(one, dict) for one in saved):
+        raise InputError(f"the optimizer's state must have {len(groups)} groups of parameters; {_ANEW}")
+    for mine, given in zip(groups, saved, strict=True):
+        for key, value in given.items():
+            if key in mine and not _alike(value, mine[key]):
+                raise InputError(f"the optimizer's state has another kind of {quoted(key)} than it should; {_ANEW}")
+
+
+def _alike(value: Any, mine: Any) -> bool:
+    """Whether a setting of a group is of the kind that the optimizer has."""
+    if isinstance(mine, bool):
+        return isinstance(value, bool)
+    if isinstance(mine, int | float) and isinstance(value, Tensor):
+        return value.numel() == 1
+    if isinstance(mine, int | float):
+        counts = isinstance(mine, int) and mine >= 0
+        return isinstance(value, int | float) and not isinstance(value, bool) and not (counts and value < 0)
+    if isinstance(mine, tuple):
+        return isinstance(value, tuple) and len(value) == len(mine) and all(map(_alike, value, mine))
+    return True
+
+
+def check_like(state: Mapping[str, Mapping[str, Any]], like: Mapping[str, Mapping[str, Any]]) -> None:
+    """Make sure that a state keeps of each parameter what another one does, in the same shapes and types.
+
+    Args:
+        state: By parameter and name.
+        like: What it is to be like; a state may keep more.
+
+    Raises:
+        InputError: Something is missing or different.
+    """
+    for name in state:
+        for key, wanted in like.get(name, {}).items():
+            if not _fits(state[name].get(key), wanted):
+                raise InputError(f"the optimizer's state {quoted(key)} of {name} is missing or does not fit; {_ANEW}")
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    if isinstance(wanted, Tensor):
+        return isinstance(value, Tensor) and value.shape == wanted.shape and value.dtype == wanted.dtype
+    if isinstance(wanted, list | tuple):
+        same = isinstance(value, type(wanted)) and len(value) == len(wanted)
+        return same and all(_fits(one, like) for one, like in zip(value, wanted, strict=True))
+    if isinstance(wanted, bool | int | float):
+        return isinstance(value, bool) if isinstance(wanted, bool) else isinstance(value, int | float | Tensor)
+    return True

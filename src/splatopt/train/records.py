@@ -1,0 +1,98 @@
+"""What a run writes beside its checkpoints, read again and checked: eval.json and metrics.jsonl."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from splatopt.core.checks import InputError
+from splatopt.core.typed import Fields
+from splatopt.core.untrusted import AbsentFileError, DamagedFileError, parse_json, read_bounded, read_object
+
+_MOST_METRICS_BYTES = 1 << 30
+_TEXTS = ("protocol", "split", "subset", "task", "optimizer")
+_COUNTS = ("step", "steps", "gaussians")
+_AT_LEAST_ZERO = ("seconds", "epoch", "memory_mb")
+_NUMBERS = ("psnr", "ssim", "iou", "loss", "test_psnr", "test_ssim")
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """Return what ``eval.json`` holds, of a scene or of a field; empty where there is none.
+
+    Raises:
+        InputError: It is damaged; says how to have it written anew.
+    """
+    try:
+        values = read_object(path)
+        if values is None:
+            return {}
+        record = Fields(values, str(path))
+        _check_entries(record)
+        _check_views(record)
+        if "before" in record:
+            before = record.object("before")
+            _check_entries(before)
+            _check_views(before)
+    except InputError as error:
+        raise DamagedFileError(
+            f"{error}; have the scores written anew with splatopt eval or, of a fit, delete the file"
+        ) from error
+    return values
+
+
+def _check_views(record: Fields) -> None:
+    for view in record.objects("views") if "views" in record else ():
+        view.text("name")
+        view.number("psnr")
+        view.number("ssim")
+
+
+def _check_entries(record: Fields) -> None:
+    """Check what is there, by its name; what has no value has none."""
+    for name in record.values:
+        if name not in record:
+            continue
+        if name in _TEXTS:
+            record.text(name)
+        elif name in _COUNTS:
+            record.count(name)
+        elif name in _AT_LEAST_ZERO:
+            record.number(name, least=0)
+        elif name in _NUMBERS or name.startswith("score_"):
+            record.any_number(name)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the whole lines of a metrics file in order; none where there is no file.
+
+    A last line without an end was cut short by a kill, and is left out.
+
+    Raises:
+        InputError: A line is damaged; names it.
+    """
+    try:
+        *lines, _ = read_bounded(path, _MOST_METRICS_BYTES).split(b"\n")
+    except AbsentFileError:
+        return []
+    return [_metrics_line(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def _metrics_line(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        record = Fields(parse_json(line, where), where)
+        record.count("step")
+        for name, value in record.values.items():
+            if not isinstance(value, str | int | float):
+                raise record.refusal(name, "a number or a text")
+        _check_entries(record)
+    except InputError as error:
+        raise DamagedFileError(f"{error}; delete this line to leave it out") from error
+    return record.values
+
+
+def is_up_to(line: bytes, step: int) -> bool:
+    """Whether a line of metrics is whole and of a step that is not after ``step``."""
+    try:
+        return int(_metrics_line(line, "the line")["step"]) <= step
+    except InputError:
+        return False
