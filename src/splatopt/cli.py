@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from splatopt import __version__
 from splatopt.core.checks import InputError
+from splatopt.core.requests import answered
 
 if TYPE_CHECKING:
     from splatopt.train.run import Run
@@ -50,11 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The words after ``splatopt``; those of the process when None.
 
     Returns:
-        0 when done, 2 on bad input, a full disk or a file that cannot be written, 130 on Ctrl-C.
+        0 when done, 2 on bad input, a full disk or a file that cannot be written, 130 on a request to stop: Ctrl-C,
+        SIGTERM, or the end of the terminal. Where the request finds nothing to finish, the process ends here.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _dispatch(words)
+        # A launcher sends Ctrl-C on to us, who have it already.
+        with answered(patient="WORLD_SIZE" in os.environ, for_good=arguments is None):
+            return _dispatch(words)
     except InputError as error:
         _complain(str(error))
         return 2
@@ -294,6 +298,7 @@ def _report(options: ReportOptions) -> int:
     if options.views < 0:
         raise InputError(f"--views must be at least 0, got {options.views}")
     if RunFolder(options.run, FIELD_FORMAT).is_run:
+        RunFolder(options.run, FIELD_FORMAT).sweep_if_idle()
         print(f"written to {_of_fields('report_fit', options.run, options.views)}")
         return 0
     run = _open(options.run, options.renderer, options.device)
@@ -401,9 +406,13 @@ def _data(words: list[str]) -> int:
 
 
 def _meta_train(words: list[str]) -> int:
-    from splatopt.meta.command import MetaTrainOptions, meta_train
+    import shlex
 
-    return _command(lambda: MetaTrainOptions, meta_train, "meta-train")(words)
+    from splatopt.meta.command import MetaTrainOptions, meta_train
+    from splatopt.train.program import program
+
+    typed = f"{program()} meta-train {shlex.join(words)}".rstrip()
+    return _command(lambda: MetaTrainOptions, lambda options: meta_train(options, typed), "meta-train")(words)
 
 
 _COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {

@@ -276,7 +276,8 @@ def table(options: TableOptions) -> int:
     if options.check:
         print(f"the tables in {options.page} are stale; run: splatopt bench table {options.page}", file=sys.stderr)
         return 1
-    replace_file(options.page, wanted.encode())
+    # A page that is reached through a link is written where it lies.
+    replace_file(options.page.resolve(), wanted.encode())
     print(f"written: {options.page}")
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
@@ -13,6 +14,7 @@ from typing import Any, TextIO
 from splatopt.bench.cells import Cell
 from splatopt.bench.environment import environment
 from splatopt.core.checks import InputError
+from splatopt.core.files import append_only, make_folder
 from splatopt.raster.renderer import Renderer
 from splatopt.train.evaluate import PROTOCOL as SCORING
 from splatopt.train.evaluate import Scores
@@ -119,12 +121,11 @@ def run_cell(cell: Cell, *, renderer: Renderer | None = None, finish: Finisher |
         KeyboardInterrupt: It was stopped; a checkpoint was written.
     """
     folder = cell.config.folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     with locked(folder.parent.parent / "state" / f"{cell.name}.lock", f"the cell {cell.name}", _LOCK_SECONDS):
         done = finished_record(cell)
         if done:
             return done
-        _clear_torn_start(folder)
         recorder = Recorder(cell)
         config = replace(cell.config, resume=True) if RunFolder(folder).is_run else cell.config
         result = train(config, [recorder], renderer=renderer)
@@ -157,13 +158,6 @@ def finished_record(cell: Cell) -> dict[str, Any] | None:
     return None
 
 
-def _clear_torn_start(folder: Path) -> None:
-    """Drop what a kill left that came before the run's first file was whole."""
-    if folder.is_dir() and not RunFolder(folder).is_run:
-        for path in folder.glob(".*.partial"):
-            path.unlink()
-
-
 @contextlib.contextmanager
 def locked(path: Path, what: str, patience: float = 0.0) -> Iterator[TextIO]:
     """Hold a lock that ends with this process, however it ends.
@@ -176,8 +170,8 @@ def locked(path: Path, what: str, patience: float = 0.0) -> Iterator[TextIO]:
     Raises:
         InputError: Another process holds it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
+    make_folder(path.parent)
+    with os.fdopen(append_only(path), "a", encoding="utf-8") as file:
         deadline = time.monotonic() + patience
         while True:
             try:

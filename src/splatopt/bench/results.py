@@ -13,6 +13,7 @@ from splatopt.bench.cells import LOOSE
 from splatopt.bench.runner import Outcome
 from splatopt.core.checkpoint import replace_file
 from splatopt.core.checks import InputError
+from splatopt.core.files import make_folder
 
 FORMAT = "splatopt-results"
 VERSION = 1
@@ -72,7 +73,7 @@ def save_results(path: Path, results: Results) -> None:
         "sources": list(results.sources),
         "cells": list(results.cells),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     replace_file(path, (json.dumps(values, indent=1, allow_nan=False) + "\n").encode())
 
 

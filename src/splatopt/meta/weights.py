@@ -17,6 +17,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from splatopt.core.checkpoint import replace_file
 from splatopt.core.checks import InputError, nearest_names
 from splatopt.meta.inner import InnerRates
 from splatopt.meta.network import LearnedNetwork, NetworkOptions
@@ -74,9 +75,7 @@ def save_weights(path: Path, network: LearnedNetwork, rates: InnerRates, facts: 
     path.parent.mkdir(parents=True, exist_ok=True)
     described = path.with_suffix(".json")
     for target, content in ((path, data), (described, (json.dumps(header, indent=1) + "\n").encode())):
-        partial = target.with_name(f".{target.name}.partial")
-        partial.write_bytes(content)
-        partial.replace(target)
+        replace_file(target, content)
     return described
 
 

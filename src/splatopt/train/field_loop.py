@@ -82,10 +82,11 @@ def fit_field(config: FitConfig, callbacks: Sequence[FitCallback] = (), *, task:
         RunFolder(config.folder, FIELD_FORMAT).check_free()
     with _threads(config.threads):
         fitter = _Fitter(config, tuple(callbacks), task)
-        fitter.begin(checkpoint)
-        for warning in (*fitter.warnings, *warnings):
-            fitter.tell(Warned(warning))
-        return fitter.run()
+        with fitter.keep_others_out():
+            fitter.begin(checkpoint)
+            for warning in (*fitter.warnings, *warnings):
+                fitter.tell(Warned(warning))
+            return fitter.run()
 
 
 def open_field(folder: Path | str) -> tuple[FitConfig, Task, int]:
@@ -96,6 +97,7 @@ def open_field(folder: Path | str) -> tuple[FitConfig, Task, int]:
     """
     run = RunFolder(Path(folder), FIELD_FORMAT)
     config = replace(FitConfig.from_json(run.read_settings(), str(run.config)), out=run.path)
+    run.sweep_if_idle()
     checkpoint, _ = latest_checkpoint(run.checkpoints)
     if checkpoint is None:
         raise InputError(f"{run.path} holds no whole checkpoint; fit it first")
@@ -108,6 +110,7 @@ def _reopen(config: FitConfig) -> tuple[FitConfig, Checkpoint | None, list[str]]
     """Find the run that ``config`` wants to resume, and its last good checkpoint."""
     folder = RunFolder(config.resolved().folder, FIELD_FORMAT)
     saved = replace(FitConfig.from_json(folder.read_settings(), str(folder.config)), out=folder.path)
+    folder.check_idle()
     resumed = replace(config, out=folder.path).resuming(saved)
     checkpoint, warnings = checkpoint_to_resume(folder)
     return resumed.resolved(), checkpoint, warnings
@@ -119,7 +122,7 @@ class _Fitter(KeptRun):
     verb, command, examples = "fitting", "fit", "examples"
 
     def __init__(self, config: FitConfig, callbacks: tuple[FitCallback, ...], task: Task | None) -> None:
-        super().__init__(RunFolder(config.folder, FIELD_FORMAT), config.target, callbacks)
+        super().__init__(RunFolder(config.folder, FIELD_FORMAT), config.target, callbacks, resumed=config.resume)
         self.config = config
         self.generator = torch.Generator().manual_seed(config.seed)
         self.task, self.warnings = (task, ()) if task else open_task(config, self.generator)

@@ -74,8 +74,15 @@ class Run:
             capture: What it was trained on.
             renderer: What renders; the configuration's when None.
             watch: Called after each view with the number of views done.
+
+        Raises:
+            InputError: Another process is at work on the run.
         """
         check_scorable(capture)
+        with self.folder.held():
+            return self._score(capture, renderer, watch)
+
+    def _score(self, capture: Capture, renderer: Renderer | None, watch: Callable[[int], None] | None) -> Scores:
         scores = evaluate(self.objective(capture, renderer), capture, watch)
         record = read_json(self.folder.evaluation)
         # A record of the same step also counts the writing of the checkpoint that we were read from.
@@ -111,6 +118,7 @@ def open_run(path: Path | str, renderer: str | None = None, device: str | None =
     """
     folder = RunFolder(Path(path))
     config = folder.read_config()
+    folder.sweep_if_idle()
     warnings: list[str] = []
     if renderer is not None or device is not None:
         config = replace(config, renderer=renderer or "auto", device=device or "auto")
