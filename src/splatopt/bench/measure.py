@@ -40,7 +40,8 @@ class Recorder:
         self._cell = cell
         self._config = cell.config
         self._path = cell.config.folder / RECORD
-        self.record: dict[str, Any] = {}
+        # Warnings of the start come before it is told.
+        self.record: dict[str, Any] = {"warnings": []}
 
     def __call__(self, event: Event) -> None:
         """Note what ``event`` tells."""
@@ -66,7 +67,7 @@ class Recorder:
             "environment": environment(event.config, event.renderer),
             "resumed": before.get("resumed", 0) + 1 if before else 0,
             "views_trained": event.views,
-            "warnings": list(before.get("warnings", [])),
+            "warnings": list(dict.fromkeys([*before.get("warnings", []), *self.record["warnings"]])),
             "points": points,
             "best_views": before.get("best_views") if points else None,
         }
@@ -143,8 +144,10 @@ def finished_record(cell: Cell) -> dict[str, Any] | None:
     if RunFolder(folder).is_run:
         record = read_json(folder / RECORD)
         if not record:
+            # Killed before its first score; the run has spelt out what the cell leaves to be chosen.
             saved = RunFolder(folder).read_config()
-            kept = replace(cell, config=replace(saved, background=cell.config.background))
+            device = cell.config.device if cell.config.device == "auto" else saved.device
+            kept = replace(cell, config=replace(saved, background=cell.config.background, device=device))
         else:
             kept = Cell.from_json(record, str(folder / RECORD))
         difference = cell.differs_from(kept)

@@ -204,17 +204,29 @@ def stop_requests(requested: list[int], then: Callable[[], None] | None = None) 
             signal.signal(number, handler)
 
 
-def _forget() -> None:
-    """In a process that was forked off, have signals do what they do by default: the pipe is the parent's."""
+_masks = threading.local()
+
+
+def _before_fork() -> None:
+    """Hold signals back: one to the child would be taken for one to us, as long as the pipe is shared."""
+    _masks.kept = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
+
+def _after_fork_here() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.kept)
+
+
+def _after_fork_in_child() -> None:
+    """Have signals do what they do by default."""
     global _answering  # noqa: PLW0603 - signals are the process's
-    if _answering is None:
-        return
-    signal.set_wakeup_fd(-1)
-    for number in _answering.handlers:
-        signal.signal(number, signal.SIG_DFL)
-    os.close(_answering.read)
-    os.close(_answering.write)
-    _answering = None
+    if _answering is not None:
+        signal.set_wakeup_fd(-1)
+        for number in _answering.handlers:
+            signal.signal(number, signal.SIG_DFL)
+        os.close(_answering.read)
+        os.close(_answering.write)
+        _answering = None
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.kept)
 
 
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_here, after_in_child=_after_fork_in_child)
