@@ -219,7 +219,7 @@ class Campaign:
             doom = self._doom(command, straight)
             before = self._newest(out)
             ended = self._run(command, out, doom, more)
-            self._check_start(command, out, before, ended)
+            self._check_start(command, out, before, ended, anew=bool(more))
             if doom.request:
                 self._check_answer(command, out, ended)
             elif ended.code < 0 or doom.alone:
@@ -232,7 +232,7 @@ class Campaign:
         if ended is None or ended.code != 0:
             before = self._newest(out)
             ended = self._run(command, out, Doom(), more)
-            self._check_start(command, out, before, ended)
+            self._check_start(command, out, before, ended, anew=bool(more))
         if ended.code:
             self._fault(command, out, f"cannot go on: {' '.join(ended.said.split())[-700:]}")
             return
@@ -274,8 +274,13 @@ class Campaign:
                 newest[folder] = max(newest.get(folder, 0), values["step"])
         return newest
 
-    def _check_start(self, command: Command, out: Path, newest: dict[str, int], ended: Ended) -> None:
-        """Steps must begin where the newest whole checkpoint is, and none that was saved may be gone."""
+    def _check_start(
+        self, command: Command, out: Path, newest: dict[str, int], ended: Ended, *, anew: bool = False
+    ) -> None:
+        """Steps must begin where the newest whole checkpoint is, and none that was saved may be gone.
+
+        A cell that failed is run ``anew``, and what it left is kept elsewhere.
+        """
         trace = out.with_suffix(".trace")
         saved: dict[str, int] = {}
         begun: dict[str, int] = {}
@@ -286,7 +291,7 @@ class Campaign:
             else:
                 begun.setdefault(folder, int(step))
         for folder, step in begun.items():
-            if step != newest.get(folder, 0):
+            if step != newest.get(folder, 0) and not (anew and step == 0):
                 self._fault(command, out, f"began at step {step}, and step {newest.get(folder, 0)} was whole")
         self._never_lost(command, out, saved)
         trace.unlink(missing_ok=True)

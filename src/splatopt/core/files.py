@@ -86,12 +86,16 @@ def append_only(path: Path) -> int:
     Raises:
         InputError: There is a link in its place.
     """
+    is_new = not path.exists()
     try:
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
         raise InputError(f"{path} is a link, and nothing is written through it; put a file in its place") from None
+    if is_new:
+        sync_folder(path.parent)
+    return descriptor
 
 
 def trim_lines(path: Path, step: int) -> None:

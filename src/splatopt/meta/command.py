@@ -142,7 +142,9 @@ def meta_train(options: MetaTrainOptions, typed: str = "the same command") -> in
 def _way_on(out: Path, typed: str) -> str:
     """Say which checkpoint is kept, and what to type to go on from it."""
     kept = latest_path(out / "checkpoints")
-    return f"{f'{kept.name} is kept' if kept else 'there is no checkpoint to go on from'}; go on with: {typed}"
+    if kept is None:
+        return f"there is no checkpoint to go on from; begin again with: {typed}"
+    return f"{kept.name} is kept; go on with: {typed}"
 
 
 def _sweep(out: Path) -> None:

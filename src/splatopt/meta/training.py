@@ -261,6 +261,8 @@ class MetaTrainer:
         make_folder(self.config.out)
         with os.fdopen(append_only(self._log_path), "ab", buffering=0) as file:
             file.write((json.dumps(record) + "\n").encode())
+            # The checkpoint that comes after it must not outlive it.
+            os.fsync(file.fileno())
         return record
 
     @property
