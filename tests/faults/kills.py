@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from faults.doomed import Doom, Ended, run_doomed
@@ -343,7 +343,7 @@ def main() -> int:
     parser.add_argument("--optimizers", nargs="*", default=list(OPTIMIZERS), help="of splatopt train")
     given = parser.parse_args()
     tally = run_campaign(given.kills, given.seed, given.hours, given.optimizers)
-    print(json.dumps(asdict(tally), indent=1))
+    print(json.dumps(vars(tally), indent=1))
     return 1 if tally.faults else 0
 
 
