@@ -1,4 +1,4 @@
-# make install | demo | test | test-slow | sanitize | lint | bench | clean
+# make install | demo | test | test-slow | sanitize | lint | bench | campaign | clean
 #
 # Needs Python 3.11 or later, a C++20 compiler, make, and a pip that reaches a package registry. All else,
 # CMake and Ninja included, is installed into .venv at the versions that constraints.txt pins.
@@ -6,10 +6,12 @@
 #   PYTHON=python3.12       the interpreter that .venv is made with
 #   PIP_ARGS="…"            options for every `pip install`, for example another registry
 #   PYTEST_ARGS="-k raster" options for pytest
+#   HOURS=1                 how long `make campaign` kills runs and damages files
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+HOURS ?= 1
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,7 +20,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
 # Folders are listed too: their time changes when a file in them goes away.
 SOURCES := $(wildcard CMakeLists.txt) $(shell find src native \( -name __pycache__ -o -name '*.pyc' \) -prune -o -print 2>/dev/null)
 
-.PHONY: install demo test test-slow sanitize lint bench clean
+.PHONY: install demo test test-slow sanitize lint bench campaign clean
 
 install: $(VENV)/.installed
 
@@ -68,6 +70,9 @@ lint: install
 
 bench: install
 	@$(BIN)/python -m benchmarks
+
+campaign: install
+	@$(BIN)/python tests/faults/campaign.py --hours $(HOURS)
 
 clean:
 	rm -rf build $(VENV)

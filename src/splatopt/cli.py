@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from splatopt import __version__
 from splatopt.core.checks import InputError, cut, say, shown
+from splatopt.core.requests import answered
 
 if TYPE_CHECKING:
     from splatopt.train.run import Run
@@ -51,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The words after ``splatopt``; those of the process when None.
 
     Returns:
-        0 when done, 2 on bad input, a full disk or a file that cannot be written, 130 on Ctrl-C.
+        0 when done, 2 on bad input, a full disk or a file that cannot be written, 130 on a request to stop: Ctrl-C,
+        SIGTERM, or the end of the terminal. Where the request finds nothing to finish, the process ends here.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
@@ -59,9 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = _dispatch(words)
-        sys.stdout.flush()
-        return code
+        # A launcher sends Ctrl-C on to us, who have it already.
+        with answered(patient="WORLD_SIZE" in os.environ, for_good=arguments is None):
+            code = _dispatch(words)
+            sys.stdout.flush()
+            return code
     except InputError as error:
         _complain(str(error))
         return 2
@@ -306,6 +310,7 @@ def _report(options: ReportOptions) -> int:
     if options.views < 0:
         raise InputError(f"--views must be at least 0, got {options.views}")
     if RunFolder(options.run, FIELD_FORMAT).is_run:
+        RunFolder(options.run, FIELD_FORMAT).sweep_if_idle()
         say(f"written to {_of_fields('report_fit', options.run, options.views)}")
         return 0
     run = _open(options.run, options.renderer, options.device)
@@ -414,9 +419,13 @@ def _data(words: list[str]) -> int:
 
 
 def _meta_train(words: list[str]) -> int:
-    from splatopt.meta.command import MetaTrainOptions, meta_train
+    import shlex
 
-    return _command(lambda: MetaTrainOptions, meta_train, "meta-train")(words)
+    from splatopt.meta.command import MetaTrainOptions, meta_train
+    from splatopt.train.program import program
+
+    typed = f"{program()} meta-train {shlex.join(words)}".rstrip()
+    return _command(lambda: MetaTrainOptions, lambda options: meta_train(options, typed), "meta-train")(words)
 
 
 _COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {

@@ -11,11 +11,12 @@ import safetensors.torch
 import torch
 
 from splatopt.core.checks import InputError
+from splatopt.core.files import append_only
 from splatopt.core.untrusted import (
     MOST_DEPTH,
+    MOST_JSON_BYTES,
     AbsentFileError,
     DamagedFileError,
-    open_to_append,
     parse_json,
     parse_tensors,
     read_bounded,
@@ -85,7 +86,7 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
     with pytest.raises(DamagedFileError, match="it is no regular file"):
         read_bounded(path)
     with pytest.raises(OSError, match="No such device"):
-        open_to_append(path)
+        append_only(path)
     with pytest.raises(DamagedFileError, match="it is a folder"):
         read_bounded(tmp_path)
     (tmp_path / "loop").symlink_to("loop")
@@ -164,4 +165,4 @@ def test_a_refusal_is_an_input_error_and_quotes_no_more_than_it_must():
     assert "\x1b" not in str(raised.value)
     assert "\\x1b" in str(raised.value)
     assert str(raised.value).count("\\x1b") == 79
-    assert untrusted.MOST_JSON_BYTES == 64 * 2**20
+    assert MOST_JSON_BYTES == 64 * 2**20

@@ -1,7 +1,7 @@
 """Whatever lies in a file from elsewhere: readers use it, or refuse it in a sentence.
 
-Damaged files of every kind are read in a process of their own (:mod:`faults.campaign`); what hypothesis makes up is
-read here.
+Damaged files of every kind are read in a process of their own (:mod:`faults.reader_campaign`); what hypothesis makes
+up is read here.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from plyfile import PlyData, PlyElement
 
-from faults.campaign import campaign, damaged
 from faults.inputs import kinds, read_capture, write
+from faults.reader_campaign import campaign, damaged
 from splatopt.core.checks import InputError, cut, quoted, shown
 from splatopt.data.capture import read_source
 from splatopt.data.ply_table import read_vertices

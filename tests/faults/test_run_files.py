@@ -11,8 +11,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from faults.run_campaign import campaign, damage
 from faults.run_damage import DEEP, damaged_json, damaged_tensors, sign
+from faults.run_file_campaign import campaign, damage
 from faults.run_targets import Workshop, in_one_process, run_quietly
 from splatopt.cli import _COMMANDS, main
 from splatopt.core import files

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -61,6 +63,78 @@ def test_a_run_goes_on_bit_exactly(scenes, tmp_path):
     loaded = load_weights(str(tmp_path / "resumed" / "weights.safetensors"))
     assert torch.equal(loaded.network.enter.weight, straight.average.enter.weight)
     assert loaded.facts["meta_steps"] == 6
+
+
+def test_a_request_to_stop_keeps_the_step_at_hand(scenes, tmp_path, monkeypatch):
+    straight = MetaTrainer(config(scenes, tmp_path / "straight"))
+    straight.run()
+    stopped = MetaTrainer(config(scenes, tmp_path / "stopped"))
+    step = stopped._meta_step
+
+    def asked_in_the_second():
+        if stopped.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        step()
+
+    monkeypatch.setattr(stopped, "_meta_step", asked_in_the_second)
+    with pytest.raises(KeyboardInterrupt, match="stopped after meta-step 2 of 6"):
+        stopped.run()
+    resumed = MetaTrainer(config(scenes, tmp_path / "stopped"))
+    assert resumed.step == 2
+    resumed.run()
+    for name in ("straight", "stopped"):
+        assert load_weights(str(tmp_path / name / "weights.safetensors")).facts["meta_steps"] == 6
+    files = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("straight", "stopped")]
+    assert files[0] == files[1]
+
+
+def test_weights_that_a_kill_left_behind_their_checkpoint_are_written_again(scenes, tmp_path):
+    MetaTrainer(config(scenes, tmp_path, steps=2)).run()
+    weights = tmp_path / "weights.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(b"of another step")
+    MetaTrainer(config(scenes, tmp_path, steps=2)).run()
+    assert weights.read_bytes() == whole
+
+
+def test_the_log_goes_on_where_the_checkpoint_is(scenes, tmp_path, monkeypatch):
+    monkeypatch.setattr("splatopt.meta.training._LOG_EVERY", 1)
+    monkeypatch.setattr("splatopt.meta.training.validate", lambda *_, **__: {0: 1.0})
+    settings = {"validation": ("somewhere",), "validate_every": 3}
+    MetaTrainer(config(scenes, tmp_path, **settings)).run(until=3)
+    log = tmp_path / "log.jsonl"
+    whole = log.read_text()
+    lines = [json.loads(line) for line in whole.splitlines()]
+    assert [(line["kind"][0], line["step"]) for line in lines] == [("v", 0), ("t", 1), ("t", 2), ("t", 3), ("v", 3)]
+    # Killed before the validation, and then once more in a line of a step that was not kept.
+    log.write_text("".join(f"{line}\n" for line in whole.splitlines()[:-1]) + '{"kind": "train", "step": 4}\n{"kind"')
+    MetaTrainer(config(scenes, tmp_path, **settings)).run(until=3)
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [0, 1, 2, 3, 3]
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_the_command_that_is_stopped_says_how_to_go_on(scenes, tmp_path, processes):
+    run = tmp_path / "run"
+    words = ["meta-train", "--data", str(Path(scenes[0]).parent), "--processes", processes, "--out", str(run)]
+    words += ["--steps", "100000", "--save-every", "1"]
+    environment = os.environ | {"PYTHONPATH": str(Path(splatopt.__file__).resolve().parents[1])}
+    command = [sys.executable, "-m", "splatopt", *words]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 120
+        while not (run / "checkpoints" / "step-000001").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=120)[1].decode()
+    assert process.returncode == 130
+    kept = [path.name for path in sorted((run / "checkpoints").iterdir())][-1]
+    assert "Traceback" not in said
+    first, last = [line for line in said.splitlines() if line.startswith("splatopt: ")]
+    assert first == "splatopt: stopping after the step at hand; once more to end at once"
+    assert last.startswith("splatopt: stopped")
+    assert f"; {kept} is kept; go on with: " in last
+    assert last.endswith(f"splatopt {shlex.join(words)}")
+    for lane in (run / "lanes").iterdir():
+        assert (lane / kept).is_dir()
 
 
 def test_two_processes_give_the_result_of_one(scenes, tmp_path):

@@ -10,6 +10,7 @@ from typing import Any
 from splatopt.bench.cells import Cell
 from splatopt.bench.runner import Outcome, Place, Say, describe, run_process, said_of, split_kept
 from splatopt.core.checks import InputError
+from splatopt.core.requests import stop_requests
 
 _LOCAL = re.compile(r"local(?::(\d{1,4}))?")
 
@@ -46,7 +47,9 @@ def run_cells_on_ray(
             running[reference] = cell
         outcomes = dict(kept)
         while running:
-            (reference, *_), _ = ray.wait(list(running), num_returns=1)
+            # A request to stop ends the wait, so that Ray can be shut down.
+            with stop_requests([], _interrupt):
+                (reference, *_), _ = ray.wait(list(running), num_returns=1)
             cell = running.pop(reference)
             outcomes[cell.name] = _outcome(ray, place, cell, reference)
             say(f"{len(outcomes)}/{len(cells)}  {describe(cell)}: {said_of(outcomes[cell.name])}")
@@ -54,6 +57,10 @@ def run_cells_on_ray(
     finally:
         # Ends the tasks' processes, and those the cells of an unfinished suite.
         ray.shutdown()
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 def _run(out: str, cell: Mapping[str, Any], lpips_weights: str | None) -> None:

@@ -290,7 +290,8 @@ def table(options: TableOptions) -> int:
     if options.check:
         say(f"the tables in {options.page} are stale; run: splatopt bench table {options.page}", file=sys.stderr)
         return 1
-    replace_file(options.page, wanted.encode())
+    # A page that is reached through a link is written where it lies.
+    replace_file(options.page.resolve(), wanted.encode())
     say(f"written: {options.page}")
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
@@ -14,6 +15,7 @@ from splatopt.bench.cells import Cell
 from splatopt.bench.environment import environment
 from splatopt.bench.records import read_record
 from splatopt.core.checks import InputError
+from splatopt.core.files import append_only, make_folder
 from splatopt.raster.renderer import Renderer
 from splatopt.train.evaluate import PROTOCOL as SCORING
 from splatopt.train.evaluate import Scores
@@ -39,7 +41,8 @@ class Recorder:
         self._cell = cell
         self._config = cell.config
         self._path = cell.config.folder / RECORD
-        self.record: dict[str, Any] = {}
+        # Warnings of the start come before it is told.
+        self.record: dict[str, Any] = {"warnings": []}
 
     def __call__(self, event: Event) -> None:
         """Note what ``event`` tells."""
@@ -65,7 +68,7 @@ class Recorder:
             "environment": environment(event.config, event.renderer),
             "resumed": before.get("resumed", 0) + 1 if before else 0,
             "views_trained": event.views,
-            "warnings": list(before.get("warnings", [])),
+            "warnings": list(dict.fromkeys([*before.get("warnings", []), *self.record["warnings"]])),
             "points": points,
             "best_views": before.get("best_views") if points else None,
         }
@@ -120,12 +123,11 @@ def run_cell(cell: Cell, *, renderer: Renderer | None = None, finish: Finisher |
         KeyboardInterrupt: It was stopped; a checkpoint was written.
     """
     folder = cell.config.folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     with locked(folder.parent.parent / "state" / f"{cell.name}.lock", f"the cell {cell.name}", _LOCK_SECONDS):
         done = finished_record(cell)
         if done:
             return done
-        _clear_torn_start(folder)
         recorder = Recorder(cell)
         config = replace(cell.config, resume=True) if RunFolder(folder).is_run else cell.config
         result = train(config, [recorder], renderer=renderer)
@@ -143,8 +145,10 @@ def finished_record(cell: Cell) -> dict[str, Any] | None:
     if RunFolder(folder).is_run:
         record = read_record(folder / RECORD)
         if not record:
+            # Killed before its first score; the run has spelt out what the cell leaves to be chosen.
             saved = RunFolder(folder).read_config()
-            kept = replace(cell, config=replace(saved, background=cell.config.background))
+            device = cell.config.device if cell.config.device == "auto" else saved.device
+            kept = replace(cell, config=replace(saved, background=cell.config.background, device=device))
         else:
             kept = Cell.from_json(record, str(folder / RECORD))
         difference = cell.differs_from(kept)
@@ -156,13 +160,6 @@ def finished_record(cell: Cell) -> dict[str, Any] | None:
         if record.get("status") == "done":
             return record
     return None
-
-
-def _clear_torn_start(folder: Path) -> None:
-    """Drop what a kill left that came before the run's first file was whole."""
-    if folder.is_dir() and not RunFolder(folder).is_run:
-        for path in folder.glob(".*.partial"):
-            path.unlink()
 
 
 @contextlib.contextmanager
@@ -177,8 +174,8 @@ def locked(path: Path, what: str, patience: float = 0.0) -> Iterator[TextIO]:
     Raises:
         InputError: Another process holds it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
+    make_folder(path.parent)
+    with os.fdopen(append_only(path), "a", encoding="utf-8") as file:
         deadline = time.monotonic() + patience
         while True:
             try:

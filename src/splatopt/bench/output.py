@@ -12,6 +12,7 @@ from splatopt.bench.summaries import groups, tables
 from splatopt.bench.tables import as_markdown, to_csv, to_latex, to_markdown
 from splatopt.core.checkpoint import replace_file
 from splatopt.core.checks import InputError
+from splatopt.core.files import make_folder
 
 
 def write_output(
@@ -37,7 +38,7 @@ def write_output(
     labels = sorted({cell["label"] for cell in results.cells})
     if reference is not None and reference not in labels:
         raise InputError(f"no entry is labelled {reference!r}; there are {', '.join(labels)}")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     if keep:
         save_results(out / "results.json", results)
     found = [table for group in groups(results, reference) for table in tables(group)]

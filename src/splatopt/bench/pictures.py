@@ -15,6 +15,7 @@ from torch import Tensor
 from splatopt.bench.cells import Cell
 from splatopt.core.checkpoint import replace_file
 from splatopt.core.checks import InputError
+from splatopt.core.files import make_folder
 from splatopt.core.typed import Fields
 from splatopt.core.untrusted import DamagedFileError, read_bounded, read_object
 from splatopt.train.folder import write_json
@@ -65,7 +66,7 @@ def draw_pictures(out: Path, cells: Sequence[Cell], most: int) -> None:
 
 def _draw(folder: Path, cell: Cell, most: int, photographed: set[tuple[str, str]]) -> list[dict[str, str]]:
     """Render the views of one cell; the first of a scene brings the photographs."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     run = open_run(cell.config.folder)
     # The scene may have moved since the cell was run.
     run = replace(run, config=replace(run.config, capture=cell.config.capture))

@@ -13,6 +13,7 @@ from splatopt.bench.records import check_cell
 from splatopt.bench.runner import Outcome
 from splatopt.core.checkpoint import replace_file
 from splatopt.core.checks import InputError
+from splatopt.core.files import make_folder
 from splatopt.core.typed import Fields
 from splatopt.core.untrusted import AbsentFileError, DamagedFileError, read_json
 
@@ -69,7 +70,7 @@ def save_results(path: Path, results: Results) -> None:
         "sources": list(results.sources),
         "cells": list(results.cells),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     replace_file(path, (json.dumps(values, indent=1, allow_nan=False) + "\n").encode())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -18,8 +19,9 @@ from splatopt.bench.measure import RECORD, finished_record
 from splatopt.bench.records import read_failure, read_record
 from splatopt.bench.worker import FAILED, STOPPED
 from splatopt.core.checks import InputError, quoted
+from splatopt.core.files import append_only, make_folder
+from splatopt.core.requests import stop_requests
 from splatopt.core.typed import Fields
-from splatopt.core.untrusted import open_to_append
 from splatopt.train.config import TrainConfig
 from splatopt.train.folder import read_json, write_json
 from splatopt.train.setup import open_capture
@@ -87,11 +89,11 @@ def run_process(place: Place, cell: Cell, lpips_weights: str | None) -> Outcome:
         KeyboardInterrupt: We were asked to stop; the cell has written a checkpoint.
     """
     request = place.request(cell)
-    request.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(request.parent)
     write_json(request, {"cell": cell.to_json(), "lpips_weights": lpips_weights})
     command = [sys.executable, "-m", "splatopt.bench.worker", str(request)]
     with (
-        open_to_append(request.with_suffix(".log")) as log,
+        os.fdopen(append_only(request.with_suffix(".log")), "ab") as log,
         # Its standard input is never written to: that it closes is how the cell learns that we are gone. In a session
         # of its own it hears of Ctrl-C from us alone, once.
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True) as process,
@@ -120,25 +122,15 @@ def _death(code: int, log: Path) -> str:
 
 @contextlib.contextmanager
 def _forwarding(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """Hand Ctrl-C and termination on to ``process``, which keeps its work; yields what was handed on."""
+    """Hand requests to stop on to ``process``, which keeps its work; yields what was handed on."""
     requests: list[int] = []
 
-    def forward(number: int, _frame: object) -> None:
-        requests.append(number)
+    def forward() -> None:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)
 
-    try:
-        previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:
-        # Not the main thread: signals are not ours to take.
+    with stop_requests(requests, forward):
         yield requests
-        return
-    try:
-        yield requests
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 Launch = Callable[[Place, Cell, str | None], Outcome]

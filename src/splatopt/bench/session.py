@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 from collections.abc import Mapping
@@ -11,12 +12,15 @@ from typing import Any
 from splatopt.bench.cells import Cell, check_overrides, make_cells, make_clocks
 from splatopt.bench.cluster import run_cells_on_ray
 from splatopt.bench.measure import locked
-from splatopt.bench.pictures import draw_pictures
+from splatopt.bench.pictures import FOLDER as PICTURES
+from splatopt.bench.pictures import INDEX, draw_pictures
 from splatopt.bench.results import Results, result_cell, save_results
 from splatopt.bench.runner import Launch, Outcome, Place, Say, run_cells, run_process, with_times
 from splatopt.bench.suite import Suite
 from splatopt.core.checks import InputError
-from splatopt.train.folder import read_json, write_json
+from splatopt.core.files import partial_path, sweep
+from splatopt.core.requests import way_on
+from splatopt.train.folder import RunFolder, read_json, write_json
 
 _FORMAT = "splatopt-suite-1"
 
@@ -65,13 +69,17 @@ def run_suite(
     cells = make_cells(suite, out, settings, data)
     clocks = make_clocks(suite, out, settings, data) if suite.protocol.budget_steps else {}
     place = Place(out)
-    with locked(place.state / "suite.lock", f"a suite in {out}") as lock:
+    with contextlib.ExitStack() as alone:
+        lock = alone.enter_context(locked(place.state / "suite.lock", f"a suite in {out}"))
+        _sweep(place, [*clocks.values(), *cells])
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()
         described = {"format": _FORMAT, "command": command, **suite.to_json()}
         if not (out / "suite.json").exists():
             write_json(out / "suite.json", described)
+        told = f"what is done is kept, go on with: {command}"
+        alone.enter_context(way_on(lambda: told))
         try:
             if retry:
                 _set_failures_aside(place, [*clocks.values(), *cells], say)
@@ -83,7 +91,7 @@ def run_suite(
             else:
                 outcomes = run_cells_on_ray(place, cells, say, ray, lpips_weights=weights)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"stopped; what is done is kept, go on with: {command}") from None
+            raise KeyboardInterrupt(f"stopped; {told}") from None
         results = gather(suite, command, outcomes, side_by_side=ray is not None)
         write_json(out / "suite.json", described)
         save_results(out / "results.json", results)
@@ -96,11 +104,22 @@ def check_place(out: Path) -> None:
     if not out.exists():
         return
     begun = read_json(out / "suite.json").get("format") == _FORMAT
-    ours = {"state", "cells", "times"}
+    ours = {"state", "cells", "times", partial_path(out / "suite.json").name}
     if not out.is_dir() or not (begun or all(path.name in ours for path in out.iterdir())):
         raise InputError(
             f"{out} exists and is no folder of a suite, and nothing in it is overwritten; give another --out"
         )
+
+
+def _sweep(place: Place, cells: list[Cell]) -> None:
+    """Remove what a kill left half written, in the suite's folder and in its cells'."""
+    written = ("suite.json", "results.json", "tables.md", "tables.tex", "tables.csv", "report.html")
+    files = [place.out / name for name in written]
+    files += [place.state / "times.json", place.out / PICTURES / INDEX]
+    for cell in cells:
+        files += [place.request(cell), place.request(cell).with_suffix(".failed")]
+        RunFolder(cell.config.folder).sweep_if_idle()
+    sweep([*(partial_path(file) for file in files), *(place.out / PICTURES).glob(".*.webp.partial")])
 
 
 def _set_failures_aside(place: Place, cells: list[Cell], say: Say) -> None:

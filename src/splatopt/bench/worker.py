@@ -12,9 +12,10 @@ from splatopt.bench.cells import Cell
 from splatopt.bench.lpips_scores import measure_lpips
 from splatopt.bench.measure import run_cell
 from splatopt.core.checks import InputError
+from splatopt.core.requests import ENDED, answered
 from splatopt.train.folder import read_json, write_json
 
-DONE, FAILED, STOPPED = 0, 1, 130
+DONE, FAILED, STOPPED = 0, 1, ENDED
 """How the process ends."""
 
 
@@ -55,4 +56,6 @@ def _end_with_parent() -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    sys.exit(main(Path(sys.argv[1])))
+    with answered(for_good=True):
+        CODE = main(Path(sys.argv[1]))
+    sys.exit(CODE)

@@ -2,18 +2,17 @@
 
 A checkpoint is a folder ``step-000500`` with ``tensors.safetensors`` and ``checkpoint.json``; the
 latter holds the numbers and the size and SHA-256 of the former. Both are written to a hidden folder,
-flushed to the disk, and renamed into place, so that a kill at any moment leaves the previous one.
+flushed to the disk, and renamed into place, so that a kill at any moment leaves the previous one. One of
+the same step is moved aside first, to ``.step-000500.before``, which counts in its place until the new one is there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from splatopt.core.checks import InputError, quoted, writing
+from splatopt.core.checks import InputError, quoted
+from splatopt.core.files import discard, make_folder, new_file, partial_path, sync_folder
 from splatopt.core.typed import Fields
 from splatopt.core.untrusted import AbsentFileError, parse_tensors, read_bounded, read_json
 
@@ -31,6 +31,7 @@ KEPT = 2
 """Checkpoints that are kept: the newest, and the one before in case the newest is damaged."""
 
 _NAME = re.compile(r"step-(\d+)")
+_HIDDEN = re.compile(r"\.(step-\d+)\.(partial|before|dropped)")
 _TENSORS = "tensors.safetensors"
 _SCALARS = "checkpoint.json"
 _MOST_BYTES = 2**40
@@ -81,9 +82,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     Raises:
         OSError: It could not be written; the checkpoints from before are still there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     final = folder / f"step-{checkpoint.step:06d}"
-    partial = folder / f".{final.name}.partial"
+    partial, before = partial_path(final), _hidden(final, "before")
     dense = torch.contiguous_format
     data = safetensors.torch.save(
         {name: value.detach().to("cpu", copy=True, memory_format=dense) for name, value in checkpoint.tensors.items()}
@@ -95,21 +96,43 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         "sha256": hashlib.sha256(data).hexdigest(),
         "scalars": dict(checkpoint.scalars),
     }
-    shutil.rmtree(partial, ignore_errors=True)
     try:
+        discard(partial)
         partial.mkdir()
         write_durably(partial / _TENSORS, data)
         write_durably(partial / _SCALARS, json.dumps(header, indent=1).encode())
         sync_folder(partial)
-        if final.exists():
-            shutil.rmtree(final)
+        if final.exists() or final.is_symlink():
+            discard(before)
+            final.rename(before)
         partial.rename(final)
         sync_folder(folder)
+        discard(before)
     except OSError:
-        shutil.rmtree(partial, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            discard(partial)
         raise
     _drop_old(folder, newest=checkpoint.step)
     return final
+
+
+def _hidden(path: Path, state: str) -> Path:
+    return path.with_name(f".{path.name}.{state}")
+
+
+def sweep_checkpoints(folder: Path) -> None:
+    """Finish what a kill left half done below ``folder``: parts go, and one that was moved aside comes back."""
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir()):
+        found = _HIDDEN.fullmatch(path.name)
+        if found is None:
+            continue
+        with contextlib.suppress(OSError):
+            if found[2] == "before" and not (folder / found[1]).exists():
+                path.rename(folder / found[1])
+            else:
+                discard(path)
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
@@ -167,7 +190,7 @@ def latest_checkpoint(
     return None, damages
 
 
-@contextmanager
+@contextlib.contextmanager
 def damage_in(where: str) -> Iterator[None]:
     """Have what is refused as input mean that a checkpoint is damaged.
 
@@ -260,8 +283,13 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """Steps and folders of all checkpoints, oldest first."""
     if not folder.is_dir():
         return []
-    found = [(match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
-    return sorted((int(match[1]), path) for match, path in found)
+    found = {match[1]: path for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))}
+    for path in folder.glob(".step-*.before"):
+        match = _HIDDEN.fullmatch(path.name)
+        if match:
+            # Ended between the two moves of the step's replacement.
+            found.setdefault(match[1].removeprefix("step-"), path)
+    return sorted((int(step), path) for step, path in found.items())
 
 
 def _drop_old(folder: Path, newest: int) -> None:
@@ -270,35 +298,27 @@ def _drop_old(folder: Path, newest: int) -> None:
     kept = [path for step, path in existing if step <= newest][-KEPT:]
     for _, path in existing:
         if path not in kept:
-            shutil.rmtree(path, ignore_errors=True)
+            # Half of one must never lie under its name.
+            with contextlib.suppress(OSError):
+                dropped = _hidden(path, "dropped")
+                discard(dropped)
+                path.rename(dropped)
+                discard(dropped)
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` and wait until the disk has it."""
-    with writing(path), path.open("wb") as file:
+    """Write ``data`` to ``path``, which does not exist, and wait until the disk has it."""
+    with new_file(path) as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def replace_file(path: Path, data: bytes) -> None:
     """Put ``data`` at ``path`` in one move: a reader finds the old file or the new one, never a part."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_path(path)
+    discard(partial)
     try:
         write_durably(partial, data)
         partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the disk has the names in ``folder``; nothing where folders cannot be synced."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
     finally:
-        os.close(descriptor)
+        discard(partial)
+    sync_folder(path.parent)

@@ -12,7 +12,7 @@ import math
 import os
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import safetensors
@@ -87,11 +87,6 @@ def read_bounded(path: Path, most: int = MOST_JSON_BYTES) -> bytes:
         raise DamagedFileError(f"{path} cannot be read: {error.strerror}") from error
     finally:
         os.close(descriptor)
-
-
-def open_to_append(path: Path) -> BinaryIO:
-    """Open a file, made if absent, to write at its end; a pipe that nobody reads is refused, not waited for."""
-    return open(path, "ab", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK, 0o644))
 
 
 def read_json(path: Path, most: int = MOST_JSON_BYTES) -> Any:

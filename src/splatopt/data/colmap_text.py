@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from splatopt.core.checks import InputError, writing
+from splatopt.core.files import whole_folder
 from splatopt.data.colmap import PROCEDURAL_MARK
 
 
@@ -82,16 +80,10 @@ def whole_capture(folder: Path, mark: Mapping[str, Any]) -> Iterator[Path]:
         mark: What the capture was made from, kept as JSON.
 
     Raises:
-        InputError: The folder exists and is not empty.
+        InputError: The folder exists and is not empty, or another process is making it.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not empty; name a new folder or remove it first")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        partial.chmod(0o755)
+    with whole_folder(folder, f"the capture {folder}") as partial:
         yield partial
         _write(partial / PROCEDURAL_MARK, json.dumps(mark, indent=1) + "\n")
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

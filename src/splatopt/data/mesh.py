@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from splatopt.core.checks import InputError, quoted, writing
+from splatopt.core.checks import InputError, quoted
+from splatopt.core.files import whole_file
 from splatopt.data.mesh_files import check_mesh_file
 
 LARGEST_FILE = 2 << 30
@@ -148,7 +149,7 @@ def make_mesh(vertices: Tensor, faces: Tensor, watertight: bool) -> Mesh:
 
 
 def write_mesh(path: Path, vertices: Tensor, faces: Tensor) -> None:
-    """Write triangles in the format that the ending names, such as .ply, .obj or .stl.
+    """Write triangles in one move, in the format that the ending names, such as .ply, .obj or .stl.
 
     Args:
         path: The file.
@@ -157,8 +158,9 @@ def write_mesh(path: Path, vertices: Tensor, faces: Tensor) -> None:
     """
     import trimesh
 
-    with writing(path):
-        trimesh.Trimesh(vertices.numpy(), faces.numpy(), process=False).export(path)
+    mesh = trimesh.Trimesh(vertices.numpy(), faces.numpy(), process=False)
+    with whole_file(path) as file:
+        mesh.export(file, file_type=path.suffix.removeprefix("."))
 
 
 def sample_surface(mesh: Mesh, count: int, generator: torch.Generator) -> Float[Tensor, "count 3"]:

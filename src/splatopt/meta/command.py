@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -16,7 +17,10 @@ from typing import Any
 import torch
 
 from splatopt import __version__
+from splatopt.core.checkpoint import latest_path, sweep_checkpoints
 from splatopt.core.checks import InputError, nearest_names, quoted, say
+from splatopt.core.files import held, make_folder, partial_path, sweep
+from splatopt.core.requests import stop_requests, way_on
 from splatopt.core.untrusted import read_object
 from splatopt.data.made import made_from
 from splatopt.meta.episode import LossOptions
@@ -100,22 +104,55 @@ class MetaTrainOptions:
     losses: LossOptions = field(default_factory=LossOptions)
 
 
-def meta_train(options: MetaTrainOptions) -> int:
-    """Train, or go on, and print what is seen on the way."""
+def meta_train(options: MetaTrainOptions, typed: str = "the same command") -> int:
+    """Train, or go on, and print what is seen on the way.
+
+    Args:
+        options: What to do.
+        typed: What to type to go on.
+
+    Raises:
+        InputError: Something that was given cannot be used, or another process is at work on the run.
+        KeyboardInterrupt: We were asked to stop; the message says what is kept, and how to go on.
+    """
     config = _config(options)
     described = _described(options)
-    begun = _check_goes_on(options.out, described)
-    say(f"meta-training {options.size} ({options.variant.value}) in {options.out}; give the same command to go on")
-    try:
-        if options.processes == 1:
-            _work(0, config, described, 1, "", options.until)
-        else:
-            _work_together(config, described, options.processes, options.until)
-    except InputError:
-        if not begun:
-            _forget_start(options.out)
-        raise
+    _check_goes_on(options.out, described)
+    make_folder(options.out)
+    with held(options.out, f"the run in {options.out}"), way_on(lambda: _way_on(options.out, typed)):
+        begun = _check_goes_on(options.out, described)
+        _sweep(options.out)
+        if begun:
+            say(f"going on in {options.out}", file=sys.stderr)
+        what = f"{options.size} ({options.variant.value})"
+        say(f"meta-training {what} in {options.out}; give the same command to go on", flush=True)
+        try:
+            if options.processes == 1:
+                _work(0, config, described, 1, "", options.until)
+            else:
+                _work_together(config, described, options.processes, options.until)
+        except InputError:
+            if not begun:
+                _forget_start(options.out)
+            raise
+        except KeyboardInterrupt as stopped:
+            raise KeyboardInterrupt(f"{str(stopped) or 'stopped'}; {_way_on(options.out, typed)}") from None
     return 0
+
+
+def _way_on(out: Path, typed: str) -> str:
+    """Say which checkpoint is kept, and what to type to go on from it."""
+    kept = latest_path(out / "checkpoints")
+    if kept is None:
+        return f"there is no checkpoint to go on from; begin again with: {typed}"
+    return f"{kept.name} is kept; go on with: {typed}"
+
+
+def _sweep(out: Path) -> None:
+    """Remove what a kill left half written."""
+    sweep([partial_path(out / name) for name in ("config.json", "log.jsonl", "weights.safetensors", "weights.json")])
+    for folder in (out / "checkpoints", *(out / "lanes").glob("lane-*")):
+        sweep_checkpoints(folder)
 
 
 def _forget_start(out: Path) -> None:
@@ -133,11 +170,27 @@ def _work_together(config: MetaTrainConfig, described: dict[str, Any], processes
         InputError: What one of them raised, or one was lost.
     """
     with tempfile.TemporaryDirectory() as folder:
+        requests: list[int] = []
         try:
-            torch.multiprocessing.spawn(
-                _work_for_parent, args=(config, described, processes, folder, until), nprocs=processes
-            )
+            # They hear of a request from us alone, once.
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
+            try:
+                workers = torch.multiprocessing.spawn(
+                    _work_for_parent, args=(config, described, processes, folder, until), nprocs=processes, join=False
+                )
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+            def forward() -> None:
+                for process in workers.processes:
+                    process.terminate()
+
+            with stop_requests(requests, forward):
+                while not workers.join():
+                    pass
         except (torch.multiprocessing.ProcessExitedException, torch.multiprocessing.ProcessRaisedException) as error:
+            if requests:
+                raise KeyboardInterrupt from None
             # Where one refuses, the others fail as well, perhaps before it is looked at.
             refusals = sorted(Path(folder).glob(f"{_REFUSAL}*"))
             if refusals:
@@ -148,6 +201,8 @@ def _work_together(config: MetaTrainConfig, described: dict[str, Any], processes
                 f"process {error.error_index} of {processes} was lost; give the same command to go on from the "
                 f"last checkpoint in {config.out}"
             ) from error
+        if requests:
+            raise KeyboardInterrupt
 
 
 def _work_for_parent(
@@ -161,6 +216,9 @@ def _work_for_parent(
         partial.write_text(str(error), encoding="utf-8")
         partial.replace(Path(folder) / f"{_REFUSAL}{rank}")
         sys.exit(2)
+    except KeyboardInterrupt:
+        # The parent says it.
+        return
 
 
 def _work(rank: int, config: MetaTrainConfig, described: dict[str, Any], world: int, meeting: str, until: int) -> None:
@@ -261,7 +319,7 @@ def _check_goes_on(out: Path, described: dict[str, Any]) -> bool:
     path = out / "config.json"
     saved = read_object(path)
     if saved is None:
-        if out.exists() and any(out.iterdir()):
+        if out.exists() and any(found.name != partial_path(path).name for found in out.iterdir()):
             raise InputError(f"{out} holds something else than a meta-training run; choose another --out")
         return False
     different = sorted(name for name in described if name not in _NOT_COMPARED and saved.get(name) != described[name])
@@ -271,5 +329,4 @@ def _check_goes_on(out: Path, described: dict[str, Any]) -> bool:
             f"{path}: {out} holds a run with {name} {_cut(saved.get(name))}, not {_cut(described[name])}; give the "
             "command that began it, or choose another --out"
         )
-    say(f"going on in {out}", file=sys.stderr)
     return True

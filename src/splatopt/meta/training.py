@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +25,9 @@ from splatopt.core.checkpoint import (
     save_checkpoint,
 )
 from splatopt.core.checks import InputError, check_positive, writing
-from splatopt.core.untrusted import open_to_append
+from splatopt.core.files import append_only, make_folder, trim_lines
+from splatopt.core.requests import stop_requests
+from splatopt.core.untrusted import parse_json
 from splatopt.meta.episode import EpisodeResult, LossOptions
 from splatopt.meta.inner import InnerRates
 from splatopt.meta.lane import EpisodeOptions, Lane, Variant
@@ -125,6 +128,8 @@ class MetaTrainer:
         self.seconds = 0.0
         self.recent: list[EpisodeResult] = []
         self.warnings: list[str] = []
+        self.requests: list[int] = []
+        self.stopping = False
         self._resume()
 
     def _lane(self, number: int) -> Lane:
@@ -151,21 +156,31 @@ class MetaTrainer:
         return (None, found) if isinstance(found, str) else (found.distance, "")
 
     def run(self, watch: Callable[[dict[str, Any]], None] = lambda record: None, until: int | None = None) -> None:
-        """Train to the last meta-step; ``watch`` gets each line of the log."""
-        config = self.config
-        end = min(config.steps, until or config.steps)
-        if self.rank == 0 and self.step == 0 and config.validation:
-            self._validate(watch)
-        while self.step < end:
-            began = time.perf_counter()
-            self._meta_step()
-            self.seconds += time.perf_counter() - began
-            if self.step % _LOG_EVERY == 0 and self.rank == 0:
-                watch(self._log(self._summary()))
-            if self.step % config.save_every == 0 or self.step == end:
-                self.save()
-            if self.rank == 0 and config.validation and (self.step % config.validate_every == 0 or self.step == end):
-                self._validate(watch)
+        """Train to the last meta-step; ``watch`` gets each line of the log.
+
+        Raises:
+            KeyboardInterrupt: We were asked to stop; a checkpoint was written.
+        """
+        end = min(self.config.steps, until or self.config.steps)
+        if self.rank == 0 and self._log_path.exists():
+            trim_lines(self._log_path, self.step)
+        if self.rank == 0 and self.step:
+            # A kill may have come between the checkpoint and them.
+            self._write_weights()
+        with stop_requests(self.requests):
+            self._validate_if_due(end, watch)
+            while self.step < end and not self.stopping:
+                began = time.perf_counter()
+                self._meta_step()
+                self.seconds += time.perf_counter() - began
+                if self.step % _LOG_EVERY == 0 and self.rank == 0:
+                    watch(self._log(self._summary()))
+                if self.step % self.config.save_every == 0 or self.step == end or self.stopping:
+                    self.save()
+                if not self.stopping:
+                    self._validate_if_due(end, watch)
+        if self.stopping and self.step < end:
+            raise KeyboardInterrupt(f"stopped after meta-step {self.step:,} of {self.config.steps:,}")
 
     def _meta_step(self) -> None:
         """One episode in each lane, the mean of their gradients, one step of AdamW."""
@@ -215,13 +230,19 @@ class MetaTrainer:
         return parameter.grad
 
     def _share(self, done: int) -> int:
-        """Add up the gradients of all processes; return how many episodes they are of."""
+        """Add up the gradients of all processes; return how many episodes they are of.
+
+        Whether any of them was asked to stop is found as well, so that all stop after the same meta-step.
+        """
+        asked = float(bool(self.requests))
         if self.world == 1:
+            self.stopping = bool(asked)
             return done
         flat = torch.cat([self._gradient(parameter).reshape(-1) for parameter in self.network.parameters()])
-        flat = torch.cat([flat, flat.new_tensor([float(done)])])
+        flat = torch.cat([flat, flat.new_tensor([asked, float(done)])])
         torch.distributed.all_reduce(flat)
-        parts = flat[:-1].split([p.numel() for p in self.network.parameters()])
+        self.stopping = float(flat[-2]) > 0
+        parts = flat[:-2].split([p.numel() for p in self.network.parameters()])
         for parameter, part in zip(self.network.parameters(), parts, strict=True):
             parameter.grad = part.view_as(parameter).clone()
         return round(float(flat[-1]))
@@ -247,11 +268,27 @@ class MetaTrainer:
         return record
 
     def _log(self, record: dict[str, Any]) -> dict[str, Any]:
-        self.config.out.mkdir(parents=True, exist_ok=True)
-        path = self.config.out / "log.jsonl"
-        with writing(path), open_to_append(path) as file:
+        make_folder(self.config.out)
+        with writing(self._log_path), os.fdopen(append_only(self._log_path), "ab", buffering=0) as file:
             file.write((json.dumps(record) + "\n").encode())
+            # The checkpoint that comes after it must not outlive it.
+            os.fsync(file.fileno())
         return record
+
+    @property
+    def _log_path(self) -> Path:
+        return self.config.out / "log.jsonl"
+
+    def _validate_if_due(self, end: int, watch: Callable[[dict[str, Any]], None]) -> None:
+        """Validate before the first meta-step, after each so many, and at the end; once for each."""
+        due = self.step % self.config.validate_every == 0 or self.step == end
+        if self.rank == 0 and self.config.validation and due and self.step not in self._validated():
+            self._validate(watch)
+
+    def _validated(self) -> set[int]:
+        """Meta-steps whose validation the log holds."""
+        lines = self._log_path.read_bytes().splitlines() if self._log_path.exists() else []
+        return {record["step"] for record in curves([parse_json(line, str(self._log_path)) for line in lines])}
 
     def _validate(self, watch: Callable[[dict[str, Any]], None]) -> None:
         config = self.config
@@ -274,6 +311,9 @@ class MetaTrainer:
         tensors |= {f"{AVERAGE}{name}": value for name, value in self.average.state_dict().items()}
         tensors |= _optimizer_tensors(self.optimizer)
         save_checkpoint(self.config.out / "checkpoints", Checkpoint(self.step, tensors, {"seconds": self.seconds}))
+        self._write_weights()
+
+    def _write_weights(self) -> None:
         facts: dict[str, Any] = {
             "meta_steps": self.step,
             "hours": round(self.seconds / 3600, 3),
@@ -329,7 +369,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Any) -> None:
 
 def write_config(out: Path, described: dict[str, Any]) -> None:
     """Keep what a run was told, as JSON, in its folder."""
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     replace_file(out / "config.json", (json.dumps(described, indent=1) + "\n").encode())
 
 

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import safetensors.torch
 import torch
 
-from splatopt.core.checks import InputError, nearest_names, quoted, writing
+from splatopt.core.checkpoint import replace_file
+from splatopt.core.checks import InputError, nearest_names, quoted
 from splatopt.core.typed import read_dataclass, told
 from splatopt.core.untrusted import DamagedFileError, parse_json, parse_tensors, read_bounded
 from splatopt.meta.inner import InnerRates
@@ -75,10 +76,7 @@ def save_weights(path: Path, network: LearnedNetwork, rates: InnerRates, facts: 
     path.parent.mkdir(parents=True, exist_ok=True)
     described = path.with_suffix(".json")
     for target, content in ((path, data), (described, (json.dumps(header, indent=1) + "\n").encode())):
-        partial = target.with_name(f".{target.name}.partial")
-        with writing(partial):
-            partial.write_bytes(content)
-        partial.replace(target)
+        replace_file(target, content)
     return described
 
 

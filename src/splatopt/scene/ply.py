@@ -7,8 +7,6 @@ float32, binary little-endian. Whatever it is trained in, the scene keeps the ca
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import torch
 from plyfile import PlyData, PlyElement
 
 from splatopt.core.checks import InputError
+from splatopt.core.files import make_folder, whole_file
 from splatopt.data.ply_table import read_vertices
 from splatopt.scene.gaussians import GaussianCloud
 
@@ -61,17 +60,11 @@ def save_ply(cloud: GaussianCloud, path: Path | str) -> None:
 
 def _write_whole(data: PlyData, path: Path) -> None:
     """Write beside ``path`` and rename, so that a failure leaves what was there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as stream:
+        make_folder(path.parent)
+        with whole_file(path) as stream:
             data.write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         reason = error.strerror or str(error)
         raise InputError(
             f"cannot write the scene to {path}: {reason}; free some space or choose another place, "

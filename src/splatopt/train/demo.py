@@ -7,10 +7,10 @@ is never touched: the next demo goes to ``runs/demo-2``, and says so.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import statistics
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from rich.console import Console
 
 from splatopt import __version__
 from splatopt.core.checks import InputError, say, shown
+from splatopt.core.files import make_folder, own_folder, whole_folder
 from splatopt.data import Capture
 from splatopt.data.procedural import make_capture
 from splatopt.raster.renderer import Renderer
@@ -117,10 +118,11 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> DemoResult
         device="cpu",
     )
     renderer = open_renderer(config)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     # A run starts in an empty folder only, so the capture is made beside it and copied in when the run begins.
-    with tempfile.TemporaryDirectory(prefix=".demo-", dir=out.parent) as workshop:
-        made = Path(workshop) / "capture"
+    workshop = _workshop(out)
+    with own_folder(workshop, f"the demo {out}"):
+        made = workshop / "capture"
         _tell(console, f"making {options.views} photographs of {options.width}x{options.height} pixels")
         make_capture(made, options.seed, options.views, options.width, options.height, options.points)
         capture = open_capture(replace(config, capture=str(made)))
@@ -129,16 +131,26 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> DemoResult
 
         def keep_capture(event: Event) -> None:
             if isinstance(event, Started):
-                shutil.copytree(made, out / "capture")
+                with whole_folder(out / "capture", f"the demo {out}") as copy:
+                    shutil.copytree(made, copy, dirs_exist_ok=True)
 
         result = train(config, [keep_capture, ProgressLine(console)], capture=capture, renderer=renderer)
         return _leave(out, result, renderer)
+
+
+def _workshop(out: Path) -> Path:
+    """Where a demo's capture is made."""
+    return out.with_name(f".{out.name}.making")
 
 
 def free_folder(wanted: Path) -> Path:
     """Return ``wanted``, or the first of ``wanted-2``, ``wanted-3``, … that does not exist."""
     candidate, number = wanted, 1
     while candidate.exists():
+        if _workshop(candidate).is_dir():
+            # A demo that was killed could not clear this away; one that is at work still needs it.
+            with contextlib.suppress(InputError), own_folder(_workshop(candidate), ""):
+                pass
         number += 1
         candidate = wanted.with_name(f"{wanted.name}-{number}")
     return candidate

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from splatopt.core.checks import InputError
+from splatopt.core.files import make_folder
 from splatopt.curvature.estimators import rademacher
 from splatopt.curvature.spectrum import (
     RitzPairs,
@@ -183,7 +184,7 @@ def write_diagnosis(folder: Path, plan: DiagnosePlan, found: Sequence[Diagnosis]
         InputError: The folder holds one already.
     """
     check_free(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     draws = {one.field: [asdict(draw) for draw in one.draws] for one in found}
     write_json(folder / "diagnosis.json", _finite({"plan": asdict(plan), "draws": draws}))
     sections = [

@@ -85,10 +85,11 @@ def fit_field(config: FitConfig, callbacks: Sequence[FitCallback] = (), *, task:
         fitter = _Fitter(config, tuple(callbacks), task)
         if config.resume and fitter.trained_on:
             warnings += check_resumed(fitter.folder, config.target, fitter.trained_on)
-        fitter.begin(checkpoint)
-        for warning in (*fitter.warnings, *warnings):
-            fitter.tell(Warned(warning))
-        return fitter.run()
+        with fitter.keep_others_out():
+            fitter.begin(checkpoint)
+            for warning in (*fitter.warnings, *warnings):
+                fitter.tell(Warned(warning))
+            return fitter.run()
 
 
 def open_field(folder: Path | str) -> tuple[FitConfig, Task, int]:
@@ -99,6 +100,7 @@ def open_field(folder: Path | str) -> tuple[FitConfig, Task, int]:
     """
     run = RunFolder(Path(folder), FIELD_FORMAT)
     config = replace(FitConfig.from_json(run.read_settings(), str(run.config)), out=run.path).resolved()
+    run.sweep_if_idle()
     checkpoint, damages = latest_checkpoint(run.checkpoints, check_fit)
     if checkpoint is None:
         detail = f" ({damages[0]})" if damages else ""
@@ -113,6 +115,7 @@ def _reopen(config: FitConfig) -> tuple[FitConfig, Checkpoint | None, list[str]]
     """Find the run that ``config`` wants to resume, and its last good checkpoint."""
     folder = RunFolder(config.resolved().folder, FIELD_FORMAT)
     saved = replace(FitConfig.from_json(folder.read_settings(), str(folder.config)), out=folder.path)
+    folder.check_idle()
     resumed = replace(config, out=folder.path).resuming(saved)
     checkpoint, warnings = checkpoint_to_resume(folder, check_fit)
     return resumed.resolved(), checkpoint, warnings
@@ -124,7 +127,7 @@ class _Fitter(KeptRun):
     verb, command, examples, check = "fitting", "fit", "examples", check_fit
 
     def __init__(self, config: FitConfig, callbacks: tuple[FitCallback, ...], task: Task | None) -> None:
-        super().__init__(RunFolder(config.folder, FIELD_FORMAT), config.target, callbacks)
+        super().__init__(RunFolder(config.folder, FIELD_FORMAT), config.target, callbacks, resumed=config.resume)
         self.config = config
         self.generator = torch.Generator().manual_seed(config.seed)
         opened = OpenedTask(task, {}) if task else open_task(config, self.generator)

@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from splatopt.core.files import make_folder
 from splatopt.data.mesh import inside, load_mesh, write_mesh
 from splatopt.fields.image import ImageTask
 from splatopt.fields.occupancy import OccupancyTask, shaded, zero_surface
 from splatopt.fields.radiance import RadianceTask
 from splatopt.fields.task import Task
 from splatopt.train.field_config import FitConfig
-from splatopt.train.views import file_names, save_png
+from splatopt.train.views import file_names, write_picture
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,12 @@ def write_results(folder: Path, config: FitConfig, task: Task) -> list[ResultPic
     grid = task.grid(config.resolution) if isinstance(task, OccupancyTask) else None
     pictures = _shape_pictures(config, grid) if grid is not None else result_pictures(config, task)
     if isinstance(task, RadianceTask):
-        (folder / "views").mkdir(exist_ok=True)
+        make_folder(folder / "views")
         names = file_names([task.cameras[view] for view in task.test])
         for picture, name in zip(pictures, names, strict=True):
-            save_png(picture.fitted.numpy(), folder / "views" / name)
+            write_picture(folder / "views" / name, picture.fitted.numpy())
     else:
-        save_png(pictures[0].fitted.numpy(), folder / "result.png")
+        write_picture(folder / "result.png", pictures[0].fitted.numpy())
     surface = zero_surface(grid) if grid is not None else None
     if surface is not None:
         mesh = load_mesh(Path(config.target))

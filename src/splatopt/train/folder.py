@@ -6,23 +6,36 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from splatopt.core.checkpoint import replace_file
+from splatopt.core.checkpoint import replace_file, sweep_checkpoints
 from splatopt.core.checks import InputError
+from splatopt.core.files import append_only, held, make_folder, partial_path, sweep, trim_lines
 from splatopt.core.typed import told
 from splatopt.core.untrusted import read_object
 from splatopt.train.config import TrainConfig
-from splatopt.train.records import is_up_to
 
 FORMAT = "splatopt-run-1"
 FIELD_FORMAT = "splatopt-field-run-1"
 TRAINED_ON = "trained_on"
 """Where ``config.json`` holds the fingerprint of what the run is trained on."""
 _MAKERS = {FORMAT: "splatopt train", FIELD_FORMAT: "splatopt fit"}
+_WRITTEN = (
+    *("config.json", "metrics.jsonl", "eval.json", "scene.ply", "report.html"),
+    *("result.png", "mesh.ply", "metrics.json", "cell.json", "capture"),
+)
+"""What commands write into a run's folder; parts of pictures and videos lie in folders of their own."""
+
+_PICTURE_PARTS = (
+    *("views/.*.png.partial", "renders/*/.*.png.partial"),
+    *("renders/*/.frames.txt.partial", "renders/.*.mp4.partial"),
+)
+_OLD_PART = re.compile(r"\.scene\.ply\.\d+\.tmp")
+"""Parts of scenes as versions up to 0.1 named them."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +111,50 @@ class RunFolder:
             raise InputError(
                 f"{self.path} holds a run already; add --resume to go on with it, or give another folder with --out"
             )
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if self.path.exists() and not (self.path.is_dir() and self._is_bare()):
             raise InputError(
                 f"{self.path} exists and is not a run of splatopt, and nothing in it is overwritten; "
                 f"give another folder with --out"
             )
+
+    def _is_bare(self) -> bool:
+        """Whether nothing lies here but what a kill leaves before ``config.json`` is whole."""
+        return all(path.name == partial_path(self.config).name for path in self.path.iterdir())
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from this run until the block is done; the folder is made if absent.
+
+        What a kill left half written goes away, before anything else is written.
+
+        Raises:
+            InputError: Another process is at work on it.
+        """
+        make_folder(self.path)
+        with held(self.path, f"the run in {self.path}"):
+            self._sweep()
+            yield
+
+    def check_idle(self) -> None:
+        """Raise InputError where another process is at work on this run."""
+        if self.path.is_dir():
+            with held(self.path, f"the run in {self.path}", shared=True):
+                pass
+
+    def sweep_if_idle(self) -> None:
+        """Remove what a kill left half written, unless a process that is at work here may still write it."""
+        if self.path.is_dir():
+            with contextlib.suppress(InputError, PermissionError), held(self.path, ""):
+                self._sweep()
+
+    def _sweep(self) -> None:
+        if not (self._found_format() in _MAKERS or self._is_bare()):
+            return
+        parts = [partial_path(self.path / name) for name in _WRITTEN]
+        parts += [path for pattern in _PICTURE_PARTS for path in self.path.glob(pattern)]
+        parts += [path for path in self.path.iterdir() if _OLD_PART.fullmatch(path.name)]
+        sweep(parts)
+        sweep_checkpoints(self.checkpoints)
 
     def write_config(self, config: Any, version: str, trained_on: Mapping[str, str] | None = None) -> None:
         """Write ``config.json``; the folder is made if absent.
@@ -112,7 +164,7 @@ class RunFolder:
             version: That of splatopt.
             trained_on: The fingerprint of what is trained on. It lies in this file, so that no kill parts the two.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         head: dict[str, Any] = {"format": self.format, "version": version}
         if trained_on is not None:
             head[TRAINED_ON] = dict(trained_on)
@@ -194,11 +246,7 @@ class MetricsLog:
         """
         self._path = path
         self._pending = b""
-        self._descriptor = self._open()
-
-    def _open(self) -> int:
-        # A pipe without a reader is refused, not waited for.
-        return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK, 0o644)
+        self._descriptor = append_only(path)
 
     def append(self, values: Mapping[str, Any]) -> None:
         """Write one line now; where the disk is full, keep it and try again with the next."""
@@ -226,9 +274,8 @@ class MetricsLog:
         self.flush()
         self._pending = b""
         os.close(self._descriptor)
-        kept = [line for line in self._path.read_bytes().splitlines() if is_up_to(line, step)]
-        replace_file(self._path, b"".join(line + b"\n" for line in kept))
-        self._descriptor = self._open()
+        trim_lines(self._path, step)
+        self._descriptor = append_only(self._path)
 
     def close(self) -> None:
         """Write what is pending and close the file."""

@@ -1,11 +1,9 @@
-"""What guards a run: against numbers that break down, being stopped inside a step, and threads that fight."""
+"""What guards a run: against numbers that break down, and threads that fight."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-import signal
-import threading
 from collections.abc import Iterator
 
 import torch
@@ -32,26 +30,6 @@ def non_finite(what: str, tensors: Tensors) -> str | None:
         if rows.any():
             return f"the {what} {name} is not finite in {int(rows.sum())} of {len(rows)} rows"
     return None
-
-
-@contextlib.contextmanager
-def stop_requests(requested: list[int]) -> Iterator[None]:
-    """Note Ctrl-C and termination in ``requested``, so that no step is torn; the second acts at once."""
-
-    def note(number: int, _frame: object) -> None:
-        if requested:
-            raise KeyboardInterrupt
-        requested.append(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

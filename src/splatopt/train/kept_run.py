@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,9 +16,10 @@ from splatopt.core.checkpoint import Checkpoint, latest_checkpoint, latest_path,
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Tensors
 from splatopt.core.processes import Processes
+from splatopt.core.requests import stop_requests, way_on
 from splatopt.train.events import Ended, Saved, Warned
 from splatopt.train.folder import MetricsLog, NoLog, RunFolder
-from splatopt.train.guards import non_finite, stop_requests
+from splatopt.train.guards import non_finite
 from splatopt.train.program import program
 from splatopt.train.records import read_evaluation, read_metrics
 
@@ -61,6 +63,8 @@ class KeptRun(ABC):
         target: str,
         callbacks: Sequence[Callable[[Any], None]],
         processes: Processes | None = None,
+        *,
+        resumed: bool = False,
     ) -> None:
         """Begin at step 0 with nothing saved.
 
@@ -69,9 +73,11 @@ class KeptRun(ABC):
             target: What the command is given to go on.
             callbacks: Called with every event of the run.
             processes: Those that share the run; this one alone when None. Only the first writes.
+            resumed: Whether the folder holds the run already.
         """
         self.processes = processes or Processes()
         self.folder, self.target, self.callbacks = folder, target, callbacks
+        self.resumed = resumed
         self.step = 0
         self.seconds = self.saved_at_seconds = 0.0
         self.rolled_back: str | None = None
@@ -122,6 +128,22 @@ class KeptRun(ABC):
         """Take one step and whatever is due after it; sets ``over`` with the last one, which it saves."""
 
     # ------------------------------------------------------------------ what is the same for all
+
+    @contextlib.contextmanager
+    def keep_others_out(self) -> Iterator[None]:
+        """Hold the run's folder, cleared of what a kill left, until the block is done.
+
+        Raises:
+            InputError: Another process is at work there, or began a run there since we looked.
+        """
+        if not self.processes.is_first:
+            yield
+            return
+        with self.folder.held():
+            if not self.resumed:
+                self.folder.check_free()
+            with way_on(self.way_on):
+                yield
 
     def take_steps(self, quiet: AbstractContextManager[None]) -> None:
         """Take the remaining steps; raises InterruptedRunError when asked to stop, after the step at hand.
@@ -232,10 +254,12 @@ class KeptRun(ABC):
     def way_on(self) -> str:
         """Say which checkpoint is kept, and what to type to go on from it."""
         kept = self.saved or latest_path(self.folder.checkpoints)
-        if kept is None:
-            return "there is no checkpoint to go on from"
         target, out = shlex.quote(self.target), shlex.quote(str(self.folder.path))
-        return f"{kept.name} is kept; go on with: {program()} {self.command} {target} --out {out} --resume"
+        typed = f"{program()} {self.command} {target} --out {out}"
+        if kept is not None:
+            return f"{kept.name} is kept; go on with: {typed} --resume"
+        begun = " --resume" if self.folder.is_run else ""
+        return f"there is no checkpoint to go on from; begin again with: {typed}{begun}"
 
     def close(self) -> None:
         """Close the log and tell that the run has ended, whichever way."""

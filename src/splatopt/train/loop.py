@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -117,11 +118,13 @@ def train(
 
     trainer, opening = team.together(prepare)
     warnings = team.together(lambda: trainer.begin(opening.checkpoint))
-    # Nothing is written before all have found that they can begin.
-    team.together(lambda: trainer.open_folder(opening.checkpoint))
-    for warning in (*opening.warnings, *warnings):
-        trainer.tell(Warned(warning))
-    return trainer.run()
+    with contextlib.ExitStack() as alone:
+        # Nothing is written before all have found that they can begin.
+        team.together(lambda: alone.enter_context(trainer.keep_others_out()))
+        team.together(lambda: trainer.open_folder(opening.checkpoint))
+        for warning in (*opening.warnings, *warnings):
+            trainer.tell(Warned(warning))
+        return trainer.run()
 
 
 class _Trainer(KeptRun):
@@ -137,7 +140,7 @@ class _Trainer(KeptRun):
         callbacks: tuple[Callback, ...],
         processes: Processes,
     ) -> None:
-        super().__init__(RunFolder(config.folder), config.capture, callbacks, processes)
+        super().__init__(RunFolder(config.folder), config.capture, callbacks, processes, resumed=config.resume)
         self.place = Workplace(config, capture, processes)
         self.needed: MemoryEstimate | None = None
         self.config = config

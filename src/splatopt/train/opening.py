@@ -74,6 +74,7 @@ def _reopen(config: TrainConfig, capture: Capture | None) -> tuple[TrainConfig, 
         config = replace(config, out=config.resolved(capture.name, capture.background).out)
     folder = RunFolder(config.folder)
     saved = folder.read_config()
+    folder.check_idle()
     resumed = config.resuming(saved)
     checkpoint, warnings = checkpoint_to_resume(folder, check_training)
     if checkpoint is not None and len(saved.plan) + len(resumed.plan) > 2:

@@ -88,11 +88,3 @@ def _metrics_line(line: bytes, where: str) -> dict[str, Any]:
     except InputError as error:
         raise DamagedFileError(f"{error}; delete this line to leave it out") from error
     return record.values
-
-
-def is_up_to(line: bytes, step: int) -> bool:
-    """Whether a line of metrics is whole and of a step that is not after ``step``."""
-    try:
-        return int(_metrics_line(line, "the line")["step"]) <= step
-    except InputError:
-        return False

@@ -88,10 +88,14 @@ class Run:
             watch: Called after each view with the number of views done.
 
         Raises:
-            InputError: The capture is another one than that.
+            InputError: The capture is another one than that, or another process is at work on the run.
         """
         self.check_capture(capture, "its scores")
         check_scorable(capture)
+        with self.folder.held():
+            return self._score(capture, renderer, watch)
+
+    def _score(self, capture: Capture, renderer: Renderer | None, watch: Callable[[int], None] | None) -> Scores:
         scores = evaluate(self.objective(capture, renderer), capture, watch)
         record, _ = _record(self.folder)
         # A record of the same step also counts the writing of the checkpoint that we were read from.
@@ -123,6 +127,7 @@ def open_run(path: Path | str, renderer: str | None = None, device: str | None =
     """
     folder = RunFolder(Path(path))
     config = folder.read_config()
+    folder.sweep_if_idle()
     warnings: list[str] = []
     if renderer is not None or device is not None:
         config = replace(config, renderer=renderer or "auto", device=device or "auto")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 import shutil
 import subprocess
@@ -14,10 +13,14 @@ import torch
 from PIL import Image
 
 from splatopt.core.camera import Camera
-from splatopt.core.checks import InputError, writing
+from splatopt.core.checks import InputError
+from splatopt.core.files import make_folder, new_file, partial_path, sweep, whole_file
 from splatopt.raster.renderer import Renderer
 from splatopt.raster.types import Gaussians, RenderOptions
 from splatopt.train.guards import quiet_torch
+
+_LISTING = ".frames.txt.partial"
+"""What ffmpeg is told; it goes away with ffmpeg."""
 
 
 def write_views(
@@ -41,26 +44,24 @@ def write_views(
     Returns:
         The files, in the order of ``cameras``.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     written = []
     names = file_names(cameras)
     for done, (camera, name) in enumerate(zip(cameras, names, strict=True), start=1):
         with quiet_torch(renderer):
             image = renderer.render(gaussians, camera, options).image
         pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().contiguous().numpy()
-        save_png(pixels, folder / name)
+        write_picture(folder / name, pixels)
         written.append(folder / name)
         if watch:
             watch(done)
     return written
 
 
-def save_png(pixels: np.ndarray, path: Path) -> None:
-    """Write (H, W, 3) uint8 as a PNG; a full disk is called by its name, and so is the file."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    with writing(path):
-        path.write_bytes(buffer.getvalue())
+def write_picture(path: Path, pixels: np.ndarray) -> None:
+    """Write (H, W, 3) uint8 as a PNG in one move."""
+    with whole_file(path) as file:
+        Image.fromarray(pixels).save(file, format="PNG")
 
 
 def file_names(cameras: Sequence[Camera]) -> list[str]:
@@ -78,8 +79,10 @@ def file_names(cameras: Sequence[Camera]) -> list[str]:
 
 
 def check_free(folder: Path, cameras: Sequence[Camera]) -> None:
-    """Raise InputError where a picture of ``cameras``, or their video, would replace a file."""
-    for path in (*(folder / name for name in file_names(cameras)), video_path(folder)):
+    """Raise InputError where a picture of ``cameras``, or their video, would replace a file; parts of them go away."""
+    files = [*(folder / name for name in file_names(cameras)), video_path(folder)]
+    sweep([*(partial_path(path) for path in files), folder / _LISTING])
+    for path in files:
         if path.exists():
             raise InputError(f"{path} exists already; give another folder with --out")
 
@@ -118,20 +121,21 @@ def write_video(folder: Path, pictures: Sequence[Path], path: Path, frames_per_s
         return None
     # ffmpeg would read a name such as "-a.mp4" as an option.
     path = path.absolute()
-    listing = folder / ".frames.txt"
-    with writing(listing):
-        listing.write_text(
-            "".join(f"file '{picture.name}'\nduration {1 / frames_per_second}\n" for picture in pictures)
-        )
+    listing, partial = folder / _LISTING, partial_path(path)
+    frames = "".join(f"file '{picture.name}'\nduration {1 / frames_per_second}\n" for picture in pictures)
     # H.264 in its common form needs even sides.
     even = "pad=ceil(iw/2)*2:ceil(ih/2)*2"
     command = [program, "-y", "-loglevel", "error", "-f", "concat", "-safe", "0", "-i", str(listing)]
-    command += ["-r", str(frames_per_second), "-vf", even, "-pix_fmt", "yuv420p", str(path)]
+    command += ["-r", str(frames_per_second), "-vf", even, "-pix_fmt", "yuv420p", "-f", "mp4", str(partial)]
+    sweep([listing, partial])
     try:
+        with new_file(listing) as file:
+            file.write(frames.encode())
         result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode:
+            reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise InputError(f"ffmpeg could not make {path} ({reason}); the pictures are in {folder}")
+        partial.replace(path)
     finally:
-        listing.unlink(missing_ok=True)
-    if result.returncode:
-        reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise InputError(f"ffmpeg could not make {path} ({reason}); the pictures are in {folder}")
+        sweep([listing, partial])
     return path

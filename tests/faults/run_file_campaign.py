@@ -1,6 +1,6 @@
 """A campaign against the commands that read a run's own files: damaged run after damaged run, from one seed.
 
-python -m faults.run_campaign COUNT SEED     (from the folder tests)
+python -m faults.run_file_campaign COUNT SEED     (from the folder tests)
 """
 
 from __future__ import annotations
