@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 
 import pytest
 import torch
@@ -152,11 +153,10 @@ def test_replacing_a_file_fails_whole(tmp_path, monkeypatch):
     path = tmp_path / "eval.json"
     replace_file(path, b"old")
 
-    def full(partial, data):
-        partial.write_bytes(data[:1])
+    def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "write_durably", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         replace_file(path, b"new")
     assert names(tmp_path) == ["eval.json"]

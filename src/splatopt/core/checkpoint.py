@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from splatopt.core.checks import InputError, quoted
-from splatopt.core.files import discard, make_folder, new_file, partial_path, sync_folder
+from splatopt.core.files import discard, make_folder, new_file, partial_path, sync_folder, whole_file
 from splatopt.core.typed import Fields
 from splatopt.core.untrusted import AbsentFileError, parse_tensors, read_bounded, read_json
 
@@ -314,11 +314,5 @@ def write_durably(path: Path, data: bytes) -> None:
 
 def replace_file(path: Path, data: bytes) -> None:
     """Put ``data`` at ``path`` in one move: a reader finds the old file or the new one, never a part."""
-    partial = partial_path(path)
-    discard(partial)
-    try:
-        write_durably(partial, data)
-        partial.replace(path)
-    finally:
-        discard(partial)
-    sync_folder(path.parent)
+    with whole_file(path) as file:
+        file.write(data)

@@ -192,7 +192,8 @@ def sync_folder(folder: Path) -> None:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with writing(folder):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
