@@ -360,6 +360,7 @@ class BlockGaussNewton(Optimizer):
         tensors, parameters, scalars = state.tensors, self.objective.parameters, state.scalars
         if not {"steps", "kappa", "promise"} <= set(scalars) or not {"age", "multipliers"} <= set(tensors):
             raise InputError("this is not a state of block-gn; start a new run")
+        self._check_blocks(tensors.get("blocks"), tensors, needed=scalars["steps"] > 0)
         self._momentum = load_like(parameters, tensors, "momentum")
         device = self._age.device
         self._age, self._multipliers = (tensors[key].to(device, copy=True) for key in ("age", "multipliers"))
@@ -373,6 +374,17 @@ class BlockGaussNewton(Optimizer):
         self._kappa, self._promise = float(scalars["kappa"]), float(scalars["promise"])
         self._reach.load(scalars)
         self._growth.load(tensors)
+
+    def _check_blocks(self, blocks: Tensor | None, tensors: Tensors, *, needed: bool) -> None:
+        """Refuse saved blocks of other rows, another size or another type; they are there after the first step."""
+        parameters = self.objective.parameters
+        inside = [parameters[name] for name in self.objective.block_names if f"diagonal.{name}" not in tensors]
+        size = sum(math.prod(value.shape[1:]) for value in inside)
+        shape, dtype = (len(self._age), size * (size + 1) // 2), self._age.dtype
+        fits = not needed if blocks is None else (tuple(blocks.shape), blocks.dtype) == (shape, dtype)
+        if not fits:
+            came = "nothing" if blocks is None else f"{tuple(blocks.shape)} {blocks.dtype}"
+            raise InputError(f"the optimizer's state blocks must be {shape} {dtype}, got {came}; start a new run")
 
     def edit_rows(self, edit: RowEdit) -> None:
         """Gather all per-row state; fresh rows start without any, and their growth counts from now."""

@@ -150,7 +150,7 @@ class TorchOptimizer(Optimizer):
                 f"resume the run that wrote it, or start a new one"
             )
         if found["state"]:
-            check_like(found["state"], self._first_state())
+            self._check_kept(found["state"])
         groups = [
             {**mine, **given}
             for mine, given in zip(self.torch.state_dict()["param_groups"], found["groups"], strict=True)
@@ -158,6 +158,10 @@ class TorchOptimizer(Optimizer):
         numbers = {name: index for index, name in enumerate(self._order)}
         by_number = {numbers[name]: entry for name, entry in found["state"].items()}
         self.torch.load_state_dict({"state": by_number, "param_groups": groups})
+
+    def _check_kept(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Raise InputError where what is kept of the parameters does not fit them."""
+        check_like(state, self._first_state())
 
     def _first_state(self) -> dict[str, dict[str, Any]]:
         """What is kept of each parameter after one step, seen on copies; what that draws is put back."""

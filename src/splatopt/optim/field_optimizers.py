@@ -5,6 +5,7 @@ They have a table of their own, since a name means other rates here than for Gau
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
@@ -19,6 +20,7 @@ from splatopt.optim.bridge import Feed, TorchOptimizer, bridge
 from splatopt.optim.curvature_diagonal import ESGD, AdaHessianE, AdaHessianJ, CurvatureDiagonal, ESGDMax
 from splatopt.optim.kfac import KFAC
 from splatopt.optim.shampoo import Shampoo
+from splatopt.optim.torch_state import misfit, misfit_of_history
 from splatopt.optim.zoo import find_zoo
 
 _BOTH = frozenset({Oracle.GRADIENT, Oracle.HVP})
@@ -233,6 +235,16 @@ class FieldKfac(TorchOptimizer):
                 found[name] |= {key: leaf.new_zeros(rows, rows) for key in ("outputs", "outputs_inverse")}
         return found
 
+    def _check_kept(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Raise InputError where what is kept does not fit the layers, or a factor is no curvature."""
+        super()._check_kept(state)
+        for name, kept in state.items():
+            for key in ("inputs", "outputs"):
+                if key in kept:
+                    values = torch.linalg.eigvalsh(kept[key].double())
+                    if float(values[0]) < -1e-3 * float(values.abs().max()):
+                        raise misfit(key, name)
+
     def graph(self, objective: GraphObjective, batch: Any) -> Tensor:
         """Return the residual: it tells what curvature is Gauss-Newton's."""
         return objective.residual(batch)
@@ -252,16 +264,31 @@ def _shampoo(groups: list[dict[str, Any]], options: ShampooOptions, _: torch.Gen
     return Shampoo(groups, _rate(options), betas=betas, epsilon=options.epsilon, interval=options.interval)
 
 
-def _lbfgs(groups: list[dict[str, Any]], options: LbfgsOptions, _: torch.Generator | None) -> torch.optim.LBFGS:
-    return torch.optim.LBFGS(
-        groups,
-        lr=_rate(options),
-        max_iter=1,
-        history_size=options.history,
-        tolerance_grad=0,
-        tolerance_change=0,
-        line_search_fn="strong_wolfe",
-    )
+class FieldLbfgs(TorchOptimizer):
+    """L-BFGS; all that it keeps is of all parameters, in a row, and kept with the first."""
+
+    needs: ClassVar[frozenset[Oracle]] = frozenset({Oracle.GRADIENT})
+    feed: ClassVar[Feed] = Feed.CLOSURE
+
+    def make(self, groups: list[dict[str, Any]]) -> torch.optim.LBFGS:
+        """Make it, with one iteration a step."""
+        return torch.optim.LBFGS(
+            groups,
+            lr=_rate(self.options),
+            max_iter=1,
+            history_size=self.options.history,
+            tolerance_grad=0,
+            tolerance_change=0,
+            line_search_fn="strong_wolfe",
+        )
+
+    def _check_kept(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Raise InputError where the history does not fit the parameters."""
+        size = sum(leaf.numel() for leaf in self._leaves.values())
+        for name, kept in state.items():
+            wrong = misfit_of_history(kept, size, self.options.history)
+            if wrong:
+                raise misfit(wrong, name)
 
 
 def _rate(options: Any) -> float:
@@ -317,9 +344,7 @@ FIELD_OPTIMIZERS: dict[str, FieldEntry] = {
     ),
     "shampoo": FieldEntry(Entry(bridge(_shampoo), ShampooOptions, "Shampoo, grafted to SGD"), 1e-2, 1e-1),
     "kfac": FieldEntry(Entry(FieldKfac, KfacOptions, "K-FAC"), 0.1, 0.1),
-    "lbfgs": FieldEntry(
-        Entry(bridge(_lbfgs, Feed.CLOSURE), LbfgsOptions, "L-BFGS, on the full batch"), 1.0, 1.0, full_batch=True
-    ),
+    "lbfgs": FieldEntry(Entry(FieldLbfgs, LbfgsOptions, "L-BFGS, on the full batch"), 1.0, 1.0, full_batch=True),
 }
 """By name; ``zoo:NAME`` beside them, see :func:`find_field_optimizer`."""
 

@@ -15,6 +15,8 @@ from torch import Tensor
 from splatopt.core.checks import InputError, quoted
 from splatopt.core.objective import Tensors
 
+_COUNTS = ("step", "steps")
+_LARGEST_COUNT = 2.0**53
 _ANEW = "resume the run that wrote it, or start a new one"
 
 
@@ -93,8 +95,14 @@ def check_like(state: Mapping[str, Mapping[str, Any]], like: Mapping[str, Mappin
     """
     for name in state:
         for key, wanted in like.get(name, {}).items():
-            if not _fits(state[name].get(key), wanted):
-                raise InputError(f"the optimizer's state {quoted(key)} of {name} is missing or does not fit; {_ANEW}")
+            value: Any = state[name].get(key)
+            if not _fits(value, wanted) or (key in _COUNTS and not 0 <= float(value) <= _LARGEST_COUNT):
+                raise misfit(key, name)
+
+
+def misfit(key: str, name: str) -> InputError:
+    """Return the error that says that a part of the state does not fit."""
+    return InputError(f"the optimizer's state {quoted(key)} of {name} is missing or does not fit; {_ANEW}")
 
 
 def _fits(value: Any, wanted: Any) -> bool:
@@ -106,3 +114,41 @@ def _fits(value: Any, wanted: Any) -> bool:
     if isinstance(wanted, bool | int | float):
         return isinstance(value, bool) if isinstance(wanted, bool) else isinstance(value, int | float | Tensor)
     return True
+
+
+def misfit_of_history(kept: Mapping[str, Any], size: int, history: int) -> str | None:
+    """Return what does not fit in what ``torch.optim.LBFGS`` keeps; None where all does.
+
+    Args:
+        kept: Its state, which lies with its first parameter.
+        size: Numbers that it steps in.
+        history: Steps that it remembers at most.
+    """
+    counts = [kept.get(key) for key in ("n_iter", "func_evals")]
+    if not all(isinstance(count, int) and 0 <= count <= _LARGEST_COUNT for count in counts):
+        return "n_iter"
+    if not counts[0]:
+        return None
+    steps, places = kept.get("old_dirs"), kept.get("al", [None] * history)
+    count = min(len(steps), history) if isinstance(steps, list) else -1
+
+    def rows(value: Any) -> bool:
+        return isinstance(value, list) and len(value) == count and all(_is_row(one, size) for one in value)
+
+    fits = {key: _is_row(kept.get(key), size) for key in ("d", "prev_flat_grad")}
+    fits |= {key: _is_number(kept.get(key)) for key in ("t", "H_diag", "prev_loss")}
+    fits |= {key: rows(kept.get(key)) for key in ("old_dirs", "old_stps")}
+    weights = kept.get("ro")
+    fits["ro"] = isinstance(weights, list) and len(weights) == count and all(map(_is_number, weights))
+    fits["al"] = isinstance(places, list) and len(places) == history
+    return next((key for key, good in fits.items() if not good), None)
+
+
+def _is_row(value: Any, size: int) -> bool:
+    return isinstance(value, Tensor) and value.shape == (size,) and value.is_floating_point()
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.dim() == 0 and value.is_floating_point()
+    return isinstance(value, int | float) and not isinstance(value, bool)
