@@ -21,13 +21,13 @@ import torch
 
 from splatopt.data.knot import make_knot
 from splatopt.data.mesh import write_mesh
+from splatopt.fit.config import FitConfig, TaskKind
+from splatopt.fit.events import FitProgress
+from splatopt.fit.loop import fit_field
+from splatopt.fit.sampler import ExampleSampler
 from splatopt.optim.field_optimizers import field_options, find_field_optimizer
-from splatopt.train.field_config import FitConfig, TaskKind
-from splatopt.train.field_events import FitProgress
-from splatopt.train.field_loop import fit_field
-from splatopt.train.field_sampler import ExampleSampler
-from splatopt.train.folder import read_json
-from splatopt.train.report import read_metrics
+from splatopt.report.scene_page import read_metrics
+from splatopt.runs.folder import read_json
 
 FIELDS = ("gaussian", "sine", "wavelet", "sinc", "relu-pe", "relu")
 ADAM_RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
@@ -219,8 +219,8 @@ def start(arguments: argparse.Namespace) -> None:
 def cost(arguments: argparse.Namespace) -> None:
     """Seconds per step of each optimizer over Adam's, in turns within one process; medians of 100 steps each."""
     from splatopt.core.optimizer import Progress
+    from splatopt.fit.setup import open_task
     from splatopt.optim.field_optimizers import make_field_optimizer
-    from splatopt.train.field_setup import open_task
 
     target = str(photograph("astronaut", arguments.side, arguments.out))
     names = ["adam", *arguments.optimizers]

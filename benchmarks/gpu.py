@@ -35,7 +35,7 @@ from benchmarks.gpu_passes import Bench, Limits, LoadQuestions, Question, device
 from benchmarks.loads import Load, garden, made_up
 from benchmarks.measurement import Measurement
 from splatopt.core.devices import cuda_problem, is_installed
-from splatopt.train.report import read_metrics
+from splatopt.report.scene_page import read_metrics
 
 LIMIT = 560.0
 """Seconds after which nothing new is begun."""

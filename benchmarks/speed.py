@@ -147,7 +147,7 @@ print(int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_
 _TRAIN = """
 import splatopt, tempfile, pathlib
 with tempfile.TemporaryDirectory() as folder:
-    splatopt.fit({capture!r}, steps=200, out=pathlib.Path(folder) / "run", callbacks=())
+    splatopt.train({capture!r}, steps=200, out=pathlib.Path(folder) / "run", callbacks=())
 """
 
 _RENDER = """

@@ -23,7 +23,7 @@ def scores(scene: Path, options: AdamOptions, steps: int, seeds: list[int], thre
     name = "adam-tuned" if isinstance(options, TunedAdamOptions) else "adam"
     for seed in seeds:
         with tempfile.TemporaryDirectory() as folder:
-            result = splatopt.fit(
+            result = splatopt.train(
                 scene,
                 optimizer=name,
                 optimizer_options=options,

@@ -81,7 +81,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         capture = make_capture(Path(folder) / "capture", views=16, width=96, height=72, points=1000)
         for name in ("adam", "lion"):
-            result = splatopt.fit(capture, optimizer=name, steps=150, out=Path(folder) / name, callbacks=[])
+            result = splatopt.train(capture, optimizer=name, steps=150, out=Path(folder) / name, callbacks=[])
             print(f"{name}: {result.before.psnr:.2f} -> {result.after.psnr:.2f} dB in {result.seconds:.1f} s")
 
 

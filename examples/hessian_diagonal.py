@@ -23,7 +23,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         capture = make_capture(Path(folder) / "capture", views=16, width=96, height=72, points=1000)
         for name, options in runs.items():
-            result = splatopt.fit(
+            result = splatopt.train(
                 capture,
                 optimizer="sophia" if options else name,
                 optimizer_options=options,

@@ -17,7 +17,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         capture = make_capture(Path(folder) / "capture", views=24, width=96, height=72, points=1000)
         for name in ("adam", "adam-searched", "learned"):
-            result = splatopt.fit(
+            result = splatopt.train(
                 capture, optimizer=name, steps=40, view_batch=8, sh_interval=0, out=Path(folder) / name, callbacks=[]
             )
             print(f"{name}: {result.before.psnr:.2f} -> {result.after.psnr:.2f} dB in {result.seconds:.1f} s")

@@ -21,7 +21,7 @@ def main() -> None:
         for stages in ("adam:150", "adam:150,lm:8", "lm:8"):
             out = Path(folder) / stages.replace(":", "-")
             given = {"lm": options} if "lm" in stages else None
-            result = splatopt.fit(capture, stages=stages, optimizer_options=given, out=out, callbacks=[])
+            result = splatopt.train(capture, stages=stages, optimizer_options=given, out=out, callbacks=[])
             print(f"{stages}: {result.before.psnr:.2f} -> {result.after.psnr:.2f} dB in {result.seconds:.1f} s")
 
 

@@ -4,7 +4,7 @@ Train a scene in five lines::
 
     import splatopt
 
-    result = splatopt.fit("path/to/capture", steps=2000, out="runs/first")
+    result = splatopt.train("path/to/capture", steps=2000, out="runs/first")
     print(f"{result.before.psnr:.2f} -> {result.after.psnr:.2f} dB in {result.seconds:.0f} s")
     splatopt.save_ply(result.cloud, "scene.ply")
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from splatopt.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from splatopt.core.camera import Camera
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from splatopt.core.objective import Evaluation, Objective, Oracle
     from splatopt.core.optimizer import Optimizer, Progress, optimizer_names, register
     from splatopt.data import Capture, CaptureOptions, inspect_capture, load_capture
+    from splatopt.fit.config import FitConfig
+    from splatopt.fit.loop import fit_field, open_field
+    from splatopt.fit.verb import fit
     from splatopt.optim import Adam, AdamOptions
     from splatopt.raster.render import make_renderer, render
     from splatopt.raster.types import Footprint, RenderOptions
@@ -32,11 +35,9 @@ if TYPE_CHECKING:
     from splatopt.scene.ply import load_ply, save_ply
     from splatopt.scene.starts import start_from_points, start_random
     from splatopt.train.config import TrainConfig
-    from splatopt.train.field_config import FitConfig
-    from splatopt.train.field_loop import fit_field, open_field
-    from splatopt.train.fit import fit
     from splatopt.train.loop import TrainResult
     from splatopt.train.run import Run, open_run
+    from splatopt.train.verb import train
 
 _HOMES = {
     "splatopt.core.camera": ("Camera",),
@@ -52,12 +53,14 @@ _HOMES = {
     "splatopt.scene.ply": ("load_ply", "save_ply"),
     "splatopt.scene.starts": ("start_from_points", "start_random"),
     "splatopt.train.config": ("TrainConfig",),
-    "splatopt.train.field_config": ("FitConfig",),
-    "splatopt.train.field_loop": ("fit_field", "open_field"),
-    "splatopt.train.fit": ("fit",),
+    "splatopt.fit.config": ("FitConfig",),
+    "splatopt.fit.loop": ("fit_field", "open_field"),
     "splatopt.train.loop": ("TrainResult",),
     "splatopt.train.run": ("Run", "open_run"),
 }
+_VERBS = ("fit", "train")
+"""Rooms that can be called, each with its command's own work."""
+
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -94,11 +97,14 @@ __all__ = [
     "save_ply",
     "start_from_points",
     "start_random",
+    "train",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Load a public name from where it lives."""
+    if name in _VERBS:
+        return importlib.import_module(f"splatopt.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'splatopt' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)

@@ -11,7 +11,7 @@ from splatopt.bench.results import Results
 from splatopt.bench.runner import Outcome, Place
 from splatopt.bench.suite import Suite, make_suite
 from splatopt.core.checks import InputError
-from splatopt.train.folder import write_json
+from splatopt.runs.folder import write_json
 from train.toys import ToyRenderer
 
 HOSTILE = '<script>alert(1)</script>|*_`\\&%$#{}~^ "x"'

@@ -25,7 +25,7 @@ from splatopt.bench.verify import verify
 from splatopt.cli import main
 from splatopt.core import native
 from splatopt.core.checks import InputError
-from splatopt.train.folder import write_json
+from splatopt.runs.folder import write_json
 
 
 def start(suite, out, launch=launch_here, **more):

@@ -20,9 +20,9 @@ from splatopt.cli import main
 from splatopt.core import native
 from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.core.optimizer import optimizer_names
+from splatopt.runs.program import program
 from splatopt.scene.ply import load_ply
 from splatopt.train import loop as loop_module
-from splatopt.train.program import program
 from train.toys import ToyRenderer
 
 COMMANDS = ("train", "eval", "render", "export", "report", "bench", "data", "fit", "diagnose", "inspect", "doctor")
@@ -263,7 +263,7 @@ def test_the_number_of_threads_changes_nothing(capture, tmp_path):
 def test_five_lines_of_python(capture, tmp_path, monkeypatch):
     """The README's, line for line but for the paths."""
     monkeypatch.chdir(tmp_path)
-    result = splatopt.fit(str(capture), steps=20, out="runs/first")
+    result = splatopt.train(str(capture), steps=20, out="runs/first")
     line = f"{result.before.psnr:.2f} -> {result.after.psnr:.2f} dB in {result.seconds:.0f} s"
     splatopt.save_ply(result.cloud, "scene.ply")
     assert result.after.psnr > result.before.psnr
@@ -275,7 +275,7 @@ def test_five_lines_of_python(capture, tmp_path, monkeypatch):
 
 def test_python_refuses_an_unknown_setting(capture):
     with pytest.raises(splatopt.InputError, match=r"'stpes'; did you mean steps"):
-        splatopt.fit(capture, stpes=3)
+        splatopt.train(capture, stpes=3)
 
 
 def test_every_public_name_can_be_loaded():

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from splatopt.cli import main
+from splatopt.commands.fit import report_fit
 from splatopt.core.checkpoint import latest_checkpoint
-from splatopt.train.field_command import report_fit
 from train.toys import make_toy_capture
 
 SMALL = ["--width", "16", "--depth", "1", "--batch", "64", "--threads", "1"]

@@ -18,8 +18,8 @@ from splatopt.cli import main
 from splatopt.core import native
 from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.raster.cpu import NativeRenderer
+from splatopt.report import views as views_module
 from splatopt.scene.ply import load_ply
-from splatopt.train import views as views_module
 
 
 def test_eval_gives_the_same_scores_again(run_folder, capsys):

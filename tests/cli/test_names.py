@@ -18,7 +18,7 @@ from splatopt.bench.page import make_page
 from splatopt.bench.tables import as_markdown
 from splatopt.cli import main
 from splatopt.core.checks import shown
-from splatopt.train.progress import LiveLine
+from splatopt.runs.live_line import LiveLine
 from splatopt.train.run import open_run
 from train.toys import make_toy_capture
 

@@ -11,13 +11,9 @@ import pytest
 import torch
 
 from splatopt.data import Capture, load_capture, make_capture
-from splatopt.data.fingerprint import (
-    difference,
-    fingerprint_capture,
-    fingerprint_image,
-    fingerprint_mesh,
-)
+from splatopt.data.fingerprint import fingerprint_capture, fingerprint_image, fingerprint_mesh
 from splatopt.data.mesh import make_mesh
+from splatopt.runs.trained_on import difference
 
 
 @pytest.fixture(scope="module")

@@ -248,9 +248,9 @@ def _live(words: Sequence[str], root: Path, doom: Doom, trace: Path, counter: mm
 def _trace(path: Path) -> None:
     """Note where steps begin and what was saved, outside of what is counted."""
     import splatopt.meta.training
-    import splatopt.train.kept_run
+    import splatopt.runs.resumable
     from splatopt.meta.training import MetaTrainer
-    from splatopt.train.kept_run import KeptRun
+    from splatopt.runs.resumable import KeptRun
 
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     write = os.write
@@ -259,7 +259,7 @@ def _trace(path: Path) -> None:
         write(descriptor, f"{line}\n".encode())
 
     take_steps, run = KeptRun.take_steps, MetaTrainer.run
-    save = splatopt.train.kept_run.save_checkpoint
+    save = splatopt.runs.resumable.save_checkpoint
 
     def noted_steps(self, *arguments):
         note(f"begun {self.folder.checkpoints} {self.step}")
@@ -276,4 +276,4 @@ def _trace(path: Path) -> None:
 
     splatopt.meta.training._LOG_EVERY = 1
     KeptRun.take_steps, MetaTrainer.run = noted_steps, noted_run
-    splatopt.train.kept_run.save_checkpoint = splatopt.meta.training.save_checkpoint = noted_save
+    splatopt.runs.resumable.save_checkpoint = splatopt.meta.training.save_checkpoint = noted_save

@@ -171,13 +171,13 @@ def warm_up() -> None:
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     import torch
 
-    import splatopt.bench.command
     import splatopt.bench.output
     import splatopt.bench.session
     import splatopt.bench.worker
-    import splatopt.meta.command
-    import splatopt.train.field_command
-    import splatopt.train.scene_command  # noqa: F401
+    import splatopt.commands.bench
+    import splatopt.commands.fit
+    import splatopt.commands.meta_train
+    import splatopt.commands.train  # noqa: F401
 
     torch.set_num_threads(1)
 

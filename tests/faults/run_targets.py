@@ -15,15 +15,15 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
-from splatopt import cli
 from splatopt.bench import session, verify
 from splatopt.bench.cells import Cell
 from splatopt.bench.measure import run_cell
 from splatopt.bench.runner import Outcome, Place
+from splatopt.commands import parsing
 from splatopt.core.checks import InputError
 from splatopt.data import make_capture
 from splatopt.data.made import SceneOptions, write_scenes
-from splatopt.train.folder import write_json
+from splatopt.runs.folder import write_json
 
 _TRAIN = ("--steps", "4", "--checkpoint-every", "2", "--log-every", "1", "--threads", "1", "--sh-degree", "1")
 _META = (
@@ -77,19 +77,19 @@ def launch_here(place: Place, cell: Cell, lpips_weights: str | None) -> Outcome:
 def in_one_process() -> Iterator[None]:
     """Have suites run their cells here, and each command line parsed once: parsing takes longer than all else."""
     parsed: dict[tuple[str, ...], Any] = {}
-    parse = cli._parse
+    parse = parsing.parse_options
 
-    def once(options: Any, command: str, words: list[str]) -> Any:
-        key = (command, *words)
+    def once(options: Any, program: str, words: list[str], **settings: Any) -> Any:
+        key = (program, *words)
         if key not in parsed:
-            parsed[key] = parse(options, command, words)
+            parsed[key] = parse(options, program, words, **settings)
         return parsed[key]
 
     def here(function: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *given, **named: function(*given, **{**named, "launch": launch_here})
 
     with (
-        mock.patch.object(cli, "_parse", once),
+        mock.patch.object(parsing, "parse_options", once),
         mock.patch.object(session, "run_cells", here(session.run_cells)),
         mock.patch.object(verify, "verify", here(verify.verify)),
     ):

@@ -14,7 +14,7 @@ from faults import campaign
 from faults.kills import OPTIMIZERS
 from splatopt.cli import main
 from splatopt.core.checks import InputError
-from splatopt.train.folder import FIELD_FORMAT, RunFolder
+from splatopt.runs.folder import FIELD_FORMAT, RunFolder
 from train.toys import make_toy_capture
 
 # Ends this process with SIGKILL just before its N-th rename of a file whose name holds WORD.
@@ -90,7 +90,7 @@ def test_a_run_that_was_killed_before_its_configuration_begins_again(short, tmp_
 
 def test_a_meta_training_that_was_killed_before_its_configuration_begins_again(tmp_path):
     (tmp_path / ".config.json.partial").write_text("{")
-    from splatopt.meta.command import _check_goes_on
+    from splatopt.commands.meta_train import _check_goes_on
 
     assert not _check_goes_on(tmp_path, {})
     (tmp_path / "mine.txt").touch()

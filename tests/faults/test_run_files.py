@@ -311,10 +311,10 @@ PLANTED = {
     "bench": ("splatopt.bench.session", "make_cells"),
     "data": ("splatopt.data.made.folder", "build_scene"),
     "meta-train": ("splatopt.meta.training", "find_backend"),
-    "fit": ("splatopt.train.field_setup", "load_image"),
-    "diagnose": ("splatopt.train.diagnose", "dense_hessian"),
-    "inspect": ("splatopt.data", "inspect_capture"),
-    "doctor": ("splatopt.train.doctor", "findings"),
+    "fit": ("splatopt.fit.setup", "load_image"),
+    "diagnose": ("splatopt.report.diagnosis", "dense_hessian"),
+    "inspect": ("splatopt.commands.inspect", "inspect_capture"),
+    "doctor": ("splatopt.commands.doctor", "findings"),
 }
 
 

@@ -19,11 +19,11 @@ import torch
 import splatopt
 from meta.toys import EPISODES, PRACTICE, SCENES, SHAPE, begin, make_scenes
 from splatopt.cli import main
+from splatopt.commands import meta_train as command_module
+from splatopt.commands.meta_train import MetaTrainOptions, meta_train
 from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.core.checks import InputError
 from splatopt.data.made import write_scenes
-from splatopt.meta import command as command_module
-from splatopt.meta.command import MetaTrainOptions, meta_train
 from splatopt.meta.episode import LossOptions, run_episode
 from splatopt.meta.inner import InnerRates
 from splatopt.meta.network import SIZES, LearnedNetwork

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from splatopt.data import CaptureOptions, load_capture
 from splatopt.raster.render import make_renderer
+from splatopt.runs.memory import peak_megabytes, resident_megabytes
 from splatopt.train import loop as loop_module
 from splatopt.train.config import TrainConfig
 from splatopt.train.loop import train
-from splatopt.train.memory import peak_megabytes, resident_megabytes
 
 if __name__ == "__main__":
     folder, optimizer, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])

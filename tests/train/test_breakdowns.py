@@ -9,8 +9,9 @@ import torch
 
 from splatopt.core import checkpoint as checkpoint_module
 from splatopt.core.checkpoint import latest_checkpoint
-from splatopt.train.events import Stepped, Warned
-from splatopt.train.kept_run import NonFiniteError
+from splatopt.runs.events import Warned
+from splatopt.runs.resumable import NonFiniteError
+from splatopt.train.events import Stepped
 from splatopt.train.loop import CheckpointError, train
 from train.toys import Listener, ToyRenderer, lines
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from splatopt.commands import demo
+from splatopt.commands.demo import DemoOptions, free_folder, main, run_demo
 from splatopt.core.checks import InputError
-from splatopt.train import demo
-from splatopt.train.demo import DemoOptions, free_folder, main, run_demo
 
 SMALL = DemoOptions(steps=30, seconds=600, views=8, width=32, height=24, points=300)
 

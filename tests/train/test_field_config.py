@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from splatopt.core.checks import InputError
+from splatopt.fit.config import FitConfig, TaskKind, guess_task
 from splatopt.optim.field_optimizers import EsgdOptions, FieldAdamOptions
 from splatopt.optim.zoo import ZooOptions
-from splatopt.train.field_config import FitConfig, TaskKind, guess_task
-from splatopt.train.field_report import fit_command
+from splatopt.report.field_page import fit_command
 
 PHOTO = FitConfig("photo.png", task=TaskKind.IMAGE)
 

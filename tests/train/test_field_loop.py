@@ -21,16 +21,16 @@ from splatopt.data import load_capture
 from splatopt.data.knot import make_knot
 from splatopt.data.mesh import load_mesh, write_mesh
 from splatopt.fields.image import ImageTask
-from splatopt.train import kept_run
-from splatopt.train.events import Ended, Saved, Warned
-from splatopt.train.field_config import FitConfig
-from splatopt.train.field_events import FitProgress, FitScored, FitStarted, FitStepped
-from splatopt.train.field_loop import FitResult, fit_field, open_field
-from splatopt.train.field_report import write_field_report
-from splatopt.train.field_results import result_pictures
-from splatopt.train.field_sampler import ExampleSampler
-from splatopt.train.field_setup import scene_bounds
-from splatopt.train.kept_run import InterruptedRunError, NonFiniteError
+from splatopt.fit.config import FitConfig
+from splatopt.fit.events import FitProgress, FitScored, FitStarted, FitStepped
+from splatopt.fit.loop import FitResult, fit_field, open_field
+from splatopt.fit.results import result_pictures
+from splatopt.fit.sampler import ExampleSampler
+from splatopt.fit.setup import scene_bounds
+from splatopt.report.field_page import write_field_report
+from splatopt.runs import resumable as kept_run
+from splatopt.runs.events import Ended, Saved, Warned
+from splatopt.runs.resumable import InterruptedRunError, NonFiniteError
 from train.toys import lasting, lines, make_toy_capture
 
 SIDE = 24
@@ -293,7 +293,7 @@ def test_an_image_that_cannot_be_read_is_refused_and_nothing_is_left(settings, t
 
 def test_a_full_batch_that_does_not_fit_is_refused_before_anything_is_written(settings, monkeypatch):
     small = type("Memory", (), {"available": 2**16})
-    monkeypatch.setattr("splatopt.train.field_loop.psutil.virtual_memory", lambda: small)
+    monkeypatch.setattr("splatopt.fit.loop.psutil.virtual_memory", lambda: small)
     config = settings(optimizer="lbfgs", optimizer_options=None, batch=None)
     with pytest.raises(InputError, match=r"lbfgs needs all 576 examples in one batch, about 0\.0 GiB.*with --max-side"):
         fit_field(config)

@@ -10,9 +10,9 @@ import pytest
 from splatopt.cli import main
 from splatopt.core import native
 from splatopt.core.checks import InputError
+from splatopt.runs.events import Warned
 from splatopt.train import loop as loop_module
 from splatopt.train.config import TrainConfig
-from splatopt.train.events import Warned
 from splatopt.train.loop import TrainResult, train
 from splatopt.train.run import open_run
 from splatopt.train.setup import with_own_instructions

@@ -17,11 +17,12 @@ from splatopt.core.optimizer import register
 from splatopt.data import load_capture
 from splatopt.optim import Adam, AdamOptions
 from splatopt.raster.types import Rendering
+from splatopt.runs.events import Ended, Saved, Warned
+from splatopt.runs.resumable import InterruptedRunError
 from splatopt.scene.ply import load_ply
 from splatopt.train import loop as loop_module
 from splatopt.train.config import TrainConfig
-from splatopt.train.events import Ended, Evaluated, Saved, Started, Stepped, Warned
-from splatopt.train.kept_run import InterruptedRunError
+from splatopt.train.events import Evaluated, Started, Stepped
 from splatopt.train.loop import TrainResult, train
 from train.toys import Listener, ToyRenderer, lasting, lines, make_toy_capture
 

@@ -10,8 +10,8 @@ from typing import Annotated
 import pytest
 import tyro
 
+from splatopt.commands.parsing import Answered, parse_options
 from splatopt.core.checks import InputError
-from splatopt.train.parsing import Answered, parse_options
 
 
 class Kind(Enum):

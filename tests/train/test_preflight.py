@@ -15,10 +15,10 @@ from splatopt.core.checks import InputError
 from splatopt.data import CaptureOptions, load_capture, make_capture
 from splatopt.raster.cpu import NativeRenderer
 from splatopt.raster.types import RenderOptions
+from splatopt.runs.events import Warned
+from splatopt.runs.resumable import OutOfMemoryError
 from splatopt.scene.starts import start_random
 from splatopt.train.config import TrainConfig
-from splatopt.train.events import Warned
-from splatopt.train.kept_run import OutOfMemoryError
 from splatopt.train.loop import train
 from splatopt.train.preflight import FACTOR, MemoryEstimate, count_tile_pairs, measure_optimizer
 from train.toys import Listener, ToyRenderer

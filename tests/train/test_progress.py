@@ -8,12 +8,13 @@ import pytest
 import torch
 from rich.console import Console
 
+from splatopt.runs.events import Ended, Warned
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.photometric import ViewScore
 from splatopt.train import progress as progress_module
 from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import Scores
-from splatopt.train.events import Ended, Evaluated, Started, Stepped, Warned
+from splatopt.train.events import Evaluated, Started, Stepped
 from splatopt.train.progress import ProgressLine, _clock
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from splatopt.core.checks import InputError
-from splatopt.train import kept_run as kept_run_module
+from splatopt.runs import resumable as kept_run_module
 from splatopt.train import loop as loop_module
 from splatopt.train.events import Evaluated
 from splatopt.train.loop import train

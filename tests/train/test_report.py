@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from splatopt.core.checks import InputError
-from splatopt.train.charts import Mark, Series, line_chart, running_mean, ticks
-from splatopt.train.pictures import MAX_SIDE, ViewPictures, data_uri, spread
-from splatopt.train.report import DIFFERENCE_GAIN, read_metrics, write_report
+from splatopt.report.charts import Mark, Series, line_chart, running_mean, ticks
+from splatopt.report.pictures import MAX_SIDE, ViewPictures, data_uri, spread
+from splatopt.report.scene_page import DIFFERENCE_GAIN, read_metrics, write_report
 
 NASTY = "<script>alert('x')</script>&\".jpg"
 

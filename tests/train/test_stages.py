@@ -15,9 +15,10 @@ from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.core.checks import InputError
 from splatopt.core.optimizer import OptimizerState, register
 from splatopt.optim import Adam, AdamOptions
+from splatopt.runs.events import Warned
+from splatopt.runs.resumable import InterruptedRunError
 from splatopt.train.config import TrainConfig
-from splatopt.train.events import Started, Stepped, Warned
-from splatopt.train.kept_run import InterruptedRunError
+from splatopt.train.events import Started, Stepped
 from splatopt.train.loop import train
 from splatopt.train.stages import Stage, check_continues, parse_stages, stage_at
 from train.test_loop import assert_same

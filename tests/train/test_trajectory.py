@@ -9,8 +9,8 @@ import torch
 
 from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError
-from splatopt.train.trajectory import attention, orbit, spiral
-from splatopt.train.views import file_names
+from splatopt.data.camera_paths import attention, orbit, spiral
+from splatopt.runs.pictures import file_names
 
 
 def looking(center: tuple[float, float, float], target: tuple[float, float, float], name: str = "") -> Camera:

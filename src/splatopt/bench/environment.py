@@ -11,8 +11,8 @@ import numpy
 import psutil  # type: ignore[import-untyped]
 import torch
 
-from splatopt import __version__
 from splatopt.core import native
+from splatopt.core.version import __version__
 from splatopt.train.config import TrainConfig
 
 

@@ -17,12 +17,14 @@ from splatopt.bench.records import read_record
 from splatopt.core.checks import InputError
 from splatopt.core.files import append_only, make_folder
 from splatopt.raster.renderer import Renderer
+from splatopt.runs.events import Warned
+from splatopt.runs.folder import RunFolder, write_json
+from splatopt.runs.memory import peak_megabytes
+from splatopt.train.config import read_config
 from splatopt.train.evaluate import PROTOCOL as SCORING
 from splatopt.train.evaluate import Scores
-from splatopt.train.events import Evaluated, Event, Started, Warned
-from splatopt.train.folder import RunFolder, write_json
+from splatopt.train.events import Evaluated, Event, Started
 from splatopt.train.loop import TrainResult, train
-from splatopt.train.memory import peak_megabytes
 
 RECORD = "cell.json"
 """What a cell leaves in its run folder beside the run's own files."""
@@ -146,7 +148,7 @@ def finished_record(cell: Cell) -> dict[str, Any] | None:
         record = read_record(folder / RECORD)
         if not record:
             # Killed before its first score; the run has spelt out what the cell leaves to be chosen.
-            saved = RunFolder(folder).read_config()
+            saved = read_config(RunFolder(folder))
             device = cell.config.device if cell.config.device == "auto" else saved.device
             kept = replace(cell, config=replace(saved, background=cell.config.background, device=device))
         else:

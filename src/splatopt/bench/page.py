@@ -15,7 +15,7 @@ from splatopt.bench.results import Results
 from splatopt.bench.summaries import Group, groups, tables, view_tables
 from splatopt.bench.tables import to_html
 from splatopt.core.checks import shown
-from splatopt.train.page import escape
+from splatopt.report.page import escape
 
 
 def make_page(results: Results, pictures: Sequence[Picture] = (), reference: str | None = None) -> str:

@@ -18,9 +18,9 @@ from splatopt.core.checks import InputError
 from splatopt.core.files import make_folder
 from splatopt.core.typed import Fields
 from splatopt.core.untrusted import DamagedFileError, read_bounded, read_object
-from splatopt.train.folder import write_json
-from splatopt.train.guards import quiet_torch
-from splatopt.train.pictures import spread
+from splatopt.raster.threads import quiet_torch
+from splatopt.report.pictures import spread
+from splatopt.runs.folder import write_json
 from splatopt.train.run import open_run
 
 FOLDER = "pictures"

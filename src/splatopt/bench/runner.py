@@ -22,8 +22,8 @@ from splatopt.core.checks import InputError, quoted
 from splatopt.core.files import append_only, make_folder
 from splatopt.core.requests import stop_requests
 from splatopt.core.typed import Fields
+from splatopt.runs.folder import read_json, write_json
 from splatopt.train.config import TrainConfig
-from splatopt.train.folder import read_json, write_json
 from splatopt.train.setup import open_capture
 
 Say = Callable[[str], None]

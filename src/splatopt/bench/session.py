@@ -20,7 +20,7 @@ from splatopt.bench.suite import Suite
 from splatopt.core.checks import InputError
 from splatopt.core.files import partial_path, sweep
 from splatopt.core.requests import way_on
-from splatopt.train.folder import RunFolder, read_json, write_json
+from splatopt.runs.folder import RunFolder, read_json, write_json
 
 _FORMAT = "splatopt-suite-1"
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from splatopt.core.checks import shown
-from splatopt.train.page import escape
+from splatopt.report.page import escape
 
 
 @dataclass(frozen=True)

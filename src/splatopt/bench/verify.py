@@ -15,7 +15,7 @@ from splatopt.bench.measure import RECORD
 from splatopt.bench.records import read_record
 from splatopt.bench.runner import Launch, Place, Say, describe, run_process
 from splatopt.core.checks import InputError
-from splatopt.train.folder import RunFolder
+from splatopt.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)

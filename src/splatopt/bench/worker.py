@@ -13,7 +13,7 @@ from splatopt.bench.lpips_scores import measure_lpips
 from splatopt.bench.measure import run_cell
 from splatopt.core.checks import InputError
 from splatopt.core.requests import ENDED, answered
-from splatopt.train.folder import read_json, write_json
+from splatopt.runs.folder import read_json, write_json
 
 DONE, FAILED, STOPPED = 0, 1, ENDED
 """How the process ends."""

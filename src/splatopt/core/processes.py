@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from splatopt import __version__
 from splatopt.core.checks import InputError
+from splatopt.core.version import __version__
 
 Answer = TypeVar("Answer")
 

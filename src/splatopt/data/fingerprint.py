@@ -9,8 +9,6 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,22 +16,6 @@ from torch import Tensor
 
 from splatopt.data.capture import Capture
 from splatopt.data.mesh import Mesh
-
-_SAID = {
-    "kind": "it is {found} and not {kept}",
-    "views": "the capture has {found}, the run was trained on {kept}",
-    "names": "its views have other names, or another order, than those that the run was trained on",
-    "intrinsics": "its cameras have other sizes, focal lengths or centres than those that the run was trained on",
-    "poses": "its cameras have other poses than those that the run was trained on",
-    "split": "its split is {found}, the run's was {kept}",
-    "held out": "other views are held out than in the run",
-    "points": "the capture has {found} points, the run began with {kept}",
-    "size": "the image is {found} pixels, the run was fitted to {kept}",
-    "pixels": "the image has other pixels than the one that the run was fitted to",
-    "mesh": "the mesh has {found}, the run was fitted to {kept}",
-    "surface": "the mesh has other vertices or faces than the one that the run was fitted to",
-}
-"""What a fingerprint's parts are, in the order in which they are compared, and what is said where one differs."""
 
 _PIXEL_GRID, _POSE_GRID = 1e-5, 1e-8
 
@@ -74,20 +56,6 @@ def fingerprint_mesh(mesh: Mesh) -> dict[str, str]:
         "mesh": f"{len(mesh.vertices)} vertices and {len(mesh.faces)} faces",
         "surface": _digest(floats + mesh.faces.numpy().astype("<i8").tobytes()),
     }
-
-
-def difference(kept: Mapping[str, Any], found: Mapping[str, str], apart: Iterable[str] = ()) -> str | None:
-    """Return in words what tells two fingerprints apart first; None where nothing does.
-
-    Args:
-        kept: The run's; parts that it lacks are not compared.
-        found: What lies there now.
-        apart: Parts that do not matter.
-    """
-    for part, said in _SAID.items():
-        if part not in apart and part in kept and kept[part] != found.get(part, kept[part]):
-            return said.format(kept=kept[part], found=found[part])
-    return None
 
 
 def _views(sizes: Counter[tuple[int, int]]) -> str:

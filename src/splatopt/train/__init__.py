@@ -1,10 +1,17 @@
-"""Training: configuration, the loop, checkpoints, evaluation and what is said while it runs."""
+"""Training a scene: configuration, the loop, evaluation; ``splatopt.train(capture, …)`` does it in one call."""
 
 from __future__ import annotations
 
-from splatopt.train.config import TrainConfig
-from splatopt.train.evaluate import Scores
-from splatopt.train.loop import TrainResult, train
-from splatopt.train.run import Run, open_run
+from collections.abc import Callable
+from typing import Any
 
-__all__ = ["Run", "Scores", "TrainConfig", "TrainResult", "open_run", "train"]
+from splatopt.core.verbs import make_callable
+
+
+def _load() -> Callable[..., Any]:
+    from splatopt.train.verb import train
+
+    return train
+
+
+make_callable(__name__, _load)

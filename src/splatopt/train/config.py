@@ -17,7 +17,8 @@ from splatopt.core.optimizer import find_optimizer, option_prefix
 from splatopt.core.typed import field_names, make, read_dataclass, told, typed_fields
 from splatopt.raster.constants import SSIM_WEIGHT
 from splatopt.raster.types import Footprint, RenderOptions
-from splatopt.train.resuming import check_options, flag, resumed_settings
+from splatopt.runs.folder import RunFolder
+from splatopt.runs.resuming import check_options, flag, resumed_settings
 from splatopt.train.sampler import ViewChoice
 from splatopt.train.stages import Stage, parse_stages
 
@@ -415,3 +416,12 @@ def _options_of(optimizer: str, where: str) -> type:
         return find_optimizer(optimizer).options
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
+
+
+def read_config(folder: RunFolder) -> TrainConfig:
+    """Return what the run in ``folder`` was told, with ``out`` where the folder lies now.
+
+    Raises:
+        InputError: There is no run here.
+    """
+    return replace(TrainConfig.from_json(folder.read_settings(), str(folder.config)), out=folder.path)

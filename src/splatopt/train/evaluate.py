@@ -9,8 +9,8 @@ from typing import Any
 from splatopt.core.checks import InputError
 from splatopt.data import Capture
 from splatopt.metrics.image import SSIM_WINDOW
+from splatopt.raster.threads import quiet_torch
 from splatopt.scene.photometric import PhotometricObjective, ViewScore
-from splatopt.train.guards import quiet_torch
 
 MOST_DECIBELS = 100.0
 """PSNR of a render that equals its photograph, dB; infinity would have no mean and no JSON."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
+from splatopt.runs.events import Ended, Saved, Warned
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import Scores
@@ -74,26 +74,6 @@ class Evaluated:
     seconds: float
     scores: Scores
     cloud: GaussianCloud
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A checkpoint of ``step`` was written to ``folder``."""
-
-    step: int
-    folder: Path
-
-
-@dataclass(frozen=True)
-class Warned:
-    """Something went wrong that the run survives; one sentence."""
-
-    message: str
-
-
-@dataclass(frozen=True)
-class Ended:
-    """The run takes no more steps: it is finished, was stopped or failed."""
 
 
 Event = Started | Stepped | Evaluated | Saved | Warned | Ended

@@ -13,30 +13,33 @@ import torch
 
 import splatopt.meta
 import splatopt.optim  # noqa: F401 - both register optimizers
-from splatopt import __version__
 from splatopt.core.checkpoint import Checkpoint
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Evaluation, Tensors
 from splatopt.core.optimizer import Optimizer, Progress, find_optimizer
 from splatopt.core.processes import LostProcessError, Processes
+from splatopt.core.version import __version__
 from splatopt.data import Capture
 from splatopt.data.fingerprint import fingerprint_capture
 from splatopt.optim.averaging import Averaged
 from splatopt.raster.renderer import Renderer
+from splatopt.raster.threads import quiet_torch
+from splatopt.runs.checkpoint_content import OPTIMIZER, load_optimizer
+from splatopt.runs.events import Warned
+from splatopt.runs.folder import MetricsLog, MetricSums, NoLog, RunFolder, write_json
+from splatopt.runs.guards import non_finite
+from splatopt.runs.memory import resident_megabytes
+from splatopt.runs.records import read_evaluation
+from splatopt.runs.resumable import KeptRun, is_due
 from splatopt.scene.fewer_views import ExhaustedError, is_exhaustion
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.ply import save_ply
-from splatopt.train.checkpoint_content import CLOUD, OPTIMIZER, check_degree, check_training, load_optimizer, scene_of
+from splatopt.train.checkpoint_content import CLOUD, check_degree, check_training, scene_of
 from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import Scores, evaluate, evaluation_record
-from splatopt.train.events import Callback, Evaluated, Started, Stepped, Warned
-from splatopt.train.folder import MetricsLog, MetricSums, NoLog, RunFolder, write_json
-from splatopt.train.guards import non_finite, quiet_torch
-from splatopt.train.kept_run import KeptRun, is_due
-from splatopt.train.memory import resident_megabytes
+from splatopt.train.events import Callback, Evaluated, Started, Stepped
 from splatopt.train.opening import Opening, open_training
 from splatopt.train.preflight import MemoryEstimate, check_memory
-from splatopt.train.records import read_evaluation
 from splatopt.train.sampler import ViewSampler
 from splatopt.train.setup import (
     make_objective,

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from splatopt.core.checkpoint import Checkpoint
 from splatopt.data import Capture
 from splatopt.data.fingerprint import fingerprint_capture
+from splatopt.runs.folder import RunFolder
+from splatopt.runs.resumable import checkpoint_to_resume
+from splatopt.runs.trained_on import check_resumed
 from splatopt.train.checkpoint_content import check_training
-from splatopt.train.config import TrainConfig
+from splatopt.train.config import TrainConfig, read_config
 from splatopt.train.evaluate import check_scorable
-from splatopt.train.folder import RunFolder
-from splatopt.train.kept_run import checkpoint_to_resume
 from splatopt.train.setup import on_this_machine, open_capture, with_own_instructions
 from splatopt.train.stages import check_continues
-from splatopt.train.trained_on import check_resumed
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _reopen(config: TrainConfig, capture: Capture | None) -> tuple[TrainConfig, 
         capture = capture or open_capture(config)
         config = replace(config, out=config.resolved(capture.name, capture.background).out)
     folder = RunFolder(config.folder)
-    saved = folder.read_config()
+    saved = read_config(folder)
     folder.check_idle()
     resumed = config.resuming(saved)
     checkpoint, warnings = checkpoint_to_resume(folder, check_training)

@@ -12,14 +12,15 @@ from splatopt.core.checks import InputError
 from splatopt.data import Capture
 from splatopt.data.fingerprint import fingerprint_capture
 from splatopt.raster.renderer import Renderer
+from splatopt.runs.folder import RunFolder, write_json
+from splatopt.runs.records import read_evaluation
+from splatopt.runs.trained_on import changed_since, check_unchanged
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.photometric import PhotometricObjective
 from splatopt.scene.ply import load_ply, save_ply
 from splatopt.train.checkpoint_content import check_degree, check_scene, scene_of
-from splatopt.train.config import TrainConfig
+from splatopt.train.config import TrainConfig, read_config
 from splatopt.train.evaluate import Scores, check_scorable, evaluate, evaluation_record
-from splatopt.train.folder import RunFolder, write_json
-from splatopt.train.records import read_evaluation
 from splatopt.train.setup import (
     make_objective,
     on_this_machine,
@@ -29,7 +30,6 @@ from splatopt.train.setup import (
     sh_degree_at,
     with_own_instructions,
 )
-from splatopt.train.trained_on import changed_since, check_unchanged
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def open_run(path: Path | str, renderer: str | None = None, device: str | None =
         InputError: There is no run, or it holds no scene yet.
     """
     folder = RunFolder(Path(path))
-    config = folder.read_config()
+    config = read_config(folder)
     folder.sweep_if_idle()
     warnings: list[str] = []
     if renderer is not None or device is not None:

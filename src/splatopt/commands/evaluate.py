@@ -1,0 +1,46 @@
+"""``splatopt eval``: score the held-out views of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from splatopt.commands.opened import open_told
+from splatopt.commands.parsing import positional, run_command
+from splatopt.core.checks import say, shown
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Score the held-out views of a run and write its eval.json."""
+
+    run: Path
+    """Folder of the run."""
+
+    renderer: str | None = None
+    """What renders: auto, native, reference, triton or gsplat; the run's own when None."""
+
+    device: str | None = None
+    """Where: auto, cpu, cuda or cuda:N; where the run was made when None."""
+
+
+def _eval(options: EvalOptions) -> int:
+    run = open_told(options.run, options.renderer, options.device)
+    scores = run.evaluate(run.open_capture())
+    table = Table("view", "PSNR, dB", "SSIM", title=f"{scores.subset} views, split {scores.split}, step {run.steps}")
+    for view in scores.views:
+        table.add_row(Text(shown(view.name)), f"{view.psnr:.2f}", f"{view.ssim:.4f}")
+    table.add_section()
+    table.add_row("mean", f"{scores.psnr:.2f}", f"{scores.ssim:.4f}")
+    Console().print(table)
+    say(f"written to {run.folder.evaluation}")
+    return 0
+
+
+def main(words: list[str]) -> int:
+    """Run the command on the words after its name; returns its exit code."""
+    return run_command(positional(EvalOptions), _eval, "eval", words)

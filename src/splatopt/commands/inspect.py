@@ -1,0 +1,69 @@
+"""``splatopt inspect``: what a capture holds, what is missing, and what to type next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from splatopt.commands.parsing import positional, run_command
+from splatopt.core.checks import cut, say
+from splatopt.data import CaptureOptions, inspect_capture
+from splatopt.runs.program import program
+
+
+@dataclass(frozen=True)
+class InspectOptions:
+    """Say what a capture holds, what is missing, and what to type next."""
+
+    capture: Path
+    """Folder of the capture: COLMAP, Blender, nerfstudio or instant-ngp."""
+
+    downscale: int = 1
+    """Photographs this many times smaller. Unit: factor."""
+
+    max_side: int | None = None
+    """Shrink photographs until their longer side has at most so many pixels. Unit: pixels."""
+
+    test_every: int = 8
+    """Every so many-th view by name is a test view. Unit: views."""
+
+
+def _inspect(options: InspectOptions) -> int:
+    found = inspect_capture(
+        options.capture,
+        CaptureOptions(downscale=options.downscale, max_side=options.max_side, test_every=options.test_every),
+    )
+    sizes = ", ".join(f"{size.width}x{size.height} ({size.views})" for size in found.sizes) or "none"
+    rows = {
+        "capture": f"{found.path} ({found.kind})",
+        "views": str(found.views),
+        "sizes": sizes,
+        "camera model": ", ".join(found.camera_models) or "none",
+        "points": f"{found.points:,}",
+        "extent": f"{found.extent:.4g} world units",
+        "split": f"{found.split}: {found.train} train, {found.test} test" if found.split else "none",
+        "missing": _listed(found.missing),
+        "truncated": _listed(found.truncated),
+    }
+    for name, value in rows.items():
+        say(f"{name:<13}{value}")
+    for label, sentences in (("warning", found.warnings), ("problem", found.problems)):
+        for sentence in sentences:
+            say(f"{label:<13}{sentence}")
+    command = f"{program()} {found.next_command.removeprefix('splatopt ')}"
+    say(f"{'once mended' if found.problems else 'next':<13}{command}")
+    return 0
+
+
+def _listed(names: Sequence[str], most: int = 10) -> str:
+    """Names with their count, the first few spelt out."""
+    if not names:
+        return "none"
+    more = f", and {len(names) - most} more" if len(names) > most else ""
+    return f"{len(names)}: {', '.join(cut(name) for name in names[:most])}{more}"
+
+
+def main(words: list[str]) -> int:
+    """Run the command on the words after its name; returns its exit code."""
+    return run_command(positional(InspectOptions), _inspect, "inspect", words)

@@ -1,0 +1,1 @@
+"""Pages, pictures and charts of a run."""

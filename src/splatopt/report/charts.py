@@ -1,0 +1,142 @@
+"""Line charts as inline SVG, coloured by the page's style sheet so that they follow light and dark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from splatopt.report.page import escape
+
+WIDTH, HEIGHT = 460, 250
+"""Size of a chart in its own units; the page scales it."""
+
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 14, 40
+_MOST_POINTS = 600
+
+
+class Mark(Enum):
+    """How a series is drawn: the class that the style sheet knows."""
+
+    LINE = "line"
+    FAINT = "faint"
+    DOTS = "dots"
+
+
+@dataclass(frozen=True)
+class Series:
+    """One series of a chart.
+
+    Attributes:
+        label: What the legend calls it; an empty one is left out.
+        x: Positions; as many as ``y``.
+        y: Values.
+        mark: How it is drawn.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    mark: Mark = Mark.LINE
+
+
+def running_mean(values: Sequence[float], window: int) -> list[float]:
+    """Return the centred mean over ``window`` values, over fewer towards the ends."""
+    half = window // 2
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    bounds = [(max(0, i - half), min(len(values), i + half + 1)) for i in range(len(values))]
+    return [(sums[end] - sums[start]) / (end - start) for start, end in bounds]
+
+
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Return round positions within [low, high]: multiples of 1, 2 or 5 times a power of ten.
+
+    Args:
+        low: Lower end, finite.
+        high: Upper end, above ``low``.
+        about: How many positions are wished for.
+    """
+    raw = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def line_chart(title: str, x_label: str, series: Sequence[Series]) -> str:
+    """Draw ``series`` as an SVG element.
+
+    Args:
+        title: Said to those who cannot see it, and written above it by the page.
+        x_label: Name and unit of the x axis.
+        series: What is drawn, in this order; points that are not finite are left out.
+
+    Returns:
+        The element, or a sentence in a paragraph where there is nothing to draw.
+    """
+    points = [[(x, y) for x, y in zip(s.x, s.y, strict=True) if math.isfinite(x) and math.isfinite(y)] for s in series]
+    everything = [point for line in points for point in line]
+    if not everything:
+        return '<p class="quiet">Nothing was logged.</p>'
+    x_low, x_high = _range([x for x, _ in everything], anchor=True)
+    y_low, y_high = _range([y for _, y in everything], anchor=False)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (x - x_low) / (x_high - x_low)
+        up = (y - y_low) / (y_high - y_low)
+        return _LEFT + across * (WIDTH - _LEFT - _RIGHT), HEIGHT - _BOTTOM - up * (HEIGHT - _TOP - _BOTTOM)
+
+    parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
+    for value in ticks(y_low, y_high):
+        _, y = place(x_low, value)
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="tick" x="{_LEFT - 7}" y="{y + 3.5:.1f}" text-anchor="end">{_number(value)}</text>')
+    for value in ticks(x_low, x_high):
+        x, _ = place(value, y_low)
+        parts.append(
+            f'<text class="tick" x="{x:.1f}" y="{HEIGHT - _BOTTOM + 16}" text-anchor="middle">{_number(value)}</text>'
+        )
+    middle = _LEFT + (WIDTH - _LEFT - _RIGHT) / 2
+    parts.append(f'<text class="axis" x="{middle:.1f}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
+    for one, line in zip(series, points, strict=True):
+        parts.append(_draw(one.mark, [place(x, y) for x, y in _thinned(line)]))
+    parts.append("</svg>")
+    return "".join(parts) + _legend(series)
+
+
+def _draw(mark: Mark, placed: Sequence[tuple[float, float]]) -> str:
+    """Draw one series whose points are placed already."""
+    if mark is Mark.DOTS:
+        return "".join(f'<circle class="dots" cx="{x:.1f}" cy="{y:.1f}" r="4"/>' for x, y in placed)
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
+    return f'<polyline class="{mark.value}" points="{path}"/>' if placed else ""
+
+
+def _legend(series: Sequence[Series]) -> str:
+    """Name the series that have a label."""
+    named = [f'<span><i class="{one.mark.value}"></i>{escape(one.label)}</span>' for one in series if one.label]
+    return f'<p class="legend">{"".join(named)}</p>' if named else ""
+
+
+def _range(values: Sequence[float], *, anchor: bool) -> tuple[float, float]:
+    """Return the ends of an axis: from 0 where ``anchor``, else with a margin; never empty."""
+    low, high = min(values), max(values)
+    if anchor:
+        low = min(low, 0.0)
+        return low, high if high > low else low + 1.0
+    margin = 0.06 * (high - low) or max(abs(high), 1e-6) * 0.1
+    return (max(0.0, low - margin) if low >= 0 else low - margin), high + margin
+
+
+def _thinned(line: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Keep every so many-th point of a long line, and its last."""
+    every = math.ceil(len(line) / _MOST_POINTS)
+    return list(line) if every <= 1 else [*line[:-1:every], line[-1]]
+
+
+def _number(value: float) -> str:
+    """Write a tick: thousands apart, no trailing zeros."""
+    return f"{value:,.0f}".replace(",", "\u2009") if abs(value) >= 1000 else f"{value:.6g}"

@@ -1,0 +1,67 @@
+"""Pieces of a page that stands alone: one file, no requests, whatever comes from elsewhere escaped."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from splatopt.core.checkpoint import replace_file
+from splatopt.core.checks import shown
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<link rel="icon" href="data:,">
+<title>{title}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+def escape(text: object) -> str:
+    """Return text as HTML shows it: its marks are no markup, and what cannot be seen is escaped."""
+    return html.escape(shown(text))
+
+
+def write_page(path: Path, title: str, sections: Sequence[str]) -> Path:
+    """Write a page of ``sections``, each HTML, in one move.
+
+    Args:
+        path: The file.
+        title: Plain text.
+        sections: The body.
+    """
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    page = _PAGE.format(title=escape(title), style=style, body="\n".join(sections))
+    replace_file(path, page.encode())
+    return path
+
+
+def number_card(name: str, value: str, note: str) -> str:
+    """Return one number with its name and a note."""
+    return (
+        f'<div class="card number"><span class="name">{escape(name)}</span><b>{escape(value)}</b>'
+        f'<span class="note">{escape(note)}</span></div>'
+    )
+
+
+def two_columns(texts: Mapping[str, str]) -> str:
+    """Return a table of names and texts."""
+    rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(text)}</td></tr>" for name, text in texts.items())
+    return f'<div class="card"><table>{rows}</table></div>'
+
+
+def chart_card(heading: str, chart: str) -> str:
+    """Return a chart under its heading."""
+    return f'<div class="card"><h3>{escape(heading)}</h3>{chart}</div>'

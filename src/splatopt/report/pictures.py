@@ -1,0 +1,100 @@
+"""Pictures of a run: its views as photographed, at the start and as trained."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from splatopt.core.camera import Camera
+from splatopt.data import Capture
+from splatopt.raster.renderer import Renderer
+from splatopt.raster.threads import quiet_torch
+from splatopt.raster.types import RenderOptions
+from splatopt.scene.gaussians import GaussianCloud
+from splatopt.train.config import TrainConfig
+from splatopt.train.setup import render_device, sh_degree_at, starting_cloud
+
+MAX_SIDE = 640
+"""Pictures in a page are shrunk until their longer side has at most so many pixels, so that it stays light."""
+
+
+@dataclass(frozen=True)
+class ViewPictures:
+    """What is shown of one view; all pictures have one size.
+
+    Attributes:
+        name: What the capture calls the view; its scores are found by it.
+        photo: The photograph, (H, W, 3), uint8.
+        start: The render before the first step, in the same form, or None where it is not known.
+        trained: The render at the end.
+    """
+
+    name: str
+    photo: Tensor
+    start: Tensor | None
+    trained: Tensor
+
+    def __post_init__(self) -> None:
+        """Refuse pictures of different sizes."""
+        for other in (self.start, self.trained):
+            if other is not None and other.shape != self.photo.shape:
+                raise ValueError(
+                    f"pictures of view {self.name!r} must be {tuple(self.photo.shape)}, got {tuple(other.shape)}"
+                )
+
+
+def run_pictures(
+    config: TrainConfig, capture: Capture, trained: GaussianCloud, steps: int, renderer: Renderer, most: int = 4
+) -> list[ViewPictures]:
+    """Render held-out views of a run before and after, or training views where there are no others.
+
+    Args:
+        config: What the run was told; its start is made again from it.
+        capture: What it was trained on.
+        trained: Its scene.
+        steps: Optimizer steps that the scene has seen.
+        renderer: What renders.
+        most: So many views at most, spread evenly.
+    """
+    device = render_device(config)
+    start = starting_cloud(config, capture, torch.Generator().manual_seed(config.seed)).to(device)
+    trained = trained.to(device)
+    background = config.background or capture.background
+    first = RenderOptions(background, config.footprint, sh_degree_at(config, 0))
+    last = RenderOptions(background, config.footprint, sh_degree_at(config, max(0, steps - 1)))
+    return [
+        ViewPictures(
+            name=capture.cameras[view].name,
+            photo=capture.images[view],
+            start=_drawn(renderer, start, capture.cameras[view], first),
+            trained=_drawn(renderer, trained, capture.cameras[view], last),
+        )
+        for view in spread(capture.split.test or capture.split.train, most)
+    ]
+
+
+def spread(views: tuple[int, ...], most: int) -> list[int]:
+    """Return at most ``most`` of ``views``, evenly spread and in order."""
+    count = min(most, len(views))
+    return [views[index * len(views) // count] for index in range(count)]
+
+
+def _drawn(renderer: Renderer, cloud: GaussianCloud, camera: Camera, options: RenderOptions) -> Tensor:
+    """Render one view as bytes."""
+    with quiet_torch(renderer):
+        return (renderer.render(cloud, camera, options).image.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def data_uri(picture: UInt8[Tensor, "h w 3"]) -> str:
+    """Return the picture as a PNG inside a data URI, shrunk to MAX_SIDE."""
+    image = Image.fromarray(picture.cpu().contiguous().numpy())
+    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
