@@ -33,7 +33,7 @@ from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.ply import load_ply, save_ply
 from splatopt.scene.starts import start_from_points
 
-WIDTH, HEIGHT, VIEWS = 16, 12, 4
+WIDTH, HEIGHT, VIEWS = 20, 16, 4
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _encoded(form: str, seed: int = 0, channels: int = 3, **options: object) -> 
 
 
 def _colmap_text() -> dict[str, bytes]:
-    cameras = "# cameras\n1 OPENCV 16 12 15 15 8 6 0.01 0 0 0\n2 PINHOLE 16 12 15 15 8 6\n"
+    cameras = "# cameras\n1 OPENCV 20 16 15 15 10 8 0.0001 0 0 0\n2 PINHOLE 20 16 15 15 10 8\n"
     images = "# images\n" + "".join(
         f"{index + 1} 1 0 {0.05 * index} 0 {0.3 * index - 0.5} 0 4 {1 + index % 2} v{index}.jpg\n1.0 2.0 1 3.0 4.0 -1\n"
         for index in range(VIEWS)
@@ -155,8 +155,8 @@ def _colmap_text() -> dict[str, bytes]:
 
 
 def _colmap_binary() -> dict[str, bytes]:
-    cameras = struct.pack("<QIiQQ8d", 2, 1, 4, WIDTH, HEIGHT, 15, 15, 8, 6, 0.01, 0, 0, 0)
-    cameras += struct.pack("<IiQQ4d", 2, 1, WIDTH, HEIGHT, 15, 15, 8, 6)
+    cameras = struct.pack("<QIiQQ8d", 2, 1, 4, WIDTH, HEIGHT, 15, 15, 10, 8, 0.0001, 0, 0, 0)
+    cameras += struct.pack("<IiQQ4d", 2, 1, WIDTH, HEIGHT, 15, 15, 10, 8)
     images = struct.pack("<Q", VIEWS) + b"".join(
         struct.pack("<I7dI", index + 1, 1, 0, 0.05 * index, 0, 0.3 * index - 0.5, 0, 4, 1 + index % 2)
         + f"v{index}.jpg".encode()
@@ -184,7 +184,17 @@ def _transforms(extra: Mapping[str, object], names: list[str]) -> bytes:
 
 def _nerfstudio() -> dict[str, bytes]:
     names = [f"images/v{index}.jpg" for index in range(VIEWS)]
-    lens = {"camera_model": "OPENCV", "fl_x": 15, "fl_y": 15, "cx": 8, "cy": 6, "w": 16, "h": 12, "k1": 0.01, "p1": 0.0}
+    lens = {
+        "camera_model": "OPENCV",
+        "fl_x": 15,
+        "fl_y": 15,
+        "cx": 10,
+        "cy": 8,
+        "w": 20,
+        "h": 16,
+        "k1": 0.01,
+        "p1": 0.0,
+    }
     return {
         "transforms.json": _transforms({**lens, "ply_file_path": "sparse.ply"}, names),
         "sparse.ply": points_ply("<"),

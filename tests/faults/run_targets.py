@@ -19,6 +19,7 @@ from splatopt.bench import session, verify
 from splatopt.bench.cells import Cell
 from splatopt.bench.measure import run_cell
 from splatopt.bench.runner import Outcome, Place
+from splatopt.cli import main
 from splatopt.commands import parsing
 from splatopt.core.checks import InputError
 from splatopt.data import make_capture
@@ -59,7 +60,7 @@ def run_quietly(words: tuple[str, ...]) -> tuple[int, str]:
     """Run a command; returns its code and what it said on standard error."""
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-        code = cli.main(list(words))
+        code = main(list(words))
     return code, said.getvalue()
 
 

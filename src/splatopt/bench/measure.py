@@ -149,8 +149,8 @@ def finished_record(cell: Cell) -> dict[str, Any] | None:
         if not record:
             # Killed before its first score; the run has spelt out what the cell leaves to be chosen.
             saved = read_config(RunFolder(folder))
-            device = cell.config.device if cell.config.device == "auto" else saved.device
-            kept = replace(cell, config=replace(saved, background=cell.config.background, device=device))
+            chosen = {name: "auto" for name in ("device", "instructions") if getattr(cell.config, name) == "auto"}
+            kept = replace(cell, config=replace(saved, background=cell.config.background, **chosen))
         else:
             kept = Cell.from_json(record, str(folder / RECORD))
         difference = cell.differs_from(kept)

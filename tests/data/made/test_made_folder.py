@@ -112,6 +112,7 @@ def test_what_is_there_is_not_touched(made, tmp_path, capsys):
 
 
 def test_a_short_training_raises_psnr(tmp_path):
+    from splatopt.train.verb import train
 
     assert main(["data", "make", "--out", str(tmp_path), "--scenes", "1", "--side", "64", "--views", "9"]) == 0
     result = train(tmp_path / "scene-0000", optimizer="adam-tuned", steps=60, out=tmp_path / "run")
