@@ -317,7 +317,7 @@ def test_weights_that_cannot_be_used_are_refused(untrained, tmp_path, monkeypatc
         (damaged, "damaged"),
         (old, "splatopt-learned-0"),
         (odd, "network must name"),
-        (strange, r"rates\.means"),
+        (strange, r"rates: means"),
         (other, "do not fit"),
         (huge, "width must lie"),
         (alone, "cannot be read"),

@@ -11,13 +11,13 @@ import signal
 import sys
 import time
 
-import splatopt
+from splatopt.core import version
 
 if __name__ == "__main__":
     how, words = sys.argv[1], sys.argv[2:]
     is_second = os.environ.get("RANK") == "1"
     if how == "version" and is_second:
-        splatopt.__version__ = "9.9.9"
+        version.__version__ = "9.9.9"
 
     from splatopt.cli import main
     from splatopt.raster.cpu import NativeRenderer

@@ -8,14 +8,15 @@ import pytest
 import torch
 from rich.console import Console
 
+from splatopt.runs import live_line as live_line_module
 from splatopt.runs.events import Ended, Warned
+from splatopt.runs.live_line import _clock
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.photometric import ViewScore
-from splatopt.train import progress as progress_module
 from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import Scores
 from splatopt.train.events import Evaluated, Started, Stepped
-from splatopt.train.progress import ProgressLine, _clock
+from splatopt.train.progress import ProgressLine
 
 
 def cloud(count: int) -> GaussianCloud:
@@ -65,7 +66,7 @@ def test_it_tells_everything_a_person_asks_for(terminal):
 
 def test_stages_are_told_apart(monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr(progress_module.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(live_line_module.time, "perf_counter", lambda: clock[0])
     stream = io.StringIO()
     line = ProgressLine(Console(file=stream, width=300))
     config = TrainConfig(capture="fox", stages="adam:1000,sign-tr:4").resolved("fox", (0.0, 0.0, 0.0))
