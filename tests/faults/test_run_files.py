@@ -15,7 +15,7 @@ from faults.run_damage import DEEP, damaged_json, damaged_tensors, sign
 from faults.run_file_campaign import campaign, damage
 from faults.run_targets import Workshop, in_one_process, run_quietly
 from splatopt.cli import _COMMANDS, main
-from splatopt.core import untrusted
+from splatopt.core import reading
 
 ALL = ("eval", "render", "export", "report", "train")
 
@@ -280,7 +280,7 @@ def test_a_campaign_notices_a_trace(workshop, monkeypatch):
     def broken(*_: object) -> None:
         raise TypeError("planted")
 
-    monkeypatch.setattr(untrusted, "_check_form", broken)
+    monkeypatch.setattr(reading, "_check_form", broken)
     counts = campaign(3, 0, workshop=workshop)
     assert counts.traces > 0
     assert "planted" in counts.failures[0]

@@ -9,8 +9,8 @@ from splatopt.bench.results import load_results
 from splatopt.bench.summaries import KINDS, groups, table_of_kind
 from splatopt.bench.tables import to_markdown
 from splatopt.core.checks import InputError
+from splatopt.core.reading import read_bounded
 from splatopt.core.typed import check_names
-from splatopt.core.untrusted import read_bounded
 
 _BLOCK = re.compile(
     r"(?P<head><!-- bench table: (?P<path>\S+)(?P<kinds>(?: [a-z-]+)*) -->\n)(?P<body>.*?)"

@@ -16,8 +16,8 @@ from splatopt.bench.cells import Cell
 from splatopt.core.checkpoint import replace_file
 from splatopt.core.checks import InputError
 from splatopt.core.files import make_folder
+from splatopt.core.reading import DamagedFileError, read_bounded, read_object
 from splatopt.core.typed import Fields
-from splatopt.core.untrusted import DamagedFileError, read_bounded, read_object
 from splatopt.raster.threads import quiet_torch
 from splatopt.report.pictures import spread
 from splatopt.runs.folder import write_json

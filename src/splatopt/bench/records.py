@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from splatopt.core.checks import InputError
+from splatopt.core.reading import read_object
 from splatopt.core.typed import Fields
-from splatopt.core.untrusted import read_object
 
 _MOST_RECORD_BYTES = 256 << 20
 

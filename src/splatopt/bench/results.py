@@ -14,8 +14,8 @@ from splatopt.bench.runner import Outcome
 from splatopt.core.checkpoint import replace_file
 from splatopt.core.checks import InputError
 from splatopt.core.files import make_folder
+from splatopt.core.reading import AbsentFileError, DamagedFileError, read_json
 from splatopt.core.typed import Fields
-from splatopt.core.untrusted import AbsentFileError, DamagedFileError, read_json
 
 FORMAT = "splatopt-results"
 VERSION = 1

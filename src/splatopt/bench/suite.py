@@ -13,8 +13,8 @@ import splatopt.optim  # noqa: F401 - both register optimizers
 from splatopt.bench.protocol import POINTS, SECONDS, Protocol, find_protocol
 from splatopt.core.checks import InputError, shown
 from splatopt.core.optimizer import find_optimizer
+from splatopt.core.reading import DamagedFileError, read_bounded
 from splatopt.core.typed import check_names, field_names, typed, typed_fields
-from splatopt.core.untrusted import DamagedFileError, read_bounded
 from splatopt.train.config import TrainConfig
 
 OWN_SETTINGS = frozenset(

@@ -21,8 +21,8 @@ from splatopt.commands.parsing import run_command
 from splatopt.core.checkpoint import latest_path, sweep_checkpoints
 from splatopt.core.checks import InputError, nearest_names, quoted, say
 from splatopt.core.files import held, make_folder, partial_path, sweep
+from splatopt.core.reading import read_object
 from splatopt.core.requests import stop_requests, way_on
-from splatopt.core.untrusted import read_object
 from splatopt.core.version import __version__
 from splatopt.data.made import made_from
 from splatopt.meta.episode import LossOptions

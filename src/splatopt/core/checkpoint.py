@@ -23,8 +23,8 @@ from torch import Tensor
 
 from splatopt.core.checks import InputError, quoted
 from splatopt.core.files import discard, make_folder, new_file, partial_path, sync_folder, whole_file
+from splatopt.core.reading import AbsentFileError, parse_tensors, read_bounded, read_json
 from splatopt.core.typed import Fields
-from splatopt.core.untrusted import AbsentFileError, parse_tensors, read_bounded, read_json
 
 FORMAT = "splatopt-checkpoint-1"
 KEPT = 2

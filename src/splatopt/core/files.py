@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from splatopt.core.checks import InputError, writing
-from splatopt.core.untrusted import parse_json
+from splatopt.core.reading import parse_json
 
 _LONGEST_NAME = 255 - len("..partial")
 """Bytes of a file's name that leave room for what a part's name adds."""

@@ -26,8 +26,8 @@ from splatopt.core.checkpoint import (
 )
 from splatopt.core.checks import InputError, check_positive, writing
 from splatopt.core.files import append_only, make_folder, trim_lines
+from splatopt.core.reading import parse_json
 from splatopt.core.requests import stop_requests
-from splatopt.core.untrusted import parse_json
 from splatopt.meta.episode import EpisodeResult, LossOptions
 from splatopt.meta.inner import InnerRates
 from splatopt.meta.lane import EpisodeOptions, Lane, Variant

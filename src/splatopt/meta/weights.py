@@ -18,8 +18,8 @@ import torch
 
 from splatopt.core.checkpoint import replace_file
 from splatopt.core.checks import InputError, nearest_names, quoted
+from splatopt.core.reading import DamagedFileError, parse_json, parse_tensors, read_bounded
 from splatopt.core.typed import read_dataclass, told
-from splatopt.core.untrusted import DamagedFileError, parse_json, parse_tensors, read_bounded
 from splatopt.meta.inner import InnerRates
 from splatopt.meta.network import LearnedNetwork, NetworkOptions
 

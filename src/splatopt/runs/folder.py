@@ -16,7 +16,7 @@ from splatopt.core.checkpoint import replace_file, sweep_checkpoints
 from splatopt.core.checks import InputError
 from splatopt.core.files import append_only, held, make_folder, partial_path, sweep, trim_lines
 from splatopt.core.typed import told
-from splatopt.core.untrusted import read_object
+from splatopt.core.reading import read_object
 
 FORMAT = "splatopt-run-1"
 FIELD_FORMAT = "splatopt-field-run-1"

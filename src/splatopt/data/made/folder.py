@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from splatopt.core.checks import InputError, writing
-from splatopt.core.untrusted import read_object
+from splatopt.core.reading import read_object
 from splatopt.data.colmap import PROCEDURAL_MARK
 from splatopt.data.colmap_text import whole_capture, write_model, write_points
 from splatopt.data.made.scene import MadeScene, SceneOptions, build_scene, scene_name, scene_seed

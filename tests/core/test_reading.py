@@ -12,7 +12,7 @@ import torch
 
 from splatopt.core.checks import InputError
 from splatopt.core.files import append_only
-from splatopt.core.untrusted import (
+from splatopt.core.reading import (
     MOST_DEPTH,
     MOST_JSON_BYTES,
     AbsentFileError,
