@@ -170,7 +170,7 @@ def _call(counts: Counts, target: Target, words: tuple[str, ...], workshop: Work
             counts.unnamed += 1
             counts.refusals.append(complaints[0])
         return ""
-    if code == 1 and target.may_fail and complaints:
+    if code == 1 and target.may_fail and (complaints or words[1] == "verify"):  # which says what differs
         counts.refused += 1
         return ""
     counts.unclear += 1

@@ -216,7 +216,10 @@ def test_scenes_that_were_made_alike_are_not_validated_on(scenes, tmp_path, monk
             meta_train(MetaTrainOptions(out=tmp_path / "run", data=folder, validation=validation))
         assert "\n" not in str(caught.value)
     (validation / "scene-0000" / "procedural.json").write_text("{")
-    (validation / "scene-0001" / "procedural.json").unlink()
+    with pytest.raises(InputError, match=r"scene-0000/procedural\.json cannot be read: it is not JSON"):
+        command_module._check_others(scenes, scene_folders(validation))
+    for scene in ("scene-0000", "scene-0001"):
+        (validation / scene / "procedural.json").unlink()
     for unlike in (others, validation):
         command_module._check_others(scenes, scene_folders(unlike))
 

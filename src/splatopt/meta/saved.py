@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 
@@ -105,7 +106,7 @@ def _check_situation(
         raise DamagedCheckpointError(f"{where}: near names Gaussians that there are not")
     with damage_in(where):
         scene = _check_numbers(record)
-        if scene not in scenes if scenes else not _MADE.fullmatch(scene):
+        if not (_is_among(scene, scenes) if scenes else _MADE.fullmatch(scene)):
             raise record.refusal("scene", "one of --data" if scenes else "made:NUMBER")
     views = len(kept_capture(scene).cameras)
     with damage_in(where):
@@ -113,6 +114,11 @@ def _check_situation(
             chosen = [Fields({name: one}, where).count(name, views - 1) for one in record.entries(name, views)]
             if not chosen or len(set(chosen)) < len(chosen):
                 raise record.refusal(name, "different views, at least one")
+
+
+def _is_among(scene: str, scenes: Sequence[str]) -> bool:
+    """Whether a folder is one of several, by whatever name."""
+    return "\0" not in scene and os.path.realpath(scene) in {os.path.realpath(one) for one in scenes}
 
 
 def _check_numbers(record: Fields) -> str:
