@@ -262,3 +262,10 @@ def test_chart_escapes_its_words():
     assert "<t>" not in chart
     assert "<x>" not in chart
     assert "<s>" not in chart
+
+
+def test_chart_of_what_is_hardly_apart_or_beyond_all_sense():
+    for x, y in (([0, 5e-324], [1.0, 2.0]), ([0, 1], [1e-320, 2e-320]), ([0, 1], [1e15, 1e15]), ([0, 1], [-1e-9, 0.0])):
+        assert "<polyline" in line_chart("t", "steps", [Series("", x, y)])
+    chart = line_chart("t", "steps", [Series("", [0, 1, 2], [1e308, -1e308, 1.0], Mark.DOTS)])
+    assert chart.count("<circle") == 1

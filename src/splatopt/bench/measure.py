@@ -144,12 +144,14 @@ def finished_record(cell: Cell) -> dict[str, Any] | None:
         InputError: The folder is the run of another cell.
     """
     folder = cell.config.folder
-    if RunFolder(folder).is_run:
+    if os.path.lexists(RunFolder(folder).config):
+        saved = read_config(RunFolder(folder))
         record = read_record(folder / RECORD)
         if not record:
             # Killed before its first score; the run has spelt out what the cell leaves to be chosen.
-            saved = read_config(RunFolder(folder))
-            chosen = {name: "auto" for name in ("device", "instructions") if getattr(cell.config, name) == "auto"}
+            chosen: dict[str, Any] = {
+                name: "auto" for name in ("device", "instructions") if getattr(cell.config, name) == "auto"
+            }
             kept = replace(cell, config=replace(saved, background=cell.config.background, **chosen))
         else:
             kept = Cell.from_json(record, str(folder / RECORD))

@@ -30,7 +30,8 @@ def read_record(path: Path) -> dict[str, Any]:
     cell.texts("warnings")
     check_points(cell)
     check_views(cell, "views")
-    check_views(cell, "best_views")
+    if "best_views" in cell:
+        check_views(cell, "best_views")
     if values["status"] == "done":
         check_cell(cell)
     return values
@@ -74,8 +75,8 @@ def check_cell(cell: Fields) -> None:
 
 
 def check_views(cell: Fields, name: str) -> None:
-    """Make sure that the scores of a cell's views are such, where there are any."""
-    for view in cell.objects(name) if name in cell else ():
+    """Make sure that the scores of a cell's views are such, where it names any."""
+    for view in cell.objects(name) if name in cell.values else ():
         view.text("name")
         view.number("psnr")
         view.number("ssim")

@@ -1,4 +1,4 @@
-"""Options of many optimizers on one command line, each under its optimizer's name."""
+"""Options of many optimizers, each under its optimizer's name: on one command line, and in a run's file."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from splatopt.core.checkpoint import Checkpoint, damage_in
 from splatopt.core.typed import Fields
 from splatopt.runs.checkpoint_content import OPTIMIZER, check_finite, check_state_numbers, check_tensors
@@ -29,6 +31,6 @@ def check_fit(checkpoint: Checkpoint) -> None:
         if len(loss) != 2:
             raise numbers.refusal("loss", "a sum and a count")
         mean = Fields({"sum": loss[0], "count": loss[1]}, f"{numbers.where}: loss")
-        mean.any_number("sum")
+        mean.number("sum", least=0, most=sys.float_info.max)
         mean.count("count")
         check_state_numbers(numbers.object("optimizer"))

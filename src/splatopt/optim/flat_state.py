@@ -91,6 +91,8 @@ def _read(
     if f'{path}"' in tensors:
         return _word(tensors[f'{path}"'], path)
     if f"{path}-" in scalars or f"{path}!" in scalars:
+        if scalars.get(f"{path}!", 0) not in (0, 1):
+            raise _MissingError(repr(path))
         return bool(scalars[f"{path}!"]) if f"{path}!" in scalars else None
     for mark, kind in _LISTS.items():
         if f"{path}{mark}" in scalars:

@@ -16,6 +16,8 @@ from splatopt.core.checks import InputError, quoted
 from splatopt.core.objective import Tensors
 
 _COUNTS = ("step", "steps")
+_FIXED = ("beta", "momentum", "decay", "interval", "history", "warmup", "max_iter", "max_eval")
+"""What settings begin with that no optimizer changes as it goes; nor does any change a truth value or a pair."""
 _LARGEST_COUNT = 2.0**53
 _ANEW = "resume the run that wrote it, or start a new one"
 
@@ -65,21 +67,18 @@ def check_state(found: Any, groups: Sequence[Mapping[str, Any]], leaves: Tensors
         raise InputError(f"the optimizer's state must have {len(groups)} groups of parameters; {_ANEW}")
     for mine, given in zip(groups, saved, strict=True):
         for key, value in given.items():
-            if key in mine and not _alike(value, mine[key]):
-                raise InputError(f"the optimizer's state has another kind of {quoted(key)} than it should; {_ANEW}")
+            fixed = isinstance(mine.get(key), bool | tuple) or key.startswith(_FIXED)
+            if key in mine and not (value == mine[key] if fixed else _alike(value, mine[key])):
+                raise InputError(f"the optimizer's state has another {quoted(key)} than the run's options say; {_ANEW}")
 
 
 def _alike(value: Any, mine: Any) -> bool:
     """Whether a setting of a group is of the kind that the optimizer has."""
-    if isinstance(mine, bool):
-        return isinstance(value, bool)
     if isinstance(mine, int | float) and isinstance(value, Tensor):
         return value.numel() == 1
     if isinstance(mine, int | float):
         counts = isinstance(mine, int) and mine >= 0
         return isinstance(value, int | float) and not isinstance(value, bool) and not (counts and value < 0)
-    if isinstance(mine, tuple):
-        return isinstance(value, tuple) and len(value) == len(mine) and all(map(_alike, value, mine))
     return True
 
 

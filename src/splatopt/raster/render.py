@@ -12,7 +12,7 @@ from torch import Tensor
 
 from splatopt.core import native
 from splatopt.core.camera import Camera
-from splatopt.core.checks import InputError, nearest_names
+from splatopt.core.checks import InputError, nearest_names, quoted
 from splatopt.core.devices import check_device_name, cuda_problem, find_device, is_installed
 from splatopt.raster.cpu import NativeRenderer
 from splatopt.raster.reference import ReferenceRenderer
@@ -80,6 +80,12 @@ class Backend:
     why: str
 
 
+def check_renderer_name(name: str) -> None:
+    """Raise InputError unless ``name`` is auto or one of RENDERERS."""
+    if name not in ("auto", *RENDERERS):
+        raise InputError(f"no renderer is named {quoted(name)}; {nearest_names(name, ('auto', *RENDERERS))}")
+
+
 def find_backend(renderer: str = "auto", device: str = "auto") -> Backend:
     """Return what ``renderer`` and ``device`` stand for here.
 
@@ -93,8 +99,7 @@ def find_backend(renderer: str = "auto", device: str = "auto") -> Backend:
     Raises:
         InputError: There is no such renderer or device, it is not installed, or they do not go together.
     """
-    if renderer not in ("auto", *RENDERERS):
-        raise InputError(f"no renderer is named {renderer!r}; {nearest_names(renderer, ('auto', *RENDERERS))}")
+    check_renderer_name(renderer)
     check_device_name(device)
     if device == "auto":
         device = _usual_device(renderer)

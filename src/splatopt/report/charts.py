@@ -14,6 +14,9 @@ WIDTH, HEIGHT = 460, 250
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 14, 40
 _MOST_POINTS = 600
+_LARGEST = 1e100
+_LEAST_RANGE = 1e-12
+"""Of an axis; of one that does not begin at 0, in units of what it shows."""
 
 
 class Mark(Enum):
@@ -72,12 +75,12 @@ def line_chart(title: str, x_label: str, series: Sequence[Series]) -> str:
     Args:
         title: Said to those who cannot see it, and written above it by the page.
         x_label: Name and unit of the x axis.
-        series: What is drawn, in this order; points that are not finite are left out.
+        series: What is drawn, in this order; points that are not finite, or beyond all sense, are left out.
 
     Returns:
         The element, or a sentence in a paragraph where there is nothing to draw.
     """
-    points = [[(x, y) for x, y in zip(s.x, s.y, strict=True) if math.isfinite(x) and math.isfinite(y)] for s in series]
+    points = [[(x, y) for x, y in zip(s.x, s.y, strict=True) if _is_drawn(x) and _is_drawn(y)] for s in series]
     everything = [point for line in points for point in line]
     if not everything:
         return '<p class="quiet">Nothing was logged.</p>'
@@ -107,6 +110,10 @@ def line_chart(title: str, x_label: str, series: Sequence[Series]) -> str:
     return "".join(parts) + _legend(series)
 
 
+def _is_drawn(value: float) -> bool:
+    return math.isfinite(value) and abs(value) <= _LARGEST
+
+
 def _draw(mark: Mark, placed: Sequence[tuple[float, float]]) -> str:
     """Draw one series whose points are placed already."""
     if mark is Mark.DOTS:
@@ -126,8 +133,9 @@ def _range(values: Sequence[float], *, anchor: bool) -> tuple[float, float]:
     low, high = min(values), max(values)
     if anchor:
         low = min(low, 0.0)
-        return low, high if high > low else low + 1.0
-    margin = 0.06 * (high - low) or max(abs(high), 1e-6) * 0.1
+        return low, high if high - low > _LEAST_RANGE else low + 1.0
+    flat = high - low <= _LEAST_RANGE * max(abs(high), abs(low), 1e-3)
+    margin = max(abs(high), 1e-6) * 0.1 if flat else 0.06 * (high - low)
     return (max(0.0, low - margin) if low >= 0 else low - margin), high + margin
 
 

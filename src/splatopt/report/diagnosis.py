@@ -30,6 +30,7 @@ from splatopt.curvature.spectrum import (
 from splatopt.fields.image import ImageTask
 from splatopt.fields.networks import Architecture
 from splatopt.fields.registry import field_names, find_field, make_field
+from splatopt.fit.config import MOST_CONSTANT
 from splatopt.report.charts import Series, line_chart
 from splatopt.report.page import chart_card, two_columns, write_page
 from splatopt.runs.folder import write_json
@@ -80,6 +81,8 @@ class DiagnosePlan:
         for name, value in (self.constants or {}).items():
             if not 0 < value < float("inf"):
                 raise InputError(f"--{name} must be a positive number, got {value}")
+            if not 1 / MOST_CONSTANT <= value <= MOST_CONSTANT:
+                raise InputError(f"--{name} must lie within 1e-9 and 1e9, got {value}")
             if name not in taken:
                 raise InputError(f"--{name} is of none of the fields {', '.join(self.fields)}; leave it out")
 

@@ -89,7 +89,7 @@ def _headline(scores: Mapping[str, Any]) -> str:
         if isinstance(scores.get(name), float):
             start = f"{before[name]:{form}} → " if isinstance(before.get(name), float) else ""
             cards.append(number_card(label, f"{start}{scores[name]:{form}}", note))
-    steps, seconds = scores.get("steps", 0), scores.get("seconds", 0.0)
+    steps, seconds = scores.get("steps") or 0, scores.get("seconds") or 0.0
     pace = f"{1000 * seconds / steps:.1f} ms a step" if steps else ""
     cards += [number_card("Training time", f"{seconds:.1f} s", pace), number_card("Steps", f"{steps:,}", "")]
     return f'<section class="numbers">{"".join(cards)}</section>'
@@ -98,7 +98,7 @@ def _headline(scores: Mapping[str, Any]) -> str:
 def _curves(lines: Sequence[Mapping[str, Any]], scores: Mapping[str, Any]) -> str:
     """The score and the loss, against steps and against seconds."""
     charts = []
-    headline = next((name for name in _LABELS if name in scores), None)
+    headline = next((name for name in _LABELS if scores.get(name) is not None), None)
     for key, title in (
         (f"score_{headline}", _LABELS[headline][0] if headline else ""),
         ("loss", "Loss of the batches"),

@@ -13,6 +13,7 @@ _MOST_METRICS_BYTES = 1 << 30
 _TEXTS = ("protocol", "split", "subset", "task", "optimizer")
 _COUNTS = ("step", "steps", "gaussians")
 _AT_LEAST_ZERO = ("seconds", "epoch", "memory_mb")
+_OF_VIEW = {"name", "psnr", "ssim"}
 _NUMBERS = ("psnr", "ssim", "iou", "loss", "test_psnr", "test_ssim")
 
 
@@ -27,21 +28,22 @@ def read_evaluation(path: Path) -> dict[str, Any]:
         if values is None:
             return {}
         record = Fields(values, str(path))
-        _check_entries(record)
-        _check_views(record)
-        if "before" in record:
-            before = record.object("before")
-            _check_entries(before)
-            _check_views(before)
+        for scores in (record, record.object("before")) if "before" in record else (record,):
+            _check_entries(scores)
+            # A scene's are of views, a field's of all at once.
+            if "views" in scores.values or (scores is not record and "task" not in record):
+                _check_views(scores)
     except InputError as error:
         raise DamagedFileError(
             f"{error}; have the scores written anew with splatopt eval or, of a fit, delete the file"
         ) from error
-    return values
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _check_views(record: Fields) -> None:
-    for view in record.objects("views") if "views" in record else ():
+    for view in record.objects("views"):
+        if set(view.values) != _OF_VIEW:
+            raise record.refusal("views", "name, psnr and ssim of each")
         view.text("name")
         view.number("psnr")
         view.number("ssim")

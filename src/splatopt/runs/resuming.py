@@ -7,6 +7,8 @@ from dataclasses import MISSING, fields
 from enum import Enum
 from typing import Any
 
+from splatopt.core.optimizer import find_optimizer
+from splatopt.core.typed import read_dataclass, told
 from splatopt.core.checks import InputError
 
 
@@ -67,3 +69,30 @@ def _another_past(saved: Any, what: str, kept: Any, given: Any) -> InputError:
         f"the run in {saved.out} was started with {what} {kept}, and cannot go on with {given}; "
         f"leave the option out, or start a new run with another --out"
     )
+
+
+def saved_options(saved: Any, optimizer: str, staged: bool, where: str) -> Any:
+    """Return the options that a run's configuration holds: of its optimizer, or by name of each of its stages'.
+
+    Args:
+        saved: What was read.
+        optimizer: The optimizer's name, where there are no stages.
+        staged: Whether there are.
+        where: The file, for messages.
+
+    Raises:
+        InputError: An optimizer is unknown, or its options are not such.
+    """
+    if not staged:
+        return _options_of(optimizer, saved, f"{where}: optimizer_options")
+    if not isinstance(saved, dict):
+        raise InputError(f"{where}: optimizer_options must be an object, got {told(saved)}")
+    return {name: _options_of(name, one, f"{where}: optimizer_options: {quoted(name)}") for name, one in saved.items()}
+
+
+def _options_of(optimizer: str, saved: Any, where: str) -> Any:
+    try:
+        kind = find_optimizer(optimizer).options
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    return read_dataclass(saved, kind, "option", where)

@@ -14,11 +14,12 @@ from splatopt.core.checks import InputError, quoted
 from splatopt.core.devices import check_device_name
 from splatopt.core.native import check_instructions_name
 from splatopt.core.optimizer import find_optimizer, option_prefix
-from splatopt.core.typed import field_names, make, read_dataclass, told, typed_fields
+from splatopt.core.typed import field_names, make, typed_fields
 from splatopt.raster.constants import SSIM_WEIGHT
+from splatopt.raster.render import check_renderer_name
 from splatopt.raster.types import Footprint, RenderOptions
 from splatopt.runs.folder import RunFolder
-from splatopt.runs.resuming import check_options, flag, resumed_settings
+from splatopt.runs.resuming import check_options, flag, resumed_settings, saved_options
 from splatopt.train.sampler import ViewChoice
 from splatopt.train.stages import Stage, parse_stages
 
@@ -244,6 +245,7 @@ class TrainConfig:
             raise InputError(f"--ssim-weight must lie in [0, 1], got {self.ssim_weight}")
         if self.start not in ("sfm", "random") and not self.start.endswith(".ply"):
             raise InputError(f"--start must be sfm, random or the path of a .ply file, got {quoted(self.start)}")
+        check_renderer_name(self.renderer)
         check_device_name(self.device)
         check_instructions_name(self.instructions)
         RenderOptions(self.background or (0.0, 0.0, 0.0), self.footprint, self.sh_degree)
@@ -358,7 +360,9 @@ class TrainConfig:
         given = {name: value for name, value in values.items() if name != "optimizer_options"}
         settings = typed_fields(given, cls, known, "setting", where)
         if values.get("optimizer_options") is not None:
-            settings["optimizer_options"] = _saved_options(values["optimizer_options"], settings, where)
+            optimizer = settings.get("optimizer", _USUAL_OPTIMIZER)
+            staged = settings.get("stages") is not None
+            settings["optimizer_options"] = saved_options(values["optimizer_options"], optimizer, staged, where)
         return make(cls, settings, where)
 
     def resuming(self, saved: TrainConfig) -> TrainConfig:
@@ -395,27 +399,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
     return value
-
-
-def _saved_options(saved: Any, settings: Mapping[str, Any], where: str) -> Any:
-    """The options of the optimizer, or of each of the stages' by name, that a file holds."""
-    what, place = "option", f"{where}: optimizer_options"
-    if settings.get("stages") is None:
-        return read_dataclass(saved, _options_of(settings.get("optimizer", _USUAL_OPTIMIZER), where), what, place)
-    if not isinstance(saved, dict):
-        raise InputError(f"{place} must be an object, got {told(saved)}")
-    return {
-        name: read_dataclass(one, _options_of(name, where), what, f"{place}: {quoted(name)}")
-        for name, one in saved.items()
-    }
-
-
-def _options_of(optimizer: str, where: str) -> type:
-    """The dataclass of an optimizer's options."""
-    try:
-        return find_optimizer(optimizer).options
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
 
 
 def read_config(folder: RunFolder) -> TrainConfig:
