@@ -104,7 +104,7 @@ SCALARS = {
     "a stage of text": (lambda v: v["scalars"].update(stage="one"), "stage must be a whole number from 0"),
     "another step": (lambda v: v.update(step=3), "step must be 4, as its folder says, got 3"),
     "no step": (lambda v: v.pop("step"), "step must be a whole number from 0"),
-    "no sum": (lambda v: v["scalars"]["sums"].pop("psnr"), "sums must be loss, psnr and count"),
+    "no sum": (lambda v: v["scalars"]["sums"].pop("psnr"), "sums must be the sums of loss, psnr, count"),
 }
 
 

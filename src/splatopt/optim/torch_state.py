@@ -58,7 +58,8 @@ def check_state(found: Any, groups: Sequence[Mapping[str, Any]], leaves: Tensors
     if not isinstance(found, dict) or not {"state", "groups", "shapes"} <= set(found):
         raise InputError(f"the optimizer's state is incomplete; {_ANEW}")
     state, saved = found["state"], found["groups"]
-    if not isinstance(state, dict) or not all(isinstance(one, dict) for one in state.values()):
+    whole = isinstance(state, dict) and isinstance(found.get("rest", {}), dict)  # what is kept of no parameter
+    if not whole or not all(isinstance(one, dict) for one in state.values()):
         raise InputError(f"the optimizer's state must be by parameter and name; {_ANEW}")
     if not set(state) <= set(leaves):
         other = next(name for name in state if name not in leaves)

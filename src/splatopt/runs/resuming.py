@@ -9,7 +9,7 @@ from typing import Any
 
 from splatopt.core.optimizer import find_optimizer
 from splatopt.core.typed import read_dataclass, told
-from splatopt.core.checks import InputError
+from splatopt.core.checks import InputError, quoted
 
 
 def resumed_settings(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_type_hints
+
 import torch
 
 from splatopt.core.checkpoint import Checkpoint, DamagedCheckpointError, below, damage_in
 from splatopt.core.checks import InputError
 from splatopt.runs.checkpoint_content import OPTIMIZER, check_state_numbers, check_tensors
+from splatopt.runs.folder import MetricSums
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.saved import saved_cloud
 
@@ -61,9 +64,9 @@ def check_training(checkpoint: Checkpoint) -> None:
         if "stage" in numbers.values:
             numbers.count("stage")
         sums = numbers.object("sums")
-        if set(sums.values) != {"loss", "psnr", "count"}:
-            raise numbers.refusal("sums", "loss, psnr and count")
-        sums.any_number("loss")
-        sums.any_number("psnr")
-        sums.count("count")
+        kinds = get_type_hints(MetricSums)
+        if not {"loss", "psnr", "count"} <= set(sums.values) <= set(kinds):
+            raise numbers.refusal("sums", f"the sums of {', '.join(kinds)}")
+        for name in sums.values:
+            (sums.count if kinds[name] is int else sums.any_number)(name)
         check_state_numbers(numbers.object("optimizer"))
