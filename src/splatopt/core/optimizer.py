@@ -78,6 +78,9 @@ class Optimizer(ABC):
     def __init__(self, objective: Objective, options: Any, generator: torch.Generator | None = None) -> None:
         """Check the oracles and keep what every optimizer keeps.
 
+        All state is made here, and nothing is drawn from the generator: a run that goes on makes its optimizer anew,
+        and draws what the uninterrupted one would have drawn next.
+
         Args:
             objective: What is minimised.
             options: The optimizer's own frozen dataclass.

@@ -202,12 +202,13 @@ class _Fitter(KeptRun):
             _load_field(self.task, checkpoint)
             kept = {name[len(_OPTIMIZER) :]: value for name, value in tensors.items() if name.startswith(_OPTIMIZER)}
             self.optimizer.load_state(OptimizerState(kept, scalars["optimizer"]))
-            self.generator.set_state(tensors["generator"])
             self.sampler.load_state(scalars["sampler"])
             self.step, self.seconds, self.scored = checkpoint.step, scalars["seconds"], None
             self.saved_at_seconds = self.seconds
             self.loss_sum, self.loss_count = scalars["loss"]
             self.over = self.step >= self.steps
+            # Last, so that nothing above draws from what the next step begins with.
+            self.generator.set_state(tensors["generator"])
         except (KeyError, TypeError) as error:
             raise InputError(f"the checkpoint of step {checkpoint.step} lacks {error}; start a new run") from error
 

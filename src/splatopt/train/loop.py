@@ -192,16 +192,16 @@ class _Trainer(KeptRun):
     def _begin_stage(self, position: int) -> None:
         """Start the optimizer of one stage anew."""
         self.position = position
-        self.optimizer = self._make_optimizer(self.stage.optimizer)
+        self.optimizer = self._make_optimizer(self.stage.optimizer, self.generator)
 
     @property
     def stage(self) -> Stage:
         """The stage at work."""
         return self.plan[self.position]
 
-    def _make_optimizer(self, name: str) -> Optimizer:
+    def _make_optimizer(self, name: str, generator: torch.Generator) -> Optimizer:
         entry = find_optimizer(name)
-        optimizer = entry.optimizer(self.guarded, self.config.options_by_name[name], self.generator)
+        optimizer = entry.optimizer(self.guarded, self.config.options_by_name[name], generator)
         if self.config.average:
             optimizer = Averaged(optimizer, self.config.average)
         optimizer.threads = with_own_threads(self.config, self.processes.launch).threads
@@ -209,7 +209,8 @@ class _Trainer(KeptRun):
 
     def _check_stages(self) -> tuple[str, ...]:
         """Refuse before the first step what an optimizer of a later stage would refuse after hours."""
-        optimizers = {name: self._make_optimizer(name) for name in self.config.optimizers}
+        aside = torch.Generator().manual_seed(self.config.seed)  # the run's is where the last step left it
+        optimizers = {name: self._make_optimizer(name, aside) for name in self.config.optimizers}
         for optimizer in optimizers.values():
             optimizer.check_batch(tuple(self.capture.split.train))
         if self.config.view_batch == 1 or any(one.batch_size is None for one in optimizers.values()):
@@ -248,11 +249,12 @@ class _Trainer(KeptRun):
             if self.position == scalars.get("stage", 0):
                 self.optimizer.load_state(OptimizerState(_below(tensors, _OPTIMIZER), scalars["optimizer"]))
             self.sampler.load_state(tensors["sampler"])
-            self.generator.set_state(tensors["generator"])
             self.step = checkpoint.step
             self.seconds = self.saved_at_seconds = self.looked_at_seconds = scalars["seconds"]
             self.sums = MetricSums(**scalars["sums"])
             self.over = self._is_over()
+            # Last, so that nothing above draws from what the next step begins with.
+            self.generator.set_state(tensors["generator"])
         except (KeyError, TypeError) as error:
             raise InputError(f"the checkpoint of step {checkpoint.step} lacks {error}; start a new run") from error
 

@@ -1,0 +1,121 @@
+"""What an optimizer takes, found out by letting it work: bytes of all tensors that it makes, and no more than allowed.
+
+Of an optimizer that others wrote nobody says what it keeps, and what it holds for a while. A few steps on parameters of
+the true shapes tell. Each operation is asked for the size of its result before it is done, so that what does not fit is
+never asked of the machine.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+
+class TooCostlyError(RuntimeError):
+    """What is counted takes more than it may; the message is the end of a sentence that begins with its name."""
+
+
+class CountedMemory(TorchDispatchMode):
+    """Counts the bytes of the tensors that are made while it is entered.
+
+    Attributes:
+        peak: The most bytes that lived at once.
+    """
+
+    def __init__(self, most: int, seconds: float = math.inf, largest: tuple[int, str] | None = None) -> None:
+        """Begin with nothing.
+
+        Args:
+            most: Bytes that may live at once.
+            seconds: For how long it may go on, looked at between operations.
+            largest: Bytes that no single tensor may reach, and why, as the end of a sentence.
+        """
+        super().__init__()
+        self.most, self.largest = most, largest
+        self.live = self.peak = 0
+        self._seconds, self._until = seconds, time.perf_counter() + seconds
+        self._known: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Do one operation, unless its result is too large."""
+        kwargs = kwargs or {}
+        if time.perf_counter() > self._until:
+            raise TooCostlyError(f"takes longer than {self._seconds:g} s for its first steps")
+        self._look_ahead(func, args, kwargs)
+        result = func(*args, **kwargs)
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._note(tensor)
+        return result
+
+    def _note(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known or not size:
+            return
+
+        def forget(_: object) -> None:
+            self.live -= size
+            self._known.pop(key, None)
+
+        self._known[key] = weakref.ref(storage, forget)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+    def _look_ahead(self, func: Any, args: Any, kwargs: Any) -> None:
+        """Raise TooCostlyError where the results of an operation are too large; some tell only when it is done."""
+        leaves, layout = tree_flatten((args, kwargs))
+        bound = math.prod(max(1, _numbers(leaf)) for leaf in leaves)
+        if 16 * bound < min(self.most - self.live, self.largest[0] if self.largest else self.most):
+            return
+        shapes = [_without_numbers(leaf) for leaf in leaves]
+        given = {leaf.untyped_storage()._cdata for leaf in shapes if isinstance(leaf, Tensor)}
+        own_args, own_kwargs = tree_unflatten(shapes, layout)
+        own_kwargs.pop("generator", None)
+        try:
+            results = tree_leaves(func(*own_args, **own_kwargs))
+        except (RuntimeError, TypeError, ValueError):  # its result depends on numbers
+            return
+        sizes = {
+            storage._cdata: storage.nbytes()
+            for storage in (result.untyped_storage() for result in results if isinstance(result, Tensor))
+            if storage._cdata not in given
+        }
+        if self.largest and max(sizes.values(), default=0) >= self.largest[0]:
+            raise TooCostlyError(self.largest[1])
+        needed = self.live + sum(sizes.values())
+        if needed > self.most:
+            raise TooCostlyError(f"needs {needed / 2**30:,.1f} GiB of memory at once, in one of its first steps")
+
+
+def _numbers(leaf: Any) -> int:
+    """How many numbers an argument holds, or, of an integer, how many it may make of each."""
+    if isinstance(leaf, Tensor):
+        return leaf.numel()
+    return abs(leaf) if isinstance(leaf, int) and not isinstance(leaf, bool) else 1
+
+
+def _without_numbers(leaf: Any) -> Any:
+    """An argument of the same shape that takes no memory."""
+    if isinstance(leaf, Tensor):
+        return torch.empty_strided(leaf.size(), leaf.stride(), dtype=leaf.dtype, device="meta")
+    return torch.device("meta") if isinstance(leaf, torch.device) else leaf
+
+
+def count_memory(memory: CountedMemory, work: Callable[[], Any]) -> int:
+    """Return the bytes that ``work`` takes at its peak, what it returns included.
+
+    Raises:
+        TooCostlyError: It takes more than ``memory`` allows.
+    """
+    with memory:
+        work()
+    return memory.peak
