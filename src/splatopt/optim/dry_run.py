@@ -18,6 +18,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from splatopt.core.checks import InputError
+
+STEPS = 3
+"""Steps that are tried: the first makes the state, and those after it show what is held beside it."""
+
+SECONDS = 60.0
+"""For how long they may take."""
+
 
 class TooCostlyError(RuntimeError):
     """What is counted takes more than it may; the message is the end of a sentence that begins with its name."""
@@ -93,7 +101,14 @@ class CountedMemory(TorchDispatchMode):
             raise TooCostlyError(self.largest[1])
         needed = self.live + sum(sizes.values())
         if needed > self.most:
-            raise TooCostlyError(f"needs {needed / 2**30:,.1f} GiB of memory at once, in one of its first steps")
+            asked, free = gibibytes(needed), gibibytes(self.most)
+            raise TooCostlyError(f"needs {asked} GiB of memory at once in its first steps, and may take {free}")
+
+
+def gibibytes(size: int) -> str:
+    """Write a size in GiB with as many digits as tell something."""
+    value = size / 2**30
+    return f"{value:.3f}" if value < 0.1 else f"{value:.2f}" if value < 10 else f"{value:.0f}"
 
 
 def _numbers(leaf: Any) -> int:
@@ -110,12 +125,21 @@ def _without_numbers(leaf: Any) -> Any:
     return torch.device("meta") if isinstance(leaf, torch.device) else leaf
 
 
-def count_memory(memory: CountedMemory, work: Callable[[], Any]) -> int:
-    """Return the bytes that ``work`` takes at its peak, what it returns included.
+def count_memory(name: str, work: Callable[[], Any], memory: CountedMemory, remedies: str) -> int:
+    """Return the bytes that ``work`` takes at its peak, what is left of it included.
+
+    Args:
+        name: Whose work it is, for messages.
+        work: A few steps.
+        memory: What it may take.
+        remedies: What to do where it takes more, as the end of a sentence.
 
     Raises:
-        TooCostlyError: It takes more than ``memory`` allows.
+        InputError: It takes more.
     """
-    with memory:
-        work()
+    try:
+        with memory:
+            work()
+    except TooCostlyError as error:
+        raise InputError(f"{name} {error}; {remedies}") from None
     return memory.peak

@@ -1,0 +1,108 @@
+"""Before a fit begins: how much memory it will need, by trying a few of its steps on few examples."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from splatopt.core import devices
+from splatopt.core.checks import InputError
+from splatopt.core.optimizer import Optimizer, Progress
+from splatopt.fields.image import ImageTask
+from splatopt.fields.radiance import RadianceTask
+from splatopt.fields.task import Task
+from splatopt.optim.bridge import Feed, TorchOptimizer
+from splatopt.optim.dry_run import SECONDS, STEPS, CountedMemory, count_memory, gibibytes
+from splatopt.optim.field_optimizers import make_field_optimizer
+from splatopt.train.field_config import FitConfig
+from splatopt.train.preflight import GIBIBYTE, SCORING, MemoryEstimate
+
+_REMEDIES = "take a smaller --batch or --width, an optimizer that keeps less, or allow more with --max-memory"
+
+_FEW = 2
+"""Examples of a step that shows what the optimizer takes."""
+
+_SOME = 2048
+"""Points of the network, at most, where what examples take is counted; beyond, it grows as they do."""
+
+
+def check_field_memory(config: FitConfig, task: Task, batch: int) -> MemoryEstimate:
+    """Return what the fit will need; the field stays as it is, bit for bit.
+
+    Args:
+        config: What is done, resolved.
+        task: What is fitted.
+        batch: Examples a step.
+
+    Raises:
+        InputError: It needs more than ``--max-memory``, or than what is free; says how much.
+    """
+    free = devices.free_memory(torch.device("cpu"))
+    allowed = round(config.max_memory * GIBIBYTE) or free
+    kept = {name: value.clone() for name, value in task.parameters.items()}
+    try:
+        needed = _estimate(config, task, batch, min(allowed, free))
+    finally:
+        for name, value in task.parameters.items():
+            value.copy_(kept[name])
+        for leaf in task.leaves.values():
+            leaf.grad = None
+    if needed.total <= allowed:
+        return needed
+    have = f"--max-memory allows {config.max_memory:g}" if config.max_memory else f"{gibibytes(allowed)} are free"
+    raise InputError(f"{needed.sentence}, and {have}; {_REMEDIES}")
+
+
+def _estimate(config: FitConfig, task: Task, batch: int, most: int) -> MemoryEstimate:
+    """Count what the fit takes, trying no more than ``most`` bytes."""
+    generator = torch.Generator().manual_seed(config.seed)
+    made: list[Optimizer] = []
+
+    def examples(count: int) -> Any:
+        return task.draw(torch.arange(min(count, task.size)), generator)
+
+    def begin() -> Optimizer:
+        return make_field_optimizer(config.optimizer, task, config.field, config.optimizer_options, generator)
+
+    def evaluate(size: int) -> None:
+        """Ask for a gradient; where the optimizer takes the graph itself, what it does with it at first counts."""
+        if isinstance(made[0], TorchOptimizer) and made[0].feed is Feed.GRAPH:
+            begin().step(examples(size), Progress(0, 1))
+        else:
+            task.gradient(examples(size))
+
+    def work() -> None:
+        made.append(begin())
+        for step in range(STEPS):
+            made[0].step(examples(_FEW), Progress(step, config.steps or 1))
+
+    def count(work: Callable[[], Any]) -> int:
+        return count_memory(config.optimizer, work, CountedMemory(most, SECONDS), _REMEDIES)
+
+    peak = count(work)
+    optimizer = made[0]
+    held = optimizer.state_bytes()
+    some = max(2, min(batch, _SOME // (config.samples if isinstance(task, RadianceTask) else 1)))
+    half, whole = (count(functools.partial(evaluate, size)) for size in (some // 2, some))
+    evaluated = whole + (whole - half) / (some - some // 2) * max(0, batch - some)
+    parameters = sum(value.numel() * value.element_size() for value in task.parameters.values())
+    return MemoryEstimate(
+        {
+            f"optimizer {config.optimizer}": held,
+            "steps": max(peak - held, round(evaluated), 2 * (parameters + held)),
+            "scoring": SCORING * _pixels(task),
+        },
+        verb="fitting",
+    )
+
+
+def _pixels(task: Task) -> int:
+    """Pixels of the largest picture that is scored."""
+    if isinstance(task, ImageTask):
+        return task.size
+    if isinstance(task, RadianceTask):
+        return max(task.cameras[view].width * task.cameras[view].height for view in task.test)
+    return 0
