@@ -2,8 +2,8 @@
 
 What a row's gradient or curvature has of NaN or infinity reaches no optimizer, since some weigh all rows together: that
 row counts as not seen in that step. After the step every such row, and every row with such a parameter, becomes a faint
-copy of the nearest sound one, with an empty optimizer state. What the optimizer keeps is looked at every tenth step.
-Where more rows break down at once than a few, it is the run that broke down, and the run goes back.
+copy of the nearest sound one, with an empty optimizer state. What the optimizer keeps is looked at every
+twentieth step. Where more rows break down at once than a few, it is the run that broke down, and the run goes back.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MOST_SHARE = 0.01
 MOST_STEPS = 100
 """Of rows that break down in each of so many steps, one after the other, likewise."""
 
-STATE_EVERY = 10
+STATE_EVERY = 20
 """Steps from one look at what the optimizer keeps to the next."""
 
 FAINT = math.log(0.01 / 0.99)
@@ -45,7 +45,7 @@ FAINT = math.log(0.01 / 0.99)
 
 def broken_rows(tensors: Tensors) -> Tensor | None:
     """Return which rows of any of ``tensors`` hold a NaN or infinity, (N,) bool; None for none, by a sum of each."""
-    sums = torch.stack([tensor.sum().double() for tensor in tensors.values()]).tolist() if tensors else []
+    sums = torch.stack([tensor.sum() for tensor in tensors.values()]).tolist() if tensors else []
     found: Tensor | None = None
     for tensor, total in zip(tensors.values(), sums, strict=True):
         if math.isfinite(total) or not tensor.numel():
