@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ from splatopt.fields.radiance import RadianceTask
 from splatopt.fields.task import Task
 from splatopt.optim.bridge import Feed, TorchOptimizer
 from splatopt.optim.dry_run import SECONDS, STEPS, CountedMemory, count_memory, gibibytes
-from splatopt.optim.field_optimizers import make_field_optimizer
+from splatopt.optim.field_optimizers import find_field_optimizer, make_field_optimizer
 from splatopt.train.field_config import FitConfig
 from splatopt.train.preflight import GIBIBYTE, SCORING, MemoryEstimate
 
@@ -61,42 +60,42 @@ def _estimate(config: FitConfig, task: Task, batch: int, most: int) -> MemoryEst
     generator = torch.Generator().manual_seed(config.seed)
     made: list[Optimizer] = []
 
-    def examples(count: int) -> Any:
-        return task.draw(torch.arange(min(count, task.size)), generator)
+    def step(examples: int, steps: int) -> None:
+        begun = make_field_optimizer(config.optimizer, task, config.field, config.optimizer_options, generator)
+        for done in range(steps):
+            begun.step(draw(examples), Progress(done, config.steps or steps))
+        made.append(begun)
 
-    def begin() -> Optimizer:
-        return make_field_optimizer(config.optimizer, task, config.field, config.optimizer_options, generator)
-
-    def evaluate(size: int) -> None:
-        """Ask for a gradient; where the optimizer takes the graph itself, what it does with it at first counts."""
-        if isinstance(made[0], TorchOptimizer) and made[0].feed is Feed.GRAPH:
-            begin().step(examples(size), Progress(0, 1))
-        else:
-            task.gradient(examples(size))
-
-    def work() -> None:
-        made.append(begin())
-        for step in range(STEPS):
-            made[0].step(examples(_FEW), Progress(step, config.steps or 1))
+    def draw(examples: int) -> Any:
+        return task.draw(torch.arange(min(examples, task.size)), generator)
 
     def count(work: Callable[[], Any]) -> int:
         return count_memory(config.optimizer, work, CountedMemory(most, SECONDS), _REMEDIES)
 
-    peak = count(work)
-    optimizer = made[0]
-    held = optimizer.state_bytes()
     some = max(2, min(batch, _SOME // (config.samples if isinstance(task, RadianceTask) else 1)))
-    half, whole = (count(functools.partial(evaluate, size)) for size in (some // 2, some))
-    evaluated = whole + (whole - half) / (some - some // 2) * max(0, batch - some)
+    kind = find_field_optimizer(config.optimizer).entry.optimizer
+    if issubclass(kind, TorchOptimizer) and kind.feed is Feed.GRAPH:
+        evaluated = _grown(lambda examples: count(lambda: step(examples, 1)), some, batch)
+        peak = 0
+    else:
+        evaluated = _grown(lambda examples: count(lambda: task.gradient(draw(examples))), some, batch)
+        peak = count(lambda: step(_FEW, STEPS))
+    held = made[0].state_bytes()
     parameters = sum(value.numel() * value.element_size() for value in task.parameters.values())
     return MemoryEstimate(
         {
             f"optimizer {config.optimizer}": held,
-            "steps": max(peak - held, round(evaluated), 2 * (parameters + held)),
+            "steps": max(peak - held, evaluated, 2 * (parameters + held)),
             "scoring": SCORING * _pixels(task),
         },
         verb="fitting",
     )
+
+
+def _grown(count: Callable[[int], int], some: int, batch: int) -> int:
+    """Return the bytes that ``batch`` examples take, from what ``some`` do and, where those are fewer, half of them."""
+    whole = count(some)
+    return whole if batch <= some else whole + (whole - count(some // 2)) * (batch - some) // (some - some // 2)
 
 
 def _pixels(task: Task) -> int:

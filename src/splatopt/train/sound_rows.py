@@ -196,9 +196,10 @@ class RowResets:
         if step % STATE_EVERY == 0:
             looked["state"] = _by_row(optimizer, len(objective.cloud))
         broken = {what: rows for what, tensors in looked.items() if (rows := broken_rows(tensors)) is not None}
-        for what, rows in broken.items():
-            if are_too_many(rows):
-                return 0, f"{non_finite(what, looked[what])} after step {step}"
+        if "parameter" in broken and are_too_many(broken["parameter"]):
+            return 0, f"{non_finite('parameter', objective.parameters)} after step {step}"
+        if "state" in broken and are_too_many(broken["state"]):
+            del broken["state"]  # either it is meant so, or the parameters tell with the next step
         if noted.broken is not None:
             broken["gradient"] = noted.broken
         if not broken:
