@@ -61,6 +61,10 @@ class Coupled(Objective):
     def backend(self) -> str:
         return "formula"
 
+    @property
+    def block_names(self) -> tuple[str, ...]:
+        return tuple(WIDTHS)
+
     def residual(self) -> Tensor:
         return self.jacobian @ (self.flat(self.values) - self.flat(self.targets))
 

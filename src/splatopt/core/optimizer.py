@@ -81,6 +81,9 @@ class Optimizer(ABC):
     def __init__(self, objective: Objective, options: Any, generator: torch.Generator | None = None) -> None:
         """Check the oracles and keep what every optimizer keeps.
 
+        All state is made here, and nothing is drawn from the generator: a run that goes on makes its optimizer anew,
+        and draws what the uninterrupted one would have drawn next.
+
         Args:
             objective: What is minimised.
             options: The optimizer's own frozen dataclass.
@@ -104,7 +107,7 @@ class Optimizer(ABC):
         """Raise InputError for a batch that no step can take; asked before a run begins, of all parts."""
 
     def state_bytes(self) -> int:
-        """Return the bytes of the tensors that :meth:`state` gives once a step was taken."""
+        """Return the bytes of the tensors that :meth:`state` gives; of those that others wrote, after a step alone."""
         return sum(value.numel() * value.element_size() for value in self.state().tensors.values())
 
     def memory_needed(self, batch: Any) -> int:

@@ -82,7 +82,7 @@ class FitProgress:
                 self._step(event)
             case FitStarted():
                 config = event.config
-                verb = "going on at step" if event.step else "fitting, step"
+                verb = "going on at step" if event.step or config.resume else "fitting, step"
                 self._line.say(
                     f"{verb} {event.step} of {event.steps}: {config.task.value} of {event.size:,} examples, field "
                     f"{config.field} with {event.parameters:,} parameters, optimizer {config.optimizer} -> {config.out}"

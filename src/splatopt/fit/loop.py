@@ -23,6 +23,7 @@ from splatopt.fields.task import Task
 from splatopt.fit.checkpoint_content import FIELD, check_fit
 from splatopt.fit.config import TASK_DEFAULTS, FitConfig
 from splatopt.fit.events import FitCallback, FitScored, FitStarted, FitStepped
+from splatopt.fit.preflight import check_field_memory
 from splatopt.fit.results import write_results
 from splatopt.fit.sampler import ExampleSampler
 from splatopt.fit.setup import OpenedTask, open_task
@@ -35,6 +36,7 @@ from splatopt.runs.memory import resident_megabytes
 from splatopt.runs.records import read_evaluation
 from splatopt.runs.resumable import KeptRun, checkpoint_to_resume, is_due
 from splatopt.runs.trained_on import check_resumed, check_unchanged
+from splatopt.scene.fewer_views import is_exhaustion
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ def fit_field(config: FitConfig, callbacks: Sequence[FitCallback] = (), *, task:
     Raises:
         InputError: Something that was given cannot be used, or the numbers broke down twice.
         InterruptedRunError: Ctrl-C or a request to terminate; a checkpoint was written.
+        OutOfMemoryError: Memory ran out; the last checkpoint is kept.
     """
     checkpoint: Checkpoint | None = None
     warnings: list[str] = []
@@ -126,6 +129,7 @@ class _Fitter(KeptRun):
     """One fit in progress."""
 
     verb, command, examples, check = "fitting", "fit", "examples", check_fit
+    remedies = "a smaller --batch, a smaller --width, or an optimizer that keeps less"
 
     def __init__(self, config: FitConfig, callbacks: tuple[FitCallback, ...], task: Task | None) -> None:
         super().__init__(RunFolder(config.folder, FIELD_FORMAT), config.target, callbacks, resumed=config.resume)
@@ -183,6 +187,7 @@ class _Fitter(KeptRun):
 
     def begin(self, checkpoint: Checkpoint | None) -> None:
         """Start anew, or go on from ``checkpoint``; checks everything before it writes anything."""
+        self.needed = check_field_memory(self.config, self.task, self.sampler.batch)
         if checkpoint is not None:
             self._restore(checkpoint)
             self.saved = self.folder.checkpoints / f"step-{self.step:06d}"
@@ -211,12 +216,13 @@ class _Fitter(KeptRun):
         scalars = checkpoint.scalars
         _load_field(self.task, checkpoint)
         load_optimizer(self.optimizer, checkpoint)
-        self.generator.set_state(checkpoint.tensors["generator"])
         self.sampler.load_state(scalars["sampler"])
         self.step, self.seconds, self.scored = checkpoint.step, scalars["seconds"], None
         self.saved_at_seconds = self.seconds
         self.loss_sum, self.loss_count = scalars["loss"]
         self.over = self.step >= self.steps
+        # Last, so that nothing above draws from what the next step begins with.
+        self.generator.set_state(checkpoint.tensors["generator"])
 
     def _shuffle(self) -> None:
         self.sampler.shuffle()
@@ -232,6 +238,10 @@ class _Fitter(KeptRun):
             return self._finish()
         except KeyboardInterrupt:
             raise self.interrupted() from None
+        except (RuntimeError, MemoryError) as error:
+            if not is_exhaustion(error):
+                raise
+            raise self.exhausted("", self.needed.sentence) from error
         finally:
             self.close()
 

@@ -121,23 +121,20 @@ class BlockGaussNewton(Optimizer):
         self._kappa = 0.0
         self._promise = 0.0
         self._momentum = {name: torch.zeros_like(value) for name, value in objective.parameters.items()}
-        self._names: tuple[str, ...] = ()
-        self._blocks: Tensor | None = None  # (M, 105, 16) where the fused passes take them, else (N, B·(B+1)/2)
-        self._diagonal: dict[str, Tensor] = {}
         rows = next(iter(objective.parameters.values()))
         self._age = rows.new_zeros(rows.shape[0])
         self._multipliers = rows.new_zeros(rows.shape[0])
+        self._forget_curvature()
 
-    def state_bytes(self) -> int:
-        """Return the bytes of the state, with the blocks and the diagonal that the first step adds."""
-        if self._blocks is not None:
-            return super().state_bytes()
+    def _forget_curvature(self) -> None:
+        """Make blocks and diagonal anew, of zeros: no curvature is known."""
         parameters = self.objective.parameters
-        inside = [parameters[name] for name in self.objective.block_names]
-        size = sum(math.prod(value.shape[1:]) for value in inside)
-        rest = sum(value.numel() for name, value in parameters.items() if name not in self.objective.block_names)
-        numbers = inside[0].shape[0] * (size * (size + 1) // 2) + rest
-        return super().state_bytes() + numbers * inside[0].element_size()
+        self._names = self.objective.block_names
+        rest = {name: value for name, value in parameters.items() if name not in self._names}
+        self._diagonal = {name: torch.zeros_like(value) for name, value in rest.items()}
+        size = sum(math.prod(parameters[name].shape[1:]) for name in self._names)
+        # (M, 105, 16) where the fused passes take them, else (N, B·(B+1)/2).
+        self._blocks = self._laid_out(self._age.new_zeros(len(self._age), size * (size + 1) // 2))
 
     @torch.no_grad()
     def step(self, batch: Any, progress: Progress) -> Evaluation:
@@ -194,22 +191,24 @@ class BlockGaussNewton(Optimizer):
     @property
     def _fused(self) -> FusedPasses | None:
         """The passes that take the blocks as they are kept; None where the step is taken in torch."""
+        return self._passes(self.threads)
+
+    def _passes(self, threads: int) -> FusedPasses | None:
         takes = self._names == BLOCK_NAMES and set(self._diagonal) == {"sh_rest"}
         clouds = (self.objective.parameters, self._momentum)
-        return fused_passes(self.threads, *clouds, isa=self.instructions) if takes else None
+        return fused_passes(threads, *clouds, isa=self.instructions) if takes else None
 
     def _laid_out(self, blocks: Tensor) -> Tensor:
         """Blocks row by row in the layout in which they are kept."""
-        fused = self._fused
+        fused = self._passes(1)  # the layout is the same for any number of threads
         return to_lanes(blocks) if fused is not None and fused.in_lanes else blocks
+
+    def _by_row(self) -> Tensor:
+        """Blocks row by row, (N, B·(B+1)/2), whatever their layout is."""
+        return from_lanes(self._blocks, len(self._age)) if self._blocks.dim() == 3 else self._blocks
 
     def _fold(self, fresh: GaussNewtonBlocks) -> None:
         """B ← B + w·(fresh - B), w = (1-θ₂)/(1-θ₂ᵃ), a the age: the running mean, corrected for its start."""
-        if self._blocks is None:
-            self._names = fresh.names
-            self._diagonal = {name: torch.zeros_like(value) for name, value in fresh.diagonal.items()}
-            self._blocks = self._laid_out(torch.zeros_like(fresh.blocks))
-        assert self._blocks is not None
         self._age += 1
         memory = self.options.memory
         weights = ((1 - memory) / (1 - memory ** self._age.double())).to(self._age.dtype)
@@ -273,7 +272,6 @@ class BlockGaussNewton(Optimizer):
 
     def _known(self, rows: Tensor) -> Tensor:
         """Whether any curvature of the rows is known."""
-        assert self._blocks is not None  # the first step refreshes
         size = (math.isqrt(8 * self._blocks.shape[1] + 1) - 1) // 2
         diagonal = torch.arange(1, size + 1, device=rows.device).cumsum(0) - 1
         return (self._blocks[rows][:, diagonal] > 0).any(dim=1)
@@ -301,8 +299,13 @@ class BlockGaussNewton(Optimizer):
             return promised / max(1, len(self._age) if seen is None else int(seen.count_nonzero()))
 
         if self._steps == 1:
-            self._promise = step(0.0, measure_only=True)
-        self._promise = step(self.options.damping * self._promise, measure_only=False)
+            self._take_promise(step(0.0, measure_only=True))
+        self._take_promise(step(self.options.damping * self._promise, measure_only=False))
+
+    def _take_promise(self, promise: float) -> None:
+        """Keep what a step promised; of one with a row that broke down it is no number."""
+        if math.isfinite(promise):
+            self._promise = promise
 
     @property
     def _scale(self) -> float:
@@ -318,11 +321,10 @@ class BlockGaussNewton(Optimizer):
         promises = (self._mean_gradient(rows) * side_by_side(radii, self._names)).norm(dim=1)
         promise = float(promises.mean()) if len(rows) else 0.0
         damping = self.options.damping * (promise if self._steps == 1 else self._promise)
-        self._promise = promise
+        self._take_promise(promise)
         return damping
 
     def _step_blocks(self, parameters: Tensors, rows: Tensor, radii: Tensors, damping: float) -> None:
-        assert self._blocks is not None  # the first step refreshes
         names = self._names
         gradient, eta = self._mean_gradient(rows), side_by_side(radii, names)
         multipliers = self._multipliers[rows]
@@ -349,9 +351,8 @@ class BlockGaussNewton(Optimizer):
         """Return momentum, blocks, diagonals, ages, multipliers and the counters."""
         tensors = {f"momentum.{name}": value for name, value in self._momentum.items()}
         tensors |= {f"diagonal.{name}": value for name, value in self._diagonal.items()}
-        tensors |= {"age": self._age, "multipliers": self._multipliers} | self._growth.tensors()
-        if self._blocks is not None:
-            tensors["blocks"] = from_lanes(self._blocks, len(self._age)) if self._blocks.dim() == 3 else self._blocks
+        tensors |= {"age": self._age, "multipliers": self._multipliers, "blocks": self._by_row()}
+        tensors |= self._growth.tensors()
         scalars = {"steps": self._steps, "kappa": self._kappa, "promise": self._promise, **self._reach.scalars()}
         return OptimizerState(tensors=tensors, scalars=scalars)
 
@@ -366,11 +367,12 @@ class BlockGaussNewton(Optimizer):
         self._age, self._multipliers = (tensors[key].to(device, copy=True) for key in ("age", "multipliers"))
         if self._age.shape != (next(iter(parameters.values())).shape[0],):
             raise InputError("the state of block-gn belongs to another number of rows; resume the run that wrote it")
-        inside = tuple(name for name in self.objective.block_names if f"diagonal.{name}" not in tensors)
-        self._diagonal = load_like({n: p for n, p in parameters.items() if n not in inside}, tensors, "diagonal")
-        self._names = inside if "blocks" in tensors else ()
-        self._blocks = self._laid_out(tensors["blocks"].to(device, copy=True)) if "blocks" in tensors else None
+        self._forget_curvature()
         self._steps = int(scalars["steps"])
+        if self._steps or "blocks" in tensors:  # older versions wrote none before their first step
+            self._diagonal = load_like(self._diagonal, tensors, "diagonal")
+            kept = load_like({"blocks": self._by_row()}, {f".{name}": value for name, value in tensors.items()}, "")
+            self._blocks = self._laid_out(kept["blocks"])
         self._kappa, self._promise = float(scalars["kappa"]), float(scalars["promise"])
         self._reach.load(scalars)
         self._growth.load(tensors)
@@ -388,15 +390,13 @@ class BlockGaussNewton(Optimizer):
 
     def edit_rows(self, edit: RowEdit) -> None:
         """Gather all per-row state; fresh rows start without any, and their growth counts from now."""
-        rows = len(self._age)
+        blocks = self._by_row()
         self._growth.edit_rows(edit, self.objective.parameters)
         for group in (self._momentum, self._diagonal):
             for name, value in group.items():
                 group[name] = edit.gather_state(value)
         self._age, self._multipliers = edit.gather_state(self._age), edit.gather_state(self._multipliers)
-        if self._blocks is not None:
-            kept = from_lanes(self._blocks, rows) if self._blocks.dim() == 3 else self._blocks
-            self._blocks = self._laid_out(edit.gather_state(kept))
+        self._blocks = self._laid_out(edit.gather_state(blocks))
 
 
 def solve_in_balls(

@@ -41,16 +41,27 @@ class Feed(Enum):
 class TorchOptimizer(Optimizer):
     """A ``torch.optim`` optimizer that asks an objective for its derivatives.
 
+    Its state is made at its first step, so nobody knows before how large that is: whoever asks lets it take a few
+    steps first, see :mod:`splatopt.optim.dry_run`.
+
     Subclasses say how it is made and how it is fed. With ``Feed.GRAPH`` it may differentiate the loss twice whatever
     the objective is: of one that is no graph, the second derivative is its Hessian product.
     """
 
     feed: ClassVar[Feed] = Feed.GRADIENTS
 
+    rate_key: ClassVar[str] = "lr"
+    """What its groups call the rate, which is set by that name for each step."""
+
     def __init__(self, objective: Objective, options: Any, generator: torch.Generator | None = None) -> None:
         """Make the optimizer; see :class:`~splatopt.core.optimizer.Optimizer`."""
         super().__init__(objective, options, generator)
         self._bind()
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return type(self).__name__
 
     @abstractmethod
     def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -77,6 +88,11 @@ class TorchOptimizer(Optimizer):
         names = list(leaves)
         parts = [[name] for name in names] if self.rates(Progress(0, 1)) else [names]
         made = self.make([{"params": [leaves[name] for name in part]} for part in parts])
+        if len(parts) > 1 and any(self.rate_key not in group for group in made.param_groups):
+            raise InputError(
+                f"{self.name} keeps no rate under the name {self.rate_key}, and each of a scene's parameters has a "
+                "rate that is set by that name; take another optimizer"
+            )
         # An optimizer may have regrouped them, and its state counts them in the order of its groups.
         by_identity = {id(leaf): name for name, leaf in leaves.items()}
         return made, [by_identity[id(leaf)] for group in made.param_groups for leaf in group["params"]]
@@ -91,6 +107,13 @@ class TorchOptimizer(Optimizer):
 
     def step(self, batch: Any, progress: Progress) -> Evaluation:
         """Let the optimizer take one step on ``batch``."""
+        evaluation = self._step(batch, progress)
+        # A checkpoint keeps no strides, and products of matrices that lie otherwise differ in their last bits.
+        for state in self.torch.state.values():
+            _make_contiguous(state)
+        return evaluation
+
+    def _step(self, batch: Any, progress: Progress) -> Evaluation:
         self._set_rates(progress)
         if self.feed is Feed.GRAPH:
             return self._differentiating_step(batch)
@@ -123,13 +146,9 @@ class TorchOptimizer(Optimizer):
         rates = self.rates(progress)
         if rates:
             for name, group in zip(self._order, self.torch.param_groups, strict=True):
-                group["lr"] = rates.get(name, group["lr"])
+                group[self.rate_key] = rates.get(name, group[self.rate_key])
 
     # ------------------------------------------------------------------ state
-
-    def state_bytes(self) -> int:
-        """Return the bytes of two tensors for each parameter, as most keep; they are made at the first step."""
-        return 2 * sum(value.numel() * value.element_size() for value in self.objective.parameters.values())
 
     def state(self) -> OptimizerState:
         """Return all that the optimizer keeps, by the parameters' names, with the parameters' shapes."""
@@ -137,7 +156,7 @@ class TorchOptimizer(Optimizer):
         by_name = {name: saved["state"][index] for index, name in enumerate(self._order) if index in saved["state"]}
         groups = [_numbers(group) for group in saved["param_groups"]]
         shapes = {name: tuple(leaf.shape) for name, leaf in self._leaves.items()}
-        return OptimizerState(*flatten({"state": by_name, "groups": groups, "shapes": shapes}))
+        return OptimizerState(*flatten({"state": by_name, "groups": groups, "shapes": shapes, "rest": _rest(saved)}))
 
     def load_state(self, state: OptimizerState) -> None:
         """Go on from ``state``; raises InputError where it does not fit the parameters."""
@@ -157,7 +176,7 @@ class TorchOptimizer(Optimizer):
         ]
         numbers = {name: index for index, name in enumerate(self._order)}
         by_number = {numbers[name]: entry for name, entry in found["state"].items()}
-        self.torch.load_state_dict({"state": by_number, "param_groups": groups})
+        self.torch.load_state_dict({"state": by_number, "param_groups": groups, **found.get("rest", {})})
 
     def _check_kept(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Raise InputError where what is kept of the parameters does not fit them."""
@@ -176,14 +195,17 @@ class TorchOptimizer(Optimizer):
     def edit_rows(self, edit: RowEdit) -> None:
         """Gather what is kept per row; the state of a parameter that is kept otherwise starts anew."""
         old = {name: (leaf.shape, self.torch.state.get(leaf, {})) for name, leaf in self._leaves.items()}
-        groups = self.torch.param_groups
+        groups, before = self.torch.param_groups, self.torch.state_dict()
         self._bind()
-        for mine, before in zip(self.torch.param_groups, groups, strict=True):
-            mine |= {key: value for key, value in before.items() if key != "params"}
+        for mine, theirs in zip(self.torch.param_groups, groups, strict=True):
+            mine |= {key: value for key, value in theirs.items() if key != "params"}
         for name, leaf in self._leaves.items():
             edited = _edited(*old[name], edit)
             if edited:
                 self.torch.state[leaf] = edited
+        rest = _rest(before)
+        if rest:
+            self.torch.load_state_dict({**self.torch.state_dict(), **rest})
 
 
 def bridge(
@@ -230,6 +252,20 @@ class _GradientClosure:
             leaf.grad = evaluation.gradient[name]
         self.first = self.first or evaluation
         return torch.tensor(evaluation.loss, dtype=torch.float64)
+
+
+def _make_contiguous(kept: Any) -> None:
+    """Lay all tensors in a dictionary or list out row by row."""
+    for key, value in kept.items() if isinstance(kept, dict) else enumerate(kept):
+        if isinstance(value, Tensor) and not value.is_contiguous():
+            kept[key] = value.contiguous()
+        elif isinstance(value, dict | list):
+            _make_contiguous(value)
+
+
+def _rest(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """What an optimizer saves beside its parameters' states and groups."""
+    return {key: value for key, value in saved.items() if key not in ("state", "param_groups")}
 
 
 def _numbers(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -95,18 +95,23 @@ class ZooOptions:
 class ZooOptimizer(TorchOptimizer):
     """One optimizer of the package; subclasses name it.
 
-    Whatever it draws comes from PyTorch's or NumPy's global generator. Both are seeded from the run's for each step
-    and put back, so that a run can be repeated and resumed.
+    Whatever it draws comes from PyTorch's or NumPy's global generator. Both are seeded from the run's for each step,
+    and while it is made from the run's seed, and put back, so that a run can be repeated and resumed.
     """
 
     needs: ClassVar[frozenset[Oracle]] = frozenset({Oracle.GRADIENT})
     member: ClassVar[str]
 
+    @property
+    def name(self) -> str:
+        """What the command line calls it."""
+        return f"zoo:{self.member}"
+
     def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Make it; raises InputError where its settings do not fit."""
         keywords = self.options.keywords()
         if self.options.rate is not None:
-            keywords["max_lr" if self.member == "alig" else "lr"] = self.options.rate
+            keywords[self.rate_key] = self.options.rate
         factory, known = _factory(self.member)
         for name in self.options.keywords():
             # Many take whatever keywords come, and do nothing with them.
@@ -114,13 +119,17 @@ class ZooOptimizer(TorchOptimizer):
                 raise InputError(f"zoo:{self.member} has no setting {name!r}; {nearest_names(name, known)}")
         try:
             # The package warns of what it recommends, not of what is wrong.
-            with warnings.catch_warnings(), self._own_randomness():
+            with warnings.catch_warnings(), self._own_randomness(drawn=False):
                 warnings.simplefilter("ignore")
-                return factory(groups, **keywords)
+                made = factory(groups, **keywords)
         except (TypeError, ValueError, AssertionError) as error:
             raise InputError(
                 f"zoo:{self.member} cannot be made with these settings ({error}); change them with --zoo.settings"
             ) from error
+        # Some take a rate that they do not use.
+        if self.options.rate is not None and any(self.rate_key not in group for group in made.param_groups):
+            raise InputError(f"{self.name} keeps no rate; leave --zoo.rate out, or take another optimizer")
+        return made
 
     def rates(self, progress: Progress) -> dict[str, float]:
         """Return the rates of 3DGS for the parameters of a Gaussian, times ``rate_factor``; else nothing."""
@@ -131,16 +140,20 @@ class ZooOptimizer(TorchOptimizer):
 
     def step(self, batch: Any, progress: Progress) -> Evaluation:
         """Let the optimizer take one step on ``batch``."""
-        with self._own_randomness():
+        with self._own_randomness(drawn=True):
             return super().step(batch, progress)
 
     @contextmanager
-    def _own_randomness(self) -> Iterator[None]:
-        """Seed the global generators of PyTorch and NumPy from the run's, and put them back."""
+    def _own_randomness(self, *, drawn: bool) -> Iterator[None]:
+        """Seed the global generators of PyTorch and NumPy, and put them back.
+
+        Args:
+            drawn: Whether with a number drawn from the run's generator, or with that generator's own seed.
+        """
         if self.generator is None:
             yield
             return
-        seed = int(torch.randint(2**62, (), generator=self.generator))
+        seed = int(torch.randint(2**62, (), generator=self.generator)) if drawn else self.generator.initial_seed()
         kept = np.random.get_state()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -173,8 +186,9 @@ def find_zoo(name: str) -> Entry:
     if member not in known:
         raise InputError(f"the pytorch-optimizer package has no {name!r}; {nearest_names(member, known)}")
     feed = {"alig": Feed.CLOSURE, "sam": Feed.GRADIENTS_AND_CLOSURE}.get(member, Feed.GRADIENTS)
+    rate_key = "max_lr" if member == "alig" else "lr"
     return Entry(
-        type(f"Zoo_{member}", (ZooOptimizer,), {"member": member, "feed": feed}),
+        type(f"Zoo_{member}", (ZooOptimizer,), {"member": member, "feed": feed, "rate_key": rate_key}),
         ZooOptions,
         f"{member} of the pytorch-optimizer package",
     )

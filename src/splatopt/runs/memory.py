@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from splatopt.core.devices import gibibytes
+
 import contextlib
 import os
 import resource
@@ -11,6 +15,37 @@ from pathlib import Path
 _STATM = Path("/proc/self/statm")
 _STATUS = Path("/proc/self/status")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+GIBIBYTE = 1 << 30
+
+SCORING = 320
+"""Bytes a pixel that scoring holds at once: an image and a photograph in float64, and SSIM's five blurred maps."""
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """What training takes beside what the process holds before it.
+
+    Attributes:
+        parts: Bytes by what they are for.
+        verb: What is done.
+    """
+
+    parts: dict[str, int]
+    verb: str = "training"
+
+    @property
+    def total(self) -> int:
+        """All bytes."""
+        return sum(self.parts.values())
+
+    @property
+    def sentence(self) -> str:
+        """What is needed, and for what."""
+        largest = sorted(self.parts.items(), key=lambda part: -part[1])
+        listed = ", ".join(f"{name} {gibibytes(size)}" for name, size in largest if size)
+        return f"{self.verb} needs about {gibibytes(self.total)} GiB of memory ({listed})"
 
 
 def resident_megabytes() -> float:

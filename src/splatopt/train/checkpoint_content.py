@@ -69,4 +69,8 @@ def check_training(checkpoint: Checkpoint) -> None:
             raise numbers.refusal("sums", f"the sums of {', '.join(kinds)}")
         for name in sums.values:
             (sums.count if kinds[name] is int else sums.any_number)(name)
+        if "resets" in numbers.values:
+            resets = numbers.object("resets")
+            resets.count("total")
+            resets.count("steps")
         check_state_numbers(numbers.object("optimizer"))

@@ -27,7 +27,6 @@ from splatopt.raster.threads import quiet_torch
 from splatopt.runs.checkpoint_content import OPTIMIZER, load_optimizer
 from splatopt.runs.events import Warned
 from splatopt.runs.folder import MetricsLog, MetricSums, NoLog, RunFolder, write_json
-from splatopt.runs.guards import non_finite
 from splatopt.runs.memory import resident_megabytes
 from splatopt.runs.records import read_evaluation
 from splatopt.runs.resumable import KeptRun, is_due
@@ -48,6 +47,7 @@ from splatopt.train.setup import (
     starting_cloud,
     training_positions,
 )
+from splatopt.train.sound_rows import RowResets, SoundRows
 from splatopt.train.stages import Stage, stage_at
 from splatopt.train.workplace import Workplace, with_own_threads
 
@@ -134,6 +134,7 @@ class _Trainer(KeptRun):
     """One run in progress."""
 
     verb, command, examples, check = "training", "train", "views", check_training
+    remedies = "smaller photographs (--downscale), fewer Gaussians, or an optimizer that keeps less"
 
     def __init__(
         self,
@@ -153,6 +154,7 @@ class _Trainer(KeptRun):
         self.generator = torch.Generator().manual_seed(config.seed)
         self.sampler = ViewSampler(tuple(capture.split.train), self.generator, training_positions(config, capture))
         self.sums = MetricSums()
+        self.resets = RowResets(lambda sentence: self.tell(Warned(sentence)))
         self.before: Scores | None = None
         self.looked_at_seconds = 0.0
 
@@ -193,21 +195,21 @@ class _Trainer(KeptRun):
             self.needed = check_memory(self.config, self.capture, cloud, self.renderer, self.place)
         cloud = cloud.to(self.place.device)
         self.objective = make_objective(self.config, self.capture, cloud, self.renderer, self.place.images)
-        self.guarded = self.place.guard(self.objective, lambda sentence: self.tell(Warned(sentence)))
+        self.guarded = SoundRows(self.place.guard(self.objective, lambda sentence: self.tell(Warned(sentence))))
 
     def _begin_stage(self, position: int) -> None:
         """Start the optimizer of one stage anew."""
         self.position = position
-        self.optimizer = self._make_optimizer(self.stage.optimizer)
+        self.optimizer = self._make_optimizer(self.stage.optimizer, self.generator)
 
     @property
     def stage(self) -> Stage:
         """The stage at work."""
         return self.plan[self.position]
 
-    def _make_optimizer(self, name: str) -> Optimizer:
+    def _make_optimizer(self, name: str, generator: torch.Generator) -> Optimizer:
         entry = find_optimizer(name)
-        optimizer = entry.optimizer(self.guarded, self.config.options_by_name[name], self.generator)
+        optimizer = entry.optimizer(self.guarded, self.config.options_by_name[name], generator)
         if self.config.average:
             optimizer = Averaged(optimizer, self.config.average)
         optimizer.threads = with_own_threads(self.config, self.processes.launch).threads
@@ -216,7 +218,8 @@ class _Trainer(KeptRun):
 
     def _check_stages(self) -> tuple[str, ...]:
         """Refuse before the first step what an optimizer of a later stage would refuse after hours."""
-        optimizers = {name: self._make_optimizer(name) for name in self.config.optimizers}
+        aside = torch.Generator().manual_seed(self.config.seed)  # the run's is where the last step left it
+        optimizers = {name: self._make_optimizer(name, aside) for name in self.config.optimizers}
         for optimizer in optimizers.values():
             optimizer.check_batch(tuple(self.capture.split.train))
         if self.config.view_batch == 1 or any(one.batch_size is None for one in optimizers.values()):
@@ -242,6 +245,7 @@ class _Trainer(KeptRun):
             "stage": self.position,
             "optimizer": dict(state.scalars),
             "sums": self.sums.to_json(),
+            "resets": self.resets.to_json(),
         }
         return Checkpoint(self.step, tensors, scalars)
 
@@ -257,11 +261,13 @@ class _Trainer(KeptRun):
         if self.position == scalars.get("stage", 0):
             load_optimizer(self.optimizer, checkpoint)
         self.sampler.load_state(tensors["sampler"])
-        self.generator.set_state(tensors["generator"])
         self.step = checkpoint.step
         self.seconds = self.saved_at_seconds = self.looked_at_seconds = scalars["seconds"]
         self.sums = MetricSums(**scalars["sums"])
+        self.resets.load(scalars.get("resets"))
         self.over = self._is_over()
+        # Last, so that nothing above draws from what the next step begins with.
+        self.generator.set_state(tensors["generator"])
 
     def _shuffle(self) -> None:
         self.sampler.shuffle()
@@ -287,7 +293,8 @@ class _Trainer(KeptRun):
             if not is_exhaustion(error):
                 raise
             needed = self.needed.sentence if self.needed else ""
-            raise self.exhausted(isinstance(error, ExhaustedError), needed) from error
+            where = "over a single view " if isinstance(error, ExhaustedError) else "beside the views "
+            raise self.exhausted(where, needed) from error
         finally:
             self.place.close()
             self.close()
@@ -304,7 +311,10 @@ class _Trainer(KeptRun):
         self.place.expect((*views, *self.sampler.upcoming(len(views))))
         self._set_degree(self.step)
         evaluation = self.optimizer.step(views, Progress(self.step - stage.begin, self.config.horizon or stage.steps))
-        problem = self._non_finite(evaluation, views)
+        reset, problem = 0, self._non_finite(evaluation, views)
+        if not problem:
+            reset, problem = self.resets.mend(self.objective, self.optimizer, self.guarded, self.step + 1)
+        self.guarded.forget()
         if problem:
             self.roll_back(problem)
             return
@@ -313,7 +323,7 @@ class _Trainer(KeptRun):
             self.tell(Warned(notice))
         self.optimizer.notices.clear()
         psnr = evaluation.facts["psnr"]
-        self.sums.add(evaluation.loss, psnr)
+        self.sums.add(evaluation.loss, psnr, reset)
         times = (self.seconds + time.perf_counter() - began, self.saved_at_seconds, self.looked_at_seconds)
         self.seconds, self.saved_at_seconds, self.looked_at_seconds = self.place.seconds(*times)
         self._after_step(evaluation)
@@ -366,6 +376,8 @@ class _Trainer(KeptRun):
             "gaussians": len(self.objective.cloud),
             "memory_mb": round(resident_megabytes(), 1),
         }
+        if self.sums.reset_rows:
+            line["reset_rows"] = self.sums.reset_rows
         line |= {name: value for name, value in evaluation.facts.items() if name != "psnr"}
         if scores:
             line |= {"test_psnr": scores.psnr, "test_ssim": scores.ssim}
@@ -373,7 +385,7 @@ class _Trainer(KeptRun):
         self.sums = MetricSums()
 
     def _non_finite(self, evaluation: Evaluation, views: Sequence[int]) -> str | None:
-        broken = non_finite("gradient of", evaluation.gradient)
+        broken = self.guarded.problem
         if broken is None and math.isfinite(evaluation.loss):
             return None
         names = [self.capture.cameras[view].name for view in views[:_MOST_NAMES]]

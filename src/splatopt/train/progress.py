@@ -47,7 +47,7 @@ class ProgressLine:
                 self._line.close()
 
     def _start(self, event: Started) -> None:
-        verb = "going on at step" if event.step else "training, step"
+        verb = "going on at step" if event.step or event.config.resume else "training, step"
         self._line.say(
             f"{verb} {event.step} of {event.config.total_steps}: {event.gaussians:,} Gaussians, {event.views} views, "
             f"{_optimizers(event.config)}, {event.renderer} renderer{_place(event)} -> {event.config.out}"
