@@ -78,6 +78,33 @@ def test_what_optimizers_keep_is_counted_per_gaussian(scene):
     assert [found[name].residuals for name in found] == [False, False, True, True]
 
 
+@needs_native
+@pytest.mark.parametrize(("name", "kept", "copies"), [("sgd", 0, 1), ("lion", 1, 1), ("adan", 4, 1), ("adai", 3, 2)])
+def test_what_others_wrote_is_counted_by_trying_it(scene, name, kept, copies):
+    pytest.importorskip("pytorch_optimizer", reason="the extra 'zoo' is not installed")
+    capture = load_capture(scene / "capture", CaptureOptions())
+    cloud = start_random(capture.cameras, 400, sh_degree=3, generator=torch.Generator().manual_seed(0))
+    before = {key: value.clone() for key, value in cloud.tensors.items()}
+    name = f"zoo:{name}"
+    found = measure_optimizer(name, TrainConfig("x", optimizer=name), cloud, NativeRenderer(1), on_host=False)
+    assert kept * 236 <= found.row_bytes <= (kept + copies) * 236 + 4 * 45 * 2
+    averaged = TrainConfig("x", optimizer=name, average=20.0)
+    more = measure_optimizer(name, averaged, cloud, NativeRenderer(1), on_host=False)
+    assert more.row_bytes == pytest.approx(found.row_bytes + 240, abs=240), "the last iterate, and its age"
+    assert all(torch.equal(value, before[key]) for key, value in cloud.tensors.items())
+
+
+@needs_native
+@pytest.mark.parametrize("count", [60, 3000])
+def test_a_matrix_over_all_gaussians_is_refused(scene, count):
+    pytest.importorskip("pytorch_optimizer", reason="the extra 'zoo' is not installed")
+    capture = load_capture(scene / "capture", CaptureOptions())
+    cloud = start_random(capture.cameras, count, sh_degree=3, generator=torch.Generator().manual_seed(0))
+    said = f"zoo:shampoo works with a matrix that has a row and a column for each of the {count:,} Gaussians; take"
+    with pytest.raises(InputError, match=said):
+        measure_optimizer("zoo:shampoo", TrainConfig("x"), cloud, NativeRenderer(1), on_host=False)
+
+
 def test_too_little_memory_is_refused_before_anything_is_written(settings):
     config = settings(max_memory=1e-5)
     said = r"training needs about 0\.0\d+ GiB of memory \(.*parameters 0\.000.*\), and --max-memory allows 1e-05; take"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import resource
 
 import psutil  # type: ignore[import-untyped]
 import torch
@@ -67,7 +68,11 @@ def is_installed(module: str) -> bool:
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the bytes that are free for tensors on ``device``: its own on CUDA, else the host's."""
+    """Return the bytes that are free for tensors on ``device``: its own on CUDA, else what this process may take."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return int(psutil.virtual_memory().available)
+    free = int(psutil.virtual_memory().available)
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return free
+    return max(0, min(free, limit - psutil.Process().memory_info().vms))

@@ -104,7 +104,7 @@ class Optimizer(ABC):
         """Raise InputError for a batch that no step can take; asked before a run begins, of all parts."""
 
     def state_bytes(self) -> int:
-        """Return the bytes of the tensors that :meth:`state` gives once a step was taken."""
+        """Return the bytes of the tensors that :meth:`state` gives; of those that others wrote, after a step alone."""
         return sum(value.numel() * value.element_size() for value in self.state().tensors.values())
 
     def memory_needed(self, batch: Any) -> int:

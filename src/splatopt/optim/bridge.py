@@ -40,6 +40,9 @@ class Feed(Enum):
 class TorchOptimizer(Optimizer):
     """A ``torch.optim`` optimizer that asks an objective for its derivatives.
 
+    Its state is made at its first step, so nobody knows before how large that is: whoever asks lets it take a few
+    steps first, see :mod:`splatopt.optim.dry_run`.
+
     Subclasses say how it is made and how it is fed. With ``Feed.GRAPH`` it may differentiate the loss twice whatever
     the objective is: of one that is no graph, the second derivative is its Hessian product.
     """
@@ -141,10 +144,6 @@ class TorchOptimizer(Optimizer):
                 group[self.rate_key] = rates.get(name, group[self.rate_key])
 
     # ------------------------------------------------------------------ state
-
-    def state_bytes(self) -> int:
-        """Return the bytes of two tensors for each parameter, as most keep; they are made at the first step."""
-        return 2 * sum(value.numel() * value.element_size() for value in self.objective.parameters.values())
 
     def state(self) -> OptimizerState:
         """Return all that the optimizer keeps, by the parameters' names, with the parameters' shapes."""

@@ -18,6 +18,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from splatopt.core.checks import InputError
+
+STEPS = 3
+"""Steps that are tried: the first makes the state, and those after it show what is held beside it."""
+
+SECONDS = 60.0
+"""For how long they may take."""
+
 
 class TooCostlyError(RuntimeError):
     """What is counted takes more than it may; the message is the end of a sentence that begins with its name."""
@@ -49,16 +57,16 @@ class CountedMemory(TorchDispatchMode):
         kwargs = kwargs or {}
         if time.perf_counter() > self._until:
             raise TooCostlyError(f"takes longer than {self._seconds:g} s for its first steps")
+        given = _storages((args, kwargs))
         self._look_ahead(func, args, kwargs)
         result = func(*args, **kwargs)
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self._note(tensor)
+        for key, storage in _storages(result).items():
+            if key not in given:  # what is written in place may have been there before
+                self._note(key, storage)
         return result
 
-    def _note(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
+    def _note(self, key: int, storage: torch.UntypedStorage) -> None:
+        size = storage.nbytes()
         if key in self._known or not size:
             return
 
@@ -73,34 +81,45 @@ class CountedMemory(TorchDispatchMode):
     def _look_ahead(self, func: Any, args: Any, kwargs: Any) -> None:
         """Raise TooCostlyError where the results of an operation are too large; some tell only when it is done."""
         leaves, layout = tree_flatten((args, kwargs))
-        bound = math.prod(max(1, _numbers(leaf)) for leaf in leaves)
+        shapes = {leaf.shape for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()}
+        if func._schema.is_mutable or (torch.Tag.pointwise in func.tags and len(shapes) < 2):
+            return
+        bound = math.prod(sorted(_numbers(leaf) for leaf in leaves if not isinstance(leaf, int))[-2:])
+        bound *= math.prod(max(1, abs(leaf)) for leaf in leaves if isinstance(leaf, int))
         if 16 * bound < min(self.most - self.live, self.largest[0] if self.largest else self.most):
             return
-        shapes = [_without_numbers(leaf) for leaf in leaves]
-        given = {leaf.untyped_storage()._cdata for leaf in shapes if isinstance(leaf, Tensor)}
-        own_args, own_kwargs = tree_unflatten(shapes, layout)
+        empty = [_without_numbers(leaf) for leaf in leaves]
+        given = _storages(empty)
+        own_args, own_kwargs = tree_unflatten(empty, layout)
         own_kwargs.pop("generator", None)
         try:
-            results = tree_leaves(func(*own_args, **own_kwargs))
+            results = _storages(func(*own_args, **own_kwargs))
         except (RuntimeError, TypeError, ValueError):  # its result depends on numbers
             return
-        sizes = {
-            storage._cdata: storage.nbytes()
-            for storage in (result.untyped_storage() for result in results if isinstance(result, Tensor))
-            if storage._cdata not in given
-        }
-        if self.largest and max(sizes.values(), default=0) >= self.largest[0]:
+        sizes = [storage.nbytes() for key, storage in results.items() if key not in given]
+        if self.largest and max(sizes, default=0) >= self.largest[0]:
             raise TooCostlyError(self.largest[1])
-        needed = self.live + sum(sizes.values())
+        needed = self.live + sum(sizes)
         if needed > self.most:
-            raise TooCostlyError(f"needs {needed / 2**30:,.1f} GiB of memory at once, in one of its first steps")
+            asked, free = gibibytes(needed), gibibytes(self.most)
+            raise TooCostlyError(f"needs {asked} GiB of memory at once in its first steps, and may take {free}")
+
+
+def gibibytes(size: int) -> str:
+    """Write a size in GiB with as many digits as tell something."""
+    value = size / 2**30
+    return f"{value:.3f}" if value < 0.1 else f"{value:.2f}" if value < 10 else f"{value:.0f}"
+
+
+def _storages(value: Any) -> dict[int, torch.UntypedStorage]:
+    """The memory of all tensors in ``value``, each once."""
+    found = (leaf.untyped_storage() for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+    return {storage._cdata: storage for storage in found}
 
 
 def _numbers(leaf: Any) -> int:
-    """How many numbers an argument holds, or, of an integer, how many it may make of each."""
-    if isinstance(leaf, Tensor):
-        return leaf.numel()
-    return abs(leaf) if isinstance(leaf, int) and not isinstance(leaf, bool) else 1
+    """How many numbers an argument holds."""
+    return leaf.numel() if isinstance(leaf, Tensor) else 1
 
 
 def _without_numbers(leaf: Any) -> Any:
@@ -110,12 +129,21 @@ def _without_numbers(leaf: Any) -> Any:
     return torch.device("meta") if isinstance(leaf, torch.device) else leaf
 
 
-def count_memory(memory: CountedMemory, work: Callable[[], Any]) -> int:
-    """Return the bytes that ``work`` takes at its peak, what it returns included.
+def count_memory(name: str, work: Callable[[], Any], memory: CountedMemory, remedies: str) -> int:
+    """Return the bytes that ``work`` takes at its peak, what is left of it included.
+
+    Args:
+        name: Whose work it is, for messages.
+        work: A few steps.
+        memory: What it may take.
+        remedies: What to do where it takes more, as the end of a sentence.
 
     Raises:
-        TooCostlyError: It takes more than ``memory`` allows.
+        InputError: It takes more.
     """
-    with memory:
-        work()
+    try:
+        with memory:
+            work()
+    except TooCostlyError as error:
+        raise InputError(f"{name} {error}; {remedies}") from None
     return memory.peak

@@ -57,6 +57,7 @@ FREE_ON_RESUME = (
     "epochs",
     "steps",
     "threads",
+    "max_memory",
     "resolution",
     "score_views",
     "eval_every",
@@ -145,6 +146,10 @@ class FitConfig:
     threads: int = 0
     """Threads of PyTorch; 0 leaves its own choice. Results depend on it in the last bits."""
 
+    max_memory: float = 0.0
+    """Memory that fitting may take; a fit that is estimated to need more is refused before it begins. 0 for what is
+    free. Unit: GiB."""
+
     eval_every: int | None = None
     """Score every so many steps; every tenth epoch, for nerf every fifth of the run, when None, 0 for only before
     and after. Unit: steps."""
@@ -172,6 +177,7 @@ class FitConfig:
             "score_views": 0,
             "test_every": 2,
             "threads": 0,
+            "max_memory": 0,
             "eval_every": 0,
             "checkpoint_seconds": 0,
             "log_every": 1,

@@ -21,9 +21,11 @@ from splatopt.core.optimizer import OptimizerState, Progress
 from splatopt.fields.radiance import RadianceTask
 from splatopt.fields.task import Task
 from splatopt.optim.field_optimizers import find_field_optimizer, make_field_optimizer
+from splatopt.scene.fewer_views import is_exhaustion
 from splatopt.train.events import Warned
 from splatopt.train.field_config import TASK_DEFAULTS, FitConfig
 from splatopt.train.field_events import FitCallback, FitScored, FitStarted, FitStepped
+from splatopt.train.field_preflight import check_field_memory
 from splatopt.train.field_results import write_results
 from splatopt.train.field_sampler import ExampleSampler
 from splatopt.train.field_setup import open_task
@@ -72,6 +74,7 @@ def fit_field(config: FitConfig, callbacks: Sequence[FitCallback] = (), *, task:
     Raises:
         InputError: Something that was given cannot be used, or the numbers broke down twice.
         InterruptedRunError: Ctrl-C or a request to terminate; a checkpoint was written.
+        OutOfMemoryError: Memory ran out; the last checkpoint is kept.
     """
     checkpoint: Checkpoint | None = None
     warnings: list[str] = []
@@ -117,6 +120,7 @@ class _Fitter(KeptRun):
     """One fit in progress."""
 
     verb, command, examples = "fitting", "fit", "examples"
+    remedies = "a smaller --batch, a smaller --width, or an optimizer that keeps less"
 
     def __init__(self, config: FitConfig, callbacks: tuple[FitCallback, ...], task: Task | None) -> None:
         super().__init__(RunFolder(config.folder, FIELD_FORMAT), config.target, callbacks)
@@ -173,6 +177,7 @@ class _Fitter(KeptRun):
 
     def begin(self, checkpoint: Checkpoint | None) -> None:
         """Start anew, or go on from ``checkpoint``; checks everything before it writes anything."""
+        self.needed = check_field_memory(self.config, self.task, self.sampler.batch)
         if checkpoint is not None:
             self._restore(checkpoint)
             self.saved = self.folder.checkpoints / f"step-{self.step:06d}"
@@ -226,6 +231,10 @@ class _Fitter(KeptRun):
             return self._finish()
         except KeyboardInterrupt:
             raise self.interrupted() from None
+        except (RuntimeError, MemoryError) as error:
+            if not is_exhaustion(error):
+                raise
+            raise self.exhausted("", self.needed.sentence) from error
         finally:
             self.close()
 

@@ -49,6 +49,9 @@ class KeptRun(ABC):
     examples: ClassVar[str]
     """What its sampler draws, for messages."""
 
+    remedies: ClassVar[str]
+    """What takes less memory, for messages."""
+
     log: MetricsLog | NoLog
 
     def __init__(
@@ -212,17 +215,15 @@ class KeptRun(ABC):
         """Say that another process was lost, and how to go on."""
         return LostRunError(f"another process of the run was lost at step {self.step}; {self.way_on()}")
 
-    def exhausted(self, over_one: bool, needed: str) -> OutOfMemoryError:
+    def exhausted(self, where: str, needed: str) -> OutOfMemoryError:
         """Say that memory ran out, and how to go on.
 
         Args:
-            over_one: Whether it ran out over a single view, not beside the views.
+            where: Over what it ran out, with a blank behind it; empty where that is not known.
             needed: The estimate, as a sentence.
         """
-        where = "over a single view" if over_one else "beside the views"
         return OutOfMemoryError(
-            f"memory ran out {where} in step {self.step + 1}: {needed}; take smaller photographs (--downscale), fewer "
-            f"Gaussians, or an optimizer that keeps less; {self.way_on()}"
+            f"memory ran out {where}in step {self.step + 1}: {needed}; take {self.remedies}; {self.way_on()}"
         )
 
     def way_on(self) -> str:

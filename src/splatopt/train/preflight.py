@@ -19,11 +19,13 @@ from torch import Tensor
 from splatopt.core import devices
 from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError
-from splatopt.core.objective import Evaluation, Objective, Oracle, Residuals
-from splatopt.core.optimizer import Optimizer, find_optimizer
+from splatopt.core.objective import Evaluation, Objective, Oracle, Residuals, Tensors
+from splatopt.core.optimizer import Optimizer, Progress, find_optimizer
 from splatopt.data import Capture
 from splatopt.data.prefetch import DEVICE_BYTES
 from splatopt.optim.averaging import Averaged
+from splatopt.optim.bridge import TorchOptimizer
+from splatopt.optim.dry_run import SECONDS, STEPS, CountedMemory, count_memory, gibibytes
 from splatopt.raster.constants import MIN_ALPHA
 from splatopt.raster.reference_projection import project_reference
 from splatopt.raster.renderer import Renderer
@@ -40,7 +42,11 @@ GIBIBYTE = 1 << 30
 _FLOAT = 4
 _TILE = 16
 _SAMPLE_ROWS, _SAMPLE_VIEWS, _TWIN_ROWS = 2048, 6, 16
-_SCORING = 320
+_TRIED_ROWS = (256, 16_384)
+"""Rows that an optimizer is tried on whose needs nobody knows, at least and at most. With fewer, 59 numbers for each of
+a few copies are as many as a matrix over rows has; where there are more, what an optimizer does to a dimension that is
+too long for it, it does to this one."""
+SCORING = 320
 """Bytes a pixel that scoring holds at once: an image and a photograph in float64, and SSIM's five blurred maps."""
 
 
@@ -50,9 +56,11 @@ class MemoryEstimate:
 
     Attributes:
         parts: Bytes by what they are for.
+        verb: What is done.
     """
 
     parts: dict[str, int]
+    verb: str = "training"
 
     @property
     def total(self) -> int:
@@ -63,8 +71,8 @@ class MemoryEstimate:
     def sentence(self) -> str:
         """What is needed, and for what."""
         largest = sorted(self.parts.items(), key=lambda part: -part[1])
-        listed = ", ".join(f"{name} {_gibibytes(size)}" for name, size in largest if size)
-        return f"training needs about {_gibibytes(self.total)} GiB of memory ({listed})"
+        listed = ", ".join(f"{name} {gibibytes(size)}" for name, size in largest if size)
+        return f"{self.verb} needs about {gibibytes(self.total)} GiB of memory ({listed})"
 
 
 def check_memory(
@@ -86,7 +94,7 @@ def check_memory(
     allowed = round(config.max_memory * GIBIBYTE) or free_memory(place)
     if needed.total <= allowed:
         return needed
-    have = f"--max-memory allows {config.max_memory:g}" if config.max_memory else f"{_gibibytes(allowed)} are free"
+    have = f"--max-memory allows {config.max_memory:g}" if config.max_memory else f"{gibibytes(allowed)} are free"
     raise InputError(
         f"{needed.sentence}, and {have}; take smaller photographs (--downscale), fewer Gaussians, a smaller "
         "--cache-mebibytes, an optimizer that keeps less, or allow more with --max-memory"
@@ -127,7 +135,7 @@ def estimate_memory(
             "renderer": renderer.memory_needed(count, pixels, pairs, hunger.asked),
             "residuals": residuals,
             "photographs": kept if on_host else min(DEVICE_BYTES, kept),
-            "scoring": _SCORING * pixels,
+            "scoring": SCORING * pixels,
         }
     )
 
@@ -182,7 +190,7 @@ class Hunger:
 def measure_optimizer(
     name: str, config: TrainConfig, cloud: GaussianCloud, renderer: Renderer, *, on_host: bool
 ) -> Hunger:
-    """Find out what an optimizer takes by making one for a few rows; it takes no step.
+    """Find out what an optimizer takes by making one for a few rows; one that others wrote takes some steps as well.
 
     Args:
         name: The optimizer.
@@ -190,22 +198,59 @@ def measure_optimizer(
         cloud: Where training begins; a few of its rows are taken.
         renderer: Says which questions may be asked.
         on_host: Whether checkpoints are made where the run computes.
+
+    Raises:
+        InputError: It is one that others wrote, and takes more than a run can give.
     """
-    rows = min(_TWIN_ROWS, len(cloud))
-    twin = _Twin(GaussianCloud(**{key: value[:rows].cpu() for key, value in cloud.tensors.items()}).clone(), renderer)
-    options = config.options_by_name.get(name) or find_optimizer(name).options()
+    foreign = len(cloud) > 0 and issubclass(find_optimizer(name).optimizer, TorchOptimizer)
+    rows = min(max(len(cloud), _TRIED_ROWS[0]), _TRIED_ROWS[1]) if foreign else min(_TWIN_ROWS, len(cloud))
+    chosen = torch.arange(rows) % max(1, len(cloud))
+    twin = _Twin(GaussianCloud(**{key: value.cpu()[chosen] for key, value in cloud.tensors.items()}), renderer)
     held = needed = 0
-    # What an optimizer refuses it refuses again, in better words, when it is made for the run.
-    with contextlib.suppress(InputError):
-        optimizer: Optimizer = find_optimizer(name).optimizer(twin, options, torch.Generator().manual_seed(0))
-        if config.average:
-            optimizer = Averaged(optimizer, config.average)
-        held, needed = optimizer.state_bytes(), optimizer.memory_needed((0,))
+    if foreign:
+        made, peak = _tried(name, config, twin, len(cloud))
+    else:
+        made, peak = _made(name, config, twin), 0
+    for optimizer in made:
+        held = optimizer.state_bytes()
+        needed = max(peak - held, optimizer.memory_needed((0,)))
     # A checkpoint is copied and then written out: twice on the host.
     checkpoint = 2 * (_bytes(twin.parameters.values()) + held) if on_host else 0
     for_a_while = max(needed, twin.temporary_bytes, checkpoint)
     row_bytes = math.ceil((held + twin.buffer_bytes + for_a_while) / max(1, rows))
     return Hunger(name, row_bytes, bool(twin.asked & _WITH_RESIDUALS), twin.asked)
+
+
+def _made(name: str, config: TrainConfig, twin: _Twin) -> list[Optimizer]:
+    """The optimizer; none where it refuses, which it does again, in better words, when it is made for the run."""
+    options = config.options_by_name.get(name) or find_optimizer(name).options()
+    with contextlib.suppress(InputError):
+        optimizer: Optimizer = find_optimizer(name).optimizer(twin, options, torch.Generator().manual_seed(0))
+        return [Averaged(optimizer, config.average) if config.average else optimizer]
+    return []
+
+
+def _tried(name: str, config: TrainConfig, twin: _Twin, count: int) -> tuple[list[Optimizer], int]:
+    """The optimizer after a few steps, and the bytes that it took at its peak.
+
+    Args:
+        name: The optimizer.
+        config: Gives its options.
+        twin: What it steps on.
+        count: Gaussians of the scene, for a message.
+    """
+    made: list[Optimizer] = []
+
+    def work() -> None:
+        made.extend(_made(name, config, twin))
+        for step in range(STEPS):
+            for optimizer in made:
+                optimizer.step((0,), Progress(step, config.horizon or config.total_steps))
+
+    matrix = len(twin.cloud) ** 2 * _FLOAT // 2  # of half precision, too
+    why = f"works with a matrix that has a row and a column for each of the {count:,} Gaussians"
+    memory = CountedMemory(devices.free_memory(torch.device("cpu")), SECONDS, (matrix, why))
+    return made, count_memory(name, work, memory, "take another optimizer")
 
 
 _WITH_RESIDUALS = frozenset({Oracle.JVP, Oracle.VJP})
@@ -221,6 +266,8 @@ class _Twin(Objective):
     def __init__(self, cloud: GaussianCloud, renderer: Renderer) -> None:
         self.cloud, self.renderer = cloud, renderer
         self.asked: frozenset[Oracle] = frozenset({Oracle.GRADIENT})
+        self._generator = torch.Generator().manual_seed(0)
+        self._gradient = {name: torch.empty_like(value) for name, value in cloud.tensors.items()}
 
     @property
     def buffer_bytes(self) -> int:
@@ -264,10 +311,10 @@ class _Twin(Objective):
         return ()
 
     def gradient(self, batch: Any) -> Evaluation:
-        return self._refuse(Oracle.GRADIENT)
+        """Return any numbers: how many an optimizer keeps does not depend on them."""
+        for part in self._gradient.values():
+            part.normal_(generator=self._generator)
+        return Evaluation(1.0, self._gradient, None, {})
 
-
-def _gibibytes(size: int) -> str:
-    """Write a size in GiB with as many digits as tell something."""
-    value = size / GIBIBYTE
-    return f"{value:.3f}" if value < 0.1 else f"{value:.2f}" if value < 10 else f"{value:.0f}"
+    def exact_hvp(self, batch: Any, tangent: Tensors) -> Tensors:
+        return {name: torch.ones_like(value) for name, value in self.parameters.items()}
