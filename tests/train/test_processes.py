@@ -153,7 +153,7 @@ def test_a_request_to_stop_reaches_all_at_the_same_step(settings):
 def test_numbers_that_break_down_take_all_back_together(settings):
     def spoil(call: int, parts: dict[str, torch.Tensor]) -> None:
         if call == 9:
-            parts["means"][0] = float("nan")
+            parts["means"][:2] = float("nan")
 
     config = settings(steps=12, view_batch=2)
     (first, _, looked), (second, _, shown) = run_in_threads(2, config, spoil=spoil)
@@ -161,6 +161,20 @@ def test_numbers_that_break_down_take_all_back_together(settings):
     assert looked.calls == shown.calls == 14
     for name, value in first.cloud.tensors.items():
         assert torch.equal(value, second.cloud.tensors[name]), name
+
+
+def test_a_row_that_breaks_down_begins_anew_in_all_processes(settings):
+    def spoil(call: int, parts: dict[str, torch.Tensor]) -> None:
+        if call == 9:
+            parts["means"][0] = float("nan")
+
+    config = settings(steps=12, view_batch=2)
+    (first, _, looked), (second, _, shown) = run_in_threads(2, config, spoil=spoil)
+    assert looked.calls == shown.calls == 12, "nothing was taken back"
+    first.cloud.check_finite("result")
+    for name, value in first.cloud.tensors.items():
+        assert torch.equal(value, second.cloud.tensors[name]), name
+    assert sum(line.get("reset_rows", 0) for line in lines(config.folder)) == 1
 
 
 def test_states_that_differ_are_found(settings):

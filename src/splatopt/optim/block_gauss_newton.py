@@ -298,8 +298,13 @@ class BlockGaussNewton(Optimizer):
             return promised / max(1, len(self._age) if seen is None else int(seen.count_nonzero()))
 
         if self._steps == 1:
-            self._promise = step(0.0, measure_only=True)
-        self._promise = step(self.options.damping * self._promise, measure_only=False)
+            self._take_promise(step(0.0, measure_only=True))
+        self._take_promise(step(self.options.damping * self._promise, measure_only=False))
+
+    def _take_promise(self, promise: float) -> None:
+        """Keep what a step promised; of one with a row that broke down it is no number."""
+        if math.isfinite(promise):
+            self._promise = promise
 
     @property
     def _scale(self) -> float:
@@ -315,7 +320,7 @@ class BlockGaussNewton(Optimizer):
         promises = (self._mean_gradient(rows) * side_by_side(radii, self._names)).norm(dim=1)
         promise = float(promises.mean()) if len(rows) else 0.0
         damping = self.options.damping * (promise if self._steps == 1 else self._promise)
-        self._promise = promise
+        self._take_promise(promise)
         return damping
 
     def _step_blocks(self, parameters: Tensors, rows: Tensor, radii: Tensors, damping: float) -> None:

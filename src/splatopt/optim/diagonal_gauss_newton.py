@@ -293,16 +293,24 @@ class _DiagonalTrustRegion(TrustRegionOptimizer):
         """Return the weight of this measurement in D, of each row or of all, and count it."""
 
     def _move(self, name: str, parameter: Tensor, gradient: Tensor, radius: Tensor) -> None:
-        self._promise[name] = diagonal_update(
-            parameter,
-            gradient,
-            self._kept["momentum"][name],
-            self._kept["curvature"][name],
-            radius,
-            decay=self.options.momentum,
-            factor=self.options.curvature_factor,
-            damping=self.options.damping * self._promise.get(name, 0.0),
+        self._take_promise(
+            name,
+            diagonal_update(
+                parameter,
+                gradient,
+                self._kept["momentum"][name],
+                self._kept["curvature"][name],
+                radius,
+                decay=self.options.momentum,
+                factor=self.options.curvature_factor,
+                damping=self.options.damping * self._promise.get(name, 0.0),
+            ),
         )
+
+    def _take_promise(self, name: str, promise: float) -> None:
+        """Keep what a step promised; of one with a row that broke down it is no number."""
+        if math.isfinite(promise):
+            self._promise[name] = promise
 
     def _fused_pass(self, passes: Any) -> Callable[..., Any]:
         return passes.curvature_step
@@ -313,7 +321,8 @@ class _DiagonalTrustRegion(TrustRegionOptimizer):
         return {"decay": options.momentum, "factor": options.curvature_factor, "damping": damping}
 
     def _note(self, answer: Any) -> None:
-        self._promise = dict(zip(GAUSSIAN_TENSORS, answer, strict=True))
+        for name, promise in zip(GAUSSIAN_TENSORS, answer, strict=True):
+            self._take_promise(name, promise)
 
     def state(self) -> OptimizerState:
         """Return the states of every parameter, the number of steps, and what the last step promised."""

@@ -242,8 +242,12 @@ def sophia_ratio(momentum: Tensor, diagonal: Tensor, *, gamma: float, epsilon: f
 
 
 def mean_of_nonzero(values: Tensor) -> Tensor:
-    """Return the mean over what is not 0, of values that are not negative; 0 where there is none."""
-    return values.sum() / values.count_nonzero().clamp_min(1)
+    """Return the mean over what is not 0, of values that are not negative; 0 where there is none.
+
+    What is not finite, of a row that broke down, does not count.
+    """
+    mean = values.sum() / values.count_nonzero().clamp_min(1)
+    return mean if bool(torch.isfinite(mean)) else mean_of_nonzero(torch.where(torch.isfinite(values), values, 0))
 
 
 class _HessianDiagonal(KeptStateOptimizer):

@@ -139,21 +139,24 @@ class MetricSums:
         loss: Of the losses.
         psnr: Of the training views' PSNR, dB.
         count: Number of steps.
+        reset_rows: Gaussians that broke down and began anew.
     """
 
     loss: float = 0.0
     psnr: float = 0.0
     count: int = 0
+    reset_rows: int = 0
 
-    def add(self, loss: float, psnr: float) -> None:
+    def add(self, loss: float, psnr: float, reset_rows: int = 0) -> None:
         """Count one step."""
         self.loss += loss
         self.psnr += psnr
         self.count += 1
+        self.reset_rows += reset_rows
 
     def to_json(self) -> dict[str, float | int]:
         """Return the sums as a checkpoint holds them."""
-        return {"loss": self.loss, "psnr": self.psnr, "count": self.count}
+        return {"loss": self.loss, "psnr": self.psnr, "count": self.count, "reset_rows": self.reset_rows}
 
 
 class MetricsLog:

@@ -29,7 +29,7 @@ from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import Scores, evaluate, evaluation_record
 from splatopt.train.events import Callback, Evaluated, Started, Stepped, Warned
 from splatopt.train.folder import MetricsLog, MetricSums, NoLog, RunFolder, read_json, write_json
-from splatopt.train.guards import non_finite, quiet_torch
+from splatopt.train.guards import quiet_torch
 from splatopt.train.kept_run import KeptRun, is_due
 from splatopt.train.memory import resident_megabytes
 from splatopt.train.opening import Opening, open_training
@@ -42,6 +42,7 @@ from splatopt.train.setup import (
     starting_cloud,
     training_positions,
 )
+from splatopt.train.sound_rows import RowResets, SoundRows
 from splatopt.train.stages import Stage, stage_at
 from splatopt.train.workplace import Workplace, with_own_threads
 
@@ -128,6 +129,7 @@ class _Trainer(KeptRun):
     """One run in progress."""
 
     verb, command, examples = "training", "train", "views"
+    remedies = "smaller photographs (--downscale), fewer Gaussians, or an optimizer that keeps less"
 
     def __init__(
         self,
@@ -147,6 +149,7 @@ class _Trainer(KeptRun):
         self.generator = torch.Generator().manual_seed(config.seed)
         self.sampler = ViewSampler(tuple(capture.split.train), self.generator, training_positions(config, capture))
         self.sums = MetricSums()
+        self.resets = RowResets(lambda sentence: self.tell(Warned(sentence)))
         self.before: Scores | None = None
         self.looked_at_seconds = 0.0
 
@@ -187,7 +190,7 @@ class _Trainer(KeptRun):
             self.needed = check_memory(self.config, self.capture, cloud, self.renderer, self.place)
         cloud = cloud.to(self.place.device)
         self.objective = make_objective(self.config, self.capture, cloud, self.renderer, self.place.images)
-        self.guarded = self.place.guard(self.objective, lambda sentence: self.tell(Warned(sentence)))
+        self.guarded = SoundRows(self.place.guard(self.objective, lambda sentence: self.tell(Warned(sentence))))
 
     def _begin_stage(self, position: int) -> None:
         """Start the optimizer of one stage anew."""
@@ -236,6 +239,7 @@ class _Trainer(KeptRun):
             "stage": self.position,
             "optimizer": dict(state.scalars),
             "sums": self.sums.to_json(),
+            "resets": self.resets.to_json(),
         }
         return Checkpoint(self.step, tensors, scalars)
 
@@ -252,6 +256,7 @@ class _Trainer(KeptRun):
             self.step = checkpoint.step
             self.seconds = self.saved_at_seconds = self.looked_at_seconds = scalars["seconds"]
             self.sums = MetricSums(**scalars["sums"])
+            self.resets.load(scalars.get("resets"))
             self.over = self._is_over()
             # Last, so that nothing above draws from what the next step begins with.
             self.generator.set_state(tensors["generator"])
@@ -282,7 +287,8 @@ class _Trainer(KeptRun):
             if not is_exhaustion(error):
                 raise
             needed = self.needed.sentence if self.needed else ""
-            raise self.exhausted(isinstance(error, ExhaustedError), needed) from error
+            where = "over a single view " if isinstance(error, ExhaustedError) else "beside the views "
+            raise self.exhausted(where, needed) from error
         finally:
             self.place.close()
             self.close()
@@ -299,7 +305,10 @@ class _Trainer(KeptRun):
         self.place.expect((*views, *self.sampler.upcoming(len(views))))
         self._set_degree(self.step)
         evaluation = self.optimizer.step(views, Progress(self.step - stage.begin, self.config.horizon or stage.steps))
-        problem = self._non_finite(evaluation, views)
+        reset, problem = 0, self._non_finite(evaluation, views)
+        if not problem:
+            reset, problem = self.resets.mend(self.objective, self.optimizer, self.guarded, self.step + 1)
+        self.guarded.forget()
         if problem:
             self.roll_back(problem)
             return
@@ -308,7 +317,7 @@ class _Trainer(KeptRun):
             self.tell(Warned(notice))
         self.optimizer.notices.clear()
         psnr = evaluation.facts["psnr"]
-        self.sums.add(evaluation.loss, psnr)
+        self.sums.add(evaluation.loss, psnr, reset)
         times = (self.seconds + time.perf_counter() - began, self.saved_at_seconds, self.looked_at_seconds)
         self.seconds, self.saved_at_seconds, self.looked_at_seconds = self.place.seconds(*times)
         self._after_step(evaluation)
@@ -361,6 +370,8 @@ class _Trainer(KeptRun):
             "gaussians": len(self.objective.cloud),
             "memory_mb": round(resident_megabytes(), 1),
         }
+        if self.sums.reset_rows:
+            line["reset_rows"] = self.sums.reset_rows
         line |= {name: value for name, value in evaluation.facts.items() if name != "psnr"}
         if scores:
             line |= {"test_psnr": scores.psnr, "test_ssim": scores.ssim}
@@ -368,7 +379,7 @@ class _Trainer(KeptRun):
         self.sums = MetricSums()
 
     def _non_finite(self, evaluation: Evaluation, views: Sequence[int]) -> str | None:
-        broken = non_finite("gradient of", evaluation.gradient)
+        broken = self.guarded.problem
         if broken is None and math.isfinite(evaluation.loss):
             return None
         names = [self.capture.cameras[view].name for view in views[:_MOST_NAMES]]
