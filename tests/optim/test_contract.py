@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict
+from importlib.util import find_spec
 
 import pytest
 import torch
 
 import splatopt.meta
 import splatopt.optim  # noqa: F401 - both register optimizers
+from fields.cases import tiny_image_task
 from optim.quadratic import Quadratic
 from splatopt.core.checks import InputError
-from splatopt.core.objective import MissingOracleError, Oracle
+from splatopt.core.objective import MissingOracleError, Objective, Oracle
 from splatopt.core.optimizer import Optimizer, OptimizerState, Progress, find_optimizer, optimizer_names, register
 from splatopt.core.rows import RowEdit
+from splatopt.fields import ImageTask
+from splatopt.optim.averaging import Averaged
+from splatopt.optim.field_optimizers import FIELD_OPTIMIZERS, make_field_optimizer
+from splatopt.optim.zoo import ZooOptions, zoo_names
 
 HORIZON = 200
 
@@ -47,6 +53,108 @@ def quadratic(name: str, rows: int = 8, dtype: torch.dtype = torch.float32) -> Q
 
 every_optimizer = pytest.mark.parametrize("name", optimizer_names())
 every_form = pytest.mark.parametrize("name", [*optimizer_names(), *(f"{name}{ON_A_CLOUD}" for name in FUSED)])
+
+
+ZOO = [f"zoo:{name}" for name in (zoo_names() if find_spec("pytorch_optimizer") else ())]
+MOMENTS = {0: 27, 1: 27, 2: 27, 15: 27}
+"""Steps after which a state is saved, and up to which it goes on."""
+
+FEWER_STEPS = {0: 6, 1: 8, 2: 8, 13: 22}
+"""Likewise, where there are many optimizers; nothing of theirs comes less often than every tenth step."""
+
+
+def zoo_options(name: str) -> ZooOptions:
+    return ZooOptions(settings=("num_iterations=200",) if name == "zoo:ranger21" else ())
+
+
+def check_it_goes_on(make_objective, make_optimizer, batch=None, moments=MOMENTS) -> None:
+    """A state of any moment, as a checkpoint keeps it, goes on as the run that was not interrupted."""
+
+    def begin(objective: Objective) -> tuple[Optimizer, torch.Generator]:
+        generator = torch.Generator().manual_seed(3)
+        drawn = generator.get_state()
+        optimizer = make_optimizer(objective, generator)
+        assert torch.equal(generator.get_state(), drawn), "nothing is drawn while an optimizer is made"
+        return optimizer, generator
+
+    def dense(tensors) -> dict[str, torch.Tensor]:
+        return {name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+
+    def go(optimizer: Optimizer, first: int, last: int) -> None:
+        for step in range(first, last):
+            optimizer.step(batch, Progress(step, HORIZON))
+
+    whole = make_objective()
+    optimizer, generator = begin(whole)
+    saved = {}
+    for step in range(max(moments.values()) + 1):
+        if step in (*moments, *moments.values()):
+            state = optimizer.state()
+            kept = OptimizerState(dense(state.tensors), json.loads(json.dumps(dict(state.scalars), allow_nan=False)))
+            saved[step] = kept, dense(whole.parameters), generator.get_state()
+        go(optimizer, step, step + 1)
+    for step, end in moments.items():
+        state, parameters, drawn = saved[step]
+        objective = make_objective()
+        for name, value in objective.parameters.items():
+            value.copy_(parameters[name])
+        resumed, generator = begin(objective)
+        resumed.load_state(state)
+        generator.set_state(drawn)
+        go(resumed, step, end)
+        for name, value in saved[end][1].items():
+            assert torch.equal(value, objective.parameters[name]), f"{name}, saved at step {step}"
+
+
+@pytest.mark.parametrize("average", [0.0, 20.0])
+@pytest.mark.parametrize("name", [*optimizer_names(), *(f"{name}{ON_A_CLOUD}" for name in FUSED)])
+def test_a_scene_goes_on_bit_exactly_from_any_step(name, average):
+    if average and name == "learned":
+        pytest.skip("learned leaves an average already, and train refuses another")
+    entry = find_optimizer(name.removesuffix(ON_A_CLOUD))
+
+    def optimizer(objective: Objective, generator: torch.Generator) -> Optimizer:
+        made = entry.optimizer(objective, entry.options(), generator)
+        return Averaged(made, average) if average else made
+
+    check_it_goes_on(lambda: quadratic(name), optimizer)
+
+
+@pytest.mark.parametrize("name", list(FIELD_OPTIMIZERS))
+def test_a_field_goes_on_bit_exactly_from_any_step(name):
+    def optimizer(objective: Objective, generator: torch.Generator) -> Optimizer:
+        return make_field_optimizer(name, objective, "sine", None, generator)
+
+    check_it_goes_on(lambda: tiny_image_task("sine", width=8), optimizer, torch.arange(36), FEWER_STEPS)
+
+
+NAMED = [name if name in ("zoo:lion", "zoo:ranger21") else pytest.param(name, marks=pytest.mark.slow) for name in ZOO]
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_field_of_the_zoo_goes_on_bit_exactly_from_any_step(name):
+    def task() -> ImageTask:
+        made = tiny_image_task("sine", width=8)
+        return ImageTask(made.module.float(), made.image.float())
+
+    def optimizer(objective: Objective, generator: torch.Generator) -> Optimizer:
+        return make_field_optimizer(name, objective, "sine", zoo_options(name), generator)
+
+    check_it_goes_on(task, optimizer, torch.arange(36), FEWER_STEPS)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_scene_of_the_zoo_goes_on_bit_exactly_from_any_step(name):
+    entry = find_optimizer(name)
+
+    def optimizer(objective: Objective, generator: torch.Generator) -> Optimizer:
+        return entry.optimizer(objective, zoo_options(name), generator)
+
+    if name == "zoo:a2grad":
+        with pytest.raises(InputError, match="zoo:a2grad keeps no rate under the name lr"):
+            optimizer(Quadratic(gaussians=True), torch.Generator())
+        return
+    check_it_goes_on(lambda: Quadratic(gaussians=True), optimizer, None, FEWER_STEPS)
 
 
 def test_adam_is_registered():

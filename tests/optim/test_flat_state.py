@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import deque
 
 import pytest
@@ -29,6 +30,7 @@ NESTED = {
     "empty": {"list": [], "tuple": (), "dict": {}, "queue": deque([torch.zeros(1)])},
     "numbers as keys": {0: 1, 0.9: torch.ones(1), 12: "word"},
     "infinite": float("inf"),
+    "below": [-float("inf"), 1.5],
     "none": None,
     "off": False,
     "deep": [[[1]], {"a": [None]}],
@@ -37,7 +39,7 @@ NESTED = {
 
 def test_everything_comes_back_as_it_was():
     tensors, scalars = flatten(NESTED)
-    assert same(unflatten(tensors, json.loads(json.dumps(scalars))), NESTED)
+    assert same(unflatten(tensors, json.loads(json.dumps(scalars, allow_nan=False))), NESTED)
     assert all(isinstance(value, torch.Tensor) for value in tensors.values())
     assert all(type(value) in (int, float) for value in scalars.values())
 
@@ -55,3 +57,7 @@ def test_what_is_missing_is_noticed():
 def test_what_no_checkpoint_can_keep_is_refused():
     with pytest.raises(TypeError, match="a function at '/a/0'"):
         flatten({"a": [lambda: 0]})
+
+
+def test_what_is_no_number_comes_back_as_such():
+    assert math.isnan(unflatten(*flatten({"a": math.nan}))["a"])

@@ -2,12 +2,14 @@
 
 A path joins keys by ``/``. What is no tensor and no number leaves a mark behind its path that says what it was:
 ``{}``, ``[]``, ``()`` and ``<>`` with the length of a dictionary, list, tuple or queue, ``!`` for a truth value,
-``-`` for None, ``"`` for the bytes of a word. Keys that are numbers are written ``=3``.
+``-`` for None, ``~`` for a number that is infinite or none, which JSON does not know, ``"`` for the bytes of a word.
+Keys that are numbers are written ``=3``.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +18,8 @@ import torch
 from torch import Tensor
 
 from splatopt.core.checks import InputError
+
+_NO_NUMBERS = {1: math.inf, -1: -math.inf, 0: math.nan}
 
 _LISTS: dict[str, type] = {"[]": list, "()": tuple, "<>": deque}
 
@@ -54,6 +58,8 @@ def _write(value: Any, path: str, tensors: dict[str, Tensor], scalars: dict[str,
         tensors[f'{path}"'] = torch.tensor(list(value.encode()), dtype=torch.uint8)
     elif isinstance(value, bool):
         scalars[f"{path}!"] = int(value)
+    elif isinstance(value, float) and not math.isfinite(value):
+        scalars[f"{path}~"] = next((code for code, number in _NO_NUMBERS.items() if number == value), 0)
     elif isinstance(value, int | float):
         scalars[path] = value
     elif isinstance(value, Mapping):
@@ -80,6 +86,8 @@ def _read(
         return tensors[path] if path in tensors else scalars[path]
     if f'{path}"' in tensors:
         return bytes(tensors[f'{path}"'].tolist()).decode()
+    if f"{path}~" in scalars:
+        return _NO_NUMBERS[int(scalars[f"{path}~"])]
     if f"{path}-" in scalars or f"{path}!" in scalars:
         return bool(scalars[f"{path}!"]) if f"{path}!" in scalars else None
     for mark, kind in _LISTS.items():
@@ -99,7 +107,7 @@ def _children(paths: list[str]) -> dict[str, list[str]]:
     found: dict[str, dict[str, None]] = {}
     for path in paths:
         bare = path
-        for mark in ("{}", *_LISTS, "!", "-", '"'):
+        for mark in ("{}", *_LISTS, "!", "-", "~", '"'):
             if path.endswith(mark):
                 bare = path.removesuffix(mark)
                 break
