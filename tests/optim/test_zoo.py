@@ -218,3 +218,28 @@ def test_settings_that_do_not_fit_are_refused_in_a_sentence():
         make("lion", Quadratic(), settings=("betas=[2.0,3.0]",))
     with pytest.raises(InputError, match=r"zoo:ranger21 cannot be made.*num_iterations"):
         make("ranger21", Quadratic(), settings=())
+
+
+def test_a_rate_of_another_name_is_set_and_one_that_is_not_used_is_refused():
+    optimizer = make("alig", Quadratic(gaussians=True), rate_factor=2.0)
+    optimizer.step(None, Progress(0, 200))
+    rates = {name: group["max_lr"] for name, group in zip(optimizer._order, optimizer.torch.param_groups, strict=True)}
+    assert rates == {name: 2 * rate for name, rate in AdamOptions().rates(10.0, Progress(0, 200)).items()}
+    with pytest.raises(InputError, match=r"zoo:a2grad keeps no rate; leave --zoo.rate out"):
+        make("a2grad", Quadratic(), rate=0.1)
+
+
+def test_what_is_saved_beside_states_and_groups_follows_an_edit():
+    optimizer = make("ranger21", Quadratic())
+    take(optimizer, 0, 3, None)
+    edit = RowEdit.keep(torch.arange(8) < 5)
+    optimizer.objective.edit_rows(edit)
+    optimizer.edit_rows(edit)
+    assert optimizer.torch.lookahead_step == 3
+
+
+def test_states_lie_row_by_row_as_a_checkpoint_keeps_them():
+    optimizer = make("splus", Quadratic())
+    take(optimizer, 0, 2, None)
+    kept = [value for state in optimizer.torch.state.values() for value in state.values()]
+    assert all(value.is_contiguous() for value in kept if isinstance(value, torch.Tensor))

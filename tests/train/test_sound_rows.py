@@ -41,7 +41,7 @@ class Spoiled(NativeRenderer):
     def accumulate_gradient(self, *arguments, **named):
         loss = super().accumulate_gradient(*arguments, **named)
         if self.spoiling:
-            arguments[6]["quats"][ROW, 2] = math.nan
+            arguments[2].tensors["quats"][ROW, 2] = math.nan
         return loss
 
 
