@@ -167,7 +167,7 @@ STATES = {
         lambda t: t.update({"optimizer.exp_avg.means": t["optimizer.exp_avg.means"][1:]}),
         "'optimizer.exp_avg.means' must be (24, 3) torch.float32, got (23, 3) torch.float32",
     ),
-    "moments of NaN": (lambda t: t["optimizer.exp_avg.means"].fill_(float("nan")), "must hold finite numbers"),
+    "moments of NaN": (lambda t: t["optimizer.exp_avg.means"].fill_(float("nan")), "lower the optimizer's rates"),
     "no moments": (lambda t: t.pop("optimizer.exp_avg.means"), "exp_avg.means must be (24, 3)"),
     "a view beyond": (lambda t: t.update(sampler=torch.tensor([99])), "more training views than"),
 }

@@ -145,6 +145,8 @@ class _Fitter(KeptRun):
         self.loss_sum, self.loss_count = 0.0, 0
         self.before: Mapping[str, float] | None = None
         self.scored: tuple[int, Mapping[str, float]] | None = None
+        # Before anything is written.
+        self.needed = check_field_memory(self.config, self.task, self.sampler.batch)
 
     @property
     def parameters(self) -> Tensors:
@@ -187,7 +189,6 @@ class _Fitter(KeptRun):
 
     def begin(self, checkpoint: Checkpoint | None) -> None:
         """Start anew, or go on from ``checkpoint``; checks everything before it writes anything."""
-        self.needed = check_field_memory(self.config, self.task, self.sampler.batch)
         if checkpoint is not None:
             self._restore(checkpoint)
             self.saved = self.folder.checkpoints / f"step-{self.step:06d}"
