@@ -16,7 +16,11 @@ from splatopt.core.checks import InputError, quoted
 from splatopt.core.objective import Tensors
 
 _COUNTS = ("step", "steps")
-_FIXED = ("beta", "momentum", "decay", "interval", "history", "warmup", "max_iter", "max_eval")
+_LARGEST_NUMBER = 1e15
+_FIXED = (
+    *("beta", "momentum", "decay", "interval", "history", "warmup", "max_iter", "max_eval"),
+    *("clip", "damping", "eps", "floor"),
+)
 """What settings begin with that no optimizer changes as it goes; nor does any change a truth value or a pair."""
 _LARGEST_COUNT = 2.0**53
 _ANEW = "resume the run that wrote it, or start a new one"
@@ -78,8 +82,9 @@ def _alike(value: Any, mine: Any) -> bool:
     if isinstance(mine, int | float) and isinstance(value, Tensor):
         return value.numel() == 1
     if isinstance(mine, int | float):
-        counts = isinstance(mine, int) and mine >= 0
-        return isinstance(value, int | float) and not isinstance(value, bool) and not (counts and value < 0)
+        least = 0 if mine >= 0 else -_LARGEST_NUMBER
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number and (value == mine or least <= value <= _LARGEST_NUMBER)
     return True
 
 
