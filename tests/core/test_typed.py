@@ -110,6 +110,8 @@ def test_entries_are_asked_for_by_type():
 def test_what_an_option_s_own_check_refuses_is_bad_input():
     with pytest.raises(InputError, match="rate must be a positive number, got -1"):
         check_positive("rate", -1)
+    with pytest.raises(InputError, match=r"rate must be at most 1e\+30, got 1e\+300"):
+        check_positive("rate", 1e300)
     with pytest.raises(InputError, match="beta must be at least 0 and below 1, got 1"):
         check_fraction("beta", 1)
     assert typed(None, int | None, "x") is None

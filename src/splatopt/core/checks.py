@@ -9,6 +9,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+LARGEST_POSITIVE = 1e30
+"""Of rates, factors and the like; single precision ends at 3e38."""
+
 LONGEST_QUOTE = 80
 """What is quoted from a file is cut at so many characters."""
 
@@ -99,9 +102,11 @@ def nearest_names(name: str, known: Iterable[str]) -> str:
 
 
 def check_positive(name: str, value: float) -> None:
-    """Raise InputError unless ``value`` is a finite number above zero."""
+    """Raise InputError unless ``value`` is a number above zero, and at most LARGEST_POSITIVE."""
     if not 0 < value < float("inf"):
         raise InputError(f"{name} must be a positive number, got {value}")
+    if value > LARGEST_POSITIVE:
+        raise InputError(f"{name} must be at most {LARGEST_POSITIVE:g}, got {value}")
 
 
 def check_fraction(name: str, value: float) -> None:
