@@ -15,8 +15,8 @@ from typing import Any
 from splatopt.core.checkpoint import replace_file, sweep_checkpoints
 from splatopt.core.checks import InputError
 from splatopt.core.files import append_only, held, make_folder, partial_path, sweep, trim_lines
-from splatopt.core.typed import told
 from splatopt.core.reading import read_object
+from splatopt.core.typed import told
 
 FORMAT = "splatopt-run-1"
 FIELD_FORMAT = "splatopt-field-run-1"

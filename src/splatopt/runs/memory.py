@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from splatopt.core.devices import gibibytes
-
 import contextlib
 import os
 import resource
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+
+from splatopt.core.devices import gibibytes
 
 _STATM = Path("/proc/self/statm")
 _STATUS = Path("/proc/self/status")

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from splatopt.core.checks import InputError
-from splatopt.core.typed import Fields
 from splatopt.core.reading import AbsentFileError, DamagedFileError, parse_json, read_bounded, read_object
+from splatopt.core.typed import Fields
 
 _MOST_METRICS_BYTES = 1 << 30
 _TEXTS = ("protocol", "split", "subset", "task", "optimizer")

@@ -7,9 +7,9 @@ from dataclasses import MISSING, fields
 from enum import Enum
 from typing import Any
 
+from splatopt.core.checks import InputError, quoted
 from splatopt.core.optimizer import find_optimizer
 from splatopt.core.typed import read_dataclass, told
-from splatopt.core.checks import InputError, quoted
 
 
 def resumed_settings(

@@ -8,7 +8,6 @@ from typing import Any
 from splatopt.core.checks import InputError
 from splatopt.runs.folder import TRAINED_ON, RunFolder, read_json
 
-
 _SAID = {
     "kind": "it is {found} and not {kept}",
     "views": "the capture has {found}, the run was trained on {kept}",

@@ -1,0 +1,69 @@
+"""What a checkpoint of any run holds, checked before anything is made of it."""
+
+from __future__ import annotations
+
+import torch
+
+from splatopt.core.checkpoint import (
+    Checkpoint,
+    DamagedCheckpointError,
+    below,
+    check_generator,
+    check_tensor_names,
+    damage_in,
+)
+from splatopt.core.checks import InputError, quoted
+from splatopt.core.optimizer import Optimizer, OptimizerState
+from splatopt.core.typed import Fields
+
+OPTIMIZER = "optimizer."
+"""What the names of an optimizer's tensors begin with."""
+
+_LARGEST_COUNT = 2**53
+
+
+def check_tensors(checkpoint: Checkpoint, groups: tuple[str, ...], single: tuple[str, ...]) -> None:
+    """Make sure that every tensor is of one of ``groups`` or one of ``single``, and that these are there."""
+    others = [name for name in checkpoint.tensors if not name.startswith(groups)]
+    check_tensor_names(others, single, checkpoint.where)
+    check_generator(checkpoint.tensors["generator"], f"{checkpoint.where}: generator")
+
+
+def check_finite(checkpoint: Checkpoint, prefix: str) -> None:
+    for name, value in checkpoint.tensors.items():
+        if name.startswith(prefix) and not (value.is_floating_point() and bool(torch.isfinite(value).all())):
+            raise DamagedCheckpointError(f"{checkpoint.where}: {quoted(name)} must hold finite numbers")
+
+
+def check_state_numbers(state: Fields) -> None:
+    for name, value in state.values.items():
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise state.refusal(name, "a number")
+
+
+def load_optimizer(optimizer: Optimizer, checkpoint: Checkpoint) -> None:
+    """Have an optimizer at its start go on from a checkpoint whose form was checked.
+
+    Its numbers must be of the kinds that the optimizer itself gives: what counts is a whole number of at least 0. They
+    need not be finite: a row that broke down is met at the next look at the state, and some optimizers keep infinities.
+
+    Args:
+        optimizer: As it is made.
+        checkpoint: Written by one of the same kind.
+
+    Raises:
+        DamagedCheckpointError: The state does not fit the optimizer; names the checkpoint.
+    """
+    state = OptimizerState(below(checkpoint.tensors, OPTIMIZER), checkpoint.scalars["optimizer"])
+    fresh, numbers = optimizer.state(), checkpoint.fields.object("optimizer")
+    with damage_in(numbers.where):
+        for name, number in fresh.scalars.items():
+            if name in numbers and isinstance(number, int):
+                numbers.count(name, most=_LARGEST_COUNT)
+    with damage_in(checkpoint.where):
+        for name, value in state.tensors.items():
+            like = fresh.tensors.get(name)
+            if like is not None and like.is_floating_point() and (value.shape, value.dtype) != (like.shape, like.dtype):
+                wanted, came = (f"{tuple(one.shape)} {one.dtype}" for one in (like, value))
+                raise InputError(f"{quoted(OPTIMIZER + name)} must be {wanted}, got {came}")
+        optimizer.load_state(state)
