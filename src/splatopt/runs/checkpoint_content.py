@@ -30,12 +30,14 @@ def check_tensors(checkpoint: Checkpoint, groups: tuple[str, ...], single: tuple
 
 
 def check_finite(checkpoint: Checkpoint, prefix: str) -> None:
+    """Make sure that the tensors whose names begin with ``prefix`` hold finite floating-point numbers."""
     for name, value in checkpoint.tensors.items():
         if name.startswith(prefix) and not (value.is_floating_point() and bool(torch.isfinite(value).all())):
             raise DamagedCheckpointError(f"{checkpoint.where}: {quoted(name)} must hold finite numbers")
 
 
 def check_state_numbers(state: Fields) -> None:
+    """Make sure that an optimizer's scalars are numbers."""
     for name, value in state.values.items():
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise state.refusal(name, "a number")
