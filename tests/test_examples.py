@@ -63,6 +63,7 @@ def test_learned(tmp_path: Path):
     assert learned > searched + 0.5
 
 
+@pytest.mark.slow
 def test_neural_field(tmp_path: Path):
     out = run("neural_field.py", tmp_path)
     scores = re.findall(r"^(\w+): ([\d.]+) -> ([\d.]+) dB in ", out, re.MULTILINE)

@@ -97,7 +97,7 @@ def test_everything_pinned_is_an_exact_version(pins: dict[str, str]):
 
 def test_data_files_and_type_marker_are_installed():
     assert (PACKAGE / "py.typed").is_file()
-    assert "--accent" in (PACKAGE / "train" / "report.css").read_text()
+    assert "--accent" in (PACKAGE / "report" / "page.css").read_text()
     assert "--accent" in (PACKAGE / "bench" / "page.css").read_text()
     assert "use strict" in (PACKAGE / "bench" / "page.js").read_text()
 

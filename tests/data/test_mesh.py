@@ -82,6 +82,7 @@ def test_axis_parallel_rays_through_edges_and_corners_are_no_trouble():
     assert torch.equal((crossings_above(mesh, points) != 0), in_cube(points))
 
 
+@pytest.mark.slow
 def test_the_two_agree_on_a_knot_whose_volume_they_find():
     mesh = make_knot(around=12, along=96)
     near = sample_surface(mesh, 500, generator()) + 0.02 * torch.randn(500, 3, generator=generator(1)).double()

@@ -62,6 +62,7 @@ def check(counts: dict) -> None:
     assert counts["runs"] >= len(counts["kills"])
 
 
+@pytest.mark.slow
 def test_a_handful_of_kills():
     counts = campaign.kills(0.0, seed=20, least=12)
     check(counts)

@@ -58,7 +58,7 @@ def close(found: torch.Tensor, expected: torch.Tensor, share: float = 2e-5) -> b
     return bool((found.double().cpu() - expected).abs().max() <= share * expected.abs().max())
 
 
-@pytest.mark.parametrize(("size", "ssim_weight"), [*((size, 0.2) for size in SIZES), ((3, 2), 0.0), ((3, 2), 1.0)])
+@pytest.mark.parametrize(("size", "ssim_weight"), [*((size, 0.2) for size in SIZES), ((3, 2), 1.0)])
 def test_loss_and_gradient(device, size, ssim_weight):
     image, target = pair(size, device)
     gradient = torch.full_like(image, torch.nan)

@@ -72,8 +72,8 @@ class Watched(loop_module._Trainer):
 
     taken: set[tuple[str, str]]
 
-    def _make_optimizer(self, name):
-        optimizer = super()._make_optimizer(name)
+    def _make_optimizer(self, name, generator):
+        optimizer = super()._make_optimizer(name, generator)
         Watched.taken.add((optimizer.instructions, self.renderer.isa))
         return optimizer
 
