@@ -9,7 +9,8 @@ import torch
 
 from optim.quadratic import Quadratic
 from splatopt.core import native
-from splatopt.core.optimizer import Progress
+from splatopt.core.checks import InputError
+from splatopt.core.optimizer import Progress, find_optimizer
 from splatopt.optim import first_order
 from splatopt.optim.first_order import Adam, AdamOptions, TunedAdamOptions, adam_update
 
@@ -199,3 +200,17 @@ def test_threads_reach_the_native_pass_and_change_nothing(monkeypatch, threads):
     assert asked == [threads] * len(objective.values)
     for name, value in objective.values.items():
         assert torch.equal(value, twin.values[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        *(("block-gn", "factorisations"), ("block-gn", "refresh"), ("lm", "iterations"), ("lm", "halvings")),
+        *(("tr2", "probes"), ("sophia", "probes"), ("learned", "neighbour_refresh")),
+    ],
+)
+def test_counts_that_never_end_are_refused(name, option):
+    import splatopt.meta  # noqa: F401 - registers learned
+
+    with pytest.raises(InputError, match=rf"{option} must be at most 1,000,000, got 1,000,001"):
+        find_optimizer(name).options(**{option: 1_000_001})

@@ -12,6 +12,9 @@ from typing import Any
 LARGEST_POSITIVE = 1e30
 """Of rates, factors and the like; single precision ends at 3e38."""
 
+LARGEST_COUNT = 1_000_000
+"""Of probes, iterations and the like."""
+
 LONGEST_QUOTE = 80
 """What is quoted from a file is cut at so many characters."""
 
@@ -99,6 +102,12 @@ def nearest_names(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = difflib.get_close_matches(name[:LONGEST_QUOTE], names, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names)}"
+
+
+def check_not_endless(name: str, count: int) -> None:
+    """Raise InputError where something is to be done more than LARGEST_COUNT times within a step, or between two."""
+    if count > LARGEST_COUNT:
+        raise InputError(f"{name} must be at most {LARGEST_COUNT:,}, got {count:,}")
 
 
 def check_positive(name: str, value: float) -> None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from splatopt.core.checks import InputError, check_positive
+from splatopt.core.checks import InputError, check_not_endless, check_positive
 from splatopt.core.objective import Evaluation, Objective, Oracle, Tensors
 from splatopt.core.optimizer import Optimizer, OptimizerState, Progress, register
 from splatopt.core.rows import RowEdit
@@ -67,6 +67,8 @@ class LearnedOptions:
             raise InputError(f"neighbour_refresh must be at least 1 step, got {self.neighbour_refresh}")
         if self.fallback_window < 1:
             raise InputError(f"fallback_window must be at least 1 step, got {self.fallback_window}")
+        for name in ("neighbour_refresh", "fallback_window", "full_color_views"):
+            check_not_endless(name, getattr(self, name))
         check_positive("fallback_rise", self.fallback_rise)
         check_growth(self.max_growth)
         check_full_color_views(self.full_color_views)

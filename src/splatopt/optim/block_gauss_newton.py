@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from splatopt.core.checks import InputError, check_fraction, check_positive
+from splatopt.core.checks import InputError, check_fraction, check_not_endless, check_positive
 from splatopt.core.objective import Evaluation, GaussNewtonBlocks, Objective, Oracle, Tensors
 from splatopt.core.optimizer import Optimizer, OptimizerState, Progress, register
 from splatopt.core.rows import RowEdit
@@ -96,6 +96,7 @@ class BlockGaussNewtonOptions(TrustRegionOptions):
         for name in ("refresh", "factorisations"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+            check_not_endless(name, getattr(self, name))
 
 
 class BlockGaussNewton(Optimizer):

@@ -33,7 +33,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from splatopt.core.checks import InputError, check_fraction, check_positive
+from splatopt.core.checks import InputError, check_fraction, check_not_endless, check_positive
 from splatopt.core.objective import DiagonalEstimator, Evaluation, Objective, Oracle, Tensors
 from splatopt.core.optimizer import OptimizerState, Progress, register
 from splatopt.curvature.estimators import Exact, ParameterProbes, ResidualProbes
@@ -124,6 +124,8 @@ class DiagonalGaussNewtonOptions(TrustRegionOptions):
             raise InputError(f"estimator must be one of {', '.join(get_args(EstimatorName))}, got {self.estimator!r}")
         if self.probes < 1:
             raise InputError(f"the number of probes must be at least 1, got {self.probes}; one is the usual choice")
+        for name in ("refresh", "probes"):
+            check_not_endless(name, getattr(self, name))
 
     def make_estimator(self) -> DiagonalEstimator:
         """Return the estimator that the options name."""

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from splatopt.core.checks import InputError, check_fraction, check_positive, nearest_names
+from splatopt.core.checks import InputError, check_fraction, check_not_endless, check_positive, nearest_names
 from splatopt.core.graph import GraphObjective
 from splatopt.core.objective import Objective, Oracle
 from splatopt.core.optimizer import Entry, Optimizer
@@ -43,6 +43,7 @@ class _Checked:
             elif item.name in self._counts:
                 if value < 1:
                     raise InputError(f"{item.name} must be at least 1, got {value}")
+                check_not_endless(item.name, value)
             else:
                 check_positive(item.name, value)
 

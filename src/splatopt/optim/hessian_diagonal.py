@@ -29,7 +29,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from splatopt.core.checks import InputError, check_fraction, check_positive
+from splatopt.core.checks import InputError, check_fraction, check_not_endless, check_positive
 from splatopt.core.objective import DiagonalEstimator, Evaluation, HessianProduct, Objective, Oracle, Tensors
 from splatopt.core.optimizer import Progress, register
 from splatopt.curvature.estimators import Exact, ResidualProbes, rademacher
@@ -90,6 +90,7 @@ class HessianDiagonalOptions(DecayingRates):
         for name, least in (("refresh", 1), ("warmup", 0), ("probes", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+            check_not_endless(name, getattr(self, name))
         _check_choice("product", self.product, get_args(ProductName))
         check_positive("relative_step", self.relative_step)
 

@@ -27,7 +27,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from splatopt.core.checks import InputError
+from splatopt.core.checks import InputError, check_not_endless
 from splatopt.core.devices import free_memory
 from splatopt.core.objective import Evaluation, Objective, Oracle, Tensors
 from splatopt.core.optimizer import Optimizer, OptimizerState, Progress, register
@@ -114,6 +114,8 @@ class LevenbergMarquardtOptions:
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise InputError(f"lm's {name} must be at least {least}, got {getattr(self, name)}")
+            if name != "memory_mebibytes":
+                check_not_endless(f"lm's {name}", getattr(self, name))
         if not 0 < self.min_damping <= self.damping_start <= self.max_damping < math.inf:
             raise InputError(
                 "lm's damping must satisfy 0 < min_damping <= damping_start <= max_damping, all finite, got "
