@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import json
 import os
 import subprocess
@@ -16,52 +14,57 @@ import time
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
-OTHERS = ("faults.test_run_files", "faults.test_readers")
-"""Tests with a function ``campaign(count, seed)`` that tries so many damaged files and returns its counts by name."""
+OTHERS = ("faults.run_file_campaign", "faults.reader_campaign")
+"""Programs that damage COUNT files by SEED, print their counts as JSON, and end with 1 where anything failed."""
 
 _ROUND = 500
 _SHARE_OF_KILLS = 0.7
 
 
-def kills(hours: float, seed: int, least: int = 1) -> dict:
-    """Return the counts of :mod:`faults.kills`, which runs as a process of its own."""
+def counted(program: str, *words: str) -> tuple[dict, bool]:
+    """Run one of the campaigns, a process of its own; returns its counts, and whether nothing failed."""
     paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
     ended = subprocess.run(
-        [sys.executable, "-m", "faults.kills", "--hours", str(hours), "--kills", str(least), "--seed", str(seed)],
+        [sys.executable, "-m", program, *words],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         stdout=subprocess.PIPE,
         text=True,
         check=False,
     )
     if not ended.stdout:
-        raise RuntimeError(f"the campaign of kills ended with code {ended.returncode} and said nothing")
-    return json.loads(ended.stdout)
+        raise RuntimeError(f"{program} ended with code {ended.returncode} and said nothing")
+    return json.loads(ended.stdout), ended.returncode == 0
 
 
-def others(hours: float, seed: int) -> dict:
-    """Return the counts of OTHERS, as far as there are any, each for an even share of the time."""
-    found = [name for name in OTHERS if importlib.util.find_spec(name)]
-    counts = {}
-    for name in found:
-        deadline, number = time.monotonic() + 3600 * hours / len(found), 0
-        counts[name] = []
-        while number == 0 or time.monotonic() < deadline:
-            counts[name].append(importlib.import_module(name).campaign(_ROUND, seed + number))
-            number += 1
-    return counts
+def kills(hours: float, seed: int, least: int = 1) -> dict:
+    """Return the counts of :mod:`faults.kills`."""
+    words = ("--hours", str(hours), "--kills", str(least), "--seed", str(seed))
+    return counted("faults.kills", *words)[0]
+
+
+def damages(program: str, hours: float, seed: int) -> tuple[list[dict], bool]:
+    """Return the counts of rounds of one of OTHERS for so long, and whether nothing failed."""
+    deadline, rounds, fine = time.monotonic() + 3600 * hours, [], True
+    while not rounds or time.monotonic() < deadline:
+        counts, whole = counted(program, str(_ROUND), str(seed + len(rounds)))
+        rounds.append(counts)
+        fine = fine and whole
+    return rounds, fine
 
 
 def main() -> int:
-    """Run a campaign; 1 where there was a fault. What OTHERS find, they raise."""
+    """Run a campaign; 1 where there was a fault."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hours", type=float, default=1.0, help="how long; 0 for one round of each")
     parser.add_argument("--seed", type=int, default=0, help="decides on everything")
     given = parser.parse_args()
-    sys.path.insert(0, str(TESTS))
-    counts = {"faults.kills": kills(_SHARE_OF_KILLS * given.hours, given.seed)}
-    counts |= others((1 - _SHARE_OF_KILLS) * given.hours, given.seed)
+    counts: dict = {"faults.kills": kills(_SHARE_OF_KILLS * given.hours, given.seed)}
+    fine = not counts["faults.kills"]["faults"]
+    for program in OTHERS:
+        counts[program], whole = damages(program, (1 - _SHARE_OF_KILLS) * given.hours / len(OTHERS), given.seed)
+        fine = fine and whole
     print(json.dumps(counts, indent=1))
-    return 1 if counts["faults.kills"]["faults"] else 0
+    return 0 if fine else 1
 
 
 if __name__ == "__main__":

@@ -196,7 +196,7 @@ def main(words: Sequence[str]) -> int:
     only = words[3] if len(words) > 3 else ""
     counts = campaign(int(words[0]), int(words[1]), first=int(words[2]) if len(words) > 2 else 0, only=only, say=True)
     for refusal in sorted(set(counts.refusals))[:200]:
-        print("names no file:", refusal[:300])
+        print("names no file:", refusal[:300], file=sys.stderr)
     print(json.dumps({name: one for name, one in vars(counts).items() if name not in ("failures", "refusals")}))
     return 1 if counts.failures else 0
 
