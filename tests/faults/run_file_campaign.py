@@ -117,7 +117,7 @@ def _one(workshop: Workshop, counts: Counts, rng: random.Random, number: int, on
         if failure:
             counts.failures.append(f"mutation {number} of {target.name}: {told}\n{' '.join(words)}\n{failure}")
             if say:
-                print(counts.failures[-1], "\n", flush=True)
+                print(counts.failures[-1], "\n", file=sys.stderr, flush=True)
 
 
 def damage(workshop: Workshop, target: Target, rng: random.Random) -> str:
