@@ -96,11 +96,11 @@ def leave_out(part: str, network: LearnedNetwork) -> None:
     layer.bias[rows] = 0
 
 
-def learned(weights: str, max_growth: float | None, color_views: int | None, without: str | None) -> Contender:
+def learned(weights: str, most_growth: float | None, color_views: int | None, without: str | None) -> Contender:
     name = Path(weights).parent.name if weights.endswith(".safetensors") else weights
     options = LearnedOptions(weights)
-    if max_growth is not None:
-        name, options = f"{name}, growth {max_growth:g}", replace(options, max_growth=max_growth)
+    if most_growth is not None:
+        name, options = f"{name}, growth {most_growth:g}", replace(options, most_growth=most_growth)
     if color_views is not None:
         name, options = f"{name}, colour {color_views}", replace(options, full_color_views=color_views)
     if without is not None:

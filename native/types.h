@@ -72,7 +72,7 @@ struct CloudTensors {
 
 // The trust region of one step: see hellinger.inl.
 struct TrustBounds {
-    float epsilon, opacity_floor, max_relative_distance, max_mean, max_log_scale, max_quat, max_logit, max_color,
+    float epsilon, opacity_floor, most_relative_distance, most_mean, most_log_scale, most_quat, most_logit, most_color,
         color_floor, higher_bands;
     float place, shape, look;  // factors on the radii of means; of log-scales and quaternions; of opacities and colours
     bool conditional_variance;

@@ -262,7 +262,7 @@ def test_the_command_line_names_a_damaged_mesh(tmp_path, capsys):
 def test_instances_of_a_scene_are_counted_before_they_are_made(tmp_path, monkeypatch):
     trimesh.creation.box().export(tmp_path / "box.glb")
     assert len(load_mesh(tmp_path / "box.glb").faces) == 12
-    monkeypatch.setattr("splatopt.data.mesh_files.MAX_FACES", 100)
+    monkeypatch.setattr("splatopt.data.mesh_files.MOST_FACES", 100)
     node = {"mesh": 0}
     values = {
         "accessors": [{"count": 36}],

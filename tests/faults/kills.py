@@ -24,7 +24,7 @@ from pathlib import Path
 from faults.doomed import Doom, Ended, run_doomed
 
 OPTIMIZERS = ("adam", "sign-tr", "tr2", "block-gn", "learned")
-_MAX_KILLS = 4
+_MOST_KILLS = 4
 _REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -215,7 +215,7 @@ class Campaign:
         straight, wanted = self.straight_run(command)
         out = self.place / f"run-{self.number}"
         more = ""
-        for _ in range(self.chance.randint(1, _MAX_KILLS)):
+        for _ in range(self.chance.randint(1, _MOST_KILLS)):
             doom = self._doom(command, straight)
             before = self._newest(out)
             ended = self._run(command, out, doom, more)

@@ -62,8 +62,8 @@ CASES = [
     ("tr2-paper", {"estimator": "exact", "refresh": 2}, 3),
     ("tr2", {"refresh": 2, "curvature_factor": 3.0, "damping": 0.0}, 0),
     ("tr2", {"refresh": 2, "higher_bands": 0.5}, 15),
-    ("tr2", {"epsilon_start": 0.3, "max_relative_distance": 0.9, "color_floor": 0.2, "opacity_floor": 0.1}, 0),
-    ("tr2", dict.fromkeys(("max_mean", "max_log_scale", "max_quat", "max_logit", "max_color"), 1e-3), 3),
+    ("tr2", {"epsilon_start": 0.3, "most_relative_distance": 0.9, "color_floor": 0.2, "opacity_floor": 0.1}, 0),
+    ("tr2", dict.fromkeys(("most_mean", "most_log_scale", "most_quat", "most_logit", "most_color"), 1e-3), 3),
 ]
 
 
@@ -157,7 +157,7 @@ def test_full_blocks_give_the_step_of_torch(device, reach):
     exact = AwkwardCloud(torch.float64, rows, 3)
     roots = torch.randn(rows, 14, 30, generator=generator, dtype=torch.float64)
     # ε/α up to 0.02, so that steps are long beside float32's rounding.
-    options = BlockGaussNewtonOptions(factorisations=2, damping=0.3, epsilon_start=1e-2, max_relative_distance=0.02)
+    options = BlockGaussNewtonOptions(factorisations=2, damping=0.3, epsilon_start=1e-2, most_relative_distance=0.02)
     kept = pack_blocks(roots @ roots.mT)
     evaluation = exact.gradient(None)
     gradient = {name: value.float() for name, value in evaluation.gradient.items()}

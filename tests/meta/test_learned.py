@@ -62,7 +62,7 @@ def assert_follow(one, other, **tolerance):
 
 def test_untrained_weights_step_as_adam_at_the_searched_rates(untrained):
     one, other = gaussians(), gaussians()
-    take(Learned(one, LearnedOptions(untrained, averaged=False, max_growth=0)), 50)
+    take(Learned(one, LearnedOptions(untrained, averaged=False, most_growth=0)), 50)
     take(Adam(other, INSIDE), 50)
     assert_follow(one, other, rtol=1e-5, atol=1e-6)
 
@@ -76,7 +76,7 @@ def test_trained_weights_step_otherwise(untrained, trained):
 
 def test_a_network_that_gives_no_numbers_steps_as_adam(untrained):
     one, other = gaussians(), gaussians()
-    optimizer = Learned(one, LearnedOptions(untrained, averaged=False, max_growth=0))
+    optimizer = Learned(one, LearnedOptions(untrained, averaged=False, most_growth=0))
     with torch.no_grad():
         optimizer.weights.network.sizes.bias[0] = math.nan
     take(optimizer, 20)
@@ -329,7 +329,7 @@ def test_weights_that_cannot_be_used_are_refused(untrained, tmp_path, monkeypatc
         assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="did you mean tiny"):
         load_weights("tiiny")
-    monkeypatch.setattr(weights_module, "_MAX_BYTES", 100)
+    monkeypatch.setattr(weights_module, "_MOST_BYTES", 100)
     with pytest.raises(InputError, match="more than"):
         load_weights(untrained)
 

@@ -177,7 +177,7 @@ def test_bad_options_and_missing_oracles_are_refused() -> None:
         {"damping": -1.0},
         {"momentum": 1.0},
         {"refresh": 0},
-        {"max_growth": 0.5},
+        {"most_growth": 0.5},
     ):
         with pytest.raises(ValueError, match=next(iter(bad))):
             BlockGaussNewtonOptions(**bad)

@@ -254,7 +254,7 @@ def test_row_edits_keep_the_state_of_kept_rows(name):
         if key.startswith("average.") and key != "average.ages":  # another version of the parameters: begins at them
             expected = objective.parameters[key.removeprefix("average.")][fresh]
         if key == "growth.largest":  # how large a row may become: a multiple of what it begins as
-            expected = objective.parameters["log_scales"][fresh].amax(dim=1) + math.log(optimizer.options.max_growth)
+            expected = objective.parameters["log_scales"][fresh].amax(dim=1) + math.log(optimizer.options.most_growth)
         assert torch.equal(value[fresh], expected)
     before = objective.loss()
     take(optimizer, 4, 100)

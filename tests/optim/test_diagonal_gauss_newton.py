@@ -338,7 +338,7 @@ def test_defaults_are_those_documented():
     assert (published.epsilon_start, published.epsilon_end, published.estimator) == (1e-6, 1e-8, "parameter")
     assert (published.momentum, published.curvature_decay, published.refresh, published.probes) == (0.9, 0.999, 10, 1)
     assert published.curvature_factor == 1.0
-    assert (published.max_logit, ours.max_logit) == (10.0, 0.5)
+    assert (published.most_logit, ours.most_logit) == (10.0, 0.5)
     assert (ours.epsilon_start, ours.epsilon_end, ours.estimator, ours.damping) == (3e-5, 1e-7, "exact", 1.0)
     assert published.damping == 0.0
     assert (AdamTrustRegionOptions().epsilon_start, AdamTrustRegionOptions().epsilon_end) == (1e-6, 1e-8)

@@ -41,7 +41,7 @@ CASES = [
     ("tr2-paper", {"estimator": "exact", "refresh": 2}),
     ("tr2", {"refresh": 2, "curvature_factor": 3.0, "damping": 0.0}),
     ("tr2", {"refresh": 2}),
-    ("tr2", {"epsilon_start": 0.3, "max_relative_distance": 0.9}),
+    ("tr2", {"epsilon_start": 0.3, "most_relative_distance": 0.9}),
 ]
 
 

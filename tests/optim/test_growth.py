@@ -68,7 +68,7 @@ def test_saved_bounds_are_taken_up_and_those_of_another_scene_refused() -> None:
 
 @pytest.mark.parametrize("growth", [-1.0, 0.5, math.inf, math.nan])
 def test_a_growth_that_is_none_is_refused(growth: float) -> None:
-    with pytest.raises(InputError, match="max_growth"):
+    with pytest.raises(InputError, match="most_growth"):
         check_growth(growth)
 
 
@@ -83,7 +83,7 @@ def test_optimizers_keep_to_it_and_go_on_with_it(name: str) -> None:
         return objective
 
     entry = find_optimizer(name)
-    options = entry.options(max_growth=1.1)
+    options = entry.options(most_growth=1.1)
     objective = scene()
     start = objective.values["log_scales"].clone()
     most = start.amax(dim=1, keepdim=True) + math.log(1.1) + 1e-6

@@ -152,7 +152,7 @@ def test_the_radii_of_one_gaussian_by_hand():
         "sh_rest": torch.zeros(1, 3, 3, dtype=torch.float64),
     }
     epsilon = 1e-4
-    radii = HellingerRadii(RadiusBounds(higher_bands=0.5, max_mean=0.05), length_scale=3.0).radii(cloud, epsilon)
+    radii = HellingerRadii(RadiusBounds(higher_bands=0.5, most_mean=0.05), length_scale=3.0).radii(cloud, epsilon)
     factor = -8 * math.log(1 - 2e-4)
     assert radii["means"][0].tolist() == pytest.approx([math.sqrt(factor * 4), math.sqrt(factor), 0.15])
     assert radii["log_scales"].expand(1, 3)[0].tolist() == pytest.approx([0.02] * 3)
@@ -185,10 +185,10 @@ def test_radii_are_finite_and_within_the_bounds_wherever_a_cloud_may_go(bounds, 
             assert torch.isfinite(radius).all(), name
             assert (radius >= 0).all(), name
             assert torch.broadcast_shapes(radius.shape, cloud[name].shape) == cloud[name].shape
-        assert radii["log_scales"].max() <= bounds.max_log_scale * (1 + 1e-6)
-        assert radii["logit_opacities"].max() <= bounds.max_logit
-        assert radii["sh_dc"].max() <= bounds.max_color / Y0 * (1 + 1e-6)
-        assert (radii["quats"] <= bounds.max_quat * cloud["quats"].norm(dim=1, keepdim=True) * (1 + 1e-6)).all()
+        assert radii["log_scales"].max() <= bounds.most_log_scale * (1 + 1e-6)
+        assert radii["logit_opacities"].max() <= bounds.most_logit
+        assert radii["sh_dc"].max() <= bounds.most_color / Y0 * (1 + 1e-6)
+        assert (radii["quats"] <= bounds.most_quat * cloud["quats"].norm(dim=1, keepdim=True) * (1 + 1e-6)).all()
 
 
 def test_parameters_of_anything_else_share_one_constant():
@@ -202,10 +202,10 @@ def test_parameters_of_anything_else_share_one_constant():
     ("field", "value"),
     [
         ("opacity_floor", 0.0),
-        ("max_relative_distance", 1.0),
-        ("max_quat", -0.1),
-        ("max_quat", 0.5),
-        ("max_color", float("inf")),
+        ("most_relative_distance", 1.0),
+        ("most_quat", -0.1),
+        ("most_quat", 0.5),
+        ("most_color", float("inf")),
     ],
 )
 def test_bounds_without_sense_are_refused(field, value):

@@ -99,7 +99,7 @@ def test_batches_of_other_sizes_count_by_their_views():
 
 
 def test_curvature_may_be_of_a_share_of_the_views_that_goes_round():
-    objective, optimizer = make(damping_start=3.0, min_damping=3.0, **(WHOLE | {"curvature_share": 0.34}))
+    objective, optimizer = make(damping_start=3.0, damping_least=3.0, **(WHOLE | {"curvature_share": 0.34}))
     for pieces in ((0, 3), (1, 4), (2, 5), (0, 3)):
         expected, _ = solved(objective, ALL, 3.0, 1e-4, curvature_views=pieces)
         objective.multiplied.clear()
@@ -135,7 +135,7 @@ class Steep(Views):
 
 @pytest.mark.parametrize(("halvings", "length"), [(4, 1 / 8), (3, 1 / 8), (2, 1 / 4)])
 def test_the_line_search_halves_for_as_long_as_it_helps(halvings, length):
-    objective, optimizer = make(Steep(), damping_start=1e-6, min_damping=1e-6, halvings=halvings, **WHOLE)
+    objective, optimizer = make(Steep(), damping_start=1e-6, damping_least=1e-6, halvings=halvings, **WHOLE)
     expected, _ = solved(objective, ALL, 1e-6, 0.0)
     step, evaluation = moved(objective, optimizer)
     if length * Steep.factor == 1:
@@ -156,7 +156,7 @@ class Uphill(Views):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_step_that_does_not_help_is_taken_back_bit_for_bit(dtype):
-    objective, optimizer = make(Uphill(dtype=dtype), damping_start=1.0, max_damping=3.0)
+    objective, optimizer = make(Uphill(dtype=dtype), damping_start=1.0, damping_most=3.0)
     before = {name: value.clone() for name, value in objective.parameters.items()}
     for damping in (1.0, 2.0, 3.0, 3.0):
         facts = optimizer.step(ALL, NOW).facts
@@ -323,18 +323,18 @@ def test_more_views_than_there_are_are_refused(options, said):
         ({"batches": 0}, "batches must be at least 1, got 0"),
         ({"halvings": -1}, "halvings must be at least 0"),
         ({"memory_mebibytes": -5}, "memory_mebibytes must be at least 0"),
-        ({"min_damping": 0.0}, "0 < min_damping"),
+        ({"damping_least": 0.0}, "0 < damping_least"),
         (
-            {"min_damping": 3.0},
-            "min_damping <= damping_start <= max_damping, all finite, got 3.0, 2.0 and 10000.0",
+            {"damping_least": 3.0},
+            "damping_least <= damping_start <= damping_most, all finite, got 3.0, 2.0 and 10000.0",
         ),
-        ({"damping_start": 0.0}, "max_damping, all finite, got 0.2, 0.0 and 10000.0"),
-        ({"max_damping": 1.0}, "min_damping <= damping_start <= max_damping"),
-        ({"max_damping": math.inf}, "all finite, got 0.2, 2.0 and inf"),
+        ({"damping_start": 0.0}, "damping_most, all finite, got 0.2, 0.0 and 10000.0"),
+        ({"damping_most": 1.0}, "damping_least <= damping_start <= damping_most"),
+        ({"damping_most": math.inf}, "all finite, got 0.2, 2.0 and inf"),
         ({"curvature_share": 0.0}, "curvature_share must be above 0 and at most 1"),
         ({"search_share": 1.5}, "search_share must be above 0 and at most 1"),
         ({"tolerance": 1.0}, "tolerance must be at least 0 and below 1"),
-        ({"min_gain": -0.1}, "min_gain must be at least 0"),
+        ({"least_gain": -0.1}, "least_gain must be at least 0"),
         ({"hellinger_damping": math.nan}, "hellinger_damping must be a number of at least 0"),
     ],
 )

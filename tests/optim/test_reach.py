@@ -90,7 +90,7 @@ def trained(objective: Views, steps: int = 200, **options: float) -> BlockGaussN
         "damping": 0.0,
         "momentum": 0.0,
         "epsilon_end": 1e-3,
-        "min_reach": 0.03,
+        "least_reach": 0.03,
     } | options
     optimizer = BlockGaussNewton(objective, BlockGaussNewtonOptions(**settings))
     generator = torch.Generator().manual_seed(0)
@@ -112,7 +112,7 @@ def test_where_views_agree_all_radii_stay() -> None:
 
 
 def test_metrics_say_how_far_radii_reach_where_they_may_move() -> None:
-    adaptive, fixed = trained(Views("means"), 20), trained(Views("means"), 20, min_reach=1.0)
+    adaptive, fixed = trained(Views("means"), 20), trained(Views("means"), 20, least_reach=1.0)
     facts = adaptive.step(True, Progress(20, 100)).facts
     names = {"reach_means": "means", "reach_log_scales": "quats", "reach_logit_opacities": "sh_rest"}
     assert facts == {fact: adaptive._reach.factors[name] for fact, name in names.items()}
@@ -121,7 +121,7 @@ def test_metrics_say_how_far_radii_reach_where_they_may_move() -> None:
 
 def test_one_value_is_asked_for_a_refresh_and_none_where_radii_are_fixed() -> None:
     fixed, adaptive = Views("means"), Views("means")
-    trained(fixed, 20, min_reach=1.0)
+    trained(fixed, 20, least_reach=1.0)
     trained(adaptive, 20)
     assert fixed.values_asked == 0
     assert adaptive.values_asked == 3, "of the four refreshes the first has nothing that it could try"
@@ -130,7 +130,7 @@ def test_one_value_is_asked_for_a_refresh_and_none_where_radii_are_fixed() -> No
 def test_a_step_that_is_judged_does_not_know_its_batch_and_the_next_one_does() -> None:
     def after(steps: int, second: bool) -> torch.Tensor:
         objective = Views("means")
-        optimizer = BlockGaussNewton(objective, BlockGaussNewtonOptions(refresh=1, memory=0.0, min_reach=0.1))
+        optimizer = BlockGaussNewton(objective, BlockGaussNewtonOptions(refresh=1, memory=0.0, least_reach=0.1))
         for step, batch in enumerate([True, second, True][:steps]):
             optimizer.step(batch, Progress(step, 100))
         return objective.values["means"]
@@ -141,5 +141,5 @@ def test_a_step_that_is_judged_does_not_know_its_batch_and_the_next_one_does() -
 
 @pytest.mark.parametrize("value", [0.0, -1.0, 1.5, math.nan])
 def test_a_least_reach_that_is_no_share_is_refused(value: float) -> None:
-    with pytest.raises(InputError, match="min_reach"):
-        BlockGaussNewtonOptions(min_reach=value)
+    with pytest.raises(InputError, match="least_reach"):
+        BlockGaussNewtonOptions(least_reach=value)

@@ -20,7 +20,7 @@ from splatopt.train import loop as loop_module
 from splatopt.train.config import TrainConfig
 from splatopt.train.loop import train
 from splatopt.train.setup import make_objective, starting_cloud
-from splatopt.train.sound_rows import FAINT, MAX_STEPS, begin_anew, broken_rows
+from splatopt.train.sound_rows import FAINT, MOST_STEPS, begin_anew, broken_rows
 from train.toys import Listener, lines
 
 ROW, AT, STEPS = 7, 3, 22
@@ -146,8 +146,8 @@ def test_on_and_on_it_is_the_run_that_broke_down(scene, planted, tmp_path):
         train(config, [listener], renderer=Spoiled(1))
     first, second = [event.message for event in listener.of(Warned)]
     assert "begins anew" in first
-    up_to = AT + MAX_STEPS + 1
-    assert second.startswith(f"Gaussians became NaN or infinite in {MAX_STEPS + 1} steps, one after the other, up to")
+    up_to = AT + MOST_STEPS + 1
+    assert second.startswith(f"Gaussians became NaN or infinite in {MOST_STEPS + 1} steps, one after the other, up to")
     assert f"up to step {up_to}; went back to the checkpoint of step 100" in second
 
 

@@ -28,8 +28,8 @@ INDEX = "index.json"
 PHOTOGRAPH = "photograph"
 
 _MAX_SIDE = 640
-_MAX_BYTES = 8 << 20
-_MAX_PICTURES = 2000
+_MOST_BYTES = 8 << 20
+_MOST_PICTURES = 2000
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _entries(path: Path) -> list[dict[str, str]]:
         return []
     names = ("protocol", "scene", "setting", "view", "label", "file")
     try:
-        found = Fields(values, str(path)).objects("pictures", _MAX_PICTURES)
+        found = Fields(values, str(path)).objects("pictures", _MOST_PICTURES)
         entries = [{name: one.text(name) for name in names} for one in found]
         # A name with folders in it would lead elsewhere.
         if any(Path(one["file"]).name != one["file"] or "\0" in one["file"] for one in entries):
@@ -139,7 +139,7 @@ def _entries(path: Path) -> list[dict[str, str]]:
 
 def _data_uri(path: Path) -> str:
     try:
-        content = read_bounded(path, _MAX_BYTES)
+        content = read_bounded(path, _MOST_BYTES)
         with Image.open(io.BytesIO(content)) as image:
             if image.format != "WEBP":
                 raise InputError(f"{path} is no picture of a report; delete it, or run the suite again")

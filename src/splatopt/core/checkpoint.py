@@ -34,8 +34,8 @@ _NAME = re.compile(r"step-(\d+)")
 _HIDDEN = re.compile(r"\.(step-\d+)\.(partial|before|dropped)")
 _TENSORS = "tensors.safetensors"
 _SCALARS = "checkpoint.json"
-_MAX_BYTES = 2**40
-_MAX_STEPS = 10**15
+_MOST_BYTES = 2**40
+_MOST_STEPS = 10**15
 
 
 class DamagedCheckpointError(InputError):
@@ -156,12 +156,12 @@ def _load(folder: Path) -> Checkpoint:
     header = Fields(read_json(described), str(described))
     if header.text("format") != FORMAT:
         raise header.refusal("format", FORMAT)
-    step, size, digest = header.count("step", _MAX_STEPS), header.count("bytes"), header.text("sha256")
+    step, size, digest = header.count("step", _MOST_STEPS), header.count("bytes"), header.text("sha256")
     scalars = header.object("scalars").values
     named = _NAME.fullmatch(folder.name)
     if named and int(named[1]) != step:
         raise header.refusal("step", f"{int(named[1])}, as its folder says")
-    data = read_bounded(tensors, _MAX_BYTES)
+    data = read_bounded(tensors, _MOST_BYTES)
     if len(data) != size:
         raise DamagedCheckpointError(f"{tensors} is damaged: it should hold {size:,} bytes, and holds {len(data):,}")
     if hashlib.sha256(data).hexdigest() != digest:

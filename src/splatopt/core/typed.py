@@ -16,13 +16,13 @@ from splatopt.core.checks import InputError, nearest_names, quoted, shown
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 _CHANGED = "the file was changed since it was written"
 
-MAX_LETTERS = 100_000
+MOST_LETTERS = 100_000
 """Of a text."""
 
-MAX_SETTING_LETTERS = 10_000
+MOST_SETTING_LETTERS = 10_000
 """Of a text that is a setting, such as a path."""
 
-MAX_ENTRIES = 100_000
+MOST_ENTRIES = 100_000
 """Of a list."""
 
 LARGEST = 1e15
@@ -153,9 +153,9 @@ def typed(value: Any, hint: Any, where: str) -> Any:  # noqa: PLR0911 - one for 
         raise InputError(f"{where} must be {_WORDS.get(hint, hint.__name__)}, got {told(value)}")
     if isinstance(value, int) and abs(value) > LARGEST_WHOLE:
         raise InputError(f"{where} must be a whole number of at most 63 bits, got {told(value)}")
-    if isinstance(value, str) and (len(value) > MAX_SETTING_LETTERS or "\0" in value):
+    if isinstance(value, str) and (len(value) > MOST_SETTING_LETTERS or "\0" in value):
         raise InputError(
-            f"{where} must be a text of at most {MAX_SETTING_LETTERS:,} letters, none of them NUL, got {told(value)}"
+            f"{where} must be a text of at most {MOST_SETTING_LETTERS:,} letters, none of them NUL, got {told(value)}"
         )
     return value
 
@@ -166,8 +166,8 @@ def _typed_tuple(value: Any, inner: tuple[Any, ...], where: str) -> tuple[Any, .
     hints = [inner[0]] * len(value) if inner[-1] is Ellipsis else list(inner)
     if len(hints) != len(value):
         raise InputError(f"{where} must hold {len(hints)} values, got {len(value)}")
-    if len(value) > MAX_ENTRIES:
-        raise InputError(f"{where} must hold at most {MAX_ENTRIES:,} values, got {len(value):,}")
+    if len(value) > MOST_ENTRIES:
+        raise InputError(f"{where} must hold at most {MOST_ENTRIES:,} values, got {len(value):,}")
     return tuple(typed(one, hint, where) for one, hint in zip(value, hints, strict=True))
 
 
@@ -220,7 +220,7 @@ class Fields:
     def text(self, name: str) -> str:
         """Return a text."""
         value = self.values.get(name)
-        if not isinstance(value, str) or len(value) > MAX_LETTERS:
+        if not isinstance(value, str) or len(value) > MOST_LETTERS:
             raise self.refusal(name, "a text")
         return value
 
@@ -242,14 +242,14 @@ class Fields:
             raise self.refusal(name, f"a whole number from 0 to {most:,}")
         return value
 
-    def entries(self, name: str, most: int = MAX_ENTRIES) -> list[Any]:
+    def entries(self, name: str, most: int = MOST_ENTRIES) -> list[Any]:
         """Return a list of at most so many entries."""
         value = self.values.get(name)
         if not isinstance(value, list) or len(value) > most:
             raise self.refusal(name, f"a list of at most {most:,}")
         return value
 
-    def texts(self, name: str, most: int = MAX_ENTRIES) -> list[str]:
+    def texts(self, name: str, most: int = MOST_ENTRIES) -> list[str]:
         """Return a list of texts."""
         return [Fields({name: one}, self.where).text(name) for one in self.entries(name, most)]
 
@@ -257,6 +257,6 @@ class Fields:
         """Return an object within this one."""
         return Fields(self.values.get(name), f"{self.where}: {name}")
 
-    def objects(self, name: str, most: int = MAX_ENTRIES) -> list[Fields]:
+    def objects(self, name: str, most: int = MOST_ENTRIES) -> list[Fields]:
         """Return a list of objects."""
         return [Fields(one, f"{self.where}: {name} {at}") for at, one in enumerate(self.entries(name, most), start=1)]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from splatopt.core.camera import Camera
 from splatopt.core.graph import mean_squared_residual
-from splatopt.fields.image import MAX_DECIBELS, decibels
+from splatopt.fields.image import MOST_DECIBELS, decibels
 from splatopt.fields.networks import Field, draw_linear, undrawn_linear
 from splatopt.fields.task import Task, in_chunks
 from splatopt.metrics.image import SSIM_WINDOW, psnr, ssim
@@ -215,7 +215,7 @@ class RadianceTask(Task):
     def score(self) -> Mapping[str, float]:
         """Return mean PSNR and SSIM over the test views; no SSIM where a side is below its window."""
         pairs = [(self.render(view), self.photograph(view).float() / 255) for view in self.test]
-        scores = {"psnr": sum(min(psnr(*pair), MAX_DECIBELS) for pair in pairs) / len(pairs)}
+        scores = {"psnr": sum(min(psnr(*pair), MOST_DECIBELS) for pair in pairs) / len(pairs)}
         if min(min(image.shape[:2]) for image, _ in pairs) >= SSIM_WINDOW:
             scores["ssim"] = sum(ssim(*pair) for pair in pairs) / len(pairs)
         return scores

@@ -51,7 +51,7 @@ TASK_DEFAULTS = {
 """Batches, σ of images and occupancy as Chng et al. 2025; σ of NeRF as GARF (Chng et al. 2022)."""
 
 CONSTANTS = ("sigma", "omega", "scale", "frequencies")
-MAX_CONSTANT = 1e9
+MOST_CONSTANT = 1e9
 """Squares of larger constants of an activation, and of the inverse of smaller ones, leave single precision."""
 
 FREE_ON_RESUME = (
@@ -203,7 +203,7 @@ class FitConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise InputError(f"{flag(name)} must be a positive number, got {value}")
-            if value is not None and not 1 / MAX_CONSTANT <= value <= MAX_CONSTANT:
+            if value is not None and not 1 / MOST_CONSTANT <= value <= MOST_CONSTANT:
                 raise InputError(f"{flag(name)} must lie within 1e-9 and 1e9, got {value}")
         field_options(self.optimizer, self.field, self.optimizer_options)
         if find_field_optimizer(self.optimizer).full_batch and self.batch is not None:

@@ -22,7 +22,7 @@ from splatopt.fields.registry import make_field
 from splatopt.fields.task import Task
 from splatopt.fit.config import FitConfig, TaskKind
 
-MAX_HELD_OUT = 100_000
+MOST_HELD_OUT = 100_000
 """Points that occupancy is scored on, at most."""
 
 _SLOW_PAIRS = 2_000_000_000
@@ -109,14 +109,14 @@ def _image_task(config: FitConfig, generator: torch.Generator) -> ImageTask:
 def _occupancy_task(config: FitConfig, mesh: Mesh, generator: torch.Generator) -> OccupancyTask:
     field = make_field(config.field, _architecture(config, 3, 1), generator, **config.constants())
     training = sample_points(mesh, config.points, generator)
-    held_out = sample_points(mesh, min(config.points, MAX_HELD_OUT), generator)
+    held_out = sample_points(mesh, min(config.points, MOST_HELD_OUT), generator)
     return OccupancyTask(field, training, held_out)
 
 
 def _mesh_warnings(config: FitConfig, mesh: Mesh) -> tuple[str, ...]:
     if mesh.watertight:
         return ()
-    pairs = len(mesh.faces) * (config.points + min(config.points, MAX_HELD_OUT))
+    pairs = len(mesh.faces) * (config.points + min(config.points, MOST_HELD_OUT))
     slow = "; that took points times faces, a coarser mesh or fewer --points is quicker" if pairs > _SLOW_PAIRS else ""
     return (f"the mesh is not watertight, so winding numbers decided what lies inside{slow}",)
 

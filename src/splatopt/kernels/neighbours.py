@@ -30,7 +30,7 @@ GROUP = 64
 WARPS = 8
 """Warps of a program: its 64 × 64 keys of 64 bits are 32 registers of each thread then; with four they spill."""
 
-MAX_NEIGHBOURS = 64
+MOST_NEIGHBOURS = 64
 """So many neighbours of each of a leaf's points still fit into a program's registers."""
 
 FARTHEST = 1e18
@@ -146,8 +146,8 @@ def nearest_neighbours(points: Float[Tensor, "n 3"], count: int) -> tuple[Int[Te
         InputError: There are too few points, k is out of range, or a position is none.
     """
     total = points.shape[0]
-    if not 1 <= count <= MAX_NEIGHBOURS:
-        raise InputError(f"the number of neighbours must be 1 to {MAX_NEIGHBOURS}, got {count}")
+    if not 1 <= count <= MOST_NEIGHBOURS:
+        raise InputError(f"the number of neighbours must be 1 to {MOST_NEIGHBOURS}, got {count}")
     if total <= count:
         raise InputError(
             f"{count} nearest neighbours need at least {count + 1} points, got {total}; ask for fewer neighbours, or "

@@ -42,7 +42,7 @@ from splatopt.meta.practice import Practice
 from splatopt.meta.step import Step, clock_of, learned_step
 from splatopt.optim.averaging import RunningAverage, average_weight
 
-_MIN_LOSS = 1e-4
+_LEAST_LOSS = 1e-4
 _ZERO = 1e-3
 """A normalised gradient below this counts as zero."""
 
@@ -212,8 +212,8 @@ def run_episode(
         if not math.isfinite(input_loss) or not _finite(step.changes):
             return None
         if number:  # the loss of the input views at what the step before left
-            meta_loss += options.inputs_weight * math.log(max(input_loss, _MIN_LOSS)) / steps
-            weight = options.inputs_weight / (steps * max(input_loss, _MIN_LOSS))
+            meta_loss += options.inputs_weight * math.log(max(input_loss, _LEAST_LOSS)) / steps
+            weight = options.inputs_weight / (steps * max(input_loss, _LEAST_LOSS))
             weighted += [(values[name], weight * gradient[name]) for name in GROUPS]
         if delta_penalty and options.delta_weight:
             penalty = penalty + _delta_penalty(step, gradient) / steps
@@ -227,7 +227,7 @@ def run_episode(
                 return None
             mean = sum(now) / len(now)
             rise = sum(max(0.0, new - old) for new, old in zip(now, before, strict=True)) / len(now)
-            scale = max(mean, _MIN_LOSS)
+            scale = max(mean, _LEAST_LOSS)
             meta_loss += (math.log(scale) + options.stability_weight * rise / scale) / looks
             weighted += [(averages[name], pull[name] / looks) for name in GROUPS]
             if perceptual is not None and options.lpips_weight:
@@ -269,7 +269,7 @@ def _target_pull(
         weight = 1 + (options.stability_weight if evaluation.loss > old else 0.0)
         for name, gradient in evaluation.gradient.items():
             total[name] = total[name].add_(gradient, alpha=weight) if name in total else weight * gradient
-    scale = 1 / (len(losses) * max(sum(losses) / len(losses), _MIN_LOSS))
+    scale = 1 / (len(losses) * max(sum(losses) / len(losses), _LEAST_LOSS))
     return losses, {name: gradient.mul_(scale) for name, gradient in total.items()}
 
 

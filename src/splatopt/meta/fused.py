@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from splatopt.core import native
 from splatopt.core.objective import Tensors
 from splatopt.meta.features import SCENE_FEATURES, history_features
-from splatopt.meta.inner import GROUPS, MIN_SHARE, InnerRates, InnerState
+from splatopt.meta.inner import GROUPS, LEAST_SHARE, InnerRates, InnerState
 from splatopt.meta.network import Block, LearnedNetwork
 
 _TILE = 8
@@ -82,7 +82,7 @@ class FusedNetwork:
             seen=seen,
             near=near.contiguous(),
             scene=history_features(state) + ([] if clock is None else clock.tolist()),
-            ageing=(rates.patience, rates.fall, handover, MIN_SHARE),
+            ageing=(rates.patience, rates.fall, handover, LEAST_SHARE),
             rates=[rates.of(name, length_scale) for name in GROUPS],
             betas=(rates.beta1, rates.beta2, rates.beta_slow),
             epsilon=rates.epsilon,

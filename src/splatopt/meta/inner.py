@@ -26,7 +26,7 @@ LOSS_DECAYS = (0.8, 0.98, 0.998)
 """Decays of the running means of the loss whose ratios say whether it still falls. Unit: fraction a step."""
 
 
-MIN_SHARE = 0.01
+LEAST_SHARE = 0.01
 """Shares of the network below count as none. Unit: fraction. Source: own choice."""
 
 
@@ -111,7 +111,7 @@ class InnerRates:
         A share below a hundredth is none: such a Gaussian takes Adam's step, and has nothing to say to others.
         """
         share = (age - 1).clamp_(min=0).div_(self.handover).add_(1).reciprocal_()
-        return share.mul_(share >= MIN_SHARE)
+        return share.mul_(share >= LEAST_SHARE)
 
 
 @dataclass

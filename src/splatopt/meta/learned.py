@@ -49,7 +49,7 @@ class LearnedOptions:
     fallback_window: int = 100
     """For how long it must stay there. Unit: steps. Source: twice what the average looks back."""
 
-    max_growth: float = 16.0
+    most_growth: float = 16.0
     """No Gaussian becomes larger than this multiple of what it began as; 0 for no bound. Unit: factor.
     Source: made scenes, docs/meta.md."""
 
@@ -70,7 +70,7 @@ class LearnedOptions:
         for name in ("neighbour_refresh", "fallback_window", "full_color_views"):
             check_not_endless(name, getattr(self, name))
         check_positive("fallback_rise", self.fallback_rise)
-        check_growth(self.max_growth)
+        check_growth(self.most_growth)
         check_full_color_views(self.full_color_views)
 
 
@@ -79,7 +79,7 @@ class Learned(Optimizer):
 
     It knows no horizon and has no schedule. What it leaves in the objective is the running average of its iterates;
     gradient and step are taken at the last iterate. Rows that the views did not see keep their last iterate, moments
-    and latent state; their average still moves towards that iterate. No row becomes larger than ``max_growth`` times
+    and latent state; their average still moves towards that iterate. No row becomes larger than ``most_growth`` times
     what it began as, and while few different views were met the colour's higher bands take shorter steps (see
     ``splatopt.optim.met_views``). Where the network gives a number that is not finite, that row takes Adam's step; when
     the loss stays above its lowest for a window of steps, all do from then on, and ``facts["fallback"]`` is 1.
@@ -102,7 +102,7 @@ class Learned(Optimizer):
         self._inner = InnerState.begin(objective.parameters, self._network.options.latent)
         power = self.weights.rates.average_power
         self._average = RunningAverage(objective.parameters, power) if options.averaged and power else None
-        self._growth = GrowthBound(objective.parameters, options.max_growth)
+        self._growth = GrowthBound(objective.parameters, options.most_growth)
         self._met_views = MetViews(options.full_color_views)
         self._near: Tensor | None = None
         self._fallen = False

@@ -32,9 +32,9 @@ CURRENT, BUFFER = "current.", "buffer."
 
 _MADE = re.compile(r"made:[0-9]{1,18}")
 _CLASSES = 3
-_MAX_SITUATIONS = 1000
-_MAX_STEPS = 10**9
-_MAX_VIEWS = 10_000
+_MOST_SITUATIONS = 1000
+_MOST_STEPS = 10**9
+_MOST_VIEWS = 10_000
 
 
 def check_network(checkpoint: Checkpoint, network: nn.Module) -> None:
@@ -76,9 +76,9 @@ def check_lane(checkpoint: Checkpoint, network: NetworkOptions, scenes: Sequence
     check_generator(checkpoint.tensors["generator"], f"{where}: generator")
     lane = checkpoint.fields
     with damage_in(lane.where):
-        lane.count("episodes", _MAX_STEPS)
-        lane.count("fresh_scenes", _MAX_STEPS)
-        records = lane.objects("buffer", _MAX_SITUATIONS)
+        lane.count("episodes", _MOST_STEPS)
+        lane.count("fresh_scenes", _MOST_STEPS)
+        records = lane.objects("buffer", _MOST_SITUATIONS)
         for record in records:
             record.count("class", _CLASSES - 1)
     found = below(checkpoint.tensors, BUFFER)
@@ -123,10 +123,10 @@ def _is_among(scene: str, scenes: Sequence[str]) -> bool:
 
 def _check_numbers(record: Fields) -> str:
     """Check the numbers of a situation, and return its scene."""
-    if not record.count("view_batch", _MAX_VIEWS):
+    if not record.count("view_batch", _MOST_VIEWS):
         raise record.refusal("view_batch", "at least 1")
-    record.count("horizon", _MAX_STEPS)
-    record.count("steps", _MAX_STEPS)
+    record.count("horizon", _MOST_STEPS)
+    record.count("steps", _MOST_STEPS)
     for place in range(len(LOSS_DECAYS)):
         record.any_number(f"loss_{place}")
     guise = record.object("guise")

@@ -25,8 +25,8 @@ from splatopt.meta.network import LearnedNetwork, NetworkOptions
 
 FORMAT = "splatopt-learned-2"
 SHIPPED = Path(__file__).parent / "weights"
-_MAX_BYTES = 64 * 2**20
-_MAX_TEXT = 2**20
+_MOST_BYTES = 64 * 2**20
+_MOST_TEXT = 2**20
 _Part = TypeVar("_Part", NetworkOptions, InnerRates)
 
 
@@ -96,7 +96,7 @@ def load_weights(name: str) -> LearnedWeights:
             ".safetensors file that splatopt meta-train wrote"
         )
     header = _read_header(path.with_suffix(".json"))
-    data = _read(path, _MAX_BYTES)
+    data = _read(path, _MOST_BYTES)
     digest = hashlib.sha256(data).hexdigest()
     if len(data) != header.get("bytes") or digest != header.get("sha256"):
         raise InputError(
@@ -144,7 +144,7 @@ def _read(path: Path, most: int) -> bytes:
 
 def _read_header(path: Path) -> dict[str, Any]:
     try:
-        header = parse_json(_read(path, _MAX_TEXT), str(path))
+        header = parse_json(_read(path, _MOST_TEXT), str(path))
     except DamagedFileError as error:
         raise InputError(f"{path}, which describes the weights beside it, cannot be read: {error}") from error
     found = header.get("format") if isinstance(header, dict) else None

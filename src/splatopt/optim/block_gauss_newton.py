@@ -51,7 +51,7 @@ class BlockGaussNewtonOptions(TrustRegionOptions):
     epsilon_end: float = 3e-6
     """ε when the run ends; in between it decays exponentially. Unit: opacity. Source: own experiments."""
 
-    max_relative_distance: float = 1.25e-3
+    most_relative_distance: float = 1.25e-3
     """ε/α counts as at most this: at first, faint Gaussians move no further than opaque ones. Unit: fraction.
     Source: own experiments."""
 
@@ -74,11 +74,11 @@ class BlockGaussNewtonOptions(TrustRegionOptions):
     factorisations: int = 2
     """Cholesky factorisations a step. Unit: factorisations. Source: own experiments."""
 
-    max_growth: float = 16.0
+    most_growth: float = 16.0
     """No Gaussian becomes larger than this multiple of what it began as; 0 for no bound. Unit: factor.
     Source: docs/optim.md."""
 
-    min_reach: float = 1.0
+    least_reach: float = 1.0
     """Below 1: where steps make views worse that they did not know, the radii of their types (places, shapes, looks)
     shrink, to this share at least. 1 for radii that ε alone decides. Unit: fraction. Source: own experiments."""
 
@@ -86,9 +86,9 @@ class BlockGaussNewtonOptions(TrustRegionOptions):
         """Refuse radii that are not positive, decays that never forget, and no refresh at all."""
         super().__post_init__()
         check_positive("overlap", self.overlap)
-        check_growth(self.max_growth)
-        if not 0 < self.min_reach <= 1:
-            raise InputError(f"min_reach must lie above 0 and be at most 1, got {self.min_reach}")
+        check_growth(self.most_growth)
+        if not 0 < self.least_reach <= 1:
+            raise InputError(f"least_reach must lie above 0 and be at most 1, got {self.least_reach}")
         if not 0 <= self.damping < math.inf:
             raise InputError(f"damping must be at least 0, got {self.damping}")
         for name in ("momentum", "memory"):
@@ -115,8 +115,8 @@ class BlockGaussNewton(Optimizer):
         """Start with no curvature and no momentum; see :class:`~splatopt.core.optimizer.Optimizer`."""
         super().__init__(objective, options, generator)
         self._radii = HellingerRadii(options, objective.length_scale)
-        self._growth = GrowthBound(objective.parameters, options.max_growth)
-        self._reach = Reach(tuple(objective.parameters), options.min_reach)
+        self._growth = GrowthBound(objective.parameters, options.most_growth)
+        self._reach = Reach(tuple(objective.parameters), options.least_reach)
         self._steps = 0
         self._correction = 1.0
         self._kappa = 0.0

@@ -3,7 +3,7 @@
 Where few views look, nothing holds a Gaussian of the sky or of the edge back: it grows into a sheet that is right in
 the views that made it, and hides the scene from all others. Its log-scales s, three of them, keep to
 
-    s ≤ max(s₀) + ln(max_growth)
+    s ≤ max(s₀) + ln(most_growth)
 
 with s₀ those of the row when the optimizer first saw it. A projection onto that box after each step costs next to
 nothing.
@@ -26,19 +26,19 @@ _STATE, _LARGEST = "growth", "largest"
 """How the bounds are called in an optimizer's state: ``growth.largest``."""
 
 
-def check_growth(max_growth: float) -> None:
+def check_growth(most_growth: float) -> None:
     """Refuse a bound below 1, with which Gaussians would have to shrink at once; 0 is none."""
-    if max_growth != 0 and not 1 <= max_growth < math.inf:
-        raise InputError(f"max_growth must be at least 1, or 0 for no bound, got {max_growth}")
+    if most_growth != 0 and not 1 <= most_growth < math.inf:
+        raise InputError(f"most_growth must be at least 1, or 0 for no bound, got {most_growth}")
 
 
 class GrowthBound:
     """Keeps the log-scales of a cloud's rows within their bounds; parameters that have none are left alone."""
 
-    def __init__(self, parameters: Tensors, max_growth: float) -> None:
+    def __init__(self, parameters: Tensors, most_growth: float) -> None:
         """Take the bounds from what the rows are now."""
-        self._log_growth = math.log(max_growth) if max_growth else math.inf
-        self._largest = self._bounds(parameters) if max_growth and _SCALES in parameters else None  # (N,)
+        self._log_growth = math.log(most_growth) if most_growth else math.inf
+        self._largest = self._bounds(parameters) if most_growth and _SCALES in parameters else None  # (N,)
 
     def _bounds(self, parameters: Tensors) -> Tensor:
         return parameters[_SCALES].amax(dim=1) + self._log_growth

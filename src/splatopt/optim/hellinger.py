@@ -41,10 +41,10 @@ from splatopt.optim.fused import GAUSSIAN_TENSORS, FusedPasses
 _Y0 = 0.5 / math.sqrt(math.pi)
 """The constant spherical harmonic, and the root mean square over the sphere of every other one."""
 
-_MAX_QUAT = 0.5
+_MOST_QUAT = 0.5
 
-_MAX_LOG_SCALE = 40.0
-_MAX_LOG_RATIO = 10.0
+_MOST_LOG_SCALE = 40.0
+_MOST_LOG_RATIO = 10.0
 """Scales and ratios of scales are taken within exp(±these), where float32 holds their squares."""
 
 
@@ -61,23 +61,23 @@ class RadiusBounds:
     opacity_floor: float = 0.01
     """Opacities below count as this in the formulas. Unit: fraction. Source: own experiments."""
 
-    max_relative_distance: float = 0.02
+    most_relative_distance: float = 0.02
     """ε/α counts as at most this. Unit: fraction. Source: own experiments."""
 
-    max_mean: float = 0.02
+    most_mean: float = 0.02
     """Largest step of a mean along an axis; huge Gaussians would leap out of the scene. Unit: the scene's length.
     Source: own experiments."""
 
-    max_log_scale: float = 0.15
+    most_log_scale: float = 0.15
     """Largest step of a log-scale. Unit: per step. Source: own experiments."""
 
-    max_quat: float = 0.1
+    most_quat: float = 0.1
     """Largest step of a quaternion's entry. Unit: quaternion's norm. Source: own experiments."""
 
-    max_logit: float = 0.5
+    most_logit: float = 0.5
     """Largest step of a logit opacity. Unit: per step. Source: own experiments."""
 
-    max_color: float = 0.1
+    most_color: float = 0.1
     """Largest step of a colour channel. Unit: colour in [0, 1]. Source: own experiments."""
 
     color_floor: float = 0.01
@@ -98,13 +98,13 @@ class RadiusBounds:
             value = getattr(self, field.name)
             if field.name != "mean_variance" and not 0 < value < math.inf:
                 raise InputError(f"the trust region's {field.name} must be a positive number, got {value}")
-        for name in ("opacity_floor", "max_relative_distance"):
+        for name in ("opacity_floor", "most_relative_distance"):
             if getattr(self, name) >= 1:
                 raise InputError(f"the trust region's {name} must lie below 1, got {getattr(self, name)}")
-        if self.max_quat >= _MAX_QUAT:
+        if self.most_quat >= _MOST_QUAT:
             raise InputError(
-                f"the trust region's max_quat must lie below {_MAX_QUAT}, where a step can reach the zero "
-                f"quaternion, got {self.max_quat}"
+                f"the trust region's most_quat must lie below {_MOST_QUAT}, where a step can reach the zero "
+                f"quaternion, got {self.most_quat}"
             )
 
 
@@ -115,22 +115,22 @@ class PublishedBounds(RadiusBounds):
     opacity_floor: float = 1e-6
     """Opacities below count as this in the formulas. Unit: fraction. Source: finiteness alone."""
 
-    max_relative_distance: float = 0.99
+    most_relative_distance: float = 0.99
     """ε/α counts as at most this. Unit: fraction. Source: finiteness alone."""
 
-    max_mean: float = 1e6
+    most_mean: float = 1e6
     """Largest step of a mean along an axis. Unit: the scene's length. Source: finiteness alone."""
 
-    max_log_scale: float = 2.0
+    most_log_scale: float = 2.0
     """Largest step of a log-scale. Unit: per step. Source: finiteness alone."""
 
-    max_quat: float = 0.25
+    most_quat: float = 0.25
     """Largest step of a quaternion's entry. Unit: quaternion's norm. Source: finiteness alone, for spheres."""
 
-    max_logit: float = 10.0
+    most_logit: float = 10.0
     """Largest step of a logit opacity. Unit: per step. Source: finiteness alone, for opacities near 1."""
 
-    max_color: float = 2.0
+    most_color: float = 2.0
     """Largest step of a colour channel. Unit: colour in [0, 1]. Source: finiteness alone."""
 
     higher_bands: float = 1.0
@@ -187,7 +187,7 @@ class HellingerRadii:
     def __init__(self, bounds: RadiusBounds, length_scale: float = 1.0) -> None:
         """Keep the bounds and the scene's length, world units."""
         self.bounds = bounds
-        self._max_mean = bounds.max_mean * length_scale
+        self._most_mean = bounds.most_mean * length_scale
 
     def radii(
         self, parameters: Tensors, epsilon: float, factors: Mapping[str, float] | None = None
@@ -206,22 +206,22 @@ class HellingerRadii:
         bounds = self.bounds
         logits, log_scales, quats = parameters["logit_opacities"], parameters["log_scales"], parameters["quats"]
         opacity = logits.sigmoid().clamp_min_(bounds.opacity_floor)
-        relative = (epsilon / opacity).clamp_max_(bounds.max_relative_distance)
+        relative = (epsilon / opacity).clamp_max_(bounds.most_relative_distance)
         # 8·(-ln(1 - ε/α)): what V_c is multiplied and β_c is divided by.
         eightfold = torch.log1p(-relative).mul_(-8)[:, None]
         # 2·√(ε/α)/(1-α); 1-α from the logit, for α that rounds to 1.
         logit = relative.sqrt().mul_(2).div_((-logits).sigmoid_().clamp_min_(torch.finfo(logits.dtype).tiny))
         color = (0.5 + _Y0 * parameters["sh_dc"]).clamp_min_(bounds.color_floor)
-        color = color.mul_(4 * relative[:, None]).sqrt_().clamp_max_(bounds.max_color).div_(_Y0)
-        max_quat = bounds.max_quat * quats.norm(dim=1, keepdim=True)
+        color = color.mul_(4 * relative[:, None]).sqrt_().clamp_max_(bounds.most_color).div_(_Y0)
+        most_quat = bounds.most_quat * quats.norm(dim=1, keepdim=True)
         radii = {
             "means": mean_variances(log_scales, quats, bounds.mean_variance)
             .mul_(eightfold)
             .sqrt_()
-            .clamp_max_(self._max_mean),
-            "log_scales": (2 * relative).sqrt_().clamp_max_(bounds.max_log_scale)[:, None],
-            "quats": torch.minimum((eightfold / quaternion_curvature(log_scales, quats)).sqrt_(), max_quat),
-            "logit_opacities": logit.clamp_max_(bounds.max_logit),
+            .clamp_max_(self._most_mean),
+            "log_scales": (2 * relative).sqrt_().clamp_max_(bounds.most_log_scale)[:, None],
+            "quats": torch.minimum((eightfold / quaternion_curvature(log_scales, quats)).sqrt_(), most_quat),
+            "logit_opacities": logit.clamp_max_(bounds.most_logit),
             "sh_dc": color,
             "sh_rest": (bounds.higher_bands * color)[:, None, :],
         }
@@ -231,7 +231,7 @@ class HellingerRadii:
         """Return what the fused passes make the same radii from; they take one factor for each of ``reach.TYPES``."""
         factors = factors or {}
         numbers = {field.name: getattr(self.bounds, field.name) for field in fields(RadiusBounds)}
-        numbers["max_mean"] = self._max_mean
+        numbers["most_mean"] = self._most_mean
         conditional = numbers.pop("mean_variance") == "conditional"
         numbers |= {
             "place": factors.get("means", 1.0),
@@ -265,7 +265,7 @@ def mean_variances(
 ) -> Float[Tensor, "n 3"]:
     """Return Σ_cc = Σ_k R_ck² S_k² (marginal) or 1/(Σ⁻¹)_cc = 1/Σ_k R_ck²/S_k² (conditional), world units²."""
     rotation_squared = _rotation(quats).square_()
-    doubled = 2 * log_scales.clamp(-_MAX_LOG_SCALE, _MAX_LOG_SCALE)
+    doubled = 2 * log_scales.clamp(-_MOST_LOG_SCALE, _MOST_LOG_SCALE)
     if kind == "marginal":
         return (rotation_squared * doubled.exp()[:, None, :]).sum(dim=2)
     return (rotation_squared * (-doubled).exp()[:, None, :]).sum(dim=2).reciprocal_()
@@ -280,7 +280,7 @@ def quaternion_curvature(log_scales: Float[Tensor, "n 3"], quats: Float[Tensor, 
     """
     first, second, third = log_scales.unbind(dim=1)
     ratios = torch.stack([second - third, third - first, first - second], dim=1)
-    stretch = ratios.clamp_(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).sinh_().square_().mul_(32)
+    stretch = ratios.clamp_(-_MOST_LOG_RATIO, _MOST_LOG_RATIO).sinh_().square_().mul_(32)
     squares = quats.square()
     norm_squared = squares.sum(dim=1, keepdim=True).clamp_min_(torch.finfo(quats.dtype).tiny)
     w, x, y, z = squares.div_(norm_squared).unbind(dim=1)

@@ -83,17 +83,17 @@ class LevenbergMarquardtOptions:
     damping_start: float = 2.0
     """λ at the first step. Unit: factor. Source: own experiments."""
 
-    min_damping: float = 0.2
+    damping_least: float = 0.2
     """λ does not fall below. Unit: factor. Source: own experiments; 3DGS-LM takes 1e-4."""
 
-    max_damping: float = 1e4
+    damping_most: float = 1e4
     """λ does not rise above. Unit: factor. Source: 3DGS-LM."""
 
     hellinger_damping: float = 1e-4
     """h, what λ damps besides diag(JᵀJ); 0 for nothing. Unit: loss per squared Hellinger distance.
     Source: own experiments; 3DGS-LM has none."""
 
-    min_gain: float = 1e-5
+    least_gain: float = 1e-5
     """A step is kept where its gain ratio is above. Unit: fraction. Source: 3DGS-LM."""
 
     halvings: int = 4
@@ -116,15 +116,15 @@ class LevenbergMarquardtOptions:
                 raise InputError(f"lm's {name} must be at least {least}, got {getattr(self, name)}")
             if name != "memory_mebibytes":
                 check_not_endless(f"lm's {name}", getattr(self, name))
-        if not 0 < self.min_damping <= self.damping_start <= self.max_damping < math.inf:
+        if not 0 < self.damping_least <= self.damping_start <= self.damping_most < math.inf:
             raise InputError(
-                "lm's damping must satisfy 0 < min_damping <= damping_start <= max_damping, all finite, got "
-                f"{self.min_damping}, {self.damping_start} and {self.max_damping}"
+                "lm's damping must satisfy 0 < damping_least <= damping_start <= damping_most, all finite, got "
+                f"{self.damping_least}, {self.damping_start} and {self.damping_most}"
             )
         for name in ("curvature_share", "search_share"):
             if not 0 < getattr(self, name) <= 1:
                 raise InputError(f"lm's {name} must be above 0 and at most 1, got {getattr(self, name)}")
-        for name in ("tolerance", "min_gain"):
+        for name in ("tolerance", "least_gain"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"lm's {name} must be at least 0 and below 1, got {getattr(self, name)}")
         if not 0 <= self.hellinger_damping < math.inf:
@@ -313,7 +313,7 @@ class LevenbergMarquardt(Optimizer):
         facts = {"damping": self._damping, "step_length": length, "gain_ratio": gain}
         self._steps += 1
         damping = self._damping / 2 if length > 0 else self._damping * 2
-        self._damping = min(max(damping, self.options.min_damping), self.options.max_damping)
+        self._damping = min(max(damping, self.options.damping_least), self.options.damping_most)
         return replace(evaluation, facts={**evaluation.facts, **facts})
 
     def _solve(self, views: Any, gradient: Tensor, distances: Tensor, layout: FlatLayout) -> tuple[Tensor, Tensor]:
@@ -374,7 +374,7 @@ class LevenbergMarquardt(Optimizer):
         length, after = self._search(batch, move)
         change = model.change(length)
         gain = (after - before) / change if change < 0 and math.isfinite(after) else 0.0
-        if gain > self.options.min_gain:
+        if gain > self.options.least_gain:
             return length, gain
         for name, value in kept.items():
             parameters[name].copy_(value)

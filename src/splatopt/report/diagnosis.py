@@ -30,13 +30,13 @@ from splatopt.curvature.spectrum import (
 from splatopt.fields.image import ImageTask
 from splatopt.fields.networks import Architecture
 from splatopt.fields.registry import field_names, find_field, make_field
-from splatopt.fit.config import MAX_CONSTANT
+from splatopt.fit.config import MOST_CONSTANT
 from splatopt.report.charts import Series, line_chart
 from splatopt.report.page import chart_card, two_columns, write_page
 from splatopt.runs.folder import write_json
 
 _BINS = 81
-_MAX_SEED = 2**62
+_MOST_SEED = 2**62
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ class DiagnosePlan:
         """Refuse what cannot be measured."""
         if not self.fields:
             raise InputError(f"--fields names no field; known: {', '.join(field_names())}")
-        if self.seed > _MAX_SEED:
-            raise InputError(f"--seed must be at most {_MAX_SEED}, got {self.seed}")
+        if self.seed > _MOST_SEED:
+            raise InputError(f"--seed must be at most {_MOST_SEED}, got {self.seed}")
         least = {"side": 2, "draws": 1, "pixels": 1, "lanczos_steps": 2, "seed": 0}
         for name, low in least.items():
             if getattr(self, name) < low:
@@ -81,7 +81,7 @@ class DiagnosePlan:
         for name, value in (self.constants or {}).items():
             if not 0 < value < float("inf"):
                 raise InputError(f"--{name} must be a positive number, got {value}")
-            if not 1 / MAX_CONSTANT <= value <= MAX_CONSTANT:
+            if not 1 / MOST_CONSTANT <= value <= MOST_CONSTANT:
                 raise InputError(f"--{name} must lie within 1e-9 and 1e9, got {value}")
             if name not in taken:
                 raise InputError(f"--{name} is of none of the fields {', '.join(self.fields)}; leave it out")

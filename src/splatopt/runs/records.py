@@ -9,7 +9,7 @@ from splatopt.core.checks import InputError
 from splatopt.core.reading import AbsentFileError, DamagedFileError, parse_json, read_bounded, read_object
 from splatopt.core.typed import Fields
 
-_MAX_METRICS_BYTES = 1 << 30
+_MOST_METRICS_BYTES = 1 << 30
 _TEXTS = ("protocol", "split", "subset", "task", "optimizer")
 _COUNTS = ("step", "steps", "gaussians")
 _AT_LEAST_ZERO = ("seconds", "epoch", "memory_mb")
@@ -73,7 +73,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         InputError: A line is damaged; names it.
     """
     try:
-        *lines, _ = read_bounded(path, _MAX_METRICS_BYTES).split(b"\n")
+        *lines, _ = read_bounded(path, _MOST_METRICS_BYTES).split(b"\n")
     except AbsentFileError:
         return []
     return [_metrics_line(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]

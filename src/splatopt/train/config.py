@@ -50,16 +50,16 @@ FREE_ON_RESUME = (
 _USUAL_OPTIMIZER = "adam"
 _USUAL_STEPS = 2000
 
-_MAX_THREADS = 1024
+_MOST_THREADS = 1024
 """More are refused by the native module."""
 
-_MAX_VIEWS = 100_000
+_MOST_VIEWS = 100_000
 """Of one step."""
 
-_MAX_POINTS = 10**10
+_MOST_POINTS = 10**10
 """Of a random start; far more than any memory holds."""
 
-_MAX_SECONDS = 1e8
+_MOST_SECONDS = 1e8
 """Some three years."""
 
 
@@ -224,10 +224,10 @@ class TrainConfig:
                 raise InputError(f"{flag(name)} must be at least {least}, got {getattr(self, name)}")
         at_most = {
             "seed": 2**63 - 1,
-            "threads": _MAX_THREADS,
-            "view_batch": _MAX_VIEWS,
-            "random_points": _MAX_POINTS,
-            "process_timeout": _MAX_SECONDS,
+            "threads": _MOST_THREADS,
+            "view_batch": _MOST_VIEWS,
+            "random_points": _MOST_POINTS,
+            "process_timeout": _MOST_SECONDS,
         }
         for name, most in at_most.items():
             if getattr(self, name) > most:

@@ -51,7 +51,7 @@ from splatopt.train.sound_rows import RowResets, SoundRows
 from splatopt.train.stages import Stage, stage_at
 from splatopt.train.workplace import Workplace, with_own_threads
 
-_MAX_NAMES = 8
+_MOST_NAMES = 8
 """Views that a message names."""
 
 
@@ -388,7 +388,7 @@ class _Trainer(KeptRun):
         broken = self.guarded.problem
         if broken is None and math.isfinite(evaluation.loss):
             return None
-        names = [self.capture.cameras[view].name for view in views[:_MAX_NAMES]]
+        names = [self.capture.cameras[view].name for view in views[:_MOST_NAMES]]
         more = f" and {len(views) - len(names)} more" if len(views) > len(names) else ""
         where = f"step {self.step + 1} (view {', '.join(names)}{more})"
         return f"{broken or f'the loss is {evaluation.loss}'} at {where}"

@@ -30,10 +30,10 @@ from splatopt.core.wrapped import WrappedObjective
 from splatopt.runs.guards import non_finite
 from splatopt.scene.photometric import PhotometricObjective
 
-MAX_SHARE = 0.01
+MOST_SHARE = 0.01
 """Of more rows than this share, at least one, that break down in one step, it is said that the run broke down."""
 
-MAX_STEPS = 100
+MOST_STEPS = 100
 """Of rows that break down in each of so many steps, one after the other, likewise."""
 
 STATE_EVERY = 20
@@ -58,7 +58,7 @@ def broken_rows(tensors: Tensors) -> Tensor | None:
 
 def are_too_many(rows: Tensor) -> bool:
     """Whether so many rows are broken that it is the run."""
-    return int(rows.count_nonzero()) > max(1, MAX_SHARE * len(rows))
+    return int(rows.count_nonzero()) > max(1, MOST_SHARE * len(rows))
 
 
 class SoundRows(WrappedObjective):
@@ -211,7 +211,7 @@ class RowResets:
         if are_too_many(rows) or count == len(rows):
             return 0, f"{where} became NaN or infinite in step {step}"
         self.steps += 1
-        if self.steps > MAX_STEPS:
+        if self.steps > MOST_STEPS:
             return 0, f"Gaussians became NaN or infinite in {self.steps} steps, one after the other, up to step {step}"
         if not self.total:
             self._tell(

@@ -11,7 +11,7 @@ from splatopt.data.made.textures import Noise
 from splatopt.data.made.tracing import Tracer
 
 _NEAR_ENOUGH = 0.01
-_MAX_OUTLIERS = 0.05
+_MOST_OUTLIERS = 0.05
 
 
 def _texturedness(picture: np.ndarray) -> np.ndarray:
@@ -110,7 +110,7 @@ def sparse_points(
     depths = (np.stack(poses)[first[kept], 2, :3] * rays).sum(axis=1, keepdims=True)
     directions = rays / np.maximum(np.linalg.norm(rays, axis=1, keepdims=True), 1e-9)
     blur = rng.normal(size=rays.shape) + 2 * rng.normal(size=depths.shape) * directions
-    wrong = rng.random(depths.shape) < rng.uniform(0, _MAX_OUTLIERS)
+    wrong = rng.random(depths.shape) < rng.uniform(0, _MOST_OUTLIERS)
     stretch = np.where(wrong, np.exp(rng.uniform(np.log(0.4), np.log(2.5), depths.shape)), 1.0)
     positions = eyes + stretch * rays + rng.uniform(0.2, 1) * depths / focal * blur
     colors = np.rint(total[kept] / views[kept, None]).astype(np.uint8)
