@@ -309,3 +309,23 @@ def test_other_commands_refuse_several_processes(monkeypatch, capsys):
         monkeypatch.setenv(name, value)
     assert main(["doctor"]) == 2
     assert "splatopt doctor does not share its work among processes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(["eval", "run"]),
+        pytest.param(["export", "run", "x.ply"], marks=pytest.mark.slow),
+        pytest.param(["render", "run"], marks=pytest.mark.slow),
+        pytest.param(["report", "run"], marks=pytest.mark.slow),
+        pytest.param(["train", "capture", "--out", "run", "--resume"], marks=pytest.mark.slow),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_process_of_its_own_knows_all_optimizers(tmp_path, words):
+    """Nothing that another command imported may be needed."""
+    make_capture(tmp_path / "capture", views=8, width=32, height=24, points=200)
+    assert main(["train", str(tmp_path / "capture"), "--steps", "2", "--out", str(tmp_path / "run")]) == 0
+    command = [sys.executable, "-m", "splatopt", *words]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr

@@ -20,6 +20,8 @@ An optimizer in one short file::
 
 from __future__ import annotations
 
+import functools
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -140,6 +142,9 @@ class Entry:
     help: str
 
 
+_OWN = ("splatopt.optim", "splatopt.meta")
+"""Packages that register splatopt's own optimizers when they are imported, which the first look-up does."""
+
 _REGISTRY: dict[str, Entry] = {}
 _FAMILIES: dict[str, Callable[[str], Entry]] = {}
 
@@ -158,19 +163,28 @@ def register_family(prefix: str, find: Callable[[str], Entry]) -> None:
     _FAMILIES[prefix] = find
 
 
+@functools.cache
+def _load_own() -> None:
+    for package in _OWN:
+        importlib.import_module(package)
+
+
 def option_prefix(name: str) -> str:
     """Return the word before the options of the optimizer ``name`` on the command line: its own, or its family's."""
+    _load_own()
     prefix = name.partition(":")[0]
     return prefix if prefix in _FAMILIES else name
 
 
 def optimizer_names() -> tuple[str, ...]:
     """Names of all registered optimizers, sorted."""
+    _load_own()
     return tuple(sorted(_REGISTRY))
 
 
 def find_optimizer(name: str) -> Entry:
     """Return the entry of ``name``; raises InputError with the nearest names if there is none."""
+    _load_own()
     prefix, separator, member = name.partition(":")
     if separator and prefix in _FAMILIES:
         return _FAMILIES[prefix](member)
