@@ -20,6 +20,7 @@ from splatopt.cli import main
 from splatopt.core import native
 from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.core.optimizer import optimizer_names
+from splatopt.data.procedural import make_capture
 from splatopt.runs.program import program
 from splatopt.scene.ply import load_ply
 from splatopt.train import loop as loop_module
