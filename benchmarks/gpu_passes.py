@@ -24,7 +24,7 @@ from splatopt.meta.learned import LearnedOptions
 from splatopt.meta.neighbours import NEIGHBOUR_REFRESH
 from splatopt.meta.network import SIZES, LearnedNetwork
 from splatopt.meta.weights import save_weights
-from splatopt.raster.problem import ViewProblem
+from splatopt.raster.problem import ViewProblem, WeightedSum
 from splatopt.raster.types import RenderOptions
 from splatopt.scene.photometric import PhotometricObjective
 
@@ -148,7 +148,7 @@ class Ours:
 
     def backward(self) -> None:
         """From the image's gradient to the parameters'."""
-        self.drawn.pull(self.image_gradient, self.gradient, 1.0, overwrite=True)
+        self.drawn.vjp(self.image_gradient, WeightedSum(self.gradient, overwrite=True))
 
     def both(self) -> None:
         """Forward, then backward."""
@@ -162,7 +162,7 @@ class Ours:
 
     def jvp(self) -> None:
         """The tangent of the image that was drawn."""
-        self.drawn.push(self.tangent)
+        self.drawn.jvp(self.tangent)
 
     def diagonal(self) -> None:
         """The exact diagonal for the image that was drawn."""

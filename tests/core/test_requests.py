@@ -22,6 +22,7 @@ import hashlib, os, signal, sys, time
 from splatopt.core import requests
 where, rounds, requests.PATIENCE_SECONDS = sys.argv[1], int(float(sys.argv[2])), float(sys.argv[3])
 noted = []
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may have been begun by nohup
 if where == "nohup":
     where = "steps"
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

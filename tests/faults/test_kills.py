@@ -99,6 +99,7 @@ def test_a_meta_training_that_was_killed_before_its_configuration_begins_again(t
         _check_goes_on(tmp_path, {})
 
 
+@pytest.mark.slow
 def test_a_suite_that_was_killed_before_its_description_begins_again(capture, tmp_path):
     words = ["bench", "--scenes", str(capture), "--optimizers", "adam", "--steps", "2", "--out", str(tmp_path / "out")]
     killed_at_rename(".suite.json", 1, *words)
@@ -107,6 +108,7 @@ def test_a_suite_that_was_killed_before_its_description_begins_again(capture, tm
     assert hidden(tmp_path / "out") == []
 
 
+@pytest.mark.slow
 def test_a_cell_that_was_killed_before_its_first_score_goes_on(capture, tmp_path):
     words = ["bench", "--scenes", str(capture), "--optimizers", "adam", "--steps", "2", "--out", str(tmp_path / "out")]
     cell = tmp_path / "out" / "cells" / "toy.adam.seed0"

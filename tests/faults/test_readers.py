@@ -53,6 +53,7 @@ def test_damaged_files_for_a_minute() -> None:
     assert counts.inputs > 200
 
 
+@pytest.mark.slow
 def test_a_campaign_sees_a_signal_and_goes_on() -> None:
     counts = campaign(2, SEED, only="trial-signals")
     assert (counts.inputs, counts.signals, len(counts.failures)) == (2, 2, 2)

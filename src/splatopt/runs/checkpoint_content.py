@@ -60,7 +60,8 @@ def load_optimizer(optimizer: Optimizer, checkpoint: Checkpoint) -> None:
     fresh, numbers = optimizer.state(), checkpoint.fields.object("optimizer")
     with damage_in(numbers.where):
         for name, number in fresh.scalars.items():
-            if name in numbers and isinstance(number, int):
+            # Settings among them may be -1, which some take for none.
+            if name in numbers and isinstance(number, int) and number >= 0:
                 numbers.count(name, most=_LARGEST_COUNT)
     with damage_in(checkpoint.where):
         for name, value in state.tensors.items():
