@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import splatopt
+from splatopt.core import requests
 from splatopt.core.requests import answered, stop_requests
 
 # One call that lasts, lets other threads work and hears of no signal, as a step inside a native module does.
@@ -132,3 +134,16 @@ def test_without_an_answer_a_second_request_raises():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
     assert noted == [signal.SIGINT]
+
+
+def test_what_was_noted_before_the_thread_looked_ends_nothing(monkeypatch):
+    """The last step may be over by the time that the thread reads of the request: it has been carried out."""
+    ended, noted, read, late = [], [], os.read, threading.Event()
+    monkeypatch.setattr(requests._Answering, "_end", lambda _, how: ended.append(how))
+    monkeypatch.setattr(os, "read", lambda *given: late.wait(30) and read(*given))
+    with answered():
+        with stop_requests(noted):
+            os.kill(os.getpid(), signal.SIGINT)
+        late.set()
+    assert noted == [signal.SIGINT]
+    assert ended == []

@@ -45,6 +45,7 @@ class _Answering:
         """
         self.patient = patient
         self.note: Callable[[int], None] | None = None
+        self.noted = 0
         self.ways_on: list[Callable[[], str]] = []
         self.terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
         self.read, self.write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -65,6 +66,7 @@ class _Answering:
 
     def _handle(self, number: int, _frame: object) -> None:
         if self.note is not None:
+            self.noted += 1
             self.note(number)
 
     # ------------------------------------------------------------------ in the thread
@@ -74,6 +76,7 @@ class _Answering:
         # They are to interrupt what the main thread waits for.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         deadline: float | None = None
+        taken = 0
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             if not select.select([self.read], [], [], left)[0]:
@@ -86,11 +89,14 @@ class _Answering:
                     continue
                 if number == signal.SIGHUP:
                     self._let_go_of_terminal()
-                if self.note is None:
+                # The main thread may have noted it, and finished its step, before we got to read.
+                if self.note is None and self.noted <= taken:
                     self._end("stopped")
-                elif deadline is None:
+                taken += 1
+                if deadline is None:
                     deadline = time.monotonic() + PATIENCE_SECONDS
-                    _say("stopping after the step at hand; once more to end at once")
+                    if self.note is not None:
+                        _say("stopping after the step at hand; once more to end at once")
                 elif not self.patient:
                     self._end("ended at once")
 
