@@ -11,7 +11,7 @@ from optim.coupled import WIDTHS, Coupled
 from splatopt.core.checks import InputError
 from splatopt.core.objective import GaussNewtonBlocks, MissingOracleError, Oracle, Tensors
 from splatopt.core.optimizer import Progress
-from splatopt.core.rows import RowEdit
+from splatopt.core.scene_edit import SceneEdit
 from splatopt.curvature.blocks import pack_blocks
 from splatopt.optim.block_gauss_newton import BlockGaussNewton, BlockGaussNewtonOptions, solve_in_balls
 from splatopt.optim.first_order import Adam, AdamOptions
@@ -158,7 +158,7 @@ def test_row_edits_gather_the_state_and_start_fresh_rows_anew() -> None:
     optimizer = BlockGaussNewton(objective, BlockGaussNewtonOptions())
     optimizer.step(None, Progress(0, 20))
     before = {name: tensor.clone() for name, tensor in optimizer.state().tensors.items()}
-    edit = RowEdit(torch.tensor([2, 0, 0]), torch.tensor([False, False, True]))
+    edit = SceneEdit(torch.tensor([2, 0, 0]), torch.tensor([False, False, True]))
     objective.values = {name: edit.gather(value) for name, value in objective.values.items()}
     optimizer.edit_rows(edit)
     for name, tensor in optimizer.state().tensors.items():

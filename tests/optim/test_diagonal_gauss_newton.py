@@ -13,7 +13,7 @@ from optim.quadratic import Quadratic
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Evaluation, MissingOracleError, Oracle, Tensors
 from splatopt.core.optimizer import Progress, find_optimizer
-from splatopt.core.rows import RowEdit
+from splatopt.core.scene_edit import SceneEdit
 from splatopt.curvature.estimators import Exact, ParameterProbes, ResidualProbes
 from splatopt.optim.diagonal_gauss_newton import (
     AdamTrustRegion,
@@ -302,7 +302,7 @@ def test_fresh_rows_start_unbiased():
     optimizer = DiagonalGaussNewton(objective, DiagonalGaussNewtonOptions(refresh=1, curvature_decay=0.9))
     for step in range(5):
         optimizer.step(None, Progress(step, 20))
-    edit = RowEdit(torch.tensor([0, 1, 1]), torch.tensor([False, False, True]))
+    edit = SceneEdit(torch.tensor([0, 1, 1]), torch.tensor([False, False, True]))
     objective.edit_rows(edit)
     optimizer.edit_rows(edit)
     assert optimizer.state().tensors["age.rows"].tolist() == [5, 5, 0]

@@ -10,8 +10,9 @@ import torch
 import splatopt.meta  # noqa: F401 - registers learned
 from optim.coupled import Coupled
 from splatopt.core.checks import InputError
-from splatopt.core.optimizer import OptimizerState, Progress, find_optimizer
-from splatopt.core.rows import RowEdit
+from splatopt.core.optimizer import Progress, find_optimizer
+from splatopt.core.scene_edit import SceneEdit
+from splatopt.core.state import OptimizerState
 from splatopt.optim.growth import GrowthBound, check_growth
 
 
@@ -45,7 +46,7 @@ def test_without_a_bound_and_without_scales_nothing_is_held() -> None:
 def test_rows_that_an_edit_brings_begin_at_their_own_size() -> None:
     tensors = cloud()
     bound = GrowthBound(tensors, math.e)
-    edit = RowEdit(torch.tensor([1, 1]), torch.tensor([False, True]))
+    edit = SceneEdit(torch.tensor([1, 1]), torch.tensor([False, True]))
     edited = {name: edit.gather(value) for name, value in tensors.items()}
     edited["log_scales"][1] = -5.0
     bound.edit_rows(edit, edited)

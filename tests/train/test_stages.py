@@ -13,7 +13,8 @@ import torch
 from splatopt.core import optimizer as optimizer_module
 from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.core.checks import InputError
-from splatopt.core.optimizer import OptimizerState, register
+from splatopt.core.optimizer import register
+from splatopt.core.state import OptimizerState
 from splatopt.optim import Adam, AdamOptions
 from splatopt.runs.events import Warned
 from splatopt.runs.resumable import InterruptedRunError

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from splatopt.core.checks import InputError, check_fraction, check_not_endless, check_positive
 from splatopt.core.objective import Evaluation, GaussNewtonBlocks, Objective, Oracle, Tensors
-from splatopt.core.optimizer import Optimizer, OptimizerState, Progress, register
-from splatopt.core.rows import RowEdit
+from splatopt.core.optimizer import Optimizer, Progress, register
+from splatopt.core.scene_edit import SceneEdit
+from splatopt.core.state import Number, OptimizerState, PerParameter, PerRow, StatePart, load_one
 from splatopt.curvature.blocks import from_lanes, side_by_side, to_lanes, unpack_blocks
-from splatopt.optim.first_order import load_like
 from splatopt.optim.fused import FusedPasses, fused_passes
 from splatopt.optim.growth import GrowthBound, check_growth
 from splatopt.optim.hellinger import HellingerRadii, TrustRegionOptions, quaternion_lengths_kept
@@ -99,6 +99,70 @@ class BlockGaussNewtonOptions(TrustRegionOptions):
             check_not_endless(name, getattr(self, name))
 
 
+class _Curvature(PerParameter):
+    """A state whose absence is no fault before the first step: older versions wrote none there."""
+
+    def load(self, state: OptimizerState) -> None:
+        if _has_curvature(state):
+            super().load(state)
+        else:
+            for value in self.values.values():
+                value.zero_()
+
+
+class _Blocks(StatePart):
+    """Each row's running mean of its block of JᵀJ; zero at first, in fresh rows, and where a state has none yet."""
+
+    def __init__(self, parameters: Tensors, names: tuple[str, ...], in_lanes: bool) -> None:
+        """Begin with zeros.
+
+        Args:
+            parameters: The objective's.
+            names: Whose entries make up a block.
+            in_lanes: Whether they lie in lanes, (M, B·(B+1)/2, 16), as the fused passes of a GPU take them, else row
+                by row, (N, B·(B+1)/2).
+        """
+        self._names, self._in_lanes = names, in_lanes
+        self._widths = [math.prod(parameters[name].shape[1:]) for name in names]
+        self._rows = parameters[names[0]].shape[0]
+        size = sum(self._widths)
+        self.values = self._laid_out(parameters[names[0]].new_zeros(self._rows, size * (size + 1) // 2))
+
+    def _laid_out(self, blocks: Tensor) -> Tensor:
+        return to_lanes(blocks) if self._in_lanes else blocks
+
+    def _by_row(self) -> Tensor:
+        return from_lanes(self.values, self._rows) if self._in_lanes else self.values
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"blocks": self._by_row()}
+
+    def load(self, state: OptimizerState) -> None:
+        like = self._by_row()
+        self.values = self._laid_out(
+            load_one(like, state.tensors, "blocks") if _has_curvature(state) else torch.zeros_like(like)
+        )
+
+    def edit_rows(self, edit: SceneEdit, parameters: Tensors) -> None:
+        """Gather; an entry takes the product of the factors of the two parameters that it is of."""
+        blocks = edit.gather_state(self._by_row())
+        if edit.factors:
+            ones = torch.ones(len(edit), dtype=blocks.dtype, device=blocks.device)
+            by_name = [edit.factors[name].to(ones) if name in edit.factors else ones for name in self._names]
+            columns = torch.repeat_interleave(
+                torch.stack(by_name, dim=1), torch.tensor(self._widths, device=blocks.device), dim=1
+            )
+            row, column = torch.tril_indices(columns.shape[1], columns.shape[1], device=blocks.device)
+            blocks.mul_(columns[:, row] * columns[:, column])
+        self._rows = len(edit)
+        self.values = self._laid_out(blocks)
+
+
+def _has_curvature(state: OptimizerState) -> bool:
+    """Whether a state must hold curvature: older versions wrote none before their first step."""
+    return state.scalars.get("steps", 0) > 0 or "blocks" in state.tensors
+
+
 class BlockGaussNewton(Optimizer):
     """One trust-region step per row (Gaussian) with its own block of JᵀJ; the rest by its diagonal.
 
@@ -115,34 +179,28 @@ class BlockGaussNewton(Optimizer):
         """Start with no curvature and no momentum; see :class:`~splatopt.core.optimizer.Optimizer`."""
         super().__init__(objective, options, generator)
         self._radii = HellingerRadii(options, objective.length_scale)
-        self._growth = GrowthBound(objective.parameters, options.most_growth)
-        self._reach = Reach(tuple(objective.parameters), options.least_reach)
-        self._steps = 0
+        parameters = objective.parameters
+        self._names = objective.block_names
+        rest = [name for name in parameters if name not in self._names]
         self._correction = 1.0
-        self._kappa = 0.0
-        self._promise = 0.0
-        self._momentum = {name: torch.zeros_like(value) for name, value in objective.parameters.items()}
-        rows = next(iter(objective.parameters.values()))
-        self._age = rows.new_zeros(rows.shape[0])
-        self._multipliers = rows.new_zeros(rows.shape[0])
-        self._forget_curvature()
-
-    def _forget_curvature(self) -> None:
-        """Make blocks and diagonal anew, of zeros: no curvature is known."""
-        parameters = self.objective.parameters
-        self._names = self.objective.block_names
-        rest = {name: value for name, value in parameters.items() if name not in self._names}
-        self._diagonal = {name: torch.zeros_like(value) for name, value in rest.items()}
-        size = sum(math.prod(parameters[name].shape[1:]) for name in self._names)
-        # (M, 105, 16) where the fused passes take them, else (N, B·(B+1)/2).
-        self._blocks = self._laid_out(self._age.new_zeros(len(self._age), size * (size + 1) // 2))
+        self._steps = self.remember(Number("steps", 0))
+        self._kappa = self.remember(Number("kappa", 0.0))
+        self._promise = self.remember(Number("promise", 0.0))
+        self._momentum = self.remember(PerParameter("momentum", parameters, degree=1))
+        self._age = self.remember(PerRow("age", parameters, saved_as="age"))
+        self._multipliers = self.remember(PerRow("multipliers", parameters, saved_as="multipliers"))
+        self._diagonal = self.remember(_Curvature("diagonal", parameters, degree=2, resettable=False, only=rest))
+        fused = self._passes(1)  # the layout is the same for any number of threads
+        self._blocks = self.remember(_Blocks(parameters, self._names, fused is not None and fused.in_lanes))
+        self._reach = self.remember(Reach(tuple(parameters), options.least_reach))
+        self._growth = self.remember(GrowthBound(parameters, options.most_growth))
 
     @torch.no_grad()
     def step(self, batch: Any, progress: Progress) -> Evaluation:
         """Evaluate, look at the curvature where it is due, and move every row that was seen."""
-        self._steps += 1
+        self._steps.value += 1
         epsilon = self.options.distance(progress)
-        if (self._steps - 1) % self.options.refresh:
+        if (self._steps.value - 1) % self.options.refresh:
             evaluation = self.objective.gradient(batch)
             self._move(self.objective.parameters, evaluation, epsilon)
         else:
@@ -156,8 +214,8 @@ class BlockGaussNewton(Optimizer):
         Where radii adapt, it looks at the overlap every time, and at what it is worth on a batch unheard of.
         """
         parameters = self.objective.parameters
-        unheard = self._reach.adapts and self._steps > 1
-        measures = unheard or (self._steps - 1) // self.options.refresh % _OVERLAP_EVERY == 0
+        unheard = self._reach.adapts and self._steps.value > 1
+        measures = unheard or (self._steps.value - 1) // self.options.refresh % _OVERLAP_EVERY == 0
         with self.objective.held():
             evaluation, fresh = self.objective.gradient(batch), self.objective.gauss_newton_blocks(batch)
             self._fold(fresh)
@@ -186,7 +244,7 @@ class BlockGaussNewton(Optimizer):
 
     def _listen(self, evaluation: Evaluation) -> None:
         """Take the gradient into the momentum, m ← m + (1-θ₁)(g - m)."""
-        for name, mean in self._momentum.items():
+        for name, mean in self._momentum.values.items():
             mean.lerp_(evaluation.gradient[name], 1 - self.options.momentum)
 
     @property
@@ -195,30 +253,21 @@ class BlockGaussNewton(Optimizer):
         return self._passes(self.threads)
 
     def _passes(self, threads: int) -> FusedPasses | None:
-        takes = self._names == BLOCK_NAMES and set(self._diagonal) == {"sh_rest"}
-        clouds = (self.objective.parameters, self._momentum)
+        takes = self._names == BLOCK_NAMES and set(self._diagonal.values) == {"sh_rest"}
+        clouds = (self.objective.parameters, self._momentum.values)
         return fused_passes(threads, *clouds, isa=self.instructions) if takes else None
-
-    def _laid_out(self, blocks: Tensor) -> Tensor:
-        """Blocks row by row in the layout in which they are kept."""
-        fused = self._passes(1)  # the layout is the same for any number of threads
-        return to_lanes(blocks) if fused is not None and fused.in_lanes else blocks
-
-    def _by_row(self) -> Tensor:
-        """Blocks row by row, (N, B·(B+1)/2), whatever their layout is."""
-        return from_lanes(self._blocks, len(self._age)) if self._blocks.dim() == 3 else self._blocks
 
     def _fold(self, fresh: GaussNewtonBlocks) -> None:
         """B ← B + w·(fresh - B), w = (1-θ₂)/(1-θ₂ᵃ), a the age: the running mean, corrected for its start."""
-        self._age += 1
+        self._age.values += 1
         memory = self.options.memory
-        weights = ((1 - memory) / (1 - memory ** self._age.double())).to(self._age.dtype)
+        weights = ((1 - memory) / (1 - memory ** self._age.values.double())).to(self._age.values.dtype)
         fused = self._fused
         if fused is not None:
-            fused.passes.fold_blocks(self._blocks, fresh.blocks, weights)
+            fused.passes.fold_blocks(self._blocks.values, fresh.blocks, weights)
         else:
-            self._blocks.lerp_(fresh.blocks, weights[:, None])
-        for name, mean in self._diagonal.items():
+            self._blocks.values.lerp_(fresh.blocks, weights[:, None])
+        for name, mean in self._diagonal.values.items():
             mean.lerp_(fresh.diagonal[name], weights.view(-1, *[1] * (mean.dim() - 1)))
 
     def _measure_overlap(self, batch: Any, fresh: GaussNewtonBlocks, step: Tensors) -> None:
@@ -227,8 +276,8 @@ class BlockGaussNewton(Optimizer):
         alone = self._own_form(fresh, step)
         if alone > 0 and math.isfinite(together):
             measured = max(1.0, together / alone)
-            kept = _OVERLAP_MEMORY if self._kappa else 0.0
-            self._kappa = kept * self._kappa + (1 - kept) * measured
+            kept = _OVERLAP_MEMORY if self._kappa.value else 0.0
+            self._kappa.value = kept * self._kappa.value + (1 - kept) * measured
 
     def _own_form(self, fresh: GaussNewtonBlocks, step: Tensors) -> float:
         """Σ dᵀB d over the rows, and Σ D d² over what has a diagonal alone."""
@@ -246,11 +295,11 @@ class BlockGaussNewton(Optimizer):
     @property
     def overlap_factor(self) -> float:
         """κ, the measured overlap; 8 before it has been measured."""
-        return self._kappa or 8.0
+        return self._kappa.value or 8.0
 
     def _move(self, parameters: Tensors, evaluation: Evaluation, epsilon: float, listen: bool = True) -> None:
         """Move all of ``parameters`` that was seen, by the momentum with this gradient, or by the momentum alone."""
-        fused, heard = self._fused, self._steps if listen else self._steps - 1
+        fused, heard = self._fused, self._steps.value if listen else self._steps.value - 1
         self._correction = 1 / (1 - self.options.momentum**heard)  # of the momentum for its start
         if fused is not None:
             self._move_fused(fused, parameters, evaluation, epsilon, listen)
@@ -258,7 +307,7 @@ class BlockGaussNewton(Optimizer):
         if listen:
             self._listen(evaluation)
         seen = evaluation.seen
-        rows = torch.arange(len(self._age), device=self._age.device) if seen is None else seen.nonzero().squeeze(1)
+        rows = (torch.ones_like(self._age.values) if seen is None else seen).nonzero().squeeze(1)
         where = {name: value[rows] for name, value in parameters.items()}
         radii = {
             name: eta.expand_as(where[name])
@@ -273,9 +322,9 @@ class BlockGaussNewton(Optimizer):
 
     def _known(self, rows: Tensor) -> Tensor:
         """Whether any curvature of the rows is known."""
-        size = (math.isqrt(8 * self._blocks.shape[1] + 1) - 1) // 2
+        size = (math.isqrt(8 * self._blocks.values.shape[1] + 1) - 1) // 2
         diagonal = torch.arange(1, size + 1, device=rows.device).cumsum(0) - 1
-        return (self._blocks[rows][:, diagonal] > 0).any(dim=1)
+        return (self._blocks.values[rows][:, diagonal] > 0).any(dim=1)
 
     def _move_fused(
         self, fused: FusedPasses, parameters: Tensors, evaluation: Evaluation, epsilon: float, listen: bool
@@ -285,11 +334,11 @@ class BlockGaussNewton(Optimizer):
         def step(damping: float, measure_only: bool) -> float:
             promised = fused.passes.block_step(
                 bounds,
-                *(fused.cloud(tensors) for tensors in (parameters, evaluation.gradient, self._momentum)),
-                self._blocks,
+                *(fused.cloud(tensors) for tensors in (parameters, evaluation.gradient, self._momentum.values)),
+                self._blocks.values,
                 self._diagonal["sh_rest"],
                 seen,
-                self._multipliers,
+                self._multipliers.values,
                 decay=self.options.momentum if listen else 1.0,
                 correction=1.0 if measure_only else self._correction,
                 scale=self._scale,
@@ -297,16 +346,16 @@ class BlockGaussNewton(Optimizer):
                 factorisations=self.options.factorisations,
                 measure_only=measure_only,
             )
-            return promised / max(1, len(self._age) if seen is None else int(seen.count_nonzero()))
+            return promised / max(1, len(self._age.values) if seen is None else int(seen.count_nonzero()))
 
-        if self._steps == 1:
+        if self._steps.value == 1:
             self._take_promise(step(0.0, measure_only=True))
-        self._take_promise(step(self.options.damping * self._promise, measure_only=False))
+        self._take_promise(step(self.options.damping * self._promise.value, measure_only=False))
 
     def _take_promise(self, promise: float) -> None:
         """Keep what a step promised; of one with a row that broke down it is no number."""
         if math.isfinite(promise):
-            self._promise = promise
+            self._promise.value = promise
 
     @property
     def _scale(self) -> float:
@@ -321,18 +370,18 @@ class BlockGaussNewton(Optimizer):
         """λ mean |h| over ``rows``, all that were seen, at the step before; at the first one it is its own."""
         promises = (self._mean_gradient(rows) * side_by_side(radii, self._names)).norm(dim=1)
         promise = float(promises.mean()) if len(rows) else 0.0
-        damping = self.options.damping * (promise if self._steps == 1 else self._promise)
+        damping = self.options.damping * (promise if self._steps.value == 1 else self._promise.value)
         self._take_promise(promise)
         return damping
 
     def _step_blocks(self, parameters: Tensors, rows: Tensor, radii: Tensors, damping: float) -> None:
         names = self._names
         gradient, eta = self._mean_gradient(rows), side_by_side(radii, names)
-        multipliers = self._multipliers[rows]
+        multipliers = self._multipliers.values[rows]
         steps = solve_in_balls(
-            self._blocks[rows], gradient, eta, self._scale, damping, multipliers, self.options.factorisations
+            self._blocks.values[rows], gradient, eta, self._scale, damping, multipliers, self.options.factorisations
         )
-        self._multipliers[rows] = multipliers
+        self._multipliers.values[rows] = multipliers
         begin = 0
         for name in names:
             parameter = parameters[name]
@@ -341,63 +390,12 @@ class BlockGaussNewton(Optimizer):
             begin += width
 
     def _step_diagonal(self, parameters: Tensors, rows: Tensor, radii: Tensors) -> None:
-        for name, mean in self._diagonal.items():
+        for name, mean in self._diagonal.values.items():
             gradient = self._momentum[name][rows] * self._correction
             # At the smallest number instead of 0, the quotient is beyond any radius for g ≠ 0, and 0 for g = 0.
             curvature = (self._scale * mean[rows]).clamp_min(torch.finfo(mean.dtype).tiny)
             step = gradient / curvature
             parameters[name][rows] -= torch.maximum(torch.minimum(step, radii[name]), -radii[name])
-
-    def state(self) -> OptimizerState:
-        """Return momentum, blocks, diagonals, ages, multipliers and the counters."""
-        tensors = {f"momentum.{name}": value for name, value in self._momentum.items()}
-        tensors |= {f"diagonal.{name}": value for name, value in self._diagonal.items()}
-        tensors |= {"age": self._age, "multipliers": self._multipliers, "blocks": self._by_row()}
-        tensors |= self._growth.tensors()
-        scalars = {"steps": self._steps, "kappa": self._kappa, "promise": self._promise, **self._reach.scalars()}
-        return OptimizerState(tensors=tensors, scalars=scalars)
-
-    def load_state(self, state: OptimizerState) -> None:
-        """Go on from ``state``; raises InputError where it does not fit the parameters."""
-        tensors, parameters, scalars = state.tensors, self.objective.parameters, state.scalars
-        if not {"steps", "kappa", "promise"} <= set(scalars) or not {"age", "multipliers"} <= set(tensors):
-            raise InputError("this is not a state of block-gn; start a new run")
-        self._check_blocks(tensors.get("blocks"), tensors, needed=scalars["steps"] > 0)
-        self._momentum = load_like(parameters, tensors, "momentum")
-        device = self._age.device
-        self._age, self._multipliers = (tensors[key].to(device, copy=True) for key in ("age", "multipliers"))
-        if self._age.shape != (next(iter(parameters.values())).shape[0],):
-            raise InputError("the state of block-gn belongs to another number of rows; resume the run that wrote it")
-        self._forget_curvature()
-        self._steps = int(scalars["steps"])
-        if self._steps or "blocks" in tensors:  # older versions wrote none before their first step
-            self._diagonal = load_like(self._diagonal, tensors, "diagonal")
-            kept = load_like({"blocks": self._by_row()}, {f".{name}": value for name, value in tensors.items()}, "")
-            self._blocks = self._laid_out(kept["blocks"])
-        self._kappa, self._promise = float(scalars["kappa"]), float(scalars["promise"])
-        self._reach.load(scalars)
-        self._growth.load(tensors)
-
-    def _check_blocks(self, blocks: Tensor | None, tensors: Tensors, *, needed: bool) -> None:
-        """Refuse saved blocks of other rows, another size or another type; they are there after the first step."""
-        parameters = self.objective.parameters
-        inside = [parameters[name] for name in self.objective.block_names if f"diagonal.{name}" not in tensors]
-        size = sum(math.prod(value.shape[1:]) for value in inside)
-        shape, dtype = (len(self._age), size * (size + 1) // 2), self._age.dtype
-        fits = not needed if blocks is None else (tuple(blocks.shape), blocks.dtype) == (shape, dtype)
-        if not fits:
-            came = "nothing" if blocks is None else f"{tuple(blocks.shape)} {blocks.dtype}"
-            raise InputError(f"the optimizer's state blocks must be {shape} {dtype}, got {came}; start a new run")
-
-    def edit_rows(self, edit: RowEdit) -> None:
-        """Gather all per-row state; fresh rows start without any, and their growth counts from now."""
-        blocks = self._by_row()
-        self._growth.edit_rows(edit, self.objective.parameters)
-        for group in (self._momentum, self._diagonal):
-            for name, value in group.items():
-                group[name] = edit.gather_state(value)
-        self._age, self._multipliers = edit.gather_state(self._age), edit.gather_state(self._multipliers)
-        self._blocks = self._laid_out(edit.gather_state(blocks))
 
 
 def solve_in_balls(

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, get_args
 
@@ -35,7 +35,8 @@ from torch import Tensor
 
 from splatopt.core.checks import InputError, check_fraction, check_not_endless, check_positive
 from splatopt.core.objective import DiagonalEstimator, Evaluation, Objective, Oracle, Tensors
-from splatopt.core.optimizer import OptimizerState, Progress, register
+from splatopt.core.optimizer import Optimizer, Progress, register
+from splatopt.core.state import Number, OptimizerState, PerParameter, PerRow, StatePart
 from splatopt.curvature.estimators import Exact, ParameterProbes, ResidualProbes
 from splatopt.optim.first_order import AdamOptions
 from splatopt.optim.fused import GAUSSIAN_TENSORS, FusedPasses, fused_passes
@@ -45,7 +46,6 @@ from splatopt.optim.hellinger import (
     TrustRegionOptions,
     quaternion_lengths_kept,
 )
-from splatopt.optim.kept_state import KeptStateOptimizer
 
 EstimatorName = Literal["exact", "residual", "parameter"]
 """The estimators of ``splatopt.curvature``, by the names of their probes."""
@@ -154,10 +154,13 @@ class PublishedGaussNewtonOptions(PublishedTrustRegionOptions, DiagonalGaussNewt
     Unit: choice. Source: 3DGS²-TR."""
 
 
-class TrustRegionOptimizer(KeptStateOptimizer):
+class TrustRegionOptimizer(Optimizer):
     """Moves every parameter along a direction clipped to its Hellinger radii; subclasses give the direction."""
 
     needs: ClassVar[frozenset[Oracle]] = frozenset({Oracle.GRADIENT})
+
+    kept: ClassVar[Mapping[str, tuple[int, bool]]]
+    """The states by name: their degree in the gradient, and whether the reset of a parameter clears them."""
 
     def __init__(
         self, objective: Objective, options: TrustRegionOptions, generator: torch.Generator | None = None
@@ -165,6 +168,11 @@ class TrustRegionOptimizer(KeptStateOptimizer):
         """Start with empty states; see :class:`~splatopt.core.optimizer.Optimizer`."""
         super().__init__(objective, options, generator)
         self._radii = HellingerRadii(options, objective.length_scale)
+        self._steps = self.remember(Number("steps", 0))
+        self._kept = {
+            name: self.remember(PerParameter(name, objective.parameters, degree=degree, resettable=resettable))
+            for name, (degree, resettable) in self.kept.items()
+        }
 
     @torch.no_grad()
     def step(self, batch: Any, progress: Progress) -> Evaluation:
@@ -172,9 +180,9 @@ class TrustRegionOptimizer(KeptStateOptimizer):
         with self.objective.held():
             evaluation = self.objective.gradient(batch)
             self._prepare(batch, progress)
-        self._steps += 1
+        self._steps.value += 1
         parameters, epsilon = self.objective.parameters, self.options.distance(progress)
-        clouds = (parameters, evaluation.gradient, *self._kept.values())
+        clouds = (parameters, evaluation.gradient, *(part.values for part in self._kept.values()))
         passes = fused_passes(self.threads, *clouds, isa=self.instructions)
         if passes is not None:
             self._move_fused(passes, epsilon, evaluation.gradient)
@@ -188,7 +196,7 @@ class TrustRegionOptimizer(KeptStateOptimizer):
     def _move_fused(self, passes: FusedPasses, epsilon: float, gradient: Tensors) -> None:
         """Do what :meth:`_move` does to a whole cloud in one fused pass; the same bits for any number of threads."""
         bounds = self._radii.fused_bounds(passes, epsilon)
-        operands = [self.objective.parameters, gradient, *self._kept.values()]
+        operands = [self.objective.parameters, gradient, *(part.values for part in self._kept.values())]
         fused = self._fused_pass(passes.passes)
         self._note(fused(bounds, *(passes.cloud(operand) for operand in operands), **self._numbers()))
 
@@ -215,7 +223,7 @@ class TrustRegionOptimizer(KeptStateOptimizer):
 class SignTrustRegion(TrustRegionOptimizer):
     """Momentum's sign times the radius: the trust region without any curvature."""
 
-    kept = ("momentum",)
+    kept: ClassVar[Mapping[str, tuple[int, bool]]] = {"momentum": (1, True)}
 
     def _prepare(self, batch: Any, progress: Progress) -> None:
         pass
@@ -233,7 +241,7 @@ class SignTrustRegion(TrustRegionOptimizer):
 class AdamTrustRegion(TrustRegionOptimizer):
     """ADAM-TR: the step of :class:`~splatopt.optim.first_order.Adam`, clipped to the radius."""
 
-    kept = ("exp_avg", "exp_avg_sq")
+    kept: ClassVar[Mapping[str, tuple[int, bool]]] = {"exp_avg": (1, True), "exp_avg_sq": (2, True)}
     _rates: dict[str, float]
 
     def _prepare(self, batch: Any, progress: Progress) -> None:
@@ -247,7 +255,7 @@ class AdamTrustRegion(TrustRegionOptimizer):
             self._kept["exp_avg_sq"][name],
             radius,
             rate=self._rates.get(name, self.options.rate) * self.options.rate_factor,
-            step=self._steps,
+            step=self._steps.value,
             options=self.options,
         )
 
@@ -262,7 +270,7 @@ class AdamTrustRegion(TrustRegionOptimizer):
             "beta1": options.beta1,
             "beta2": options.beta2,
             "epsilon": options.epsilon,
-            "step": self._steps,
+            "step": self._steps.value,
         }
 
 
@@ -272,7 +280,7 @@ class _DiagonalTrustRegion(TrustRegionOptimizer):
     The diagonal is measured on the batch of its step, which the gradient is of as well.
     """
 
-    kept = ("momentum", "curvature")
+    kept: ClassVar[Mapping[str, tuple[int, bool]]] = {"momentum": (1, True), "curvature": (2, False)}
 
     def __init__(
         self, objective: Objective, options: DiagonalGaussNewtonOptions, generator: torch.Generator | None = None
@@ -281,14 +289,14 @@ class _DiagonalTrustRegion(TrustRegionOptimizer):
         self._estimator = options.make_estimator()
         objective.require(self.needs | self._estimator.needs, type(self).__name__)
         super().__init__(objective, options, generator)
-        self._promise: dict[str, float] = {}
+        self._promise = self.remember(_Promises(tuple(objective.parameters)))
 
     def _prepare(self, batch: Any, progress: Progress) -> None:
-        if self._steps % self.options.refresh:
+        if self._steps.value % self.options.refresh:
             return
         diagonal = self.objective.gauss_newton_diagonal(batch, self._estimator, self.generator)
         weight = self._weight()
-        for name, curvature in self._kept["curvature"].items():
+        for name, curvature in self._kept["curvature"].values.items():
             curvature.lerp_(diagonal[name], _along_rows(weight, curvature))
 
     @abstractmethod
@@ -306,38 +314,40 @@ class _DiagonalTrustRegion(TrustRegionOptimizer):
                 radius,
                 decay=self.options.momentum,
                 factor=self.options.curvature_factor,
-                damping=self.options.damping * self._promise.get(name, 0.0),
+                damping=self.options.damping * self._promise.values.get(name, 0.0),
             ),
         )
 
     def _take_promise(self, name: str, promise: float) -> None:
         """Keep what a step promised; of one with a row that broke down it is no number."""
         if math.isfinite(promise):
-            self._promise[name] = promise
+            self._promise.values[name] = promise
 
     def _fused_pass(self, passes: Any) -> Callable[..., Any]:
         return passes.curvature_step
 
     def _numbers(self) -> dict[str, Any]:
         options = self.options
-        damping = [options.damping * self._promise.get(name, 0.0) for name in GAUSSIAN_TENSORS]
+        damping = [options.damping * self._promise.values.get(name, 0.0) for name in GAUSSIAN_TENSORS]
         return {"decay": options.momentum, "factor": options.curvature_factor, "damping": damping}
 
     def _note(self, answer: Any) -> None:
         for name, promise in zip(GAUSSIAN_TENSORS, answer, strict=True):
             self._take_promise(name, promise)
 
-    def state(self) -> OptimizerState:
-        """Return the states of every parameter, the number of steps, and what the last step promised."""
-        state = super().state()
-        promise = {f"promise.{name}": value for name, value in self._promise.items()}
-        return OptimizerState(state.tensors, {**state.scalars, **promise})
 
-    def load_state(self, state: OptimizerState) -> None:
-        """Go on from ``state``; raises InputError where it does not fit the parameters."""
-        super().load_state(state)
-        names = self.objective.parameters
-        self._promise = {name: float(state.scalars.get(f"promise.{name}", 0.0)) for name in names}
+class _Promises(StatePart):
+    """What the last step promised, by parameter."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+        self.values: dict[str, float] = {}
+
+    def scalars(self) -> dict[str, float | int]:
+        return {f"promise.{name}": value for name, value in self.values.items()}
+
+    def load(self, state: OptimizerState) -> None:
+        self.values = {name: float(state.scalars.get(f"promise.{name}", 0.0)) for name in self._names}
 
 
 class PublishedGaussNewton(_DiagonalTrustRegion):
@@ -358,10 +368,15 @@ class DiagonalGaussNewton(_DiagonalTrustRegion):
     measurement has age a = 0 and no curvature; it moves by its radii.
     """
 
-    kept_by_row = ("age",)
+    def __init__(
+        self, objective: Objective, options: DiagonalGaussNewtonOptions, generator: torch.Generator | None = None
+    ) -> None:
+        """Count the measurements of each row; see :class:`~splatopt.core.optimizer.Optimizer`."""
+        super().__init__(objective, options, generator)
+        self._age = self.remember(PerRow("age", objective.parameters))
 
     def _weight(self) -> Tensor:
-        age = self._kept_by_row["age"].add_(1)
+        age = self._age.values.add_(1)
         return (1 - self.options.curvature_decay) / (1 - self.options.curvature_decay ** age.double())
 
 

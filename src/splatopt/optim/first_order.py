@@ -13,8 +13,8 @@ from splatopt import kernels
 from splatopt.core.checks import InputError, check_fraction, check_positive
 from splatopt.core.native import adam_step, available
 from splatopt.core.objective import Evaluation, Objective, Oracle
-from splatopt.core.optimizer import Optimizer, OptimizerState, Progress, register
-from splatopt.core.rows import RowEdit
+from splatopt.core.optimizer import Optimizer, Progress, register
+from splatopt.core.state import Number, PerParameter
 
 
 @dataclass(frozen=True)
@@ -217,9 +217,9 @@ class Adam(Optimizer):
     def __init__(self, objective: Objective, options: AdamOptions, generator: torch.Generator | None = None) -> None:
         """Start with empty means; see :class:`~splatopt.core.optimizer.Optimizer`."""
         super().__init__(objective, options, generator)
-        self._steps = 0
-        self._exp_avg = {name: torch.zeros_like(value) for name, value in objective.parameters.items()}
-        self._exp_avg_sq = {name: torch.zeros_like(value) for name, value in objective.parameters.items()}
+        self._steps = self.remember(Number("steps", 0))
+        self._exp_avg = self.remember(PerParameter("exp_avg", objective.parameters, degree=1))
+        self._exp_avg_sq = self.remember(PerParameter("exp_avg_sq", objective.parameters, degree=2))
 
     @torch.no_grad()
     def step(self, batch: Any, progress: Progress) -> Evaluation:
@@ -227,7 +227,7 @@ class Adam(Optimizer):
         options = self.options
         evaluation = self.objective.gradient(batch)
         rates, other_rate = options.rates(self.objective.length_scale, progress), options.other_rate(progress)
-        self._steps += 1
+        self._steps.value += 1
         parameters, gradient = self.objective.parameters, evaluation.gradient
         if kernels.takes([*parameters.values(), *gradient.values()]):
             self._step_on_gpu(gradient, {name: rates.get(name, other_rate) for name in parameters})
@@ -239,7 +239,7 @@ class Adam(Optimizer):
                 self._exp_avg[name],
                 self._exp_avg_sq[name],
                 rate=rates.get(name, other_rate),
-                step=self._steps,
+                step=self._steps.value,
                 options=options,
                 threads=self.threads,
                 isa=self.instructions,
@@ -255,27 +255,9 @@ class Adam(Optimizer):
             for name, parameter in self.objective.parameters.items()
         ]
         options = self.options
-        adam.adam_step(groups, beta1=options.beta1, beta2=options.beta2, epsilon=options.epsilon, step=self._steps)
-
-    def state(self) -> OptimizerState:
-        """Return both means of every parameter and the number of steps."""
-        tensors = {f"exp_avg.{name}": value for name, value in self._exp_avg.items()}
-        tensors |= {f"exp_avg_sq.{name}": value for name, value in self._exp_avg_sq.items()}
-        return OptimizerState(tensors=tensors, scalars={"steps": self._steps})
-
-    def load_state(self, state: OptimizerState) -> None:
-        """Go on from ``state``; raises InputError where it does not fit the parameters."""
-        if "steps" not in state.scalars:
-            raise InputError("this is not a state of adam: it holds no number of steps; start a new run")
-        parameters = self.objective.parameters
-        self._exp_avg = load_like(parameters, state.tensors, "exp_avg")
-        self._exp_avg_sq = load_like(parameters, state.tensors, "exp_avg_sq")
-        self._steps = int(state.scalars["steps"])
-
-    def edit_rows(self, edit: RowEdit) -> None:
-        """Gather both means; fresh rows start at zero, and the number of steps goes on for all."""
-        self._exp_avg = {name: edit.gather_state(value) for name, value in self._exp_avg.items()}
-        self._exp_avg_sq = {name: edit.gather_state(value) for name, value in self._exp_avg_sq.items()}
+        adam.adam_step(
+            groups, beta1=options.beta1, beta2=options.beta2, epsilon=options.epsilon, step=self._steps.value
+        )
 
 
 def adam_update(
@@ -333,30 +315,6 @@ def _fits_native(parameter: Tensor, gradient: Tensor) -> bool:
         and parameter.is_contiguous()
         and gradient.is_contiguous()
     )
-
-
-def load_like(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return copies of the tensors named ``prefix.<parameter>``, on the parameters' device and in their type.
-
-    Args:
-        parameters: What the state belongs to.
-        tensors: A saved state.
-        prefix: The state's name.
-
-    Raises:
-        InputError: A tensor is missing, or has another shape or type than its parameter.
-    """
-    loaded = {}
-    for name, parameter in parameters.items():
-        value = tensors.get(f"{prefix}.{name}")
-        if value is None or value.shape != parameter.shape or value.dtype != parameter.dtype:
-            came = "nothing" if value is None else f"{tuple(value.shape)} {value.dtype}"
-            raise InputError(
-                f"the optimizer's state {prefix}.{name} must be {tuple(parameter.shape)} {parameter.dtype} to fit its "
-                f"parameter, got {came}; resume the run that wrote it, or start a new one"
-            )
-        loaded[name] = value.to(parameter.device, copy=True).contiguous()
-    return loaded
 
 
 register("adam", Adam, AdamOptions, help="Adam with the rates of 3DGS; the default")

@@ -14,7 +14,7 @@ from torch import Tensor
 from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Evaluation, GaussNewtonBlocks, Objective, Oracle, Residuals, Tensors
-from splatopt.core.rows import RowEdit
+from splatopt.core.scene_edit import SceneEdit
 from splatopt.raster.losses import L1Ssim, Loss
 from splatopt.raster.problem import ViewProblem, WeightedSum
 from splatopt.raster.renderer import Renderer
@@ -257,7 +257,7 @@ class PhotometricObjective(Objective):
         for position, view in enumerate(batch):
             yield self.problem(view), WeightedSum(tensors, weight, overwrite=position == 0)
 
-    def edit_rows(self, edit: RowEdit) -> None:
+    def edit_rows(self, edit: SceneEdit) -> None:
         """Edit the cloud's rows and make buffers for the new number of them."""
         self.cloud.edit_rows(edit)
         self._allocate()
