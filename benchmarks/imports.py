@@ -128,10 +128,10 @@ def _targets(node: ast.AST, importer: str, path: Path, known: dict[str, Path]) -
             base = ".".join([*here, *([base] if base else [])])
         inside = [f"{base}.{one.name}" if f"{base}.{one.name}" in known else base for one in node.names]
         return sorted({one for one in inside if one in known})
-    # A module's name as text is imported by it somewhere, as registries do.
+    # A module's name as text is imported by it somewhere, as registries do; before a dot it is the folder's.
     text = node.value if isinstance(node, ast.Constant) else None
-    named = isinstance(text, str) and re.fullmatch(rf"{PACKAGE}(\.\w+)+", text) is not None
-    return [text] if named and text in known else []
+    named = re.fullmatch(rf"({PACKAGE}(?:\.\w+)+)\.?", text) if isinstance(text, str) else None
+    return [named[1]] if named and named[1] in known else []
 
 
 def upward(found: Iterable[Import]) -> list[Import]:
