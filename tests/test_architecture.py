@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ElementTree
+from xml.etree import ElementTree
 
 from benchmarks.architecture import PICTURE, Edge, House, draw, main, read_house
 from benchmarks.imports import floors
