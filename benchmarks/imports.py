@@ -142,7 +142,7 @@ def upward(found: Iterable[Import]) -> list[Import]:
 def _allowed(importer: str, imported: str) -> bool:
     if importer in {"cli", "commands", "__main__"}:
         return imported != "cli" or importer == "__main__"
-    return imported in ROOMS[importer]
+    return imported in ROOMS.get(importer, ())
 
 
 def cycles(found: Iterable[Import]) -> list[list[str]]:
