@@ -67,6 +67,7 @@ lint: install
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/python -m benchmarks.figures
 
 bench: install
 	@$(BIN)/python -m benchmarks

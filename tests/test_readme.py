@@ -40,9 +40,3 @@ def test_every_make_target_of_the_readme_exists():
     typed = "\n".join(re.findall(r"`make[^`]*`|^ {4}make.*$", README, re.MULTILINE))
     named = set(re.findall(r"\bmake (?:PYTHON=\S+ )?([a-z][a-z-]*)", typed))
     assert {"demo", "install", "test", "lint", "bench"} <= named <= targets
-
-
-def test_every_link_within_the_project_leads_somewhere():
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"

@@ -15,6 +15,7 @@ from splatopt.core import native
 from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.core.checks import InputError
 from splatopt.core.processes import Launch, Processes, find_launch
+from splatopt.core.version import __version__
 from splatopt.optim.first_order import AdamOptions
 from splatopt.train.config import TrainConfig
 from splatopt.train.events import Stepped
@@ -107,7 +108,7 @@ def test_different_versions_are_refused_in_one_sentence(capture, tmp_path):
     assert ended.returncode != 0
     sentences = [line for line in ended.stderr.splitlines() if line.startswith("splatopt: ")]
     assert len(sentences) == 1, ended.stderr
-    assert "0.1.0 (process 0), 9.9.9 (process 1)" in sentences[0]
+    assert f"{__version__} (process 0), 9.9.9 (process 1)" in sentences[0]
     assert not out.exists()
 
 

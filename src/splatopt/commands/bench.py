@@ -273,7 +273,7 @@ class TableOptions:
     """
 
     page: Annotated[Path, tyro.conf.Positional]
-    """The page, such as README.md."""
+    """The page, such as docs/results/optim.md."""
 
     check: bool = False
     """Only say whether the tables are up to date, with exit code 1 where they are not."""
