@@ -25,14 +25,17 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from splatopt.core.checks import InputError, nearest_names, quoted
-from splatopt.core.objective import Evaluation, Objective, Oracle
+from splatopt.core.objective import Batch, Evaluation, Objective, Oracle
 from splatopt.core.rows import RowEdit
+
+Options = TypeVar("Options")
+"""An optimizer's own frozen dataclass."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class OptimizerState:
     scalars: Mapping[str, float | int]
 
 
-class Optimizer(ABC):
+class Optimizer(ABC, Generic[Options]):
     """A policy that asks an objective for derivatives and writes its parameters in place."""
 
     needs: ClassVar[frozenset[Oracle]]
@@ -80,7 +83,7 @@ class Optimizer(ABC):
     instructions: str = "auto"
     """Instruction set of native passes, auto for the fastest; set by whoever runs the optimizer."""
 
-    def __init__(self, objective: Objective, options: Any, generator: torch.Generator | None = None) -> None:
+    def __init__(self, objective: Objective, options: Options, generator: torch.Generator | None = None) -> None:
         """Check the oracles and keep what every optimizer keeps.
 
         All state is made here, and nothing is drawn from the generator: a run that goes on makes its optimizer anew,
@@ -105,19 +108,19 @@ class Optimizer(ABC):
         """How many parts (views) a step wants in its batch; None for as many as the run is told, 0 for all."""
         return None
 
-    def check_batch(self, batch: Any) -> None:  # noqa: B027 - most take any
+    def check_batch(self, batch: Batch) -> None:
         """Raise InputError for a batch that no step can take; asked before a run begins, of all parts."""
 
     def state_bytes(self) -> int:
         """Return the bytes of the tensors that :meth:`state` gives; of those that others wrote, after a step alone."""
         return sum(value.numel() * value.element_size() for value in self.state().tensors.values())
 
-    def memory_needed(self, batch: Any) -> int:
+    def memory_needed(self, batch: Batch) -> int:
         """Return the bytes that a step on ``batch`` takes for a while; 0 where a copy or two of the parameters do."""
         return 0
 
     @abstractmethod
-    def step(self, batch: Any, progress: Progress) -> Evaluation:
+    def step(self, batch: Batch, progress: Progress) -> Evaluation:
         """Take one step on ``batch`` and return the evaluation at the point it started from."""
 
     @abstractmethod

@@ -76,7 +76,7 @@ def check_memory(
 
 def free_memory(place: Workplace) -> int:
     """Return the bytes that one process of the run may take: on CUDA of its device, else its share of the host's."""
-    share = 1 if place.device.type == "cuda" else place.processes.launch.local_count
+    share = 1 if place.device.type == "cuda" else place.processes.launch.local_world_size
     return devices.free_memory(place.device) // share
 
 
