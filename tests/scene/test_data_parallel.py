@@ -33,8 +33,8 @@ def every_answer(objective, inner: Views, batch: tuple[int, ...]) -> dict[str, t
     found |= {"loss": evaluation.loss, "psnr": evaluation.facts["psnr"], "seen": evaluation.seen.clone()}
     found |= {"value": objective.value(batch), "form": objective.gauss_newton_form(batch, v)}
     u = objective.residuals(batch)
-    for kind, pieces in (("residual", u), ("jvp", objective.jvp(batch, v))):
-        found |= {f"{kind}.{position}": piece.clone() for position, piece in enumerate(pieces)}
+    for kind, parts in (("residual", u), ("jvp", objective.jvp(batch, v))):
+        found |= {f"{kind}.{position}": part.clone() for position, part in enumerate(parts)}
     generator = torch.Generator().manual_seed(3)
     several = {
         "vjp": lambda: objective.vjp(batch, u),

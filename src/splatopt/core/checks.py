@@ -7,7 +7,7 @@ import difflib
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 LARGEST_POSITIVE = 1e30
 """Of rates, factors and the like; single precision ends at 3e38."""
@@ -61,7 +61,7 @@ def short(path: Path) -> str:
     return shown(text if len(text) <= _LONGEST_PATH else f"{text[: _LONGEST_PATH // 2]}…{text[-LONGEST_QUOTE:]}")
 
 
-def say(*lines: object, file: Any = None, flush: bool = False) -> None:
+def say(*lines: object, file: TextIO | None = None, flush: bool = False) -> None:
     """Print lines, each as :func:`shown` shows it; the one place that prints what may hold a name from elsewhere.
 
     Args:

@@ -44,12 +44,9 @@ class Summands:
 
     def of(self, key: Key, combine: Combine) -> float | Tensor:
         """Return what :meth:`add` put."""
-        found: Mapping[Key, float | Tensor] = {
-            Combine.NUMBER: self.numbers,
-            Combine.MEAN: self.tensors,
-            Combine.ANY: self.masks,
-        }[combine]
-        return found[key]
+        if combine is Combine.NUMBER:
+            return self.numbers[key]
+        return (self.masks if combine is Combine.ANY else self.tensors)[key]
 
 
 def take_apart(row: Question, answer: object) -> Summands:

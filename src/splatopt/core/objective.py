@@ -309,7 +309,7 @@ class Objective(ABC):
         """
         parts = self.parts(batch)
         pushed = (self.jvp(part, tangent) for part in parts)
-        return sum(float((piece * piece).sum(dtype=torch.float64)) for view in pushed for piece in view) / len(parts)
+        return sum(float((part * part).sum(dtype=torch.float64)) for view in pushed for part in view) / len(parts)
 
     def gauss_newton_diagonal(
         self, batch: Batch, estimator: DiagonalEstimator, generator: torch.Generator | None = None

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -87,7 +87,7 @@ class Processes:
     one has ended or does not answer in time.
     """
 
-    def __init__(self, launch: Launch | None = None, store: Any = None) -> None:
+    def __init__(self, launch: Launch | None = None, store: dist.Store | None = None) -> None:
         """Take a place; :func:`join` is how several meet.
 
         Args:
@@ -195,11 +195,11 @@ class Processes:
 
     def may_speak(self, what: str) -> bool:
         """Whether no process has asked this of ``what`` before; true once among those that still live."""
-        if self.world_size == 1:
+        if self.world_size == 1 or self._store is None:
             return True
         try:
             return self._store.add(f"spoken/{what}", 1) == 1
-        except (RuntimeError, AttributeError):  # the store went with the process that held it
+        except RuntimeError:  # the store went with the process that held it
             return True
 
     def follow(self) -> None:
@@ -258,7 +258,7 @@ def _part() -> None:
             dist.destroy_process_group()
 
 
-def _wait(begin: Callable[[], Sequence[Any]]) -> None:
+def _wait(begin: Callable[[], Sequence[dist.Work]]) -> None:
     """Begin what takes all processes and wait for its end."""
     try:
         for work in begin():

@@ -26,7 +26,7 @@ class WrappedObjective(Objective):
     def __init_subclass__(cls) -> None:
         """Refuse every wrapper while ``Objective`` has a public name of which no row says how it is passed on."""
         super().__init_subclass__()
-        if names := undeclared(Objective):
+        if names := undeclared():
             raise TypeError(
                 f"QUESTIONS has no row for Objective's {', '.join(names)}, so {cls.__name__} cannot pass it on; "
                 "add one that says how answers are combined"
@@ -114,11 +114,10 @@ def innermost(objective: Objective) -> Objective:
     return objective
 
 
-def undeclared(kind: type[Objective]) -> list[str]:
-    """Return the public names of ``kind`` that have no row in its ``questions``."""
-    return sorted(
-        name for name in vars(kind) if not name.startswith("_") and name != "questions" and name not in kind.questions
-    )
+def undeclared() -> list[str]:
+    """Return the public names of ``Objective`` that have no row in ``QUESTIONS``."""
+    names = (name for name in vars(Objective) if not name.startswith("_"))
+    return sorted(name for name in names if name != "questions" and name not in QUESTIONS)
 
 
 def _passed_on(
