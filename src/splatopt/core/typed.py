@@ -9,7 +9,20 @@ import types
 from collections.abc import Collection, Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    runtime_checkable,
+)
 
 from splatopt.core.checks import InputError, nearest_names, quoted, shown
 
@@ -32,6 +45,14 @@ LARGEST_WHOLE = 2**63 - 1
 """No whole number that is a setting is larger."""
 
 _Made = TypeVar("_Made")
+
+
+@runtime_checkable
+class Dataclass(Protocol):
+    """An instance of any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
 
 Json: TypeAlias = Any
 """A value of a JSON file; what it is, is known once it was asked for by type."""

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from splatopt.core.checkpoint import replace_file, sweep_checkpoints
 from splatopt.core.checks import InputError
@@ -201,6 +201,7 @@ def read_json(path: Path) -> dict[str, Json]:
     return read_object(path) or {}
 
 
+@runtime_checkable
 class Configuration(Protocol):
     """What a run was asked for."""
 
