@@ -326,12 +326,17 @@ def test_a_row_without_its_method_is_refused(wrap):
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
-def test_a_row_taken_out_is_refused(wrap):
+def test_a_row_taken_out_or_changed_is_refused(wrap):
     class Poorer(Views):
         questions = MappingProxyType({name: row for name, row in Views.questions.items() if name != "value"})
 
-    with pytest.raises(TypeError, match="Poorer.questions lacks value"):
+    class Other(Views):
+        questions = Views.questions | {"views": Question(Combine.NUMBER)}
+
+    with pytest.raises(TypeError, match="Poorer.questions lacks or changes value"):
         wrap(Poorer())
+    with pytest.raises(TypeError, match="Other.questions lacks or changes views"):
+        wrap(Other())
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)

@@ -55,8 +55,8 @@ class WrappedObjective(Objective):
                 setattr(self, name, functools.partial(asked, self))
 
     def _check_declared(self, kind: type[Objective], name: str) -> None:
-        if name not in self.questions:
-            raise TypeError(f"{kind.__name__}.questions lacks {name}; add to Objective.questions, and take nothing out")
+        if self.questions.get(name) != QUESTIONS[name]:
+            raise TypeError(f"{kind.__name__}.questions lacks or changes {name}; only add to Objective.questions")
         if QUESTIONS[name].composed and getattr(kind, name) is not getattr(Objective, name):
             raise TypeError(
                 f"{kind.__name__} overrides {name}, which {type(self).__name__} composes of other questions; override "
