@@ -104,7 +104,7 @@ def _check_launch(command: str) -> None:
         return
     from splatopt.core.processes import find_launch
 
-    if find_launch().count > 1:
+    if find_launch().world_size > 1:
         raise InputError(f"splatopt {command} does not share its work among processes; run it without torchrun")
 
 

@@ -101,11 +101,11 @@ def test_batches_of_other_sizes_count_by_their_views():
 
 def test_curvature_may_be_of_a_share_of_the_views_that_goes_round():
     objective, optimizer = make(damping_start=3.0, damping_least=3.0, **(WHOLE | {"curvature_share": 0.34}))
-    for pieces in ((0, 3), (1, 4), (2, 5), (0, 3)):
-        expected, _ = solved(objective, ALL, 3.0, 1e-4, curvature_views=pieces)
+    for microbatch in ((0, 3), (1, 4), (2, 5), (0, 3)):
+        expected, _ = solved(objective, ALL, 3.0, 1e-4, curvature_views=microbatch)
         objective.multiplied.clear()
         step, evaluation = moved(objective, optimizer)
-        assert set(objective.multiplied) == {pieces}
+        assert set(objective.multiplied) == {microbatch}
         torch.testing.assert_close(step, expected * evaluation.facts["step_length"], rtol=1e-7, atol=1e-9)
 
 

@@ -15,7 +15,7 @@ from splatopt.core.optimizer import Progress, find_optimizer
 from splatopt.curvature.estimators import Exact
 from splatopt.curvature.hessian import CentralDifference
 from splatopt.raster.cpu import NativeRenderer
-from splatopt.scene.fewer_views import FewerViews
+from splatopt.scene.microbatches import Microbatched
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native module is not built")
 
@@ -57,7 +57,7 @@ def answers(objective: Objective, step: dict[str, torch.Tensor]) -> list[torch.T
 
 def test_one_view_is_drawn_once_while_it_is_held():
     renderer = Drawing()
-    objective = FewerViews(make(renderer=renderer, dtype=torch.float32), print)
+    objective = Microbatched(make(renderer=renderer, dtype=torch.float32), print)
     step = {name: torch.full_like(value, 1e-3) for name, value in objective.parameters.items()}
     expected = answers(objective, step)
     assert renderer.drawn == 5
@@ -74,7 +74,7 @@ def test_one_view_is_drawn_once_while_it_is_held():
 
 def test_a_difference_of_gradients_stands_on_what_it_moved():
     """It asks at two other points than its own, whatever it was promised."""
-    objective = FewerViews(make(renderer=NativeRenderer(1), dtype=torch.float32), print)
+    objective = Microbatched(make(renderer=NativeRenderer(1), dtype=torch.float32), print)
     tangent = {name: torch.ones_like(value) for name, value in objective.parameters.items()}
     expected = objective.hvp([0], tangent, CentralDifference())
     assert any(part.abs().max() > 0 for part in expected.values())

@@ -18,7 +18,7 @@ from splatopt.curvature.hessian import CentralDifference, ExactHessian
 from splatopt.raster.losses import L1Ssim, Loss, SquaredError
 from splatopt.raster.reference import ReferenceRenderer
 from splatopt.raster.types import RenderOptions
-from splatopt.scene.fewer_views import FewerViews
+from splatopt.scene.microbatches import Microbatched
 from splatopt.scene.photometric import PhotometricObjective
 from train.toys import ToyRenderer
 
@@ -143,7 +143,7 @@ def test_batches_are_split_evenly():
 def test_views_are_those_of_the_batch_and_wrapped_ones_say_the_same():
     objective = make()
     assert list(objective.views((2, 0))) == [2, 0]
-    assert list(FewerViews(objective, lambda most: None).views((2, 0))) == [2, 0]
+    assert list(Microbatched(objective, lambda max_parts: None).views((2, 0))) == [2, 0]
     assert list(Quadratic().views(None)) == []
 
 

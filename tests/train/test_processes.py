@@ -212,7 +212,7 @@ def test_fingerprints_tell_bits_and_places_apart():
 
 def test_a_launch_is_read_from_what_torchrun_sets():
     told = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
-    assert find_launch(told) == Launch(rank=3, count=4, local_rank=1, local_count=2)
+    assert find_launch(told) == Launch(rank=3, world_size=4, local_rank=1, local_world_size=2)
     assert find_launch({"RANK": "1", "WORLD_SIZE": "2"}) == Launch(1, 2, 1, 2)
     assert find_launch({}) == Launch()
 

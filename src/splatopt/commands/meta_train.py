@@ -209,11 +209,11 @@ def _work_together(config: MetaTrainConfig, described: dict[str, Any], processes
 
 
 def _work_for_parent(
-    rank: int, config: MetaTrainConfig, described: dict[str, Any], world: int, folder: str, until: int
+    rank: int, config: MetaTrainConfig, described: dict[str, Any], world_size: int, folder: str, until: int
 ) -> None:
     """Work, and leave what was refused as a file: a traceback in text is all that gets to the parent otherwise."""
     try:
-        _work(rank, config, described, world, f"file://{folder}/meeting", until)
+        _work(rank, config, described, world_size, f"file://{folder}/meeting", until)
     except InputError as error:
         partial = Path(folder) / f"partial-{rank}"
         partial.write_text(str(error), encoding="utf-8")
@@ -224,13 +224,15 @@ def _work_for_parent(
         return
 
 
-def _work(rank: int, config: MetaTrainConfig, described: dict[str, Any], world: int, meeting: str, until: int) -> None:
+def _work(
+    rank: int, config: MetaTrainConfig, described: dict[str, Any], world_size: int, meeting: str, until: int
+) -> None:
     """What each process does."""
     torch.set_num_threads(config.threads)
-    if world > 1:
+    if world_size > 1:
         threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-        torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
-    trainer = MetaTrainer(config, rank, world)
+        torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world_size)
+    trainer = MetaTrainer(config, rank, world_size)
     if rank == 0:
         write_config(config.out, described)
         for warning in trainer.warnings:
@@ -238,7 +240,7 @@ def _work(rank: int, config: MetaTrainConfig, described: dict[str, Any], world: 
         if trainer.left_out:
             say(trainer.left_out)
     trainer.run(_say if rank == 0 else lambda record: None, until or None)
-    if world > 1:
+    if world_size > 1:
         torch.distributed.destroy_process_group()
 
 

@@ -15,7 +15,6 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -24,7 +23,7 @@ from torch import Tensor
 from splatopt.core.checks import InputError, quoted
 from splatopt.core.files import discard, make_folder, new_file, partial_path, sync_folder, whole_file
 from splatopt.core.reading import AbsentFileError, parse_tensors, read_bounded, read_json
-from splatopt.core.typed import Fields
+from splatopt.core.typed import Fields, Json
 
 FORMAT = "splatopt-checkpoint-1"
 KEPT = 2
@@ -55,7 +54,7 @@ class Checkpoint:
 
     step: int
     tensors: Mapping[str, Tensor]
-    scalars: Mapping[str, Any]
+    scalars: Mapping[str, Json]
     path: Path | None = None
 
     @property

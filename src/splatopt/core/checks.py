@@ -7,7 +7,7 @@ import difflib
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 LARGEST_POSITIVE = 1e30
 """Of rates, factors and the like; single precision ends at 3e38."""
@@ -61,7 +61,20 @@ def short(path: Path) -> str:
     return shown(text if len(text) <= _LONGEST_PATH else f"{text[: _LONGEST_PATH // 2]}…{text[-LONGEST_QUOTE:]}")
 
 
-def say(*lines: object, file: Any = None, flush: bool = False) -> None:
+@runtime_checkable
+class TextStream(Protocol):
+    """What text is printed to."""
+
+    def write(self, text: str, /) -> object:
+        """Take some text."""
+        ...
+
+    def flush(self) -> object:
+        """Have what was written seen."""
+        ...
+
+
+def say(*lines: object, file: TextStream | None = None, flush: bool = False) -> None:
     """Print lines, each as :func:`shown` shows it; the one place that prints what may hold a name from elsewhere.
 
     Args:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from splatopt.core.objective import Evaluation, Objective, Oracle, Residuals, Tensors
+from splatopt.core.objective import Batch, Evaluation, Objective, Oracle, Residuals, Tensors
 
 
 class GraphObjective(Objective):
@@ -30,10 +29,10 @@ class GraphObjective(Objective):
         self._leaves = dict(module.named_parameters())
 
     @abstractmethod
-    def residual(self, batch: Any) -> Tensor:
+    def residual(self, batch: Batch) -> Tensor:
         """Return r on ``batch`` with its graph, in any shape."""
 
-    def loss(self, batch: Any) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         """Return ½‖r‖² on ``batch`` with its graph, a scalar."""
         return 0.5 * self.residual(batch).square().sum()
 
@@ -66,7 +65,7 @@ class GraphObjective(Objective):
         """What computes the derivatives."""
         return "autograd"
 
-    def gradient(self, batch: Any) -> Evaluation:
+    def gradient(self, batch: Batch) -> Evaluation:
         """Return loss and ∂loss/∂θ on ``batch``."""
         with torch.enable_grad():
             loss = self.loss(batch)
@@ -77,23 +76,23 @@ class GraphObjective(Objective):
         """Return the record of a loss and its gradients, one per leaf in order."""
         return Evaluation(loss, dict(zip(self._leaves, gradients, strict=True)), None, self.facts(loss))
 
-    def residuals(self, batch: Any) -> Residuals:
+    def residuals(self, batch: Batch) -> Residuals:
         """Return (r,) without its graph."""
         with torch.no_grad():
             return (self.residual(batch),)
 
-    def empty_residuals(self, batch: Any) -> Residuals:
+    def empty_residuals(self, batch: Batch) -> Residuals:
         """Return (r,): the shape of a graph's residuals is known by computing them."""
         return self.residuals(batch)
 
-    def vjp(self, batch: Any, cotangent: Residuals) -> Tensors:
+    def vjp(self, batch: Batch, cotangent: Residuals) -> Tensors:
         """Return Jᵀ u."""
         with torch.enable_grad():
             residual = self.residual(batch)
             found = torch.autograd.grad(residual, list(self._leaves.values()), cotangent[0])
         return dict(zip(self._leaves, found, strict=True))
 
-    def jvp(self, batch: Any, tangent: Tensors) -> Residuals:
+    def jvp(self, batch: Batch, tangent: Tensors) -> Residuals:
         """Return J v as ∂⟨Jᵀu, v⟩/∂u: Jᵀu is linear in u, so any u will do."""
         with torch.enable_grad():
             residual = self.residual(batch)
@@ -102,7 +101,7 @@ class GraphObjective(Objective):
             inner = _inner(self._leaves, pulled, tangent)
             return (torch.autograd.grad(inner, cotangent)[0],)
 
-    def exact_hvp(self, batch: Any, tangent: Tensors) -> Tensors:
+    def exact_hvp(self, batch: Batch, tangent: Tensors) -> Tensors:
         """Return ∇²L v as ∂⟨∂L/∂θ, v⟩/∂θ."""
         leaves = list(self._leaves.values())
         with torch.enable_grad():

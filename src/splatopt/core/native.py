@@ -7,11 +7,14 @@ import importlib
 import os
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
 from splatopt.core.checks import InputError
+
+Native: TypeAlias = Any
+"""An object of the native module; its stub asks for NumPy's arrays, for which PyTorch's tensors pass at run time."""
 
 INSTRUCTIONS = ("avx512", "avx2", "portable")
 """Instruction sets that the native module is made for, fastest first. Processors other than x86 have portable alone, of
@@ -68,7 +71,7 @@ def default_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def workers(threads: int = 0, isa: str = "auto") -> Any:
+def workers(threads: int = 0, isa: str = "auto") -> Native:
     """Return the shared pool of threads with the kernels that fit this processor.
 
     Args:
@@ -82,7 +85,7 @@ def workers(threads: int = 0, isa: str = "auto") -> Any:
 
 
 @functools.cache
-def _workers(threads: int, isa: str) -> Any:
+def _workers(threads: int, isa: str) -> Native:
     try:
         return _module().Workers(threads, isa)
     except ValueError as error:
@@ -129,12 +132,12 @@ def adam_step(
     )
 
 
-def cloud_tensors(tensors: Mapping[str, Tensor]) -> Any:
+def cloud_tensors(tensors: Mapping[str, Tensor]) -> Native:
     """Return the native view of a cloud's six float32 tensors, which must outlive it."""
     return _module().CloudTensors(**{name: value.detach() for name, value in tensors.items()})
 
 
-def trust_bounds(**bounds: float | bool) -> Any:
+def trust_bounds(**bounds: float | bool) -> Native:
     """Return the native form of one step's trust region; the names are those of ``RadiusBounds``, and ``epsilon``."""
     return _module().TrustBounds(**bounds)
 
@@ -144,13 +147,13 @@ def nearest_others(points: Tensor, rows: Tensor, threads: int = 0, isa: str = "a
     workers(threads, isa).nearest_others(points, rows)
 
 
-def learned_passes(packed: Tensor, **shape: int | bool) -> Any:
+def learned_passes(packed: Tensor, **shape: int | bool) -> Native:
     """Return the passes of a learned step; ``splatopt.meta.fused`` packs its network and names its shape."""
     return _module().LearnedPasses(packed, **shape)
 
 
 def learned_step(
-    passes: Any,
+    passes: Native,
     parameters: Mapping[str, Tensor],
     gradient: Mapping[str, Tensor],
     exp_avg: Mapping[str, Tensor],

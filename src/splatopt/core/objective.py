@@ -11,13 +11,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol, runtime_checkable
+from typing import Any, NoReturn, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from splatopt.core.checks import InputError
 from splatopt.core.scene_edit import SceneEdit
+
+Batch: TypeAlias = Any
+"""What a loss is evaluated on: views, pixels, rays. Only the objective knows, so its type cannot be said."""
 
 Tensors = Mapping[str, Tensor]
 Residuals = tuple[Tensor, ...]
@@ -73,6 +76,76 @@ class GaussNewtonBlocks:
     diagonal: Tensors
 
 
+class Combine(enum.Enum):
+    """How the answers for a batch's microbatches make up the answer for the batch.
+
+    Of the batch's V parts microbatch k has V_k; its share is V_k / V.
+    """
+
+    MEAN = "mean"
+    """Tensors: Σ share · tensor."""
+    NUMBER = "number"
+    """Numbers: Σ share · number."""
+    ANY = "any"
+    """Masks: true where one is."""
+    STACK = "stack"
+    """Residuals, one tensor per part: every part's own, times √share."""
+    SAME = "same"
+    """They depend on no batch's parts."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What an objective around another must know of a question to pass it on.
+
+    Attributes:
+        combine: How answers are combined; field by field where the answer is a dataclass.
+        needs: The oracles that it takes.
+        record: The dataclass that answers, where ``combine`` tells of fields.
+        of_residuals: Whether its argument after the batch holds residuals, a tensor for each part.
+        composed: Whether it is answered by further questions to whoever was asked.
+    """
+
+    combine: Combine | Mapping[str, Combine]
+    needs: frozenset[Oracle] = frozenset()
+    record: type | None = None
+    of_residuals: bool = False
+    composed: bool = False
+
+    def __post_init__(self) -> None:
+        """Check that the answer can be combined so."""
+        fields = self.combine.values() if isinstance(self.combine, Mapping) else ()
+        if (self.record is None) != isinstance(self.combine, Combine):
+            raise ValueError("a question that combines field by field names their record, and no other does")
+        if Combine.STACK in fields or (self.combine is Combine.STACK and self.of_residuals):
+            raise ValueError("STACK is for a whole answer, of a question without residuals")
+
+
+_GRADIENT, _JVP, _VJP = (frozenset({oracle}) for oracle in (Oracle.GRADIENT, Oracle.JVP, Oracle.VJP))
+_DIAGONAL, _BLOCKS = frozenset({Oracle.GAUSS_NEWTON_DIAGONAL}), frozenset({Oracle.GAUSS_NEWTON_BLOCKS})
+_EVALUATION = {"loss": Combine.NUMBER, "gradient": Combine.MEAN, "seen": Combine.ANY, "facts": Combine.NUMBER}
+_ROW_BLOCKS = {"names": Combine.SAME, "blocks": Combine.MEAN, "diagonal": Combine.MEAN}
+
+QUESTIONS: Mapping[str, Question] = {
+    **dict.fromkeys(("parameters", "oracles", "length_scale", "backend", "block_names"), Question(Combine.SAME)),
+    **dict.fromkeys(("require", "held", "parts", "views", "split", "edit_rows"), Question(Combine.SAME)),
+    "empty_residuals": Question(Combine.SAME, _VJP),
+    "gradient": Question(_EVALUATION, _GRADIENT, Evaluation),
+    "value": Question(Combine.NUMBER, _GRADIENT),
+    "residuals": Question(Combine.STACK),
+    "jvp": Question(Combine.STACK, _JVP),
+    "vjp": Question(Combine.MEAN, _VJP, of_residuals=True),
+    "gauss_newton_product": Question(Combine.MEAN, _JVP | _VJP),
+    "gauss_newton_form": Question(Combine.NUMBER, _JVP),
+    "gauss_newton_diagonal": Question(Combine.MEAN, composed=True),
+    "exact_gauss_newton_diagonal": Question(Combine.MEAN, _DIAGONAL),
+    "gauss_newton_blocks": Question(_ROW_BLOCKS, _BLOCKS, GaussNewtonBlocks),
+    "hvp": Question(Combine.MEAN, composed=True),
+    "exact_hvp": Question(Combine.MEAN, frozenset({Oracle.HVP})),
+}
+"""Every public name of :class:`Objective`, once. An objective around another answers by its row, or is not made."""
+
+
 @runtime_checkable
 class DiagonalEstimator(Protocol):
     """A way to get diag(JᵀJ) as the mean over a batch's parts; ``splatopt.curvature.estimators`` has three."""
@@ -82,7 +155,7 @@ class DiagonalEstimator(Protocol):
         """What it asks of the objective."""
         ...
 
-    def estimate(self, objective: Objective, batch: Any, generator: torch.Generator | None) -> Tensors:
+    def estimate(self, objective: Objective, batch: Batch, generator: torch.Generator | None) -> Tensors:
         """Return diag(JᵀJ) on ``batch``, or an unbiased estimate of it."""
         ...
 
@@ -96,7 +169,7 @@ class HessianProduct(Protocol):
         """What it asks of the objective."""
         ...
 
-    def product(self, objective: Objective, batch: Any, tangent: Tensors) -> Tensors:
+    def product(self, objective: Objective, batch: Batch, tangent: Tensors) -> Tensors:
         """Return ∇²L v on ``batch``."""
         ...
 
@@ -109,6 +182,9 @@ class Objective(ABC):
     All that is returned may live in buffers that the next call of the same method reuses: whoever
     keeps it clones it.
     """
+
+    questions: Mapping[str, Question] = QUESTIONS
+    """What may be asked; a subclass with a further question adds its row."""
 
     @property
     @abstractmethod
@@ -144,26 +220,26 @@ class Objective(ABC):
         return nullcontext()
 
     @abstractmethod
-    def gradient(self, batch: Any) -> Evaluation:
+    def gradient(self, batch: Batch) -> Evaluation:
         """Return loss and ∂loss/∂θ on ``batch``."""
 
-    def parts(self, batch: Any) -> Sequence[Any]:
+    def parts(self, batch: Batch) -> Sequence[Batch]:
         """Return batches, one per view, of which ``batch`` is the mean; estimators draw probes for each."""
         return (batch,)
 
-    def views(self, batch: Any) -> Sequence[int]:
+    def views(self, batch: Batch) -> Sequence[int]:
         """Return the numbers of the views that ``batch`` shows, a view's always the same; none without views."""
         return ()
 
-    def split(self, batch: Any, count: int) -> Sequence[Any]:
+    def split(self, batch: Batch, count: int) -> Sequence[Batch]:
         """Return at most ``count`` batches that share out ``batch``: number k has its parts k, k + count and so on."""
         return (batch,)
 
-    def value(self, batch: Any) -> float:
+    def value(self, batch: Batch) -> float:
         """Return the loss on ``batch``, the same number as :meth:`gradient` gives there; may reuse its buffers."""
         return self.gradient(batch).loss
 
-    def residuals(self, batch: Any) -> Residuals:
+    def residuals(self, batch: Batch) -> Residuals:
         """Return the residuals r on ``batch``, one tensor per part, each divided by √(number of parts).
 
         The loss is ½‖r‖² over all of them, so JᵀJ is the mean of the parts' own.
@@ -173,7 +249,7 @@ class Objective(ABC):
         """
         self._refuse(Oracle.JVP)
 
-    def empty_residuals(self, batch: Any) -> Residuals:
+    def empty_residuals(self, batch: Batch) -> Residuals:
         """Return tensors in the shapes of :meth:`residuals`, with any values and without computing them.
 
         Raises:
@@ -181,7 +257,7 @@ class Objective(ABC):
         """
         self._refuse(Oracle.VJP)
 
-    def jvp(self, batch: Any, tangent: Tensors) -> Residuals:
+    def jvp(self, batch: Batch, tangent: Tensors) -> Residuals:
         """Return J v in the shapes of :meth:`residuals`, J = ∂r/∂θ.
 
         Args:
@@ -193,7 +269,7 @@ class Objective(ABC):
         """
         self._refuse(Oracle.JVP)
 
-    def vjp(self, batch: Any, cotangent: Residuals) -> Tensors:
+    def vjp(self, batch: Batch, cotangent: Residuals) -> Tensors:
         """Return Jᵀ u, one tensor per parameter; u = r gives the gradient of the loss.
 
         Args:
@@ -205,7 +281,7 @@ class Objective(ABC):
         """
         self._refuse(Oracle.VJP)
 
-    def gauss_newton_product(self, batch: Any, tangent: Tensors) -> Tensors:
+    def gauss_newton_product(self, batch: Batch, tangent: Tensors) -> Tensors:
         """Return JᵀJ v, one tensor per parameter, holding the residuals of one part (view) at a time.
 
         Args:
@@ -222,7 +298,7 @@ class Objective(ABC):
                 total[name].add_(product, alpha=1 / len(parts))
         return total
 
-    def gauss_newton_form(self, batch: Any, tangent: Tensors) -> float:
+    def gauss_newton_form(self, batch: Batch, tangent: Tensors) -> float:
         """Return vᵀJᵀJ v = ‖J v‖², summed in float64, holding the residuals of one part (view) at a time.
 
         Args:
@@ -234,10 +310,10 @@ class Objective(ABC):
         """
         parts = self.parts(batch)
         pushed = (self.jvp(part, tangent) for part in parts)
-        return sum(float((piece * piece).sum(dtype=torch.float64)) for view in pushed for piece in view) / len(parts)
+        return sum(float((part * part).sum(dtype=torch.float64)) for view in pushed for part in view) / len(parts)
 
     def gauss_newton_diagonal(
-        self, batch: Any, estimator: DiagonalEstimator, generator: torch.Generator | None = None
+        self, batch: Batch, estimator: DiagonalEstimator, generator: torch.Generator | None = None
     ) -> Tensors:
         """Return diag(JᵀJ), as ``estimator`` gets it, one tensor per parameter.
 
@@ -253,7 +329,7 @@ class Objective(ABC):
         self.require(estimator.needs, type(estimator).__name__)
         return estimator.estimate(self, batch, generator)
 
-    def exact_gauss_newton_diagonal(self, batch: Any) -> Tensors:
+    def exact_gauss_newton_diagonal(self, batch: Batch) -> Tensors:
         """Return diag(JᵀJ) from one pass that sums squared derivatives; the objective says what is exact.
 
         Raises:
@@ -261,7 +337,7 @@ class Objective(ABC):
         """
         self._refuse(Oracle.GAUSS_NEWTON_DIAGONAL)
 
-    def gauss_newton_blocks(self, batch: Any) -> GaussNewtonBlocks:
+    def gauss_newton_blocks(self, batch: Batch) -> GaussNewtonBlocks:
         """Return each row's own block of JᵀJ.
 
         Raises:
@@ -269,7 +345,7 @@ class Objective(ABC):
         """
         self._refuse(Oracle.GAUSS_NEWTON_BLOCKS)
 
-    def hvp(self, batch: Any, tangent: Tensors, method: HessianProduct) -> Tensors:
+    def hvp(self, batch: Batch, tangent: Tensors, method: HessianProduct) -> Tensors:
         """Return ∇²L v, as ``method`` gets it, one tensor per parameter.
 
         Args:
@@ -283,7 +359,7 @@ class Objective(ABC):
         self.require(method.needs, type(method).__name__)
         return method.product(self, batch, tangent)
 
-    def exact_hvp(self, batch: Any, tangent: Tensors) -> Tensors:
+    def exact_hvp(self, batch: Batch, tangent: Tensors) -> Tensors:
         """Return ∇²L v of the loss whose gradient :meth:`gradient` gives; v as in :meth:`hvp`.
 
         Raises:

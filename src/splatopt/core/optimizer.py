@@ -25,17 +25,20 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from splatopt.core.checks import InputError, nearest_names, quoted
-from splatopt.core.objective import Evaluation, Objective, Oracle
+from splatopt.core.objective import Batch, Evaluation, Objective, Oracle
 from splatopt.core.scene_edit import SceneEdit
 from splatopt.core.state import OptimizerState, StatePart
 
 StatePartType = TypeVar("StatePartType", bound=StatePart)
+
+Options = TypeVar("Options")
+"""An optimizer's own frozen dataclass."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Progress:
         return min(1.0, self.step / max(1, self.horizon))
 
 
-class Optimizer(ABC):
+class Optimizer(ABC, Generic[Options]):
     """A policy that asks an objective for derivatives and writes its parameters in place."""
 
     needs: ClassVar[frozenset[Oracle]]
@@ -70,7 +73,7 @@ class Optimizer(ABC):
     instructions: str = "auto"
     """Instruction set of native passes, auto for the fastest; set by whoever runs the optimizer."""
 
-    def __init__(self, objective: Objective, options: Any, generator: torch.Generator | None = None) -> None:
+    def __init__(self, objective: Objective, options: Options, generator: torch.Generator | None = None) -> None:
         """Check the oracles and keep what every optimizer keeps.
 
         All state is made here, declared with :meth:`remember`, and nothing is drawn from the generator: a resumed run
@@ -96,19 +99,19 @@ class Optimizer(ABC):
         """How many parts (views) a step wants in its batch; None for as many as the run is told, 0 for all."""
         return None
 
-    def check_batch(self, batch: Any) -> None:  # noqa: B027 - most take any
+    def check_batch(self, batch: Batch) -> None:
         """Raise InputError for a batch that no step can take; asked before a run begins, of all parts."""
 
     def state_bytes(self) -> int:
         """Return the bytes of the tensors that :meth:`state` gives; of those that others wrote, after a step alone."""
         return sum(value.numel() * value.element_size() for value in self.state().tensors.values())
 
-    def memory_needed(self, batch: Any) -> int:
+    def memory_needed(self, batch: Batch) -> int:
         """Return the bytes that a step on ``batch`` takes for a while; 0 where a copy or two of the parameters do."""
         return 0
 
     @abstractmethod
-    def step(self, batch: Any, progress: Progress) -> Evaluation:
+    def step(self, batch: Batch, progress: Progress) -> Evaluation:
         """Take one step on ``batch`` and return the evaluation at the point it started from."""
 
     def remember(self, part: StatePartType) -> StatePartType:

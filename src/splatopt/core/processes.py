@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -39,15 +39,15 @@ class Launch:
 
     Attributes:
         rank: Which one this is, from 0.
-        count: How many there are; 1 where nothing was launched.
+        world_size: How many there are; 1 where nothing was launched.
         local_rank: Which one this is on its machine.
-        local_count: How many there are on this machine.
+        local_world_size: How many there are on this machine.
     """
 
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
     local_rank: int = 0
-    local_count: int = 1
+    local_world_size: int = 1
 
 
 def find_launch(environment: dict[str, str] | None = None) -> Launch:
@@ -63,16 +63,21 @@ def find_launch(environment: dict[str, str] | None = None) -> Launch:
     if "RANK" not in values or "WORLD_SIZE" not in values:
         return Launch()
     try:
-        rank, count = int(values["RANK"]), int(values["WORLD_SIZE"])
-        local_rank, local_count = int(values.get("LOCAL_RANK", rank)), int(values.get("LOCAL_WORLD_SIZE", count))
+        rank, world_size = int(values["RANK"]), int(values["WORLD_SIZE"])
+        local_rank, local_world_size = (
+            int(values.get("LOCAL_RANK", rank)),
+            int(values.get("LOCAL_WORLD_SIZE", world_size)),
+        )
     except ValueError:
         raise InputError(
             f"RANK and WORLD_SIZE must be whole numbers, got {values['RANK']!r} and {values['WORLD_SIZE']!r}; start "
             "several processes with torchrun"
         ) from None
-    if not 0 <= rank < count:
-        raise InputError(f"RANK must be at least 0 and below WORLD_SIZE, got {rank} of {count}; start with torchrun")
-    return Launch(rank, count, local_rank, local_count)
+    if not 0 <= rank < world_size:
+        raise InputError(
+            f"RANK must be at least 0 and below WORLD_SIZE, got {rank} of {world_size}; start with torchrun"
+        )
+    return Launch(rank, world_size, local_rank, local_world_size)
 
 
 class Processes:
@@ -82,7 +87,7 @@ class Processes:
     one has ended or does not answer in time.
     """
 
-    def __init__(self, launch: Launch | None = None, store: Any = None) -> None:
+    def __init__(self, launch: Launch | None = None, store: dist.Store | None = None) -> None:
         """Take a place; :func:`join` is how several meet.
 
         Args:
@@ -98,9 +103,9 @@ class Processes:
         return self.launch.rank
 
     @property
-    def count(self) -> int:
+    def world_size(self) -> int:
         """How many there are."""
-        return self.launch.count
+        return self.launch.world_size
 
     @property
     def is_first(self) -> bool:
@@ -109,26 +114,26 @@ class Processes:
 
     def sum(self, tensors: Iterable[Tensor]) -> None:
         """Write into each tensor its sum over the processes, the same bits in all of them."""
-        if self.count > 1:
+        if self.world_size > 1:
             self._meet()
             _wait(lambda: [dist.all_reduce(tensor, async_op=True) for tensor in tensors])
 
     def any(self, masks: Iterable[Tensor]) -> None:
         """Write into each mask where it is true in any process."""
-        if self.count > 1:
+        if self.world_size > 1:
             self._meet()
             largest = dist.ReduceOp.MAX
             _wait(lambda: [dist.all_reduce(mask.view(torch.uint8), largest, async_op=True) for mask in masks])
 
     def spread(self, tensors: Iterable[tuple[Tensor, int]]) -> None:
         """Write into each tensor what it is in the process that is named with it."""
-        if self.count > 1:
+        if self.world_size > 1:
             self._meet()
             _wait(lambda: [dist.broadcast(tensor, source, async_op=True) for tensor, source in tensors])
 
     def sum_numbers(self, numbers: Sequence[float]) -> list[float]:
         """Return the sums of numbers over the processes, added in float64."""
-        if self.count == 1:
+        if self.world_size == 1:
             return list(numbers)
         total = torch.tensor(numbers, dtype=torch.float64)
         _wait(lambda: [dist.all_reduce(total, async_op=True)])
@@ -136,12 +141,12 @@ class Processes:
 
     def texts(self, text: str) -> list[str]:
         """Return every process's text, by rank."""
-        if self.count == 1:
+        if self.world_size == 1:
             return [text]
         data = text.encode("utf-8", "surrogatepass")
-        own = [float(len(data) * (rank == self.rank)) for rank in range(self.count)]
+        own = [float(len(data) * (rank == self.rank)) for rank in range(self.world_size)]
         sizes = [int(size) for size in self.sum_numbers(own)]
-        found = torch.zeros(self.count, max(1, *sizes), dtype=torch.uint8)
+        found = torch.zeros(self.world_size, max(1, *sizes), dtype=torch.uint8)
         found[self.rank, : len(data)] = torch.tensor(list(data), dtype=torch.uint8)
         _wait(lambda: [dist.all_reduce(found, async_op=True)])
         return [
@@ -159,7 +164,7 @@ class Processes:
             InputError: In the first process, with the sentence of the lowest that failed.
             SpokenForError: In the others.
         """
-        if self.count == 1:
+        if self.world_size == 1:
             return action()
         answer: Answer | None = None
         problem = ""
@@ -190,16 +195,16 @@ class Processes:
 
     def may_speak(self, what: str) -> bool:
         """Whether no process has asked this of ``what`` before; true once among those that still live."""
-        if self.count == 1:
+        if self.world_size == 1 or self._store is None:
             return True
         try:
             return self._store.add(f"spoken/{what}", 1) == 1
-        except (RuntimeError, AttributeError):  # the store went with the process that held it
+        except RuntimeError:  # the store went with the process that held it
             return True
 
     def follow(self) -> None:
         """Wait until the first process has ended, so that it can say why before it is ended for our sake."""
-        if self.is_first or self.count == 1:
+        if self.is_first or self.world_size == 1:
             return
         try:
             dist.broadcast(torch.zeros(1), 0)
@@ -208,7 +213,7 @@ class Processes:
 
     def leave(self) -> None:
         """Part from the others when all have come to their end."""
-        if self.count > 1 and dist.is_initialized():
+        if self.world_size > 1 and dist.is_initialized():
             self._meet()
             dist.destroy_process_group()
 
@@ -229,17 +234,19 @@ def join(launch: Launch, seconds: float) -> Processes:
     Raises:
         LostProcessError: They did not come in time.
     """
-    if launch.count == 1:
+    if launch.world_size == 1:
         return Processes(launch)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     timeout = timedelta(seconds=seconds)
     try:
-        store, rank, count = next(iter(dist.rendezvous("env://", timeout=timeout)))
+        store, rank, world_size = next(iter(dist.rendezvous("env://", timeout=timeout)))
         store = dist.PrefixStore("splatopt", store)
         store.set_timeout(timeout)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timeout)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     except (RuntimeError, ValueError) as error:
-        raise LostProcessError(f"the {launch.count} processes did not meet within {seconds:g} s ({error})") from error
+        raise LostProcessError(
+            f"the {launch.world_size} processes did not meet within {seconds:g} s ({error})"
+        ) from error
     # A run that ends in the middle leaves threads of gloo behind, which must not outlive what they use.
     atexit.register(_part)
     return Processes(launch, store)
@@ -251,7 +258,7 @@ def _part() -> None:
             dist.destroy_process_group()
 
 
-def _wait(begin: Callable[[], Sequence[Any]]) -> None:
+def _wait(begin: Callable[[], Sequence[dist.Work]]) -> None:
     """Begin what takes all processes and wait for its end."""
     try:
         for work in begin():

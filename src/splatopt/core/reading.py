@@ -12,7 +12,6 @@ import math
 import os
 import stat
 from pathlib import Path
-from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import safetensors
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from splatopt.core.checks import InputError, quoted, shown
+from splatopt.core.typed import Json
 
 MOST_JSON_BYTES = 64 << 20
 MOST_DEPTH = 48
@@ -89,7 +89,7 @@ def read_bounded(path: Path, most: int = MOST_JSON_BYTES) -> bytes:
         os.close(descriptor)
 
 
-def read_json(path: Path, most: int = MOST_JSON_BYTES) -> Any:
+def read_json(path: Path, most: int = MOST_JSON_BYTES) -> Json:
     """Return the JSON that a file holds.
 
     Args:
@@ -103,7 +103,7 @@ def read_json(path: Path, most: int = MOST_JSON_BYTES) -> Any:
     return parse_json(read_bounded(path, most), str(path))
 
 
-def read_object(path: Path, most: int = MOST_JSON_BYTES) -> dict[str, Any] | None:
+def read_object(path: Path, most: int = MOST_JSON_BYTES) -> dict[str, Json] | None:
     """Return the JSON object that a file holds; None where there is no file.
 
     Args:
@@ -122,7 +122,7 @@ def read_object(path: Path, most: int = MOST_JSON_BYTES) -> dict[str, Any] | Non
     return values
 
 
-def parse_json(data: bytes, where: str) -> Any:
+def parse_json(data: bytes, where: str) -> Json:
     """Return the value that ``data`` writes as JSON.
 
     Args:
@@ -173,7 +173,7 @@ def _finite(digits: str) -> float:
     return value
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, object]]) -> dict[str, Json]:
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
@@ -182,11 +182,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _check_form(value: Any, where: str) -> None:
+def _check_form(value: object, where: str) -> None:
     """Refuse what is nested too deep, and text that is no Unicode."""
     level = [value]
     for _ in range(MOST_DEPTH + 1):
-        following: list[Any] = []
+        following: list[Json] = []
         for one in level:
             if isinstance(one, dict):
                 following += one.keys()

@@ -9,7 +9,20 @@ import types
 from collections.abc import Collection, Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    runtime_checkable,
+)
 
 from splatopt.core.checks import InputError, nearest_names, quoted, shown
 
@@ -34,6 +47,17 @@ LARGEST_WHOLE = 2**63 - 1
 _Made = TypeVar("_Made")
 
 
+@runtime_checkable
+class Dataclass(Protocol):
+    """An instance of any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+
+Json: TypeAlias = Any
+"""A value of a JSON file; what it is, is known once it was asked for by type."""
+
+
 # ---------------------------------------------------------------------- fields of dataclasses
 
 
@@ -55,7 +79,7 @@ def check_names(names: Collection[str], known: Collection[str], what: str, where
 
 
 def typed_fields(
-    values: Mapping[str, Any], kind: type, known: Collection[str], what: str, where: str
+    values: Mapping[str, object], kind: type, known: Collection[str], what: str, where: str
 ) -> dict[str, Any]:
     """Return ``values`` with each in the type of its field.
 
@@ -79,7 +103,7 @@ def field_names(kind: type) -> set[str]:
     return {item.name for item in dataclasses.fields(kind)}
 
 
-def read_dataclass(value: Any, kind: type[_Made], what: str, where: str) -> _Made:
+def read_dataclass(value: object, kind: type[_Made], what: str, where: str) -> _Made:
     """Return the dataclass that a JSON object holds; what it does not name is at its default.
 
     Args:
@@ -96,7 +120,7 @@ def read_dataclass(value: Any, kind: type[_Made], what: str, where: str) -> _Mad
     return make(kind, typed_fields(value, kind, field_names(kind), what, where), where)
 
 
-def make(kind: type[_Made], settings: Mapping[str, Any], where: str) -> _Made:
+def make(kind: type[_Made], settings: Mapping[str, object], where: str) -> _Made:
     """Return ``kind`` with ``settings``, whose types were checked.
 
     Args:
@@ -121,7 +145,7 @@ def make(kind: type[_Made], settings: Mapping[str, Any], where: str) -> _Made:
         raise InputError(f"{where}: {error}") from error
 
 
-def typed(value: Any, hint: Any, where: str) -> Any:  # noqa: PLR0911 - one for each kind of annotation
+def typed(value: object, hint: Any, where: str) -> Any:  # noqa: PLR0911 - one for each kind of annotation
     """Return ``value`` as the type ``hint`` wants it: a list as a tuple, a word as a member of an enumeration.
 
     Args:
@@ -160,7 +184,7 @@ def typed(value: Any, hint: Any, where: str) -> Any:  # noqa: PLR0911 - one for 
     return value
 
 
-def _typed_tuple(value: Any, inner: tuple[Any, ...], where: str) -> tuple[Any, ...]:
+def _typed_tuple(value: object, inner: tuple[object, ...], where: str) -> tuple[object, ...]:
     if not isinstance(value, list | tuple):
         raise InputError(f"{where} must be a list, got {told(value)}")
     hints = [inner[0]] * len(value) if inner[-1] is Ellipsis else list(inner)
@@ -171,13 +195,13 @@ def _typed_tuple(value: Any, inner: tuple[Any, ...], where: str) -> tuple[Any, .
     return tuple(typed(one, hint, where) for one, hint in zip(value, hints, strict=True))
 
 
-def _one_of(value: Any, known: list[str], where: str) -> str:
+def _one_of(value: object, known: list[str], where: str) -> str:
     if value not in known:
         raise InputError(f"{where} must be {' or '.join(known)}, got {told(value)}")
     return str(value)
 
 
-def told(value: Any) -> str:
+def told(value: object) -> str:
     """Return a value of a file as a message tells it: what it is, and no more of it than a few words."""
     if isinstance(value, str):
         return quoted(value)
@@ -194,7 +218,7 @@ def told(value: Any) -> str:
 class Fields:
     """An object of a JSON file, whose entries are asked for by name and type."""
 
-    def __init__(self, value: Any, where: str) -> None:
+    def __init__(self, value: object, where: str) -> None:
         """Look into ``value``.
 
         Args:
@@ -206,7 +230,7 @@ class Fields:
         """
         if not isinstance(value, dict):
             raise InputError(f"{where} must be an object, got {told(value)}; {_CHANGED}")
-        self.values: dict[str, Any] = value
+        self.values: dict[str, Json] = value
         self.where = where
 
     def __contains__(self, name: str) -> bool:
@@ -242,7 +266,7 @@ class Fields:
             raise self.refusal(name, f"a whole number from 0 to {most:,}")
         return value
 
-    def entries(self, name: str, most: int = MOST_ENTRIES) -> list[Any]:
+    def entries(self, name: str, most: int = MOST_ENTRIES) -> list[Json]:
         """Return a list of at most so many entries."""
         value = self.values.get(name)
         if not isinstance(value, list) or len(value) > most:

@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from splatopt.core.checks import InputError, nearest_names
 
 Config = TypeVar("Config")
 
 
-def settings_of(config: type[Config], first: str, given: str, settings: Mapping[str, Any]) -> Config:
+def settings_of(config: type[Config], first: str, given: str, settings: Mapping[str, object]) -> Config:
     """Return a configuration from keyword arguments.
 
     Args:
@@ -31,12 +31,12 @@ def settings_of(config: type[Config], first: str, given: str, settings: Mapping[
         if name not in known:
             raise InputError(f"there is no setting {name!r}; {nearest_names(name, known)}")
     values = dict(settings)
-    if values.get("out") is not None:
-        values["out"] = Path(values["out"])
+    if isinstance(out := values.get("out"), str):
+        values["out"] = Path(out)
     return config(**{first: given}, **values)
 
 
-def make_callable(room: str, load: Callable[[], Callable[..., Any]]) -> None:
+def make_callable(room: str, load: Callable[[], Callable[..., object]]) -> None:
     """Have the room ``splatopt.NAME``, a package, be called as the verb of its name.
 
     Python binds a package to its name as soon as anything below it is imported, so that a function could not keep
@@ -50,7 +50,7 @@ def make_callable(room: str, load: Callable[[], Callable[..., Any]]) -> None:
     class Verb(ModuleType):
         """A package that can be called."""
 
-        def __call__(self, *arguments: Any, **settings: Any) -> Any:
+        def __call__(self, *arguments: object, **settings: object) -> object:
             return load()(*arguments, **settings)
 
     sys.modules[room].__class__ = Verb

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from splatopt.core.checks import InputError
-from splatopt.core.objective import Objective, Oracle, Residuals, Tensors
+from splatopt.core.objective import Batch, Objective, Oracle, Residuals, Tensors
 
 _SIGNS = 2.0 * ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).to(torch.float32) - 1.0
 """The eight signs that each byte stands for, (256, 8)."""
@@ -100,7 +100,7 @@ class Exact:
 
     needs: ClassVar[frozenset[Oracle]] = frozenset({Oracle.GAUSS_NEWTON_DIAGONAL})
 
-    def estimate(self, objective: Objective, batch: Any, generator: torch.Generator | None) -> Tensors:
+    def estimate(self, objective: Objective, batch: Batch, generator: torch.Generator | None) -> Tensors:
         """Return diag(JᵀJ); ``generator`` is not used. The objective says what its pass leaves out."""
         return objective.exact_gauss_newton_diagonal(batch)
 
@@ -120,12 +120,12 @@ class ParameterProbes:
         """Check the number of probes."""
         _check_count(self.count, "parameter")
 
-    def estimate(self, objective: Objective, batch: Any, generator: torch.Generator | None) -> Tensors:
+    def estimate(self, objective: Objective, batch: Batch, generator: torch.Generator | None) -> Tensors:
         """Return the estimate; raises ValueError where there is no generator."""
         source = _given(generator, self)
         parts = objective.parts(batch)
 
-        def of_part(part: Any) -> Tensors:
+        def of_part(part: Batch) -> Tensors:
             return diagonal_by_parameter_probes(
                 lambda tangent: objective.jvp(part, tangent),
                 lambda cotangent: objective.vjp(part, cotangent),
@@ -152,12 +152,12 @@ class ResidualProbes:
         """Check the number of probes."""
         _check_count(self.count, "residual")
 
-    def estimate(self, objective: Objective, batch: Any, generator: torch.Generator | None) -> Tensors:
+    def estimate(self, objective: Objective, batch: Batch, generator: torch.Generator | None) -> Tensors:
         """Return the estimate; raises ValueError where there is no generator."""
         source = _given(generator, self)
         parts = objective.parts(batch)
 
-        def of_part(part: Any) -> Tensors:
+        def of_part(part: Batch) -> Tensors:
             return diagonal_by_residual_probes(
                 lambda cotangent: objective.vjp(part, cotangent), objective.empty_residuals(part), self.count, source
             )

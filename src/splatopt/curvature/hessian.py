@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from splatopt.core.checks import InputError
-from splatopt.core.objective import Objective, Oracle, Tensors
+from splatopt.core.objective import Batch, Objective, Oracle, Tensors
 
 RELATIVE_STEP = 1e-4
 """Long enough for the rounding of float32, short enough to be exact where the gradient is smooth."""
@@ -23,7 +23,7 @@ class ExactHessian:
 
     needs: ClassVar[frozenset[Oracle]] = frozenset({Oracle.HVP})
 
-    def product(self, objective: Objective, batch: Any, tangent: Tensors) -> Tensors:
+    def product(self, objective: Objective, batch: Batch, tangent: Tensors) -> Tensors:
         """Return ∇²L v."""
         return objective.exact_hvp(batch, tangent)
 
@@ -57,7 +57,7 @@ class CentralDifference:
                 f"leave it out for {RELATIVE_STEP}"
             )
 
-    def product(self, objective: Objective, batch: Any, tangent: Tensors) -> Tensors:
+    def product(self, objective: Objective, batch: Batch, tangent: Tensors) -> Tensors:
         """Return ∇²L v; the parameters are moved meanwhile and put back, bit for bit."""
 
         def gradient() -> Tensors:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from splatopt.core.checks import InputError
-from splatopt.core.objective import HessianProduct, Objective
+from splatopt.core.objective import Batch, HessianProduct, Objective
 from splatopt.curvature.estimators import rademacher
 from splatopt.curvature.hessian import ExactHessian
 
@@ -35,7 +34,7 @@ class RitzPairs:
 
 
 def hessian_operator(
-    objective: Objective, batch: Any, method: HessianProduct | None = None
+    objective: Objective, batch: Batch, method: HessianProduct | None = None
 ) -> tuple[Callable[[Tensor], Tensor], int]:
     """Return v ↦ ∇²L v on flat vectors, and their length.
 
@@ -56,7 +55,7 @@ def hessian_operator(
     return product, sum(sizes)
 
 
-def dense_hessian(objective: Objective, batch: Any, method: HessianProduct | None = None) -> Float[Tensor, "n n"]:
+def dense_hessian(objective: Objective, batch: Batch, method: HessianProduct | None = None) -> Float[Tensor, "n n"]:
     """Return ∇²L in full, one product per parameter, made exactly symmetric.
 
     Args:
@@ -146,7 +145,7 @@ def lanczos(product: Callable[[Tensor], Tensor], start: Float[Tensor, " n"], ste
 
 
 def spectral_pairs(
-    objective: Objective, batch: Any, *, steps: int, probes: int, generator: torch.Generator
+    objective: Objective, batch: Batch, *, steps: int, probes: int, generator: torch.Generator
 ) -> list[RitzPairs]:
     """Return the Ritz pairs of ``probes`` random starts: their mean estimates the density of ∇²L's eigenvalues.
 

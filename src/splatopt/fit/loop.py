@@ -36,7 +36,7 @@ from splatopt.runs.memory import resident_megabytes
 from splatopt.runs.records import read_evaluation
 from splatopt.runs.resumable import KeptRun, checkpoint_to_resume, is_due
 from splatopt.runs.trained_on import check_resumed, check_unchanged
-from splatopt.scene.fewer_views import is_exhaustion
+from splatopt.scene.microbatches import is_exhaustion
 
 
 @dataclass(frozen=True)

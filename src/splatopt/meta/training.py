@@ -108,22 +108,22 @@ class MetaTrainConfig:
 class MetaTrainer:
     """Trains one network; several processes each run some of the lanes and share their gradients."""
 
-    def __init__(self, config: MetaTrainConfig, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, config: MetaTrainConfig, rank: int = 0, world_size: int = 1) -> None:
         """Begin, or go on from the newest checkpoint that is whole in the run's folder.
 
         Args:
             config: What to do.
-            rank: This process' number.
-            world: Number of processes; more than one needs an initialised ``torch.distributed``.
+            rank: This process's, from 0.
+            world_size: How many processes there are; more than one needs an initialised ``torch.distributed``.
         """
-        self.config, self.rank, self.world = config, rank, world
+        self.config, self.rank, self.world_size = config, rank, world_size
         self.device = find_backend("auto", config.device).device
         self.network = LearnedNetwork(config.network, config.seed).to(self.device)
         self.average = LearnedNetwork(config.network, config.seed).requires_grad_(False).to(self.device)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), config.learning_rate, weight_decay=1e-4)
         self.renderer = make_renderer("auto", config.threads, str(self.device))
         self.perceptual, self.left_out = self._find_perceptual()
-        self.lanes = [self._lane(number) for number in range(rank, config.lanes, world)]
+        self.lanes = [self._lane(number) for number in range(rank, config.lanes, world_size)]
         self.step = 0
         self.seconds = 0.0
         self.recent: list[EpisodeResult] = []
@@ -235,7 +235,7 @@ class MetaTrainer:
         Whether any of them was asked to stop is found as well, so that all stop after the same meta-step.
         """
         asked = float(bool(self.requests))
-        if self.world == 1:
+        if self.world_size == 1:
             self.stopping = bool(asked)
             return done
         flat = torch.cat([self._gradient(parameter).reshape(-1) for parameter in self.network.parameters()])
@@ -303,7 +303,7 @@ class MetaTrainer:
         for lane in self.lanes:
             tensors, scalars = lane.state()
             save_checkpoint(self._lane_folder(lane.number), Checkpoint(self.step, tensors, scalars))
-        if self.world > 1:
+        if self.world_size > 1:
             torch.distributed.barrier()
         if self.rank:
             return

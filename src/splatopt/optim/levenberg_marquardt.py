@@ -283,7 +283,7 @@ class LevenbergMarquardt(Optimizer):
             size = sum(math.prod(value.shape[1:]) for value in inside)
             numbers += inside[0].shape[0] * (_BLOCK_COPIES * size**2 + size * (size + 1) // 2)
         residuals = (objective.empty_residuals(part) for part in objective.parts(batch))
-        numbers += 2 * max(sum(piece.numel() for piece in view) for view in residuals)
+        numbers += 2 * max(sum(part.numel() for part in view) for view in residuals)
         return numbers * next(iter(parameters.values())).element_size()
 
     @torch.no_grad()
@@ -354,8 +354,8 @@ class LevenbergMarquardt(Optimizer):
 
     def _some(self, views: Any, share: float) -> Any:
         """Return a share of ``views``, other ones at every step."""
-        pieces = self.objective.split(views, round(1 / share))
-        return pieces[self._steps.value % len(pieces)]
+        microbatches = self.objective.split(views, round(1 / share))
+        return microbatches[self._steps.value % len(microbatches)]
 
     # ------------------------------------------------------------------ how far
 

@@ -10,13 +10,13 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 from splatopt.core.checkpoint import replace_file, sweep_checkpoints
 from splatopt.core.checks import InputError
 from splatopt.core.files import append_only, held, make_folder, partial_path, sweep, trim_lines
 from splatopt.core.reading import read_object
-from splatopt.core.typed import told
+from splatopt.core.typed import Json, told
 
 FORMAT = "splatopt-run-1"
 FIELD_FORMAT = "splatopt-field-run-1"
@@ -155,7 +155,7 @@ class RunFolder:
         sweep(parts)
         sweep_checkpoints(self.checkpoints)
 
-    def write_config(self, config: Any, version: str, trained_on: Mapping[str, str] | None = None) -> None:
+    def write_config(self, config: Configuration, version: str, trained_on: Mapping[str, str] | None = None) -> None:
         """Write ``config.json``; the folder is made if absent.
 
         Args:
@@ -164,12 +164,12 @@ class RunFolder:
             trained_on: The fingerprint of what is trained on. It lies in this file, so that no kill parts the two.
         """
         make_folder(self.path)
-        head: dict[str, Any] = {"format": self.format, "version": version}
+        head: dict[str, object] = {"format": self.format, "version": version}
         if trained_on is not None:
             head[TRAINED_ON] = dict(trained_on)
         write_json(self.config, {**head, **config.to_json()})
 
-    def read_settings(self) -> dict[str, Any]:
+    def read_settings(self) -> dict[str, Json]:
         """Return what ``config.json`` holds, without its format and version.
 
         Raises:
@@ -191,14 +191,23 @@ class RunFolder:
         return values
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
+def write_json(path: Path, values: Mapping[str, object]) -> None:
     """Write ``values`` to ``path`` in one move; numbers keep every bit, NaN is refused."""
     replace_file(path, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Json]:
     """Return the object at ``path``, or an empty one where there is no file; raises InputError where it is damaged."""
     return read_object(path) or {}
+
+
+@runtime_checkable
+class Configuration(Protocol):
+    """What a run was asked for."""
+
+    def to_json(self) -> Mapping[str, object]:
+        """Return the settings as JSON holds them."""
+        ...
 
 
 @dataclass
@@ -242,7 +251,7 @@ class MetricsLog:
         self._pending = b""
         self._descriptor = append_only(path)
 
-    def append(self, values: Mapping[str, Any]) -> None:
+    def append(self, values: Mapping[str, object]) -> None:
         """Write one line now; where the disk is full, keep it and try again with the next."""
         self._pending += (json.dumps(values, allow_nan=False) + "\n").encode()
         self.flush()
@@ -280,7 +289,7 @@ class MetricsLog:
 class NoLog:
     """The log of a process that is not the run's first: it takes lines, which the first one writes."""
 
-    def append(self, values: Mapping[str, Any]) -> None:
+    def append(self, values: Mapping[str, object]) -> None:
         """Take one line."""
 
     def sync(self) -> None:

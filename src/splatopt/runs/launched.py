@@ -60,7 +60,7 @@ def part_ways(error: BaseException, processes: Processes) -> int | None:
         error: Why the run ends.
         processes: Those that share it.
     """
-    if processes.count == 1:
+    if processes.world_size == 1:
         return None
     ends_all = isinstance(error, SpokenForError | InterruptedRunError | NonFiniteError)
     if ends_all and not processes.is_first:

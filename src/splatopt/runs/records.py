@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from splatopt.core.checks import InputError
 from splatopt.core.reading import AbsentFileError, DamagedFileError, parse_json, read_bounded, read_object
-from splatopt.core.typed import Fields
+from splatopt.core.typed import Fields, Json
 
 _MOST_METRICS_BYTES = 1 << 30
 _TEXTS = ("protocol", "split", "subset", "task", "optimizer")
@@ -17,7 +16,7 @@ _OF_VIEW = {"name", "psnr", "ssim"}
 _NUMBERS = ("psnr", "ssim", "iou", "loss", "test_psnr", "test_ssim")
 
 
-def read_evaluation(path: Path) -> dict[str, Any]:
+def read_evaluation(path: Path) -> dict[str, Json]:
     """Return what ``eval.json`` holds, of a scene or of a field; empty where there is none.
 
     Raises:
@@ -64,7 +63,7 @@ def _check_entries(record: Fields) -> None:
             record.any_number(name)
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[dict[str, Json]]:
     """Return the whole lines of a metrics file in order; none where there is no file.
 
     A last line without an end was cut short by a kill, and is left out.
@@ -79,7 +78,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [_metrics_line(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
 
 
-def _metrics_line(line: bytes, where: str) -> dict[str, Any]:
+def _metrics_line(line: bytes, where: str) -> dict[str, Json]:
     try:
         record = Fields(parse_json(line, where), where)
         record.count("step")

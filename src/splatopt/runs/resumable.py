@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from splatopt.core.checkpoint import Checkpoint, latest_checkpoint, latest_path, save_checkpoint
 from splatopt.core.checks import InputError
@@ -64,7 +64,7 @@ class KeptRun(ABC):
         self,
         folder: RunFolder,
         target: str,
-        callbacks: Sequence[Callable[[Any], None]],
+        callbacks: Sequence[Callable[..., None]],
         processes: Processes | None = None,
         *,
         resumed: bool = False,
@@ -90,7 +90,7 @@ class KeptRun(ABC):
         self.whole = True
         self.over = False
 
-    def tell(self, event: Any) -> None:
+    def tell(self, event: object) -> None:
         """Tell all callbacks; one that raises KeyboardInterrupt stops the run when the step is whole."""
         for callback in self.callbacks:
             try:

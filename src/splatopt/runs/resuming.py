@@ -5,15 +5,26 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import MISSING, fields
 from enum import Enum
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from splatopt.core.checks import InputError, quoted
 from splatopt.core.optimizer import find_optimizer
-from splatopt.core.typed import read_dataclass, told
+from splatopt.core.typed import Dataclass, Json, read_dataclass, told
+
+
+@runtime_checkable
+class RunSettings(Dataclass, Protocol):
+    """A run's configuration."""
+
+    @property
+    def out(self) -> Path | None:
+        """The run's folder."""
+        ...
 
 
 def resumed_settings(
-    asked: Any, saved: Any, own: Collection[str], free: Collection[str], apart: Collection[str] = ()
+    asked: RunSettings, saved: RunSettings, own: Collection[str], free: Collection[str], apart: Collection[str] = ()
 ) -> dict[str, Any]:
     """Return the settings to resume ``saved`` with, by name.
 
@@ -42,7 +53,7 @@ def resumed_settings(
     return chosen
 
 
-def check_options(saved: Any, prefix: str, given: Any, kept: Any) -> None:
+def check_options(saved: RunSettings, prefix: str, given: Dataclass, kept: Dataclass) -> None:
     """Raise InputError where an option of an optimizer was given another value than it had.
 
     Args:
@@ -63,7 +74,7 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _another_past(saved: Any, what: str, kept: Any, given: Any) -> InputError:
+def _another_past(saved: RunSettings, what: str, kept: object, given: object) -> InputError:
     kept, given = (value.value if isinstance(value, Enum) else value for value in (kept, given))
     return InputError(
         f"the run in {saved.out} was started with {what} {kept}, and cannot go on with {given}; "
@@ -71,7 +82,7 @@ def _another_past(saved: Any, what: str, kept: Any, given: Any) -> InputError:
     )
 
 
-def saved_options(saved: Any, optimizer: str, staged: bool, where: str) -> Any:
+def saved_options(saved: Json, optimizer: str, staged: bool, where: str) -> object:
     """Return the options that a run's configuration holds: of its optimizer, or by name of each of its stages'.
 
     Args:
@@ -90,7 +101,7 @@ def saved_options(saved: Any, optimizer: str, staged: bool, where: str) -> Any:
     return {name: _options_of(name, one, f"{where}: optimizer_options: {quoted(name)}") for name, one in saved.items()}
 
 
-def _options_of(optimizer: str, saved: Any, where: str) -> Any:
+def _options_of(optimizer: str, saved: Json, where: str) -> object:
     try:
         kind = find_optimizer(optimizer).options
     except InputError as error:

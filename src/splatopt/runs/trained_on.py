@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from splatopt.core.checks import InputError
 from splatopt.runs.folder import TRAINED_ON, RunFolder, read_json
@@ -25,7 +24,7 @@ _SAID = {
 """What a fingerprint's parts are, in the order in which they are compared, and what is said where one differs."""
 
 
-def difference(kept: Mapping[str, Any], found: Mapping[str, str], apart: Iterable[str] = ()) -> str | None:
+def difference(kept: Mapping[str, str], found: Mapping[str, str], apart: Iterable[str] = ()) -> str | None:
     """Return in words what tells two fingerprints apart first; None where nothing does.
 
     Args:

@@ -162,7 +162,7 @@ class TrainConfig:
 
     device: str = "auto"
     """Where the run computes: auto (CUDA where there is a GPU and triton, else the CPU), cpu, cuda or cuda:N. Of
-    several processes each takes the GPU of its own number."""
+    several processes each takes the GPU of its local rank."""
 
     max_memory: float = 0.0
     """Memory that training may take, of the host on the CPU and of the device on CUDA; a run that is estimated to

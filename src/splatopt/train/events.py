@@ -23,7 +23,7 @@ class Started:
         views: Number of training views.
         renderer: Name of what renders.
         device: Where it computes.
-        processes: How many share the views.
+        world_size: How many processes share the views.
     """
 
     config: TrainConfig
@@ -32,7 +32,7 @@ class Started:
     views: int
     renderer: str
     device: str = "cpu"
-    processes: int = 1
+    world_size: int = 1
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ from splatopt.runs.folder import MetricsLog, MetricSums, NoLog, RunFolder, write
 from splatopt.runs.memory import resident_megabytes
 from splatopt.runs.records import read_evaluation
 from splatopt.runs.resumable import KeptRun, is_due
-from splatopt.scene.fewer_views import ExhaustedError, is_exhaustion
 from splatopt.scene.gaussians import GaussianCloud
+from splatopt.scene.microbatches import ExhaustedError, is_exhaustion
 from splatopt.scene.ply import save_ply
 from splatopt.train.checkpoint_content import CLOUD, check_degree, check_training, scene_of
 from splatopt.train.config import TrainConfig
@@ -279,7 +279,9 @@ class _Trainer(KeptRun):
         config, views, device = self.config, len(self.capture.split.train), str(self.place.device)
         gaussians = len(self.objective.cloud)
         self.tell(
-            Started(config, self.step, gaussians, views, self.renderer.name, device, processes=self.processes.count)
+            Started(
+                config, self.step, gaussians, views, self.renderer.name, device, world_size=self.processes.world_size
+            )
         )
         try:
             self._check_alike()
@@ -350,7 +352,7 @@ class _Trainer(KeptRun):
 
     def _check_alike(self) -> None:
         """Make sure that all processes are in the same state."""
-        if self.processes.count > 1:
+        if self.processes.world_size > 1:
             self.place.check_alike(self._checkpoint().tensors, self.step)
 
     def _is_over(self) -> bool:

@@ -11,7 +11,6 @@ import contextlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from splatopt.core import devices
 from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError
 from splatopt.core.devices import gibibytes
-from splatopt.core.objective import Evaluation, Objective, Oracle, Residuals, Tensors
+from splatopt.core.objective import Batch, Evaluation, Objective, Oracle, Residuals, Tensors
 from splatopt.core.optimizer import Optimizer, Progress, find_optimizer
 from splatopt.data import Capture
 from splatopt.data.prefetch import DEVICE_BYTES
@@ -76,7 +75,7 @@ def check_memory(
 
 def free_memory(place: Workplace) -> int:
     """Return the bytes that one process of the run may take: on CUDA of its device, else its share of the host's."""
-    share = 1 if place.device.type == "cuda" else place.processes.launch.local_count
+    share = 1 if place.device.type == "cuda" else place.processes.launch.local_world_size
     return devices.free_memory(place.device) // share
 
 
@@ -280,14 +279,14 @@ class _Twin(Objective):
         self.asked |= needed
         super().require(needed, who)
 
-    def empty_residuals(self, batch: Any) -> Residuals:
+    def empty_residuals(self, batch: Batch) -> Residuals:
         return ()
 
-    def gradient(self, batch: Any) -> Evaluation:
+    def gradient(self, batch: Batch) -> Evaluation:
         """Return any numbers: how many an optimizer keeps does not depend on them."""
         for part in self._gradient.values():
             part.normal_(generator=self._generator)
         return Evaluation(1.0, self._gradient, None, {})
 
-    def exact_hvp(self, batch: Any, tangent: Tensors) -> Tensors:
+    def exact_hvp(self, batch: Batch, tangent: Tensors) -> Tensors:
         return {name: torch.ones_like(value) for name, value in self.parameters.items()}

@@ -83,4 +83,4 @@ def _optimizers(config: TrainConfig) -> str:
 def _place(event: Started) -> str:
     """Say where a run computes, unless it is one process on the CPU."""
     device = "" if event.device == "cpu" else f" on {event.device}"
-    return device if event.processes == 1 else f"{device}, {event.processes} processes"
+    return device if event.world_size == 1 else f"{device}, {event.world_size} processes"

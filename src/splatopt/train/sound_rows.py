@@ -9,21 +9,13 @@ twentieth step. Where more rows break down at once than a few, it is the run tha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from splatopt.core.objective import (
-    DiagonalEstimator,
-    Evaluation,
-    GaussNewtonBlocks,
-    HessianProduct,
-    Objective,
-    Residuals,
-    Tensors,
-)
+from splatopt.core.combining import take_apart
+from splatopt.core.objective import Batch, Objective, Tensors
 from splatopt.core.optimizer import Optimizer
 from splatopt.core.scene_edit import SceneEdit, Written, apply_edit
 from splatopt.core.wrapped import WrappedObjective
@@ -41,6 +33,9 @@ STATE_EVERY = 20
 
 FAINT = math.log(0.01 / 0.99)
 """Logit opacity of a row that begins anew, at most: 3DGS' own after a reset."""
+
+_NOUNS = {"gradient": "gradient of", "vjp": "product with", "gauss_newton_product": "product with"}
+"""What a message calls the tensors that answer a question; those of all others are curvature."""
 
 
 def broken_rows(tensors: Tensors) -> Tensor | None:
@@ -79,81 +74,26 @@ class SoundRows(WrappedObjective):
         self.broken: Tensor | None = None
         self.problem: str | None = None
 
-    def _sound(self, what: str, answer: Tensors, seen: Tensor | None = None) -> Tensors:
-        rows = broken_rows(answer)
+    def _make_sound(self, what: str, tensors: Tensors, masks: Sequence[Tensor]) -> None:
+        rows = broken_rows(tensors)
         if rows is None:
-            return answer
+            return
         if are_too_many(rows):
-            self.problem = self.problem or non_finite(what, answer)
-            return answer
-        for part in answer.values():
+            self.problem = self.problem or non_finite(what, tensors)
+            return
+        for part in (*tensors.values(), *masks):
             part[rows] = 0
-        if seen is not None:
-            seen[rows] = False
         self.broken = rows if self.broken is None else self.broken | rows
-        return answer
 
     @torch.no_grad()
-    def gradient(self, batch: Any) -> Evaluation:
+    def answer(self, name: str, batch: Batch, *arguments: object) -> object:
         """Return the inner one's, without the rows that broke down."""
-        evaluation = self.inner.gradient(batch)
-        self._sound("gradient of", evaluation.gradient, evaluation.seen)
-        return evaluation
-
-    @torch.no_grad()
-    def vjp(self, batch: Any, cotangent: Residuals) -> Tensors:
-        """Return the inner one's, likewise."""
-        return self._sound("product with", self.inner.vjp(batch, cotangent))
-
-    @torch.no_grad()
-    def gauss_newton_product(self, batch: Any, tangent: Tensors) -> Tensors:
-        """Return the inner one's, likewise."""
-        return self._sound("product with", self.inner.gauss_newton_product(batch, tangent))
-
-    @torch.no_grad()
-    def gauss_newton_diagonal(
-        self, batch: Any, estimator: DiagonalEstimator, generator: torch.Generator | None = None
-    ) -> Tensors:
-        """Return the inner one's, likewise."""
-        return self._sound("curvature of", self.inner.gauss_newton_diagonal(batch, estimator, generator))
-
-    @torch.no_grad()
-    def exact_gauss_newton_diagonal(self, batch: Any) -> Tensors:
-        """Return the inner one's, likewise."""
-        return self._sound("curvature of", self.inner.exact_gauss_newton_diagonal(batch))
-
-    @torch.no_grad()
-    def gauss_newton_blocks(self, batch: Any) -> GaussNewtonBlocks:
-        """Return the inner one's, likewise."""
-        found = self.inner.gauss_newton_blocks(batch)
-        self._sound("curvature of", {"a Gaussian": found.blocks, **found.diagonal})
+        found = getattr(self.inner, name)(batch, *arguments)
+        summands = take_apart(self.questions[name], found)
+        masks = list(summands.masks.values())
+        tensors = {entry or field: tensor for (field, entry), tensor in summands.tensors.items()}
+        self._make_sound(_NOUNS.get(name, "curvature of"), tensors, masks)
         return found
-
-    @torch.no_grad()
-    def hvp(self, batch: Any, tangent: Tensors, method: HessianProduct) -> Tensors:
-        """Return the inner one's, likewise."""
-        return self._sound("curvature of", self.inner.hvp(batch, tangent, method))
-
-    @torch.no_grad()
-    def exact_hvp(self, batch: Any, tangent: Tensors) -> Tensors:
-        """Return the inner one's, likewise."""
-        return self._sound("curvature of", self.inner.exact_hvp(batch, tangent))
-
-    def value(self, batch: Any) -> float:
-        """Return the inner one's."""
-        return self.inner.value(batch)
-
-    def residuals(self, batch: Any) -> Residuals:
-        """Return the inner one's."""
-        return self.inner.residuals(batch)
-
-    def jvp(self, batch: Any, tangent: Tensors) -> Residuals:
-        """Return the inner one's."""
-        return self.inner.jvp(batch, tangent)
-
-    def gauss_newton_form(self, batch: Any, tangent: Tensors) -> float:
-        """Return the inner one's."""
-        return self.inner.gauss_newton_form(batch, tangent)
 
 
 class RowResets:

@@ -15,9 +15,9 @@ from splatopt.core.objective import Objective, Tensors
 from splatopt.core.processes import Launch, Processes
 from splatopt.data import Capture
 from splatopt.data.prefetch import DeviceImages
-from splatopt.scene.fewer_views import FewerViews
+from splatopt.scene.data_parallel import DataParallel
+from splatopt.scene.microbatches import Microbatched
 from splatopt.scene.photometric import Images
-from splatopt.scene.shared_views import SharedViews
 from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import Scores
 
@@ -46,32 +46,32 @@ class Workplace:
             torch.cuda.set_device(self.device)
         self._prefetched = DeviceImages(capture.images, self.device) if self.device.type != "cpu" else None
         self.images: Images = self._prefetched or capture.images
-        self._most: int | None = None
+        self._max_views: int | None = None
 
     def guard(self, objective: Objective, tell: Callable[[str], None]) -> Objective:
-        """Return what optimizers ask: ``objective``, shared by the processes, in pieces where memory runs out.
+        """Return what optimizers ask: ``objective``, shared by the processes, in microbatches where memory runs out.
 
         Args:
             objective: Of this process.
-            tell: Takes a sentence when pieces become smaller.
+            tell: Takes a sentence when microbatches become smaller.
         """
 
-        def note(most: int) -> None:
-            if self._most is None:
+        def note(max_views: int) -> None:
+            if self._max_views is None:
                 tell(
-                    f"memory ran out over the views of a step; its views are now taken at most {most} at a time, and "
-                    "the step is the same"
+                    f"memory ran out over the views of a step; its views are now taken at most {max_views} at a time, "
+                    "and the step is the same"
                 )
-            self._most = most
+            self._max_views = max_views
 
-        guarded = FewerViews(objective, note)
-        guarded.most = self._most
-        return SharedViews(guarded, self.processes) if self.processes.count > 1 else guarded
+        guarded = Microbatched(objective, note)
+        guarded.max_parts = self._max_views
+        return DataParallel(guarded, self.processes) if self.processes.world_size > 1 else guarded
 
     def expect(self, views: Sequence[int]) -> None:
         """Begin to fetch those of ``views``, a step's, that this process renders."""
         if self._prefetched is not None:
-            self._prefetched.expect(views[self.processes.rank :: self.processes.count])
+            self._prefetched.expect(views[self.processes.rank :: self.processes.world_size])
 
     def seconds(self, *times: float) -> list[float]:
         """Return the first process's times, so that all do the same at the same step."""
@@ -79,7 +79,7 @@ class Workplace:
 
     def scores(self, evaluate: Callable[[], Scores]) -> Scores:
         """Return what the first process finds when it evaluates."""
-        if self.processes.count == 1:
+        if self.processes.world_size == 1:
             return evaluate()
         said = self.processes.of_first(lambda: _scores_text(evaluate()))
         values = json.loads(said)
@@ -124,23 +124,25 @@ def process_device(name: str, launch: Launch) -> torch.device:
     device = torch.device(name)
     if device.type != "cuda":
         return device
-    if launch.count == 1:
+    if launch.world_size == 1:
         return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
     if device.index is not None:
-        raise InputError(f"--device {name} is one GPU, and {launch.count} processes need one each; use --device cuda")
+        raise InputError(
+            f"--device {name} is one GPU, and {launch.world_size} processes need one each; use --device cuda"
+        )
     if launch.local_rank >= torch.cuda.device_count():
         raise InputError(
-            f"{launch.local_count} processes need a GPU each, and there are {torch.cuda.device_count()} here; start as "
-            "many with torchrun --nproc-per-node"
+            f"{launch.local_world_size} processes need a GPU each, and there are {torch.cuda.device_count()} here; "
+            "start as many with torchrun --nproc-per-node"
         )
     return torch.device("cuda", launch.local_rank)
 
 
 def with_own_threads(config: TrainConfig, launch: Launch) -> TrainConfig:
     """Return the configuration with this process's share of the processors, where it takes all of them."""
-    if config.threads or launch.local_count == 1:
+    if config.threads or launch.local_world_size == 1:
         return config
-    return replace(config, threads=max(1, default_threads() // launch.local_count))
+    return replace(config, threads=max(1, default_threads() // launch.local_world_size))
 
 
 def fingerprint(tensor: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""Where memory runs out over a batch, its pieces give the same answers."""
+"""Where memory runs out over a batch, its microbatches give the same answers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from optim.views import VIEWS, Views
-from scene.test_shared_views import Facts, every_answer
-from splatopt.scene.fewer_views import ExhaustedError, FewerViews, is_exhaustion
+from scene.test_data_parallel import Facts, every_answer
+from splatopt.scene.microbatches import ExhaustedError, Microbatched, is_exhaustion
 
 ALL = tuple(range(VIEWS))
 
@@ -40,7 +40,7 @@ def test_all_oracles_answer_as_with_enough_memory(batch, room):
     alone = Facts()
     expected = every_answer(alone, alone, batch)
     inner = Cramped(room)
-    answers = every_answer(FewerViews(inner, lambda most: None), inner, batch)
+    answers = every_answer(Microbatched(inner, lambda max_parts: None), inner, batch)
     for name, value in expected.items():
         tolerance = 1e-8 if name.startswith("difference") else 1e-12
         torch.testing.assert_close(
@@ -51,7 +51,7 @@ def test_all_oracles_answer_as_with_enough_memory(batch, room):
 def test_the_bound_is_halved_until_it_fits_and_then_kept():
     told = []
     inner = Cramped(1)
-    guarded = FewerViews(inner, told.append)
+    guarded = Microbatched(inner, told.append)
     guarded.gradient(ALL)
     assert told == [3, 2, 1]
     inner.tried.clear()
@@ -62,7 +62,7 @@ def test_the_bound_is_halved_until_it_fits_and_then_kept():
 
 def test_nothing_changes_where_memory_suffices():
     inner = Views()
-    expected, found = inner.gradient(ALL), FewerViews(inner, lambda most: None).gradient(ALL)
+    expected, found = inner.gradient(ALL), Microbatched(inner, lambda max_parts: None).gradient(ALL)
     assert found.loss == expected.loss
     for name, part in expected.gradient.items():
         assert torch.equal(found.gradient[name], part)
@@ -81,17 +81,17 @@ def test_nothing_changes_where_memory_suffices():
 def test_one_view_that_does_not_fit_is_tried_twice_and_then_said(error):
     assert is_exhaustion(error)
     inner = Cramped(0, error)
-    guarded = FewerViews(inner, lambda most: None)
+    guarded = Microbatched(inner, lambda max_parts: None)
     with pytest.raises(ExhaustedError) as caught:
         guarded.value(ALL)
     assert str(caught.value) == str(error)
-    assert guarded.most == 1
+    assert guarded.max_parts == 1
     assert inner.tried == [6, 3, 2, 1, 1]
 
 
 def test_what_a_cache_held_back_is_enough_for_one_view():
     inner = Cramped(0)
-    guarded = FewerViews(inner, lambda most: None)
+    guarded = Microbatched(inner, lambda max_parts: None)
     found = []
 
     def check(batch):
@@ -105,4 +105,4 @@ def test_what_a_cache_held_back_is_enough_for_one_view():
 
 def test_other_errors_pass():
     with pytest.raises(RuntimeError, match="shapes differ"):
-        FewerViews(Cramped(2, RuntimeError("shapes differ")), lambda most: None).gradient(ALL)
+        Microbatched(Cramped(2, RuntimeError("shapes differ")), lambda max_parts: None).gradient(ALL)

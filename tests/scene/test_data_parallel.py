@@ -11,7 +11,7 @@ from splatopt.core.checks import InputError
 from splatopt.core.objective import Evaluation, MissingOracleError, Oracle
 from splatopt.curvature.estimators import Exact, ParameterProbes, ResidualProbes
 from splatopt.curvature.hessian import CentralDifference
-from splatopt.scene.shared_views import SharedViews
+from splatopt.scene.data_parallel import DataParallel
 
 BATCHES = [(3,), (0, 1), (4, 2, 0), tuple(range(VIEWS)), (1, 1, 5, 2, 0)]
 COUNTS = [2, 3]
@@ -33,8 +33,8 @@ def every_answer(objective, inner: Views, batch: tuple[int, ...]) -> dict[str, t
     found |= {"loss": evaluation.loss, "psnr": evaluation.facts["psnr"], "seen": evaluation.seen.clone()}
     found |= {"value": objective.value(batch), "form": objective.gauss_newton_form(batch, v)}
     u = objective.residuals(batch)
-    for kind, pieces in (("residual", u), ("jvp", objective.jvp(batch, v))):
-        found |= {f"{kind}.{position}": piece.clone() for position, piece in enumerate(pieces)}
+    for kind, parts in (("residual", u), ("jvp", objective.jvp(batch, v))):
+        found |= {f"{kind}.{position}": part.clone() for position, part in enumerate(parts)}
     generator = torch.Generator().manual_seed(3)
     several = {
         "vjp": lambda: objective.vjp(batch, u),
@@ -69,7 +69,7 @@ def test_all_oracles_answer_as_in_one_process(count, batch):
 
     def work(processes):
         inner = Facts()
-        return every_answer(SharedViews(inner, processes), inner, batch)
+        return every_answer(DataParallel(inner, processes), inner, batch)
 
     answers = in_threads(count, work)
     for name, value in expected.items():
@@ -92,7 +92,7 @@ def test_each_looks_at_its_own_views_alone():
 
     def work(processes):
         inner = Watched()
-        shared = SharedViews(inner, processes)
+        shared = DataParallel(inner, processes)
         for batch in ((5, 4, 3, 2, 1), (0,)):
             shared.gradient(batch)
         return looked.get(inner, [])
@@ -106,7 +106,7 @@ def test_an_objective_that_sees_no_rows_is_shared_too():
             found = super().gradient(batch)
             return Evaluation(found.loss, found.gradient, None, {})
 
-    answers = in_threads(2, lambda processes: SharedViews(Blind(), processes).gradient((2,)))
+    answers = in_threads(2, lambda processes: DataParallel(Blind(), processes).gradient((2,)))
     assert [answer.seen for answer in answers] == [None, None]
     assert answers[0].loss == answers[1].loss == Views().gradient((2,)).loss
 
@@ -119,7 +119,7 @@ def test_a_nan_of_one_process_reaches_all():
                 found.gradient["weights"][0] = float("nan")
             return found
 
-    for answer in in_threads(2, lambda processes: SharedViews(Broken(), processes).gradient((0, 1))):
+    for answer in in_threads(2, lambda processes: DataParallel(Broken(), processes).gradient((0, 1))):
         assert answer.gradient["weights"].isnan().tolist() == [True, False, False, False]
 
 
@@ -128,7 +128,7 @@ def test_a_missing_oracle_is_refused_in_the_inner_ones_words():
         oracles = frozenset({Oracle.GRADIENT})
 
     def work(processes):
-        SharedViews(Poor(), processes).require(frozenset({Oracle.JVP}), "lm")
+        DataParallel(Poor(), processes).require(frozenset({Oracle.JVP}), "lm")
 
     with pytest.raises(MissingOracleError, match="'lm' needs jvp, which Poor on the dense backend does not give"):
         in_threads(2, work)
