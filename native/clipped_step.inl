@@ -27,12 +27,12 @@ struct AdamRule {
 struct CurvatureRule {
     static constexpr bool kReadsSecond = true, kWritesSecond = false;
     Vec decay, factor, damping;
-    Vec promised = Vec(0.0f), counted = Vec(0.0f);
+    Vec predicted = Vec(0.0f), counted = Vec(0.0f);
     Vec operator()(Vec g, Vec& m, Vec& d, Vec radius) {
         m = fmadd(g - m, decay, m);
         const Vec h = m * radius;
         const Vec size = max(h, -h);
-        promised += size;
+        predicted += size;
         counted += select(size > Vec(0.0f), Vec(1.0f), Vec(0.0f));
         const Vec curvature = fmadd(factor * d, radius * radius, damping);
         return radius * clamp(h / max(curvature, Vec(1.17549435e-38f)), Vec(-1.0f), Vec(1.0f));
@@ -73,8 +73,8 @@ void sweep(Rule& rule, float* value, const float* gradient, float* first, float*
 
 // Σ|h| and its count, of a rule that keeps them.
 template <class Rule>
-Promise promise_of(const Rule& rule) {
-    if constexpr (std::is_same_v<Rule, CurvatureRule>) return {sum_lanes(rule.promised), sum_lanes(rule.counted)};
+PredictedReduction predicted_of(const Rule& rule) {
+    if constexpr (std::is_same_v<Rule, CurvatureRule>) return {sum_lanes(rule.predicted), sum_lanes(rule.counted)};
     return {};
 }
 
@@ -102,7 +102,7 @@ struct RowRadii {
 template <class RuleOf>
 void clipped_rows(const TrustBounds& bounds, const RuleOf& rule_of, const CloudTensors& values,
                   const CloudTensors& gradient, const CloudTensors& first, const CloudTensors& second, int rest,
-                  int64_t begin, int64_t end, float* scratch, Promise* promised) {
+                  int64_t begin, int64_t end, float* scratch, PredictedReduction* predicted) {
     const RowRadii radii(scratch);
     const int64_t rows = end - begin;
     const auto lanes_at = [&](int64_t row) { return first_lanes(static_cast<int>(rows - row < kLanes ? rows - row : kLanes)); };
@@ -117,7 +117,7 @@ void clipped_rows(const TrustBounds& bounds, const RuleOf& rule_of, const CloudT
     const auto move_all = [&](int tensor, float* CloudTensors::*which, const float* radius, int64_t width) {
         auto rule = rule_of(tensor);
         move(rule, which, radius, width, 0, rows);
-        promised[tensor] = promise_of(rule);
+        predicted[tensor] = predicted_of(rule);
     };
     move_all(0, &CloudTensors::means, radii.means, 3);
     move_all(1, &CloudTensors::log_scales, radii.log_scales, 3);
@@ -133,14 +133,14 @@ void clipped_rows(const TrustBounds& bounds, const RuleOf& rule_of, const CloudT
         store_coefficients(radii.sh_dc + 3 * row, bounds.higher_bands, rest, count, radii.coefficients);
         move(rule_rest, &CloudTensors::sh_rest, radii.coefficients, 3 * rest, row, count);
     }
-    promised[5] = promise_of(rule_rest);
+    predicted[5] = predicted_of(rule_rest);
 }
 
 void clipped_step(const TrustBounds& bounds, const ClippedRule& rule, const CloudTensors& values,
                   const CloudTensors& gradient, const CloudTensors& first, const CloudTensors& second, int rest,
-                  int64_t begin, int64_t end, float* scratch, Promise* promised) {
+                  int64_t begin, int64_t end, float* scratch, PredictedReduction* predicted) {
     const auto rows = [&](const auto& rule_of) {
-        clipped_rows(bounds, rule_of, values, gradient, first, second, rest, begin, end, scratch, promised);
+        clipped_rows(bounds, rule_of, values, gradient, first, second, rest, begin, end, scratch, predicted);
     };
     switch (rule.kind) {
         case StepKind::sign:

@@ -125,7 +125,7 @@ struct Moments {
 inline Moments load_moments(const float* moments, int64_t i, bool cross, Mask lanes, float weight) {
     const int stride = cross ? 36 : 18;
     alignas(64) float sums[36 * kLanes];
-    turn_rows(moments + stride * i, stride, lanes, stride, sums);
+    transpose_rows(moments + stride * i, stride, lanes, stride, sums);
     const auto at = [&](int f) { return Vec::load(sums + kLanes * f) * Vec(weight); };
     Moments m;
     m.has_cross = cross;
@@ -184,7 +184,7 @@ inline void columns_of(const Constants& k, const View& view, const Cloud& cloud,
         Vec* all = d.mean;  // eleven vectors side by side
         static_assert(sizeof(Direction) == 11 * sizeof(Vec));
         for (int m = 0; m < 11; ++m) all[m] = m == n ? one : zero;
-        columns[n] = column_of(push_geometry(k, view, w, p, a, transparency, d));
+        columns[n] = column_of(geometry_jvp(k, view, w, p, a, transparency, d));
         if (n < 3)
             for (int c = 0; c < 3; ++c) columns[n].b[c] = passes[c] * by_mean[c][n];
     }
@@ -259,7 +259,7 @@ void project_blocks(const Constants& k, const View& view, const Cloud& cloud, in
             for (int c = 0; c <= r; ++c, ++n)
                 curvature_of(m, columns[c], x[c], columns[r], phi_a, x[r]).store(entries + kLanes * n);
         }
-        add_turned(entries, 105, lanes, blocks + 105 * i, 105);
+        add_transposed(entries, 105, lanes, blocks + 105 * i, 105);
         rest_diagonal(cloud, splats, i, lanes, offset, m, rest);
     }
 }

@@ -10,7 +10,7 @@
 namespace splatopt {
 namespace SPLATOPT_ISA {
 
-#include "turning.inl"
+#include "transpose.inl"
 #include "spherical_harmonics.inl"
 #include "projection.inl"
 #include "blend.inl"

@@ -124,10 +124,10 @@ inline void attend(const LearnedRun& run, int64_t group, const float* query, con
         }
     }
     for (int lane = 0; lane < kGroup; lane += kLanes) {
-        Vec most(-1e9f), total(0.0f);
-        for (int j = 0; j < neighbours; ++j) most = max(most, Vec::load(scores + kGroup * j + lane));
+        Vec max_score(-1e9f), total(0.0f);
+        for (int j = 0; j < neighbours; ++j) max_score = max(max_score, Vec::load(scores + kGroup * j + lane));
         for (int j = 0; j < neighbours; ++j) {
-            const Vec share = power_of_e(Vec::load(scores + kGroup * j + lane) - most);
+            const Vec share = power_of_e(Vec::load(scores + kGroup * j + lane) - max_score);
             total += share;
             share.store(scores + kGroup * j + lane);
         }

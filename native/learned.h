@@ -71,7 +71,7 @@ struct LearnedRule {
     float rates[6];
     double patience, fall;  // rates fall like (1 + (t-1)/patience)^-fall, t counted for each row
     float handover;         // the network's share like 1/(1 + (t-1)/handover); 0: it has none
-    float least_share;      // below which a share is none
+    float min_share;      // below which a share is none
 };
 
 // One step. Buffers hold a group after the other.

@@ -26,7 +26,7 @@ struct LearnedMemory {
     int width;
 };
 
-// How age tells on a row's step: patience, fall, handover, least share.
+// How age tells on a row's step: patience, fall, handover, smallest share.
 using Ageing = std::array<double, 4>;
 
 LearnedRule make_rule(const std::array<double, 6>& rates, const Ageing& ageing, double beta1, double beta2,
@@ -61,9 +61,9 @@ void learned_step(Workers& self, LearnedPasses& passes, const HeldTensors& value
             "the scene's inputs must be those of the network but for the mean squares");
     nb::gil_scoped_release release;
     const int neighbours = static_cast<int>(near.shape(1));
-    uint64_t most = 0;
-    for (int64_t i = 0; i < count * neighbours; ++i) most = std::max(most, static_cast<uint64_t>(near.data()[i]));
-    require(count * neighbours == 0 || most < static_cast<uint64_t>(count), "near must name rows");
+    uint64_t max_row = 0;
+    for (int64_t i = 0; i < count * neighbours; ++i) max_row = std::max(max_row, static_cast<uint64_t>(near.data()[i]));
+    require(count * neighbours == 0 || max_row < static_cast<uint64_t>(count), "near must name rows");
     LearnedRun run{};
     run.rule = make_rule(rates, ageing, beta1, beta2, beta_slow, epsilon);
     run.values = values.tensors;

@@ -56,7 +56,7 @@ std::vector<double> linear(const float* weights, const std::vector<double>& x, i
 // Whether the network is asked about a row that is seen for the `age`th time; in float, as in Python, so that both call
 // the same rows too old.
 bool asks(const LearnedRule& rule, float age) {
-    return rule.handover > 0 && 1.0f / (std::max(age - 1.0f, 0.0f) / rule.handover + 1.0f) >= rule.least_share;
+    return rule.handover > 0 && 1.0f / (std::max(age - 1.0f, 0.0f) / rule.handover + 1.0f) >= rule.min_share;
 }
 
 // Adds the tasks' sums in their order, into the first one's.

@@ -31,7 +31,7 @@ struct Leaf {
 
 struct Node {
     float split = 0;
-    int32_t least = kNoRow;  // smallest row
+    int32_t min_row = kNoRow;  // smallest row
     int32_t leaf = -1;
     int8_t axis = -1;  // none: a leaf
 };
@@ -95,7 +95,7 @@ struct Tree {
         Node& here = nodes[node];
         if (here.axis >= 0) {
             const int64_t half = middle(begin, end);
-            return here.least = std::min(collect(2 * node, begin, half), collect(2 * node + 1, half, end));
+            return here.min_row = std::min(collect(2 * node, begin, half), collect(2 * node + 1, half, end));
         }
         here.leaf = static_cast<int32_t>(leaves.size());
         Leaf& leaf = leaves.emplace_back();
@@ -104,9 +104,9 @@ struct Tree {
             for (int c = 0; c < 3; ++c)
                 leaf.at[c][lane] = used ? points[begin + lane].at[c] : std::numeric_limits<float>::quiet_NaN();
             leaf.rows[lane] = used ? points[begin + lane].row : kNoRow;
-            here.least = std::min(here.least, leaf.rows[lane]);
+            here.min_row = std::min(here.min_row, leaf.rows[lane]);
         }
-        return here.least;
+        return here.min_row;
     }
 };
 
@@ -149,7 +149,7 @@ struct Nearest {
     // makes it farther than a point in it.
     void visit(int64_t node, float (&away)[3]) {
         const Node& here = tree.nodes[node];
-        if (!nearer(away[0] * away[0] + away[1] * away[1] + away[2] * away[2], here.least, k - 1)) return;
+        if (!nearer(away[0] * away[0] + away[1] * away[1] + away[2] * away[2], here.min_row, k - 1)) return;
         if (here.axis < 0) {
             const Leaf& leaf = tree.leaves[here.leaf];
             float distances[kLeaf];

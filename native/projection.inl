@@ -11,7 +11,7 @@ struct Projected {
     Vec camera_to_image[2][3];  // J W
     Vec quat[4], quat_inverse_norm, rotation[3][3];
     Vec scale[3];
-    Vec turned[2][3];  // J W R
+    Vec rotated[2][3];  // J W R
     Vec half[2][3];    // M
     Vec cov_xx, cov_xy, cov_yy, cross[3], cross_squared, determinant;
 };
@@ -108,8 +108,8 @@ inline void project_covariance(const Constants& k, const View& view, const Cloud
     for (int r = 0; r < 2; ++r)
         for (int c = 0; c < 3; ++c) {
             const Vec* t = p.camera_to_image[r];
-            p.turned[r][c] = fmadd(t[0], p.rotation[0][c], fmadd(t[1], p.rotation[1][c], t[2] * p.rotation[2][c]));
-            p.half[r][c] = p.turned[r][c] * p.scale[c];
+            p.rotated[r][c] = fmadd(t[0], p.rotation[0][c], fmadd(t[1], p.rotation[1][c], t[2] * p.rotation[2][c]));
+            p.half[r][c] = p.rotated[r][c] * p.scale[c];
         }
     const Vec* a = p.half[0];
     const Vec* b = p.half[1];
@@ -136,15 +136,15 @@ inline Vec direction_of(const Vec* offset, Vec* direction) {
 }
 
 // The first `bands` coefficients of sixteen rows, colour c of band b at out[16·(3·b + c)].
-inline void turn_coefficients(const Cloud& cloud, const float* sh_rest, int64_t i, Mask lanes, int bands, float* out) {
+inline void transpose_coefficients(const Cloud& cloud, const float* sh_rest, int64_t i, Mask lanes, int bands, float* out) {
     const int64_t stride = 3 * static_cast<int64_t>(cloud.rest);
-    if (bands) turn_rows(sh_rest + stride * i, stride, lanes, 3 * bands, out);
+    if (bands) transpose_rows(sh_rest + stride * i, stride, lanes, 3 * bands, out);
 }
 
 // The other way: adds to the first `bands` coefficients of these rows.
 inline void add_coefficients(const Cloud& cloud, const float* in, int64_t i, Mask lanes, int bands, float* sh_rest) {
     const int64_t stride = 3 * static_cast<int64_t>(cloud.rest);
-    add_turned(in, 3 * bands, lanes, sh_rest + stride * i, stride);
+    add_transposed(in, 3 * bands, lanes, sh_rest + stride * i, stride);
 }
 
 // Colours before the clamp at 0.
@@ -152,7 +152,7 @@ inline void colors_of(const Cloud& cloud, int64_t i, Mask lanes, const Vec* dire
     Vec basis[15];
     const int count = sh_basis(cloud.degree, direction[0], direction[1], direction[2], basis);
     alignas(64) float rest[45 * kLanes];
-    turn_coefficients(cloud, cloud.sh_rest, i, lanes, count, rest);
+    transpose_coefficients(cloud, cloud.sh_rest, i, lanes, count, rest);
     for (int c = 0; c < 3; ++c) {
         color[c] = fmadd(Vec(kSh0), gather(cloud.sh_dc + 3 * i + c, 3, lanes), Vec(0.5f));
         for (int b = 0; b < count; ++b) color[c] = fmadd(basis[b], Vec::load(rest + kLanes * (3 * b + c)), color[c]);
@@ -251,7 +251,7 @@ inline void color_gradient(const Cloud& cloud, int64_t i, Mask lanes, const Vec*
     const int count = sh_basis(cloud.degree, direction[0], direction[1], direction[2], basis);
     for (int b = 0; b < count; ++b) along[b] = Vec(0.0f);
     alignas(64) float rest[45 * kLanes];
-    turn_coefficients(cloud, cloud.sh_rest, i, lanes, count, rest);
+    transpose_coefficients(cloud, cloud.sh_rest, i, lanes, count, rest);
     for (int c = 0; c < 3; ++c) {
         const Vec g = passes[c] * color[c];
         scatter_add(out.sh_dc + 3 * i + c, 3, lanes, Vec(kSh0) * g);
@@ -314,17 +314,17 @@ void project_backward(const Constants& k, const View& view, const Cloud& cloud, 
         const Vec s_xx = inverse_unit * a11 * a11 * g[3];
         const Vec s_xy = inverse_unit * a11 * t;
         const Vec s_yy = inverse_unit * (a12 * t + a22 * (a12 * g[4] + a22 * g[5]));
-        Vec d_half[2][3], d_turned[2][3], d_image[2][3], d_rotation[3][3], d_quat[4];
+        Vec d_half[2][3], d_rotated[2][3], d_image[2][3], d_rotation[3][3], d_quat[4];
         half_gradient(k, view.antialiased, p, s_xx, s_xy, s_yy, g[0], d_half);
         for (int c = 0; c < 3; ++c) {
             const Vec d_scale = d_half[0][c] * p.half[0][c] + d_half[1][c] * p.half[1][c];
             scatter_add(out.log_scales + 3 * i + c, 3, lanes, d_scale);
-            for (int r = 0; r < 2; ++r) d_turned[r][c] = d_half[r][c] * p.scale[c];
+            for (int r = 0; r < 2; ++r) d_rotated[r][c] = d_half[r][c] * p.scale[c];
         }
         for (int a = 0; a < 3; ++a) {
-            for (int r = 0; r < 2; ++r) d_image[r][a] = dot3(d_turned[r], p.rotation[a]);
+            for (int r = 0; r < 2; ++r) d_image[r][a] = dot3(d_rotated[r], p.rotation[a]);
             for (int c = 0; c < 3; ++c)
-                d_rotation[a][c] = p.camera_to_image[0][a] * d_turned[0][c] + p.camera_to_image[1][a] * d_turned[1][c];
+                d_rotation[a][c] = p.camera_to_image[0][a] * d_rotated[0][c] + p.camera_to_image[1][a] * d_rotated[1][c];
         }
         quaternion_gradient(p, d_rotation, d_quat);
         for (int c = 0; c < 4; ++c) scatter_add(out.quats + 4 * i + c, 4, lanes, d_quat[c]);

@@ -69,15 +69,15 @@ std::array<double, 6> clipped_step(Workers& self, const TrustBounds& bounds, con
         require(other->count == values.count && other->rest == values.rest,
                 "values, gradient and states must have one number of rows and of coefficients");
     nb::gil_scoped_release release;
-    std::vector<std::array<Promise, 6>> promised((values.count + kStepTask - 1) / kStepTask);
+    std::vector<std::array<PredictedReduction, 6>> predicted((values.count + kStepTask - 1) / kStepTask);
     for_row_tasks(self, values.count, values.rest, [&](int64_t begin, int64_t end, float* scratch) {
         self.kernels.clipped_step(bounds, rule, values.tensors, gradient.tensors, first.tensors, second.tensors,
-                                  values.rest, begin, end, scratch, promised[begin / kStepTask].data());
+                                  values.rest, begin, end, scratch, predicted[begin / kStepTask].data());
     });
     std::array<double, 6> means{};
     for (size_t i = 0; i < means.size(); ++i) {
-        Promise total;
-        for (const std::array<Promise, 6>& task : promised) {
+        PredictedReduction total;
+        for (const std::array<PredictedReduction, 6>& task : predicted) {
             total.sum += task[i].sum;
             total.count += task[i].count;
         }
@@ -174,16 +174,16 @@ double block_form(Workers& self, const Floats2& blocks, const OutFloats3& rest_c
 void bind_steps(nb::module_& m, nb::class_<Workers>& workers) {
     nb::class_<TrustBounds>(m, "TrustBounds", "The trust region of one step.")
         .def("__init__",
-             [](TrustBounds* self, float epsilon, float opacity_floor, float most_relative_distance, float most_mean,
-                float most_log_scale, float most_quat, float most_logit, float most_color, float color_floor,
+             [](TrustBounds* self, float epsilon, float opacity_floor, float max_relative_distance, float max_mean,
+                float max_log_scale, float max_quat, float max_logit, float max_color, float color_floor,
                 float higher_bands, float place, float shape, float look, bool conditional_variance) {
-                 new (self) TrustBounds{epsilon,        opacity_floor, most_relative_distance, most_mean,
-                                        most_log_scale, most_quat,     most_logit,             most_color,
+                 new (self) TrustBounds{epsilon,        opacity_floor, max_relative_distance, max_mean,
+                                        max_log_scale, max_quat,     max_logit,             max_color,
                                         color_floor,    higher_bands,  place,                  shape,
                                         look,           conditional_variance};
              },
-             nb::kw_only(), "epsilon"_a, "opacity_floor"_a, "most_relative_distance"_a, "most_mean"_a,
-             "most_log_scale"_a, "most_quat"_a, "most_logit"_a, "most_color"_a, "color_floor"_a, "higher_bands"_a,
+             nb::kw_only(), "epsilon"_a, "opacity_floor"_a, "max_relative_distance"_a, "max_mean"_a,
+             "max_log_scale"_a, "max_quat"_a, "max_logit"_a, "max_color"_a, "color_floor"_a, "higher_bands"_a,
              "place"_a, "shape"_a, "look"_a, "conditional_variance"_a);
 
     workers

@@ -37,7 +37,7 @@ inline void rotation_tangent(const Vec* q, const Vec* d, Vec r[3][3]) {
 }
 
 // The change of the exponent along one direction of the eleven geometric parameters.
-inline Tangent push_geometry(const Constants& k, const View& view, const float* w, const Projected& p,
+inline Tangent geometry_jvp(const Constants& k, const View& view, const float* w, const Projected& p,
                              const Whitening& a, Vec transparency, const Direction& d) {
     const Vec fx(static_cast<float>(view.fx)), fy(static_cast<float>(view.fy)), two(2.0f);
     Vec point[3];
@@ -54,14 +54,14 @@ inline Tangent push_geometry(const Constants& k, const View& view, const float* 
     for (int c = 0; c < 4; ++c) quat[c] = fnmadd(p.quat[c], along, d.quat[c]) * p.quat_inverse_norm;
     rotation_tangent(p.quat, quat, rotation);
     for (int c = 0; c < 3; ++c) {
-        Vec turned[2] = {Vec(0.0f), Vec(0.0f)};
+        Vec rotated[2] = {Vec(0.0f), Vec(0.0f)};
         for (int m = 0; m < 3; ++m) {
             const Vec image_0 = fmadd(j00, Vec(w[m]), j02 * Vec(w[6 + m]));
             const Vec image_1 = fmadd(j11, Vec(w[3 + m]), j12 * Vec(w[6 + m]));
-            turned[0] += fmadd(image_0, p.rotation[m][c], p.camera_to_image[0][m] * rotation[m][c]);
-            turned[1] += fmadd(image_1, p.rotation[m][c], p.camera_to_image[1][m] * rotation[m][c]);
+            rotated[0] += fmadd(image_0, p.rotation[m][c], p.camera_to_image[0][m] * rotation[m][c]);
+            rotated[1] += fmadd(image_1, p.rotation[m][c], p.camera_to_image[1][m] * rotation[m][c]);
         }
-        for (int r = 0; r < 2; ++r) half[r][c] = fmadd(turned[r], p.scale[c], p.half[r][c] * d.log_scale[c]);
+        for (int r = 0; r < 2; ++r) half[r][c] = fmadd(rotated[r], p.scale[c], p.half[r][c] * d.log_scale[c]);
     }
     const Vec s_xx = two * dot3(p.half[0], half[0]), s_yy = two * dot3(p.half[1], half[1]);
     const Vec s_xy = dot3(p.half[0], half[1]) + dot3(p.half[1], half[0]);
@@ -94,7 +94,7 @@ inline void color_by_mean(const Cloud& cloud, int64_t i, Mask lanes, const Vec* 
                           Vec out[3][3]) {
     const int count = (cloud.degree + 1) * (cloud.degree + 1) - 1;
     alignas(64) float rest[45 * kLanes];
-    turn_coefficients(cloud, cloud.sh_rest, i, lanes, count, rest);
+    transpose_coefficients(cloud, cloud.sh_rest, i, lanes, count, rest);
     for (int c = 0; c < 3; ++c) {
         Vec factor[15], g[3];
         for (int b = 0; b < count; ++b) factor[b] = Vec::load(rest + kLanes * (3 * b + c));
@@ -141,12 +141,12 @@ void project_jvp(const Constants& k, const View& view, const Cloud& cloud, const
         for (int c = 0; c < 4; ++c) d.quat[c] = gather(tangent.quats + 4 * i + c, 4, lanes);
         d.logit = gather(tangent.logit_opacities + i, 1, lanes);
         const Tangent t =
-            push_geometry(k, view, w, p, whitening_of(splats, i, lanes), transparency_of(cloud, i, lanes), d);
+            geometry_jvp(k, view, w, p, whitening_of(splats, i, lanes), transparency_of(cloud, i, lanes), d);
         const Vec inverse = direction_of(offset, direction);
         const int bands = sh_basis(cloud.degree, direction[0], direction[1], direction[2], basis);
         color_by_mean(cloud, i, lanes, direction, inverse, by_mean);
         alignas(64) float rest[45 * kLanes];
-        turn_coefficients(cloud, tangent.sh_rest, i, lanes, bands, rest);
+        transpose_coefficients(cloud, tangent.sh_rest, i, lanes, bands, rest);
         Vec fields[9] = {t.log2_opacity, t.t[0], t.t[1], t.n[0], t.n[1], t.n[2]};
         for (int c = 0; c < 3; ++c) {
             Vec color = Vec(kSh0) * gather(tangent.sh_dc + 3 * i + c, 3, lanes) + dot3(by_mean[c], d.mean);

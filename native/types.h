@@ -72,7 +72,7 @@ struct CloudTensors {
 
 // The trust region of one step: see hellinger.inl.
 struct TrustBounds {
-    float epsilon, opacity_floor, most_relative_distance, most_mean, most_log_scale, most_quat, most_logit, most_color,
+    float epsilon, opacity_floor, max_relative_distance, max_mean, max_log_scale, max_quat, max_logit, max_color,
         color_floor, higher_bands;
     float place, shape, look;  // factors on the radii of means; of log-scales and quaternions; of opacities and colours
     bool conditional_variance;
@@ -98,7 +98,7 @@ struct ClippedRule {
 };
 
 // Σ|mη| of a tensor's entries, and how many of them are not 0.
-struct Promise {
+struct PredictedReduction {
     double sum = 0, count = 0;
 };
 
@@ -187,10 +187,10 @@ struct Kernels {
                            const uint8_t* visible, const float* moments, float weight, float* blocks, float* rest);
     void (*adam)(float* parameter, const float* gradient, float* exp_avg, float* exp_avg_sq, int64_t count,
                  float step_size, float decay1, float beta2, float decay2, float epsilon, float correction2_sqrt);
-    // Rows [begin, end) of a cloud; scratch holds step_scratch_floats(rest), promised takes six.
+    // Rows [begin, end) of a cloud; scratch holds step_scratch_floats(rest), predicted takes six.
     void (*clipped_step)(const TrustBounds&, const ClippedRule&, const CloudTensors& values,
                          const CloudTensors& gradient, const CloudTensors& first, const CloudTensors& second, int rest,
-                         int64_t begin, int64_t end, float* scratch, Promise* promised);
+                         int64_t begin, int64_t end, float* scratch, PredictedReduction* predicted);
     double (*block_step)(const TrustBounds&, const BlockRule&, const CloudTensors& values, const CloudTensors& gradient,
                          const CloudTensors& momentum, const float* blocks, const float* rest_curvature,
                          const uint8_t* seen, float* multipliers, int rest, int64_t begin, int64_t end, float* scratch);
@@ -203,7 +203,7 @@ struct Kernels {
     void (*learned_enter)(const LearnedRun&, int64_t begin, int64_t end, float* scratch, double* sums);
     void (*learned_ask)(const LearnedRun&, int64_t begin, int64_t end, float* scratch);
     void (*learned_block)(const LearnedRun&, int block, int64_t begin, int64_t end, float* scratch);
-    uint32_t (*leaf_distances)(const float* leaf, const float* from, float most, float* squared);
+    uint32_t (*leaf_distances)(const float* leaf, const float* from, float max_squared, float* squared);
     float (*blend_ceiling)(const float* splats, int count, int64_t rounds);
 };
 

@@ -172,7 +172,7 @@ class Rasterizer:
 class TrustBounds:
     """The trust region of one step."""
 
-    def __init__(self, *, epsilon: float, opacity_floor: float, most_relative_distance: float, most_mean: float, most_log_scale: float, most_quat: float, most_logit: float, most_color: float, color_floor: float, higher_bands: float, place: float, shape: float, look: float, conditional_variance: bool) -> None: ...
+    def __init__(self, *, epsilon: float, opacity_floor: float, max_relative_distance: float, max_mean: float, max_log_scale: float, max_quat: float, max_logit: float, max_color: float, color_floor: float, higher_bands: float, place: float, shape: float, look: float, conditional_variance: bool) -> None: ...
 
 class LearnedPasses:
     """A learned step's network, packed, and the buffers of its passes."""

@@ -230,8 +230,8 @@ class HellingerRadii:
     def fused_bounds(self, passes: FusedPasses, epsilon: float, factors: Mapping[str, float] | None = None) -> Any:
         """Return what the fused passes make the same radii from; they take one factor for each of ``reach.TYPES``."""
         factors = factors or {}
-        numbers = {field.name: getattr(self.bounds, field.name) for field in fields(RadiusBounds)}
-        numbers["most_mean"] = self._most_mean
+        numbers = {f.name.replace("most_", "max_"): getattr(self.bounds, f.name) for f in fields(RadiusBounds)}
+        numbers["max_mean"] = self._most_mean
         conditional = numbers.pop("mean_variance") == "conditional"
         numbers |= {
             "place": factors.get("means", 1.0),

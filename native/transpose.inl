@@ -51,7 +51,7 @@ inline void save_fours(Vec* v, int valid, const At& at) {
 }
 
 // out[16·n + lane] = rows[lane][n], n < width.
-inline void turn_rows(const float* const* rows, int width, float* out) {
+inline void transpose_rows(const float* const* rows, int width, float* out) {
     int n = 0;
     for (; n + 4 <= width; n += 4) {
         Vec v[4];
@@ -63,15 +63,15 @@ inline void turn_rows(const float* const* rows, int width, float* out) {
 }
 
 // The first `width` floats of sixteen rows, `stride` apart; of lanes that are not asked for, any of those that are.
-inline void turn_rows(const float* first, int64_t stride, Mask lanes, int width, float* out) {
+inline void transpose_rows(const float* first, int64_t stride, Mask lanes, int width, float* out) {
     const uint32_t bits = to_bits(lanes);
     const float* rows[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) rows[lane] = first + stride * (bits >> lane & 1 ? lane : __builtin_ctz(bits));
-    turn_rows(rows, width, out);
+    transpose_rows(rows, width, out);
 }
 
 // out[stride·lane + n] += in[16·n + lane], n < width, for these lanes.
-inline void add_turned(const float* in, int width, Mask lanes, float* out, int64_t stride) {
+inline void add_transposed(const float* in, int width, Mask lanes, float* out, int64_t stride) {
     const uint32_t bits = to_bits(lanes);
     int n = 0;
     for (; n + 4 <= width; n += 4) {
