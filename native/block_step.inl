@@ -10,9 +10,6 @@
 //
 // Blocks are kept row by row, so that rows that were not seen are not read, and transposed sixteen at a time.
 
-constexpr int kBlockRows = 14;
-constexpr int kBlockFloats = kBlockRows * (kBlockRows + 1) / 2;
-
 // A lower triangular matrix by columns, l[column][row]; after factorise the diagonal is inverted.
 struct Factor {
     Vec l[kBlockRows][kBlockRows];

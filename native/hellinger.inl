@@ -11,7 +11,7 @@ inline Vec eightfold_log(Vec r) {
     constexpr float kTerms[] = {1.0f / 4.0f, 1.0f / 3.0f, 1.0f / 2.0f, 1.0f};
     Vec series(1.0f / 5.0f);
     for (const float term : kTerms) series = fmadd(series, r, Vec(term));
-    const Vec direct = log2(max(Vec(1.0f) - r, Vec(1e-30f))) * Vec(-0.69314718f);
+    const Vec direct = log2(max(Vec(1.0f) - r, Vec(1e-30f))) * Vec(-kLn2);
     return Vec(8.0f) * select(r < Vec(0.02f), r * series, direct);
 }
 
@@ -25,7 +25,7 @@ inline Vec squared_sinh(Vec x) {
 }
 
 inline Radii hellinger_radii(const TrustBounds& k, const CloudTensors& cloud, int64_t i, Mask lanes) {
-    constexpr float kTiny = 1.17549435e-38f, kMaxLogScale = 40.0f, kMaxLogRatio = 10.0f, kY0 = 0.28209479f;
+    constexpr float kY0 = 0.28209479f;  // one unit in the last place from kSh0: to be it where bits may change
     const Vec one(1.0f), two(2.0f);
     Radii out;
 
@@ -33,7 +33,7 @@ inline Radii hellinger_radii(const TrustBounds& k, const CloudTensors& cloud, in
     const Vec opacity = max(one / (one + exp(-logit)), Vec(k.opacity_floor));
     const Vec relative = min(Vec(k.epsilon) / opacity, Vec(k.max_relative_distance));
     const Vec eightfold = eightfold_log(relative);
-    const Vec clear = max(one / (one + exp(logit)), Vec(kTiny));
+    const Vec clear = max(one / (one + exp(logit)), Vec(kMinNormal));
     out.logit = min(two * sqrt(relative) / clear, Vec(k.max_logit));
     out.log_scale = min(sqrt(two * relative), Vec(k.max_log_scale));
     for (int c = 0; c < 3; ++c) {
@@ -50,7 +50,7 @@ inline Radii hellinger_radii(const TrustBounds& k, const CloudTensors& cloud, in
         squared_norm = fmadd(q[c], q[c], squared_norm);
     }
     out.quat_length = sqrt(squared_norm);
-    const Vec inverse_length = one / max(out.quat_length, Vec(kTiny));
+    const Vec inverse_length = one / max(out.quat_length, Vec(kMinNormal));
     for (Vec& entry : q) entry *= inverse_length;
     const Vec w = q[0], x = q[1], y = q[2], z = q[3];
 

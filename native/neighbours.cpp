@@ -1,5 +1,5 @@
-// A k-d tree: halves at the median of the longest side, down to sixteen points or fewer, which are compared at once. What
-// lies side by side asks side by side, so that a task's queries find the tree in the cache.
+// A k-d tree: halves at the median of the longest side, down to sixteen points or fewer, which are compared at once.
+// What lies side by side asks side by side, so that a task's queries find the tree in the cache.
 
 #include "neighbours.h"
 
@@ -15,7 +15,6 @@ namespace {
 constexpr int kLeaf = 16;          // points that are not halved any more
 constexpr int64_t kQueries = 256;  // of one task
 constexpr int kSerialLevels = 3;   // halved before the rest is built side by side
-constexpr float kFarthest = 1e18f; // coordinates beyond are cut off here: their squares must be finite
 constexpr float kNone = std::numeric_limits<float>::infinity();
 constexpr int32_t kNoRow = std::numeric_limits<int32_t>::max();
 
@@ -38,7 +37,8 @@ struct Node {
 
 int64_t middle(int64_t begin, int64_t end) { return begin + (end - begin) / 2; }
 
-// Node 1 is the root, 2i and 2i + 1 are the halves of i. A node's range of the sorted points follows from the way to it.
+// Node 1 is the root, 2i and 2i + 1 are the halves of i. A node's range of the sorted points follows from the way
+// to it.
 struct Tree {
     std::vector<Point> points;
     std::vector<Node> nodes;
@@ -179,7 +179,7 @@ void nearest_others(Pool& pool, const Kernels& kernels, const float* points, int
         tree.points[i].row = static_cast<int32_t>(i);
         for (int c = 0; c < 3; ++c) {
             const float at = points[3 * i + c];
-            tree.points[i].at[c] = std::isfinite(at) ? std::clamp(at, -kFarthest, kFarthest) : 0.0f;
+            tree.points[i].at[c] = std::isfinite(at) ? std::clamp(at, -kMaxCoordinate, kMaxCoordinate) : 0.0f;
         }
     }
     tree.build(pool);

@@ -14,7 +14,7 @@ class Workers:
 
     def __init__(self, threads: int, isa: str = 'auto') -> None: ...
 
-    def blend_ceiling(self, rounds: int) -> float:
+    def blend_ceiling(self, constants: Constants, rounds: int) -> float:
         """
         Pixel-Gaussian pairs a second that all threads together blend in a bare loop: the renderer's ceiling.
         """
@@ -183,6 +183,11 @@ class LearnedMemory:
     """Pointers to what a learned run keeps, which the caller keeps alive."""
 
     def __init__(self, exp_avg: CloudTensors, exp_avg_sq: CloudTensors, slow: CloudTensors, latent: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], age: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')]) -> None: ...
+
+def shared_constants() -> dict:
+    """
+    The numbers that were compiled in from the package's sources, a list under each name.
+    """
 
 def supported_isas() -> list:
     """

@@ -135,7 +135,7 @@ def cloud_tensors(tensors: Mapping[str, Tensor]) -> Any:
 
 
 def trust_bounds(**bounds: float | bool) -> Any:
-    """Return the native form of one step's trust region; the names are those of ``RadiusBounds``, and ``epsilon``."""
+    """Return the native form of one step's trust region, named as ``kernels.hellinger.TrustBounds`` is."""
     return _module().TrustBounds(**bounds)
 
 

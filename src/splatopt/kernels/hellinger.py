@@ -8,16 +8,17 @@ from typing import NamedTuple
 import triton.language as tl
 from torch import Tensor
 
+from splatopt.core.constants import MAX_LOG_RATIO, MAX_LOG_SCALE, SH_C0
 from splatopt.kernels.jit import jit
 
 TINY: tl.constexpr = tl.constexpr(1.17549435e-38)
 """The smallest normal float32."""
 
-Y0: tl.constexpr = tl.constexpr(0.28209479177387814)
+Y0: tl.constexpr = tl.constexpr(SH_C0)
 """The constant spherical harmonic."""
 
-MOST_LOG_SCALE: tl.constexpr = tl.constexpr(40.0)
-MOST_LOG_RATIO: tl.constexpr = tl.constexpr(10.0)
+LOG_SCALE_BOUND: tl.constexpr = tl.constexpr(MAX_LOG_SCALE)
+LOG_RATIO_BOUND: tl.constexpr = tl.constexpr(MAX_LOG_RATIO)
 
 
 class Cloud(NamedTuple):
@@ -121,9 +122,9 @@ def hellinger_radii(bounds, cloud, row, inside, CONDITIONAL: tl.constexpr):
     DOUBLE: tl.constexpr = -2 if CONDITIONAL else 2
     for c in tl.static_range(3):
         ratio = scale[(c + 1) % 3] - scale[(c + 2) % 3]
-        ratio = tl.minimum(tl.maximum(ratio, -MOST_LOG_RATIO), MOST_LOG_RATIO)
+        ratio = tl.minimum(tl.maximum(ratio, -LOG_RATIO_BOUND), LOG_RATIO_BOUND)
         stretch = stretch + (32 * squared_sinh(ratio),)
-        doubled = DOUBLE * tl.minimum(tl.maximum(scale[c], -MOST_LOG_SCALE), MOST_LOG_SCALE)
+        doubled = DOUBLE * tl.minimum(tl.maximum(scale[c], -LOG_SCALE_BOUND), LOG_SCALE_BOUND)
         variance = variance + (tl.exp(doubled),)
     turns = ((xx, yy, zz), (ww, zz, yy), (zz, ww, xx), (yy, xx, ww))
     quat = ()
