@@ -25,7 +25,7 @@ inline Vec squared_sinh(Vec x) {
 }
 
 inline Radii hellinger_radii(const TrustBounds& k, const CloudTensors& cloud, int64_t i, Mask lanes) {
-    constexpr float kY0 = 0.28209479f;  // one unit in the last place from kSh0: to be it where bits may change
+    constexpr float kY0 = 0.28209479f;  // kSh0 but for the last bit: results so far were made with this one
     const Vec one(1.0f), two(2.0f);
     Radii out;
 
