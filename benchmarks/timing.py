@@ -11,7 +11,7 @@ import splatopt.optim  # noqa: F401 - registers the optimizers
 from benchmarks.loads import Load
 from splatopt.core import native
 from splatopt.core.optimizer import Progress, find_optimizer
-from splatopt.raster.cpu import NativeRenderer
+from splatopt.raster.cpu import NativeRenderer, native_constants
 from splatopt.raster.types import RenderOptions
 from splatopt.scene.photometric import PhotometricObjective
 
@@ -96,4 +96,4 @@ def time_steps(load: Load, threads: int = 0, repeats: int = 40, isa: str = "auto
 def ceiling(threads: int = 0) -> float:
     """Pixel-Gaussian pairs a second that all threads together blend in a bare loop, median of nine."""
     workers = native.workers(threads)
-    return statistics.median(workers.blend_ceiling(2000) for _ in range(9))
+    return statistics.median(workers.blend_ceiling(native_constants(), 2000) for _ in range(9))

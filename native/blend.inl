@@ -19,11 +19,10 @@ inline void gather_tile(const View& view, const Splat* splats, const Entry* entr
     scratch.reserve(count);
     for (int64_t i = 0; i < count; ++i) {
         __builtin_prefetch(&splats[entries[i + kAhead < count ? i + kAhead : i].gaussian]);
-        const Splat& s = splats[entries[i].gaussian];
-        float* out = scratch.splats + kLocal * i;
-        std::memcpy(out, &s, sizeof(float) * 10);
-        out[0] -= left;
-        out[1] -= top;
+        BlendFields<float>& local = scratch.splats[i];
+        local = splats[entries[i].gaussian];
+        local.mean_x -= left;
+        local.mean_y -= top;
         scratch.blocks[i] = entries[i].blocks;
     }
     for (int64_t i = count; i < count + kLanes; ++i) scratch.blocks[i] = 0;
@@ -57,12 +56,12 @@ struct Pair {
 };
 
 // α before its clamp, and the whitened offset (u, v) = A (pixel - mean).
-inline Pair evaluate(const float* s, Vec x, Vec y) {
-    const Vec dx = x - Vec(s[0]), dy = y - Vec(s[1]);
+inline Pair evaluate(const LocalSplat& s, Vec x, Vec y) {
+    const Vec dx = x - Vec(s.mean_x), dy = y - Vec(s.mean_y);
     Pair pair;
-    pair.u = fmadd(Vec(s[2]), dx, Vec(s[3]) * dy);
-    pair.v = Vec(s[4]) * dy;
-    pair.alpha = exp2(fnmadd(pair.v, pair.v, fnmadd(pair.u, pair.u, Vec(s[5]))));
+    pair.u = fmadd(Vec(s.whitening_xx), dx, Vec(s.whitening_xy) * dy);
+    pair.v = Vec(s.whitening_yy) * dy;
+    pair.alpha = exp2(fnmadd(pair.v, pair.v, fnmadd(pair.u, pair.u, Vec(s.log2_opacity))));
     return pair;
 }
 
@@ -72,16 +71,16 @@ struct Rays {
 };
 
 template <bool kDepth>
-inline void add(Rays& rays, const float* s, Mask m, Vec w) {
-    rays.red = accumulate(m, w, Vec(s[6]), rays.red);
-    rays.green = accumulate(m, w, Vec(s[7]), rays.green);
-    rays.blue = accumulate(m, w, Vec(s[8]), rays.blue);
-    if (kDepth) rays.depth = accumulate(m, w, Vec(s[9]), rays.depth);
+inline void add(Rays& rays, const LocalSplat& s, Mask m, Vec w) {
+    rays.red = accumulate(m, w, Vec(s.color[0]), rays.red);
+    rays.green = accumulate(m, w, Vec(s.color[1]), rays.green);
+    rays.blue = accumulate(m, w, Vec(s.color[2]), rays.blue);
+    if (kDepth) rays.depth = accumulate(m, w, Vec(s.depth), rays.depth);
 }
 
 // Follows the rays as long as none of them ends; returns the list position before which the first one may.
 template <bool kDepth>
-inline int64_t follow_together(const Constants& k, const float* local, const uint32_t* list, int64_t found, Vec x,
+inline int64_t follow_together(const Constants& k, const LocalSplat* local, const uint32_t* list, int64_t found, Vec x,
                                Vec y, Rays& rays) {
     constexpr int64_t kStride = 8;  // looking at the rays costs a wait for all that is in flight
     const Vec max_alpha(k.max_alpha), min_alpha(k.min_alpha), min_transmittance(k.min_transmittance);
@@ -89,7 +88,7 @@ inline int64_t follow_together(const Constants& k, const float* local, const uin
         Rays next = rays;
         const int64_t end = begin + kStride < found ? begin + kStride : found;
         for (int64_t j = begin; j < end; ++j) {
-            const float* s = local + kLocal * static_cast<int64_t>(list[j]);
+            const LocalSplat& s = local[list[j]];
             const Vec alpha = min(evaluate(s, x, y).alpha, max_alpha);
             const Mask counts = alpha >= min_alpha;
             add<kDepth>(next, s, counts, alpha * next.t);
@@ -104,14 +103,14 @@ inline int64_t follow_together(const Constants& k, const float* local, const uin
 // Follows each ray to its own end. A ray that has ended goes on being multiplied, but t stays under the limit, so
 // nothing more is added and neither final_t nor last moves. Returns the last list position that was looked at.
 template <bool kDepth>
-inline int64_t follow_each(const Constants& k, const float* local, const uint32_t* list, int64_t begin,
+inline int64_t follow_each(const Constants& k, const LocalSplat* local, const uint32_t* list, int64_t begin,
                            int64_t found, Vec x, Vec y, Rays& rays, Position& last) {
     constexpr int64_t kLook = 4;
     const Vec max_alpha(k.max_alpha), min_alpha(k.min_alpha), min_transmittance(k.min_transmittance);
     Vec t = rays.t;
     int64_t j = begin;
     for (; j < found; ++j) {
-        const float* s = local + kLocal * static_cast<int64_t>(list[j]);
+        const LocalSplat& s = local[list[j]];
         const Vec alpha = min(evaluate(s, x, y).alpha, max_alpha);
         const Mask counts = alpha >= min_alpha;
         const Vec next = select(counts, fnmadd(alpha, t, t), t);
@@ -211,30 +210,39 @@ inline void load_tile_gradient(const View& view, int tile, const TileState& stat
     }
 }
 
-// Per pair: Σ g, Σ g w (2), Σ g w wᵀ (uu, uv, vv), ∂L/∂colour (3), with g = ∂L/∂log2 α over the tile's pixels.
+inline void reduce(const DerivativeFields<Vec>& sums, SplatDerivative& out) {
+    const Vec ln2(kLn2);
+    const Vec all[kDerivativeFields] = {sums.log2_opacity * ln2, sums.u * ln2,  sums.v * ln2,
+                                        sums.uu * ln2,           sums.uv * ln2, sums.vv * ln2,
+                                        sums.color[0],           sums.color[1], sums.color[2]};
+    reduce_nine(all, reinterpret_cast<float*>(&out));
+}
+
+// Per pair, over the tile's pixels: see DerivativeFields.
 void blend_backward(const Constants& k, const View& view, const Splat* splats, const Entry* entries, int64_t count,
                     int tile, TileScratch& scratch, const TileState& state, const float* const* image_gradient,
-                    float* pair_gradient) {
+                    SplatDerivative* pair_gradient) {
     if (!count) return;
     gather_tile(view, splats, entries, count, tile, scratch);
     load_tile_gradient(view, tile, state, image_gradient, scratch);
-    const Vec max_alpha(k.max_alpha), min_alpha(k.min_alpha), one(1.0f), ln2(0.69314718f);
+    const Vec max_alpha(k.max_alpha), min_alpha(k.min_alpha), one(1.0f);
     for (int64_t i = count - 1; i >= 0; --i) {
-        float* out = pair_gradient + static_cast<int64_t>(entries[i].slot) * kSplatGradient;
+        SplatDerivative& out = pair_gradient[entries[i].slot];
         uint32_t blocks = scratch.blocks[i];
         if (!blocks) {
-            std::memset(out, 0, sizeof(float) * kSplatGradient);
+            out = SplatDerivative{};
             continue;
         }
-        const float* s = scratch.splats + kLocal * i;
-        Vec sums[9];
-        for (Vec& sum : sums) sum = Vec(0.0f);
+        const LocalSplat& s = scratch.splats[i];
+        const Vec zero(0.0f);
+        DerivativeFields<Vec> sums{zero, zero, zero, zero, zero, zero, {zero, zero, zero}};
         for (; blocks; blocks &= blocks - 1) {
             const int block = __builtin_ctz(blocks), at = block * kLanes;
             const Vec x = Vec::load(kLaneX) + Vec(block % kTileBlocks * kBlock);
             const Vec y = Vec::load(kLaneY) + Vec(block / kTileBlocks * kBlock);
             const Pair pair = evaluate(s, x, y);
-            const Mask used = (pair.alpha >= min_alpha) & Position::load(scratch.last + at).reaches(static_cast<uint32_t>(i));
+            const Position last = Position::load(scratch.last + at);
+            const Mask used = (pair.alpha >= min_alpha) & last.reaches(static_cast<uint32_t>(i));
             const Vec alpha = keep(used, min(pair.alpha, max_alpha));
             const Vec inverse = reciprocal(one - alpha);
             const Vec t = Vec::load(scratch.transmittance + at) * inverse;
@@ -242,43 +250,42 @@ void blend_backward(const Constants& k, const View& view, const Splat* splats, c
             const Vec red = Vec::load(scratch.gradient[0] + at), green = Vec::load(scratch.gradient[1] + at),
                       blue = Vec::load(scratch.gradient[2] + at);
             const Vec w = alpha * t;
-            const Vec along = fmadd(Vec(s[6]), red, fmadd(Vec(s[7]), green, Vec(s[8]) * blue));
+            const Vec along = fmadd(Vec(s.color[0]), red, fmadd(Vec(s.color[1]), green, Vec(s.color[2]) * blue));
             const Vec d_alpha = fnmadd(behind, inverse, t * along);
             const Vec g = keep(pair.alpha <= max_alpha, alpha * d_alpha);
             const Vec gu = g * pair.u, gv = g * pair.v;
             t.store(scratch.transmittance + at);
             fmadd(w, along, behind).store(scratch.behind + at);
-            sums[0] += g;
-            sums[1] += gu;
-            sums[2] += gv;
-            sums[3] = fmadd(gu, pair.u, sums[3]);
-            sums[4] = fmadd(gu, pair.v, sums[4]);
-            sums[5] = fmadd(gv, pair.v, sums[5]);
-            sums[6] = fmadd(w, red, sums[6]);
-            sums[7] = fmadd(w, green, sums[7]);
-            sums[8] = fmadd(w, blue, sums[8]);
+            sums.log2_opacity += g;
+            sums.u += gu;
+            sums.v += gv;
+            sums.uu = fmadd(gu, pair.u, sums.uu);
+            sums.uv = fmadd(gu, pair.v, sums.uv);
+            sums.vv = fmadd(gv, pair.v, sums.vv);
+            sums.color[0] = fmadd(w, red, sums.color[0]);
+            sums.color[1] = fmadd(w, green, sums.color[1]);
+            sums.color[2] = fmadd(w, blue, sums.color[2]);
         }
-        for (int f = 0; f < 6; ++f) sums[f] *= ln2;
-        reduce_nine(sums, out);
+        reduce(sums, out);
     }
 }
 
 // The bare loop that blending is measured against: one block, `splats` in the first-level cache, every pair
 // counted, no lists, no cut-offs, no ray that ends. Returns a colour so that nothing is optimised away.
-float blend_ceiling(const float* splats, int count, int64_t rounds) {
+float blend_ceiling(const Constants& k, const LocalSplat* splats, int count, int64_t rounds) {
     Vec x = Vec::load(kLaneX);
-    const Vec y = Vec::load(kLaneY), max_alpha(0.999f);
+    const Vec y = Vec::load(kLaneY), max_alpha(k.max_alpha);
     Vec total(0.0f);
     for (int64_t round = 0; round < rounds; ++round) {
         Vec t(1.0f), red(0.0f), green(0.0f), blue(0.0f);
         for (int j = 0; j < count; ++j) {
-            const float* s = splats + kLocal * j;
+            const LocalSplat& s = splats[j];
             const Vec alpha = min(evaluate(s, x, y).alpha, max_alpha);
             const Vec w = alpha * t;
             t = t - w;
-            red = fmadd(w, Vec(s[6]), red);
-            green = fmadd(w, Vec(s[7]), green);
-            blue = fmadd(w, Vec(s[8]), blue);
+            red = fmadd(w, Vec(s.color[0]), red);
+            green = fmadd(w, Vec(s.color[1]), green);
+            blue = fmadd(w, Vec(s.color[2]), blue);
         }
         total += red + green + blue + t;
         x += Vec(1e-6f);

@@ -8,10 +8,7 @@
 // Gaussian whose whole ball promises little (|h| small) stays well inside it. A Gaussian without any curvature stays:
 // nothing is known about how far it may go.
 //
-// Blocks are kept row by row, so that rows that were not seen are not read, and turned sixteen at a time.
-
-constexpr int kBlockRows = 14;
-constexpr int kBlockFloats = kBlockRows * (kBlockRows + 1) / 2;
+// Blocks are kept row by row, so that rows that were not seen are not read, and transposed sixteen at a time.
 
 // A lower triangular matrix by columns, l[column][row]; after factorise the diagonal is inverted.
 struct Factor {
@@ -148,7 +145,7 @@ struct PackedRows {
         }
         const float* entries[kLanes];
         for (int lane = 0; lane < kLanes; ++lane) entries[lane] = kept_blocks + kBlockFloats * rows[lane];
-        turn_rows(entries, kBlockFloats, blocks);
+        transpose_rows(entries, kBlockFloats, blocks);
     }
 
     // Puts back what a step has changed; radii of the colour, for the higher bands, lie from row `begin` on.
@@ -182,8 +179,8 @@ struct PackedRows {
         }
         const Mask lanes = lanes_used & (trace > Vec(0.0f));
         store_rows<3>({keep(lanes, radii.color[0]), keep(lanes, radii.color[1]), keep(lanes, radii.color[2])}, colors);
-        const double promised = sum_lanes(sqrt(squared_length(h)));
-        if (rule.measure_only) return promised;
+        const double predicted = sum_lanes(sqrt(squared_length(h)));
+        if (rule.measure_only) return predicted;
         const Vec kept = Vec::load(multipliers);
         Vec mu = kept;
         solve_in_ball(a, trace, h, Vec(rule.damping), rule.factorisations, mu, x);
@@ -193,7 +190,7 @@ struct PackedRows {
         }
         keep_lengths(quats, radii.quat_length, lanes);
         select(lanes, mu, kept).store(multipliers);
-        return promised;
+        return predicted;
     }
 };
 
@@ -207,7 +204,7 @@ double block_step(const TrustBounds& bounds, const BlockRule& rule, const CloudT
     const int64_t rows = end - begin;
     const Vec decay(rule.decay1);
     const CloudTensors& mean = rule.measure_only ? gradient : momentum;
-    double promised = 0;
+    double predicted = 0;
     const int widths[5] = {3, 3, 4, 1, 3};
     float* CloudTensors::*const tensors[5] = {&CloudTensors::means, &CloudTensors::log_scales, &CloudTensors::quats,
                                              &CloudTensors::logit_opacities, &CloudTensors::sh_dc};
@@ -221,7 +218,7 @@ double block_step(const TrustBounds& bounds, const BlockRule& rule, const CloudT
     int count = 0;
     const auto move = [&] {
         pack.take(waiting, count, values, mean, blocks, multipliers);
-        promised += pack.step(bounds, rule);
+        predicted += pack.step(bounds, rule);
         if (!rule.measure_only) pack.put(values, multipliers, row_radii.sh_dc, begin);
         count = 0;
     };
@@ -231,7 +228,7 @@ double block_step(const TrustBounds& bounds, const BlockRule& rule, const CloudT
         if (count == kLanes) move();
     }
     if (count) move();
-    if (rest == 0 || rule.measure_only) return promised;
+    if (rest == 0 || rule.measure_only) return predicted;
     CurvatureRule rest_rule{decay, Vec(rule.scale / rule.correction), Vec(0.0f)};
     for (int64_t row = 0; row < rows; row += kCoefficientRows) {
         const int64_t count = rows - row < kCoefficientRows ? rows - row : kCoefficientRows;
@@ -240,7 +237,7 @@ double block_step(const TrustBounds& bounds, const BlockRule& rule, const CloudT
         sweep(rest_rule, values.sh_rest + at, gradient.sh_rest + at, momentum.sh_rest + at,
               const_cast<float*>(rest_curvature) + at, row_radii.coefficients, 3 * rest * count);
     }
-    return promised;
+    return predicted;
 }
 
 // B ← B + w·(fresh - B), w of each row.

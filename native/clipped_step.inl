@@ -27,15 +27,15 @@ struct AdamRule {
 struct CurvatureRule {
     static constexpr bool kReadsSecond = true, kWritesSecond = false;
     Vec decay, factor, damping;
-    Vec promised = Vec(0.0f), counted = Vec(0.0f);
+    Vec predicted = Vec(0.0f), counted = Vec(0.0f);
     Vec operator()(Vec g, Vec& m, Vec& d, Vec radius) {
         m = fmadd(g - m, decay, m);
         const Vec h = m * radius;
         const Vec size = max(h, -h);
-        promised += size;
+        predicted += size;
         counted += select(size > Vec(0.0f), Vec(1.0f), Vec(0.0f));
         const Vec curvature = fmadd(factor * d, radius * radius, damping);
-        return radius * clamp(h / max(curvature, Vec(1.17549435e-38f)), Vec(-1.0f), Vec(1.0f));
+        return radius * clamp(h / max(curvature, Vec(kMinNormal)), Vec(-1.0f), Vec(1.0f));
     }
 };
 
@@ -73,8 +73,8 @@ void sweep(Rule& rule, float* value, const float* gradient, float* first, float*
 
 // Σ|h| and its count, of a rule that keeps them.
 template <class Rule>
-Promise promise_of(const Rule& rule) {
-    if constexpr (std::is_same_v<Rule, CurvatureRule>) return {sum_lanes(rule.promised), sum_lanes(rule.counted)};
+PredictedReduction predicted_of(const Rule& rule) {
+    if constexpr (std::is_same_v<Rule, CurvatureRule>) return {sum_lanes(rule.predicted), sum_lanes(rule.counted)};
     return {};
 }
 
@@ -98,14 +98,16 @@ struct RowRadii {
     }
 };
 
-// rule_of(tensor) gives the rule of the cloud's tensor-th tensor, in the order of CloudTensors.
+// rule_of(tensor) gives the rule of one of the cloud's tensors.
 template <class RuleOf>
 void clipped_rows(const TrustBounds& bounds, const RuleOf& rule_of, const CloudTensors& values,
                   const CloudTensors& gradient, const CloudTensors& first, const CloudTensors& second, int rest,
-                  int64_t begin, int64_t end, float* scratch, Promise* promised) {
+                  int64_t begin, int64_t end, float* scratch, PredictedReduction* predicted) {
     const RowRadii radii(scratch);
     const int64_t rows = end - begin;
-    const auto lanes_at = [&](int64_t row) { return first_lanes(static_cast<int>(rows - row < kLanes ? rows - row : kLanes)); };
+    const auto lanes_at = [&](int64_t row) {
+        return first_lanes(static_cast<int>(rows - row < kLanes ? rows - row : kLanes));
+    };
     for (int64_t row = 0; row < rows; row += kLanes)
         radii.set(hellinger_radii(bounds, values, begin + row, lanes_at(row)), row);
     const auto move = [&](auto&& rule, float* CloudTensors::*tensor, const float* radius, int64_t width,
@@ -114,44 +116,44 @@ void clipped_rows(const TrustBounds& bounds, const RuleOf& rule_of, const CloudT
         sweep(rule, values.*tensor + at, gradient.*tensor + at, first.*tensor + at,
               second.*tensor ? second.*tensor + at : nullptr, radius, width * count);
     };
-    const auto move_all = [&](int tensor, float* CloudTensors::*which, const float* radius, int64_t width) {
+    const auto move_all = [&](TensorIndex tensor, float* CloudTensors::*which, const float* radius, int64_t width) {
         auto rule = rule_of(tensor);
         move(rule, which, radius, width, 0, rows);
-        promised[tensor] = promise_of(rule);
+        predicted[tensor] = predicted_of(rule);
     };
-    move_all(0, &CloudTensors::means, radii.means, 3);
-    move_all(1, &CloudTensors::log_scales, radii.log_scales, 3);
-    move_all(2, &CloudTensors::quats, radii.quats, 4);
+    move_all(kMeans, &CloudTensors::means, radii.means, 3);
+    move_all(kLogScales, &CloudTensors::log_scales, radii.log_scales, 3);
+    move_all(kQuats, &CloudTensors::quats, radii.quats, 4);
     for (int64_t row = 0; row < rows; row += kLanes)
         keep_lengths(values.quats + 4 * (begin + row), Vec::load(radii.quat_lengths + row), lanes_at(row));
-    move_all(3, &CloudTensors::logit_opacities, radii.logit_opacities, 1);
-    move_all(4, &CloudTensors::sh_dc, radii.sh_dc, 3);
+    move_all(kLogitOpacities, &CloudTensors::logit_opacities, radii.logit_opacities, 1);
+    move_all(kShDc, &CloudTensors::sh_dc, radii.sh_dc, 3);
     if (rest == 0) return;
-    auto rule_rest = rule_of(5);
+    auto rule_rest = rule_of(kShRest);
     for (int64_t row = 0; row < rows; row += kCoefficientRows) {
         const int64_t count = rows - row < kCoefficientRows ? rows - row : kCoefficientRows;
         store_coefficients(radii.sh_dc + 3 * row, bounds.higher_bands, rest, count, radii.coefficients);
         move(rule_rest, &CloudTensors::sh_rest, radii.coefficients, 3 * rest, row, count);
     }
-    promised[5] = promise_of(rule_rest);
+    predicted[kShRest] = predicted_of(rule_rest);
 }
 
 void clipped_step(const TrustBounds& bounds, const ClippedRule& rule, const CloudTensors& values,
                   const CloudTensors& gradient, const CloudTensors& first, const CloudTensors& second, int rest,
-                  int64_t begin, int64_t end, float* scratch, Promise* promised) {
+                  int64_t begin, int64_t end, float* scratch, PredictedReduction* predicted) {
     const auto rows = [&](const auto& rule_of) {
-        clipped_rows(bounds, rule_of, values, gradient, first, second, rest, begin, end, scratch, promised);
+        clipped_rows(bounds, rule_of, values, gradient, first, second, rest, begin, end, scratch, predicted);
     };
     switch (rule.kind) {
         case StepKind::sign:
-            return rows([&](int) { return SignRule{Vec(rule.decay1)}; });
+            return rows([&](TensorIndex) { return SignRule{Vec(rule.decay1)}; });
         case StepKind::adam:
-            return rows([&](int tensor) {
+            return rows([&](TensorIndex tensor) {
                 return AdamRule{Vec(rule.decay1),           Vec(rule.beta2), Vec(rule.decay2),
                                 Vec(rule.step_size[tensor]), Vec(rule.root),  Vec(rule.epsilon)};
             });
         case StepKind::curvature:
-            return rows([&](int tensor) {
+            return rows([&](TensorIndex tensor) {
                 return CurvatureRule{Vec(rule.decay1), Vec(rule.factor), Vec(rule.damping[tensor])};
             });
     }

@@ -9,23 +9,102 @@
 //     Y_c = Σ W_c w²,   X_c = Σ W_c g_c w φ,
 //     (JᵀJ)_ij = aᵢᵀ Φ aⱼ + Σ_c (b_ci X_c·aⱼ + b_cj X_c·aᵢ + b_ci b_cj Y_c).
 
-constexpr int kCrossBegin = 18;  // 15 moments, 3 colour sums, then 18 cross sums
+// Where a pair's second round finds what the first one left: W g w per channel, u, v.
+enum KeptPlane { kKeptColor, kKeptU = kKeptColor + 3, kKeptV, kKeptPlanes };
+
+// Moments and colour sums of one pair, over the blocks that it touches. `behind_of` is what lies behind a pixel's
+// present pair, per channel.
+template <bool kCross>
+inline void sum_moments(const Constants& k, const LocalSplat& s, uint32_t position, uint32_t blocks,
+                        TileScratch& scratch, float (*behind_of)[kTilePixels], float (*kept)[kTilePixels], float* out) {
+    const Vec max_alpha(k.max_alpha), min_alpha(k.min_alpha), one(1.0f), ln2(kLn2), zero(0.0f);
+    Vec sums[kMomentSums];
+    for (Vec& sum : sums) sum = zero;
+    for (; blocks; blocks &= blocks - 1) {
+        const int block = __builtin_ctz(blocks), at = block * kLanes;
+        const Vec x = Vec::load(kLaneX) + Vec(block % kTileBlocks * kBlock);
+        const Vec y = Vec::load(kLaneY) + Vec(block / kTileBlocks * kBlock);
+        const Pair pair = evaluate(s, x, y);
+        const Mask used = (pair.alpha >= min_alpha) & Position::load(scratch.last + at).reaches(position);
+        const Vec alpha = keep(used, min(pair.alpha, max_alpha));
+        const Vec inverse = reciprocal(one - alpha);
+        const Vec t = Vec::load(scratch.transmittance + at) * inverse;
+        const Vec w = alpha * t, ww = w * w, slope = keep(pair.alpha <= max_alpha, alpha * ln2);
+        const Vec own = slope * t, others = slope * inverse;
+        t.store(scratch.transmittance + at);
+        const Vec uu = pair.u * pair.u, uv = pair.u * pair.v, vv = pair.v * pair.v;
+        Vec omega = zero;
+        for (int c = 0; c < 3; ++c) {
+            const Vec weight = Vec::load(scratch.gradient[c] + at), behind = Vec::load(behind_of[c] + at);
+            const Vec g = fnmadd(behind, others, own * Vec(s.color[c]));
+            const Vec weighted = weight * g;
+            fmadd(w, Vec(s.color[c]), behind).store(behind_of[c] + at);
+            omega = fmadd(weighted, g, omega);
+            sums[kColorMoments + c] = fmadd(weight, ww, sums[kColorMoments + c]);
+            if (kCross) (weighted * w).store(kept[kKeptColor + c] + at);
+        }
+        if (kCross) {
+            pair.u.store(kept[kKeptU] + at);
+            pair.v.store(kept[kKeptV] + at);
+        }
+        const Vec ouu = omega * uu, ouv = omega * uv, ovv = omega * vv;
+        sums[kOne] += omega;
+        sums[kU] = fmadd(omega, pair.u, sums[kU]);
+        sums[kV] = fmadd(omega, pair.v, sums[kV]);
+        sums[kUU] += ouu;
+        sums[kUV] += ouv;
+        sums[kVV] += ovv;
+        sums[kUUU] = fmadd(ouu, pair.u, sums[kUUU]);
+        sums[kUUV] = fmadd(ouu, pair.v, sums[kUUV]);
+        sums[kUVV] = fmadd(ovv, pair.u, sums[kUVV]);
+        sums[kVVV] = fmadd(ovv, pair.v, sums[kVVV]);
+        sums[kUUUU] = fmadd(ouu, uu, sums[kUUUU]);
+        sums[kUUUV] = fmadd(ouu, uv, sums[kUUUV]);
+        sums[kUUVV] = fmadd(ouu, vv, sums[kUUVV]);
+        sums[kUVVV] = fmadd(ovv, uv, sums[kUVVV]);
+        sums[kVVVV] = fmadd(ovv, vv, sums[kVVVV]);
+    }
+    reduce_nine(sums, out);
+    reduce_nine(sums + 9, out + 9);
+}
+
+// The cross sums of the same pair, from what was kept: as many again as there are registers for.
+inline void sum_cross(uint32_t blocks, const float (*kept)[kTilePixels], float* out) {
+    Vec sums[3 * kPhi];
+    for (Vec& sum : sums) sum = Vec(0.0f);
+    for (; blocks; blocks &= blocks - 1) {
+        const int at = __builtin_ctz(blocks) * kLanes;
+        const Vec u = Vec::load(kept[kKeptU] + at), v = Vec::load(kept[kKeptV] + at);
+        const Vec uu = u * u, uv = u * v, vv = v * v;
+        for (int c = 0; c < 3; ++c) {
+            const Vec h = Vec::load(kept[kKeptColor + c] + at);
+            Vec* cross = sums + kPhi * c;
+            cross[kOne] += h;
+            cross[kU] = fmadd(h, u, cross[kU]);
+            cross[kV] = fmadd(h, v, cross[kV]);
+            cross[kUU] = fmadd(h, uu, cross[kUU]);
+            cross[kUV] = fmadd(h, uv, cross[kUV]);
+            cross[kVV] = fmadd(h, vv, cross[kVV]);
+        }
+    }
+    reduce_nine(sums, out);
+    reduce_nine(sums + 9, out + 9);
+}
 
 template <bool kCross>
 void moments_of_tile(const Constants& k, const View& view, const Splat* splats, const Entry* entries, int64_t count,
                      int tile, TileScratch& scratch, const TileState& state, const float* const* weights,
                      float* pair_moments) {
-    constexpr int kSums = kCross ? 36 : 18;
+    constexpr int kSums = moment_sums(kCross);
     if (!count) return;
     gather_tile(view, splats, entries, count, tile, scratch);
     load_tile_gradient(view, tile, state, weights, scratch);
-    // What lies behind a pixel's present pair, per channel: at first the background.
+    // At first the background.
     alignas(64) float behind_of[3][kTilePixels];
     for (int c = 0; c < 3; ++c)
         for (int at = 0; at < kTilePixels; at += kLanes)
             (Vec::load(scratch.transmittance + at) * Vec(view.background[c])).store(behind_of[c] + at);
-    alignas(64) float kept[kCross ? 5 : 1][kTilePixels];  // W g w per channel, u, v
-    const Vec max_alpha(k.max_alpha), min_alpha(k.min_alpha), one(1.0f), ln2(0.69314718f), zero(0.0f);
+    alignas(64) float kept[kCross ? kKeptPlanes : 1][kTilePixels];
     for (int64_t i = count - 1; i >= 0; --i) {
         float* out = pair_moments + static_cast<int64_t>(entries[i].slot) * kSums;
         const uint32_t blocks = scratch.blocks[i];
@@ -33,74 +112,8 @@ void moments_of_tile(const Constants& k, const View& view, const Splat* splats, 
             std::memset(out, 0, sizeof(float) * kSums);
             continue;
         }
-        const float* s = scratch.splats + kLocal * i;
-        // Two rounds over the blocks, each with as many sums as there are registers for.
-        Vec sums[18];
-        for (Vec& sum : sums) sum = zero;
-        for (uint32_t left = blocks; left; left &= left - 1) {
-            const int block = __builtin_ctz(left), at = block * kLanes;
-            const Vec x = Vec::load(kLaneX) + Vec(block % kTileBlocks * kBlock);
-            const Vec y = Vec::load(kLaneY) + Vec(block / kTileBlocks * kBlock);
-            const Pair pair = evaluate(s, x, y);
-            const Mask used = (pair.alpha >= min_alpha) & Position::load(scratch.last + at).reaches(static_cast<uint32_t>(i));
-            const Vec alpha = keep(used, min(pair.alpha, max_alpha));
-            const Vec inverse = reciprocal(one - alpha);
-            const Vec t = Vec::load(scratch.transmittance + at) * inverse;
-            const Vec w = alpha * t, ww = w * w, slope = keep(pair.alpha <= max_alpha, alpha * ln2);
-            const Vec own = slope * t, others = slope * inverse;
-            t.store(scratch.transmittance + at);
-            const Vec uu = pair.u * pair.u, uv = pair.u * pair.v, vv = pair.v * pair.v;
-            Vec omega = zero;
-            for (int c = 0; c < 3; ++c) {
-                const Vec weight = Vec::load(scratch.gradient[c] + at), behind = Vec::load(behind_of[c] + at);
-                const Vec g = fnmadd(behind, others, own * Vec(s[6 + c]));
-                const Vec weighted = weight * g;
-                fmadd(w, Vec(s[6 + c]), behind).store(behind_of[c] + at);
-                omega = fmadd(weighted, g, omega);
-                sums[15 + c] = fmadd(weight, ww, sums[15 + c]);
-                if (kCross) (weighted * w).store(kept[c] + at);
-            }
-            if (kCross) {
-                pair.u.store(kept[3] + at);
-                pair.v.store(kept[4] + at);
-            }
-            const Vec ouu = omega * uu, ouv = omega * uv, ovv = omega * vv;
-            sums[0] += omega;
-            sums[1] = fmadd(omega, pair.u, sums[1]);
-            sums[2] = fmadd(omega, pair.v, sums[2]);
-            sums[3] += ouu;
-            sums[4] += ouv;
-            sums[5] += ovv;
-            sums[6] = fmadd(ouu, pair.u, sums[6]);
-            sums[7] = fmadd(ouu, pair.v, sums[7]);
-            sums[8] = fmadd(ovv, pair.u, sums[8]);
-            sums[9] = fmadd(ovv, pair.v, sums[9]);
-            sums[10] = fmadd(ouu, uu, sums[10]);
-            sums[11] = fmadd(ouu, uv, sums[11]);
-            sums[12] = fmadd(ouu, vv, sums[12]);
-            sums[13] = fmadd(ovv, uv, sums[13]);
-            sums[14] = fmadd(ovv, vv, sums[14]);
-        }
-        reduce_nine(sums, out);
-        reduce_nine(sums + 9, out + 9);
-        if (!kCross) continue;
-        for (Vec& sum : sums) sum = zero;
-        for (uint32_t left = blocks; left; left &= left - 1) {
-            const int at = __builtin_ctz(left) * kLanes;
-            const Vec u = Vec::load(kept[3] + at), v = Vec::load(kept[4] + at), uu = u * u, uv = u * v, vv = v * v;
-            for (int c = 0; c < 3; ++c) {
-                const Vec h = Vec::load(kept[c] + at);
-                Vec* cross = sums + 6 * c;
-                cross[0] += h;
-                cross[1] = fmadd(h, u, cross[1]);
-                cross[2] = fmadd(h, v, cross[2]);
-                cross[3] = fmadd(h, uu, cross[3]);
-                cross[4] = fmadd(h, uv, cross[4]);
-                cross[5] = fmadd(h, vv, cross[5]);
-            }
-        }
-        reduce_nine(sums, out + kCrossBegin);
-        reduce_nine(sums + 9, out + kCrossBegin + 9);
+        sum_moments<kCross>(k, scratch.splats[i], static_cast<uint32_t>(i), blocks, scratch, behind_of, kept, out);
+        if (kCross) sum_cross(blocks, kept, out + kCrossMoments);
     }
 }
 
@@ -114,45 +127,54 @@ void blend_moments(const Constants& k, const View& view, const Splat* splats, co
 }
 
 // Which moment stands in Φ at each pair of φ = (1, u, v, u², uv, v²).
-constexpr int kMomentOf[6][6] = {{0, 1, 2, 3, 4, 5},  {1, 3, 4, 6, 7, 8},   {2, 4, 5, 7, 8, 9},
-                                 {3, 6, 7, 10, 11, 12}, {4, 7, 8, 11, 12, 13}, {5, 8, 9, 12, 13, 14}};
+constexpr MomentSum kMomentOf[kPhi][kPhi] = {
+    {kOne, kU, kV, kUU, kUV, kVV},          {kU, kUU, kUV, kUUU, kUUV, kUVV},
+    {kV, kUV, kVV, kUUV, kUVV, kVVV},       {kUU, kUUU, kUUV, kUUUU, kUUUV, kUUVV},
+    {kUV, kUUV, kUVV, kUUUV, kUUVV, kUVVV}, {kVV, kUVV, kVVV, kUUVV, kUVVV, kVVVV}};
 
 struct Moments {
-    Vec geometry[15], color[3], cross[3][6];
+    Vec geometry[kMoments], color[3], cross[3][kPhi];
     bool has_cross;
 };
 
 inline Moments load_moments(const float* moments, int64_t i, bool cross, Mask lanes, float weight) {
-    const int stride = cross ? 36 : 18;
-    alignas(64) float sums[36 * kLanes];
-    turn_rows(moments + stride * i, stride, lanes, stride, sums);
+    const int stride = moment_sums(cross);
+    alignas(64) float sums[kMomentSumsWithCross * kLanes];
+    transpose_rows(moments + stride * i, stride, lanes, stride, sums);
     const auto at = [&](int f) { return Vec::load(sums + kLanes * f) * Vec(weight); };
     Moments m;
     m.has_cross = cross;
-    for (int f = 0; f < 15; ++f) m.geometry[f] = at(f);
-    for (int c = 0; c < 3; ++c) m.color[c] = at(15 + c);
+    for (int f = 0; f < kMoments; ++f) m.geometry[f] = at(f);
+    for (int c = 0; c < 3; ++c) m.color[c] = at(kColorMoments + c);
     for (int c = 0; c < 3; ++c)
-        for (int f = 0; f < 6; ++f) m.cross[c][f] = cross ? at(kCrossBegin + 6 * c + f) : Vec(0.0f);
+        for (int f = 0; f < kPhi; ++f) m.cross[c][f] = cross ? at(kCrossMoments + kPhi * c + f) : Vec(0.0f);
     return m;
 }
 
-// How one parameter moves the exponent (a) and the colours (b).
+// How one parameter moves the exponent, a of a·φ, and the colours (b).
 struct Column {
-    Vec a[6], b[3];
+    Vec a[kPhi], b[3];
 };
 
-inline Column column_of(const Tangent& t) {
-    return {{t.log2_opacity, t.t[0], t.t[1], t.n[0], Vec(2.0f) * t.n[1], t.n[2]}, {Vec(0.0f), Vec(0.0f), Vec(0.0f)}};
+inline Column column_of(const DerivativeFields<Vec>& d) {
+    return {{d.log2_opacity, d.u, d.v, d.uu, Vec(2.0f) * d.uv, d.vv}, {d.color[0], d.color[1], d.color[2]}};
+}
+
+// The n-th of the eleven geometric parameters alone.
+inline Direction unit_direction(int n) {
+    Direction d{};
+    (n < 3 ? d.mean[n] : n < 6 ? d.log_scale[n - 3] : n < 10 ? d.quat[n - 6] : d.logit) = Vec(1.0f);
+    return d;
 }
 
 inline void apply_moments(const Moments& m, const Column& column, Vec* phi_a, Vec* x_a) {
-    for (int r = 0; r < 6; ++r) {
+    for (int r = 0; r < kPhi; ++r) {
         phi_a[r] = Vec(0.0f);
-        for (int c = 0; c < 6; ++c) phi_a[r] = fmadd(m.geometry[kMomentOf[r][c]], column.a[c], phi_a[r]);
+        for (int c = 0; c < kPhi; ++c) phi_a[r] = fmadd(m.geometry[kMomentOf[r][c]], column.a[c], phi_a[r]);
     }
     for (int c = 0; c < 3; ++c) {
         x_a[c] = Vec(0.0f);
-        for (int r = 0; r < 6; ++r) x_a[c] = fmadd(m.cross[c][r], column.a[r], x_a[c]);
+        for (int r = 0; r < kPhi; ++r) x_a[c] = fmadd(m.cross[c][r], column.a[r], x_a[c]);
     }
 }
 
@@ -160,7 +182,7 @@ inline void apply_moments(const Moments& m, const Column& column, Vec* phi_a, Ve
 inline Vec curvature_of(const Moments& m, const Column& left, const Vec* x_left, const Column& right,
                         const Vec* phi_right, const Vec* x_right) {
     Vec sum(0.0f);
-    for (int r = 0; r < 6; ++r) sum = fmadd(left.a[r], phi_right[r], sum);
+    for (int r = 0; r < kPhi; ++r) sum = fmadd(left.a[r], phi_right[r], sum);
     for (int c = 0; c < 3; ++c) {
         sum = fmadd(left.b[c], x_right[c], fmadd(right.b[c], x_left[c], sum));
         sum = fmadd(left.b[c] * right.b[c], m.color[c], sum);
@@ -171,26 +193,21 @@ inline Vec curvature_of(const Moments& m, const Column& left, const Vec* x_left,
 // The columns of means, log_scales, quats, logit_opacity and, for blocks, sh_dc.
 inline void columns_of(const Constants& k, const View& view, const Cloud& cloud, const Splat* splats, int64_t i,
                        Mask lanes, const Vec* offset, const Projected& p, Column* columns) {
-    float w[9];
-    rotation_floats(view, w);
+    const CameraRotation w(view);
     const Whitening a = whitening_of(splats, i, lanes);
-    const Vec transparency = transparency_of(cloud, i, lanes), one(1.0f), zero(0.0f);
+    const Vec transparency = transparency_of(cloud, i, lanes), zero(0.0f);
     Vec direction[3], by_mean[3][3], passes[3];
     const Vec inverse = direction_of(offset, direction);
     color_by_mean(cloud, i, lanes, direction, inverse, by_mean);
     for (int c = 0; c < 3; ++c) passes[c] = color_passes(splats, i, c, lanes);
-    for (int n = 0; n < 11; ++n) {
-        Direction d{};
-        Vec* all = d.mean;  // eleven vectors side by side
-        static_assert(sizeof(Direction) == 11 * sizeof(Vec));
-        for (int m = 0; m < 11; ++m) all[m] = m == n ? one : zero;
-        columns[n] = column_of(push_geometry(k, view, w, p, a, transparency, d));
+    for (int n = 0; n < kGeometryRows; ++n) {
+        columns[n] = column_of(geometry_jvp(k, view, w, p, a, transparency, unit_direction(n)));
         if (n < 3)
             for (int c = 0; c < 3; ++c) columns[n].b[c] = passes[c] * by_mean[c][n];
     }
     for (int n = 0; n < 3; ++n) {
-        columns[11 + n] = Column{{zero, zero, zero, zero, zero, zero}, {zero, zero, zero}};
-        columns[11 + n].b[n] = Vec(kSh0) * passes[n];
+        columns[kGeometryRows + n] = Column{{zero, zero, zero, zero, zero, zero}, {zero, zero, zero}};
+        columns[kGeometryRows + n].b[n] = Vec(kSh0) * passes[n];
     }
 }
 
@@ -220,13 +237,13 @@ void project_diagonal(const Constants& k, const View& view, const Cloud& cloud, 
         project_point(k, view, cloud, i, lanes, offset, p);
         project_covariance(k, view, cloud, i, lanes, p);
         const Moments m = load_moments(moments, i, cross, lanes, weight);
-        Column columns[14];
+        Column columns[kBlockRows];
         columns_of(k, view, cloud, splats, i, lanes, offset, p, columns);
         const int width[5] = {3, 3, 4, 1, 3};
         float* const base[5] = {out.means, out.log_scales, out.quats, out.logit_opacities, out.sh_dc};
         for (int group = 0, n = 0; group < 5; ++group)
             for (int c = 0; c < width[group]; ++c, ++n) {
-                Vec phi_a[6], x_a[3];
+                Vec phi_a[kPhi], x_a[3];
                 apply_moments(m, columns[n], phi_a, x_a);
                 const Vec value = curvature_of(m, columns[n], x_a, columns[n], phi_a, x_a);
                 scatter_add(base[group] + width[group] * i + c, width[group], lanes, max(value, Vec(0.0f)));
@@ -235,7 +252,7 @@ void project_diagonal(const Constants& k, const View& view, const Cloud& cloud, 
     }
 }
 
-// Lower triangles row by row, 105 floats a Gaussian, and the higher bands' diagonal.
+// Lower triangles row by row, kBlockFloats a Gaussian, and the higher bands' diagonal.
 void project_blocks(const Constants& k, const View& view, const Cloud& cloud, int64_t begin, int64_t end,
                     const Splat* splats, const uint8_t* visible, const float* moments, float weight, float* blocks,
                     float* rest) {
@@ -249,17 +266,17 @@ void project_blocks(const Constants& k, const View& view, const Cloud& cloud, in
         project_point(k, view, cloud, i, lanes, offset, p);
         project_covariance(k, view, cloud, i, lanes, p);
         const Moments m = load_moments(moments, i, true, lanes, weight);
-        Column columns[14];
+        Column columns[kBlockRows];
         columns_of(k, view, cloud, splats, i, lanes, offset, p, columns);
-        Vec x[14][3];
-        alignas(64) float entries[105 * kLanes];
-        for (int r = 0, n = 0; r < 14; ++r) {
-            Vec phi_a[6];
+        Vec x[kBlockRows][3];
+        alignas(64) float entries[kBlockFloats * kLanes];
+        for (int r = 0, n = 0; r < kBlockRows; ++r) {
+            Vec phi_a[kPhi];
             apply_moments(m, columns[r], phi_a, x[r]);
             for (int c = 0; c <= r; ++c, ++n)
                 curvature_of(m, columns[c], x[c], columns[r], phi_a, x[r]).store(entries + kLanes * n);
         }
-        add_turned(entries, 105, lanes, blocks + 105 * i, 105);
+        add_transposed(entries, kBlockFloats, lanes, blocks + kBlockFloats * i, kBlockFloats);
         rest_diagonal(cloud, splats, i, lanes, offset, m, rest);
     }
 }

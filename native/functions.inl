@@ -10,7 +10,7 @@ inline Vec relu(Vec a) { return max(Vec(0.0f), a); }
 // e^x - 1 for x <= 88: with x = n ln2 + r, 2^n (e^r - 1) + (2^n - 1) loses no digit near 0.
 inline Vec expm1(Vec x) {
     x = bounded(x, -87.0f, 88.0f);
-    const Vec n = round(x * Vec(1.44269504f));
+    const Vec n = round(x * Vec(kLog2e));
     const Vec r = fnmadd(n, Vec(1.42860677e-6f), fnmadd(n, Vec(0.693145751953125f), x));
     Vec p = Vec(1.0f / 5040.0f);
     p = fmadd(p, r, Vec(1.0f / 720.0f));
@@ -26,7 +26,7 @@ inline Vec power_of_e(Vec x) { return expm1(x) + Vec(1.0f); }
 
 // ln a for a >= 1e-37.
 inline Vec logarithm(Vec a) {
-    const Vec direct = log2(a) * Vec(0.693147181f);
+    const Vec direct = log2(a) * Vec(kLn2);
     return select(a < Vec(kInfinity), direct, a);
 }
 

@@ -11,7 +11,7 @@ inline Vec eightfold_log(Vec r) {
     constexpr float kTerms[] = {1.0f / 4.0f, 1.0f / 3.0f, 1.0f / 2.0f, 1.0f};
     Vec series(1.0f / 5.0f);
     for (const float term : kTerms) series = fmadd(series, r, Vec(term));
-    const Vec direct = log2(max(Vec(1.0f) - r, Vec(1e-30f))) * Vec(-0.69314718f);
+    const Vec direct = log2(max(Vec(1.0f) - r, Vec(1e-30f))) * Vec(-kLn2);
     return Vec(8.0f) * select(r < Vec(0.02f), r * series, direct);
 }
 
@@ -25,21 +25,21 @@ inline Vec squared_sinh(Vec x) {
 }
 
 inline Radii hellinger_radii(const TrustBounds& k, const CloudTensors& cloud, int64_t i, Mask lanes) {
-    constexpr float kTiny = 1.17549435e-38f, kMostLogScale = 40.0f, kMostLogRatio = 10.0f, kY0 = 0.28209479f;
+    constexpr float kY0 = 0.28209479f;  // kSh0 but for the last bit: results so far were made with this one
     const Vec one(1.0f), two(2.0f);
     Radii out;
 
     const Vec logit = gather(cloud.logit_opacities + i, 1, lanes);
     const Vec opacity = max(one / (one + exp(-logit)), Vec(k.opacity_floor));
-    const Vec relative = min(Vec(k.epsilon) / opacity, Vec(k.most_relative_distance));
+    const Vec relative = min(Vec(k.epsilon) / opacity, Vec(k.max_relative_distance));
     const Vec eightfold = eightfold_log(relative);
-    const Vec clear = max(one / (one + exp(logit)), Vec(kTiny));
-    out.logit = min(two * sqrt(relative) / clear, Vec(k.most_logit));
-    out.log_scale = min(sqrt(two * relative), Vec(k.most_log_scale));
+    const Vec clear = max(one / (one + exp(logit)), Vec(kMinNormal));
+    out.logit = min(two * sqrt(relative) / clear, Vec(k.max_logit));
+    out.log_scale = min(sqrt(two * relative), Vec(k.max_log_scale));
     for (int c = 0; c < 3; ++c) {
         const Vec dc = gather(cloud.sh_dc + 3 * i + c, 3, lanes);
         const Vec color = max(fmadd(Vec(kY0), dc, Vec(0.5f)), Vec(k.color_floor));
-        out.color[c] = min(sqrt(color * Vec(4.0f) * relative), Vec(k.most_color)) * Vec(1.0f / kY0);
+        out.color[c] = min(sqrt(color * Vec(4.0f) * relative), Vec(k.max_color)) * Vec(1.0f / kY0);
     }
 
     Vec log_scale[3], q[4];
@@ -50,23 +50,23 @@ inline Radii hellinger_radii(const TrustBounds& k, const CloudTensors& cloud, in
         squared_norm = fmadd(q[c], q[c], squared_norm);
     }
     out.quat_length = sqrt(squared_norm);
-    const Vec inverse_length = one / max(out.quat_length, Vec(kTiny));
+    const Vec inverse_length = one / max(out.quat_length, Vec(kMinNormal));
     for (Vec& entry : q) entry *= inverse_length;
     const Vec w = q[0], x = q[1], y = q[2], z = q[3];
 
     Vec stretch[3];
     for (int c = 0; c < 3; ++c) {
         const Vec ratio = log_scale[(c + 1) % 3] - log_scale[(c + 2) % 3];
-        stretch[c] = Vec(32.0f) * squared_sinh(clamp(ratio, Vec(-kMostLogRatio), Vec(kMostLogRatio)));
+        stretch[c] = Vec(32.0f) * squared_sinh(clamp(ratio, Vec(-kMaxLogRatio), Vec(kMaxLogRatio)));
     }
     const Vec ww = w * w, xx = x * x, yy = y * y, zz = z * z;
     const Vec turns[4][3] = {{xx, yy, zz}, {ww, zz, yy}, {zz, ww, xx}, {yy, xx, ww}};
-    const Vec most_quat = Vec(k.most_quat) * out.quat_length;
+    const Vec max_quat = Vec(k.max_quat) * out.quat_length;
     for (int c = 0; c < 4; ++c) {
         Vec curvature(0.0f);
         for (int axis = 0; axis < 3; ++axis) curvature = fmadd(turns[c][axis], stretch[axis], curvature);
         // √(8·-ln(1-ε/α)/β), β = curvature / length²; infinite for a sphere, and then capped.
-        out.quat[c] = min(sqrt(eightfold / curvature) * out.quat_length, most_quat);
+        out.quat[c] = min(sqrt(eightfold / curvature) * out.quat_length, max_quat);
     }
 
     const Vec xy = x * y, xz = x * z, yz = y * z, wx = w * x, wy = w * y, wz = w * z;
@@ -75,13 +75,13 @@ inline Radii hellinger_radii(const TrustBounds& k, const CloudTensors& cloud, in
                                 {two * (xz - wy), two * (yz + wx), one - two * (xx + yy)}};
     Vec variance[3];
     for (int c = 0; c < 3; ++c) {
-        const Vec doubled = two * clamp(log_scale[c], Vec(-kMostLogScale), Vec(kMostLogScale));
+        const Vec doubled = two * clamp(log_scale[c], Vec(-kMaxLogScale), Vec(kMaxLogScale));
         variance[c] = exp(k.conditional_variance ? -doubled : doubled);
     }
     for (int c = 0; c < 3; ++c) {
         Vec sum(0.0f);
         for (int axis = 0; axis < 3; ++axis) sum = fmadd(rotation[c][axis] * rotation[c][axis], variance[axis], sum);
-        out.mean[c] = min(sqrt((k.conditional_variance ? one / sum : sum) * eightfold), Vec(k.most_mean));
+        out.mean[c] = min(sqrt((k.conditional_variance ? one / sum : sum) * eightfold), Vec(k.max_mean));
     }
     const Vec place(k.place), shape(k.shape), look(k.look);
     for (Vec& mean : out.mean) mean *= place;

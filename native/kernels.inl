@@ -10,9 +10,10 @@
 namespace splatopt {
 namespace SPLATOPT_ISA {
 
-#include "turning.inl"
+#include "transpose.inl"
 #include "spherical_harmonics.inl"
 #include "projection.inl"
+#include "projection_backward.inl"
 #include "blend.inl"
 #include "penalties.inl"
 #include "loss.inl"
@@ -30,11 +31,16 @@ namespace SPLATOPT_ISA {
 #include "neighbours.inl"
 
 constexpr Kernels kKernels = {
-    SPLATOPT_ISA_NAME, project,      project_backward, block_spans,      blend,       blend_backward,
-    photometric_loss,  loss_scratch_floats, residuals, residual_jvp,     residual_vjp, pixel_curvature,
-    project_jvp,       blend_jvp,    blend_moments,    project_diagonal, project_blocks, adam,
-    clipped_step,      block_step,  fold_blocks,     block_form,       learned_grown, learned_observe, learned_enter,
-    learned_ask,       learned_block, leaf_distances,   blend_ceiling};
+    .name = SPLATOPT_ISA_NAME, .project = project, .project_backward = project_backward, .block_spans = block_spans,
+    .blend = blend, .blend_backward = blend_backward, .photometric_loss = photometric_loss,
+    .loss_scratch_floats = loss_scratch_floats, .residuals = residuals, .residual_jvp = residual_jvp,
+    .residual_vjp = residual_vjp, .pixel_curvature = pixel_curvature, .project_jvp = project_jvp,
+    .blend_jvp = blend_jvp, .blend_moments = blend_moments, .project_diagonal = project_diagonal,
+    .project_blocks = project_blocks, .adam = adam, .clipped_step = clipped_step, .block_step = block_step,
+    .fold_blocks = fold_blocks, .block_form = block_form, .learned_aged = learned_aged,
+    .learned_observe = learned_observe, .learned_enter = learned_enter, .learned_queries = learned_queries,
+    .learned_block = learned_block, .leaf_distances = leaf_distances, .blend_ceiling = blend_ceiling,
+};
 
 }  // namespace SPLATOPT_ISA
 }  // namespace splatopt

@@ -97,8 +97,8 @@ inline void to_channels(const float* in, int width, float* out) {
 }
 
 // Each row's queries against its neighbours' keys, softmax, and their values by these shares: mixed[32·channel + row].
-// Of the rows of `heard` the first `heads` floats are keys, the others values.
-inline void attend(const LearnedRun& run, int64_t group, const float* query, const float* heard, float* scratch,
+// Of the rows of `keys_values` the first `heads` floats are keys, the others values.
+inline void attend(const LearnedRun& run, int64_t group, const float* query, const float* keys_values, float* scratch,
                    float* mixed) {
     const Network& net = *run.network;
     const int heads = net.heads, neighbours = run.neighbours;
@@ -114,7 +114,7 @@ inline void attend(const LearnedRun& run, int64_t group, const float* query, con
             const int32_t place = place_of(row, j);
             float score = -1e9f;
             if (place >= 0) {
-                const float* key = heard + int64_t{2} * heads * place;
+                const float* key = keys_values + int64_t{2} * heads * place;
                 Vec sum = Vec::load(query + heads * row) * Vec::load(key);
                 for (int c = kLanes; c < heads; c += kLanes)
                     sum = fmadd(Vec::load(query + heads * row + c), Vec::load(key + c), sum);
@@ -124,10 +124,10 @@ inline void attend(const LearnedRun& run, int64_t group, const float* query, con
         }
     }
     for (int lane = 0; lane < kGroup; lane += kLanes) {
-        Vec most(-1e9f), total(0.0f);
-        for (int j = 0; j < neighbours; ++j) most = max(most, Vec::load(scores + kGroup * j + lane));
+        Vec max_score(-1e9f), total(0.0f);
+        for (int j = 0; j < neighbours; ++j) max_score = max(max_score, Vec::load(scores + kGroup * j + lane));
         for (int j = 0; j < neighbours; ++j) {
-            const Vec share = power_of_e(Vec::load(scores + kGroup * j + lane) - most);
+            const Vec share = power_of_e(Vec::load(scores + kGroup * j + lane) - max_score);
             total += share;
             share.store(scores + kGroup * j + lane);
         }
@@ -141,7 +141,8 @@ inline void attend(const LearnedRun& run, int64_t group, const float* query, con
             for (int j = 0; j < neighbours; ++j) {
                 const int32_t place = place_of(row, j);
                 if (place < 0) continue;  // of those alone whom nobody saw, shares are not 0
-                sum = fmadd(Vec(scores[kGroup * j + row]), Vec::load(heard + int64_t{2} * heads * place + heads + c), sum);
+                const float* value = keys_values + int64_t{2} * heads * place + heads;
+                sum = fmadd(Vec(scores[kGroup * j + row]), Vec::load(value + c), sum);
             }
             sum.store(by_row + heads * row + c);
         }

@@ -1,7 +1,8 @@
 // What the kernels of the learned optimizer's step know: its network, what one step is told, and the buffers.
 //
 // Rows that the views saw are packed, thirty-two to a group; within a group numbers lie channel by channel, so that a
-// lane is a Gaussian and weights are broadcast. Unseen rows cost nothing, and those too old for the network Adam's step.
+// lane is a Gaussian and weights are broadcast. Unseen rows cost nothing, and those too old for the
+// network Adam's step.
 #pragma once
 
 #include <cstdint>
@@ -11,20 +12,43 @@
 namespace splatopt {
 
 constexpr int kGroup = 32;            // rows that pass through the network together
-constexpr int kTileOutputs = 8;       // outputs of a layer that are made together
-constexpr int kOwn = 14;              // numbers of a Gaussian but for the colour's higher bands
-constexpr int kRowFeatures = 83;      // see meta/features.py
-constexpr int kDirections = 13, kSizes = 7;
-constexpr int kPowers = 11;           // mean squares of normalised gradients: six groups, and five slow ones
+constexpr int kOwn = kBlockRows;      // numbers of a Gaussian but for the colour's higher bands
+constexpr int kDirections = kOwn - 1;  // numbers of a direction along a Gaussian's own axes: a turn has three
+constexpr int kSizes = kTensors + 1;   // logarithms of the gates, and the size of the correction
+constexpr int kPowers = kTensors + kShRest;  // mean squares of normalised gradients: six tensors, and five slow ones
 
 // What a task of the first pass adds up, in this order.
-enum RowSum { kPowerSums = 0, kSizeSums = kPowers, kLogScaleSum = kSizeSums + 6, kPositionSums, kSquareSum = kPositionSums + 3, kRowSums };
+enum RowSum {
+    kPowerSums = 0,
+    kSizeSums = kPowers,
+    kLogScaleSum = kSizeSums + kTensors,
+    kPositionSums,
+    kSquareSum = kPositionSums + 3,
+    kRowSums
+};
 
-// Where a row's numbers lie in its group's inputs, beside the features and the latent state.
-enum InputPlace { kShapePlace = 69, kAgePlace = kRowFeatures - 3 };
+// Where a row's numbers lie in its group's inputs: the features of meta/features.py, then the latent state.
+enum InputPlace {
+    kFastPlace = 0,
+    kSlowPlace = kFastPlace + kDirections,
+    kNowPlace = kSlowPlace + kDirections,
+    kWholePlace = kNowPlace + kDirections,
+    kPowerPlace = kWholePlace + kDirections,
+    kSizePlace = kPowerPlace + kPowers,
+    kLogScalePlace = kSizePlace + kTensors,
+    kLogitPlace = kLogScalePlace + 3,
+    kColorPlace,
+    kBandsPlace = kColorPlace + 3,
+    kMeanLogScalePlace,
+    kDistancePlace,
+    kPacePlace,
+    kAgePlace,
+    kLatentPlace = kAgePlace + sizeof(kAges) / sizeof(float)
+};
+static_assert(kLatentPlace == kRowFeatures);
 
-// Static, as all functions here: an inline one that was compiled with AVX-512 switches could be the copy that the linker
-// keeps for machines without it.
+// Static, as all functions here: an inline one that was compiled with AVX-512 switches could be the copy that the
+// linker keeps for machines without it.
 static constexpr int64_t tiled(int64_t outputs) { return (outputs + kTileOutputs - 1) / kTileOutputs * kTileOutputs; }
 
 // A linear layer y = W x + b, packed: for each tile of eight outputs their biases, then their weights input by input.
@@ -68,10 +92,10 @@ struct Network {
 struct LearnedRule {
     float decay1, beta2, decay2, decay_slow, epsilon;
     float log_beta1, log_beta2, log_beta_slow;
-    float rates[6];
+    float rates[kTensors];
     double patience, fall;  // rates fall like (1 + (t-1)/patience)^-fall, t counted for each row
     float handover;         // the network's share like 1/(1 + (t-1)/handover); 0: it has none
-    float least_share;      // below which a share is none
+    float min_share;      // below which a share is none
 };
 
 // One step. Buffers hold a group after the other.
@@ -85,10 +109,10 @@ struct LearnedRun {
     const int32_t* rows;         // rows that the network is asked about, padded with the last one to whole groups
     const int32_t* place;        // of each row among them, -1 for others
     int64_t count;               // of them
-    const int32_t* grown;        // rows that were seen and are too old for the network, padded likewise
-    int64_t grown_count;
-    float *inputs, *adam, *state, *scale, *query, *heard, *next_heard;
-    float mean_size[6], mean_log_scale, middle[3], typical;
+    const int32_t* aged;        // rows that were seen and are too old for the network, padded likewise
+    int64_t aged_count;
+    float *inputs, *adam, *state, *scale, *query, *keys_values, *next_keys_values;
+    float mean_size[kTensors], mean_log_scale, middle[3], typical;
     const float* pooled;         // what the scene adds to each state
 };
 

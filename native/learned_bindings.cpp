@@ -26,44 +26,45 @@ struct LearnedMemory {
     int width;
 };
 
-// How age tells on a row's step: patience, fall, handover, least share.
+// How age tells on a row's step: patience, fall, handover, smallest share.
 using Ageing = std::array<double, 4>;
 
-LearnedRule make_rule(const std::array<double, 6>& rates, const Ageing& ageing, double beta1, double beta2,
+LearnedRule make_rule(const std::array<double, kTensors>& rates, const Ageing& ageing, double beta1, double beta2,
                       double beta_slow, double epsilon) {
-    require(ageing[0] > 0, "patience must be positive");
-    LearnedRule rule{static_cast<float>(1 - beta1),           static_cast<float>(beta2),
-                     static_cast<float>(1 - beta2),           static_cast<float>(1 - beta_slow),
-                     static_cast<float>(epsilon),             static_cast<float>(std::log(beta1)),
-                     static_cast<float>(std::log(beta2)),     static_cast<float>(std::log(beta_slow)),
-                     {},
-                     ageing[0],
-                     ageing[1],
-                     static_cast<float>(ageing[2]),
-                     static_cast<float>(ageing[3])};
+    const auto& [patience, fall, handover, min_share] = ageing;
+    require(patience > 0, "patience must be positive");
+    LearnedRule rule{.decay1 = static_cast<float>(1 - beta1), .beta2 = static_cast<float>(beta2),
+                     .decay2 = static_cast<float>(1 - beta2),
+                     .decay_slow = static_cast<float>(1 - beta_slow), .epsilon = static_cast<float>(epsilon),
+                     .log_beta1 = static_cast<float>(std::log(beta1)),
+                     .log_beta2 = static_cast<float>(std::log(beta2)),
+                     .log_beta_slow = static_cast<float>(std::log(beta_slow)), .rates = {},
+                     .patience = patience, .fall = fall, .handover = static_cast<float>(handover),
+                     .min_share = static_cast<float>(min_share)};
     for (size_t i = 0; i < rates.size(); ++i) rule.rates[i] = static_cast<float>(rates[i]);
     return rule;
 }
 
 void learned_step(Workers& self, LearnedPasses& passes, const HeldTensors& values, const HeldTensors& gradient,
-                  const LearnedMemory& memory, const Bools1& seen, const Integers2& near, const std::vector<float>& scene,
-                  const std::array<double, 6>& rates, const Ageing& ageing, double beta1, double beta2, double beta_slow,
-                  double epsilon) {
+                  const LearnedMemory& memory, const Bools1& seen, const Integers2& near,
+                  const std::vector<float>& scene, const std::array<double, kTensors>& rates, const Ageing& ageing,
+                  double beta1, double beta2, double beta_slow, double epsilon) {
     const int64_t count = values.count;
     for (const HeldTensors* other : {&gradient, &memory.exp_avg, &memory.exp_avg_sq})
         require(other->count == count && other->rest == values.rest,
                 "values, gradient and moments must have one number of rows and of coefficients");
     require(memory.slow.count == count && static_cast<int64_t>(seen.shape(0)) == count &&
-                static_cast<int64_t>(near.shape(0)) == count && near.shape(1) <= 64 && count < (int64_t{1} << 31) - kGroup,
+                static_cast<int64_t>(near.shape(0)) == count && near.shape(1) <= 64 &&
+                count < (int64_t{1} << 31) - kGroup,
             "the slow moments, seen and near must have the values' rows");
     require(memory.width == passes.shape().latent, "the latent state must have the network's width");
     require(static_cast<int>(scene.size()) == passes.shape().scene - kPowers,
             "the scene's inputs must be those of the network but for the mean squares");
     nb::gil_scoped_release release;
     const int neighbours = static_cast<int>(near.shape(1));
-    uint64_t most = 0;
-    for (int64_t i = 0; i < count * neighbours; ++i) most = std::max(most, static_cast<uint64_t>(near.data()[i]));
-    require(count * neighbours == 0 || most < static_cast<uint64_t>(count), "near must name rows");
+    uint64_t max_row = 0;
+    for (int64_t i = 0; i < count * neighbours; ++i) max_row = std::max(max_row, static_cast<uint64_t>(near.data()[i]));
+    require(count * neighbours == 0 || max_row < static_cast<uint64_t>(count), "near must name rows");
     LearnedRun run{};
     run.rule = make_rule(rates, ageing, beta1, beta2, beta_slow, epsilon);
     run.values = values.tensors;

@@ -71,7 +71,10 @@ inline void save_latent(const LearnedRun& run, const RowLanes& lanes, Mask kept,
 
 // The fourteen numbers of a row that have a place of their own, in the order of the groups.
 enum OwnPlace { kMean = 0, kLogScale = 3, kQuat = 6, kLogit = 10, kColor = 11 };
-constexpr int kOwnStart[6] = {kMean, kLogScale, kQuat, kLogit, kColor, kOwn};
+constexpr int kOwnStart[kShRest + 1] = {kMean, kLogScale, kQuat, kLogit, kColor, kOwn};
+
+// The thirteen along its own axes.
+enum AxesPlace { kAxesMean = 0, kAxesLogScale = 3, kAxesTurn = 6, kAxesLogit = 9, kAxesColor = 10 };
 
 struct Own {
     Vec v[kOwn];
@@ -117,14 +120,14 @@ inline void save_squashed(const Own& own, const Axes& a, float* out) {
     const Vec *mean = own.v + kMean, *q = own.v + kQuat;
     Vec along[kDirections];
     for (int c = 0; c < 3; ++c) {
-        along[c] = fmadd(a.r[2][c], mean[2], fmadd(a.r[1][c], mean[1], a.r[0][c] * mean[0]));
-        along[3 + c] = own.v[kLogScale + c];
-        along[10 + c] = own.v[kColor + c];
+        along[kAxesMean + c] = fmadd(a.r[2][c], mean[2], fmadd(a.r[1][c], mean[1], a.r[0][c] * mean[0]));
+        along[kAxesLogScale + c] = own.v[kLogScale + c];
+        along[kAxesColor + c] = own.v[kColor + c];
     }
-    along[6] = a.w * q[1] - q[0] * a.x - (a.y * q[3] - a.z * q[2]);
-    along[7] = a.w * q[2] - q[0] * a.y - (a.z * q[1] - a.x * q[3]);
-    along[8] = a.w * q[3] - q[0] * a.z - (a.x * q[2] - a.y * q[1]);
-    along[9] = own.v[kLogit];
+    along[kAxesTurn] = a.w * q[1] - q[0] * a.x - (a.y * q[3] - a.z * q[2]);
+    along[kAxesTurn + 1] = a.w * q[2] - q[0] * a.y - (a.z * q[1] - a.x * q[3]);
+    along[kAxesTurn + 2] = a.w * q[3] - q[0] * a.z - (a.x * q[2] - a.y * q[1]);
+    along[kAxesLogit] = own.v[kLogit];
     for (int c = 0; c < kDirections; ++c) asinh(along[c]).store(out + c * kGroup);
 }
 
@@ -215,8 +218,8 @@ inline Vec fallen_of(const LearnedRule& rule, Vec age) {
     alignas(64) float ages[kLanes];
     age.store(ages);
     for (float& one : ages) {
-        const double grown = (one > 1.0f ? static_cast<double>(one) - 1 : 0.0) / rule.patience + 1;
-        one = static_cast<float>(rule.fall == 1 ? 1 / grown : std::pow(grown, -rule.fall));
+        const double elapsed = (one > 1.0f ? static_cast<double>(one) - 1 : 0.0) / rule.patience + 1;
+        one = static_cast<float>(rule.fall == 1 ? 1 / elapsed : std::pow(elapsed, -rule.fall));
     }
     return Vec::load(ages);
 }
@@ -274,52 +277,51 @@ inline void observe_lanes(const LearnedRun& run, int64_t group, int lane, LaneSu
 
     const Own values = load_own(run.values, lanes);
     const Axes a = axes_of(values.v + kQuat);
-    save_squashed(m, a, out);
-    save_squashed(s, a, out + kDirections * kGroup);
-    save_squashed(g, a, out + 2 * kDirections * kGroup);
-    float* at = out + 4 * kDirections * kGroup;
-    Vec powers[kPowers], sizes[6];
-    for (int i = 0; i < 5; ++i) {
+    const auto place = [&](int i) { return out + i * kGroup; };
+    save_squashed(m, a, place(kFastPlace));
+    save_squashed(s, a, place(kSlowPlace));
+    save_squashed(g, a, place(kNowPlace));
+    Vec powers[kPowers], sizes[kTensors];
+    for (int i = 0; i < kShRest; ++i) {
         const int start = kOwnStart[i], count = kOwnStart[i + 1] - start;
         powers[i] = mean_square(m.v + start, count);
-        powers[6 + i] = mean_square(s.v + start, count);
+        powers[kTensors + i] = mean_square(s.v + start, count);
         sizes[i] = mean_square(v.v + start, count);
         // g is divided by its entries' own roots here: back, and by the group's.
-        const Vec whole = one / sqrt(max(Vec(1e-30f), sizes[i]));
+        const Vec whole = one / sqrt(max(Vec(kMinSquare), sizes[i]));
         for (int c = start; c < start + count; ++c) g.v[c] = g.v[c] * v.v[c] * whole;
     }
-    save_squashed(g, a, out + 3 * kDirections * kGroup);
-    powers[5] = Vec::load(rest.power) * share;
-    sizes[5] = Vec::load(rest.size) * share;
-    for (int i = 0; i < kPowers; ++i, at += kGroup) {
-        sqrt(powers[i]).store(at);
+    save_squashed(g, a, place(kWholePlace));
+    powers[kShRest] = Vec::load(rest.power) * share;
+    sizes[kShRest] = Vec::load(rest.size) * share;
+    for (int i = 0; i < kPowers; ++i) {
+        sqrt(powers[i]).store(place(kPowerPlace + i));
         sums.all[kPowerSums + i] += keep(some, powers[i]);
     }
-    for (int i = 0; i < 6; ++i, at += kGroup) {
-        const Vec size = Vec(0.5f) * logarithm(max(Vec(1e-30f), sizes[i]));
-        size.store(at);
+    for (int i = 0; i < kTensors; ++i) {
+        const Vec size = Vec(0.5f) * logarithm(max(Vec(kMinSquare), sizes[i]));
+        size.store(place(kSizePlace + i));
         sums.all[kSizeSums + i] += keep(some, size);
     }
     const Vec* log_scale = values.v + kLogScale;
     const Vec three = log_scale[0] + log_scale[1] + log_scale[2];
     sums.all[kLogScaleSum] += keep(some, three);
-    for (int c = 0; c < 3; ++c, at += kGroup) log_scale[c].store(at);
-    (bounded(values.v[kLogit], -8.0f, 8.0f) * Vec(0.25f)).store(at);
-    for (int c = 0; c < 3; ++c) bounded(values.v[kColor + c], -3.0f, 3.0f).store(at += kGroup);
-    const Vec bands = sqrt(Vec::load(rest.values) * share + Vec(1e-30f));
-    (min(Vec(2.0f), bands) * Vec(4.0f)).store(at += kGroup);
+    for (int c = 0; c < 3; ++c) log_scale[c].store(place(kLogScalePlace + c));
+    (bounded(values.v[kLogit], -8.0f, 8.0f) * Vec(0.25f)).store(place(kLogitPlace));
+    for (int c = 0; c < 3; ++c) bounded(values.v[kColor + c], -3.0f, 3.0f).store(place(kColorPlace + c));
+    const Vec bands = sqrt(Vec::load(rest.values) * share + Vec(kMinSquare));
+    (min(Vec(2.0f), bands) * Vec(4.0f)).store(place(kBandsPlace));
     const Vec mean_log_scale = three * Vec(1.0f / 3.0f);
-    mean_log_scale.store(at += kGroup);
-    const Vec pace = logarithm(fallen_of(rule, age) * Vec(rule.rates[0])) - mean_log_scale;
-    (bounded(pace, -6.0f, 6.0f) * Vec(0.5f)).store(at + 2 * kGroup);
-    at = out + kAgePlace * kGroup;
-    constexpr float kAges[] = {10.0f, 100.0f, 1000.0f};
+    mean_log_scale.store(place(kMeanLogScalePlace));
+    const Vec pace = logarithm(fallen_of(rule, age) * Vec(rule.rates[kMeans])) - mean_log_scale;
+    (bounded(pace, -6.0f, 6.0f) * Vec(0.5f)).store(place(kPacePlace));
+    float* at = place(kAgePlace);
     for (const float scale : kAges) {
         power_of_e(age * Vec(-1.0f / scale)).store(at);
         at += kGroup;
     }
     add_positions(run.values.means, lanes, sums.positions);
-    load_latent(run, lanes, out + kRowFeatures * kGroup);
+    load_latent(run, lanes, place(kLatentPlace));
 }
 
 // Moments and inputs of some groups, and their sums, of which there are kRowSums.
@@ -334,16 +336,16 @@ void learned_observe(const LearnedRun& run, int64_t begin, int64_t end, double* 
 // Finishes sixteen rows' inputs, now that the scene's means are known.
 inline void relate_lanes(const LearnedRun& run, int64_t group, int lane) {
     const RowLanes lanes = lanes_of(run, group, lane);
-    float* shape = run.inputs + group * input_floats(*run.network) + kShapePlace * kGroup + lane;
-    const auto place = [&](int offset) { return shape + offset * kGroup; };
+    float* inputs = run.inputs + group * input_floats(*run.network) + lane;
+    const auto place = [&](int i) { return inputs + i * kGroup; };
     const Vec half(0.5f), mean_log_scale(run.mean_log_scale);
-    for (int i = 0; i < 6; ++i) {
-        float* at = place(i - 6);
+    for (int i = 0; i < kTensors; ++i) {
+        float* at = place(kSizePlace + i);
         (bounded(Vec::load(at) - Vec(run.mean_size[i]), -8.0f, 8.0f) * half).store(at);
     }
-    constexpr int kLogScales[] = {0, 1, 2, 8};
-    for (const int offset : kLogScales) {
-        float* at = place(offset);
+    constexpr int kLogScales[] = {kLogScalePlace, kLogScalePlace + 1, kLogScalePlace + 2, kMeanLogScalePlace};
+    for (const int i : kLogScales) {
+        float* at = place(i);
         (bounded(Vec::load(at) - mean_log_scale, -6.0f, 6.0f) * half).store(at);
     }
     Vec means[3], distance(0.0f);
@@ -352,6 +354,6 @@ inline void relate_lanes(const LearnedRun& run, int64_t group, int lane) {
         const Vec d = means[c] - Vec(run.middle[c]);
         distance = fmadd(d, d, distance);
     }
-    const Vec relative = logarithm(distance * Vec(1.0f / run.typical) + Vec(1e-30f));
-    (bounded(relative, -6.0f, 6.0f) * Vec(0.25f)).store(place(9));
+    const Vec relative = logarithm(distance * Vec(1.0f / run.typical) + Vec(kMinSquare));
+    (bounded(relative, -6.0f, 6.0f) * Vec(0.25f)).store(place(kDistancePlace));
 }

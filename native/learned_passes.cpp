@@ -56,7 +56,7 @@ std::vector<double> linear(const float* weights, const std::vector<double>& x, i
 // Whether the network is asked about a row that is seen for the `age`th time; in float, as in Python, so that both call
 // the same rows too old.
 bool asks(const LearnedRule& rule, float age) {
-    return rule.handover > 0 && 1.0f / (std::max(age - 1.0f, 0.0f) / rule.handover + 1.0f) >= rule.least_share;
+    return rule.handover > 0 && 1.0f / (std::max(age - 1.0f, 0.0f) / rule.handover + 1.0f) >= rule.min_share;
 }
 
 // Adds the tasks' sums in their order, into the first one's.
@@ -111,14 +111,14 @@ void LearnedPasses::unpack(const NetworkShape& shape) {
 void LearnedPasses::lay_out(LearnedRun& run, int64_t total, const uint8_t* seen, int threads) {
     ensure(place_, static_cast<size_t>(total));
     ensure(rows_, static_cast<size_t>(total + kGroup));
-    ensure(grown_, static_cast<size_t>(total + kGroup));
-    int64_t count = 0, grown = 0;
+    ensure(aged_, static_cast<size_t>(total + kGroup));
+    int64_t count = 0, aged = 0;
     for (int64_t row = 0; row < total; ++row) {
         const bool asked = seen[row] && asks(run.rule, run.age[row] + 1);
         place_[row] = asked ? static_cast<int32_t>(count) : -1;
-        rows_[count] = grown_[grown] = static_cast<int32_t>(row);
+        rows_[count] = aged_[aged] = static_cast<int32_t>(row);
         count += asked ? 1 : 0;
-        grown += seen[row] && !asked ? 1 : 0;
+        aged += seen[row] && !asked ? 1 : 0;
     }
     const int64_t groups = tasks_of(count, kGroup);
     const auto room = [&](Buffer<float>& buffer, int64_t floats) {
@@ -129,21 +129,21 @@ void LearnedPasses::lay_out(LearnedRun& run, int64_t total, const uint8_t* seen,
         if (used > 0) std::fill(rows.begin() + used, rows.begin() + tasks_of(used, kGroup) * kGroup, rows[used - 1]);
     };
     pad(rows_, count);
-    pad(grown_, grown);
+    pad(aged_, aged);
     const int64_t heads = int64_t{kGroup} * network_.heads;
     run.network = &network_;
     run.rows = rows_.data();
     run.place = place_.data();
     run.count = count;
-    run.grown = grown_.data();
-    run.grown_count = grown;
+    run.aged = aged_.data();
+    run.aged_count = aged;
     run.inputs = room(inputs_, input_floats(network_));
     run.adam = room(adam_, kGroup * kOwn);
     run.state = room(state_, state_floats(network_));
     run.scale = room(scale_, kGroup);
     run.query = room(query_, heads);
-    run.heard = room(heard_, 2 * heads);
-    run.next_heard = room(next_heard_, network_.shape.blocks > 1 ? 2 * heads : 0);
+    run.keys_values = room(keys_values_, 2 * heads);
+    run.next_keys_values = room(next_keys_values_, network_.shape.blocks > 1 ? 2 * heads : 0);
     scratch_.resize(static_cast<size_t>(threads));
     for (Buffer<float>& scratch : scratch_)
         ensure(scratch, static_cast<size_t>(scratch_floats(network_, run.neighbours)));
@@ -151,7 +151,7 @@ void LearnedPasses::lay_out(LearnedRun& run, int64_t total, const uint8_t* seen,
 
 void LearnedPasses::relate(LearnedRun& run, const double* sums) const {
     const double rows = static_cast<double>(run.count);
-    for (int i = 0; i < 6; ++i) run.mean_size[i] = static_cast<float>(sums[kSizeSums + i] / rows);
+    for (int i = 0; i < kTensors; ++i) run.mean_size[i] = static_cast<float>(sums[kSizeSums + i] / rows);
     run.mean_log_scale = static_cast<float>(sums[kLogScaleSum] / (3 * rows));
     double squared = 0;
     for (int c = 0; c < 3; ++c) {
@@ -161,29 +161,30 @@ void LearnedPasses::relate(LearnedRun& run, const double* sums) const {
     }
     // In double: the difference is of the size of a float's rounding only where the scene itself is.
     const double typical = sums[kSquareSum] / rows - squared;
-    run.typical = static_cast<float>(typical < 1e-30 ? 1e-30 : typical);
+    run.typical = static_cast<float>(typical < kMinSquare ? kMinSquare : typical);
 }
 
 void LearnedPasses::pool_scene(const double* states, const double* powers, const float* scene, int64_t count) {
     const int width = network_.shape.width;
-    std::vector<double> told(static_cast<size_t>(width + network_.shape.scene));
-    for (int c = 0; c < width; ++c) told[c] = states[c] / static_cast<double>(count);
-    for (int i = 0; i < kPowers; ++i) told[width + i] = powers[i] / static_cast<double>(count);
-    for (int i = kPowers; i < network_.shape.scene; ++i) told[width + i] = scene[i - kPowers];
-    std::vector<double> hidden = linear(network_.pool_in, told, width);
+    std::vector<double> inputs(static_cast<size_t>(width + network_.shape.scene));
+    for (int c = 0; c < width; ++c) inputs[c] = states[c] / static_cast<double>(count);
+    for (int i = 0; i < kPowers; ++i) inputs[width + i] = powers[i] / static_cast<double>(count);
+    for (int i = kPowers; i < network_.shape.scene; ++i) inputs[width + i] = scene[i - kPowers];
+    std::vector<double> hidden = linear(network_.pool_in, inputs, width);
     for (double& entry : hidden) entry = entry < 0 ? 0 : entry;
     const std::vector<double> pooled = linear(network_.pool_out, hidden, width);
     ensure(pooled_, static_cast<size_t>(width));
-    std::transform(pooled.begin(), pooled.end(), pooled_.begin(), [](double entry) { return static_cast<float>(entry); });
+    std::transform(pooled.begin(), pooled.end(), pooled_.begin(),
+                   [](double entry) { return static_cast<float>(entry); });
 }
 
 void LearnedPasses::step(Workers& workers, LearnedRun run, int64_t total, const uint8_t* seen, const float* scene) {
     lay_out(run, total, seen, workers.pool.threads());
     const Kernels& kernels = workers.kernels;
-    const int64_t grown_groups = tasks_of(run.grown_count, kGroup);
-    workers.pool.run(tasks_of(grown_groups, kGroupsATask), [&](int64_t task, int) {
+    const int64_t aged_groups = tasks_of(run.aged_count, kGroup);
+    workers.pool.run(tasks_of(aged_groups, kGroupsATask), [&](int64_t task, int) {
         const int64_t begin = task * kGroupsATask;
-        kernels.learned_grown(run, begin, std::min(begin + kGroupsATask, grown_groups));
+        kernels.learned_aged(run, begin, std::min(begin + kGroupsATask, aged_groups));
     });
     if (run.count == 0) return;
     const int64_t groups = tasks_of(run.count, kGroup), tasks = tasks_of(groups, kGroupsATask);
@@ -208,12 +209,14 @@ void LearnedPasses::step(Workers& workers, LearnedRun run, int64_t total, const 
     add_up(states, tasks, width);
     pool_scene(states, sums + kPowerSums, scene, run.count);
     run.pooled = pooled_.data();
-    sweep([&](int64_t, int64_t begin, int64_t end, float* scratch) { kernels.learned_ask(run, begin, end, scratch); });
+    sweep([&](int64_t, int64_t begin, int64_t end, float* scratch) {
+        kernels.learned_queries(run, begin, end, scratch);
+    });
     for (int block = 0; block < network_.shape.blocks; ++block) {
         sweep([&](int64_t, int64_t begin, int64_t end, float* scratch) {
             kernels.learned_block(run, block, begin, end, scratch);
         });
-        std::swap(run.heard, run.next_heard);
+        std::swap(run.keys_values, run.next_keys_values);
     }
 }
 

@@ -30,9 +30,9 @@ private:
     Network network_;
     std::vector<NetworkBlock> blocks_;
     Buffer<float> packed_;
-    Buffer<float> inputs_, adam_, state_, scale_, query_, heard_, next_heard_, pooled_;
+    Buffer<float> inputs_, adam_, state_, scale_, query_, keys_values_, next_keys_values_, pooled_;
     std::vector<Buffer<float>> scratch_;
-    Buffer<int32_t> rows_, place_, grown_;
+    Buffer<int32_t> rows_, place_, aged_;
     Buffer<double> sums_;
 };
 

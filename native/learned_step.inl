@@ -52,18 +52,18 @@ void learned_enter(const LearnedRun& run, int64_t begin, int64_t end, float* scr
 }
 
 // Queries of a group, and what it has to say to others.
-inline void ask(const LearnedRun& run, int block, int64_t group, const GroupScratch& room, float* heard) {
+inline void queries_of(const LearnedRun& run, int block, int64_t group, const GroupScratch& room, float* keys_values) {
     const Network& net = *run.network;
     const NetworkBlock& weights = net.blocks[block];
     const int heads = net.heads;
     normalise(weights.attention_norm, net.shape.width, run.state + group * state_floats(net), room.normed);
     apply(weights.query_key_value, room.normed, room.heads, Keep{});
     to_rows(room.heads, heads, run.query + group * kGroup * heads, heads);
-    to_rows(room.heads + kGroup * heads, 2 * heads, heard + group * kGroup * 2 * heads, 2 * heads);
+    to_rows(room.heads + kGroup * heads, 2 * heads, keys_values + group * kGroup * 2 * heads, 2 * heads);
 }
 
 // Adds what the scene says to each state; asks the first block's questions.
-void learned_ask(const LearnedRun& run, int64_t begin, int64_t end, float* scratch) {
+void learned_queries(const LearnedRun& run, int64_t begin, int64_t end, float* scratch) {
     const Network& net = *run.network;
     const GroupScratch room(net, run.neighbours, scratch);
     for (int64_t group = begin; group < end; ++group) {
@@ -73,7 +73,7 @@ void learned_ask(const LearnedRun& run, int64_t begin, int64_t end, float* scrat
                 float* at = state + c * kGroup + lane;
                 (Vec::load(at) + Vec(run.pooled[c])).store(at);
             }
-        if (net.shape.attends) ask(run, 0, group, room, run.heard);
+        if (net.shape.attends) queries_of(run, 0, group, room, run.keys_values);
     }
 }
 
@@ -84,7 +84,7 @@ inline void remember(const LearnedRun& run, int64_t group, const GroupScratch& r
     float* fresh = room.latent + kGroup * tiled(net.shape.latent);
     apply(net.gate, state, room.latent, Keep{});
     apply(net.fresh, state, fresh, Keep{});
-    const float* kept = run.inputs + group * input_floats(net) + kRowFeatures * kGroup;
+    const float* kept = run.inputs + group * input_floats(net) + kLatentPlace * kGroup;
     for (int at = 0; at < kGroup * net.shape.latent; at += kLanes) {
         const Vec old = Vec::load(kept + at);
         const Vec latent = fmadd(sigmoid(Vec::load(room.latent + at)), tanh(Vec::load(fresh + at)) - old, old);
@@ -99,7 +99,7 @@ inline void step_rest(const LearnedRun& run, const RowLanes& lanes, Vec factors)
     Vec age;
     load_rows<1>(run.age, lanes, &age);
     alignas(64) float sizes[kLanes], roots[kLanes];
-    (factors * Vec(-rule.rates[5]) / correction(rule.log_beta1, age)).store(sizes);
+    (factors * Vec(-rule.rates[kShRest]) / correction(rule.log_beta1, age)).store(sizes);
     (Vec(1.0f) / sqrt(correction(rule.log_beta2, age))).store(roots);
     const int64_t width = 3 * run.rest;
     const Vec epsilon(rule.epsilon);
@@ -112,21 +112,22 @@ inline void step_rest(const LearnedRun& run, const RowLanes& lanes, Vec factors)
             const Mask some = first_lanes(static_cast<int>(width - c));
             const Vec m = load_part(means + at + c, some), v = load_part(squares + at + c, some);
             const Vec value = load_part(values + at + c, some);
-            store_part(values + at + c, some, fmadd(size * m, reciprocal(bounded(fmadd(sqrt(v), root, epsilon), 1e-37f, 8e37f)), value));
+            const Vec inverse = reciprocal(bounded(fmadd(sqrt(v), root, epsilon), 1e-37f, 8e37f));
+            store_part(values + at + c, some, fmadd(size * m, inverse, value));
         }
     }
 }
 
 // Adam's whole step of some groups of rows that are too old for the network.
-void learned_grown(const LearnedRun& run, int64_t begin, int64_t end) {
+void learned_aged(const LearnedRun& run, int64_t begin, int64_t end) {
     for (int64_t at = begin * kGroup; at < end * kGroup; at += kLanes) {
-        const RowLanes lanes = lanes_among(run.grown, run.grown_count, at);
+        const RowLanes lanes = lanes_among(run.aged, run.aged_count, at);
         if (lanes.valid == 0) continue;
         const Observed observed = observe_own(run, lanes);
         observe_rest(run, lanes, observed.first, observed.root);
         const Vec fallen = fallen_of(run.rule, observed.age);
         Own values = load_own(run.values, lanes);
-        for (int group = 0; group < 5; ++group)
+        for (int group = 0; group < kShRest; ++group)
             for (int c = kOwnStart[group]; c < kOwnStart[group + 1]; ++c)
                 values.v[c] = fnmadd(fallen * Vec(run.rule.rates[group]), observed.m.v[c], values.v[c]);
         save_own(values, lanes, run.values);
@@ -137,54 +138,54 @@ void learned_grown(const LearnedRun& run, int64_t begin, int64_t end) {
 // What the network adds to Adam's step, in units of the rates: R mean, log-scales, quat ∘ turn, opacity, colour.
 inline Own to_world(const Axes& a, const Vec* along) {
     Own own;
-    const Vec* t = along + 6;
+    const Vec *mean = along + kAxesMean, *t = along + kAxesTurn;
     for (int c = 0; c < 3; ++c) {
-        own.v[kMean + c] = fmadd(a.r[c][2], along[2], fmadd(a.r[c][1], along[1], a.r[c][0] * along[0]));
-        own.v[kLogScale + c] = along[3 + c];
-        own.v[kColor + c] = along[10 + c];
+        own.v[kMean + c] = fmadd(a.r[c][2], mean[2], fmadd(a.r[c][1], mean[1], a.r[c][0] * mean[0]));
+        own.v[kLogScale + c] = along[kAxesLogScale + c];
+        own.v[kColor + c] = along[kAxesColor + c];
     }
     own.v[kQuat] = -(a.x * t[0] + a.y * t[1] + a.z * t[2]);
     own.v[kQuat + 1] = a.w * t[0] + (a.y * t[2] - a.z * t[1]);
     own.v[kQuat + 2] = a.w * t[1] + (a.z * t[0] - a.x * t[2]);
     own.v[kQuat + 3] = a.w * t[2] + (a.x * t[1] - a.y * t[0]);
-    own.v[kLogit] = along[9];
+    own.v[kLogit] = along[kAxesLogit];
     return own;
 }
 
 // Moves sixteen rows, by Adam's step alone where a number is not finite.
 inline void move_lanes(const LearnedRun& run, int64_t group, int lane, const GroupScratch& room, Vec mark) {
     const RowLanes lanes = lanes_of(run, group, lane);
-    Vec gates[6], along[kDirections], length(1e-12f), size, age;
+    Vec gates[kTensors], along[kDirections], length(1e-12f), size, age;
     load_rows<1>(run.age, lanes, &age);
     const Vec fallen = fallen_of(run.rule, age);
     const Vec share = share_of(run.rule, age);
     for (int i = 0; i < kSizes; ++i) {
-        size = share * Vec(4.0f) * tanh(Vec::load(room.sizes + i * kGroup + lane) * Vec(0.25f));
-        if (i < 6) gates[i] = power_of_e(size);
+        size = share * Vec(kMaxLogGate) * tanh(Vec::load(room.sizes + i * kGroup + lane) * Vec(1.0f / kMaxLogGate));
+        if (i < kTensors) gates[i] = power_of_e(size);
     }
     for (int i = 0; i < kDirections; ++i) {
         along[i] = Vec::load(room.sizes + (kSizes + i) * kGroup + lane);
         length = fmadd(along[i], along[i], length);
     }
-    const Vec factor = size * (Vec(3.60555128f) / sqrt(length));
+    const Vec factor = size * (Vec(__builtin_sqrtf(kDirections)) / sqrt(length));
     for (Vec& entry : along) entry *= factor;
 
     Own values = load_own(run.values, lanes);
     const Own corrections = to_world(axes_of(values.v + kQuat), along);
     Own adam, change;
-    for (int group_of = 0; group_of < 5; ++group_of) {
-        const Vec rate = fallen * Vec(run.rule.rates[group_of]);
-        for (int c = kOwnStart[group_of]; c < kOwnStart[group_of + 1]; ++c) {
+    for (int tensor = 0; tensor < kShRest; ++tensor) {
+        const Vec rate = fallen * Vec(run.rule.rates[tensor]);
+        for (int c = kOwnStart[tensor]; c < kOwnStart[tensor + 1]; ++c) {
             adam.v[c] = -rate * Vec::load(run.adam + (group * kOwn + c) * kGroup + lane);
-            change.v[c] = gates[group_of] * fmadd(rate, corrections.v[c], adam.v[c]);
+            change.v[c] = gates[tensor] * fmadd(rate, corrections.v[c], adam.v[c]);
             mark = marked(mark, change.v[c]);
         }
     }
-    mark = marked(mark, gates[5]);
+    mark = marked(mark, gates[kShRest]);
     const Mask whole = mark >= Vec(0.0f);
     for (int c = 0; c < kOwn; ++c) values.v[c] += select(whole, change.v[c], adam.v[c]);
     save_own(values, lanes, run.values);
-    step_rest(run, lanes, fallen * select(whole, gates[5], Vec(1.0f)));
+    step_rest(run, lanes, fallen * select(whole, gates[kShRest], Vec(1.0f)));
     save_latent(run, lanes, whole, room.latent + lane);
 }
 
@@ -211,7 +212,7 @@ void learned_block(const LearnedRun& run, int block, int64_t begin, int64_t end,
     for (int64_t group = begin; group < end; ++group) {
         float* state = run.state + group * state_floats(net);
         if (net.shape.attends) {
-            attend(run, group, run.query + group * kGroup * net.heads, run.heard, room.scores, room.heads);
+            attend(run, group, run.query + group * kGroup * net.heads, run.keys_values, room.scores, room.heads);
             apply(weights.mixed, room.heads, state, Add{});
         }
         normalise(weights.norm, net.shape.width, state, room.normed);
@@ -220,6 +221,6 @@ void learned_block(const LearnedRun& run, int block, int64_t begin, int64_t end,
         if (last)
             take_step(run, group, room);
         else if (net.shape.attends)
-            ask(run, block + 1, group, room, run.next_heard);
+            queries_of(run, block + 1, group, room, run.next_keys_values);
     }
 }

@@ -10,10 +10,15 @@
 constexpr int kHalfWindow = kWindow / 2;
 constexpr int kMargin = kLanes;  // zeros before a row, so that rows start on whole cache lines
 
+// What is filtered of the two images x and y, and of SSIM's derivatives.
+enum SourceMap { kImageMap, kTargetMap, kSquaresMap, kProductsMap, kSourceMaps };
+enum DerivativeMap { kByMean, kBySquares, kByProduct, kDerivativeMaps };
+constexpr int kAllMaps = int{kSourceMaps} + int{kDerivativeMaps};
+
 inline int64_t padded_width(const View& view) { return view.stride + 2 * kMargin; }
 
 int64_t loss_scratch_floats(const View& view) {
-    return padded_width(view) * (4 + 3 + 1) + static_cast<int64_t>(view.stride) * kWindow * (4 + 3);
+    return padded_width(view) * (kAllMaps + 1) + static_cast<int64_t>(view.stride) * kWindow * kAllMaps;
 }
 
 inline int ring_slot(int row) { return (row + 4 * kWindow) % kWindow; }
@@ -83,8 +88,9 @@ template <class Weights, class Penalty>
 inline void source_rows(const View& view, const Weights& weights, const Penalty& penalty, const float* pixels,
                         float* rows, double* penalties, double* squared) {
     const int64_t width = padded_width(view);
-    float* a_row = rows + kMargin;
-    float* b_row = a_row + width;
+    const auto row_of = [&](SourceMap map) { return rows + map * width + kMargin; };
+    float *a_row = row_of(kImageMap), *b_row = row_of(kTargetMap);
+    float *squares_row = row_of(kSquaresMap), *products_row = row_of(kProductsMap);
     Vec total_penalty(0.0f), total_squared(0.0f);
     for (int x = 0; x < view.width; x += kLanes) {
         const Mask inside = first_lanes(view.width - x);
@@ -92,8 +98,8 @@ inline void source_rows(const View& view, const Weights& weights, const Penalty&
         const Vec b = weights.counted(x, keep(inside, Vec::load(b_row + x)));
         a.store(a_row + x);
         if constexpr (std::is_same_v<Weights, ByWeights>) b.store(b_row + x);
-        fmadd(a, a, b * b).store(a_row + 2 * width + x);
-        (a * b).store(a_row + 3 * width + x);
+        fmadd(a, a, b * b).store(squares_row + x);
+        (a * b).store(products_row + x);
         const Vec d = a - b;
         total_penalty += weights.weighted(x, keep(inside, penalty.value(d)));
         total_squared = fmadd(weights.weighted(x, d), d, total_squared);
@@ -109,8 +115,9 @@ struct Window {
 
 inline Window window_at(const Constants& k, const Vec* taps, const float* ring) {
     const Vec c1(k.ssim_c1), c2(k.ssim_c2), two(2.0f), one(1.0f);
-    const Vec mx = ring_sum<4>(taps, ring, 0), my = ring_sum<4>(taps, ring, 1);
-    const Vec squares = ring_sum<4>(taps, ring, 2), products = ring_sum<4>(taps, ring, 3);
+    const Vec mx = ring_sum<kSourceMaps>(taps, ring, kImageMap), my = ring_sum<kSourceMaps>(taps, ring, kTargetMap);
+    const Vec squares = ring_sum<kSourceMaps>(taps, ring, kSquaresMap);
+    const Vec products = ring_sum<kSourceMaps>(taps, ring, kProductsMap);
     const Vec mxmy = mx * my, mean_squares = fmadd(mx, mx, my * my);
     const Vec a1 = fmadd(two, mxmy, c1), a2 = fmadd(two, products - mxmy, c2);
     const Vec b1 = mean_squares + c1, b2 = squares - mean_squares + c2;
@@ -128,15 +135,15 @@ inline double derivative_rows(const Constants& k, const View& view, const Weight
     const int64_t width = padded_width(view);
     Vec taps[kWindow], total(0.0f);
     ring_taps(k, row, taps);
-    for (int x = 0; x < view.width; x += kLanes, ring += kWindow * 4 * kLanes) {
+    for (int x = 0; x < view.width; x += kLanes, ring += kWindow * kSourceMaps * kLanes) {
         const Window at = window_at(k, taps, ring);
         const Mask inside = first_lanes(view.width - x);
         total += keep(inside, weights.weighted(x, at.ssim));
         const Vec f = factor(x, at.ssim);
         float* out = rows + kMargin + x;
-        keep(inside, f * at.by_mean).store(out);
-        keep(inside, f * at.by_squares).store(out + width);
-        keep(inside, f * at.by_product).store(out + 2 * width);
+        keep(inside, f * at.by_mean).store(out + kByMean * width);
+        keep(inside, f * at.by_squares).store(out + kBySquares * width);
+        keep(inside, f * at.by_product).store(out + kByProduct * width);
     }
     return sum_lanes(total);
 }
@@ -148,10 +155,11 @@ inline void gradient_row(const Constants& k, const View& view, const Weights& we
                          const float* pixels, const float* target, float* out, const Extra& extra) {
     Vec taps[kWindow];
     ring_taps(k, row, taps);
-    for (int x = 0; x < view.width; x += kLanes, ring += kWindow * 3 * kLanes) {
+    for (int x = 0; x < view.width; x += kLanes, ring += kWindow * kDerivativeMaps * kLanes) {
         const Vec a = Vec::load(pixels + x), b = Vec::load(target + x);
-        const Vec ssim = fmadd(Vec(2.0f) * a, ring_sum<3>(taps, ring, 1),
-                               fmadd(b, ring_sum<3>(taps, ring, 2), ring_sum<3>(taps, ring, 0)));
+        const Vec ssim = fmadd(Vec(2.0f) * a, ring_sum<kDerivativeMaps>(taps, ring, kBySquares),
+                               fmadd(b, ring_sum<kDerivativeMaps>(taps, ring, kByProduct),
+                                     ring_sum<kDerivativeMaps>(taps, ring, kByMean)));
         const Mask inside = first_lanes(view.width - x);
         weights.counted(x, keep(inside, ssim + extra(x, a, b))).store(out + x);
     }
@@ -164,17 +172,17 @@ inline void sweep(const Constants& k, const View& view, const Penalty& penalty, 
                   const Photograph& photograph, int channel, int begin, int end, int halo, float* scratch,
                   const OnSource& on_source, const OnWindow& on_window) {
     const int64_t width = padded_width(view);
-    float* ring = scratch + 8 * width;
-    std::memset(scratch, 0, sizeof(float) * 8 * width);
+    float* ring = scratch + (kAllMaps + 1) * width;
+    std::memset(scratch, 0, sizeof(float) * (kAllMaps + 1) * width);
     for (int r = begin - halo - kHalfWindow; r < end + halo + kHalfWindow; ++r) {
         if (r < 0 || r >= view.height) {
-            clear_slot<4>(view, ring, ring_slot(r));
+            clear_slot<kSourceMaps>(view, ring, ring_slot(r));
         } else {
             double penalties, squared;
-            target_row(view, photograph.bytes, channel, r, scratch + width + kMargin);
+            target_row(view, photograph.bytes, channel, r, scratch + kTargetMap * width + kMargin);
             source_rows(view, Weights(view, photograph, r), penalty, image + static_cast<int64_t>(r) * view.stride,
                         scratch, &penalties, &squared);
-            filter_across<4>(k, view, scratch, ring, ring_slot(r));
+            filter_across<kSourceMaps>(k, view, scratch, ring, ring_slot(r));
             on_source(r, penalties, squared);
         }
         if (r - kHalfWindow >= begin - halo) on_window(r - kHalfWindow, ring);
@@ -188,32 +196,32 @@ struct SecondSweep {
 
 inline SecondSweep second_sweep(const View& view, float* scratch) {
     const int64_t width = padded_width(view);
-    return {scratch + 4 * width, scratch + 7 * width + kMargin,
-            scratch + 8 * width + static_cast<int64_t>(view.stride) * kWindow * 4};
+    return {scratch + kSourceMaps * width, scratch + kAllMaps * width + kMargin,
+            scratch + (kAllMaps + 1) * width + static_cast<int64_t>(view.stride) * kWindow * kSourceMaps};
 }
 
 template <class Weights, class Penalty>
 inline void photometric_loss_of(const Constants& k, const View& view, const LossRule& rule, const Penalty& penalty,
                                 const float* image, const Photograph& photograph, int channel, int begin, int end,
-                                float* scratch, float* gradient, double* sums) {
+                                float* scratch, float* gradient, LossSums& sums) {
     const SecondSweep second = second_sweep(view, scratch);
     const Vec ssim_scale(static_cast<float>(-rule.ssim_weight / rule.divisor()));
     const Vec pixel_scale(static_cast<float>((1.0 - rule.ssim_weight) / rule.divisor()));
-    sums[0] = sums[1] = sums[2] = 0.0;
+    sums = {};
     const auto on_source = [&](int row, double penalties, double squared) {
         if (row < begin || row >= end) return;
-        sums[1] += penalties;
-        sums[2] += squared;
+        sums.penalty += penalties;
+        sums.squared += squared;
     };
     const auto on_window = [&](int row, const float* ring) {
         if (row < 0 || row >= view.height) {
-            clear_slot<3>(view, second.ring, ring_slot(row));
+            clear_slot<kDerivativeMaps>(view, second.ring, ring_slot(row));
         } else {
             const Weights weights(view, photograph, row);
             const auto factor = [&](int x, Vec) { return weights.weighted(x, ssim_scale); };
             const double ssim = derivative_rows(k, view, weights, row, ring, second.derivatives, factor);
-            if (row >= begin && row < end) sums[0] += ssim;
-            filter_across<3>(k, view, second.derivatives, second.ring, ring_slot(row));
+            if (row >= begin && row < end) sums.ssim += ssim;
+            filter_across<kDerivativeMaps>(k, view, second.derivatives, second.ring, ring_slot(row));
         }
         const int out = row - kHalfWindow;
         if (out < begin) return;
@@ -227,12 +235,12 @@ inline void photometric_loss_of(const Constants& k, const View& view, const Loss
                    on_window);
 }
 
-// Rows [begin, end) of one channel: sums of wSSIM, wρ(x - y) and w(x - y)², and the loss's gradient.
+// Rows [begin, end) of one channel: the loss's sums and its gradient.
 void photometric_loss(const Constants& k, const View& view, const LossRule& rule, const float* image,
                       const Photograph& photograph, int channel, int begin, int end, float* scratch, float* gradient,
-                      double* sums) {
+                      LossSums& sums) {
     with_penalty_and_weights(rule, photograph, [&](const auto& penalty, auto* weights) {
-        photometric_loss_of<WeightsOf<decltype(weights)>>(k, view, rule, penalty, image, photograph, channel, begin, end,
-                                                          scratch, gradient, sums);
+        photometric_loss_of<WeightsOf<decltype(weights)>>(k, view, rule, penalty, image, photograph, channel, begin,
+                                                          end, scratch, gradient, sums);
     });
 }

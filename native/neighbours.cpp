@@ -1,5 +1,5 @@
-// A k-d tree: halves at the median of the longest side, down to sixteen points or fewer, which are compared at once. What
-// lies side by side asks side by side, so that a task's queries find the tree in the cache.
+// A k-d tree: halves at the median of the longest side, down to sixteen points or fewer, which are compared at once.
+// What lies side by side asks side by side, so that a task's queries find the tree in the cache.
 
 #include "neighbours.h"
 
@@ -15,7 +15,6 @@ namespace {
 constexpr int kLeaf = 16;          // points that are not halved any more
 constexpr int64_t kQueries = 256;  // of one task
 constexpr int kSerialLevels = 3;   // halved before the rest is built side by side
-constexpr float kFarthest = 1e18f; // coordinates beyond are cut off here: their squares must be finite
 constexpr float kNone = std::numeric_limits<float>::infinity();
 constexpr int32_t kNoRow = std::numeric_limits<int32_t>::max();
 
@@ -31,14 +30,15 @@ struct Leaf {
 
 struct Node {
     float split = 0;
-    int32_t least = kNoRow;  // smallest row
+    int32_t min_row = kNoRow;  // smallest row
     int32_t leaf = -1;
     int8_t axis = -1;  // none: a leaf
 };
 
 int64_t middle(int64_t begin, int64_t end) { return begin + (end - begin) / 2; }
 
-// Node 1 is the root, 2i and 2i + 1 are the halves of i. A node's range of the sorted points follows from the way to it.
+// Node 1 is the root, 2i and 2i + 1 are the halves of i. A node's range of the sorted points follows from the way
+// to it.
 struct Tree {
     std::vector<Point> points;
     std::vector<Node> nodes;
@@ -95,7 +95,7 @@ struct Tree {
         Node& here = nodes[node];
         if (here.axis >= 0) {
             const int64_t half = middle(begin, end);
-            return here.least = std::min(collect(2 * node, begin, half), collect(2 * node + 1, half, end));
+            return here.min_row = std::min(collect(2 * node, begin, half), collect(2 * node + 1, half, end));
         }
         here.leaf = static_cast<int32_t>(leaves.size());
         Leaf& leaf = leaves.emplace_back();
@@ -104,9 +104,9 @@ struct Tree {
             for (int c = 0; c < 3; ++c)
                 leaf.at[c][lane] = used ? points[begin + lane].at[c] : std::numeric_limits<float>::quiet_NaN();
             leaf.rows[lane] = used ? points[begin + lane].row : kNoRow;
-            here.least = std::min(here.least, leaf.rows[lane]);
+            here.min_row = std::min(here.min_row, leaf.rows[lane]);
         }
-        return here.least;
+        return here.min_row;
     }
 };
 
@@ -149,7 +149,7 @@ struct Nearest {
     // makes it farther than a point in it.
     void visit(int64_t node, float (&away)[3]) {
         const Node& here = tree.nodes[node];
-        if (!nearer(away[0] * away[0] + away[1] * away[1] + away[2] * away[2], here.least, k - 1)) return;
+        if (!nearer(away[0] * away[0] + away[1] * away[1] + away[2] * away[2], here.min_row, k - 1)) return;
         if (here.axis < 0) {
             const Leaf& leaf = tree.leaves[here.leaf];
             float distances[kLeaf];
@@ -179,7 +179,7 @@ void nearest_others(Pool& pool, const Kernels& kernels, const float* points, int
         tree.points[i].row = static_cast<int32_t>(i);
         for (int c = 0; c < 3; ++c) {
             const float at = points[3 * i + c];
-            tree.points[i].at[c] = std::isfinite(at) ? std::clamp(at, -kFarthest, kFarthest) : 0.0f;
+            tree.points[i].at[c] = std::isfinite(at) ? std::clamp(at, -kMaxCoordinate, kMaxCoordinate) : 0.0f;
         }
     }
     tree.build(pool);

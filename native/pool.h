@@ -17,8 +17,9 @@ public:
 
     int threads() const;
 
-    // One caller at a time: a second one waits. Calls work(task, thread) for every task in [0, tasks), each once, on any thread. What a task writes
-    // must not depend on which thread ran it: that is what keeps results the same for any thread count.
+    // One caller at a time: a second one waits. Calls work(task, thread) for every task in [0, tasks), each once, on
+    // any thread. What a task writes must not depend on which thread ran it: that is what keeps results the same for
+    // any thread count.
     void run(int64_t tasks, const std::function<void(int64_t task, int thread)>& work);
 
 private:

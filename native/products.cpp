@@ -24,7 +24,7 @@ void Rasterizer::residuals(const Photograph& photograph, const LossRule& rule, f
 
 void Rasterizer::draw_tangent(const Cloud& cloud, const Cloud& tangent) {
     require_drawn(cloud);
-    ensure(splat_tangent_, count_ * kSplatGradient);
+    ensure(splat_tangent_, count_);
     pool_.run(tasks_of(count_, kProjectionTask), [&](int64_t task, int) {
         const int64_t begin = task * kProjectionTask, end = std::min(count_, begin + kProjectionTask);
         kernels_.project_jvp(constants_, view_, cloud, tangent, begin, end, splats_.data(), visible_.data(),
@@ -72,15 +72,15 @@ void Rasterizer::set_pixel_curvature(const Photograph& photograph, const LossRul
 }
 
 void Rasterizer::moments(bool cross) {
-    const size_t floats = cross ? 36 : 18;
+    const size_t floats = moment_sums(cross);
     clear_padding();
-    ensure(pair_gradient_, entries_.size() * floats);
+    ensure(pair_sums_, entries_.size() * floats);
     ensure(splat_moments_, count_ * floats);
     const float* planes[3] = {plane(kGradient), plane(kGradient + 1), plane(kGradient + 2)};
     for_each_tile([&](int64_t tile, int thread) {
         kernels_.blend_moments(constants_, view_, splats_.data(), entries_.data() + tile_begin_[tile],
                                tile_begin_[tile + 1] - tile_begin_[tile], static_cast<int>(tile), *scratch_[thread],
-                               tiles_[tile], planes, cross, pair_gradient_.data());
+                               tiles_[tile], planes, cross, pair_sums_.data());
     });
 }
 
@@ -92,7 +92,7 @@ void Rasterizer::diagonal(const Cloud& cloud, float weight, bool overwrite, cons
     moments(cross);
     pool_.run(tasks_of(count_, kProjectionTask), [&](int64_t task, int) {
         const int64_t begin = task * kProjectionTask, end = std::min(count_, begin + kProjectionTask);
-        reduce_pairs(begin, end, cross ? 36 : 18, pair_gradient_.data(), splat_moments_.data());
+        reduce_pairs(begin, end, moment_sums(cross), pair_sums_.data(), splat_moments_.data());
         if (overwrite) {
             clear_range(out.means, begin, end, 3);
             clear_range(out.log_scales, begin, end, 3);
@@ -112,9 +112,9 @@ void Rasterizer::blocks(const Cloud& cloud, float weight, bool overwrite, float*
     moments(true);
     pool_.run(tasks_of(count_, kProjectionTask), [&](int64_t task, int) {
         const int64_t begin = task * kProjectionTask, end = std::min(count_, begin + kProjectionTask);
-        reduce_pairs(begin, end, 36, pair_gradient_.data(), splat_moments_.data());
+        reduce_pairs(begin, end, kMomentSumsWithCross, pair_sums_.data(), splat_moments_.data());
         if (overwrite) {
-            clear_range(blocks, begin, end, 105);
+            clear_range(blocks, begin, end, kBlockFloats);
             clear_range(rest, begin, end, 3 * static_cast<int64_t>(cloud.rest));
         }
         kernels_.project_blocks(constants_, view_, cloud, begin, end, splats_.data(), visible_.data(),

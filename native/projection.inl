@@ -1,4 +1,4 @@
-// EWA projection of sixteen Gaussians at a time, and its gradient.
+// EWA projection of sixteen Gaussians at a time.
 //
 // With M = J W R(q) S (2x3; J the projection's Jacobian, W the camera's rotation, S the scales) the image
 // covariance is Σ = M Mᵀ + low_pass·I. Its determinant is taken as |M₀×M₁|² + low_pass·(|M₀|²+|M₁|²) +
@@ -11,7 +11,7 @@ struct Projected {
     Vec camera_to_image[2][3];  // J W
     Vec quat[4], quat_inverse_norm, rotation[3][3];
     Vec scale[3];
-    Vec turned[2][3];  // J W R
+    Vec rotated[2][3];  // J W R
     Vec half[2][3];    // M
     Vec cov_xx, cov_xy, cov_yy, cross[3], cross_squared, determinant;
 };
@@ -29,9 +29,14 @@ inline void rotation_of(const Vec* q, Vec r[3][3]) {
     r[2][2] = one - two * (q[1] * q[1] + q[2] * q[2]);
 }
 
-inline void rotation_floats(const View& view, float* w) {
-    for (int i = 0; i < 9; ++i) w[i] = static_cast<float>(view.rotation[i]);
-}
+// A camera's rotation, world to camera, in float.
+struct CameraRotation {
+    float w[3][3];
+    explicit CameraRotation(const View& view) {
+        for (int i = 0; i < 9; ++i) w[i / 3][i % 3] = static_cast<float>(view.rotation[i]);
+    }
+    const float* operator[](int row) const { return w[row]; }
+};
 
 inline Vec dot3(const Vec* a, const Vec* b) { return fmadd(a[0], b[0], fmadd(a[1], b[1], a[2] * b[2])); }
 
@@ -90,11 +95,10 @@ inline void project_covariance(const Constants& k, const View& view, const Cloud
     p.j02 = -(p.j00 * p.tangent_x);
     p.j11 = Vec(fy) * p.inverse_z;
     p.j12 = -(p.j11 * p.tangent_y);
-    float w[9];
-    rotation_floats(view, w);
+    const CameraRotation w(view);
     for (int c = 0; c < 3; ++c) {
-        p.camera_to_image[0][c] = fmadd(p.j00, Vec(w[c]), p.j02 * Vec(w[6 + c]));
-        p.camera_to_image[1][c] = fmadd(p.j11, Vec(w[3 + c]), p.j12 * Vec(w[6 + c]));
+        p.camera_to_image[0][c] = fmadd(p.j00, Vec(w[0][c]), p.j02 * Vec(w[2][c]));
+        p.camera_to_image[1][c] = fmadd(p.j11, Vec(w[1][c]), p.j12 * Vec(w[2][c]));
     }
     Vec norm(0.0f);
     for (int c = 0; c < 4; ++c) {
@@ -108,8 +112,8 @@ inline void project_covariance(const Constants& k, const View& view, const Cloud
     for (int r = 0; r < 2; ++r)
         for (int c = 0; c < 3; ++c) {
             const Vec* t = p.camera_to_image[r];
-            p.turned[r][c] = fmadd(t[0], p.rotation[0][c], fmadd(t[1], p.rotation[1][c], t[2] * p.rotation[2][c]));
-            p.half[r][c] = p.turned[r][c] * p.scale[c];
+            p.rotated[r][c] = fmadd(t[0], p.rotation[0][c], fmadd(t[1], p.rotation[1][c], t[2] * p.rotation[2][c]));
+            p.half[r][c] = p.rotated[r][c] * p.scale[c];
         }
     const Vec* a = p.half[0];
     const Vec* b = p.half[1];
@@ -136,15 +140,16 @@ inline Vec direction_of(const Vec* offset, Vec* direction) {
 }
 
 // The first `bands` coefficients of sixteen rows, colour c of band b at out[16·(3·b + c)].
-inline void turn_coefficients(const Cloud& cloud, const float* sh_rest, int64_t i, Mask lanes, int bands, float* out) {
+inline void transpose_coefficients(const Cloud& cloud, const float* sh_rest, int64_t i, Mask lanes, int bands,
+                                   float* out) {
     const int64_t stride = 3 * static_cast<int64_t>(cloud.rest);
-    if (bands) turn_rows(sh_rest + stride * i, stride, lanes, 3 * bands, out);
+    if (bands) transpose_rows(sh_rest + stride * i, stride, lanes, 3 * bands, out);
 }
 
 // The other way: adds to the first `bands` coefficients of these rows.
 inline void add_coefficients(const Cloud& cloud, const float* in, int64_t i, Mask lanes, int bands, float* sh_rest) {
     const int64_t stride = 3 * static_cast<int64_t>(cloud.rest);
-    add_turned(in, 3 * bands, lanes, sh_rest + stride * i, stride);
+    add_transposed(in, 3 * bands, lanes, sh_rest + stride * i, stride);
 }
 
 // Colours before the clamp at 0.
@@ -152,7 +157,7 @@ inline void colors_of(const Cloud& cloud, int64_t i, Mask lanes, const Vec* dire
     Vec basis[15];
     const int count = sh_basis(cloud.degree, direction[0], direction[1], direction[2], basis);
     alignas(64) float rest[45 * kLanes];
-    turn_coefficients(cloud, cloud.sh_rest, i, lanes, count, rest);
+    transpose_coefficients(cloud, cloud.sh_rest, i, lanes, count, rest);
     for (int c = 0; c < 3; ++c) {
         color[c] = fmadd(Vec(kSh0), gather(cloud.sh_dc + 3 * i + c, 3, lanes), Vec(0.5f));
         for (int b = 0; b < count; ++b) color[c] = fmadd(basis[b], Vec::load(rest + kLanes * (3 * b + c)), color[c]);
@@ -186,183 +191,37 @@ void project(const Constants& k, const View& view, const Cloud& cloud, int64_t b
         Vec direction[3], color[3];
         direction_of(offset, direction);
         colors_of(cloud, i, drawn, direction, color);
-        const Vec a11 = sqrt(Vec(kHalfLog2e) * p.cov_yy / p.determinant);
         // A black point's colour, stored as -0.5/C₀, may come out some rounding below 0: it still passes its
         // gradient, or it would stay black for good.
         const Vec below(-1e-6f), one(1.0f);
-        const Vec fields[16] = {mean_x, mean_y, a11, -(a11 * p.cov_xy / p.cov_yy), sqrt(Vec(kHalfLog2e) / p.cov_yy),
-                                log2_opacity, max(color[0], Vec(0.0f)), max(color[1], Vec(0.0f)),
-                                max(color[2], Vec(0.0f)), p.point[2], reach, half_x, half_y,
-                                keep(color[0] >= below, one), keep(color[1] >= below, one), keep(color[2] >= below, one)};
-        float columns[16][kLanes];
-        for (int f = 0; f < 16; ++f) fields[f].store(columns[f]);
+        SplatFields<Vec> s;
+        s.mean_x = mean_x;
+        s.mean_y = mean_y;
+        s.whitening_xx = sqrt(Vec(kHalfLog2e) * p.cov_yy / p.determinant);
+        s.whitening_xy = -(s.whitening_xx * p.cov_xy / p.cov_yy);
+        s.whitening_yy = sqrt(Vec(kHalfLog2e) / p.cov_yy);
+        s.log2_opacity = log2_opacity;
+        s.depth = p.point[2];
+        s.reach = reach;
+        s.half_x = half_x;
+        s.half_y = half_y;
+        for (int c = 0; c < 3; ++c) {
+            s.color[c] = max(color[c], Vec(0.0f));
+            s.color_passes[c] = keep(color[c] >= below, one);
+        }
         const uint32_t bits = to_bits(drawn);
-        for (int lane = 0; lane < count; ++lane) {
-            if (!(bits >> lane & 1)) continue;
-            visible[i + lane] = 1;
-            float* out = &splats[i + lane].mean_x;
-            for (int f = 0; f < 16; ++f) out[f] = columns[f][lane];
-        }
-    }
-}
-
-// ∂L/∂q (unnormalised) from ∂L/∂R.
-inline void quaternion_gradient(const Projected& p, const Vec d[3][3], Vec* out) {
-    const Vec two(2.0f);
-    const Vec *q = p.quat, w = q[0], x = q[1], y = q[2], z = q[3];
-    Vec g[4];
-    g[0] = two * (x * (d[2][1] - d[1][2]) + y * (d[0][2] - d[2][0]) + z * (d[1][0] - d[0][1]));
-    g[1] = two * (y * (d[0][1] + d[1][0]) + z * (d[0][2] + d[2][0]) + w * (d[2][1] - d[1][2]) -
-                  two * x * (d[1][1] + d[2][2]));
-    g[2] = two * (x * (d[0][1] + d[1][0]) + z * (d[1][2] + d[2][1]) + w * (d[0][2] - d[2][0]) -
-                  two * y * (d[0][0] + d[2][2]));
-    g[3] = two * (x * (d[0][2] + d[2][0]) + y * (d[1][2] + d[2][1]) + w * (d[1][0] - d[0][1]) -
-                  two * z * (d[0][0] + d[1][1]));
-    const Vec along = g[0] * w + g[1] * x + g[2] * y + g[3] * z;
-    for (int c = 0; c < 4; ++c) out[c] = (g[c] - q[c] * along) * p.quat_inverse_norm;
-}
-
-// ∂L/∂M from ∂L/∂Σ (symmetric: xx, xy, yy) and, antialiased, from ∂L/∂log2 o.
-inline void half_gradient(const Constants& k, bool antialiased, const Projected& p, Vec s_xx, Vec s_xy, Vec s_yy,
-                          Vec log2_opacity, Vec out[2][3]) {
-    const Vec two(2.0f);
-    for (int c = 0; c < 3; ++c) {
-        out[0][c] = two * (s_xx * p.half[0][c] + s_xy * p.half[1][c]);
-        out[1][c] = two * (s_xy * p.half[0][c] + s_yy * p.half[1][c]);
-    }
-    if (!antialiased) return;
-    // log2 ρ = (ln D₀ - ln det)/(2 ln2), D₀ = |M₀×M₁|², det = D₀ + low_pass (|M₀|²+|M₁|²+low_pass).
-    const Vec scale = log2_opacity * Vec(0.5f * 1.44269504f);
-    const Vec of_cross = scale * (Vec(1.0f) / max(p.cross_squared, Vec(1e-30f)) - Vec(1.0f) / p.determinant);
-    const Vec of_norm = scale * Vec(k.low_pass) / p.determinant;
-    const Vec *a = p.half[0], *b = p.half[1], *n = p.cross;
-    for (int c = 0; c < 3; ++c) {
-        const int d = (c + 1) % 3, e = (c + 2) % 3;
-        out[0][c] += two * (of_cross * (b[d] * n[e] - b[e] * n[d]) - of_norm * a[c]);
-        out[1][c] += two * (of_cross * (n[d] * a[e] - n[e] * a[d]) - of_norm * b[c]);
-    }
-}
-
-// Through the colours; `passes` is 0 where the clamp at 0 acted, else 1.
-inline void color_gradient(const Cloud& cloud, int64_t i, Mask lanes, const Vec* offset, const Vec* passes,
-                           const Vec* color, const CloudTensors& out, Vec* mean) {
-    Vec direction[3], basis[15], along[15];
-    const Vec inverse = direction_of(offset, direction);
-    const int count = sh_basis(cloud.degree, direction[0], direction[1], direction[2], basis);
-    for (int b = 0; b < count; ++b) along[b] = Vec(0.0f);
-    alignas(64) float rest[45 * kLanes];
-    turn_coefficients(cloud, cloud.sh_rest, i, lanes, count, rest);
-    for (int c = 0; c < 3; ++c) {
-        const Vec g = passes[c] * color[c];
-        scatter_add(out.sh_dc + 3 * i + c, 3, lanes, Vec(kSh0) * g);
-        for (int b = 0; b < count; ++b) {
-            float* const at = rest + kLanes * (3 * b + c);
-            along[b] = fmadd(g, Vec::load(at), along[b]);
-            (basis[b] * g).store(at);
-        }
-    }
-    add_coefficients(cloud, rest, i, lanes, count, out.sh_rest);
-    Vec g[3];
-    sh_direction_gradient(cloud.degree, direction[0], direction[1], direction[2], along, g);
-    const Vec radial = dot3(g, direction);
-    for (int c = 0; c < 3; ++c) mean[c] = (g[c] - direction[c] * radial) * inverse;
-}
-
-// Empties the gradient of a few rows just before they are written, while they are about to be in the cache.
-inline void clear_rows(const Cloud& cloud, const CloudTensors& out, uint8_t* seen, int64_t row, int64_t count) {
-    const auto clear = [&](float* p, int64_t width) {
-        if (width == 0) return;  // p is null then, which memset must not be given
-        std::memset(p + row * width, 0, sizeof(float) * static_cast<size_t>(count * width));
-    };
-    clear(out.means, 3);
-    clear(out.log_scales, 3);
-    clear(out.quats, 4);
-    clear(out.logit_opacities, 1);
-    clear(out.sh_dc, 3);
-    clear(out.sh_rest, 3 * static_cast<int64_t>(cloud.rest));
-    std::memset(seen + row, 0, static_cast<size_t>(count));
-}
-
-void project_backward(const Constants& k, const View& view, const Cloud& cloud, int64_t begin, int64_t end,
-                      const Splat* splats, const uint8_t* visible, const float* splat_gradient, float weight,
-                      bool overwrite, const CloudTensors& out, uint8_t* seen) {
-    for (int64_t i = begin; i < end; i += kLanes) {
-        const int count = static_cast<int>(end - i < kLanes ? end - i : kLanes);
-        if (overwrite) clear_rows(cloud, out, seen, i, count);
-        uint32_t bits = 0;
-        for (int lane = 0; lane < count; ++lane) bits |= static_cast<uint32_t>(visible[i + lane] != 0) << lane;
-        if (!bits) continue;
-        for (int lane = 0; lane < count; ++lane) seen[i + lane] |= visible[i + lane];
-        const Mask lanes = from_bits(bits);
-        Projected p;
-        Vec offset[3];
-        project_point(k, view, cloud, i, lanes, offset, p);
-        project_covariance(k, view, cloud, i, lanes, p);
-        Vec g[9];
-        for (int f = 0; f < 9; ++f)
-            g[f] = gather(splat_gradient + kSplatGradient * i + f, kSplatGradient, lanes) * Vec(weight);
-        constexpr int kFloats = sizeof(Splat) / sizeof(float);
-        const float* splat = &splats[i].mean_x;
-        const Vec a11 = gather(splat + 2, kFloats, lanes), a12 = gather(splat + 3, kFloats, lanes),
-                  a22 = gather(splat + 4, kFloats, lanes);
-        const Vec passes[3] = {gather(splat + 13, kFloats, lanes), gather(splat + 14, kFloats, lanes),
-                               gather(splat + 15, kFloats, lanes)};
-        // g: Σ g, Σ g w (2), Σ g w wᵀ (3) over the pixels with g = ∂L/∂log2 α, then ∂L/∂colour (3).
-        const Vec two(2.0f), inverse_unit(1.0f / kHalfLog2e);
-        const Vec mean_x = two * a11 * g[1], mean_y = two * (a12 * g[1] + a22 * g[2]);
-        const Vec t = a12 * g[3] + a22 * g[4];  // row u of M A, second column
-        const Vec s_xx = inverse_unit * a11 * a11 * g[3];
-        const Vec s_xy = inverse_unit * a11 * t;
-        const Vec s_yy = inverse_unit * (a12 * t + a22 * (a12 * g[4] + a22 * g[5]));
-        Vec d_half[2][3], d_turned[2][3], d_image[2][3], d_rotation[3][3], d_quat[4];
-        half_gradient(k, view.antialiased, p, s_xx, s_xy, s_yy, g[0], d_half);
-        for (int c = 0; c < 3; ++c) {
-            const Vec d_scale = d_half[0][c] * p.half[0][c] + d_half[1][c] * p.half[1][c];
-            scatter_add(out.log_scales + 3 * i + c, 3, lanes, d_scale);
-            for (int r = 0; r < 2; ++r) d_turned[r][c] = d_half[r][c] * p.scale[c];
-        }
-        for (int a = 0; a < 3; ++a) {
-            for (int r = 0; r < 2; ++r) d_image[r][a] = dot3(d_turned[r], p.rotation[a]);
-            for (int c = 0; c < 3; ++c)
-                d_rotation[a][c] = p.camera_to_image[0][a] * d_turned[0][c] + p.camera_to_image[1][a] * d_turned[1][c];
-        }
-        quaternion_gradient(p, d_rotation, d_quat);
-        for (int c = 0; c < 4; ++c) scatter_add(out.quats + 4 * i + c, 4, lanes, d_quat[c]);
-        // log2 σ(x) has the derivative (1 - σ)/ln2, and 1 - σ(x) = 1/(1 + eˣ) keeps its digits near 0.
-        const Vec transparency = Vec(1.0f) / (Vec(1.0f) + exp(gather(cloud.logit_opacities + i, 1, lanes)));
-        scatter_add(out.logit_opacities + i, 1, lanes, g[0] * Vec(1.44269504f) * transparency);
-        const float fx = static_cast<float>(view.fx), fy = static_cast<float>(view.fy);
-        float w[9];
-        rotation_floats(view, w);
-        Vec d_j00(0.0f), d_j02(0.0f), d_j11(0.0f), d_j12(0.0f);
-        for (int c = 0; c < 3; ++c) {
-            d_j00 += d_image[0][c] * Vec(w[c]);
-            d_j02 += d_image[0][c] * Vec(w[6 + c]);
-            d_j11 += d_image[1][c] * Vec(w[3 + c]);
-            d_j12 += d_image[1][c] * Vec(w[6 + c]);
-        }
-        const Vec d_ratio_x = Vec(fx) * mean_x - keep(p.inside_x, d_j02 * p.j00);
-        const Vec d_ratio_y = Vec(fy) * mean_y - keep(p.inside_y, d_j12 * p.j11);
-        const Vec d_inverse_z = Vec(fx) * (d_j00 - d_j02 * p.tangent_x) +
-                                Vec(fy) * (d_j11 - d_j12 * p.tangent_y) + d_ratio_x * p.point[0] +
-                                d_ratio_y * p.point[1];
-        const Vec d_point[3] = {d_ratio_x * p.inverse_z, d_ratio_y * p.inverse_z,
-                                -(d_inverse_z * p.inverse_z * p.inverse_z)};
-        Vec d_mean[3];
-        color_gradient(cloud, i, lanes, offset, passes, g + 6, out, d_mean);
-        for (int c = 0; c < 3; ++c) {
-            d_mean[c] += d_point[0] * Vec(w[c]) + d_point[1] * Vec(w[3 + c]) + d_point[2] * Vec(w[6 + c]);
-            scatter_add(out.means + 3 * i + c, 3, lanes, d_mean[c]);
-        }
+        for (int lane = 0; lane < count; ++lane) visible[i + lane] = bits >> lane & 1;
+        save_records(s, bits, splats + i);
     }
 }
 
 void block_spans(const View&, const Splat& s, int row_begin, int row_end, int* first, int* last) {
-    // The strip of pixel centres of a block row cuts the ellipse |A d|² <= reach; x = slope·dy ± √(reach - v²)/a11.
+    // The strip of pixel centres of a block row cuts the ellipse |A d|² <= reach; x = slope·dy ± √(reach - v²)/A_xx.
     constexpr float slack = 1e-3f;  // pixels, over the rounding of what follows
-    const Vec slope(-s.a12 / s.a11), inverse_a11(1.0f / s.a11), reach(s.reach), a22(s.a22);
+    const float x_per_y = -s.whitening_xy / s.whitening_xx;
+    const Vec slope(x_per_y), inverse_xx(1.0f / s.whitening_xx), reach(s.reach), yy(s.whitening_yy);
     // The dy at which the ellipse reaches furthest right; furthest left is its negative.
-    const float tip = s.half_x > 0.0f ? -s.a12 / s.a11 / (s.a22 * s.a22) * s.reach / s.half_x : 0.0f;
+    const float tip = s.half_x > 0.0f ? x_per_y / (s.whitening_yy * s.whitening_yy) * s.reach / s.half_x : 0.0f;
     const float lanes[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     for (int row = row_begin; row < row_end; row += kLanes) {
         const Vec top = fmadd(Vec::load(lanes), Vec(kBlock), Vec(row * kBlock + 0.5f - s.mean_y));
@@ -370,8 +229,8 @@ void block_spans(const View&, const Splat& s, int row_begin, int row_end, int* f
         const Vec from = max(top, Vec(-s.half_y)), to = min(bottom, Vec(s.half_y));
         const Mask empty = (top > Vec(s.half_y + slack)) | (bottom < Vec(-s.half_y - slack));
         const auto width_at = [&](Vec dy) {
-            const Vec v = a22 * dy;
-            return sqrt(max(fnmadd(v, v, reach), Vec(0.0f))) * inverse_a11;
+            const Vec v = yy * dy;
+            return sqrt(max(fnmadd(v, v, reach), Vec(0.0f))) * inverse_xx;
         };
         const Vec right_dy = min(max(Vec(tip), from), to), left_dy = min(max(Vec(-tip), from), to);
         const Vec right = fmadd(slope, right_dy, width_at(right_dy)) + Vec(s.mean_x + slack);

@@ -59,10 +59,11 @@ View make_view(const std::array<double, 9>& rotation, const std::array<double, 3
     View view{};
     std::copy(rotation.begin(), rotation.end(), view.rotation);
     std::copy(center.begin(), center.end(), view.center);
-    view.fx = intrinsics[0];
-    view.fy = intrinsics[1];
-    view.cx = intrinsics[2];
-    view.cy = intrinsics[3];
+    const auto& [fx, fy, cx, cy] = intrinsics;
+    view.fx = fx;
+    view.fy = fy;
+    view.cx = cx;
+    view.cy = cy;
     view.width = width;
     view.height = height;
     view.tiles_x = (width + kTile - 1) / kTile;
@@ -82,8 +83,10 @@ Penalty penalty_named(const std::string& name) {
 LossRule make_loss_rule(const std::string& penalty, float penalty_parameter, float ssim_weight, double count,
                         float pixel_scale, float pixel_half_scale, float ssim_half_scale, float floor_dissimilarity) {
     require(count >= 0, "a loss cannot count less than nothing");
-    return {penalty_named(penalty), penalty_parameter, ssim_weight,     count,
-            pixel_scale,            pixel_half_scale,  ssim_half_scale, floor_dissimilarity};
+    return {.penalty = penalty_named(penalty), .penalty_parameter = penalty_parameter,
+            .ssim_weight = ssim_weight, .count = count, .pixel_scale = pixel_scale,
+            .pixel_half_scale = pixel_half_scale, .ssim_half_scale = ssim_half_scale,
+            .floor_dissimilarity = floor_dissimilarity};
 }
 
 // What a view is compared with, and its size.
@@ -195,7 +198,7 @@ void diagonal(Rasterizer& self, const Cloud& cloud, double weight, const HeldTen
 
 void blocks(Rasterizer& self, const Cloud& cloud, double weight, const OutFloats2& blocks, const OutFloats3& sh_rest,
             bool overwrite) {
-    require(static_cast<int64_t>(blocks.shape(0)) == cloud.count && blocks.shape(1) == 105 &&
+    require(static_cast<int64_t>(blocks.shape(0)) == cloud.count && blocks.shape(1) == kBlockFloats &&
                 static_cast<int64_t>(sh_rest.size()) == 3 * cloud.count * cloud.rest,
             "blocks must be (N, 105) and the diagonal of sh_rest in its shape");
     nb::gil_scoped_release release;
@@ -258,7 +261,8 @@ void bind_inputs(nb::module_& m) {
              nb::kw_only(), "rotation"_a, "center"_a, "intrinsics"_a, "width"_a, "height"_a, "background"_a,
              "antialiased"_a);
 
-    nb::class_<HeldTensors>(m, "CloudTensors", "Pointers to six tensors in a cloud's shapes, which the caller keeps alive.")
+    nb::class_<HeldTensors>(m, "CloudTensors",
+                            "Pointers to six tensors in a cloud's shapes, which the caller keeps alive.")
         .def("__init__",
              [](HeldTensors* self, const OutFloats2& means, const OutFloats2& log_scales, const OutFloats2& quats,
                 const OutFloats1& logit_opacities, const OutFloats2& sh_dc, const OutFloats3& sh_rest) {
@@ -281,7 +285,8 @@ void bind_inputs(nb::module_& m) {
              nb::kw_only(), "penalty"_a, "penalty_parameter"_a = 0.0f, "ssim_weight"_a, "count"_a, "pixel_scale"_a,
              "pixel_half_scale"_a, "ssim_half_scale"_a, "floor_dissimilarity"_a);
 
-    nb::class_<HeldPhotograph>(m, "Photograph", "Pointers to (H, W, 3) bytes and their (H, W) weights, kept alive by the caller.")
+    nb::class_<HeldPhotograph>(m, "Photograph",
+                               "Pointers to (H, W, 3) bytes and their (H, W) weights, kept alive by the caller.")
         .def("__init__",
              [](HeldPhotograph* self, const Bytes3& bytes, const std::optional<Floats2>& weights) {
                  new (self) HeldPhotograph(hold_photograph(bytes, weights));

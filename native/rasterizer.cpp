@@ -11,17 +11,6 @@
 
 namespace splatopt {
 
-namespace {
-
-// The 4-pixel columns [first, last] as bits counted from column base; no bits where the row is empty.
-uint64_t column_bits(int first, int last, int base) {
-    if (first > last) return 0;
-    const int count = last - first + 1;
-    return (count >= 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1) << (first - base);
-}
-
-}  // namespace
-
 TileScratch::TileScratch() = default;
 
 TileScratch::~TileScratch() {
@@ -40,7 +29,7 @@ void TileScratch::reserve(int64_t count) {
     blocks = list = nullptr;
     capacity = 0;
     const size_t room = padded + padded / 4;
-    splats = static_cast<float*>(::operator new(room * kLocal * sizeof(float), std::align_val_t(64)));
+    splats = static_cast<LocalSplat*>(::operator new(room * sizeof(LocalSplat), std::align_val_t(64)));
     blocks = static_cast<uint32_t*>(::operator new(room * sizeof(uint32_t), std::align_val_t(64)));
     list = static_cast<uint32_t*>(::operator new(room * sizeof(uint32_t), std::align_val_t(64)));
     capacity = room;
@@ -101,172 +90,23 @@ void Rasterizer::forward(const View& view, const Cloud& cloud, bool with_depth) 
     });
 }
 
-// Tiles square by square: a Gaussian touches neighbours, and its splat is still in the thread's own cache when
-// the next tile asks for it.
-void Rasterizer::order_tiles() {
-    const size_t tiles = static_cast<size_t>(view_.tiles_x) * view_.tiles_y;
-    if (tile_order_.size() == tiles && ordered_tiles_x_ == view_.tiles_x) return;
-    ordered_tiles_x_ = view_.tiles_x;
-    tile_order_.clear();
-    for (int y = 0; y < view_.tiles_y; y += kSquare)
-        for (int x = 0; x < view_.tiles_x; x += kSquare)
-            for (int row = y; row < std::min(y + kSquare, view_.tiles_y); ++row)
-                for (int column = x; column < std::min(x + kSquare, view_.tiles_x); ++column)
-                    tile_order_.push_back(static_cast<uint32_t>(row * view_.tiles_x + column));
-}
-
-// Visible Gaussians by camera depth, ties by index: positive floats order as their bits do.
-void Rasterizer::sort_by_depth() {
-    const Stopwatch watch(timings_.sort);
-    ensure(order_, count_);
-    ensure(keys_, count_);
-    int64_t n = 0;
-    for (int64_t i = 0; i < count_; ++i) {
-        if (!visible_[i]) continue;
-        std::memcpy(&keys_[n], &splats_[i].depth, sizeof(float));
-        order_[n++] = static_cast<uint32_t>(i);
-    }
-    visible_count_ = n;
-    ensure(order_spare_, n);
-    ensure(keys_spare_, n);
-    constexpr int kBits = 11, kBuckets = 1 << kBits;
-    std::vector<uint32_t> histogram(3 * kBuckets, 0);
-    for (int64_t i = 0; i < n; ++i)
-        for (int digit = 0; digit < 3; ++digit)
-            ++histogram[digit * kBuckets + (keys_[i] >> (digit * kBits) & (kBuckets - 1))];
-    for (int digit = 0; digit < 3; ++digit) {
-        uint32_t* counts = histogram.data() + digit * kBuckets;
-        uint32_t sum = 0;
-        for (int b = 0; b < kBuckets; ++b) {
-            const uint32_t here = counts[b];
-            counts[b] = sum;
-            sum += here;
-        }
-        for (int64_t i = 0; i < n; ++i) {
-            const uint32_t to = counts[keys_[i] >> (digit * kBits) & (kBuckets - 1)]++;
-            keys_spare_[to] = keys_[i];
-            order_spare_[to] = order_[i];
-        }
-        keys_.swap(keys_spare_);
-        order_.swap(order_spare_);
-    }
-}
-
-// One (tile, blocks) pair for each tile that a Gaussian's ellipse touches, Gaussians in order [begin, end).
-void Rasterizer::emit(Chunk& chunk, int64_t begin, int64_t end) {
-    constexpr int kTilesAtOnce = 64 / kTileBlocks;
-    const int block_columns = (view_.width + kBlock - 1) / kBlock;
-    const int last_row = (view_.height + kBlock - 1) / kBlock - 1;
-    chunk.gaussian_pairs.resize(end - begin);
-    chunk.tile_counts.assign(static_cast<size_t>(view_.tiles_x) * view_.tiles_y, 0);
-    chunk.first.resize(view_.tiles_y * kTileBlocks + 32);
-    chunk.last.resize(view_.tiles_y * kTileBlocks + 32);
-    size_t written = 0;
-    for (int64_t i = begin; i < end; ++i) {
-        __builtin_prefetch(&splats_[order_[std::min(i + kAhead, end - 1)]]);
-        const Splat& s = splats_[order_[i]];
-        const float low = std::max(s.mean_y - s.half_y - 1.0f, 0.0f);
-        const float high = std::clamp(s.mean_y + s.half_y + 1.0f, 0.0f, static_cast<float>(view_.height));
-        const int tile_row_begin = static_cast<int>(std::min(low, 1e6f)) / kTile;
-        const int tile_row_end = std::min(static_cast<int>(high) / kTile + 1, view_.tiles_y);
-        const int row_begin = tile_row_begin * kTileBlocks, row_end = tile_row_end * kTileBlocks;
-        const size_t before = written;
-        if (row_begin < row_end)
-            kernels_.block_spans(view_, s, row_begin, row_end, chunk.first.data(), chunk.last.data());
-        for (int tile_row = tile_row_begin; tile_row < tile_row_end; ++tile_row) {
-            int from[kTileBlocks], to[kTileBlocks], low_column = block_columns, high_column = -1;
-            for (int r = 0; r < kTileBlocks; ++r) {
-                const int row = tile_row * kTileBlocks + r;
-                from[r] = std::max(chunk.first[row - row_begin], 0);
-                to[r] = row > last_row ? -1 : std::min(chunk.last[row - row_begin], block_columns - 1);
-                const bool empty = from[r] > to[r];
-                low_column = std::min(low_column, empty ? block_columns : from[r]);
-                high_column = std::max(high_column, empty ? -1 : to[r]);
-            }
-            const int tile_begin = low_column / kTileBlocks, tile_end = high_column < 0 ? 0 : high_column / kTileBlocks + 1;
-            for (int first_tile = tile_begin; first_tile < tile_end; first_tile += kTilesAtOnce) {
-                const int tiles = std::min(kTilesAtOnce, tile_end - first_tile), base = first_tile * kTileBlocks;
-                uint64_t bits[kTileBlocks];
-                for (int r = 0; r < kTileBlocks; ++r)
-                    bits[r] = column_bits(std::max(from[r], base), std::min(to[r], base + 63), base);
-                if (chunk.emissions.size() < written + tiles) chunk.emissions.resize(2 * written + 1024);
-                uint32_t tile = static_cast<uint32_t>(tile_row * view_.tiles_x + first_tile);
-                for (int t = 0; t < tiles; ++t, ++tile) {
-                    uint32_t blocks = 0;
-                    for (int r = 0; r < kTileBlocks; ++r) {
-                        blocks |= static_cast<uint32_t>(bits[r] & 15) << (r * kTileBlocks);
-                        bits[r] >>= kTileBlocks;
-                    }
-                    // Without a branch: a slanted needle leaves gaps that no predictor sees coming.
-                    const uint32_t touched = blocks != 0;
-                    chunk.emissions[written] = {tile, blocks};
-                    chunk.tile_counts[tile] += touched;
-                    written += touched;
-                }
-            }
-        }
-        chunk.gaussian_pairs[i - begin] = static_cast<uint32_t>(written - before);
-    }
-    chunk.pairs = written;
-}
-
-// Tile lists in depth order. Each thread takes a run of the sorted Gaussians; a tile's list is the runs' parts
-// one after the other, so the result does not depend on how many runs there are.
-void Rasterizer::bin() {
-    const Stopwatch watch(timings_.bin);
-    const int64_t tiles = static_cast<int64_t>(view_.tiles_x) * view_.tiles_y;
-    const int64_t runs = static_cast<int64_t>(chunks_.size());
-    const auto run_begin = [&](int64_t run) { return visible_count_ * run / runs; };
-    pool_.run(runs, [&](int64_t run, int) { emit(chunks_[run], run_begin(run), run_begin(run + 1)); });
-    ensure(tile_begin_, tiles + 1);
-    int64_t total = 0;
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-        tile_begin_[tile] = total;
-        for (Chunk& chunk : chunks_) {
-            const uint32_t here = chunk.tile_counts[tile];
-            chunk.tile_counts[tile] = static_cast<uint32_t>(total);
-            total += here;
-        }
-    }
-    tile_begin_[tiles] = total;
-    if (total >= int64_t{1} << 32) throw std::length_error("more than 2^32 tile-Gaussian pairs in one view");
-    ensure(entries_, total);
-    ensure(pair_begin_, count_);
-    ensure(pair_count_, count_);
-    std::memset(pair_begin_.data(), 0, sizeof(uint32_t) * count_);  // what is not drawn is looked up, not read
-    std::vector<int64_t> first_slot(runs + 1, 0);
-    for (int64_t run = 0; run < runs; ++run)
-        first_slot[run + 1] = first_slot[run] + static_cast<int64_t>(chunks_[run].pairs);
-    pool_.run(runs, [&](int64_t run, int) {
-        Chunk& chunk = chunks_[run];
-        const Emission* emission = chunk.emissions.data();
-        uint32_t slot = static_cast<uint32_t>(first_slot[run]);
-        for (int64_t i = run_begin(run); i < run_begin(run + 1); ++i) {
-            const uint32_t gaussian = order_[i], pairs = chunk.gaussian_pairs[i - run_begin(run)];
-            pair_begin_[gaussian] = slot;
-            pair_count_[gaussian] = pairs;
-            for (uint32_t p = 0; p < pairs; ++p, ++emission, ++slot)
-                entries_[chunk.tile_counts[emission->tile]++] = {gaussian, slot, emission->blocks};
-        }
-    });
-}
-
 ViewLoss Rasterizer::loss(const Photograph& photograph, const LossRule& rule) {
     const Stopwatch watch(timings_.loss);
     const int64_t bands = tasks_of(view_.height, kLossRows);
-    ensure(loss_sums_, bands * 9);
+    ensure(loss_sums_, bands * 3);
     sweep_bands([&](int channel, int begin, int end, float* scratch, int64_t task) {
         kernels_.photometric_loss(constants_, view_, rule, plane(channel), photograph, channel, begin, end, scratch,
-                                  plane(kGradient + channel), loss_sums_.data() + 3 * task);
+                                  plane(kGradient + channel), loss_sums_[task]);
     });
-    double ssim = 0.0, penalty = 0.0, squared = 0.0;
+    LossSums total{};
     for (int64_t task = 0; task < bands * 3; ++task) {
-        ssim += loss_sums_[3 * task];
-        penalty += loss_sums_[3 * task + 1];
-        squared += loss_sums_[3 * task + 2];
+        total.ssim += loss_sums_[task].ssim;
+        total.penalty += loss_sums_[task].penalty;
+        total.squared += loss_sums_[task].squared;
     }
     const double n = rule.divisor();
-    return {(1.0 - rule.ssim_weight) * penalty / n + rule.ssim_weight * (rule.count / n - ssim / n), squared / n};
+    return {(1.0 - rule.ssim_weight) * total.penalty / n + rule.ssim_weight * (rule.count / n - total.ssim / n),
+            total.squared / n};
 }
 
 void Rasterizer::set_image_gradient(const float* gradient) {
@@ -309,22 +149,24 @@ void Rasterizer::backward(const Cloud& cloud, float weight, bool overwrite, cons
     require_drawn(cloud);
     clear_padding();
     // The three spare floats of a slot are never read as numbers, but adding them must not meet NaNs.
-    if (pair_gradient_.size() < entries_.size() * kSplatGradient)
-        pair_gradient_.assign((entries_.size() + entries_.size() / 8) * kSplatGradient, 0.0f);
-    ensure(splat_gradient_, count_ * kSplatGradient);
+    if (pair_sums_.size() < entries_.size() * kDerivativeFloats)
+        pair_sums_.assign((entries_.size() + entries_.size() / 8) * kDerivativeFloats, 0.0f);
+    auto* pair_gradient = reinterpret_cast<SplatDerivative*>(pair_sums_.data());
+    ensure(splat_gradient_, count_);
     const float* planes[3] = {plane(kGradient), plane(kGradient + 1), plane(kGradient + 2)};
     {
         const Stopwatch watch(timings_.blend_backward);
         for_each_tile([&](int64_t tile, int thread) {
             kernels_.blend_backward(constants_, view_, splats_.data(), entries_.data() + tile_begin_[tile],
                                     tile_begin_[tile + 1] - tile_begin_[tile], static_cast<int>(tile),
-                                    *scratch_[thread], tiles_[tile], planes, pair_gradient_.data());
+                                    *scratch_[thread], tiles_[tile], planes, pair_gradient);
         });
     }
     const Stopwatch watch(timings_.project_backward);
     pool_.run(tasks_of(count_, kProjectionTask), [&](int64_t task, int) {
         const int64_t begin = task * kProjectionTask, end = std::min(count_, begin + kProjectionTask);
-        reduce_pairs(begin, end, kSplatGradient, pair_gradient_.data(), splat_gradient_.data());
+        reduce_pairs(begin, end, kDerivativeFloats, pair_sums_.data(),
+                     reinterpret_cast<float*>(splat_gradient_.data()));
         kernels_.project_backward(constants_, view_, cloud, begin, end, splats_.data(), visible_.data(),
                                   splat_gradient_.data(), weight, overwrite, gradient, seen);
     });
@@ -371,7 +213,7 @@ int64_t Rasterizer::relevant_pairs() {
             for (int y = y0; y <= y1; ++y)
                 for (int x = x0; x <= x1; ++x) {
                     const float dx = x + 0.5f - s.mean_x, dy = y + 0.5f - s.mean_y;
-                    const float u = s.a11 * dx + s.a12 * dy, v = s.a22 * dy;
+                    const float u = s.whitening_xx * dx + s.whitening_xy * dy, v = s.whitening_yy * dy;
                     counts[task] += u * u + v * v <= s.reach;
                 }
         }
@@ -394,7 +236,7 @@ int64_t Rasterizer::blended_pairs() {
                     const int x = left + lane % kBlock, y = top + lane / kBlock;
                     if (x >= view_.width || y >= view_.height) continue;
                     const float dx = x + 0.5f - s.mean_x, dy = y + 0.5f - s.mean_y;
-                    const float u = s.a11 * dx + s.a12 * dy, v = s.a22 * dy;
+                    const float u = s.whitening_xx * dx + s.whitening_xy * dy, v = s.whitening_yy * dy;
                     counts[tile] += u * u + v * v <= s.reach &&
                                     e - tile_begin_[tile] <= tiles_[tile].last[block * kBlock * kBlock + lane];
                 }
@@ -411,7 +253,7 @@ int64_t Rasterizer::memory_bytes() const {
     int64_t total = bytes(splats_) + bytes(visible_) + bytes(order_) + bytes(order_spare_) + bytes(keys_) +
                     bytes(keys_spare_) + bytes(pair_begin_) + bytes(pair_count_) + bytes(entries_) +
                     bytes(tile_begin_) + bytes(tiles_) + bytes(planes_) + bytes(tangent_planes_) +
-                    bytes(pair_gradient_) + bytes(splat_gradient_) + bytes(loss_sums_) + bytes(splat_tangent_) +
+                    bytes(pair_sums_) + bytes(splat_gradient_) + bytes(loss_sums_) + bytes(splat_tangent_) +
                     bytes(splat_moments_);
     for (const Chunk& chunk : chunks_)
         total += bytes(chunk.emissions) + bytes(chunk.gaussian_pairs) + bytes(chunk.tile_counts);

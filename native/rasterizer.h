@@ -156,8 +156,10 @@ private:
     Buffer<uint32_t> tile_order_;
     int ordered_tiles_x_ = 0;
     Buffer<TileState> tiles_;
-    Buffer<float> planes_, tangent_planes_, pair_gradient_, splat_gradient_, splat_tangent_, splat_moments_;
-    Buffer<double> loss_sums_;
+    Buffer<float> planes_, tangent_planes_, splat_moments_;
+    Buffer<float> pair_sums_;  // what a pair hands to its Gaussian: a SplatDerivative, or moments
+    Buffer<SplatDerivative> splat_gradient_, splat_tangent_;
+    Buffer<LossSums> loss_sums_;
 
     float* plane(int index);
     const float* plane(int index) const;

@@ -37,7 +37,7 @@ inline void residuals_of(const Constants& k, const View& view, const LossRule& r
         const Weights weights(view, photograph, row);
         const float* pixels = image + static_cast<int64_t>(row) * view.stride;
         float* first = out + row_offset(view, row);
-        for (int x = 0; x < view.width; x += kLanes, ring += kWindow * 4 * kLanes) {
+        for (int x = 0; x < view.width; x += kLanes, ring += kWindow * kSourceMaps * kLanes) {
             const Vec d = Vec::load(pixels + x) - Vec::load(y_row + x);
             store_interleaved(view, first, x, channel, weights.rooted(x, penalty.residual(d)));
             if (rule.ssim_weight == 0) continue;
@@ -63,36 +63,38 @@ inline void residual_jvp_of(const Constants& k, const View& view, const LossRule
             const Mask inside = first_lanes(view.width - x);
             const Vec d = weights.counted(x, keep(inside, Vec::load(dx + x)));
             float* to = second.derivatives + kMargin + x;
-            d.store(to);
-            (d * Vec::load(scratch + kMargin + x)).store(to + width);
-            (d * Vec::load(scratch + width + kMargin + x)).store(to + 2 * width);
+            d.store(to + kByMean * width);
+            (d * Vec::load(scratch + kImageMap * width + kMargin + x)).store(to + kBySquares * width);
+            (d * Vec::load(scratch + kTargetMap * width + kMargin + x)).store(to + kByProduct * width);
         }
-        filter_across<3>(k, view, second.derivatives, second.ring, ring_slot(row));
+        filter_across<kDerivativeMaps>(k, view, second.derivatives, second.ring, ring_slot(row));
     };
     const auto on_window = [&](int row, const float* ring) {
         // A row below the image has entered the first ring as zeros and must enter the second one too.
-        if (row + kHalfWindow >= view.height) clear_slot<3>(view, second.ring, ring_slot(row + kHalfWindow));
+        if (row + kHalfWindow >= view.height)
+            clear_slot<kDerivativeMaps>(view, second.ring, ring_slot(row + kHalfWindow));
         Vec taps[kWindow];
         ring_taps(k, row, taps);
         target_row(view, photograph.bytes, channel, row, second.target);
         const Weights weights(view, photograph, row);
         const int64_t at = static_cast<int64_t>(row) * view.stride;
-        const float* sums = second.ring;
         float* first = out + row_offset(view, row);
-        for (int x = 0; x < view.width; x += kLanes, ring += kWindow * 4 * kLanes, sums += kWindow * 3 * kLanes) {
+        for (int x = 0; x < view.width; x += kLanes) {
+            const float* const source_column = ring + static_cast<int64_t>(x) * kWindow * kSourceMaps;
+            const float* const column = second.ring + static_cast<int64_t>(x) * kWindow * kDerivativeMaps;
             const Vec d = Vec::load(image + at + x) - Vec::load(second.target + x);
             const Vec own = penalty.residual_slope(d) * Vec::load(tangent + at + x);
             store_interleaved(view, first, x, channel, weights.rooted(x, own));
             if (rule.ssim_weight == 0) continue;
-            const Window w = window_at(k, taps, ring);
-            const Vec change = fmadd(w.by_mean, ring_sum<3>(taps, sums, 0),
-                                     fmadd(Vec(2.0f) * w.by_squares, ring_sum<3>(taps, sums, 1),
-                                           w.by_product * ring_sum<3>(taps, sums, 2)));
+            const Window w = window_at(k, taps, source_column);
+            const auto sum = [&](DerivativeMap map) { return ring_sum<kDerivativeMaps>(taps, column, map); };
+            const Vec change = fmadd(w.by_mean, sum(kByMean),
+                                     fmadd(Vec(2.0f) * w.by_squares, sum(kBySquares), w.by_product * sum(kByProduct)));
             store_interleaved(view, first + image_floats(view), x, channel,
                               weights.rooted(x, ssim_slope(rule, w.ssim) * change));
         }
     };
-    for (int slot = 0; slot < kWindow; ++slot) clear_slot<3>(view, second.ring, slot);
+    for (int slot = 0; slot < kWindow; ++slot) clear_slot<kDerivativeMaps>(view, second.ring, slot);
     sweep<Weights>(k, view, penalty, image, photograph, channel, begin, end, 0, scratch, on_source, on_window);
 }
 
@@ -103,7 +105,7 @@ inline void residual_vjp_of(const Constants& k, const View& view, const LossRule
     const SecondSweep second = second_sweep(view, scratch);
     const auto on_window = [&](int row, const float* ring) {
         if (row < 0 || row >= view.height || rule.ssim_weight == 0) {
-            clear_slot<3>(view, second.ring, ring_slot(row));
+            clear_slot<kDerivativeMaps>(view, second.ring, ring_slot(row));
         } else {
             const Weights weights(view, photograph, row);
             const float* u = cotangent + image_floats(view) + row_offset(view, row);
@@ -111,7 +113,7 @@ inline void residual_vjp_of(const Constants& k, const View& view, const LossRule
                 return weights.rooted(x, ssim_slope(rule, ssim) * load_interleaved(view, u, x, channel));
             };
             derivative_rows(k, view, weights, row, ring, second.derivatives, factor);
-            filter_across<3>(k, view, second.derivatives, second.ring, ring_slot(row));
+            filter_across<kDerivativeMaps>(k, view, second.derivatives, second.ring, ring_slot(row));
         }
         const int out = row - kHalfWindow;
         if (out < begin) return;
@@ -121,7 +123,8 @@ inline void residual_vjp_of(const Constants& k, const View& view, const LossRule
         target_row(view, photograph.bytes, channel, out, second.target);
         gradient_row(k, view, weights, out, second.ring, image + at, second.target, gradient + at,
                      [&](int x, Vec a, Vec b) {
-                         return weights.rooted(x, penalty.residual_slope(a - b) * load_interleaved(view, u, x, channel));
+                         const Vec slope = penalty.residual_slope(a - b);
+                         return weights.rooted(x, slope * load_interleaved(view, u, x, channel));
                      });
     };
     sweep<Weights>(k, view, penalty, image, photograph, channel, begin, end, kHalfWindow, scratch, ignore_source,
@@ -140,13 +143,14 @@ inline void pixel_curvature_of(const Constants& k, const View& view, const LossR
         target_row(view, photograph.bytes, channel, row, y_row);
         const Weights weights(view, photograph, row);
         const int64_t at = static_cast<int64_t>(row) * view.stride;
-        for (int x = 0; x < view.width; x += kLanes, ring += kWindow * 4 * kLanes) {
+        for (int x = 0; x < view.width; x += kLanes, ring += kWindow * kSourceMaps * kLanes) {
             const Vec a = Vec::load(image + at + x), b = Vec::load(y_row + x);
             const Vec by_pixel = penalty.residual_slope(a - b);
             Vec by_window(0.0f);
             if (rule.ssim_weight != 0) {
                 const Window w = window_at(k, taps, ring);
-                by_window = ssim_slope(rule, w.ssim) * (center * (w.by_mean + two * a * w.by_squares + b * w.by_product));
+                by_window =
+                    ssim_slope(rule, w.ssim) * (center * (w.by_mean + two * a * w.by_squares + b * w.by_product));
             }
             const Vec curvature = fmadd(by_pixel, by_pixel, by_window * by_window);
             keep(first_lanes(view.width - x), weights.weighted(x, curvature)).store(out + at + x);

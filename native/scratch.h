@@ -8,14 +8,12 @@
 
 namespace splatopt {
 
-constexpr int kLocal = 12;  // floats of a gathered splat: mean (2), A (3), log2 o, colour (3), depth, two unused
-
 // Everything here is out of line on purpose: an inline function compiled with AVX-512 switches could be the
 // copy that the linker keeps for machines without it.
 struct TileScratch {
-    float* splats = nullptr;     // kLocal a list position, means relative to the tile's corner
-    uint32_t* blocks = nullptr;  // of each list position, padded to whole vectors
-    uint32_t* list = nullptr;    // positions that touch one block
+    LocalSplat* splats = nullptr;  // of each list position
+    uint32_t* blocks = nullptr;    // of each list position, padded to whole vectors
+    uint32_t* list = nullptr;      // positions that touch one block
     size_t capacity = 0;
     alignas(64) float transmittance[kTilePixels], behind[kTilePixels], gradient[3][kTilePixels];
     alignas(64) int32_t last[kTilePixels];

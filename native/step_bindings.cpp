@@ -62,22 +62,22 @@ double sum_of_row_tasks(Workers& self, int64_t count, int rest, const Work& work
     return total;
 }
 
-std::array<double, 6> clipped_step(Workers& self, const TrustBounds& bounds, const ClippedRule& rule,
+std::array<double, kTensors> clipped_step(Workers& self, const TrustBounds& bounds, const ClippedRule& rule,
                                    const HeldTensors& values, const HeldTensors& gradient, const HeldTensors& first,
                                    const HeldTensors& second) {
     for (const HeldTensors* other : {&gradient, &first, &second})
         require(other->count == values.count && other->rest == values.rest,
                 "values, gradient and states must have one number of rows and of coefficients");
     nb::gil_scoped_release release;
-    std::vector<std::array<Promise, 6>> promised((values.count + kStepTask - 1) / kStepTask);
+    std::vector<std::array<PredictedReduction, kTensors>> predicted((values.count + kStepTask - 1) / kStepTask);
     for_row_tasks(self, values.count, values.rest, [&](int64_t begin, int64_t end, float* scratch) {
         self.kernels.clipped_step(bounds, rule, values.tensors, gradient.tensors, first.tensors, second.tensors,
-                                  values.rest, begin, end, scratch, promised[begin / kStepTask].data());
+                                  values.rest, begin, end, scratch, predicted[begin / kStepTask].data());
     });
-    std::array<double, 6> means{};
+    std::array<double, kTensors> means{};
     for (size_t i = 0; i < means.size(); ++i) {
-        Promise total;
-        for (const std::array<Promise, 6>& task : promised) {
+        PredictedReduction total;
+        for (const std::array<PredictedReduction, kTensors>& task : predicted) {
             total.sum += task[i].sum;
             total.count += task[i].count;
         }
@@ -96,7 +96,8 @@ void sign_step(Workers& self, const TrustBounds& bounds, const HeldTensors& valu
 
 void adam_clipped_step(Workers& self, const TrustBounds& bounds, const HeldTensors& values,
                        const HeldTensors& gradient, const HeldTensors& exp_avg, const HeldTensors& exp_avg_sq,
-                       const std::array<double, 6>& rates, double beta1, double beta2, double epsilon, int64_t step) {
+                       const std::array<double, kTensors>& rates, double beta1, double beta2, double epsilon,
+                       int64_t step) {
     require(step >= 1, "Adam counts steps from 1");
     const double steps = static_cast<double>(step);
     ClippedRule rule{};
@@ -111,10 +112,10 @@ void adam_clipped_step(Workers& self, const TrustBounds& bounds, const HeldTenso
     clipped_step(self, bounds, rule, values, gradient, exp_avg, exp_avg_sq);
 }
 
-std::array<double, 6> curvature_step(Workers& self, const TrustBounds& bounds, const HeldTensors& values,
+std::array<double, kTensors> curvature_step(Workers& self, const TrustBounds& bounds, const HeldTensors& values,
                                      const HeldTensors& gradient, const HeldTensors& momentum,
                                      const HeldTensors& curvature, double decay, double factor,
-                                     const std::array<double, 6>& damping) {
+                                     const std::array<double, kTensors>& damping) {
     ClippedRule rule{};
     rule.kind = StepKind::curvature;
     rule.decay1 = static_cast<float>(1.0 - decay);
@@ -131,14 +132,16 @@ double block_step(Workers& self, const TrustBounds& bounds, const HeldTensors& v
     for (const HeldTensors* other : {&gradient, &momentum})
         require(other->count == count && other->rest == values.rest,
                 "values, gradient and momentum must have one number of rows and of coefficients");
-    require(static_cast<int64_t>(blocks.shape(0)) == count && blocks.shape(1) == 105 &&
+    require(static_cast<int64_t>(blocks.shape(0)) == count && blocks.shape(1) == kBlockFloats &&
                 static_cast<int64_t>(multipliers.shape(0)) == count &&
                 static_cast<int64_t>(rest_curvature.size()) == 3 * count * values.rest &&
                 (!seen || static_cast<int64_t>(seen->shape(0)) == count),
             "blocks must be (N, 105), the curvature of sh_rest in its shape, seen and multipliers (N,)");
     require(factorisations >= 1 && factorisations <= 64, "factorisations must be 1 to 64");
-    const BlockRule rule{static_cast<float>(1.0 - decay), static_cast<float>(correction),
-                                   static_cast<float>(scale), static_cast<float>(damping), factorisations, measure_only};
+    const BlockRule rule{.decay1 = static_cast<float>(1.0 - decay),
+                         .correction = static_cast<float>(correction), .scale = static_cast<float>(scale),
+                         .damping = static_cast<float>(damping), .factorisations = factorisations,
+                         .measure_only = measure_only};
     const uint8_t* mask = seen ? reinterpret_cast<const uint8_t*>(seen->data()) : nullptr;
     nb::gil_scoped_release release;
     return sum_of_row_tasks(self, count, values.rest, [&](int64_t begin, int64_t end, float* scratch) {
@@ -150,7 +153,8 @@ double block_step(Workers& self, const TrustBounds& bounds, const HeldTensors& v
 
 void fold_blocks(Workers& self, const OutFloats2& blocks, const Floats2& fresh, const Floats1& weights) {
     const int64_t count = static_cast<int64_t>(fresh.shape(0));
-    require(static_cast<int64_t>(blocks.shape(0)) == count && blocks.shape(1) == 105 && fresh.shape(1) == 105 &&
+    require(static_cast<int64_t>(blocks.shape(0)) == count && blocks.shape(1) == kBlockFloats &&
+                fresh.shape(1) == kBlockFloats &&
                 static_cast<int64_t>(weights.shape(0)) == count,
             "blocks kept and fresh must be (N, 105), weights (N,)");
     nb::gil_scoped_release release;
@@ -160,7 +164,7 @@ void fold_blocks(Workers& self, const OutFloats2& blocks, const Floats2& fresh, 
 }
 
 double block_form(Workers& self, const Floats2& blocks, const OutFloats3& rest_curvature, const HeldTensors& step) {
-    require(static_cast<int64_t>(blocks.shape(0)) == step.count && blocks.shape(1) == 105 &&
+    require(static_cast<int64_t>(blocks.shape(0)) == step.count && blocks.shape(1) == kBlockFloats &&
                 static_cast<int64_t>(rest_curvature.size()) == 3 * step.count * step.rest,
             "blocks must be (N, 105), the curvature of sh_rest in its shape");
     nb::gil_scoped_release release;
@@ -174,16 +178,19 @@ double block_form(Workers& self, const Floats2& blocks, const OutFloats3& rest_c
 void bind_steps(nb::module_& m, nb::class_<Workers>& workers) {
     nb::class_<TrustBounds>(m, "TrustBounds", "The trust region of one step.")
         .def("__init__",
-             [](TrustBounds* self, float epsilon, float opacity_floor, float most_relative_distance, float most_mean,
-                float most_log_scale, float most_quat, float most_logit, float most_color, float color_floor,
+             [](TrustBounds* self, float epsilon, float opacity_floor, float max_relative_distance, float max_mean,
+                float max_log_scale, float max_quat, float max_logit, float max_color, float color_floor,
                 float higher_bands, float place, float shape, float look, bool conditional_variance) {
-                 new (self) TrustBounds{epsilon,        opacity_floor, most_relative_distance, most_mean,
-                                        most_log_scale, most_quat,     most_logit,             most_color,
-                                        color_floor,    higher_bands,  place,                  shape,
-                                        look,           conditional_variance};
+                 new (self) TrustBounds{.epsilon = epsilon, .opacity_floor = opacity_floor,
+                                        .max_relative_distance = max_relative_distance, .max_mean = max_mean,
+                                        .max_log_scale = max_log_scale, .max_quat = max_quat,
+                                        .max_logit = max_logit, .max_color = max_color,
+                                        .color_floor = color_floor, .higher_bands = higher_bands,
+                                        .place = place, .shape = shape, .look = look,
+                                        .conditional_variance = conditional_variance};
              },
-             nb::kw_only(), "epsilon"_a, "opacity_floor"_a, "most_relative_distance"_a, "most_mean"_a,
-             "most_log_scale"_a, "most_quat"_a, "most_logit"_a, "most_color"_a, "color_floor"_a, "higher_bands"_a,
+             nb::kw_only(), "epsilon"_a, "opacity_floor"_a, "max_relative_distance"_a, "max_mean"_a,
+             "max_log_scale"_a, "max_quat"_a, "max_logit"_a, "max_color"_a, "color_floor"_a, "higher_bands"_a,
              "place"_a, "shape"_a, "look"_a, "conditional_variance"_a);
 
     workers

@@ -4,23 +4,10 @@
 // l' + t·w + wᵀ N w with t = 2 A mean' and N = A Σ' Aᵀ / kHalfLog2e: the very sums that the backward pass
 // takes over pixels, read the other way. Whitened like this, needles keep their digits here too.
 
-struct Tangent {
-    Vec log2_opacity, t[2], n[3];  // l', t, (N_uu, N_uv, N_vv)
-};
-
-struct Whitening {
-    Vec a11, a12, a22;
-};
-
+// A direction of the eleven geometric parameters.
 struct Direction {
     Vec mean[3], log_scale[3], quat[4], logit;
 };
-
-inline Whitening whitening_of(const Splat* splats, int64_t i, Mask lanes) {
-    constexpr int kFloats = sizeof(Splat) / sizeof(float);
-    const float* splat = &splats[i].mean_x;
-    return {gather(splat + 2, kFloats, lanes), gather(splat + 3, kFloats, lanes), gather(splat + 4, kFloats, lanes)};
-}
 
 inline void rotation_tangent(const Vec* q, const Vec* d, Vec r[3][3]) {
     const Vec two(2.0f), four(4.0f);
@@ -36,13 +23,14 @@ inline void rotation_tangent(const Vec* q, const Vec* d, Vec r[3][3]) {
     r[2][1] = two * (pair(2, 3) + pair(0, 1));
 }
 
-// The change of the exponent along one direction of the eleven geometric parameters.
-inline Tangent push_geometry(const Constants& k, const View& view, const float* w, const Projected& p,
-                             const Whitening& a, Vec transparency, const Direction& d) {
+// The change of the exponent along one direction; that of the colour is left at 0.
+inline DerivativeFields<Vec> geometry_jvp(const Constants& k, const View& view, const CameraRotation& w,
+                                          const Projected& p, const Whitening& a, Vec transparency,
+                                          const Direction& d) {
     const Vec fx(static_cast<float>(view.fx)), fy(static_cast<float>(view.fy)), two(2.0f);
     Vec point[3];
     for (int r = 0; r < 3; ++r)
-        point[r] = fmadd(Vec(w[3 * r]), d.mean[0], fmadd(Vec(w[3 * r + 1]), d.mean[1], Vec(w[3 * r + 2]) * d.mean[2]));
+        point[r] = fmadd(Vec(w[r][0]), d.mean[0], fmadd(Vec(w[r][1]), d.mean[1], Vec(w[r][2]) * d.mean[2]));
     const Vec ratio_x = fnmadd(p.ratio_x, point[2], point[0]) * p.inverse_z;
     const Vec ratio_y = fnmadd(p.ratio_y, point[2], point[1]) * p.inverse_z;
     const Vec inverse_z = -(p.inverse_z * p.inverse_z * point[2]);
@@ -54,19 +42,19 @@ inline Tangent push_geometry(const Constants& k, const View& view, const float* 
     for (int c = 0; c < 4; ++c) quat[c] = fnmadd(p.quat[c], along, d.quat[c]) * p.quat_inverse_norm;
     rotation_tangent(p.quat, quat, rotation);
     for (int c = 0; c < 3; ++c) {
-        Vec turned[2] = {Vec(0.0f), Vec(0.0f)};
+        Vec rotated[2] = {Vec(0.0f), Vec(0.0f)};
         for (int m = 0; m < 3; ++m) {
-            const Vec image_0 = fmadd(j00, Vec(w[m]), j02 * Vec(w[6 + m]));
-            const Vec image_1 = fmadd(j11, Vec(w[3 + m]), j12 * Vec(w[6 + m]));
-            turned[0] += fmadd(image_0, p.rotation[m][c], p.camera_to_image[0][m] * rotation[m][c]);
-            turned[1] += fmadd(image_1, p.rotation[m][c], p.camera_to_image[1][m] * rotation[m][c]);
+            const Vec image_0 = fmadd(j00, Vec(w[0][m]), j02 * Vec(w[2][m]));
+            const Vec image_1 = fmadd(j11, Vec(w[1][m]), j12 * Vec(w[2][m]));
+            rotated[0] += fmadd(image_0, p.rotation[m][c], p.camera_to_image[0][m] * rotation[m][c]);
+            rotated[1] += fmadd(image_1, p.rotation[m][c], p.camera_to_image[1][m] * rotation[m][c]);
         }
-        for (int r = 0; r < 2; ++r) half[r][c] = fmadd(turned[r], p.scale[c], p.half[r][c] * d.log_scale[c]);
+        for (int r = 0; r < 2; ++r) half[r][c] = fmadd(rotated[r], p.scale[c], p.half[r][c] * d.log_scale[c]);
     }
     const Vec s_xx = two * dot3(p.half[0], half[0]), s_yy = two * dot3(p.half[1], half[1]);
     const Vec s_xy = dot3(p.half[0], half[1]) + dot3(p.half[1], half[0]);
-    Tangent out;
-    out.log2_opacity = Vec(1.44269504f) * transparency * d.logit;
+    DerivativeFields<Vec> out;
+    out.log2_opacity = Vec(kLog2e) * transparency * d.logit;
     if (view.antialiased) {
         const Vec *m0 = p.half[0], *m1 = p.half[1], *n = p.cross;
         Vec cross(0.0f);  // of |M₀×M₁|²
@@ -76,16 +64,17 @@ inline Tangent push_geometry(const Constants& k, const View& view, const float* 
         }
         cross *= two;
         const Vec determinant = cross + Vec(k.low_pass) * (s_xx + s_yy);
-        out.log2_opacity += Vec(0.5f * 1.44269504f) *
+        out.log2_opacity += Vec(0.5f * kLog2e) *
                             (cross / max(p.cross_squared, Vec(1e-30f)) - determinant / p.determinant);
     }
-    out.t[0] = two * (a.a11 * fx * ratio_x + a.a12 * fy * ratio_y);
-    out.t[1] = two * a.a22 * fy * ratio_y;
+    out.u = two * (a.xx * fx * ratio_x + a.xy * fy * ratio_y);
+    out.v = two * a.yy * fy * ratio_y;
     const Vec unit(1.0f / kHalfLog2e);
-    const Vec e0 = a.a11 * s_xx + a.a12 * s_xy, e1 = a.a11 * s_xy + a.a12 * s_yy;
-    out.n[0] = unit * (a.a11 * e0 + a.a12 * e1);
-    out.n[1] = unit * a.a22 * e1;
-    out.n[2] = unit * a.a22 * a.a22 * s_yy;
+    const Vec e0 = a.xx * s_xx + a.xy * s_xy, e1 = a.xx * s_xy + a.xy * s_yy;
+    out.uu = unit * (a.xx * e0 + a.xy * e1);
+    out.uv = unit * a.yy * e1;
+    out.vv = unit * a.yy * a.yy * s_yy;
+    for (Vec& color : out.color) color = Vec(0.0f);
     return out;
 }
 
@@ -94,7 +83,7 @@ inline void color_by_mean(const Cloud& cloud, int64_t i, Mask lanes, const Vec* 
                           Vec out[3][3]) {
     const int count = (cloud.degree + 1) * (cloud.degree + 1) - 1;
     alignas(64) float rest[45 * kLanes];
-    turn_coefficients(cloud, cloud.sh_rest, i, lanes, count, rest);
+    transpose_coefficients(cloud, cloud.sh_rest, i, lanes, count, rest);
     for (int c = 0; c < 3; ++c) {
         Vec factor[15], g[3];
         for (int b = 0; b < count; ++b) factor[b] = Vec::load(rest + kLanes * (3 * b + c));
@@ -104,26 +93,10 @@ inline void color_by_mean(const Cloud& cloud, int64_t i, Mask lanes, const Vec* 
     }
 }
 
-inline Vec transparency_of(const Cloud& cloud, int64_t i, Mask lanes) {
-    return Vec(1.0f) / (Vec(1.0f) + exp(gather(cloud.logit_opacities + i, 1, lanes)));
-}
-
-inline Vec color_passes(const Splat* splats, int64_t i, int channel, Mask lanes) {
-    constexpr int kFloats = sizeof(Splat) / sizeof(float);
-    return gather(splats[i].color_passes + channel, kFloats, lanes);
-}
-
-inline uint32_t visible_bits(const uint8_t* visible, int64_t i, int count) {
-    uint32_t bits = 0;
-    for (int lane = 0; lane < count; ++lane) bits |= static_cast<uint32_t>(visible[i + lane] != 0) << lane;
-    return bits;
-}
-
-// Per splat l', t (2), N (3), colour' (3), in kSplatGradient floats.
+// The change of each splat.
 void project_jvp(const Constants& k, const View& view, const Cloud& cloud, const Cloud& tangent, int64_t begin,
-                 int64_t end, const Splat* splats, const uint8_t* visible, float* splat_tangent) {
-    float w[9];
-    rotation_floats(view, w);
+                 int64_t end, const Splat* splats, const uint8_t* visible, SplatDerivative* splat_tangent) {
+    const CameraRotation w(view);
     for (int64_t i = begin; i < end; i += kLanes) {
         const int count = static_cast<int>(end - i < kLanes ? end - i : kLanes);
         const uint32_t bits = visible_bits(visible, i, count);
@@ -140,32 +113,28 @@ void project_jvp(const Constants& k, const View& view, const Cloud& cloud, const
         }
         for (int c = 0; c < 4; ++c) d.quat[c] = gather(tangent.quats + 4 * i + c, 4, lanes);
         d.logit = gather(tangent.logit_opacities + i, 1, lanes);
-        const Tangent t =
-            push_geometry(k, view, w, p, whitening_of(splats, i, lanes), transparency_of(cloud, i, lanes), d);
+        DerivativeFields<Vec> change =
+            geometry_jvp(k, view, w, p, whitening_of(splats, i, lanes), transparency_of(cloud, i, lanes), d);
         const Vec inverse = direction_of(offset, direction);
         const int bands = sh_basis(cloud.degree, direction[0], direction[1], direction[2], basis);
         color_by_mean(cloud, i, lanes, direction, inverse, by_mean);
         alignas(64) float rest[45 * kLanes];
-        turn_coefficients(cloud, tangent.sh_rest, i, lanes, bands, rest);
-        Vec fields[9] = {t.log2_opacity, t.t[0], t.t[1], t.n[0], t.n[1], t.n[2]};
+        transpose_coefficients(cloud, tangent.sh_rest, i, lanes, bands, rest);
         for (int c = 0; c < 3; ++c) {
             Vec color = Vec(kSh0) * gather(tangent.sh_dc + 3 * i + c, 3, lanes) + dot3(by_mean[c], d.mean);
             for (int b = 0; b < bands; ++b) color = fmadd(basis[b], Vec::load(rest + kLanes * (3 * b + c)), color);
-            fields[6 + c] = color * color_passes(splats, i, c, lanes);
+            change.color[c] = color * color_passes(splats, i, c, lanes);
         }
-        float columns[9][kLanes];
-        for (int f = 0; f < 9; ++f) fields[f].store(columns[f]);
-        for (int lane = 0; lane < count; ++lane)
-            for (int f = 0; f < 9; ++f) splat_tangent[(i + lane) * kSplatGradient + f] = columns[f][lane];
+        save_records(change, bits, splat_tangent + i);
     }
 }
 
 // The tangent of the tile's image, from the lists and the ends of rays that the forward pass left.
 void blend_jvp(const Constants& k, const View& view, const Splat* splats, const Entry* entries, int64_t count,
-               int tile, TileScratch& scratch, const TileState& state, const float* splat_tangent,
+               int tile, TileScratch& scratch, const TileState& state, const SplatDerivative* splat_tangent,
                float* const* image_tangent) {
     gather_tile(view, splats, entries, count, tile, scratch);
-    const Vec max_alpha(k.max_alpha), min_alpha(k.min_alpha), ln2(0.69314718f), two(2.0f);
+    const Vec max_alpha(k.max_alpha), min_alpha(k.min_alpha), ln2(kLn2), two(2.0f);
     const int64_t corner = static_cast<int64_t>(tile / view.tiles_x) * kTile * view.stride +
                            static_cast<int64_t>(tile % view.tiles_x) * kTile;
     for (int block = 0; block < kBlocksPerTile; ++block) {
@@ -176,17 +145,17 @@ void blend_jvp(const Constants& k, const View& view, const Splat* splats, const 
         Vec t(1.0f), dt(0.0f), out[3] = {Vec(0.0f), Vec(0.0f), Vec(0.0f)};
         for (int64_t j = 0; j < found; ++j) {
             const uint32_t at = scratch.list[j];
-            const float* s = scratch.splats + kLocal * static_cast<int64_t>(at);
-            const float* d = splat_tangent + kSplatGradient * static_cast<int64_t>(entries[at].gaussian);
+            const LocalSplat& s = scratch.splats[at];
+            const SplatDerivative& d = splat_tangent[entries[at].gaussian];
             const Pair pair = evaluate(s, x, y);
             const Mask used = (pair.alpha >= min_alpha) & last.reaches(at);
             const Vec alpha = keep(used, min(pair.alpha, max_alpha));
-            const Vec by_u = fmadd(Vec(d[3]), pair.u, fmadd(two * Vec(d[4]), pair.v, Vec(d[1])));
-            const Vec by_v = fmadd(Vec(d[5]), pair.v, Vec(d[2]));
-            const Vec exponent = fmadd(by_u, pair.u, fmadd(by_v, pair.v, Vec(d[0])));
+            const Vec by_u = fmadd(Vec(d.uu), pair.u, fmadd(two * Vec(d.uv), pair.v, Vec(d.u)));
+            const Vec by_v = fmadd(Vec(d.vv), pair.v, Vec(d.v));
+            const Vec exponent = fmadd(by_u, pair.u, fmadd(by_v, pair.v, Vec(d.log2_opacity)));
             const Vec d_alpha = keep(pair.alpha <= max_alpha, ln2 * alpha * exponent);
             const Vec w = alpha * t, d_w = fmadd(d_alpha, t, alpha * dt);
-            for (int c = 0; c < 3; ++c) out[c] = fmadd(d_w, Vec(s[6 + c]), fmadd(w, Vec(d[6 + c]), out[c]));
+            for (int c = 0; c < 3; ++c) out[c] = fmadd(d_w, Vec(s.color[c]), fmadd(w, Vec(d.color[c]), out[c]));
             dt = dt - d_w;
             t = t - w;
         }

@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "shared_constants.h"
+
 namespace splatopt {
 
 constexpr int kBlock = 4;           // a block is 4x4 pixels, one pixel a lane
@@ -11,11 +13,11 @@ constexpr int kTileBlocks = 4;      // a tile is 4x4 blocks
 constexpr int kTile = kBlock * kTileBlocks;
 constexpr int kBlocksPerTile = kTileBlocks * kTileBlocks;
 constexpr int kTilePixels = kTile * kTile;
-constexpr int kWindow = 11;         // taps of SSIM's window
-constexpr int kSplatGradient = 12;  // floats a pair hands to its Gaussian, the last three unused
 
-// Half of log2(e): with w = A d and |w|² = kHalfLog2e · dᵀ Σ⁻¹ d, α = 2^(log2 o - |w|²).
-constexpr float kHalfLog2e = 0.72134752f;
+constexpr float kLog2e = 1.44269504f, kLn2 = 0.69314718f;
+// With w = A d and |w|² = kHalfLog2e · dᵀ Σ⁻¹ d, α = 2^(log2 o - |w|²).
+constexpr float kHalfLog2e = 0.5f * kLog2e;
+constexpr float kMinNormal = 1.17549435e-38f;  // smallest normal float32
 
 // The rendering rule's numbers, handed over from Python.
 struct Constants {
@@ -59,11 +61,19 @@ struct LossRule {
     float floor_dissimilarity;
 };
 
+// Weighted sums over pixels that a loss is made of: SSIM, ρ(x - y) and (x - y)².
+struct LossSums {
+    double ssim, penalty, squared;
+};
+
 // What a rendered image is compared with.
 struct Photograph {
     const uint8_t* bytes;  // (H, W, 3)
     const float* weights;  // (H, W), null where all pixels count alike
 };
+
+// The six tensors in their order, where numbers of each are listed.
+enum TensorIndex { kMeans, kLogScales, kQuats, kLogitOpacities, kShDc, kShRest, kTensors };
 
 // Six tensors in the shapes of a cloud's: gradients, curvature, states, or the parameters where they are written.
 struct CloudTensors {
@@ -72,7 +82,7 @@ struct CloudTensors {
 
 // The trust region of one step: see hellinger.inl.
 struct TrustBounds {
-    float epsilon, opacity_floor, most_relative_distance, most_mean, most_log_scale, most_quat, most_logit, most_color,
+    float epsilon, opacity_floor, max_relative_distance, max_mean, max_log_scale, max_quat, max_logit, max_color,
         color_floor, higher_bands;
     float place, shape, look;  // factors on the radii of means; of log-scales and quaternions; of opacities and colours
     bool conditional_variance;
@@ -92,13 +102,13 @@ struct ClippedRule {
     StepKind kind;
     float decay1;
     float factor;                                // curvature: multiplies D
-    float damping[6];                            // curvature: δ of each tensor
+    float damping[kTensors];                            // curvature: δ of each tensor
     float beta2, decay2, epsilon, root;          // adam
-    float step_size[6];                          // adam: of each tensor
+    float step_size[kTensors];                          // adam: of each tensor
 };
 
 // Σ|mη| of a tensor's entries, and how many of them are not 0.
-struct Promise {
+struct PredictedReduction {
     double sum = 0, count = 0;
 };
 
@@ -109,15 +119,60 @@ struct BlockRule {
     bool measure_only;
 };
 
-// A projected Gaussian. A = [[a11, a12], [0, a22]] whitens: w = A (pixel - mean).
-struct Splat {
-    float mean_x, mean_y, a11, a12, a22, log2_opacity;
-    float color[3];
-    float depth;
-    float reach;          // largest |w|² at which α still reaches min_alpha
-    float half_x, half_y; // half extents of that ellipse, pixels
-    float color_passes[3];  // 1 where the clamp of the colour at 0 passes its gradient, else 0
+// What blending reads of a projected Gaussian, one float or one lane each. A = [[whitening_xx, whitening_xy],
+// [0, whitening_yy]] whitens: w = (u, v) = A (pixel - mean).
+template <class Real>
+struct BlendFields {
+    Real mean_x, mean_y;  // pixels
+    Real whitening_xx, whitening_xy, whitening_yy;
+    Real log2_opacity;
+    Real color[3];
+    Real depth;
 };
+
+// A projected Gaussian.
+template <class Real>
+struct SplatFields : BlendFields<Real> {
+    Real reach;            // largest |w|² at which α still reaches min_alpha
+    Real half_x, half_y;   // half extents of that ellipse, pixels
+    Real color_passes[3];  // 1 where the clamp of the colour at 0 passes its gradient, else 0
+};
+using Splat = SplatFields<float>;
+constexpr int kSplatFloats = sizeof(Splat) / sizeof(float);
+
+// A gathered splat, its mean relative to the tile's corner.
+struct LocalSplat : BlendFields<float> {
+    float unused[2];
+};
+
+// The exponent log2 α = l - |w|² as a polynomial of w = (u, v), and the colour. Backward, ∂L/∂log2 α summed over pixels
+// times 1, u, v, u², uv, v², and ∂L/∂colour; forward, the change l' + t·w + wᵀ N w, and that of the colour.
+template <class Real>
+struct DerivativeFields {
+    Real log2_opacity, u, v, uu, uv, vv;
+    Real color[3];
+};
+constexpr int kDerivativeFields = 9;
+struct SplatDerivative : DerivativeFields<float> {
+    float unused[3];
+};
+constexpr int kDerivativeFloats = sizeof(SplatDerivative) / sizeof(float);
+
+// Sums over a pair's pixels that its curvature is made of: see curvature.inl.
+enum MomentSum {
+    kOne, kU, kV, kUU, kUV, kVV, kUUU, kUUV, kUVV, kVVV, kUUUU, kUUUV, kUUVV, kUVVV, kVVVV,
+    kMoments,
+    kColorMoments = kMoments,             // three
+    kCrossMoments = kColorMoments + 3,    // three times kPhi
+    kPhi = kVV + 1,                       // entries of φ = (1, u, v, u², uv, v²)
+    kMomentSums = kCrossMoments,
+    kMomentSumsWithCross = kCrossMoments + 3 * kPhi,
+};
+static constexpr int moment_sums(bool cross) { return cross ? kMomentSumsWithCross : kMomentSums; }
+
+// A Gaussian's own block of curvature: centre, scales, quaternion, opacity and base colour; its lower triangle is kept.
+constexpr int kGeometryRows = 3 + 3 + 4 + 1, kBlockRows = kGeometryRows + 3;
+constexpr int kBlockFloats = kBlockRows * (kBlockRows + 1) / 2;
 
 // Which part of a tile a Gaussian touches: bit 4·row + column of its 4x4 blocks.
 struct Entry {
@@ -148,7 +203,7 @@ struct Kernels {
     const char* name;
     void (*project)(const Constants&, const View&, const Cloud&, int64_t begin, int64_t end, Splat*, uint8_t* visible);
     void (*project_backward)(const Constants&, const View&, const Cloud&, int64_t begin, int64_t end,
-                             const Splat*, const uint8_t* visible, const float* splat_gradient, float weight,
+                             const Splat*, const uint8_t* visible, const SplatDerivative* splat_gradient, float weight,
                              bool overwrite, const CloudTensors&, uint8_t* seen);
     // Columns [first, last] of 4-pixel blocks that the splat touches, per block row from row_begin on;
     // first > last where it touches none.
@@ -157,11 +212,10 @@ struct Kernels {
                   TileState&, const BlendPlanes&);
     void (*blend_backward)(const Constants&, const View&, const Splat*, const Entry*, int64_t count, int tile,
                            TileScratch&, const TileState&, const float* const* image_gradient,
-                           float* pair_gradient);
-    // Rows [begin, end) of one channel: weighted sums of SSIM, ρ(x - y) and (x - y)², and the loss's gradient.
-    // Scratch holds loss_scratch_floats.
+                           SplatDerivative* pair_gradient);
+    // Rows [begin, end) of one channel: the loss's sums and its gradient. Scratch holds loss_scratch_floats.
     void (*photometric_loss)(const Constants&, const View&, const LossRule&, const float* image, const Photograph&,
-                             int channel, int begin, int end, float* scratch, float* gradient, double* sums);
+                             int channel, int begin, int end, float* scratch, float* gradient, LossSums& sums);
     int64_t (*loss_scratch_floats)(const View&);
     // The residual view of the loss: rows [begin, end) of one channel, residuals (kinds, H, W, 3) in memory.
     void (*residuals)(const Constants&, const View&, const LossRule&, const float* image, const Photograph&,
@@ -173,10 +227,11 @@ struct Kernels {
     void (*pixel_curvature)(const Constants&, const View&, const LossRule&, const float* image, const Photograph&,
                             int channel, int begin, int end, float* scratch, float* out);
     void (*project_jvp)(const Constants&, const View&, const Cloud&, const Cloud& tangent, int64_t begin, int64_t end,
-                        const Splat*, const uint8_t* visible, float* splat_tangent);
+                        const Splat*, const uint8_t* visible, SplatDerivative* splat_tangent);
     void (*blend_jvp)(const Constants&, const View&, const Splat*, const Entry*, int64_t count, int tile,
-                      TileScratch&, const TileState&, const float* splat_tangent, float* const* image_tangent);
-    // Sums of a pair's curvature over the tile's pixels: 18 floats, with cross 36.
+                      TileScratch&, const TileState&, const SplatDerivative* splat_tangent,
+                      float* const* image_tangent);
+    // Sums of a pair's curvature over the tile's pixels: moment_sums(cross) floats.
     void (*blend_moments)(const Constants&, const View&, const Splat*, const Entry*, int64_t count, int tile,
                           TileScratch&, const TileState&, const float* const* weights, bool cross,
                           float* pair_moments);
@@ -187,10 +242,10 @@ struct Kernels {
                            const uint8_t* visible, const float* moments, float weight, float* blocks, float* rest);
     void (*adam)(float* parameter, const float* gradient, float* exp_avg, float* exp_avg_sq, int64_t count,
                  float step_size, float decay1, float beta2, float decay2, float epsilon, float correction2_sqrt);
-    // Rows [begin, end) of a cloud; scratch holds step_scratch_floats(rest), promised takes six.
+    // Rows [begin, end) of a cloud; scratch holds step_scratch_floats(rest), predicted takes kTensors.
     void (*clipped_step)(const TrustBounds&, const ClippedRule&, const CloudTensors& values,
                          const CloudTensors& gradient, const CloudTensors& first, const CloudTensors& second, int rest,
-                         int64_t begin, int64_t end, float* scratch, Promise* promised);
+                         int64_t begin, int64_t end, float* scratch, PredictedReduction* predicted);
     double (*block_step)(const TrustBounds&, const BlockRule&, const CloudTensors& values, const CloudTensors& gradient,
                          const CloudTensors& momentum, const float* blocks, const float* rest_curvature,
                          const uint8_t* seen, float* multipliers, int rest, int64_t begin, int64_t end, float* scratch);
@@ -198,13 +253,13 @@ struct Kernels {
     double (*block_form)(const float* blocks, const float* rest_curvature, const CloudTensors& step, int rest,
                          int64_t begin, int64_t end);
     // Groups [begin, end) of a learned step, pass by pass; sums are a task's own.
-    void (*learned_grown)(const LearnedRun&, int64_t begin, int64_t end);
+    void (*learned_aged)(const LearnedRun&, int64_t begin, int64_t end);
     void (*learned_observe)(const LearnedRun&, int64_t begin, int64_t end, double* sums);
     void (*learned_enter)(const LearnedRun&, int64_t begin, int64_t end, float* scratch, double* sums);
-    void (*learned_ask)(const LearnedRun&, int64_t begin, int64_t end, float* scratch);
+    void (*learned_queries)(const LearnedRun&, int64_t begin, int64_t end, float* scratch);
     void (*learned_block)(const LearnedRun&, int block, int64_t begin, int64_t end, float* scratch);
-    uint32_t (*leaf_distances)(const float* leaf, const float* from, float most, float* squared);
-    float (*blend_ceiling)(const float* splats, int count, int64_t rounds);
+    uint32_t (*leaf_distances)(const float* leaf, const float* from, float max_squared, float* squared);
+    float (*blend_ceiling)(const Constants&, const LocalSplat* splats, int count, int64_t rounds);
 };
 
 const Kernels& kernels_portable();

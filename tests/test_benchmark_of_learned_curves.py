@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.learned_curves import PARTS, leave_out
 
-from splatopt.meta.features import ROW_FEATURES, SCENE_FEATURES
+from splatopt.meta.constants import ROW_FEATURES, SCENE_FEATURES
 from splatopt.meta.inner import GROUPS
 from splatopt.meta.network import CORRECTED, DIRECTIONS, LearnedNetwork, NetworkOptions
 

@@ -14,7 +14,7 @@ class Workers:
 
     def __init__(self, threads: int, isa: str = 'auto') -> None: ...
 
-    def blend_ceiling(self, rounds: int) -> float:
+    def blend_ceiling(self, constants: Constants, rounds: int) -> float:
         """
         Pixel-Gaussian pairs a second that all threads together blend in a bare loop: the renderer's ceiling.
         """
@@ -172,7 +172,7 @@ class Rasterizer:
 class TrustBounds:
     """The trust region of one step."""
 
-    def __init__(self, *, epsilon: float, opacity_floor: float, most_relative_distance: float, most_mean: float, most_log_scale: float, most_quat: float, most_logit: float, most_color: float, color_floor: float, higher_bands: float, place: float, shape: float, look: float, conditional_variance: bool) -> None: ...
+    def __init__(self, *, epsilon: float, opacity_floor: float, max_relative_distance: float, max_mean: float, max_log_scale: float, max_quat: float, max_logit: float, max_color: float, color_floor: float, higher_bands: float, place: float, shape: float, look: float, conditional_variance: bool) -> None: ...
 
 class LearnedPasses:
     """A learned step's network, packed, and the buffers of its passes."""
@@ -183,6 +183,11 @@ class LearnedMemory:
     """Pointers to what a learned run keeps, which the caller keeps alive."""
 
     def __init__(self, exp_avg: CloudTensors, exp_avg_sq: CloudTensors, slow: CloudTensors, latent: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], age: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')]) -> None: ...
+
+def shared_constants() -> dict:
+    """
+    The numbers that were compiled in from the package's sources, a list under each name.
+    """
 
 def supported_isas() -> list:
     """

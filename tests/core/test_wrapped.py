@@ -24,6 +24,7 @@ from splatopt.core.objective import (
     Oracle,
     Question,
 )
+from splatopt.core.scene_edit import SceneEdit
 from splatopt.core.wrapped import WrappedObjective, undeclared
 from splatopt.curvature.estimators import ParameterProbes, ResidualProbes
 from splatopt.curvature.hessian import CentralDifference, ExactHessian
@@ -123,6 +124,9 @@ class Whole(Views):
     def gauss_newton_form(self, batch, tangent) -> float:
         return super().gauss_newton_form(batch, tangent) + 1.0
 
+    def edit_rows(self, edit: SceneEdit) -> None:
+        self.edited = len(edit)
+
     def exact_hvp(self, batch, tangent):
         return {name: part + 2 for name, part in super().gauss_newton_product(batch, tangent).items()}
 
@@ -139,6 +143,7 @@ def ask_of(question: str) -> Callable[[Objective], object]:
         "method": CentralDifference(),
         "needed": frozenset({Oracle.JVP}),
         "who": "someone",
+        "edit": SceneEdit.in_place(2),
     }
 
     def ask(objective: Objective) -> object:

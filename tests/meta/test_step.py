@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from meta.clouds import RATES, SMALL, begin, random_sequence, stirred
-from splatopt.meta.features import ROW_FEATURES, SCENE_FEATURES, build_inputs
+from splatopt.meta.constants import ROW_FEATURES, SCENE_FEATURES
+from splatopt.meta.features import build_inputs
 from splatopt.meta.frames import axes, quaternion_to_turn, to_own_axes, to_world, turn_to_quaternion
 from splatopt.meta.inner import GROUPS
 from splatopt.meta.neighbours import nearest_others

@@ -138,7 +138,7 @@ def cloud_tensors(tensors: Mapping[str, Tensor]) -> Native:
 
 
 def trust_bounds(**bounds: float | bool) -> Native:
-    """Return the native form of one step's trust region; the names are those of ``RadiusBounds``, and ``epsilon``."""
+    """Return the native form of one step's trust region, named as ``kernels.hellinger.TrustBounds`` is."""
     return _module().TrustBounds(**bounds)
 
 

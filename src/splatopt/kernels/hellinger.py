@@ -8,16 +8,17 @@ from typing import NamedTuple
 import triton.language as tl
 from torch import Tensor
 
+from splatopt.core.constants import MAX_LOG_RATIO, MAX_LOG_SCALE, SH_C0
 from splatopt.kernels.jit import jit
 
 TINY: tl.constexpr = tl.constexpr(1.17549435e-38)
 """The smallest normal float32."""
 
-Y0: tl.constexpr = tl.constexpr(0.28209479177387814)
+Y0: tl.constexpr = tl.constexpr(SH_C0)
 """The constant spherical harmonic."""
 
-MOST_LOG_SCALE: tl.constexpr = tl.constexpr(40.0)
-MOST_LOG_RATIO: tl.constexpr = tl.constexpr(10.0)
+LOG_SCALE_BOUND: tl.constexpr = tl.constexpr(MAX_LOG_SCALE)
+LOG_RATIO_BOUND: tl.constexpr = tl.constexpr(MAX_LOG_RATIO)
 
 
 class Cloud(NamedTuple):
@@ -37,7 +38,7 @@ class Cloud(NamedTuple):
 
 
 class TrustBounds(NamedTuple):
-    """The trust region of one step; the names are those of ``RadiusBounds``, most_mean in world units.
+    """The trust region of one step; max_mean in world units.
 
     ``place``, ``shape`` and ``look`` are factors on the radii of means, of log-scales and quaternions, and of opacities
     and colours; ``conditional_variance`` says which variance bounds a mean.
@@ -45,12 +46,12 @@ class TrustBounds(NamedTuple):
 
     epsilon: float
     opacity_floor: float
-    most_relative_distance: float
-    most_mean: float
-    most_log_scale: float
-    most_quat: float
-    most_logit: float
-    most_color: float
+    max_relative_distance: float
+    max_mean: float
+    max_log_scale: float
+    max_quat: float
+    max_logit: float
+    max_color: float
     color_floor: float
     higher_bands: float
     place: float
@@ -97,13 +98,13 @@ def hellinger_radii(bounds, cloud, row, inside, CONDITIONAL: tl.constexpr):
     """The radii of the Gaussians in ``row``, from the values of a cloud."""
     logit = tl.load(cloud.logit_opacities + row, mask=inside, other=0.0)
     opacity = tl.maximum(1 / (1 + tl.exp(-logit)), bounds.opacity_floor)
-    relative = tl.minimum(bounds.epsilon / opacity, bounds.most_relative_distance)
+    relative = tl.minimum(bounds.epsilon / opacity, bounds.max_relative_distance)
     eightfold = eightfold_log(relative)
     clear = tl.maximum(1 / (1 + tl.exp(logit)), TINY)
     color = ()
     for c in tl.static_range(3):
         value = tl.maximum(0.5 + Y0 * tl.load(cloud.sh_dc + 3 * row + c, mask=inside, other=0.0), bounds.color_floor)
-        radius = tl.minimum(tl.sqrt(4 * value * relative), bounds.most_color) / Y0
+        radius = tl.minimum(tl.sqrt(4 * value * relative), bounds.max_color) / Y0
         color = color + (bounds.look * radius,)
 
     scale, q = (), ()
@@ -121,16 +122,16 @@ def hellinger_radii(bounds, cloud, row, inside, CONDITIONAL: tl.constexpr):
     DOUBLE: tl.constexpr = -2 if CONDITIONAL else 2
     for c in tl.static_range(3):
         ratio = scale[(c + 1) % 3] - scale[(c + 2) % 3]
-        ratio = tl.minimum(tl.maximum(ratio, -MOST_LOG_RATIO), MOST_LOG_RATIO)
+        ratio = tl.minimum(tl.maximum(ratio, -LOG_RATIO_BOUND), LOG_RATIO_BOUND)
         stretch = stretch + (32 * squared_sinh(ratio),)
-        doubled = DOUBLE * tl.minimum(tl.maximum(scale[c], -MOST_LOG_SCALE), MOST_LOG_SCALE)
+        doubled = DOUBLE * tl.minimum(tl.maximum(scale[c], -LOG_SCALE_BOUND), LOG_SCALE_BOUND)
         variance = variance + (tl.exp(doubled),)
     turns = ((xx, yy, zz), (ww, zz, yy), (zz, ww, xx), (yy, xx, ww))
     quat = ()
     for c in tl.static_range(4):
         curvature = turns[c][0] * stretch[0] + turns[c][1] * stretch[1] + turns[c][2] * stretch[2]
         reach = tl.sqrt(eightfold / tl.maximum(curvature, 1e-30))
-        quat = quat + (bounds.shape * tl.minimum(reach, bounds.most_quat) * length,)
+        quat = quat + (bounds.shape * tl.minimum(reach, bounds.max_quat) * length,)
 
     rotation = (
         (1 - 2 * (yy + zz), 2 * (x * y - w * z), 2 * (x * z + w * y)),
@@ -144,12 +145,12 @@ def hellinger_radii(bounds, cloud, row, inside, CONDITIONAL: tl.constexpr):
         total += rotation[c][2] * rotation[c][2] * variance[2]
         if CONDITIONAL:
             total = 1 / total
-        mean = mean + (bounds.place * tl.minimum(tl.sqrt(total * eightfold), bounds.most_mean),)
+        mean = mean + (bounds.place * tl.minimum(tl.sqrt(total * eightfold), bounds.max_mean),)
     return Radii(
         mean,
-        bounds.shape * tl.minimum(tl.sqrt(2 * relative), bounds.most_log_scale),
+        bounds.shape * tl.minimum(tl.sqrt(2 * relative), bounds.max_log_scale),
         quat,
-        bounds.look * tl.minimum(2 * tl.sqrt(relative) / clear, bounds.most_logit),
+        bounds.look * tl.minimum(2 * tl.sqrt(relative) / clear, bounds.max_logit),
         color,
         length,
     )

@@ -19,6 +19,7 @@ from torch import Tensor
 from triton import next_power_of_2
 
 from splatopt.core.checks import InputError
+from splatopt.core.constants import MAX_COORDINATE
 from splatopt.kernels.jit import jit
 
 LEAF = 64
@@ -32,9 +33,6 @@ WARPS = 8
 
 MOST_NEIGHBOURS = 64
 """So many neighbours of each of a leaf's points still fit into a program's registers."""
-
-FARTHEST = 1e18
-"""Coordinates lie within plus and minus this, where float32 holds the squares of their differences."""
 
 _NONE: tl.constexpr = tl.constexpr(0x7F800000 << 32)
 """No neighbour yet: an infinite distance."""
@@ -153,8 +151,8 @@ def nearest_neighbours(points: Float[Tensor, "n 3"], count: int) -> tuple[Int[Te
             f"{count} nearest neighbours need at least {count + 1} points, got {total}; ask for fewer neighbours, or "
             "start with more points"
         )
-    if not bool((points.abs() <= FARTHEST).all()):
-        raise InputError(f"a neighbour search needs finite positions within ±{FARTHEST:g}, but some are not")
+    if not bool((points.abs() <= MAX_COORDINATE).all()):
+        raise InputError(f"a neighbour search needs finite positions within ±{MAX_COORDINATE:g}, but some are not")
     order = torch.argsort(_curve(points), stable=True)
     sorted_points = points[order].contiguous()
     leaf_low, leaf_high = _boxes(sorted_points, sorted_points, LEAF)
@@ -184,7 +182,7 @@ def _curve(points: Tensor) -> Tensor:
     """
     away = points - points.median(dim=0).values
     away = away / away.abs().median().clamp_min(torch.finfo(points.dtype).tiny)
-    away = away.clamp(-1e18, 1e18)
+    away = away.clamp(-MAX_COORDINATE, MAX_COORDINATE)
     cell = ((away / (1 + away.abs()) + 1) * (1 << 20)).long().clamp_(0, (1 << 21) - 1)
     for shift, mask in (
         (32, 0x1F00000000FFFF),

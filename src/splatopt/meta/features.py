@@ -17,17 +17,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from splatopt.core.objective import Tensors
+from splatopt.meta.constants import AGES, MIN_SQUARE
 from splatopt.meta.frames import axes, quaternion_to_turn, to_own_axes
 from splatopt.meta.inner import GROUPS, SLOW_GROUPS, InnerRates, InnerState, by_row, corrections, roots
-
-ROW_FEATURES = 83
-"""Numbers per Gaussian."""
-
-SCENE_FEATURES = 18
-"""Numbers per scene."""
-
-_AGES = (10.0, 100.0, 1000.0)
-_LEAST = 1e-30
 
 
 @dataclass(frozen=True)
@@ -102,7 +94,9 @@ def build_inputs(
     slow = {name: state.slow[name] / (by_row(slow_correction, root[name]) * root[name]) for name in SLOW_GROUPS}
     now = {name: gradient[name] / root[name] for name in SLOW_GROUPS}
     group_roots = {name: _mean_square(root[name]) for name in GROUPS}
-    whole = {name: gradient[name] / by_row(group_roots[name].clamp(min=_LEAST).sqrt(), gradient[name]) for name in now}
+    whole = {
+        name: gradient[name] / by_row(group_roots[name].clamp(min=MIN_SQUARE).sqrt(), gradient[name]) for name in now
+    }
 
     share = rates.learned_share(state.age)
     asked = seen & (share > 0)
@@ -110,7 +104,7 @@ def build_inputs(
     weight = weight / weight.sum().clamp(min=1)
     powers = [_mean_square(fast[name]) for name in GROUPS] + [_mean_square(slow[name]) for name in SLOW_GROUPS]
     power = torch.stack(powers, dim=1)
-    sizes = torch.stack([group_roots[name] for name in GROUPS], dim=1).clamp(min=_LEAST).log() / 2
+    sizes = torch.stack([group_roots[name] for name in GROUPS], dim=1).clamp(min=MIN_SQUARE).log() / 2
     pace, log_scales = rates.of("means", length_scale) * adam.fallen, parameters["log_scales"]
     columns = [
         *(_squashed(_own(part, rotations, unit_quats)) for part in (fast, slow, now, whole)),
@@ -118,7 +112,7 @@ def build_inputs(
         (sizes - (weight[:, None] * sizes).sum(dim=0)).clamp(-8, 8) / 2,
         _shape_features(parameters, weight),
         (by_row(pace.log(), log_scales) - log_scales.mean(dim=1, keepdim=True)).clamp(-6, 6) / 2,
-        torch.stack([torch.exp(-state.age / scale) for scale in _AGES], dim=1),
+        torch.stack([torch.exp(-state.age / scale) for scale in AGES], dim=1),
     ]
     rows = torch.cat(columns, dim=1)
     scene = torch.cat([(weight[:, None] * power).sum(dim=0), rows.new_tensor(history_features(state))])
@@ -163,14 +157,14 @@ def _shape_features(parameters: Tensors, weight: Tensor) -> Float[Tensor, "n 10"
     mean_scale = (weight[:, None] * log_scales).sum() / 3
     middle = (weight[:, None] * means).sum(dim=0)
     distance = (means - middle).square().sum(dim=1)
-    typical = (weight * distance).sum().clamp(min=_LEAST)
+    typical = (weight * distance).sum().clamp(min=MIN_SQUARE)
     columns = [
         (log_scales - mean_scale).clamp(-6, 6) / 2,
         parameters["logit_opacities"][:, None].clamp(-8, 8) / 4,
         parameters["sh_dc"].clamp(-3, 3),
-        (_mean_square(parameters["sh_rest"]) + _LEAST).sqrt()[:, None].clamp(max=2) * 4,
+        (_mean_square(parameters["sh_rest"]) + MIN_SQUARE).sqrt()[:, None].clamp(max=2) * 4,
         (log_scales.mean(dim=1) - mean_scale).clamp(-6, 6)[:, None] / 2,
-        (distance / typical + _LEAST).log()[:, None].clamp(-6, 6) / 4,
+        (distance / typical + MIN_SQUARE).log()[:, None].clamp(-6, 6) / 4,
     ]
     return torch.cat(columns, dim=1)
 
@@ -181,6 +175,6 @@ def history_features(state: InnerState) -> list[float]:
     Logarithms of the ratios of the loss's running means, and of its size; then three numbers that are 1 at the
     beginning and 0 from some thousands of steps on.
     """
-    fast, middle, slow = (max(value, _LEAST) for value in state.running_losses())
+    fast, middle, slow = (max(value, MIN_SQUARE) for value in state.running_losses())
     trends = [5 * max(-1.0, min(1.0, math.log(ratio))) for ratio in (fast / middle, middle / slow, fast / slow)]
-    return [*trends, math.log(slow) / 4, *(math.exp(-state.steps / scale) for scale in _AGES)]
+    return [*trends, math.log(slow) / 4, *(math.exp(-state.steps / scale) for scale in AGES)]

@@ -8,15 +8,10 @@ from torch import Tensor, nn
 
 from splatopt.core import native
 from splatopt.core.objective import Tensors
-from splatopt.meta.features import SCENE_FEATURES, history_features
+from splatopt.meta.constants import LANES, SCENE_FEATURES, TILE_OUTPUTS
+from splatopt.meta.features import history_features
 from splatopt.meta.inner import GROUPS, LEAST_SHARE, InnerRates, InnerState
 from splatopt.meta.network import Block, LearnedNetwork
-
-_TILE = 8
-"""Outputs of a layer that are made together."""
-
-_LANES = 16
-"""Queries, keys and values are made in whole vectors of so many numbers."""
 
 
 def fits(parameters: Tensors, gradient: Tensors) -> bool:
@@ -98,7 +93,7 @@ def pack(network: LearnedNetwork) -> Float[Tensor, " floats"]:
         hidden, out = network.scale[0], network.scale[2]
         assert isinstance(hidden, nn.Linear)
         assert isinstance(out, nn.Linear)
-        parts += [_layer(hidden), _padded(out.weight.mT, _TILE), out.bias]
+        parts += [_layer(hidden), _padded(out.weight.mT, TILE_OUTPUTS), out.bias]
     for place in (0, 2):
         linear = network.pool[place]
         assert isinstance(linear, nn.Linear)
@@ -117,7 +112,7 @@ def pack(network: LearnedNetwork) -> Float[Tensor, " floats"]:
 def _block(block: Block) -> list[Tensor]:
     parts: list[Tensor] = []
     if block.attention is not None and block.attention_norm is not None:
-        heads = [_padded(part, _LANES) for part in block.attention.query_key_value.weight.chunk(3)]
+        heads = [_padded(part, LANES) for part in block.attention.query_key_value.weight.chunk(3)]
         weight = torch.cat(heads)
         parts += [block.attention_norm.weight, block.attention_norm.bias, _tiles(weight, weight.new_zeros(len(weight)))]
         parts.append(_layer(block.attention.out))
@@ -135,8 +130,8 @@ def _layer(linear: nn.Linear) -> Tensor:
 
 def _tiles(weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " outputs"]) -> Tensor:
     """Return, for each eight outputs, their biases and then their weights input by input."""
-    rows = _padded(torch.cat([bias[:, None], weight], dim=1), _TILE)
-    return rows.reshape(-1, _TILE, rows.shape[1]).mT
+    rows = _padded(torch.cat([bias[:, None], weight], dim=1), TILE_OUTPUTS)
+    return rows.reshape(-1, TILE_OUTPUTS, rows.shape[1]).mT
 
 
 def _padded(rows: Float[Tensor, "rows columns"], multiple: int) -> Tensor:

@@ -10,13 +10,11 @@ from torch import Tensor
 
 from splatopt.core import native
 from splatopt.core.checks import InputError
+from splatopt.core.constants import MAX_COORDINATE
 from splatopt.kernels import takes
 
 NEIGHBOUR_REFRESH = 32
 """Steps between two searches. A search costs about a step of the network, and means move little. Unit: steps."""
-
-_FARTHEST = 1e18
-"""Coordinates are cut off here: their squares must be finite."""
 
 
 def nearest_others(
@@ -44,7 +42,7 @@ def nearest_others(
             f"the learned step looks at {count} neighbours of each Gaussian and needs at least {count + 1} Gaussians, "
             f"got {total}; take another optimizer for so small a scene"
         )
-    positions = torch.nan_to_num(positions.detach(), 0.0, 0.0, 0.0).clamp(-_FARTHEST, _FARTHEST)
+    positions = torch.nan_to_num(positions.detach(), 0.0, 0.0, 0.0).clamp(-MAX_COORDINATE, MAX_COORDINATE)
     if takes([positions]):
         from splatopt.kernels.neighbours import nearest_neighbours
 

@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from splatopt.core.checks import InputError
-from splatopt.meta.features import ROW_FEATURES, SCENE_FEATURES
+from splatopt.meta.constants import MAX_LOG_GATE, ROW_FEATURES, SCENE_FEATURES
 from splatopt.meta.inner import GROUPS
 
 CORRECTED: Mapping[str, int] = MappingProxyType(
@@ -39,8 +39,6 @@ CORRECTED: Mapping[str, int] = MappingProxyType(
 
 DIRECTIONS = sum(CORRECTED.values())
 """Numbers of a direction."""
-
-_BOUND = 4.0
 
 
 @dataclass(frozen=True)
@@ -213,7 +211,7 @@ class LearnedNetwork(nn.Module):
         if self.scale is not None:
             state = state * torch.relu(1 + self.scale(x))
         y = torch.relu(self.head(state))
-        sizes = _BOUND * torch.tanh(self.sizes(y) / _BOUND)
+        sizes = MAX_LOG_GATE * torch.tanh(self.sizes(y) / MAX_LOG_GATE)
         direction = self.direction(y)
         length = direction.square().sum(dim=1, keepdim=True).add(1e-12).sqrt()
         unit = direction * (math.sqrt(DIRECTIONS) / length)

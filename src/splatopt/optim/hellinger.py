@@ -34,19 +34,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from splatopt.core.checks import InputError
+from splatopt.core.constants import MAX_LOG_RATIO, MAX_LOG_SCALE, SH_C0
 from splatopt.core.objective import Tensors
 from splatopt.core.optimizer import Progress
 from splatopt.optim.fused import GAUSSIAN_TENSORS, FusedPasses
 
-_Y0 = 0.5 / math.sqrt(math.pi)
-"""The constant spherical harmonic, and the root mean square over the sphere of every other one."""
-
 _MOST_QUAT = 0.5
-
-_MOST_LOG_SCALE = 40.0
-_MOST_LOG_RATIO = 10.0
-"""Scales and ratios of scales are taken within exp(±these), where float32 holds their squares."""
-
 
 MeanVariance = Literal["marginal", "conditional"]
 """Which variance V_c bounds a mean along world axis c: Σ_cc, the marginal one, as published, for which H² exceeds ε
@@ -211,8 +204,8 @@ class HellingerRadii:
         eightfold = torch.log1p(-relative).mul_(-8)[:, None]
         # 2·√(ε/α)/(1-α); 1-α from the logit, for α that rounds to 1.
         logit = relative.sqrt().mul_(2).div_((-logits).sigmoid_().clamp_min_(torch.finfo(logits.dtype).tiny))
-        color = (0.5 + _Y0 * parameters["sh_dc"]).clamp_min_(bounds.color_floor)
-        color = color.mul_(4 * relative[:, None]).sqrt_().clamp_max_(bounds.most_color).div_(_Y0)
+        color = (0.5 + SH_C0 * parameters["sh_dc"]).clamp_min_(bounds.color_floor)
+        color = color.mul_(4 * relative[:, None]).sqrt_().clamp_max_(bounds.most_color).div_(SH_C0)
         most_quat = bounds.most_quat * quats.norm(dim=1, keepdim=True)
         radii = {
             "means": mean_variances(log_scales, quats, bounds.mean_variance)
@@ -230,8 +223,8 @@ class HellingerRadii:
     def fused_bounds(self, passes: FusedPasses, epsilon: float, factors: Mapping[str, float] | None = None) -> Any:
         """Return what the fused passes make the same radii from; they take one factor for each of ``reach.TYPES``."""
         factors = factors or {}
-        numbers = {field.name: getattr(self.bounds, field.name) for field in fields(RadiusBounds)}
-        numbers["most_mean"] = self._most_mean
+        numbers = {f.name.replace("most_", "max_"): getattr(self.bounds, f.name) for f in fields(RadiusBounds)}
+        numbers["max_mean"] = self._most_mean
         conditional = numbers.pop("mean_variance") == "conditional"
         numbers |= {
             "place": factors.get("means", 1.0),
@@ -265,7 +258,7 @@ def mean_variances(
 ) -> Float[Tensor, "n 3"]:
     """Return Σ_cc = Σ_k R_ck² S_k² (marginal) or 1/(Σ⁻¹)_cc = 1/Σ_k R_ck²/S_k² (conditional), world units²."""
     rotation_squared = _rotation(quats).square_()
-    doubled = 2 * log_scales.clamp(-_MOST_LOG_SCALE, _MOST_LOG_SCALE)
+    doubled = 2 * log_scales.clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE)
     if kind == "marginal":
         return (rotation_squared * doubled.exp()[:, None, :]).sum(dim=2)
     return (rotation_squared * (-doubled).exp()[:, None, :]).sum(dim=2).reciprocal_()
@@ -280,7 +273,7 @@ def quaternion_curvature(log_scales: Float[Tensor, "n 3"], quats: Float[Tensor, 
     """
     first, second, third = log_scales.unbind(dim=1)
     ratios = torch.stack([second - third, third - first, first - second], dim=1)
-    stretch = ratios.clamp_(-_MOST_LOG_RATIO, _MOST_LOG_RATIO).sinh_().square_().mul_(32)
+    stretch = ratios.clamp_(-MAX_LOG_RATIO, MAX_LOG_RATIO).sinh_().square_().mul_(32)
     squares = quats.square()
     norm_squared = squares.sum(dim=1, keepdim=True).clamp_min_(torch.finfo(quats.dtype).tiny)
     w, x, y, z = squares.div_(norm_squared).unbind(dim=1)
@@ -319,7 +312,7 @@ def squared_distances(before: Tensors, after: Tensors, channel: int | None = Non
     """
 
     def mass(cloud: Tensors) -> Tensor:
-        color = 1.0 if channel is None else (0.5 + _Y0 * cloud["sh_dc"][:, channel]).clamp_min(0)
+        color = 1.0 if channel is None else (0.5 + SH_C0 * cloud["sh_dc"][:, channel]).clamp_min(0)
         return cloud["logit_opacities"].sigmoid() * color * cloud["log_scales"].sum(dim=1).exp()
 
     first, second = (_covariance(cloud["log_scales"], cloud["quats"]) for cloud in (before, after))

@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from splatopt.core.camera import Camera
+from splatopt.core.constants import SH_C0
 from splatopt.raster.constants import FRUSTUM_MARGIN, LOW_PASS, MIN_ALPHA, NEAR_PLANE
-from splatopt.raster.spherical_harmonics import SH_C0, spherical_harmonics_basis
+from splatopt.raster.spherical_harmonics import spherical_harmonics_basis
 from splatopt.raster.types import Footprint, Gaussians, RenderOptions
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError, check_positive
-from splatopt.raster.spherical_harmonics import SH_C0
+from splatopt.core.constants import SH_C0
 from splatopt.scene.gaussians import GaussianCloud
 
 START_OPACITY = 0.1

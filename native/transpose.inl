@@ -51,7 +51,7 @@ inline void save_fours(Vec* v, int valid, const At& at) {
 }
 
 // out[16·n + lane] = rows[lane][n], n < width.
-inline void turn_rows(const float* const* rows, int width, float* out) {
+inline void transpose_rows(const float* const* rows, int width, float* out) {
     int n = 0;
     for (; n + 4 <= width; n += 4) {
         Vec v[4];
@@ -63,15 +63,16 @@ inline void turn_rows(const float* const* rows, int width, float* out) {
 }
 
 // The first `width` floats of sixteen rows, `stride` apart; of lanes that are not asked for, any of those that are.
-inline void turn_rows(const float* first, int64_t stride, Mask lanes, int width, float* out) {
+inline void transpose_rows(const float* first, int64_t stride, Mask lanes, int width, float* out) {
     const uint32_t bits = to_bits(lanes);
     const float* rows[kLanes];
-    for (int lane = 0; lane < kLanes; ++lane) rows[lane] = first + stride * (bits >> lane & 1 ? lane : __builtin_ctz(bits));
-    turn_rows(rows, width, out);
+    for (int lane = 0; lane < kLanes; ++lane)
+        rows[lane] = first + stride * (bits >> lane & 1 ? lane : __builtin_ctz(bits));
+    transpose_rows(rows, width, out);
 }
 
 // out[stride·lane + n] += in[16·n + lane], n < width, for these lanes.
-inline void add_turned(const float* in, int width, Mask lanes, float* out, int64_t stride) {
+inline void add_transposed(const float* in, int width, Mask lanes, float* out, int64_t stride) {
     const uint32_t bits = to_bits(lanes);
     int n = 0;
     for (; n + 4 <= width; n += 4) {
@@ -94,4 +95,27 @@ inline void add_turned(const float* in, int width, Mask lanes, float* out, int64
             const int lane = __builtin_ctz(left);
             out[stride * lane + n] += in[kLanes * n + lane];
         }
+}
+
+// Records of floats and their lanes, a struct with the same fields in the same order, of vectors.
+template <class Lanes, class Record>
+inline void save_records(const Lanes& lanes, uint32_t bits, Record* records) {
+    constexpr int kFields = sizeof(Lanes) / sizeof(Vec);
+    static_assert(sizeof(Record) >= kFields * sizeof(float));
+    alignas(64) float columns[kFields][kLanes];
+    std::memcpy(columns, &lanes, sizeof(columns));
+    for (; bits; bits &= bits - 1) {
+        const int lane = __builtin_ctz(bits);
+        float* out = reinterpret_cast<float*>(records + lane);
+        for (int f = 0; f < kFields; ++f) out[f] = columns[f][lane];
+    }
+}
+template <class Lanes, class Record>
+inline Lanes load_records(const Record* records, Mask m) {
+    constexpr int kFields = sizeof(Lanes) / sizeof(Vec), kStride = sizeof(Record) / sizeof(float);
+    Vec fields[kFields];
+    for (int f = 0; f < kFields; ++f) fields[f] = gather(reinterpret_cast<const float*>(records) + f, kStride, m);
+    Lanes lanes;
+    std::memcpy(&lanes, fields, sizeof(lanes));
+    return lanes;
 }
