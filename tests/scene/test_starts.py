@@ -10,8 +10,8 @@ import torch
 from raster.cases import look_from, make_camera
 from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError
+from splatopt.core.constants import SH_C0
 from splatopt.raster.reference_projection import view_colors
-from splatopt.raster.spherical_harmonics import SH_C0
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.starts import cube_of_interest, neighbour_distances, start_from_points, start_in_cube, start_random
 

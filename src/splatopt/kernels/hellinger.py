@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import triton.language as tl
-from torch import Tensor
 
+from splatopt.core.constants import SH_C0
 from splatopt.kernels.jit import jit
 
 TINY: tl.constexpr = tl.constexpr(1.17549435e-38)
 """The smallest normal float32."""
 
-Y0: tl.constexpr = tl.constexpr(0.28209479177387814)
+Y0: tl.constexpr = tl.constexpr(SH_C0)
 """The constant spherical harmonic."""
 
 MOST_LOG_SCALE: tl.constexpr = tl.constexpr(40.0)
 MOST_LOG_RATIO: tl.constexpr = tl.constexpr(10.0)
-
-
-class Cloud(NamedTuple):
-    """Six tensors in the shapes of a cloud's: values, a gradient, a state."""
-
-    means: Tensor
-    log_scales: Tensor
-    quats: Tensor
-    logit_opacities: Tensor
-    sh_dc: Tensor
-    sh_rest: Tensor
-
-    @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> Cloud:
-        """Return the tensors of these names."""
-        return cls(**{name: tensors[name].detach() for name in cls._fields})
 
 
 class TrustBounds(NamedTuple):

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import triton.language as tl
 
+from splatopt.core.constants import SH_C0, SH_C1, SH_C2, SH_C3
 from splatopt.kernels.jit import jit
 
-C0 = tl.constexpr(0.28209479177387814)
-"""Y of degree 0: 1 / (2·√π)."""
-C1 = tl.constexpr(0.4886025119029199)
-"""√3 / (2·√π)."""
-C20 = tl.constexpr(1.0925484305920792)
+C0 = tl.constexpr(SH_C0)
+C1 = tl.constexpr(SH_C1)
+C20 = tl.constexpr(SH_C2[0])
 """On xy, and negative on yz and xz."""
-C22 = tl.constexpr(0.31539156525252005)
-C24 = tl.constexpr(0.5462742152960396)
-C30 = tl.constexpr(-0.5900435899266435)
+C22 = tl.constexpr(SH_C2[2])
+C24 = tl.constexpr(SH_C2[4])
+C30 = tl.constexpr(SH_C3[0])
 """On y(3x²-y²), and on x(x²-3y²)."""
-C31 = tl.constexpr(2.890611442640554)
-C32 = tl.constexpr(-0.4570457994644658)
+C31 = tl.constexpr(SH_C3[1])
+C32 = tl.constexpr(SH_C3[2])
 """On y(4z²-x²-y²), and on x(4z²-x²-y²)."""
-C33 = tl.constexpr(0.3731763325901154)
-C35 = tl.constexpr(1.445305721320277)
+C33 = tl.constexpr(SH_C3[3])
+C35 = tl.constexpr(SH_C3[5])
 
 
 @jit

@@ -34,12 +34,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from splatopt.core.checks import InputError
+from splatopt.core.constants import SH_C0
 from splatopt.core.objective import Tensors
 from splatopt.core.optimizer import Progress
-from splatopt.optim.fused import GAUSSIAN_TENSORS, FusedPasses
-
-_Y0 = 0.5 / math.sqrt(math.pi)
-"""The constant spherical harmonic, and the root mean square over the sphere of every other one."""
+from splatopt.core.schema import GAUSSIAN_TENSORS, rotation_matrices
+from splatopt.optim.fused import FusedPasses
 
 _MOST_QUAT = 0.5
 
@@ -211,8 +210,8 @@ class HellingerRadii:
         eightfold = torch.log1p(-relative).mul_(-8)[:, None]
         # 2·√(ε/α)/(1-α); 1-α from the logit, for α that rounds to 1.
         logit = relative.sqrt().mul_(2).div_((-logits).sigmoid_().clamp_min_(torch.finfo(logits.dtype).tiny))
-        color = (0.5 + _Y0 * parameters["sh_dc"]).clamp_min_(bounds.color_floor)
-        color = color.mul_(4 * relative[:, None]).sqrt_().clamp_max_(bounds.most_color).div_(_Y0)
+        color = (0.5 + SH_C0 * parameters["sh_dc"]).clamp_min_(bounds.color_floor)
+        color = color.mul_(4 * relative[:, None]).sqrt_().clamp_max_(bounds.most_color).div_(SH_C0)
         most_quat = bounds.most_quat * quats.norm(dim=1, keepdim=True)
         radii = {
             "means": mean_variances(log_scales, quats, bounds.mean_variance)
@@ -228,7 +227,7 @@ class HellingerRadii:
         return {name: radius * factors[name] if name in factors else radius for name, radius in radii.items()}
 
     def fused_bounds(self, passes: FusedPasses, epsilon: float, factors: Mapping[str, float] | None = None) -> Any:
-        """Return what the fused passes make the same radii from; they take one factor for each of ``reach.TYPES``."""
+        """Return what the fused passes make the same radii from; they take a factor for each of ``PARAMETER_TYPES``."""
         factors = factors or {}
         numbers = {field.name: getattr(self.bounds, field.name) for field in fields(RadiusBounds)}
         numbers["most_mean"] = self._most_mean
@@ -264,7 +263,7 @@ def mean_variances(
     log_scales: Float[Tensor, "n 3"], quats: Float[Tensor, "n 4"], kind: MeanVariance
 ) -> Float[Tensor, "n 3"]:
     """Return Σ_cc = Σ_k R_ck² S_k² (marginal) or 1/(Σ⁻¹)_cc = 1/Σ_k R_ck²/S_k² (conditional), world units²."""
-    rotation_squared = _rotation(quats).square_()
+    rotation_squared = rotation_matrices(quats).square_()
     doubled = 2 * log_scales.clamp(-_MOST_LOG_SCALE, _MOST_LOG_SCALE)
     if kind == "marginal":
         return (rotation_squared * doubled.exp()[:, None, :]).sum(dim=2)
@@ -288,24 +287,6 @@ def quaternion_curvature(log_scales: Float[Tensor, "n 3"], quats: Float[Tensor, 
     return (turns * stretch[:, None, :]).sum(dim=2).div_(norm_squared)
 
 
-def _rotation(quats: Float[Tensor, "n 4"]) -> Float[Tensor, "n 3 3"]:
-    """Return the rotations of quaternions wxyz of any length."""
-    norm = quats.norm(dim=1, keepdim=True).clamp_min(torch.finfo(quats.dtype).tiny)
-    w, x, y, z = (quats / norm).unbind(dim=1)
-    rows = [
-        1 - 2 * (y * y + z * z),
-        2 * (x * y - w * z),
-        2 * (x * z + w * y),
-        2 * (x * y + w * z),
-        1 - 2 * (x * x + z * z),
-        2 * (y * z - w * x),
-        2 * (x * z - w * y),
-        2 * (y * z + w * x),
-        1 - 2 * (x * x + y * y),
-    ]
-    return torch.stack(rows, dim=1).view(-1, 3, 3)
-
-
 def squared_distances(before: Tensors, after: Tensors, channel: int | None = None) -> Float[Tensor, " n"]:
     """Return H² = ½ ∫ (√G - √G')² / det(S) of each Gaussian before and after a change, det(S) that of before.
 
@@ -319,7 +300,7 @@ def squared_distances(before: Tensors, after: Tensors, channel: int | None = Non
     """
 
     def mass(cloud: Tensors) -> Tensor:
-        color = 1.0 if channel is None else (0.5 + _Y0 * cloud["sh_dc"][:, channel]).clamp_min(0)
+        color = 1.0 if channel is None else (0.5 + SH_C0 * cloud["sh_dc"][:, channel]).clamp_min(0)
         return cloud["logit_opacities"].sigmoid() * color * cloud["log_scales"].sum(dim=1).exp()
 
     first, second = (_covariance(cloud["log_scales"], cloud["quats"]) for cloud in (before, after))
@@ -334,5 +315,5 @@ def squared_distances(before: Tensors, after: Tensors, channel: int | None = Non
 
 def _covariance(log_scales: Float[Tensor, "n 3"], quats: Float[Tensor, "n 4"]) -> Float[Tensor, "n 3 3"]:
     """Return Σ = R S² Rᵀ."""
-    factor = _rotation(quats) * log_scales.exp()[:, None, :]
+    factor = rotation_matrices(quats) * log_scales.exp()[:, None, :]
     return factor @ factor.mT
