@@ -13,12 +13,13 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from benchmarks.field_curves import FIELDS, LEVELS, mean_sd, read_curve, read_curves, table_of
 from splatopt.data.knot import make_knot
 from splatopt.data.mesh import write_mesh
 from splatopt.fit.config import FitConfig, TaskKind
@@ -26,13 +27,10 @@ from splatopt.fit.events import FitProgress
 from splatopt.fit.loop import fit_field
 from splatopt.fit.sampler import ExampleSampler
 from splatopt.optim.field_optimizers import field_options, find_field_optimizer
-from splatopt.report.scene_page import read_metrics
 from splatopt.runs.folder import read_json
+from splatopt.runs.records import read_metrics
 
-FIELDS = ("gaussian", "sine", "wavelet", "sinc", "relu-pe", "relu")
 ADAM_RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
-LEVELS = {"psnr": (30.0, 35.0), "iou": (0.9, 0.95)}
-EPOCHS = (25, 50, 200)
 SCORED_EPOCHS, SPARSE_EPOCHS = 60, 4
 """Images are scored after each of the first epochs, and after every so many later on: a score costs 0.4 s at 256²."""
 
@@ -210,7 +208,7 @@ def start(arguments: argparse.Namespace) -> None:
                 )
                 fit_field(replace(config, out=folder, resume=again))
             found.append(read_json(folder / "eval.json")["psnr"])
-        lines.append(f"| {probes} | {min(found):.2f} | {_mean_sd(found, '.2f')} | {max(found):.2f} |")
+        lines.append(f"| {probes} | {min(found):.2f} | {mean_sd(found, '.2f')} | {max(found):.2f} |")
         print(lines[-1], flush=True)
     text = "| first probes | least | mean ± sd | most |\n|---|---|---|---|\n" + "\n".join(lines) + "\n"
     (arguments.out / "start.md").write_text(text)
@@ -252,124 +250,14 @@ def cost(arguments: argparse.Namespace) -> None:
 # ---------------------------------------------------------------------- table
 
 
-@dataclass(frozen=True)
-class Curve:
-    """Scores of one run against epochs and seconds.
-
-    Attributes:
-        cell: Field, optimizer and rate, which the seeds share.
-        seed: Of the run.
-        score: What it is judged by.
-        epochs: At each score.
-        seconds: At each score.
-        values: The scores.
-    """
-
-    cell: tuple[str, str, str, float | None]
-    seed: int
-    score: str
-    epochs: tuple[float, ...]
-    seconds: tuple[float, ...]
-    values: tuple[float, ...]
-
-    def late_mean(self, until: float | None = None) -> float:
-        """Return the mean of the scores in the last quarter of the run, or of its first ``until`` epochs."""
-        until = self.epochs[-1] if until is None else until
-        placed = zip(self.epochs, self.values, strict=True)
-        return statistics.mean(value for place, value in placed if 0.75 * until <= place <= until)
-
-    def at(self, epoch: float) -> float | None:
-        """Return the score after ``epoch`` epochs; None where the run was shorter."""
-        found = [value for place, value in zip(self.epochs, self.values, strict=True) if place <= epoch + 1e-6]
-        return found[-1] if found and self.epochs[-1] >= epoch - 1e-6 else None
-
-    def reaches(self, level: float, *, stays: bool) -> int | None:
-        """Return the index of the first score at ``level``; with ``stays``, after which none is below it."""
-        above = [value >= level for value in self.values]
-        if stays:
-            below = [index for index, one in enumerate(above) if not one]
-            index = below[-1] + 1 if below else 0
-            return index if index < len(above) else None
-        return above.index(True) if any(above) else None
-
-
-def read_curve(folder: Path) -> Curve:
-    """Return the curve of the finished run in ``folder``."""
-    config, end = read_json(folder / "config.json"), read_json(folder / "eval.json")
-    score = next(name for name in LEVELS if name in end)
-    # A sweep that is on its way to a whole run has more lines than its end.
-    lines = [line for line in read_metrics(folder / "metrics.jsonl") if line["step"] <= end["steps"]]
-    scored = [(line["epoch"], line["seconds"], line[f"score_{score}"]) for line in lines if f"score_{score}" in line]
-    scored.append((lines[-1]["epoch"], end["seconds"], end[score]))
-    epochs, seconds, values = zip(*scored, strict=True)
-    cell = (Path(config["target"]).stem, config["field"], config["optimizer"], config["optimizer_options"]["rate"])
-    return Curve(cell, config["seed"], score, epochs, seconds, values)
-
-
-def read_curves(out: Path) -> list[Curve]:
-    """Return the curves of all finished runs below ``out``."""
-    folders = sorted(path.parent for path in out.glob("*/eval.json") if not path.parent.name.startswith("start-"))
-    return [read_curve(folder) for folder in folders if any(name in read_json(folder / "eval.json") for name in LEVELS)]
-
-
 def table(arguments: argparse.Namespace) -> None:
     """Write ``table.md``: a row for each field, optimizer and rate, Adam's whole sweep among them."""
     curves = read_curves(arguments.out)
     if not curves:
         raise SystemExit(f"there is no finished run below {arguments.out}")
-    text = "\n\n".join(_table(score, [curve for curve in curves if curve.score == score]) for score in LEVELS)
+    text = "\n\n".join(table_of(score, [curve for curve in curves if curve.score == score]) for score in LEVELS)
     (arguments.out / "table.md").write_text(text.strip() + "\n")
     print(text.strip())
-
-
-def _table(score: str, curves: Sequence[Curve]) -> str:
-    if not curves:
-        return ""
-    groups: dict[tuple, list[Curve]] = {}
-    for curve in curves:
-        groups.setdefault(curve.cell, []).append(curve)
-    head = [
-        "target",
-        "field",
-        "optimizer",
-        "rate",
-        "seeds",
-        *(f"after {epoch} epochs" for epoch in EPOCHS),
-        "at the end",
-    ]
-    head += [f"{verb} {level:g}" for level in LEVELS[score] for verb in ("first reaches", "stays above")]
-    rows = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    order = sorted(groups, key=lambda cell: (cell[0], FIELDS.index(cell[1]), cell[2], cell[3] or 0))
-    rows += [_row(score, cell, groups[cell]) for cell in order]
-    return "\n".join(rows)
-
-
-def _row(score: str, cell: tuple[str, str, str, float | None], curves: Sequence[Curve]) -> str:
-    form = ".2f" if score == "psnr" else ".4f"
-    row = [*cell[:3], f"{cell[3]:g}" if cell[3] else "own", str(len(curves))]
-    row += [_mean_sd([curve.at(epoch) for curve in curves], form) for epoch in EPOCHS]
-    row.append(_mean_sd([curve.values[-1] for curve in curves], form))
-    row += [_reached(curves, level, stays=stays) for level in LEVELS[score] for stays in (False, True)]
-    return f"| {' | '.join(row)} |"
-
-
-def _reached(curves: Sequence[Curve], level: float, *, stays: bool) -> str:
-    """Epochs and seconds until a level, over the seeds that came there."""
-    places = [(curve, curve.reaches(level, stays=stays)) for curve in curves]
-    found = [(curve.epochs[index], curve.seconds[index]) for curve, index in places if index is not None]
-    if not found:
-        return "never"
-    epochs, seconds = zip(*found, strict=True)
-    some = "" if len(found) == len(curves) else f" ({len(found)} of {len(curves)})"
-    return f"{_mean_sd(epochs, '.0f')}, {_mean_sd(seconds, '.0f')} s{some}"
-
-
-def _mean_sd(values: Iterable[float | None], form: str) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
-        return "–"
-    spread = f" ± {statistics.stdev(known):{form}}" if len(known) > 1 else ""
-    return f"{statistics.mean(known):{form}}{spread}"
 
 
 def _base(arguments: argparse.Namespace, **settings: object) -> FitConfig:

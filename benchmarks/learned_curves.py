@@ -24,8 +24,9 @@ import torch
 
 from splatopt.core.checks import InputError
 from splatopt.core.optimizer import Optimizer, Progress, find_optimizer
+from splatopt.core.schema import GAUSSIAN_TENSORS
 from splatopt.meta import Learned, LearnedNetwork, LearnedOptions
-from splatopt.meta.inner import GROUPS, InnerRates
+from splatopt.meta.inner import InnerRates
 from splatopt.meta.network import CORRECTED
 from splatopt.meta.practice import Practice, PracticeOptions, draw_practice, scene_folders
 from splatopt.optim.averaging import Averaged
@@ -73,7 +74,7 @@ def adams(finals: list[float], color_share: float) -> list[Contender]:
 
 PARTS = (
     "gates",
-    *(f"gates:{group}" for group in GROUPS),
+    *(f"gates:{group}" for group in GAUSSIAN_TENSORS),
     "corrections",
     *(f"corrections:{group}" for group in CORRECTED),
 )
@@ -88,10 +89,10 @@ def leave_out(part: str, network: LearnedNetwork) -> None:
         ends = dict(zip(CORRECTED, itertools.accumulate(CORRECTED.values()), strict=True))
         layer, rows = network.direction, slice(ends[group] - CORRECTED[group], ends[group])
     elif kind == "corrections":
-        layer, rows = network.sizes, slice(len(GROUPS), None)
+        layer, rows = network.sizes, slice(len(GAUSSIAN_TENSORS), None)
     else:
-        first = GROUPS.index(group) if group else 0
-        layer, rows = network.sizes, slice(first, first + 1 if group else len(GROUPS))
+        first = GAUSSIAN_TENSORS.index(group) if group else 0
+        layer, rows = network.sizes, slice(first, first + 1 if group else len(GAUSSIAN_TENSORS))
     layer.weight[rows] = 0
     layer.bias[rows] = 0
 
@@ -151,8 +152,7 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def main() -> int:
-    """Print a table in Markdown."""
+def _parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.learned_curves",
         description=__doc__,
@@ -182,7 +182,12 @@ def main() -> int:
     parser.add_argument("--inputs", type=positive, default=0, help="exactly so many input views")
     parser.add_argument("--scattered", action="store_true", help="starts from as many points scattered at random")
     parser.add_argument("--threads", type=int, default=0, help="0 for all cores; scores do not depend on it")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Print a table in Markdown."""
+    arguments = _parsed()
     torch.set_num_threads(arguments.threads or torch.get_num_threads())
     renderer = make_renderer("auto", arguments.threads)
     scenes = [scene for data in arguments.data for scene in scene_folders(data)[: arguments.scenes]]

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from splatopt.core.objective import Tensors
+from splatopt.core.schema import BLOCK_TENSORS
 from splatopt.optim.hellinger import HellingerRadii, PublishedBounds, RadiusBounds, squared_distances
 
 EPSILONS = tuple(10 ** (exponent / 2) for exponent in range(-16, -5))
-NAMES = ("means", "log_scales", "quats", "logit_opacities", "sh_dc")
 BOUNDS = {
     "our bounds, conditional variance": RadiusBounds(mean_variance="conditional"),
     "our bounds, marginal variance": RadiusBounds(mean_variance="marginal"),
@@ -84,10 +84,10 @@ def farthest(cloud: Tensors, radius: Tensor, name: str) -> Tensor:
 
 def reaches(bounds: RadiusBounds, cloud: Tensors) -> dict[str, Reach]:
     """Return what each parameter reaches within ``bounds``."""
-    found: dict[str, list[Tensor]] = {name: [] for name in NAMES}
+    found: dict[str, list[Tensor]] = {name: [] for name in BLOCK_TENSORS}
     for epsilon in EPSILONS:
         radii = HellingerRadii(bounds).radii(cloud, epsilon)
-        for name in NAMES:
+        for name in BLOCK_TENSORS:
             found[name].append(farthest(cloud, radii[name], name))
     return {
         name: Reach(tuple(float(d.median()) for d in each), tuple(float(d.max()) for d in each))
@@ -137,7 +137,7 @@ def draw(measured: dict[str, dict[str, Reach]]) -> str:
     ]
     for index, (title, by_name) in enumerate(measured.items()):
         parts += _panel(_LEFT + index * (_SIDE + _GAP), title, by_name, first=index == 0)
-    for index, name in enumerate(NAMES):
+    for index, name in enumerate(BLOCK_TENSORS):
         x = _LEFT + index * 130
         parts.append(f'<path d="M{x} {height - 36}h22" stroke="{COLORS[name]}" stroke-width="2"/>')
         parts.append(f'<text x="{x + 27}" y="{height - 32}">{name}</text>')

@@ -73,8 +73,7 @@ def neighbours(options: SweptOptions) -> list[tuple[str, SweptOptions]]:
     return moved
 
 
-def main() -> int:
-    """Print every trial and, at the end, the best options as JSON."""
+def _parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.search_rates",
         description=__doc__,
@@ -89,7 +88,12 @@ def main() -> int:
     parser.add_argument("--final-at", type=int, default=2000, help="steps of that sweep")
     parser.add_argument("--from", dest="begin", default=None, help="begin from this JSON of options instead")
     parser.add_argument("--threads", type=int, default=0, help="0 for all cores; scores do not depend on it")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Print every trial and, at the end, the best options as JSON."""
+    arguments = _parsed()
     renderer = make_renderer("auto", arguments.threads)
     folders = list(scene_folders(arguments.data))[: arguments.scenes]
 

@@ -10,14 +10,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import fields
+from benchmarks import field_curves, fields
 
 CELL = ("photo", "sine", "adam", 1e-3)
 
 
 def curve(values, cell=CELL, seed=0):
     epochs = tuple(float(index + 1) for index in range(len(values)))
-    return fields.Curve(cell, seed, "psnr", epochs, tuple(2 * epoch for epoch in epochs), tuple(values))
+    return field_curves.Curve(cell, seed, "psnr", epochs, tuple(2 * epoch for epoch in epochs), tuple(values))
 
 
 def test_reaching_a_level_is_not_staying_above_it():
@@ -38,7 +38,7 @@ def test_scores_after_so_many_epochs():
 def test_the_table_has_the_whole_sweep_and_names_how_many_seeds_came_there():
     slow, fast = ("photo", "sine", "adam", 1e-4), ("photo", "sine", "adam", 1e-3)
     esgd = ("photo", "sine", "esgd", 0.15)
-    text = fields._table(
+    text = field_curves.table_of(
         "psnr",
         [
             curve([36.0, 36.0], esgd),

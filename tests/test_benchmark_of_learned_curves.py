@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.learned_curves import PARTS, leave_out
 
+from splatopt.core.schema import GAUSSIAN_TENSORS
 from splatopt.meta.constants import ROW_FEATURES, SCENE_FEATURES
-from splatopt.meta.inner import GROUPS
 from splatopt.meta.network import CORRECTED, DIRECTIONS, LearnedNetwork, NetworkOptions
 
 
@@ -41,11 +41,11 @@ def test_what_is_left_out_is_zero(part):
     assert (whole_gates != 0).all()
     assert (whole_corrections != 0).any(dim=0).all()
     names = [name for name, count in CORRECTED.items() for _ in range(count)]
-    out_gates = [kind == "gates" and group in ("", name) for name in GROUPS]
+    out_gates = [kind == "gates" and group in ("", name) for name in GAUSSIAN_TENSORS]
     out_corrections = [kind == "corrections" and group in ("", name) for name in names]
     for place, out in enumerate(out_gates):
         expected = torch.zeros(20) if out else whole_gates[:, place]
-        assert torch.equal(gates[:, place], expected), GROUPS[place]
+        assert torch.equal(gates[:, place], expected), GAUSSIAN_TENSORS[place]
     for place, out in enumerate(out_corrections):
         assert bool((corrections[:, place] == 0).all()) == out, names[place]
     if kind == "gates":

@@ -11,7 +11,7 @@ from bench.cases import numbers, toy_suite
 from splatopt.bench import cluster
 from splatopt.bench.cells import make_cells
 from splatopt.bench.measure import run_cell
-from splatopt.bench.session import run_suite
+from splatopt.bench.session import Start, run_suite
 from splatopt.cli import main
 from splatopt.core import native
 from splatopt.core.checks import InputError
@@ -26,7 +26,7 @@ needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="
 def test_two_workers_come_to_the_numbers_of_one_process(capture, tmp_path):
     suite, said = toy_suite(capture), []
     out = tmp_path / "out"
-    results = run_suite(suite, out, command="splatopt bench", say=said.append, ray="local:2")
+    results = run_suite(suite, out, Start("splatopt bench", ray="local:2"), say=said.append)
     assert len(results.done) == 4
     assert results.sources[0]["side_by_side"] is True
     assert sorted(line.split()[0] for line in said) == ["1/4", "2/4", "3/4", "4/4"]
@@ -36,7 +36,7 @@ def test_two_workers_come_to_the_numbers_of_one_process(capture, tmp_path):
     (out / "state" / "toy.slow.seed1.failed").write_text(json.dumps({"reason": "no luck"}))
     record = out / "cells" / "toy.slow.seed1" / "cell.json"
     record.write_text(record.read_text().replace('"done"', '"running"'))
-    again = run_suite(suite, out, command="splatopt bench", say=said.append, ray="local:2")
+    again = run_suite(suite, out, Start("splatopt bench", ray="local:2"), say=said.append)
     assert [cell["failure"] for cell in again.failed] == ["no luck"]
     assert len(again.done) == 3
 
@@ -70,7 +70,8 @@ def test_the_address_says_where(monkeypatch, address, expected):
     import types
 
     given = {}
-    fake = types.SimpleNamespace(init=lambda **settings: given.update(settings))
+    fake = types.ModuleType("ray")
+    monkeypatch.setattr(fake, "init", lambda **settings: given.update(settings), raising=False)
     monkeypatch.setitem(sys.modules, "ray", fake)
     assert cluster._connect(address) is fake
     assert {name: given[name] for name in expected} == expected

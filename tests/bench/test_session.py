@@ -20,7 +20,7 @@ from splatopt.bench.cells import make_cells
 from splatopt.bench.measure import locked, run_cell
 from splatopt.bench.results import load_results
 from splatopt.bench.runner import Outcome, run_process
-from splatopt.bench.session import run_suite
+from splatopt.bench.session import Start, run_suite
 from splatopt.bench.verify import verify
 from splatopt.cli import main
 from splatopt.core import native
@@ -30,7 +30,7 @@ from splatopt.runs.folder import write_json
 
 def start(suite, out, launch=launch_here, **more):
     said = []
-    results = run_suite(suite, out, command="splatopt bench toy.toml", say=said.append, launch=launch, **more)
+    results = run_suite(suite, out, Start("splatopt bench toy.toml", **more), say=said.append, launch=launch)
     return results, said
 
 

@@ -10,12 +10,12 @@ from optim.awkward import AwkwardCloud
 from raster.cases import find_case, random_cloud
 from splatopt.core import native
 from splatopt.core.optimizer import Progress, find_optimizer
+from splatopt.core.schema import PACKED_BLOCK
 from splatopt.meta.fused import FusedNetwork
 from splatopt.meta.network import LearnedNetwork
 from splatopt.raster.cpu import NativeRenderer
 from splatopt.raster.losses import L1Ssim, Loss, SquaredError
 from splatopt.raster.problem import WeightedSum
-from splatopt.raster.types import PACKED_BLOCK
 
 
 def rendered(isa: str) -> dict[str, Tensor]:

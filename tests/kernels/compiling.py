@@ -23,6 +23,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from splatopt.core.schema import GaussianTensors
 from splatopt.kernels import blend, blend_backward, blend_moments, curvature, projection, projection_backward, tangent
 from splatopt.kernels import tiles as tile_lists
 
@@ -123,15 +124,15 @@ def launch_all() -> None:
     image, target = torch.rand(24, 32, 3), torch.zeros(24, 32, 3, dtype=torch.uint8)
     window = loss.SsimWindow((1 / 11,) * 11, 1e-4, 9e-4)
     slopes = loss.ResidualSlopes(1.0, 1.0, 0.1, 0.1)
-    loss.photometric_loss(image, target, 0.2, window)
-    loss.photometric_loss(image, target, 0.2, window, image)
+    loss.photometric_loss(image, target, (0.8, 0.2), window)
+    loss.photometric_loss(image, target, (0.8, 0.2), window, image)
     loss.residuals(image, target, slopes, window)
     loss.residual_jvp(image, target, image, slopes, window)
     loss.residual_vjp(image, target, torch.rand(2, 24, 32, 3), slopes, window)
     loss.residual_weights(image, target, slopes, window)
 
     rows = 160
-    cloud = hellinger.Cloud(
+    cloud = GaussianTensors(
         *(torch.rand(rows, *shape) for shape in [(3,), (3,), (4,), (), (3,), (15, 3)])
     )  # fmt: skip
     adam.adam_step(

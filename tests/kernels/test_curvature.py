@@ -13,12 +13,13 @@ pytest.importorskip("triton", reason=NO_TRITON)
 
 from kernels.views import TINY, TinyView, prepare
 from raster.compare import relative_vector_error, worst_elementwise_error
+from splatopt.core.schema import BLOCK_SIZE, GAUSSIAN_TENSORS, PACKED_BLOCK
 from splatopt.kernels.blend import blend
 from splatopt.kernels.blend_moments import blend_moments
 from splatopt.kernels.curvature import project_blocks, project_diagonal
 from splatopt.raster.reference_products import _Curvature, _projection_jacobian, _splat_curvature
 from splatopt.raster.reference_projection import project_reference
-from splatopt.raster.types import BLOCK_SIZE, GAUSSIAN_TENSORS, PACKED_BLOCK, Footprint
+from splatopt.raster.types import Footprint
 
 
 def pixel_weights(view: TinyView) -> torch.Tensor:
@@ -48,11 +49,11 @@ def curvature_of(view: TinyView, device: torch.device, fill: float, weight: floa
     common = (drawn.numbers, drawn.cloud, drawn.splats)
     diagonal = [torch.full_like(tensor, fill) for tensor in drawn.cloud.tensors]
     blocks = torch.full((drawn.cloud.count, PACKED_BLOCK), fill, device=device)
-    rest = torch.full_like(drawn.cloud.sh_rest, fill)
+    rest = torch.full_like(drawn.cloud.tensors.sh_rest, fill)
     view_sums = functools.partial(blend_moments, drawn.numbers, drawn.splats, drawn.lists, image, weights)
     all_sums = view_sums(cross=True)
     project_diagonal(*common, all_sums if drawn.cloud.degree else view_sums(cross=False), diagonal, factor, **how)
-    project_blocks(*common, all_sums, blocks, rest, factor, **how)
+    project_blocks(*common, all_sums, (blocks, rest), factor, **how)
     return dict(zip(GAUSSIAN_TENSORS, (part.cpu() for part in diagonal), strict=True)), blocks.cpu(), rest.cpu()
 
 

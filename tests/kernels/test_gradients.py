@@ -13,6 +13,7 @@ pytest.importorskip("triton", reason=NO_TRITON)
 
 from kernels.views import TINY, TinyView, prepare
 from raster.compare import relative_vector_error, worst_elementwise_error
+from splatopt.core.schema import GAUSSIAN_TENSORS
 from splatopt.kernels import blend_backward as backward
 from splatopt.kernels.blend import blend
 from splatopt.kernels.blend_backward import blend_backward, sum_pairs
@@ -20,7 +21,7 @@ from splatopt.kernels.projection import TILE
 from splatopt.kernels.projection_backward import project_backward
 from splatopt.kernels.tiles import TileLists
 from splatopt.raster.reference import ReferenceRenderer
-from splatopt.raster.types import GAUSSIAN_TENSORS, Footprint
+from splatopt.raster.types import Footprint
 
 # Of an element; of a tensor as a vector a tenth of it. Random image gradients cancel over a Gaussian's pixels as
 # a photograph's do not, and take digits with them.

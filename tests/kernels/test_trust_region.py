@@ -14,12 +14,12 @@ from optim.awkward import AwkwardCloud, flattened
 from splatopt import kernels
 from splatopt.core import native
 from splatopt.core.optimizer import Progress, find_optimizer
+from splatopt.core.schema import GAUSSIAN_TENSORS, PARAMETER_TYPES, GaussianTensors
 from splatopt.curvature.blocks import from_lanes, pack_blocks, to_lanes, unpack_blocks
-from splatopt.kernels import block_step, hellinger, trust_region
+from splatopt.kernels import block_step, trust_region
 from splatopt.optim.block_gauss_newton import BlockGaussNewton, BlockGaussNewtonOptions, solve_in_balls
-from splatopt.optim.fused import GAUSSIAN_TENSORS, fused_passes
+from splatopt.optim.fused import fused_passes
 from splatopt.optim.hellinger import HellingerRadii
-from splatopt.optim.reach import TYPES
 
 STEPS = 2
 
@@ -163,7 +163,7 @@ def test_full_blocks_give_the_step_of_torch(device, reach):
     gradient = {name: value.float() for name, value in evaluation.gradient.items()}
     multipliers = torch.rand(rows, generator=generator).double() * 0.2
 
-    factors = {name: factor for group, factor in zip(TYPES, reach, strict=True) for name in group}
+    factors = {name: factor for group, factor in zip(PARAMETER_TYPES, reach, strict=True) for name in group}
     radii = HellingerRadii(options, exact.length_scale).radii(exact.values, 1e-2, factors)
     eta = flattened({name: value.expand_as(exact.values[name]) for name, value in radii.items()})
     next_multipliers = multipliers.clone()
@@ -176,7 +176,7 @@ def test_full_blocks_give_the_step_of_torch(device, reach):
     found = multipliers.float().to(device)
     arguments = [
         HellingerRadii(options, scene.length_scale).fused_bounds(passes, 1e-2, factors),
-        *(hellinger.Cloud.of({n: v.to(device) for n, v in c.items()}) for c in (scene.values, gradient, momentum)),
+        *(GaussianTensors.of({n: v.to(device) for n, v in c.items()}) for c in (scene.values, gradient, momentum)),
         to_lanes(kept.float().to(device)),
         scene.curvature["sh_rest"],
         None,
@@ -210,7 +210,7 @@ def test_kept_blocks_and_their_form_are_those_of_torch(device):
     rest = torch.rand(scene.values["sh_rest"].shape, generator=torch.Generator().manual_seed(1)).to(device)
     expected = torch.einsum("ni,nij,nj->", d, unpack_blocks(fresh.double().cpu()), d)
     expected += (rest.double() * scene.values["sh_rest"].double().square()).sum().cpu()
-    form = block_step.block_form(fresh, rest, hellinger.Cloud.of(scene.values))
+    form = block_step.block_form(fresh, rest, GaussianTensors.of(scene.values))
     assert form == pytest.approx(float(expected), rel=1e-5)
 
 

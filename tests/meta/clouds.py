@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from splatopt.meta.inner import GROUPS, InnerRates, InnerState
+from splatopt.core.schema import GAUSSIAN_TENSORS
+from splatopt.meta.inner import InnerRates, InnerState
 from splatopt.meta.network import LearnedNetwork, NetworkOptions
 
 SMALL = NetworkOptions(width=8, latent=3, attention=4, neighbours=3)
@@ -69,4 +70,4 @@ def begin(parameters: dict[str, Tensor], network: LearnedNetwork) -> InnerState:
 
 
 RATES = InnerRates()
-assert set(GROUPS) == set(random_cloud(1, torch.Generator()))
+assert set(GAUSSIAN_TENSORS) == set(random_cloud(1, torch.Generator()))

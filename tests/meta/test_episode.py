@@ -10,9 +10,10 @@ import torch
 
 from meta.clouds import stirred
 from meta.toys import PRACTICE, SHAPE, begin
+from splatopt.core.schema import GAUSSIAN_TENSORS
 from splatopt.meta import episode as episode_module
 from splatopt.meta.episode import LossOptions, Situation, roll_out, run_episode
-from splatopt.meta.inner import GROUPS, InnerRates
+from splatopt.meta.inner import InnerRates
 from splatopt.meta.network import LearnedNetwork
 from splatopt.meta.practice import draw_practice
 from splatopt.raster.render import make_renderer
@@ -120,7 +121,7 @@ def test_an_episode_takes_the_steps_of_a_rollout(scenes, network):
     one, two = begin(scenes, network), begin(scenes, network)
     assert roll_out(network, InnerRates(), one, 4, torch.Generator().manual_seed(9))
     run_episode(network, InnerRates(), two, 4, LossOptions(), torch.Generator().manual_seed(9))
-    for name in GROUPS:
+    for name in GAUSSIAN_TENSORS:
         torch.testing.assert_close(
             one.practice.objective.parameters[name], two.practice.objective.parameters[name], rtol=1e-6, atol=1e-7
         )

@@ -12,12 +12,14 @@ from torch import Tensor
 from meta.clouds import RATES, SMALL, begin, random_sequence, stirred
 from optim.quadratic import Quadratic
 from splatopt.core import native
+from splatopt.core.objective import Evaluation
 from splatopt.core.optimizer import Progress
+from splatopt.core.schema import GAUSSIAN_TENSORS
 from splatopt.meta import fused as fused_module
 from splatopt.meta import learned as learned_module
 from splatopt.meta.features import build_inputs
 from splatopt.meta.fused import FusedNetwork, fits, pack
-from splatopt.meta.inner import GROUPS, InnerState
+from splatopt.meta.inner import InnerState
 from splatopt.meta.learned import Learned, LearnedOptions
 from splatopt.meta.neighbours import nearest_others
 from splatopt.meta.network import SIZES, LearnedNetwork, NetworkOptions
@@ -67,13 +69,12 @@ def in_torch(network, run: Run, gradient, loss, seen, rates=RATES) -> None:
 
 
 @torch.no_grad()
-def natively(
-    passes: FusedNetwork, run: Run, gradient, loss, seen, clocked: bool = False, threads: int = 2, rates=RATES
-) -> None:
+def natively(passes: FusedNetwork, run: Run, gradient, loss, seen, clocked: bool = False, rates=RATES) -> None:
     gradient = {name: value.float() for name, value in gradient.items()}
     assert fits(run.parameters, gradient)
     clock = CLOCK if clocked else None
-    passes.step(run.parameters, gradient, run.state, loss, seen, run.near, rates, SCALE, clock, threads)
+    evaluation = Evaluation(loss, gradient, seen, {})
+    passes.step(run.parameters, evaluation, seen, run.state, run.near, rates, SCALE, clock)
 
 
 def evaluations(sequence):
@@ -82,7 +83,7 @@ def evaluations(sequence):
 
 def assert_same_step(made: Run, expected: Run, before: Run) -> None:
     """The same to what float32 loses of a step and of the values that it changes."""
-    for name in GROUPS:
+    for name in GAUSSIAN_TENSORS:
         if not expected.parameters[name].numel():
             continue
         moved = (expected.parameters[name] - before.parameters[name]).abs().max()
@@ -126,7 +127,7 @@ def test_the_native_passes_are_the_step(monkeypatch, isa, shape, rows, rest) -> 
         in_torch(exact, expected, gradient, loss, seen)
         natively(passes, made, gradient, loss, seen, clocked=options.clock)
         assert_same_step(made, expected, before)
-        for name in GROUPS:
+        for name in GAUSSIAN_TENSORS:
             assert torch.equal(made.parameters[name][~seen].double(), before.parameters[name][~seen]), name
             assert rest == 0 or not torch.equal(made.parameters[name][seen].double(), before.parameters[name][seen])
         assert torch.equal(made.state.latent[~seen].double(), before.state.latent[~seen])
@@ -168,7 +169,7 @@ def test_awkward_scenes_are_stepped_as_in_torch(monkeypatch, isa) -> None:
     cloud["means"][3] = cloud["means"].mean(dim=0)
     cloud["means"] = 50 + cloud["means"] * 10 ** cloud["sh_dc"][:, :1].clamp(-2, 2)
     for gradient in sequence.gradients:
-        for name in GROUPS:
+        for name in GAUSSIAN_TENSORS:
             gradient[name][:20] = 0
             gradient[name][20:40] *= 1e-12
             gradient[name][40:60] *= 1e7
@@ -179,7 +180,7 @@ def test_awkward_scenes_are_stepped_as_in_torch(monkeypatch, isa) -> None:
         before = made.to(torch.float64)
         in_torch(exact, expected, gradient, loss, seen)
         natively(FusedNetwork(network), made, gradient, loss, seen)
-        for name in GROUPS:
+        for name in GAUSSIAN_TENSORS:
             moved = (expected.parameters[name] - before.parameters[name]).abs().amax()
             size = before.parameters[name].abs()
             error = (made.parameters[name] - expected.parameters[name]).abs()
@@ -262,12 +263,12 @@ def test_the_bits_do_not_depend_on_the_number_of_threads() -> None:
     sequence = random_sequence(3000, 3, unseen=0.2)
     runs = []
     for threads in (1, 2, 3):
-        run, passes = start(sequence, network), FusedNetwork(network)
+        run, passes = start(sequence, network), FusedNetwork(network, threads)
         for gradient, loss, seen in evaluations(sequence):
-            natively(passes, run, gradient, loss, seen, threads=threads)
+            natively(passes, run, gradient, loss, seen)
         runs.append(run)
     for other in runs[1:]:
-        for name in GROUPS:
+        for name in GAUSSIAN_TENSORS:
             assert torch.equal(other.parameters[name], runs[0].parameters[name]), name
         for name, value in runs[0].state.tensors().items():
             assert torch.equal(other.state.tensors()[name], value), name
@@ -282,7 +283,7 @@ def test_buffers_follow_scenes_that_grow_and_shrink_and_are_not_seen_at_all() ->
         one, other = start(sequence, network), start(sequence, network)
         natively(used, one, gradient, loss, seen)
         natively(FusedNetwork(network), other, gradient, loss, seen)
-        for name in GROUPS:
+        for name in GAUSSIAN_TENSORS:
             assert torch.equal(one.parameters[name], other.parameters[name])
         if unseen > 1:
             assert torch.equal(one.parameters["means"], sequence.parameters["means"].float())
@@ -346,6 +347,6 @@ def test_the_optimizer_takes_the_native_passes_where_they_fit(tmp_path, monkeypa
     monkeypatch.setattr(learned_module, "fits", lambda *args: False)
     made_in_torch, count = run(torch.float32)
     assert count == 0
-    for name in GROUPS:
+    for name in GAUSSIAN_TENSORS:
         torch.testing.assert_close(natively_made[name], made_in_torch[name], rtol=1e-5, atol=1e-5)
         assert not torch.equal(natively_made[name], learned(tmp_path)[0].parameters[name])

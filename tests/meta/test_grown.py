@@ -11,10 +11,11 @@ from optim.quadratic import Quadratic
 from splatopt.core import native
 from splatopt.core.optimizer import Progress
 from splatopt.core.scene_edit import SceneEdit
+from splatopt.core.schema import GAUSSIAN_TENSORS
 from splatopt.meta import learned as learned_module
 from splatopt.meta.features import build_inputs
 from splatopt.meta.fused import FusedNetwork
-from splatopt.meta.inner import GROUPS, InnerRates
+from splatopt.meta.inner import InnerRates
 from splatopt.meta.learned import Learned, LearnedOptions
 from splatopt.meta.neighbours import nearest_others
 from splatopt.meta.network import LearnedNetwork
@@ -52,7 +53,7 @@ def test_they_take_adams_step_and_have_nothing_to_say() -> None:
 
     state, one = step(0.2)
     _, other = step(-0.9)
-    for name in GROUPS:
+    for name in GAUSSIAN_TENSORS:
         assert torch.equal(one.changes[name][grown], one.adam[name][grown]), name
         assert one.changes[name][grown & seen].count_nonzero() > 0
         assert not torch.equal(one.changes[name][~grown & seen], one.adam[name][~grown & seen])

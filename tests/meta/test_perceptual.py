@@ -8,8 +8,9 @@ import torch
 from meta.clouds import stirred
 from meta.toys import PRACTICE, SHAPE, make_scenes
 from splatopt.core.objective import Oracle
+from splatopt.core.schema import GAUSSIAN_TENSORS
 from splatopt.meta.episode import LossOptions, Situation, run_episode
-from splatopt.meta.inner import GROUPS, InnerRates
+from splatopt.meta.inner import InnerRates
 from splatopt.meta.network import LearnedNetwork
 from splatopt.meta.perceptual import can_pull, image_pull
 from splatopt.meta.practice import draw_practice
@@ -38,7 +39,7 @@ def test_the_pull_of_an_l1_loss_is_the_gradient_of_the_objective_without_ssim(sc
     value, pull = image_pull(objective, 1, absolute)
     expected = objective.gradient((1,))
     assert value == pytest.approx(expected.loss, rel=1e-5)
-    for name in GROUPS:
+    for name in GAUSSIAN_TENSORS:
         torch.testing.assert_close(pull[name], expected.gradient[name], rtol=1e-3, atol=1e-7)
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from meta.clouds import RATES, SMALL, begin, random_sequence, stirred
+from splatopt.core.schema import GAUSSIAN_TENSORS, rotation_matrices
 from splatopt.meta.constants import ROW_FEATURES, SCENE_FEATURES
 from splatopt.meta.features import build_inputs
-from splatopt.meta.frames import axes, quaternion_to_turn, to_own_axes, to_world, turn_to_quaternion
-from splatopt.meta.inner import GROUPS
+from splatopt.meta.frames import quaternion_to_turn, to_own_axes, to_world, turn_to_quaternion
 from splatopt.meta.neighbours import nearest_others
 from splatopt.meta.network import SIZES, LearnedNetwork
 from splatopt.meta.step import learned_step
@@ -69,13 +69,13 @@ def test_unseen_rows_stay_and_each_row_counts_its_own_steps():
     assert torch.equal(state.age.long(), seen.sum(dim=0))
     before = sequence.parameters
     for after, mask in zip(trail, sequence.seen, strict=True):
-        for name in GROUPS:
+        for name in GAUSSIAN_TENSORS:
             assert torch.equal(after[name][~mask], before[name][~mask])
             assert not torch.equal(after[name][mask], before[name][mask])
         before = after
     for row in range(30):
         own = [g for g, mask in zip(sequence.gradients, sequence.seen, strict=True) if mask[row]]
-        for name in GROUPS:
+        for name in GAUSSIAN_TENSORS:
             value = sequence.parameters[name][row].clone()
             moments = (torch.zeros_like(value), torch.zeros_like(value))
             for number, gradient in enumerate(own, start=1):
@@ -100,7 +100,7 @@ def test_unseen_rows_keep_their_latent_state_and_are_heard_by_nobody():
         other, _ = follow(network, replace(sequence, parameters=loud))
     assert hidden.any()
     assert torch.equal(state.latent[hidden], torch.zeros_like(state.latent[hidden]))
-    for name in GROUPS:
+    for name in GAUSSIAN_TENSORS:
         assert torch.equal(trail[-1][name][~hidden], other[-1][name][~hidden]), name
 
 
@@ -117,7 +117,7 @@ def test_permuting_gaussians_permutes_the_update():
     with torch.no_grad():
         trail, _ = follow(network, sequence)
         permuted, _ = follow(network, moved)
-    for name in GROUPS:
+    for name in GAUSSIAN_TENSORS:
         torch.testing.assert_close(permuted[-1][name], trail[-1][name][order], rtol=1e-10, atol=1e-12)
 
 
@@ -165,7 +165,7 @@ def test_a_half_turn_of_the_world_turns_the_update():
         trail, _ = follow(network, sequence)
         rotated, _ = follow(network, other)
     expected = turned(trail[-1])
-    for name in GROUPS:
+    for name in GAUSSIAN_TENSORS:
         torch.testing.assert_close(rotated[-1][name], expected[name], rtol=1e-9, atol=1e-9)
 
 
@@ -174,12 +174,12 @@ def test_a_general_turn_leaves_what_depends_on_the_cloud_alone():
     generator = torch.Generator().manual_seed(2)
     quats = torch.nn.functional.normalize(torch.randn(9, 4, generator=generator, dtype=torch.float64), dim=1)
     vectors = torch.randn(9, 3, generator=generator, dtype=torch.float64)
-    rotations = axes(quats)
+    rotations = rotation_matrices(quats)
     torch.testing.assert_close(rotations @ rotations.mT, torch.eye(3, dtype=torch.float64).expand(9, 3, 3))
     torch.testing.assert_close(to_world(rotations, to_own_axes(rotations, vectors)), vectors)
     torch.testing.assert_close(quaternion_to_turn(quats, turn_to_quaternion(quats, vectors)), vectors)
     small = 1e-6
-    moved = axes(quats + small * turn_to_quaternion(quats, vectors))
+    moved = rotation_matrices(quats + small * turn_to_quaternion(quats, vectors))
     zero = torch.zeros(9, dtype=torch.float64)
     x, y, z = (2 * vectors).unbind(dim=1)
     spin = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=1).reshape(9, 3, 3)
@@ -201,7 +201,9 @@ def test_the_gradient_through_an_unroll_of_two_is_that_of_finite_differences():
     def objective():
         trail, _ = follow(network, sequence)
         return sum(
-            (after[name] * weight[name]).sum() for after, weight in zip(trail, pull, strict=True) for name in GROUPS
+            (after[name] * weight[name]).sum()
+            for after, weight in zip(trail, pull, strict=True)
+            for name in GAUSSIAN_TENSORS
         )
 
     objective().backward()

@@ -20,9 +20,9 @@ from optim.quadratic import Quadratic
 from splatopt.core import native
 from splatopt.core.objective import Evaluation
 from splatopt.core.optimizer import Progress
+from splatopt.core.schema import GAUSSIAN_TENSORS
 from splatopt.meta import learned as learned_module
 from splatopt.meta.features import ROW_FEATURES, SCENE_FEATURES
-from splatopt.meta.inner import GROUPS
 from splatopt.meta.learned import Learned, LearnedOptions
 from splatopt.meta.network import LearnedNetwork
 
@@ -60,7 +60,7 @@ def moved(
     change(optimizer.weights.network)
     for step in range(STEPS):
         optimizer.step(None, Progress(step, 1000))
-    return {name: (objective.parameters[name].double() - start[name]).reshape(-1) for name in GROUPS}
+    return {name: (objective.parameters[name].double() - start[name]).reshape(-1) for name in GAUSSIAN_TENSORS}
 
 
 def summed_up(way: dict[str, Tensor]) -> dict[str, list[float]]:
@@ -75,7 +75,7 @@ def difference(found: dict[str, list[float]], expected: dict[str, list[float]]) 
     """Return the largest difference in parts of its group's root mean square."""
     return max(
         abs(one - other) / expected[name][0]
-        for name in GROUPS
+        for name in GAUSSIAN_TENSORS
         for one, other in zip(found[name], expected[name], strict=True)
     )
 

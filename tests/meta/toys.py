@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 
 from splatopt.data.made import SceneOptions, write_scenes
-from splatopt.meta.episode import LossOptions, Situation
-from splatopt.meta.inner import InnerRates
-from splatopt.meta.lane import EpisodeOptions, Lane, Variant
+from splatopt.meta.episode import Situation
+from splatopt.meta.lane import EpisodeOptions, Lane, LaneOptions, Variant
 from splatopt.meta.network import LearnedNetwork, NetworkOptions
 from splatopt.meta.practice import PracticeOptions, draw_practice, scene_folders
 from splatopt.raster.render import make_renderer
@@ -35,5 +34,5 @@ def begin(scenes: tuple[str, ...], network: LearnedNetwork, options: PracticeOpt
 
 
 def make_lane(scenes: tuple[str, ...], variant: Variant = Variant.FULL, number: int = 0, **changed) -> Lane:
-    settings = {"rates": InnerRates(), "practice": PRACTICE, "episodes": EPISODES, "losses": LossOptions()} | changed
-    return Lane(number, 7, scenes, make_renderer("auto", 1), variant=variant, **settings)
+    options = replace(LaneOptions(variant=variant, practice=PRACTICE, episodes=EPISODES), **changed)
+    return Lane(number, 7, scenes, make_renderer("auto", 1), options)

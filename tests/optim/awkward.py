@@ -7,8 +7,8 @@ from torch import Tensor
 
 from optim.quadratic import Quadratic
 from splatopt.core.objective import Evaluation, GaussNewtonBlocks, Tensors
+from splatopt.core.schema import BLOCK_TENSORS
 from splatopt.curvature.blocks import pack_blocks
-from splatopt.optim.block_gauss_newton import BLOCK_NAMES
 
 
 class AwkwardCloud(Quadratic):
@@ -62,9 +62,9 @@ class AwkwardCloud(Quadratic):
         roots[::7] = 0
         blocks = pack_blocks((roots @ roots.mT).double())
         blocks = blocks.to(self.values["means"])
-        return GaussNewtonBlocks(BLOCK_NAMES, blocks, {"sh_rest": self.curvature["sh_rest"].clone()})
+        return GaussNewtonBlocks(BLOCK_TENSORS, blocks, {"sh_rest": self.curvature["sh_rest"].clone()})
 
 
-def flattened(tensors: Tensors, names: tuple[str, ...] = BLOCK_NAMES) -> Tensor:
+def flattened(tensors: Tensors, names: tuple[str, ...] = BLOCK_TENSORS) -> Tensor:
     """The rows of the named tensors side by side, float64 on the CPU."""
     return torch.cat([tensors[name].double().cpu().reshape(len(tensors[name]), -1) for name in names], dim=1)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from splatopt.core.objective import Evaluation, GaussNewtonBlocks, Objective, Oracle
+from splatopt.core.schema import GAUSSIAN_TENSORS
 from splatopt.curvature.blocks import pack_blocks
-from splatopt.optim.hellinger import GAUSSIAN_TENSORS
 
 WIDTHS = {"means": 3, "log_scales": 3, "quats": 4, "logit_opacities": 1, "sh_dc": 3}
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from splatopt.core.objective import Evaluation, GaussNewtonBlocks, Objective, Oracle, Residuals, Tensors
 from splatopt.core.scene_edit import SceneEdit
+from splatopt.core.schema import BLOCK_TENSORS
 from splatopt.curvature.blocks import pack_blocks
-from splatopt.optim.block_gauss_newton import BLOCK_NAMES
 
 
 class Quadratic(Objective):
@@ -83,7 +83,7 @@ class Quadratic(Objective):
 
     @property
     def block_names(self) -> tuple[str, ...]:
-        return BLOCK_NAMES if "sh_dc" in self.values else tuple(self.values)
+        return BLOCK_TENSORS if "sh_dc" in self.values else tuple(self.values)
 
     def gauss_newton_blocks(self, batch: object) -> GaussNewtonBlocks:
         names = self.block_names

@@ -12,11 +12,10 @@ from optim.awkward import AwkwardCloud, flattened
 from splatopt.core import native
 from splatopt.core.objective import Evaluation
 from splatopt.core.optimizer import Progress, find_optimizer
+from splatopt.core.schema import GAUSSIAN_TENSORS, PARAMETER_TYPES
 from splatopt.curvature.blocks import from_lanes, to_lanes, unpack_blocks
 from splatopt.optim.block_gauss_newton import BlockGaussNewton, BlockGaussNewtonOptions
-from splatopt.optim.fused import GAUSSIAN_TENSORS
 from splatopt.optim.hellinger import HellingerRadii
-from splatopt.optim.reach import TYPES
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native module is not built")
 
@@ -82,7 +81,7 @@ def test_a_fused_step_with_blocks_is_as_good_as_the_one_in_float64(monkeypatch, 
     start = AwkwardCloud(torch.float64, rows, rest)
     evaluation = start.gradient(None)
     gradient, blocks = flattened(evaluation.gradient), unpack_blocks(start.gauss_newton_blocks(None).blocks)
-    factors = {name: factor for group, factor in zip(TYPES, reach, strict=True) for name in group}
+    factors = {name: factor for group, factor in zip(PARAMETER_TYPES, reach, strict=True) for name in group}
     radii = HellingerRadii(options, start.length_scale).radii(start.values, options.epsilon_start, factors)
     eta = flattened({name: value.expand_as(start.values[name]) for name, value in radii.items()})
     seen = evaluation.seen & (blocks.diagonal(dim1=1, dim2=2).sum(dim=1) > 0)

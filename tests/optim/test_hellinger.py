@@ -9,20 +9,19 @@ import torch
 from torch import Tensor
 
 from splatopt.core.checks import InputError
+from splatopt.core.constants import SH_C0
+from splatopt.core.schema import GAUSSIAN_TENSORS, rotation_matrices
 from splatopt.optim.hellinger import (
-    GAUSSIAN_TENSORS,
     HellingerRadii,
     PublishedBounds,
     RadiusBounds,
     _covariance,
-    _rotation,
     mean_variances,
     quaternion_curvature,
     quaternion_lengths_kept,
     squared_distances,
 )
 
-Y0 = 0.28209479177387814
 COUNT = 1000
 
 
@@ -71,7 +70,7 @@ def test_the_distance_in_closed_form_is_the_integral():
         offset = points - cloud["means"]
         inverse = torch.linalg.inv(_covariance(cloud["log_scales"], cloud["quats"])[0])
         shape = torch.exp(-0.5 * torch.einsum("ni,ij,nj->n", offset, inverse, offset)) / (2 * math.pi) ** 1.5
-        color = 0.5 + Y0 * cloud["sh_dc"][0, 1]
+        color = 0.5 + SH_C0 * cloud["sh_dc"][0, 1]
         roots.append((cloud["logit_opacities"].sigmoid() * color * shape).sqrt())
     cell = float(axis[1] - axis[0]) ** 3
     integral = 0.5 * (roots[0] - roots[1]).square().sum() * cell / before["log_scales"].sum().exp()
@@ -122,10 +121,10 @@ def test_the_closed_form_of_beta_is_the_second_derivative():
     closed = quaternion_curvature(cloud["log_scales"], cloud["quats"])
     for row in range(20):
         quat, scales = cloud["quats"][row], cloud["log_scales"][row].exp()
-        rotation = _rotation(quat[None])[0]
+        rotation = rotation_matrices(quat[None])[0]
 
         def norm_squared(moved: Tensor, rotation: Tensor = rotation, scales: Tensor = scales) -> Tensor:
-            turned = rotation.T @ _rotation(moved[None])[0]
+            turned = rotation.T @ rotation_matrices(moved[None])[0]
             return (scales[:, None] * turned / scales[None, :]).square().sum()
 
         dense = torch.func.hessian(norm_squared)(quat).diagonal()
@@ -157,7 +156,7 @@ def test_the_radii_of_one_gaussian_by_hand():
     assert radii["means"][0].tolist() == pytest.approx([math.sqrt(factor * 4), math.sqrt(factor), 0.15])
     assert radii["log_scales"].expand(1, 3)[0].tolist() == pytest.approx([0.02] * 3)
     assert radii["logit_opacities"].tolist() == pytest.approx([math.sqrt(4 * 0.5 * epsilon) / 0.25])
-    colors = [math.sqrt(4 * color * 2e-4) / Y0 for color in (0.5, 0.5 + Y0, 0.01)]
+    colors = [math.sqrt(4 * color * 2e-4) / SH_C0 for color in (0.5, 0.5 + SH_C0, 0.01)]
     assert radii["sh_dc"][0].tolist() == pytest.approx(colors)
     rest = radii["sh_rest"].expand(1, 3, 3)
     assert rest[0, 2].tolist() == pytest.approx([color / 2 for color in colors])
@@ -187,7 +186,7 @@ def test_radii_are_finite_and_within_the_bounds_wherever_a_cloud_may_go(bounds, 
             assert torch.broadcast_shapes(radius.shape, cloud[name].shape) == cloud[name].shape
         assert radii["log_scales"].max() <= bounds.most_log_scale * (1 + 1e-6)
         assert radii["logit_opacities"].max() <= bounds.most_logit
-        assert radii["sh_dc"].max() <= bounds.most_color / Y0 * (1 + 1e-6)
+        assert radii["sh_dc"].max() <= bounds.most_color / SH_C0 * (1 + 1e-6)
         assert (radii["quats"] <= bounds.most_quat * cloud["quats"].norm(dim=1, keepdim=True) * (1 + 1e-6)).all()
 
 

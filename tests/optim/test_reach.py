@@ -11,8 +11,8 @@ from optim.coupled import Coupled
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Evaluation
 from splatopt.core.optimizer import Progress
+from splatopt.core.schema import GAUSSIAN_TENSORS
 from splatopt.optim.block_gauss_newton import BlockGaussNewton, BlockGaussNewtonOptions
-from splatopt.optim.hellinger import GAUSSIAN_TENSORS
 from splatopt.optim.reach import Reach
 
 

@@ -15,11 +15,12 @@ from kernels.views import TinyView, tiny
 from raster.compare import relative_vector_error, worst_elementwise_error
 from splatopt.core.checks import InputError
 from splatopt.core.objective import MissingOracleError, Oracle
+from splatopt.core.schema import PACKED_BLOCK
 from splatopt.raster.gpu import TritonRenderer
 from splatopt.raster.losses import L1Ssim, Loss, SquaredError
 from splatopt.raster.problem import WeightedSum
 from splatopt.raster.reference import ReferenceRenderer
-from splatopt.raster.types import PACKED_BLOCK, Footprint
+from splatopt.raster.types import Footprint
 from splatopt.scene.gaussians import GaussianCloud
 
 pytestmark = [pytest.mark.gpu] if torch.cuda.is_available() else []

@@ -8,6 +8,7 @@ import torch
 from raster.cases import RENDER_CASES, RenderCase, find_case, make_camera, random_cloud
 from raster.compare import relative_vector_error, worst_elementwise_error
 from splatopt.core import native
+from splatopt.core.constants import SH_C0
 from splatopt.raster.cpu import NativeRenderer
 from splatopt.raster.losses import L1Ssim
 from splatopt.raster.problem import WeightedSum
@@ -148,7 +149,7 @@ def test_points_that_are_black_can_still_become_brighter(renderer: NativeRendere
     # A start from black points puts colours on the clamp at 0 exactly; a gradient must still pass.
     case = find_case("degree_0")
     cloud = case.cloud().to(torch.float32)
-    cloud.sh_dc[:] = torch.tensor(-0.5 / 0.28209479177387814)
+    cloud.sh_dc[:] = torch.tensor(-0.5 / SH_C0)
     _, gradient, seen = gradient_of(renderer, cloud, case)
     assert seen.any()
     assert (gradient["sh_dc"][seen].abs().sum(dim=1) > 0).float().mean() > 0.9

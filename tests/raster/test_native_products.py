@@ -11,11 +11,12 @@ from raster.cases import RENDER_CASES, RenderCase, find_case, make_camera
 from raster.compare import relative_vector_error, worst_elementwise_error
 from raster.test_native import isas
 from splatopt.core import native
+from splatopt.core.schema import BLOCK_SIZE, PACKED_BLOCK
 from splatopt.raster.cpu import NativeRenderer
 from splatopt.raster.losses import L1Ssim, Loss, SquaredError
 from splatopt.raster.problem import WeightedSum
 from splatopt.raster.reference import ReferenceRenderer
-from splatopt.raster.types import BLOCK_SIZE, PACKED_BLOCK, Footprint, RenderOptions
+from splatopt.raster.types import Footprint, RenderOptions
 from splatopt.scene.gaussians import GaussianCloud
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native module is not built")

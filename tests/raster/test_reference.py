@@ -16,10 +16,10 @@ from raster.compare import relative_vector_error
 from splatopt.core.camera import Camera
 from splatopt.core.constants import SH_C0
 from splatopt.core.objective import Oracle
+from splatopt.core.schema import rotation_matrices
 from splatopt.raster.losses import L1Ssim
 from splatopt.raster.problem import ViewProblem, WeightedSum
 from splatopt.raster.reference import ReferenceRenderer, ambiguous_pixels, render_reference
-from splatopt.raster.reference_projection import rotation_matrices
 from splatopt.raster.spherical_harmonics import spherical_harmonics_basis
 from splatopt.raster.types import Footprint, RenderOptions
 from splatopt.scene.gaussians import GaussianCloud

@@ -13,17 +13,18 @@ from torch import Tensor
 from raster.cases import find_case, make_camera, random_cloud
 from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError
+from splatopt.core.constants import SH_C0
 from splatopt.core.objective import MissingOracleError
+from splatopt.core.schema import BLOCK_SIZE, BLOCK_TENSORS, GAUSSIAN_TENSORS
 from splatopt.curvature.blocks import pack_blocks, unpack_blocks
 from splatopt.raster.losses import L1Ssim, Loss, SquaredError
 from splatopt.raster.problem import ViewProblem, WeightedSum
 from splatopt.raster.reference import ReferenceRenderer, ambiguous_pixels, render_reference
 from splatopt.raster.ssim import ssim_center_derivative_reference, ssim_map_reference
-from splatopt.raster.types import BLOCK_SIZE, BLOCK_TENSORS, Footprint, RenderOptions
+from splatopt.raster.types import Footprint, RenderOptions
 from splatopt.scene.gaussians import GaussianCloud
 from train.toys import ToyRenderer
 
-NAMES = ("means", "log_scales", "quats", "logit_opacities", "sh_dc", "sh_rest")
 RENDERER = ReferenceRenderer()
 FREE = L1Ssim(ssim_weight=0.3, floor_absolute=1e-12, floor_dissimilarity=1e-12)
 """Floors that act nowhere in these scenes."""
@@ -72,12 +73,12 @@ def block_sum(blocks: Tensor, rest: Tensor, weight: float = 1.0, *, overwrite: b
 
 
 def flat(tensors: dict[str, Tensor]) -> Tensor:
-    return torch.cat([tensors[name].reshape(-1) for name in NAMES])
+    return torch.cat([tensors[name].reshape(-1) for name in GAUSSIAN_TENSORS])
 
 
 def shaped(vector: Tensor, cloud: GaussianCloud) -> dict[str, Tensor]:
     parts = vector.split([tensor.numel() for tensor in cloud.tensors.values()])
-    return {name: part.reshape(cloud.tensors[name].shape) for name, part in zip(NAMES, parts, strict=True)}
+    return {name: part.reshape(cloud.tensors[name].shape) for name, part in zip(GAUSSIAN_TENSORS, parts, strict=True)}
 
 
 def random_tangent(cloud: GaussianCloud, seed: int) -> dict[str, Tensor]:
@@ -163,7 +164,7 @@ def test_products_agree_with_the_dense_jacobian(options, footprint):
     assert float(pushed.flatten() @ cotangent.flatten()) == pytest.approx(float(flat(tangent) @ pulled), rel=1e-11)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", GAUSSIAN_TENSORS)
 def test_what_a_tangent_does_not_name_is_zero(name):
     place = scene()
     tangent = random_tangent(place.cloud, 7)
@@ -268,7 +269,7 @@ def test_the_hessian_product_is_that_of_finite_differences():
     RENDERER.hvp(*place.asked(L1Ssim()), tangent, WeightedSum(product, overwrite=True))
     gradients = []
     for step in (1e-6, -1e-6):
-        moved = GaussianCloud(**{name: place.cloud.tensors[name] + step * tangent[name] for name in NAMES})
+        moved = GaussianCloud(**{name: place.cloud.tensors[name] + step * tangent[name] for name in GAUSSIAN_TENSORS})
         gradient, seen = place.zeros(), torch.zeros(6, dtype=torch.bool)
         problem = place.asked(L1Ssim())[1]
         RENDERER.accumulate_gradient(moved, problem, WeightedSum(gradient, overwrite=True), seen)
@@ -287,7 +288,7 @@ def at_zero_error() -> Scene:
     place = scene()
     cloud = place.cloud.clone()
     cloud.logit_opacities.fill_(-3.0)
-    cloud.sh_dc.fill_((0.4 - 0.5) / 0.28209479177387814)
+    cloud.sh_dc.fill_((0.4 - 0.5) / SH_C0)
     cloud.sh_rest.zero_()
     options = RenderOptions(background=(0.4, 0.4, 0.4))
     return Scene(cloud, place.camera, torch.full((10, 12, 3), 102, dtype=torch.uint8), options)

@@ -12,6 +12,7 @@ from optim.quadratic import Quadratic
 from raster.cases import look_from, make_camera, random_cloud
 from splatopt.core.objective import MissingOracleError, Objective, Oracle
 from splatopt.core.scene_edit import SceneEdit
+from splatopt.core.schema import GAUSSIAN_TENSORS
 from splatopt.curvature.blocks import unpack_blocks
 from splatopt.curvature.estimators import Exact, ParameterProbes, ResidualProbes, rademacher
 from splatopt.curvature.hessian import CentralDifference, ExactHessian
@@ -22,7 +23,6 @@ from splatopt.scene.microbatches import Microbatched
 from splatopt.scene.photometric import PhotometricObjective
 from train.toys import ToyRenderer
 
-NAMES = ("means", "log_scales", "quats", "logit_opacities", "sh_dc", "sh_rest")
 FREE = L1Ssim(floor_absolute=1e-12, floor_dissimilarity=1e-12)
 SIZES = ((12, 10), (9, 7), (12, 10))
 
@@ -59,7 +59,7 @@ def make(loss: Loss | None = None, renderer=None, dtype: torch.dtype = torch.flo
 
 
 def flat(tensors) -> Tensor:
-    return torch.cat([tensors[name].reshape(-1) for name in NAMES]).clone()
+    return torch.cat([tensors[name].reshape(-1) for name in GAUSSIAN_TENSORS]).clone()
 
 
 def random_tangent(objective: PhotometricObjective, seed: int) -> dict[str, Tensor]:
@@ -188,7 +188,9 @@ def test_curvature_of_a_batch_is_that_of_its_stacked_residuals():
     assert tuple(result.diagonal) == ("sh_rest",)
     torch.testing.assert_close(result.diagonal["sh_rest"].flatten(), diagonal[-54:])
     parts = torch.arange(gram.shape[0]).split([value.numel() for value in objective.parameters.values()])
-    shaped = {name: part.reshape(objective.parameters[name].shape) for name, part in zip(NAMES, parts, strict=True)}
+    shaped = {
+        name: part.reshape(objective.parameters[name].shape) for name, part in zip(GAUSSIAN_TENSORS, parts, strict=True)
+    }
     for row, block in enumerate(unpack_blocks(result.blocks)):
         own = torch.cat([shaped[name][row].flatten() for name in result.names])
         torch.testing.assert_close(block, gram[own][:, own], rtol=1e-8, atol=1e-12 * float(gram.abs().max()))
@@ -297,7 +299,7 @@ def test_empty_and_unfitting_batches_are_refused():
         objective.vjp([0, 1], objective.residuals([0]))
 
 
-@pytest.mark.parametrize("named", [NAMES, ("sh_dc", "logit_opacities")])
+@pytest.mark.parametrize("named", [GAUSSIAN_TENSORS, ("sh_dc", "logit_opacities")])
 @pytest.mark.parametrize("ssim_weight", [0.2, 1.0])
 def test_in_float32_the_central_difference_keeps_three_digits(named, ssim_weight):
     """With a step of 1e-4, within which no |x - y| of this scene changes its sign."""

@@ -7,9 +7,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from splatopt.bench.protocol import Protocol
+from splatopt.bench.records import CellRecord, ProtocolRecord
 from splatopt.bench.suite import OptimizerEntry, SceneEntry, SettingEntry, Suite
 from splatopt.core.checks import InputError
 from splatopt.core.optimizer import find_optimizer
@@ -53,7 +54,7 @@ class Cell:
     setting: str
     label: str
     seed: int
-    protocol: Mapping[str, Any]
+    protocol: ProtocolRecord
     source: str
     config: TrainConfig
 
@@ -62,30 +63,30 @@ class Cell:
         """Its folder's name, unique in its suite."""
         return self.config.folder.name
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> CellRecord:
         """Return the cell as JSON values."""
         return {
             "scene": self.scene,
             "setting": self.setting,
             "label": self.label,
             "seed": self.seed,
-            "protocol": dict(self.protocol),
+            "protocol": self.protocol.copy(),
             "source": self.source,
             # As JSON gives it back, tuples being lists there.
             "config": json.loads(json.dumps(self.config.to_json())),
         }
 
     @classmethod
-    def from_json(cls, values: Any, where: str) -> Cell:
+    def from_json(cls, values: object, where: str) -> Cell:
         """Return the cell that :meth:`to_json` gave; raises InputError where it is none."""
         cell = Fields(values, where)
         config = TrainConfig.from_json(cell.object("config").values, f"{where}: config")
         if config.out is None:
             raise InputError(f"{where}: config names no folder; the file was changed since it was written")
-        texts = {name: typed(values.get(name), str, f"{where}: {name}") for name in _CELL_TEXTS}
+        texts = {name: typed(cell.values.get(name), str, f"{where}: {name}") for name in _CELL_TEXTS}
         protocol = cell.object("protocol")
         protocol.text("name")
-        return cls(**texts, seed=cell.count("seed"), protocol=protocol.values, config=config)
+        return cls(**texts, seed=cell.count("seed"), protocol=cast(ProtocolRecord, protocol.values), config=config)
 
     def differs_from(self, other: Cell) -> str | None:
         """Return the first setting in which ``other`` would come to other numbers, in words; None where in none."""
@@ -104,7 +105,7 @@ def cell_name(scene: str, setting: str, label: str, seed: int) -> str:
     return ".".join([*(part[:60] for part in parts), f"seed{seed}"])
 
 
-def make_cells(suite: Suite, out: Path, overrides: Mapping[str, Any], data: Path | None = None) -> list[Cell]:
+def make_cells(suite: Suite, out: Path, overrides: Mapping[str, object], data: Path | None = None) -> list[Cell]:
     """Return all cells of a suite, seed by seed: what is stopped early has compared all on the first seeds.
 
     Args:
@@ -132,7 +133,7 @@ def make_cells(suite: Suite, out: Path, overrides: Mapping[str, Any], data: Path
 
 
 def make_clocks(
-    suite: Suite, out: Path, overrides: Mapping[str, Any], data: Path | None = None
+    suite: Suite, out: Path, overrides: Mapping[str, object], data: Path | None = None
 ) -> dict[tuple[str, str], Cell]:
     """Return, by scene and setting, the plain Adam run whose seconds are everyone's time in ``fixed-time``.
 
@@ -180,10 +181,10 @@ def _config(
     seed: int,
     path: Path,
     folder: Path,
-    overrides: Mapping[str, Any],
+    overrides: Mapping[str, object],
 ) -> TrainConfig:
     """What a cell's run is told: what the protocol begins from, then all that is more and more special."""
-    settings = {
+    settings: dict[str, Any] = {
         **_base(suite.protocol),
         **suite.common,
         **scene.settings,
@@ -206,7 +207,7 @@ def _config(
         raise InputError(f"scene {scene.name!r}, optimizer {entry.label!r}: {error}") from error
 
 
-def _base(protocol: Protocol) -> dict[str, Any]:
+def _base(protocol: Protocol) -> dict[str, object]:
     # Checkpoints by steps alone would weigh on the clock of quick steps.
     return {"checkpoint_every": 0, "log_every": 50, **protocol.usual, **protocol.fixed}
 
@@ -235,7 +236,7 @@ def _check_folders(cells: list[Cell]) -> None:
             )
 
 
-def check_overrides(values: Mapping[str, Any]) -> dict[str, Any]:
+def check_overrides(values: Mapping[str, object]) -> dict[str, object]:
     """Return the settings of this start in the types of their fields; raises InputError for others."""
     allowed = {*LOOSE, "instructions"} & field_names(TrainConfig)
     return typed_fields(values, TrainConfig, allowed, "setting", "the command line")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from types import ModuleType
 
 from splatopt.bench.cells import Cell
+from splatopt.bench.records import CellRecord
 from splatopt.bench.runner import Outcome, Place, Say, describe, run_process, said_of, split_kept
 from splatopt.core.checks import InputError
 from splatopt.core.requests import stop_requests
@@ -63,14 +64,14 @@ def _interrupt() -> None:
     raise KeyboardInterrupt
 
 
-def _run(out: str, cell: Mapping[str, Any], lpips_weights: str | None) -> None:
+def _run(out: str, cell: CellRecord, lpips_weights: str | None) -> None:
     """What a node does: the cell in a process of its own, which leaves everything in the suite's folder."""
     from pathlib import Path
 
     run_process(Place(Path(out)), Cell.from_json(cell, "the task"), lpips_weights)
 
 
-def _outcome(ray: Any, place: Place, cell: Cell, reference: Any) -> Outcome:
+def _outcome(ray: ModuleType, place: Place, cell: Cell, reference: object) -> Outcome:
     """How a task's cell ended; one whose node was lost has failed."""
     try:
         ray.get(reference)
@@ -81,14 +82,14 @@ def _outcome(ray: Any, place: Place, cell: Cell, reference: Any) -> Outcome:
     )
 
 
-def _connect(address: str) -> Any:
+def _connect(address: str) -> ModuleType:
     """Start or join Ray."""
     try:
         import ray
     except ImportError:
         raise InputError("--ray needs Ray, which is not installed; install splatopt[ray]") from None
     local = _LOCAL.fullmatch(address)
-    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    settings: dict[str, object] = {"log_to_driver": False, "logging_level": "error"}
     if local:
         settings |= {"address": "local", "num_cpus": int(local[1] or 0) or os.cpu_count(), "include_dashboard": False}
     else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import numpy
 import psutil  # type: ignore[import-untyped]
@@ -16,7 +15,7 @@ from splatopt.core.version import __version__
 from splatopt.train.config import TrainConfig
 
 
-def environment(config: TrainConfig, renderer: str) -> dict[str, Any]:
+def environment(config: TrainConfig, renderer: str) -> dict[str, object]:
     """Return what a result says of where it was made; no name of a person, a machine or a place.
 
     Args:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+from splatopt.bench.records import CellRecord
 from splatopt.metrics.lpips import INPUT_RANGE, MIN_SIDE, NETWORKS, Lpips, find_lpips
 from splatopt.raster.threads import quiet_torch
 from splatopt.train.loop import TrainResult
 from splatopt.train.run import open_run
 
 
-def measure_lpips(result: TrainResult, folder: str | None = None) -> dict[str, Any]:
+def measure_lpips(result: TrainResult, folder: str | None = None) -> CellRecord:
     """Return LPIPS of the scored views at the last step: each view's and the mean, or why it is left out.
 
     Args:

@@ -6,14 +6,14 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from splatopt.bench.cells import Cell
 from splatopt.bench.environment import environment
-from splatopt.bench.records import read_record
+from splatopt.bench.records import CellRecord, Point, ViewScore, read_record
 from splatopt.core.checks import InputError
 from splatopt.core.files import append_only, make_folder
 from splatopt.raster.renderer import Renderer
@@ -31,7 +31,7 @@ RECORD = "cell.json"
 
 _LOCK_SECONDS = 10.0
 
-Finisher = Callable[[TrainResult], Mapping[str, Any]]
+Finisher = Callable[[TrainResult], CellRecord]
 """Adds to a cell's record what is measured once, at its end."""
 
 
@@ -44,7 +44,7 @@ class Recorder:
         self._config = cell.config
         self._path = cell.config.folder / RECORD
         # Warnings of the start come before it is told.
-        self.record: dict[str, Any] = {"warnings": []}
+        self.record: CellRecord = {"warnings": []}
 
     def __call__(self, event: Event) -> None:
         """Note what ``event`` tells."""
@@ -79,7 +79,7 @@ class Recorder:
         """Add a point; those of steps that a run went back behind are dropped."""
         points = [point for point in self.record["points"] if point["step"] < event.step]
         peak = max([peak_megabytes(), *(point["peak_memory_mb"] for point in points)])
-        point = {
+        point: Point = {
             "step": event.step,
             "seconds": event.seconds,
             "psnr": event.scores.psnr,
@@ -101,18 +101,18 @@ class Recorder:
         every = config.eval_every
         return step in (0, config.steps) or step in config.eval_at or (every > 0 and step % every == 0)
 
-    def finish(self, result: TrainResult, measured: Mapping[str, Any]) -> None:
+    def finish(self, result: TrainResult, measured: CellRecord) -> None:
         """Mark the cell as done."""
         self.record |= {"status": "done", "views": _views(result.after), "views_tested": len(result.after.views)}
-        self.record |= dict(measured)
+        self.record |= measured
         write_json(self._path, self.record)
 
 
-def _views(scores: Scores) -> list[dict[str, Any]]:
-    return [asdict(view) for view in scores.views]
+def _views(scores: Scores) -> list[ViewScore]:
+    return [{"name": view.name, "psnr": view.psnr, "ssim": view.ssim} for view in scores.views]
 
 
-def run_cell(cell: Cell, *, renderer: Renderer | None = None, finish: Finisher | None = None) -> dict[str, Any]:
+def run_cell(cell: Cell, *, renderer: Renderer | None = None, finish: Finisher | None = None) -> CellRecord:
     """Run a cell, or go on with it, and return its record.
 
     Args:
@@ -137,7 +137,7 @@ def run_cell(cell: Cell, *, renderer: Renderer | None = None, finish: Finisher |
         return recorder.record
 
 
-def finished_record(cell: Cell) -> dict[str, Any] | None:
+def finished_record(cell: Cell) -> CellRecord | None:
     """Return the record of a cell that is done, else None.
 
     Raises:

@@ -7,10 +7,10 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from splatopt.bench.environment import REPRODUCING
 from splatopt.bench.pictures import Picture
+from splatopt.bench.records import CellRecord
 from splatopt.bench.results import Results
 from splatopt.bench.summaries import Group, groups, tables, view_tables
 from splatopt.bench.tables import to_html
@@ -97,13 +97,13 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
 
 
-def _embedded(values: Mapping[str, Any]) -> str:
+def _embedded(values: Mapping[str, object]) -> str:
     """JSON that cannot end the element it stands in, and whose texts act on nothing."""
     text = json.dumps(_all_shown(values), allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _all_shown(value: Any) -> Any:
+def _all_shown(value: object) -> object:
     """A JSON value with each of its texts as :func:`splatopt.core.checks.shown` shows it."""
     if isinstance(value, Mapping):
         return {name: _all_shown(one) for name, one in value.items()}
@@ -112,7 +112,7 @@ def _all_shown(value: Any) -> Any:
     return shown(value) if isinstance(value, str) else value
 
 
-def page_data(results: Results, found: Sequence[Group], pictures: Sequence[Picture]) -> dict[str, Any]:
+def page_data(results: Results, found: Sequence[Group], pictures: Sequence[Picture]) -> dict[str, object]:
     """Return what the page's script draws."""
     return {
         "labels": list(dict.fromkeys(cell["label"] for cell in results.done)),
@@ -136,7 +136,7 @@ def page_data(results: Results, found: Sequence[Group], pictures: Sequence[Pictu
     }
 
 
-def _curve(cell: Mapping[str, Any]) -> dict[str, Any]:
+def _curve(cell: CellRecord) -> dict[str, object]:
     points = cell["points"]
     return {
         "label": cell["label"],
@@ -242,7 +242,7 @@ def _provenance(results: Results) -> str:
 _ALIKE = f"numbers are the same to the bit where these are: {', '.join(REPRODUCING)}; threads do not matter"
 
 
-def _pairs(values: Mapping[str, Any]) -> str:
+def _pairs(values: Mapping[str, object]) -> str:
     rows = "".join(
         f"<tr><td>{escape(str(name))}</td><td>{escape(str(value))}</td></tr>"
         for name, value in values.items()
@@ -251,7 +251,7 @@ def _pairs(values: Mapping[str, Any]) -> str:
     return f'<div class="card"><table class="pairs">{rows}</table></div>'
 
 
-def _settings(cell: Mapping[str, Any]) -> str:
+def _settings(cell: CellRecord) -> str:
     """What a cell was told, without what all were told."""
     config = {name: value for name, value in cell["config"].items() if not name.startswith("eval_")}
     return json.dumps(config, sort_keys=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
 
+from splatopt.bench.records import ProtocolRecord
 from splatopt.core.checks import InputError, nearest_names, quoted
 from splatopt.train.sampler import ViewChoice
 
@@ -35,17 +35,24 @@ class Protocol:
 
     name: str
     rule: str
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    usual: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, object] = field(default_factory=dict)
+    usual: Mapping[str, object] = field(default_factory=dict)
     inputs: tuple[int, ...] = ()
     budget_steps: int = 0
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> ProtocolRecord:
         """Return what a result says of its protocol."""
-        return asdict(self) | {"fixed": _plain(self.fixed), "usual": _plain(self.usual), "inputs": list(self.inputs)}
+        return {
+            "name": self.name,
+            "rule": self.rule,
+            "fixed": _plain(self.fixed),
+            "usual": _plain(self.usual),
+            "inputs": list(self.inputs),
+            "budget_steps": self.budget_steps,
+        }
 
 
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(settings: Mapping[str, object]) -> dict[str, object]:
     return {name: getattr(value, "value", value) for name, value in settings.items()}
 
 
@@ -85,7 +92,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType({protocol.name: protocol fo
 """All protocols by name."""
 
 
-def find_protocol(name: str, where: str) -> Protocol:
+def find_protocol(name: object, where: str) -> Protocol:
     """Return the protocol of ``name``.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, Required, TypedDict, cast
 
 from splatopt.core.checks import InputError
 from splatopt.core.reading import read_object
@@ -13,7 +13,68 @@ from splatopt.core.typed import Fields
 _MOST_RECORD_BYTES = 256 << 20
 
 
-def read_record(path: Path) -> dict[str, Any]:
+class Point(TypedDict):
+    """What a cell had come to when it was scored."""
+
+    step: int
+    seconds: float
+    psnr: float
+    ssim: float
+    gaussians: int
+    peak_memory_mb: float
+    planned: NotRequired[bool]
+
+
+class ViewScore(TypedDict):
+    """What one view scored."""
+
+    name: str
+    psnr: float
+    ssim: float
+
+
+class ProtocolRecord(TypedDict, total=False):
+    """What a result says of its protocol."""
+
+    name: Required[str]
+    rule: str
+    fixed: dict[str, object]
+    usual: dict[str, object]
+    inputs: list[int]
+    budget_steps: int
+
+
+class CellRecord(TypedDict, total=False):
+    """What a cell leaves, as :func:`check_cell` knows it: see the page on benchmarks for each entry."""
+
+    name: str
+    scene: str
+    setting: str
+    label: str
+    seed: int
+    source: str
+    protocol: ProtocolRecord
+    config: dict[str, object]
+    status: str
+    failure: str
+    scoring: str
+    environment: dict[str, object]
+    resumed: int
+    warnings: list[str]
+    points: list[Point]
+    views: list[ViewScore]
+    best_views: list[ViewScore] | None
+    views_trained: int
+    views_tested: int
+    split: str
+    subset: str
+    lpips: dict[str, float]
+    lpips_views: dict[str, list[float]]
+    lpips_left_out: list[str]
+    lpips_range: str
+
+
+def read_record(path: Path) -> CellRecord:
     """Return the record that a cell left in its run's folder; empty where there is none.
 
     Raises:
@@ -34,7 +95,7 @@ def read_record(path: Path) -> dict[str, Any]:
         check_views(cell, "best_views")
     if values["status"] == "done":
         check_cell(cell)
-    return values
+    return cast(CellRecord, values)
 
 
 def read_failure(path: Path) -> str | None:

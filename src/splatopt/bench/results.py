@@ -6,10 +6,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from splatopt.bench.cells import LOOSE
-from splatopt.bench.records import check_cell
+from splatopt.bench.records import CellRecord, check_cell
 from splatopt.bench.runner import Outcome
 from splatopt.core.checkpoint import replace_file
 from splatopt.core.checks import InputError
@@ -37,27 +36,31 @@ class Results:
 
     title: str
     reference: str
-    sources: tuple[dict[str, Any], ...]
-    cells: tuple[dict[str, Any], ...]
+    sources: tuple[dict[str, object], ...]
+    cells: tuple[CellRecord, ...]
 
     @property
-    def done(self) -> list[dict[str, Any]]:
+    def done(self) -> list[CellRecord]:
         """Cells that came to their end."""
         return [cell for cell in self.cells if cell["status"] == "done"]
 
     @property
-    def failed(self) -> list[dict[str, Any]]:
+    def failed(self) -> list[CellRecord]:
         """Cells that did not."""
         return [cell for cell in self.cells if cell["status"] == "failed"]
 
 
-def result_cell(outcome: Outcome) -> dict[str, Any]:
+def result_cell(outcome: Outcome) -> CellRecord:
     """Return what a result says of a cell: its record without places on this machine."""
-    cell, record = outcome.cell, dict(outcome.record)
-    config = {name: value for name, value in cell.to_json()["config"].items() if name not in LOOSE}
-    identity = cell.to_json() | {"config": config, "name": cell.name}
-    failed = {"status": "failed", "failure": outcome.failure} if outcome.failure is not None else {}
-    return {"points": [], "warnings": []} | record | identity | failed
+    cell = outcome.cell
+    made: CellRecord = {"points": [], "warnings": []}
+    made |= outcome.record
+    made |= cell.to_json()
+    made["config"] = {name: value for name, value in made["config"].items() if name not in LOOSE}
+    made["name"] = cell.name
+    if outcome.failure is not None:
+        made |= {"status": "failed", "failure": outcome.failure}
+    return made
 
 
 def save_results(path: Path, results: Results) -> None:
@@ -121,7 +124,7 @@ def merge(parts: Sequence[Results]) -> Results:
     Raises:
         InputError: Two of them hold the same cell with different numbers.
     """
-    cells: dict[tuple[Any, ...], dict[str, Any]] = {}
+    cells: dict[tuple[str | int, ...], CellRecord] = {}
     for part in parts:
         for cell in part.cells:
             key = (cell["protocol"]["name"], cell["scene"], cell["setting"], cell["label"], cell["seed"])
@@ -131,7 +134,7 @@ def merge(parts: Sequence[Results]) -> Results:
                     f"two of the results hold {cell['scene']}, {cell['label']}, seed {cell['seed']} under protocol "
                     f"{cell['protocol']['name']}, and differ; give one of the entries another label and run it again"
                 )
-    sources: list[dict[str, Any]] = []
+    sources: list[dict[str, object]] = []
     for part in parts:
         sources += [source for source in part.sources if source not in sources]
     return Results(parts[0].title, parts[0].reference, tuple(sources), tuple(cells.values()))

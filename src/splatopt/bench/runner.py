@@ -11,12 +11,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from splatopt.bench.cells import Cell, timed
 from splatopt.bench.environment import environment
 from splatopt.bench.measure import RECORD, finished_record
-from splatopt.bench.records import read_failure, read_record
+from splatopt.bench.records import CellRecord, read_failure, read_record
 from splatopt.bench.worker import FAILED, STOPPED
 from splatopt.core.checks import InputError, quoted
 from splatopt.core.files import append_only, make_folder
@@ -41,7 +40,7 @@ class Outcome:
     """
 
     cell: Cell
-    record: dict[str, Any]
+    record: CellRecord
     failure: str | None
 
 

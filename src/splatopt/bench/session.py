@@ -6,8 +6,8 @@ import contextlib
 import datetime
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from splatopt.bench.cells import Cell, check_overrides, make_cells, make_clocks
 from splatopt.bench.cluster import run_cells_on_ray
@@ -25,33 +25,46 @@ from splatopt.runs.folder import RunFolder, read_json, write_json
 _FORMAT = "splatopt-suite-1"
 
 
-def run_suite(
-    suite: Suite,
-    out: Path,
-    *,
-    command: str,
-    say: Say,
-    data: Path | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    retry: bool = False,
-    lpips_weights: Path | None = None,
-    views: int = 0,
-    ray: str | None = None,
-    launch: Launch = run_process,
-) -> Results:
-    """Run what is left of a suite and write its results.json.
+@dataclass(frozen=True)
+class Start:
+    """One start of a suite.
 
-    Args:
-        suite: What is compared.
-        out: The suite's folder; a new or empty one, or one in which a suite was begun.
+    Attributes:
         command: What was typed.
-        say: Takes a line for each cell.
         data: Folder in which scenes are looked for by the last part of their path.
         overrides: Settings of this start, such as ``threads``, that change no number, and ``instructions``.
         retry: Whether cells that failed are run once more.
         lpips_weights: Folder of LPIPS backbones.
         views: Views of each scene that are kept as pictures.
         ray: Address of Ray, on which cells run side by side; None to run one at a time, here.
+    """
+
+    command: str
+    data: Path | None = None
+    overrides: Mapping[str, object] = field(default_factory=dict)
+    retry: bool = False
+    lpips_weights: Path | None = None
+    views: int = 0
+    ray: str | None = None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """All runs of a suite: its cells, and those whose seconds are everyone's time."""
+
+    place: Place
+    cells: list[Cell]
+    clocks: dict[tuple[str, str], Cell]
+
+
+def run_suite(suite: Suite, out: Path, start: Start, *, say: Say, launch: Launch = run_process) -> Results:
+    """Run what is left of a suite and write its results.json.
+
+    Args:
+        suite: What is compared.
+        out: The suite's folder; a new or empty one, or one in which a suite was begun.
+        start: How it is run.
+        say: Takes a line for each cell.
         launch: Runs one cell.
 
     Raises:
@@ -60,43 +73,54 @@ def run_suite(
         KeyboardInterrupt: It was stopped; the message says how to go on.
     """
     check_place(out)
-    settings = check_overrides(overrides or {})
-    if ray is not None:
+    plan = _plan(suite, out, start)
+    place = plan.place
+    with contextlib.ExitStack() as alone:
+        lock = alone.enter_context(locked(place.state / "suite.lock", f"a suite in {out}"))
+        _sweep(place, [*plan.clocks.values(), *plan.cells])
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        described = {"format": _FORMAT, "command": start.command, **suite.to_json()}
+        if not (place.out / "suite.json").exists():
+            write_json(place.out / "suite.json", described)
+        told = f"what is done is kept, go on with: {start.command}"
+        alone.enter_context(way_on(lambda: told))
+        try:
+            outcomes = _run(plan, start, say, launch)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"stopped; {told}") from None
+        results = gather(suite, start.command, outcomes, side_by_side=start.ray is not None)
+        write_json(place.out / "suite.json", described)
+        save_results(place.out / "results.json", results)
+        draw_pictures(place.out, [outcome.cell for outcome in outcomes if outcome.failure is None], start.views)
+    return results
+
+
+def _plan(suite: Suite, out: Path, start: Start) -> _Plan:
+    """Return what is to be run; raises InputError where a cell could not be."""
+    settings = check_overrides(start.overrides)
+    if start.ray is not None:
         if suite.protocol.budget_steps:
             raise InputError("fixed-time measures one machine's clock and cannot run on Ray; leave out --ray")
         # Nodes have other working folders, and cells share a node's processors.
         out, settings = out.resolve(), settings | {"threads": settings.get("threads") or 1}
-    cells = make_cells(suite, out, settings, data)
-    clocks = make_clocks(suite, out, settings, data) if suite.protocol.budget_steps else {}
-    place = Place(out)
-    with contextlib.ExitStack() as alone:
-        lock = alone.enter_context(locked(place.state / "suite.lock", f"a suite in {out}"))
-        _sweep(place, [*clocks.values(), *cells])
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
-        described = {"format": _FORMAT, "command": command, **suite.to_json()}
-        if not (out / "suite.json").exists():
-            write_json(out / "suite.json", described)
-        told = f"what is done is kept, go on with: {command}"
-        alone.enter_context(way_on(lambda: told))
-        try:
-            if retry:
-                _set_failures_aside(place, [*clocks.values(), *cells], say)
-            if clocks:
-                cells = with_times(place, cells, clocks, say, launch=launch)
-            weights = str(lpips_weights.resolve()) if lpips_weights else None
-            if ray is None:
-                outcomes = run_cells(place, cells, say, lpips_weights=weights, launch=launch)
-            else:
-                outcomes = run_cells_on_ray(place, cells, say, ray, lpips_weights=weights)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"stopped; {told}") from None
-        results = gather(suite, command, outcomes, side_by_side=ray is not None)
-        write_json(out / "suite.json", described)
-        save_results(out / "results.json", results)
-        draw_pictures(out, [outcome.cell for outcome in outcomes if outcome.failure is None], views)
-    return results
+    cells = make_cells(suite, out, settings, start.data)
+    clocks = make_clocks(suite, out, settings, start.data) if suite.protocol.budget_steps else {}
+    return _Plan(Place(out), cells, clocks)
+
+
+def _run(plan: _Plan, start: Start, say: Say, launch: Launch) -> list[Outcome]:
+    """Run what is left of a plan."""
+    place, cells = plan.place, plan.cells
+    if start.retry:
+        _set_failures_aside(place, [*plan.clocks.values(), *cells], say)
+    if plan.clocks:
+        cells = with_times(place, cells, plan.clocks, say, launch=launch)
+    weights = str(start.lpips_weights.resolve()) if start.lpips_weights else None
+    if start.ray is not None:
+        return run_cells_on_ray(place, cells, say, start.ray, lpips_weights=weights)
+    return run_cells(place, cells, say, lpips_weights=weights, launch=launch)
 
 
 def check_place(out: Path) -> None:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from splatopt.bench.records import Point
+
 RESAMPLES = 10_000
 """Draws of the bootstrap."""
-
-Point = Mapping[str, Any]
 
 
 @dataclass(frozen=True)

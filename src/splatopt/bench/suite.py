@@ -6,7 +6,8 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import GenericAlias
+from typing import TypeVar
 
 import splatopt.meta
 import splatopt.optim  # noqa: F401 - both register optimizers
@@ -22,6 +23,7 @@ OWN_SETTINGS = frozenset(
 )
 """Fields of TrainConfig that are the suite's own business, and no setting of it."""
 
+_Moment = TypeVar("_Moment", int, float)
 _MOST_SEEDS = 1000
 _MOST_BYTES = 1 << 20
 
@@ -43,7 +45,7 @@ class SceneEntry:
 
     name: str
     path: str
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class SettingEntry:
     """
 
     name: str
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ class OptimizerEntry:
 
     label: str
     name: str
-    options: Mapping[str, Any]
-    settings: Mapping[str, Any]
+    options: Mapping[str, object]
+    settings: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -100,20 +102,20 @@ class Suite:
     settings: tuple[SettingEntry, ...]
     optimizers: tuple[OptimizerEntry, ...]
     seeds: tuple[int, ...]
-    common: Mapping[str, Any]
+    common: Mapping[str, object]
     points: tuple[int, ...]
     seconds: tuple[float, ...]
     reference: str
     folder: Path
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the suite as JSON values; the folder, a place on one machine, is left out."""
         values = asdict(replace(self, folder=Path())) | {"protocol": self.protocol.to_json()}
         del values["folder"]
-        return _json(values)
+        return {name: _json(value) for name, value in values.items()}
 
 
-def _json(value: Any) -> Any:
+def _json(value: object) -> object:
     """A value as JSON holds it."""
     if isinstance(value, Mapping):
         return {name: _json(one) for name, one in value.items()}
@@ -154,7 +156,7 @@ def read_suite(path: Path) -> Suite:
     return make_suite(values, str(path), path.parent, title=path.stem)
 
 
-def make_suite(values: Mapping[str, Any], where: str, folder: Path, title: str) -> Suite:
+def make_suite(values: Mapping[str, object], where: str, folder: Path, title: str) -> Suite:
     """Check what a suite says and return it.
 
     Args:
@@ -191,14 +193,14 @@ def make_suite(values: Mapping[str, Any], where: str, folder: Path, title: str) 
         optimizers=optimizers,
         seeds=_seeds(values.get("seeds", 1), where),
         common=common,
-        points=_moments(values.get("points", POINTS), tuple[int, ...], f"{where}: points"),
-        seconds=_moments(values.get("seconds", SECONDS), tuple[float, ...], f"{where}: seconds"),
+        points=_moments(values.get("points", POINTS), int, f"{where}: points"),
+        seconds=_moments(values.get("seconds", SECONDS), float, f"{where}: seconds"),
         reference=reference,
         folder=folder,
     )
 
 
-def _protocol(values: Mapping[str, Any], where: str) -> Protocol:
+def _protocol(values: Mapping[str, object], where: str) -> Protocol:
     protocol = find_protocol(values.get("protocol", "dense"), where)
     if "inputs" not in values:
         return protocol
@@ -219,15 +221,15 @@ def _with_inputs(settings: Sequence[SettingEntry], inputs: Sequence[int]) -> tup
     )
 
 
-def _table(value: Any, where: str) -> Mapping[str, Any]:
+def _table(value: object, where: str) -> Mapping[str, object]:
     if not isinstance(value, Mapping):
         raise InputError(f"{where} must be a table, got {value!r}")
     return value
 
 
 def _entries(
-    values: Mapping[str, Any], name: str, where: str, default: Sequence[Any] | None = None
-) -> list[tuple[str, Any]]:
+    values: Mapping[str, object], name: str, where: str, default: Sequence[object] | None = None
+) -> list[tuple[str, object]]:
     """The entries of a list, each with its place in words."""
     entries = values.get(name, default)
     if not isinstance(entries, list | tuple) or (not entries and default is None):
@@ -235,7 +237,7 @@ def _entries(
     return [(f"{name} {number}", one) for number, one in enumerate(entries, start=1)]
 
 
-def _settings(values: Mapping[str, Any], where: str, protocol: Protocol) -> dict[str, Any]:
+def _settings(values: Mapping[str, object], where: str, protocol: Protocol) -> dict[str, object]:
     """Fields of TrainConfig; none that the protocol fixes."""
     settings = typed_fields(values, TrainConfig, setting_names(), "setting", where)
     for name in settings:
@@ -244,7 +246,7 @@ def _settings(values: Mapping[str, Any], where: str, protocol: Protocol) -> dict
     return settings
 
 
-def _scene(value: Any, where: str, protocol: Protocol) -> SceneEntry:
+def _scene(value: object, where: str, protocol: Protocol) -> SceneEntry:
     values = dict(_table(value, where))
     if "path" not in values:
         raise InputError(f"{where}: path is missing; give the folder of a capture")
@@ -255,7 +257,7 @@ def _scene(value: Any, where: str, protocol: Protocol) -> SceneEntry:
     return SceneEntry(name, path, _settings(values, f"{where} ({name})", protocol))
 
 
-def _setting(value: Any, where: str, protocol: Protocol) -> SettingEntry:
+def _setting(value: object, where: str, protocol: Protocol) -> SettingEntry:
     values = dict(_table(value, where))
     name = typed(values.pop("name", ""), str, f"{where}: name")
     if not name:
@@ -263,7 +265,7 @@ def _setting(value: Any, where: str, protocol: Protocol) -> SettingEntry:
     return SettingEntry(name, _settings(values, f"{where} ({name})", protocol))
 
 
-def _optimizer(value: Any, where: str, protocol: Protocol) -> OptimizerEntry:
+def _optimizer(value: object, where: str, protocol: Protocol) -> OptimizerEntry:
     values = dict(_table(value, where))
     if "name" not in values:
         raise InputError(f"{where}: name is missing; give a registered optimizer")
@@ -282,7 +284,7 @@ def _optimizer(value: Any, where: str, protocol: Protocol) -> OptimizerEntry:
     return OptimizerEntry(label, name, chosen, _settings(values, f"{where} ({label})", protocol))
 
 
-def _seeds(value: Any, where: str) -> tuple[int, ...]:
+def _seeds(value: object, where: str) -> tuple[int, ...]:
     """A number of seeds, from 0, or their list."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = list(range(value)) if 1 <= value <= _MOST_SEEDS else []
@@ -293,14 +295,14 @@ def _seeds(value: Any, where: str) -> tuple[int, ...]:
     return seeds
 
 
-def _moments(value: Any, hint: Any, where: str) -> tuple[Any, ...]:
-    moments = typed(list(value) if isinstance(value, tuple) else value, hint, where)
+def _moments(value: object, number: type[_Moment], where: str) -> tuple[_Moment, ...]:
+    moments = typed(list(value) if isinstance(value, tuple) else value, GenericAlias(tuple, (number, ...)), where)
     if any(not 0 <= moment < float("inf") for moment in moments):
         raise InputError(f"{where} must be at least 0, got {list(moments)}")
     return tuple(sorted(set(moments)))
 
 
-def _check_unique(names: Sequence[Any], what: str, where: str) -> None:
+def _check_unique(names: Sequence[str | int], what: str, where: str) -> None:
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"{where}: the {what} {name!r} stands there twice; give one of them another name or label")

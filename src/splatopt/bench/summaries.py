@@ -5,8 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
+from splatopt.bench.records import CellRecord, Point, ViewScore
 from splatopt.bench.results import Results
 from splatopt.bench.statistics import (
     Comparison,
@@ -21,7 +22,9 @@ from splatopt.bench.statistics import (
 )
 from splatopt.bench.tables import Number, Table, bold_best
 
-Cells = Sequence[Mapping[str, Any]]
+_PointNumber = Literal["step", "seconds", "psnr", "ssim", "gaussians", "peak_memory_mb"]
+
+Cells = Sequence[CellRecord]
 
 STEPS = (1, 10, 50, 100, 500, 1000, 2000, 3000, 7000, 30_000)
 """Steps at which runs are compared."""
@@ -61,7 +64,7 @@ class Group:
         """Optimizer entries in the order of the results."""
         return list(dict.fromkeys(cell["label"] for cell in self.cells))
 
-    def of(self, label: str, scene: str | None = None) -> list[Mapping[str, Any]]:
+    def of(self, label: str, scene: str | None = None) -> list[CellRecord]:
         """Cells of one label, on one scene or on all."""
         return [cell for cell in self.cells if cell["label"] == label and scene in (None, cell["scene"])]
 
@@ -108,14 +111,14 @@ class Measure:
     name: str
     form: str
     better: int
-    of: Callable[[Mapping[str, Any]], float | None]
+    of: Callable[[CellRecord], float | None]
 
 
-def _last(name: str) -> Callable[[Mapping[str, Any]], float | None]:
+def _last(name: _PointNumber) -> Callable[[CellRecord], float | None]:
     return lambda cell: cell["points"][-1][name]
 
 
-def _lpips(network: str) -> Callable[[Mapping[str, Any]], float | None]:
+def _lpips(network: str) -> Callable[[CellRecord], float | None]:
     return lambda cell: cell.get("lpips", {}).get(network)
 
 
@@ -149,7 +152,7 @@ def view_tables(group: Group) -> list[Table]:
     return found
 
 
-def _views(cell: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+def _views(cell: CellRecord) -> Sequence[ViewScore]:
     return cell.get("views", [])
 
 
@@ -204,8 +207,8 @@ def _reached(group: Group, label: str, scene: str, unit: str, form: str) -> Numb
     if not cells or target is None:
         return None
     if label == group.reference:
-        name = "step" if unit == "steps" else "seconds"
-        return _number(cells, Measure(unit, form, -1, lambda cell: float(cell["points"][-1][name])))
+        last = _last("step" if unit == "steps" else "seconds")
+        return _number(cells, Measure(unit, form, -1, last))
     times = [getattr(found, unit) for cell in cells if (found := reach(cell["points"], target))]
     spread = summary(times)
     if spread is None:
@@ -260,11 +263,11 @@ def _at_steps(group: Group, scene: str) -> Table:
 def _at_moments(
     group: Group,
     scene: str,
-    unit: str,
+    unit: Literal["step", "seconds"],
     moments: Sequence[int],
     after: str,
     head: Callable[[int], str],
-    psnr: Callable[[Sequence[Any], int], float],
+    psnr: Callable[[Sequence[Point], int], float],
 ) -> Table:
     """PSNR on a scene at each of ``moments`` that any run lasted to, read by ``psnr`` off a cell's points."""
     longest = max((cell["points"][-1][unit] for cell in group.cells if cell["scene"] == scene), default=0)
@@ -310,7 +313,7 @@ def _of_scene(group: Group, scene: str) -> Table:
     return Table(f"{scene} ({group.name})", note, "optimizer", [measure.name for measure in measures], rows)
 
 
-def _pace(point: Mapping[str, Any]) -> float | None:
+def _pace(point: Point) -> float | None:
     return 1000 * point["seconds"] / point["step"] if point["step"] else None
 
 

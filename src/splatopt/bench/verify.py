@@ -12,7 +12,7 @@ from typing import Any
 from splatopt.bench.cells import Cell
 from splatopt.bench.environment import REPRODUCING
 from splatopt.bench.measure import RECORD
-from splatopt.bench.records import read_record
+from splatopt.bench.records import CellRecord, read_record
 from splatopt.bench.runner import Launch, Place, Say, describe, run_process
 from splatopt.core.checks import InputError
 from splatopt.runs.folder import RunFolder
@@ -43,7 +43,7 @@ def verify(
     say: Say,
     *,
     data: Path | None = None,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, object] | None = None,
     launch: Launch = run_process,
 ) -> Verification:
     """Run a cell again, in a folder that is deleted afterwards, and compare.
@@ -81,7 +81,7 @@ def _again(cell: Cell, folder: Path, data: Path | None, overrides: Mapping[str, 
     return replace(cell, config=config)
 
 
-def _compared(before: Mapping[str, Any], now: Mapping[str, Any], run: Path, again: Path) -> Verification:
+def _compared(before: CellRecord, now: CellRecord, run: Path, again: Path) -> Verification:
     differences = []
     old, new = (
         {point["step"]: point for point in record["points"] if point.get("planned")} for record in (before, now)
@@ -98,11 +98,11 @@ def _compared(before: Mapping[str, Any], now: Mapping[str, Any], run: Path, agai
         differences.append(f"it was scored at steps {sorted(old)} and is now at {sorted(new)}")
     if ends_by_steps and _digest(run) != _digest(again):
         differences.append("the trained scenes differ")
-    was, now_on = before["environment"], now["environment"]
+    ran_on, runs_on = before["environment"], now["environment"]
     changes = [
-        f"{name} was {was.get(name)} and is {now_on.get(name)}"
+        f"{name} was {ran_on.get(name)} and is {runs_on.get(name)}"
         for name in REPRODUCING
-        if was.get(name) != now_on.get(name)
+        if ran_on.get(name) != runs_on.get(name)
     ]
     return Verification(len(steps), tuple(differences), tuple(changes))
 

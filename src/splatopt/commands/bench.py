@@ -126,18 +126,15 @@ def _assignment(word: str) -> tuple[str, Any]:
 
 def run(options: RunOptions) -> int:
     """Run a suite and write what it came to; 1 where a cell failed."""
-    from splatopt.bench.session import run_suite
+    from splatopt.bench.session import Start, run_suite
 
     if options.views < 0:
         raise InputError(f"--views must be at least 0, got {options.views}")
     suite = _suite(options)
     out = options.out or Path("runs") / f"bench-{options.suite.stem if options.suite else 'session'}"
     command = shlex.join(["splatopt", "bench", *_typed_words(options)])
-    results = run_suite(
-        suite,
-        out,
-        command=command,
-        say=_tell,
+    start = Start(
+        command,
         data=options.data,
         overrides=_given(threads=options.threads, instructions=options.instructions),
         retry=options.retry,
@@ -145,6 +142,7 @@ def run(options: RunOptions) -> int:
         views=options.views,
         ray=options.ray,
     )
+    results = run_suite(suite, out, start, say=_tell)
     from splatopt.bench.output import write_output
 
     for path in write_output(results, out, pictures_from=[out]):

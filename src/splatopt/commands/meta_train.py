@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -28,6 +27,7 @@ from splatopt.data.made import made_from
 from splatopt.meta.episode import LossOptions
 from splatopt.meta.inner import InnerRates
 from splatopt.meta.lane import EpisodeOptions, Variant
+from splatopt.meta.log import LogLine
 from splatopt.meta.network import SIZES
 from splatopt.meta.practice import PracticeOptions, scene_folders
 from splatopt.meta.training import MetaTrainConfig, MetaTrainer, write_config
@@ -166,7 +166,7 @@ def _forget_start(out: Path) -> None:
             path.unlink()
 
 
-def _work_together(config: MetaTrainConfig, described: dict[str, Any], processes: int, until: int) -> None:
+def _work_together(config: MetaTrainConfig, described: dict[str, object], processes: int, until: int) -> None:
     """Let ``processes`` processes do the work.
 
     Raises:
@@ -209,7 +209,7 @@ def _work_together(config: MetaTrainConfig, described: dict[str, Any], processes
 
 
 def _work_for_parent(
-    rank: int, config: MetaTrainConfig, described: dict[str, Any], world_size: int, folder: str, until: int
+    rank: int, config: MetaTrainConfig, described: dict[str, object], world_size: int, folder: str, until: int
 ) -> None:
     """Work, and leave what was refused as a file: a traceback in text is all that gets to the parent otherwise."""
     try:
@@ -225,7 +225,7 @@ def _work_for_parent(
 
 
 def _work(
-    rank: int, config: MetaTrainConfig, described: dict[str, Any], world_size: int, meeting: str, until: int
+    rank: int, config: MetaTrainConfig, described: dict[str, object], world_size: int, meeting: str, until: int
 ) -> None:
     """What each process does."""
     torch.set_num_threads(config.threads)
@@ -251,7 +251,7 @@ def _end_with_parent(parent: int) -> None:
     os._exit(1)
 
 
-def _say(record: dict[str, Any]) -> None:
+def _say(record: LogLine) -> None:
     head = f"{record['step']:>7,} meta-steps, {record['hours']:.2f} h"
     if record["kind"] == "validation":
         values = ", ".join(f"{value:.2f} dB after {int(step):,}" for step, value in record["psnr"].items())
@@ -295,7 +295,7 @@ def _check_others(scenes: Sequence[str], validation: Sequence[str]) -> None:
             )
 
 
-def _world(scene: Path) -> tuple[Any, ...]:
+def _world(scene: Path) -> tuple[object, ...]:
     """Return what decides on a made scene's world, whatever its photographs; the folder where that is not known."""
     mark = made_from(scene)
     if mark is None or "own_seed" not in mark:
@@ -303,19 +303,19 @@ def _world(scene: Path) -> tuple[Any, ...]:
     return str(mark["own_seed"]), str(mark.get("kinds"))
 
 
-def _described(options: MetaTrainOptions) -> dict[str, Any]:
+def _described(options: MetaTrainOptions) -> dict[str, object]:
     """What a run's config.json says; folders are whole paths, so that the command may be given from elsewhere."""
     plain = asdict(options) | {"variant": options.variant.value, "version": __version__}
     described = {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in plain.items()}
     return dict(json.loads(json.dumps(described)))  # as it will be read again: tuples are lists
 
 
-def _cut(value: Any) -> str:
+def _cut(value: object) -> str:
     """A setting as a message tells it."""
     return quoted(json.dumps(value))
 
 
-def _check_goes_on(out: Path, described: dict[str, Any]) -> bool:
+def _check_goes_on(out: Path, described: dict[str, object]) -> bool:
     """Return whether ``out`` holds a run, and make sure that it is the one that is asked for.
 
     Raises:

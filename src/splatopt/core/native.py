@@ -6,8 +6,9 @@ import functools
 import importlib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
 
@@ -152,39 +153,30 @@ def learned_passes(packed: Tensor, **shape: int | bool) -> Native:
     return _module().LearnedPasses(packed, **shape)
 
 
-def learned_step(
-    passes: Native,
-    parameters: Mapping[str, Tensor],
-    gradient: Mapping[str, Tensor],
-    exp_avg: Mapping[str, Tensor],
-    exp_avg_sq: Mapping[str, Tensor],
-    slow: Mapping[str, Tensor],
-    latent: Tensor,
-    age: Tensor,
-    *,
-    seen: Tensor,
-    near: Tensor,
-    scene: list[float],
-    rates: Sequence[float],
-    ageing: tuple[float, float, float, float],
-    betas: tuple[float, float, float],
-    epsilon: float,
-    threads: int = 0,
-    isa: str = "auto",
-) -> None:
-    """Take one learned step in place, on contiguous tensors on the CPU, the same bits for any number of ``threads``.
+@runtime_checkable
+class LearnedMemory(Protocol):
+    """What a learned run keeps of each Gaussian; ``splatopt.meta.inner.InnerState`` is one.
 
-    Args:
-        passes: What :func:`learned_passes` gave.
-        parameters: A cloud's six tensors, float32; so ``gradient``, ``exp_avg`` and ``exp_avg_sq``.
-        gradient: ∂loss/∂θ.
-        exp_avg: m.
+    Attributes:
+        exp_avg: m, six tensors.
         exp_avg_sq: v.
         slow: The slower mean of gradients, of all but ``sh_rest``.
         latent: (N, C) float32.
         age: (N,) float32, whole numbers.
-        seen: Rows that may move, (N,) bool.
-        near: Rows of each row's nearest others, (N, k) int64.
+    """
+
+    exp_avg: dict[str, Tensor]
+    exp_avg_sq: dict[str, Tensor]
+    slow: dict[str, Tensor]
+    latent: Tensor
+    age: Tensor
+
+
+@dataclass(frozen=True)
+class LearnedNumbers:
+    """What a learned step is told.
+
+    Attributes:
         scene: What the network is told of the scene after its eleven mean squares.
         rates: Adam's rates, of the six tensors in order.
         ageing: patience, fall, handover and least share: a row that was seen t times takes rates times
@@ -192,24 +184,53 @@ def learned_step(
             the least share, and everywhere with a handover of 0, it takes Adam's step.
         betas: Decays of m, v and the slower mean.
         epsilon: Added to √v̂.
-        threads: Threads, 0 for one per processor.
-        isa: The instruction set.
     """
-    slow = {**slow, "sh_rest": age.new_zeros(len(age), 0, 3)}
-    held = [cloud_tensors(part) for part in (exp_avg, exp_avg_sq, slow)]
-    beta1, beta2, beta_slow = betas
-    workers(threads, isa).learned_step(
+
+    scene: list[float]
+    rates: Sequence[float]
+    ageing: tuple[float, float, float, float]
+    betas: tuple[float, float, float]
+    epsilon: float
+
+
+def learned_step(
+    workers: Any,
+    passes: Any,
+    parameters: Mapping[str, Tensor],
+    gradient: Mapping[str, Tensor],
+    memory: LearnedMemory,
+    seen: Tensor,
+    near: Tensor,
+    numbers: LearnedNumbers,
+) -> None:
+    """Take one learned step in place, on contiguous tensors on the CPU, the same bits for any number of threads.
+
+    Args:
+        workers: What :func:`workers` gave.
+        passes: What :func:`learned_passes` gave.
+        parameters: A cloud's six tensors, float32.
+        gradient: ∂loss/∂θ, likewise.
+        memory: Written.
+        seen: Rows that may move, (N,) bool.
+        near: Rows of each row's nearest others, (N, k) int64.
+        numbers: Rates, decays and what is said of the scene.
+    """
+    age = memory.age
+    slow = {**memory.slow, "sh_rest": age.new_zeros(len(age), 0, 3)}
+    held = [cloud_tensors(part) for part in (memory.exp_avg, memory.exp_avg_sq, slow)]
+    beta1, beta2, beta_slow = numbers.betas
+    workers.learned_step(
         passes,
         cloud_tensors(parameters),
         cloud_tensors(gradient),
-        _module().LearnedMemory(*held, latent=latent, age=age),
+        _module().LearnedMemory(*held, latent=memory.latent, age=age),
         seen,
         near,
-        scene,
-        rates=tuple(rates),
-        ageing=ageing,
+        numbers.scene,
+        rates=tuple(numbers.rates),
+        ageing=numbers.ageing,
         beta1=beta1,
         beta2=beta2,
         beta_slow=beta_slow,
-        epsilon=epsilon,
+        epsilon=numbers.epsilon,
     )

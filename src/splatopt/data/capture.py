@@ -166,7 +166,7 @@ def check_view(posed: PosedImage) -> View:
     """Open the header of a view's image and fit the lens to it.
 
     An image of another size but the same shape (a smaller copy) is used with the lens rescaled, if
-    the shapes agree to within a pixel. Any other size is refused.
+    the shapes agree to within a pixel. Every other size is refused.
 
     Raises:
         UnreadableImageError: The image is missing, truncated or no image.

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from splatopt.core.checks import InputError, quoted
+from splatopt.core.schema import rotation_entries
 from splatopt.data.lens import Lens, lens_model
 from splatopt.data.source import Points, PosedImage, Source, check_translation, finite_points, registered_once
 
@@ -124,13 +125,8 @@ def _pose(quaternion: tuple[float, ...], translation: tuple[float, ...], where: 
             "mend its pose"
         )
     check_translation(values[4:], where)
-    w, x, y, z = values[:4] / length
     matrix = np.eye(4)
-    matrix[:3, :3] = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ]
+    matrix[:3, :3] = np.reshape(rotation_entries(*(values[:4] / length)), (3, 3))
     matrix[:3, 3] = values[4:]
     return _Pose(torch.from_numpy(matrix), length)
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -72,7 +71,7 @@ def _write(path: Path, text: str) -> None:
 
 
 @contextmanager
-def whole_capture(folder: Path, mark: Mapping[str, Any]) -> Iterator[Path]:
+def whole_capture(folder: Path, mark: Mapping[str, object]) -> Iterator[Path]:
     """Hand out a folder beside ``folder`` to write into, and put it in place, marked as made, once that is done.
 
     Args:

@@ -187,7 +187,7 @@ def inside(mesh: Mesh, points: Float[Tensor, "count 3"]) -> Bool[Tensor, " count
     Of a watertight mesh the number is whole and is counted along a ray; of others it is the sum of solid angles.
 
     Args:
-        mesh: Any; parts may overlap.
+        mesh: The surface; parts may overlap.
         points: (N, 3).
     """
     if mesh.watertight:

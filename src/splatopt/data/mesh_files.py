@@ -7,7 +7,7 @@ import math
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from splatopt.core.checks import InputError, quoted
 from splatopt.data.ply_table import check_rows
@@ -149,7 +149,7 @@ def _check_gltf(path: Path) -> None:
         _refuse(path, f"its instances add up to {total} faces")
 
 
-def _gltf_header(path: Path, size: int) -> Any:
+def _gltf_header(path: Path, size: int) -> object:
     """Return the JSON part of a .glb or .gltf file."""
     with path.open("rb") as file:
         if path.suffix.lower() == ".glb":
@@ -168,7 +168,7 @@ def _gltf_header(path: Path, size: int) -> Any:
         raise InputError(f"mesh {path} cannot be read: its description is no JSON; save it anew") from error
 
 
-def _objects(values: dict[str, Any], key: str) -> list[dict[str, Any]]:
+def _objects(values: dict[str, object], key: str) -> list[dict[str, object]]:
     """Return the list of objects under ``key``; an entry that is no object counts as an empty one."""
     found = values.get(key)
     return [one if isinstance(one, dict) else {} for one in found] if isinstance(found, list) else []
@@ -178,7 +178,7 @@ def _whole(value: object) -> int:
     return value if isinstance(value, int) else -1
 
 
-def _faces(primitive: dict[str, Any], accessors: list[int]) -> int:
+def _faces(primitive: dict[str, object], accessors: list[int]) -> int:
     """Faces of a primitive: a third of its indices, or of its corners where it has none, at least; a strip has more."""
     attributes = primitive.get("attributes")
     corners = attributes.get("POSITION") if isinstance(attributes, dict) else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -36,7 +35,7 @@ def read_nerfstudio(path: Path) -> Source:
     return Source(kind, views, points, tuple(warnings))
 
 
-def _points(path: Path, content: dict[str, Any], warnings: list[str]) -> Points | None:
+def _points(path: Path, content: dict[str, object], warnings: list[str]) -> Points | None:
     name = content.get("ply_file_path")
     if name is None:
         return None

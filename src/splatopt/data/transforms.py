@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 
@@ -24,7 +24,7 @@ MAX_JSON_BYTES = 512 * 2**20
 _PERSPECTIVE = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE", "SIMPLE_RADIAL", "RADIAL")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, object]:
     """Read a file of frames.
 
     Raises:
@@ -47,9 +47,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _named_once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _named_once(path: Path, pairs: list[tuple[str, object]]) -> dict[str, object]:
     """Return a JSON object; raises InputError where it says two things under one name."""
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for name, value in pairs:
         if name in values and values[name] != value:
             raise InputError(f"{path} gives {quoted(name)} twice in one object, and differently; remove one of them")
@@ -57,7 +57,7 @@ def _named_once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _number(values: Mapping[str, Any], key: str, where: str) -> float | None:
+def _number(values: Mapping[str, object], key: str, where: str) -> float | None:
     """Return ``values[key]`` as a finite number, or None where it is absent."""
     value = values.get(key)
     if value is None:
@@ -71,7 +71,7 @@ def _number(values: Mapping[str, Any], key: str, where: str) -> float | None:
     return number
 
 
-def _matrix(frame: Mapping[str, Any], where: str) -> np.ndarray:
+def _matrix(frame: Mapping[str, object], where: str) -> np.ndarray:
     try:
         matrix = np.array(frame.get("transform_matrix"), dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
@@ -111,12 +111,12 @@ def _header_size(path: Path) -> _Size | None:
     return _Size(header.width, header.height)
 
 
-def _file_size(values: Mapping[str, Any], where: str) -> _Size | None:
+def _file_size(values: Mapping[str, object], where: str) -> _Size | None:
     width, height = _number(values, "w", where), _number(values, "h", where)
     return None if width is None or height is None else _Size(round(width), round(height))
 
 
-def _focal_lengths(values: Mapping[str, Any], size: _Size, where: str) -> tuple[float, float]:
+def _focal_lengths(values: Mapping[str, object], size: _Size, where: str) -> tuple[float, float]:
     """Return fx and fy from ``fl_x``/``fl_y``, or from ``camera_angle_x``/``_y``: f = side / (2 tan(angle/2))."""
     focal = {}
     for axis, side in (("x", size.width), ("y", size.height)):
@@ -134,7 +134,7 @@ def _focal_lengths(values: Mapping[str, Any], size: _Size, where: str) -> tuple[
     return across, down
 
 
-def _lens(values: Mapping[str, Any], size: _Size, where: str) -> Lens:
+def _lens(values: Mapping[str, object], size: _Size, where: str) -> Lens:
     """Return the lens that the keys of nerfstudio and instant-ngp describe."""
     fx, fy = _focal_lengths(values, size, where)
     cx, cy = _number(values, "cx", where), _number(values, "cy", where)
@@ -160,7 +160,7 @@ def _lens(values: Mapping[str, Any], size: _Size, where: str) -> Lens:
     return Lens("PINHOLE", size.width, size.height, pinhole, where)
 
 
-def read_frames(path: Path, content: Mapping[str, Any], part: str = "") -> list[PosedImage]:
+def read_frames(path: Path, content: Mapping[str, object], part: str = "") -> list[PosedImage]:
     """Return the views of one file, in the file's order.
 
     Intrinsics of a frame win over those of the file. Where no size is given it is the image's own;
@@ -179,7 +179,7 @@ def read_frames(path: Path, content: Mapping[str, Any], part: str = "") -> list[
     sizes: dict[int, _Size | None] = {}
     first: _Size | None = None
     prepared = []
-    for index, frame in enumerate(content["frames"]):
+    for index, frame in enumerate(cast(list[dict[str, object]], content["frames"])):
         name = frame.get("file_path")
         if not isinstance(name, str) or not name:
             raise InputError(f"{path}, frame {index}: 'file_path' must name an image")

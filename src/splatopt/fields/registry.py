@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -52,7 +51,7 @@ def find_field(name: str) -> FieldEntry:
     return _FIELDS[name]
 
 
-def check_constants(name: str, constants: Mapping[str, Any]) -> None:
+def check_constants(name: str, constants: Mapping[str, object]) -> None:
     """Raise InputError if the field ``name`` takes one of ``constants`` not."""
     known = find_field(name).constants
     for constant in constants:
@@ -61,7 +60,7 @@ def check_constants(name: str, constants: Mapping[str, Any]) -> None:
             raise InputError(f"the field {name!r} has no constant {constant!r}; {taken}")
 
 
-def make_field(name: str, architecture: Architecture, generator: torch.Generator, **constants: Any) -> Field:
+def make_field(name: str, architecture: Architecture, generator: torch.Generator, **constants: float) -> Field:
     """Return the field ``name`` at its start.
 
     Args:

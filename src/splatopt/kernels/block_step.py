@@ -18,14 +18,15 @@ import triton.language as tl
 from torch import Tensor
 from triton import cdiv
 
-from splatopt.kernels.hellinger import Cloud, TrustBounds, hellinger_radii
+from splatopt.core.schema import BLOCK_SIZE, PACKED_BLOCK, GaussianTensors
+from splatopt.kernels.hellinger import TrustBounds, hellinger_radii
 from splatopt.kernels.jit import jit
 from splatopt.kernels.trust_region import Rule, lengths_kept, move_coefficients, store_columns
 
-SIZE: tl.constexpr = tl.constexpr(14)
+SIZE: tl.constexpr = tl.constexpr(BLOCK_SIZE)
 """Rows of a block: centre 3, log-scales 3, quaternion 4, opacity 1, base colour 3."""
 
-PACKED: tl.constexpr = tl.constexpr(105)
+PACKED: tl.constexpr = tl.constexpr(PACKED_BLOCK)
 """Numbers of its lower triangle; entry (i, j ≤ i) stands at i·(i+1)/2 + j."""
 
 LANES: tl.constexpr = tl.constexpr(16)
@@ -181,9 +182,9 @@ def _block_step(
 
 def block_step(
     bounds: TrustBounds,
-    values: Cloud,
-    gradient: Cloud,
-    momentum: Cloud,
+    values: GaussianTensors,
+    gradient: GaussianTensors,
+    momentum: GaussianTensors,
     blocks: Tensor,
     rest_curvature: Tensor,
     seen: Tensor | None,
@@ -216,7 +217,8 @@ def block_step(
     if not measure_only:
         curvature = values._replace(sh_rest=rest_curvature)
         rule = Rule(1 - decay, factor=scale / correction)
-        move_coefficients("curvature", colors, values, gradient, momentum, curvature, rule, bounds.higher_bands)
+        clouds = (values, gradient, momentum, curvature)
+        move_coefficients("curvature", colors, clouds, rule, bounds.higher_bands)
     return float(promised.sum(dtype=torch.float64))
 
 
@@ -257,7 +259,7 @@ def _block_form(blocks, step, sums, count, ROWS: tl.constexpr):
     tl.store(sums + program, tl.sum(total))
 
 
-def block_form(blocks: Tensor, rest_curvature: Tensor, step: Cloud) -> float:
+def block_form(blocks: Tensor, rest_curvature: Tensor, step: GaussianTensors) -> float:
     """Return Σ dᵀBd over all rows, blocks (N, 105), and Σ D d² over ``sh_rest``."""
     programs = cdiv(blocks.shape[0], ROWS)
     sums = blocks.new_zeros(programs)

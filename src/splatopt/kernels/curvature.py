@@ -15,12 +15,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from splatopt.core.schema import BLOCK_SIZE, PACKED_BLOCK
 from splatopt.kernels.geometry import load_four, load_three, project_footprint, project_point, unit_direction, whitening
 from splatopt.kernels.jit import jit
 from splatopt.kernels.projection import SPLAT, CloudPointers, SplatBuffers
 from splatopt.kernels.projection_backward import add_or_write, passes_of
 from splatopt.kernels.spherical_harmonics import C0, sh_basis
 from splatopt.kernels.tangent import color_by_mean, push_geometry
+
+SIZE = tl.constexpr(BLOCK_SIZE)
+PACKED = tl.constexpr(PACKED_BLOCK)
+"""Rows of a block, and numbers of its lower triangle."""
 
 COLUMNS = tl.constexpr(16)
 """14 parameters, and two that are empty."""
@@ -274,8 +279,8 @@ def blocks_kernel(
         value += b[channel][:, :, None] * x_a[channel][:, None, :] + x_a[channel][:, :, None] * b[channel][:, None, :]
         value += b[channel][:, :, None] * (b[channel] * y[channel])[:, None, :]
     i, j = tl.arange(0, COLUMNS)[None, :, None], tl.arange(0, COLUMNS)[None, None, :]
-    lower = (j <= i) & (i < 14)
-    at = blocks + row.to(tl.int64)[:, :, None] * 105 + (i * (i + 1) // 2 + j)
+    lower = (j <= i) & (i < SIZE)
+    at = blocks + row.to(tl.int64)[:, :, None] * PACKED + (i * (i + 1) // 2 + j)
     add_or_write(at, value, inside[:, :, None] & lower, drawn[:, :, None] & lower, OVERWRITE)
     splat = splats + row.to(tl.int64) * SPLAT
     write_rest(o_rest, row, inside, drawn, direction, splat, y, K, BANDS, OVERWRITE)
@@ -315,7 +320,7 @@ def project_diagonal(
             weight,
             cloud.count,
             CROSS=sums.shape[1] == 36,
-            K=cloud.sh_rest.shape[1],
+            K=cloud.coefficients,
             BANDS=cloud.bands,
             ANTIALIASED=antialiased,
             OVERWRITE=overwrite,
@@ -328,8 +333,7 @@ def project_blocks(
     cloud: CloudPointers,
     projected: SplatBuffers,
     sums: Tensor,
-    blocks: Tensor,
-    rest_diagonal: Tensor,
+    into: tuple[Tensor, Tensor],
     weight: Tensor,
     *,
     antialiased: bool,
@@ -342,8 +346,7 @@ def project_blocks(
         cloud: N Gaussians.
         projected: Their splats.
         sums: (N, 36), of :func:`~splatopt.kernels.blend_moments.blend_moments`.
-        blocks: Lower triangles by row, (N, 105), added to.
-        rest_diagonal: Diagonal for ``sh_rest``, (N, K, 3), added to.
+        into: Lower triangles by row, (N, 105), and the diagonal for ``sh_rest``, (N, K, 3); added to.
         weight: Factor, one number on the device.
         antialiased: As projected.
         overwrite: Take both as empty, whatever they hold.
@@ -355,11 +358,10 @@ def project_blocks(
             projected.splats,
             projected.row_count,
             sums,
-            blocks,
-            rest_diagonal,
+            *into,
             weight,
             cloud.count,
-            K=cloud.sh_rest.shape[1],
+            K=cloud.coefficients,
             BANDS=cloud.bands,
             ANTIALIASED=antialiased,
             OVERWRITE=overwrite,

@@ -8,7 +8,7 @@ What blending reads is whitened: w = A (pixel - mean) with A = [[a11, a12], [0, 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import triton.language as tl
 
@@ -31,6 +31,10 @@ HALF_LOG2_E = tl.constexpr(0.7213475204444817)
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 
+Three = tuple[tl.tensor, tl.tensor, tl.tensor]
+Four = tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]
+Matrix = tuple[Three, Three, Three]
+
 
 class Point(NamedTuple):
     """Gaussians' centres, before the camera and on the image.
@@ -46,14 +50,14 @@ class Point(NamedTuple):
         front: Whether z is beyond the near plane.
     """
 
-    offset: Any
-    camera: Any
-    inverse_z: Any
-    ratio_x: Any
-    ratio_y: Any
-    mean_x: Any
-    mean_y: Any
-    front: Any
+    offset: Three
+    camera: Three
+    inverse_z: tl.tensor
+    ratio_x: tl.tensor
+    ratio_y: tl.tensor
+    mean_x: tl.tensor
+    mean_y: tl.tensor
+    front: tl.tensor
 
 
 class Footprint(NamedTuple):
@@ -80,24 +84,24 @@ class Footprint(NamedTuple):
         determinant: Of Σ.
     """
 
-    inside_x: Any
-    inside_y: Any
-    slope_x: Any
-    slope_y: Any
-    image_x: Any
-    image_y: Any
-    quat: Any
-    inverse_norm: Any
-    rotation: Any
-    scale: Any
-    row_x: Any
-    row_y: Any
-    cross: Any
-    cross_squared: Any
-    xx: Any
-    xy: Any
-    yy: Any
-    determinant: Any
+    inside_x: tl.tensor
+    inside_y: tl.tensor
+    slope_x: tl.tensor
+    slope_y: tl.tensor
+    image_x: Three
+    image_y: Three
+    quat: Four
+    inverse_norm: tl.tensor
+    rotation: Matrix
+    scale: Three
+    row_x: Three
+    row_y: Three
+    cross: Three
+    cross_squared: tl.tensor
+    xx: tl.tensor
+    xy: tl.tensor
+    yy: tl.tensor
+    determinant: tl.tensor
 
 
 @jit

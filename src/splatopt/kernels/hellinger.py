@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import triton.language as tl
-from torch import Tensor
 
 from splatopt.core.constants import MAX_LOG_RATIO, MAX_LOG_SCALE, SH_C0
 from splatopt.kernels.jit import jit
@@ -19,22 +17,6 @@ Y0: tl.constexpr = tl.constexpr(SH_C0)
 
 LOG_SCALE_BOUND: tl.constexpr = tl.constexpr(MAX_LOG_SCALE)
 LOG_RATIO_BOUND: tl.constexpr = tl.constexpr(MAX_LOG_RATIO)
-
-
-class Cloud(NamedTuple):
-    """Six tensors in the shapes of a cloud's: values, a gradient, a state."""
-
-    means: Tensor
-    log_scales: Tensor
-    quats: Tensor
-    logit_opacities: Tensor
-    sh_dc: Tensor
-    sh_rest: Tensor
-
-    @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> Cloud:
-        """Return the tensors of these names."""
-        return cls(**{name: tensors[name].detach() for name in cls._fields})
 
 
 class TrustBounds(NamedTuple):

@@ -274,7 +274,7 @@ def _spread(
 def photometric_loss(
     image: Float[Tensor, "h w 3"],
     target: UInt8[Tensor, "h w 3"],
-    ssim_weight: float,
+    shares: tuple[float, float],
     window: SsimWindow,
     gradient: Float[Tensor, "h w 3"] | None = None,
 ) -> PhotometricSums:
@@ -283,7 +283,7 @@ def photometric_loss(
     Args:
         image: x, contiguous.
         target: y·255, contiguous, on the same device.
-        ssim_weight: λ.
+        shares: 1-λ and λ.
         window: The rule of SSIM.
         gradient: Written where given: ∂loss/∂x.
     """
@@ -292,10 +292,10 @@ def photometric_loss(
     sums = image.new_empty(strips[0] * strips[1], 3)
     maps = image.new_empty(3, *image.shape) if gradient is not None else image
     task = "loss" if gradient is None else "gradient"
-    _launch_windows(task, image, target, image, maps, sums, window, scale=-ssim_weight / count)
+    given = _Given(image, target, window)
+    _launch_windows(task, given, image, maps, sums, scale=-shares[1] / count)
     if gradient is not None:
-        scale = (1 - ssim_weight) / count
-        _launch_spread(task, image, target, maps, image, gradient, window, scale=scale)
+        _launch_spread(task, given, maps, image, gradient, scale=shares[0] / count)
     return PhotometricSums(*sums.sum(dim=0, dtype=torch.float64))
 
 
@@ -304,7 +304,7 @@ def residuals(
 ) -> Float[Tensor, "2 h w 3"]:
     """Return r₁ and r₂ of :class:`ResidualSlopes`."""
     out = image.new_empty(2, *image.shape)
-    _launch_windows("residuals", image, target, image, out, image, window, slopes)
+    _launch_windows("residuals", _Given(image, target, window), image, out, image, slopes)
     return out
 
 
@@ -317,7 +317,7 @@ def residual_jvp(
 ) -> Float[Tensor, "2 h w 3"]:
     """Return J·tangent, J = ∂r/∂x, over whole windows."""
     out = image.new_empty(2, *image.shape)
-    _launch_windows("jvp", image, target, tangent, out, image, window, slopes)
+    _launch_windows("jvp", _Given(image, target, window), tangent, out, image, slopes)
     return out
 
 
@@ -330,8 +330,9 @@ def residual_vjp(
 ) -> Float[Tensor, "h w 3"]:
     """Return Jᵀ·cotangent, J = ∂r/∂x, over whole windows."""
     maps, out = image.new_empty(3, *image.shape), torch.empty_like(image)
-    _launch_windows("vjp", image, target, cotangent, maps, image, window, slopes)
-    _launch_spread("vjp", image, target, maps, cotangent, out, window, slopes)
+    given = _Given(image, target, window)
+    _launch_windows("vjp", given, cotangent, maps, image, slopes)
+    _launch_spread("vjp", given, maps, cotangent, out, slopes)
     return out
 
 
@@ -340,7 +341,7 @@ def residual_weights(
 ) -> Float[Tensor, "h w 3"]:
     """Return W = Σ (∂r/∂x)² of each pixel's own residuals; of a window's, the derivative by its centre alone."""
     out = torch.empty_like(image)
-    _launch_windows("weights", image, target, image, out, image, window, slopes)
+    _launch_windows("weights", _Given(image, target, window), image, out, image, slopes)
     return out
 
 
@@ -363,17 +364,19 @@ def _check(image: Tensor, *others: Tensor) -> None:
             )
 
 
+class _Given(NamedTuple):
+    """What each launch is given of a view: x, y·255 and the rule of SSIM."""
+
+    image: Tensor
+    target: Tensor
+    window: SsimWindow
+
+
 def _launch_windows(
-    task: str,
-    image: Tensor,
-    target: Tensor,
-    given: Tensor,
-    out: Tensor,
-    sums: Tensor,
-    window: SsimWindow,
-    slopes: ResidualSlopes = _NO_SLOPES,
-    scale: float = 0.0,
-) -> None:
+    task: str, view: _Given, given: Tensor, out: Tensor, sums: Tensor,
+    slopes: ResidualSlopes = _NO_SLOPES, scale: float = 0.0,
+) -> None:  # fmt: skip
+    image, target, window = view
     _check(image, target, given, out)
     height, width, channels = image.shape
     _windows[_strips(image)](
@@ -384,16 +387,10 @@ def _launch_windows(
 
 
 def _launch_spread(
-    task: str,
-    image: Tensor,
-    target: Tensor,
-    maps: Tensor,
-    given: Tensor,
-    out: Tensor,
-    window: SsimWindow,
-    slopes: ResidualSlopes = _NO_SLOPES,
-    scale: float = 0.0,
-) -> None:
+    task: str, view: _Given, maps: Tensor, given: Tensor, out: Tensor,
+    slopes: ResidualSlopes = _NO_SLOPES, scale: float = 0.0,
+) -> None:  # fmt: skip
+    image, target, window = view
     _check(image, target, maps, given, out)
     height, width, channels = image.shape
     _spread[_strips(image)](

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from splatopt.core.schema import SH_REST_COUNTS, GaussianTensors
 from splatopt.kernels.geometry import (
     HALF_LOG2_E,
     load_four,
@@ -42,37 +43,27 @@ class CloudPointers:
     """The six contiguous float32 tensors that kernels read, and the degree that is evaluated.
 
     Attributes:
-        means: (N, 3).
-        log_scales: (N, 3).
-        quats: (N, 4).
-        logit_opacities: (N,).
-        sh_dc: (N, 3).
-        sh_rest: (N, K, 3).
+        tensors: Of N Gaussians, in the order that kernels take them.
         degree: At most the stored one.
     """
 
-    means: Tensor
-    log_scales: Tensor
-    quats: Tensor
-    logit_opacities: Tensor
-    sh_dc: Tensor
-    sh_rest: Tensor
+    tensors: GaussianTensors
     degree: int
 
     @property
     def count(self) -> int:
         """N."""
-        return self.means.shape[0]
+        return self.tensors.means.shape[0]
 
     @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The six tensors in the order that kernels take them."""
-        return self.means, self.log_scales, self.quats, self.logit_opacities, self.sh_dc, self.sh_rest
+    def coefficients(self) -> int:
+        """K, the coefficients above degree 0 that are stored."""
+        return self.tensors.sh_rest.shape[1]
 
     @property
     def bands(self) -> int:
-        """Coefficients above degree 0 that are evaluated."""
-        return (self.degree + 1) ** 2 - 1
+        """Those of them that are evaluated."""
+        return SH_REST_COUNTS[self.degree]
 
 
 @dataclass(frozen=True)
@@ -193,7 +184,7 @@ def project(view: Tensor, cloud: CloudPointers, antialiased: bool) -> SplatBuffe
     Returns:
         N splats in the cloud's order; those that no pixel's α can reach 1/255 of are not drawn.
     """
-    count, device = cloud.count, cloud.means.device
+    count, device = cloud.count, cloud.tensors.means.device
     out = SplatBuffers(
         splats=torch.empty(count, SPLAT.value, device=device),
         depths=torch.empty(count, device=device),
@@ -209,7 +200,7 @@ def project(view: Tensor, cloud: CloudPointers, antialiased: bool) -> SplatBuffe
             out.row_first,
             out.row_count,
             count,
-            K=cloud.sh_rest.shape[1],
+            K=cloud.coefficients,
             BANDS=cloud.bands,
             ANTIALIASED=antialiased,
             TILE_SIZE=TILE,

@@ -284,7 +284,7 @@ def project_backward(
             *gradient,
             weight,
             cloud.count,
-            K=cloud.sh_rest.shape[1],
+            K=cloud.coefficients,
             BANDS=cloud.bands,
             ANTIALIASED=antialiased,
             OVERWRITE=overwrite,

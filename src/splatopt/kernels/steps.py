@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from splatopt.core.schema import GaussianTensors as Cloud
 from splatopt.kernels.block_step import block_form, block_step, fold_blocks
-from splatopt.kernels.hellinger import Cloud, TrustBounds
+from splatopt.kernels.hellinger import TrustBounds
 from splatopt.kernels.trust_region import adam_clipped_step, curvature_step, sign_step
 
 __all__ = [

@@ -293,7 +293,7 @@ def project_jvp(
         tangent: Six tensors in the cloud's shapes, contiguous float32.
         antialiased: As projected.
     """
-    out = torch.empty(cloud.count, TANGENT, device=cloud.means.device)
+    out = torch.empty(cloud.count, TANGENT, device=cloud.tensors.means.device)
     if cloud.count:
         project_jvp_kernel[(triton.cdiv(cloud.count, ROWS),)](
             view,
@@ -303,7 +303,7 @@ def project_jvp(
             *tangent,
             out,
             cloud.count,
-            K=cloud.sh_rest.shape[1],
+            K=cloud.coefficients,
             BANDS=cloud.bands,
             ANTIALIASED=antialiased,
             BLOCK=ROWS,

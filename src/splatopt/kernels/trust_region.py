@@ -14,8 +14,9 @@ import triton.language as tl
 from torch import Tensor
 from triton import cdiv
 
+from splatopt.core.schema import GaussianTensors
 from splatopt.kernels.adam import adam_change
-from splatopt.kernels.hellinger import TINY, Cloud, TrustBounds, hellinger_radii, length_of
+from splatopt.kernels.hellinger import TINY, TrustBounds, hellinger_radii, length_of
 from splatopt.kernels.jit import jit
 
 ROWS = 128
@@ -155,10 +156,7 @@ def _move_coefficients(
 def move_coefficients(
     kind: str,
     colors: Tensor,
-    values: Cloud,
-    gradient: Cloud,
-    first: Cloud,
-    second: Cloud,
+    clouds: tuple[GaussianTensors, GaussianTensors, GaussianTensors, GaussianTensors],
     rule: Rule,
     higher_bands: float,
     step_size: float = 0.0,
@@ -166,15 +164,25 @@ def move_coefficients(
 ) -> Tensor:
     """Move ``sh_rest`` within ``higher_bands`` times the radii of its colours, (N, 3).
 
+    Args:
+        kind: ``sign``, ``adam`` or ``curvature``.
+        colors: The radii.
+        clouds: Values, gradient and two states.
+        rule: The direction's numbers.
+        higher_bands: Factor on the radii.
+        step_size: Adam's.
+        damping: Of the curvature.
+
     Returns:
         Σ|mη| and how many are not 0, (2,) in float64, where the kind keeps them.
     """
+    values = clouds[0]
     count = values.sh_rest.numel()
     programs = cdiv(count, COEFFICIENTS)
     promised = values.means.new_empty(programs, 2)
     if programs:
         _move_coefficients[(programs,)](
-            values.sh_rest, gradient.sh_rest, first.sh_rest, second.sh_rest, colors, promised, count, rule,
+            *(cloud.sh_rest for cloud in clouds), colors, promised, count, rule,
             step_size, damping, higher_bands, KIND=kind, WIDTH=3 * values.sh_rest.shape[1], BLOCK=COEFFICIENTS,
         )  # fmt: skip
     return promised.sum(dim=0, dtype=torch.float64)
@@ -183,7 +191,7 @@ def move_coefficients(
 def _clipped_step(
     kind: str,
     bounds: TrustBounds,
-    clouds: tuple[Cloud, Cloud, Cloud, Cloud],
+    clouds: tuple[GaussianTensors, GaussianTensors, GaussianTensors, GaussianTensors],
     rule: Rule,
     step_sizes: tuple[float, ...] = _SIX,
     damping: tuple[float, ...] = _SIX,
@@ -198,21 +206,23 @@ def _clipped_step(
             bounds, *clouds, colors, promised, count, rule, step_sizes, damping,
             KIND=kind, CONDITIONAL=bounds.conditional_variance, ROWS=ROWS,
         )  # fmt: skip
-    rest = move_coefficients(kind, colors, *clouds, rule, bounds.higher_bands, step_sizes[5], damping[5])
+    rest = move_coefficients(kind, colors, clouds, rule, bounds.higher_bands, step_sizes[5], damping[5])
     return torch.cat([promised.sum(dim=0, dtype=torch.float64), rest[None]])
 
 
-def sign_step(bounds: TrustBounds, values: Cloud, gradient: Cloud, momentum: Cloud, *, decay: float) -> None:
+def sign_step(
+    bounds: TrustBounds, values: GaussianTensors, gradient: GaussianTensors, momentum: GaussianTensors, *, decay: float
+) -> None:
     """Momentum's sign times the trust radii, in place."""
     _clipped_step("sign", bounds, (values, gradient, momentum, momentum), Rule(1 - decay))
 
 
 def adam_clipped_step(
     bounds: TrustBounds,
-    values: Cloud,
-    gradient: Cloud,
-    exp_avg: Cloud,
-    exp_avg_sq: Cloud,
+    values: GaussianTensors,
+    gradient: GaussianTensors,
+    exp_avg: GaussianTensors,
+    exp_avg_sq: GaussianTensors,
     *,
     rates: list[float],
     beta1: float,
@@ -228,10 +238,10 @@ def adam_clipped_step(
 
 def curvature_step(
     bounds: TrustBounds,
-    values: Cloud,
-    gradient: Cloud,
-    momentum: Cloud,
-    curvature: Cloud,
+    values: GaussianTensors,
+    gradient: GaussianTensors,
+    momentum: GaussianTensors,
+    curvature: GaussianTensors,
     *,
     decay: float,
     factor: float,

@@ -9,16 +9,17 @@ Source: Pearl et al. 2026, "Learn2Splat" (20 states, the oldest leaves); the cla
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from splatopt.core.schema import GAUSSIAN_TENSORS
 from splatopt.core.state import OptimizerState
+from splatopt.core.typed import Fields
 from splatopt.meta.episode import Situation
-from splatopt.meta.inner import GROUPS, InnerState
+from splatopt.meta.inner import InnerState
 from splatopt.meta.practice import Guise, bind
 from splatopt.raster.renderer import Renderer
 from splatopt.scene.gaussians import GaussianCloud
@@ -74,10 +75,10 @@ class CheckpointBuffer:
         kept = self.classes[place]
         return kept.pop(int(torch.randint(len(kept), (), generator=generator))), place
 
-    def state(self) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    def state(self) -> tuple[dict[str, Tensor], list[dict[str, object]]]:
         """Return all tensors by name, and one JSON record for each situation."""
         tensors: dict[str, Tensor] = {}
-        records: list[dict[str, Any]] = []
+        records: list[dict[str, object]] = []
         for place, kept in enumerate(self.classes):
             for situation in kept:
                 prefix = f"{len(records)}."
@@ -88,7 +89,7 @@ class CheckpointBuffer:
     def load(
         self,
         tensors: Mapping[str, Tensor],
-        records: list[dict[str, Any]],
+        records: Sequence[Fields],
         renderer: Renderer,
         latent_width: int,
         device: torch.device | str = "cpu",
@@ -98,7 +99,9 @@ class CheckpointBuffer:
         for number, record in enumerate(records):
             prefix = f"{number}."
             own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-            self.classes[record["class"]].append(restored(own, record, renderer, latent_width, device))
+            self.classes[record.count("class", len(DEPTHS))].append(
+                restored(own, record, renderer, latent_width, device)
+            )
 
 
 def situation_tensors(situation: Situation) -> dict[str, Tensor]:
@@ -107,7 +110,7 @@ def situation_tensors(situation: Situation) -> dict[str, Tensor]:
     return cloud | situation.state.tensors() | {"near": situation.near}
 
 
-def situation_record(situation: Situation) -> dict[str, Any]:
+def situation_record(situation: Situation) -> dict[str, object]:
     """Return what JSON must hold of one situation."""
     practice = situation.practice
     return {
@@ -122,16 +125,17 @@ def situation_record(situation: Situation) -> dict[str, Any]:
 
 def restored(
     tensors: Mapping[str, Tensor],
-    record: Mapping[str, Any],
+    record: Fields,
     renderer: Renderer,
     latent_width: int,
     device: torch.device | str = "cpu",
 ) -> Situation:
     """Return the situation of :func:`situation_tensors` and :func:`situation_record`."""
-    cloud = GaussianCloud(**{name: tensors[f"cloud.{name}"].to(device, copy=True) for name in GROUPS})
-    guise = Guise(tuple(record["guise"]["turn"]), record["guise"]["pace"])
-    inputs, targets = record["inputs"], record["targets"]
-    practice = bind(record["scene"], cloud, inputs, targets, renderer, record["view_batch"], guise)
+    cloud = GaussianCloud(**{name: tensors[f"cloud.{name}"].to(device, copy=True) for name in GAUSSIAN_TENSORS})
+    shown = record.object("guise")
+    guise = Guise(tuple(shown.entries("turn")), shown.number("pace"))
+    inputs, targets = record.entries("inputs"), record.entries("targets")
+    practice = bind(record.text("scene"), cloud, inputs, targets, renderer, record.count("view_batch"), guise)
     state = InnerState.begin(practice.objective.parameters, latent_width)
-    state.load(OptimizerState(tensors, record))
-    return Situation(practice, state, tensors["near"].to(device, copy=True), record["horizon"])
+    state.load(OptimizerState(tensors, record.values))
+    return Situation(practice, state, tensors["near"].to(device, copy=True), record.count("horizon"))

@@ -33,8 +33,9 @@ from torch import Tensor
 
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Tensors
+from splatopt.core.schema import GAUSSIAN_TENSORS
 from splatopt.meta.features import build_inputs
-from splatopt.meta.inner import GROUPS, InnerRates, InnerState, by_row
+from splatopt.meta.inner import InnerRates, InnerState, by_row
 from splatopt.meta.neighbours import NEIGHBOUR_REFRESH, nearest_others
 from splatopt.meta.network import LearnedNetwork
 from splatopt.meta.perceptual import ImageLoss, image_pull
@@ -197,55 +198,103 @@ def run_episode(
     Returns:
         What was seen, or None where the numbers broke down: then no gradient was added.
     """
-    practice = situation.practice
-    objective = practice.objective
+    practice, objective = situation.practice, situation.practice.objective
     values = {name: value.clone() for name, value in objective.parameters.items()}
-    weighted: list[tuple[Tensor, Tensor]] = []
-    penalty = torch.zeros(())
-    before = _view_losses(practice)
-    meta_loss, targets, gates, moved = 0.0, [], 0.0, 0.0
     averages = values
     # A new scene is looked at after every step: its first ones are taken once.
     looks = steps if situation.state.steps == 0 else max(1, steps // 3)
+    found = _MetaLoss(practice, options, steps, looks)
     for number in range(steps):
         step, input_loss, gradient = evaluate_step(network, rates, situation, values, practice.draw_views(generator))
         if not math.isfinite(input_loss) or not _finite(step.changes):
             return None
         if number:  # the loss of the input views at what the step before left
-            meta_loss += options.inputs_weight * math.log(max(input_loss, _LEAST_LOSS)) / steps
-            weight = options.inputs_weight / (steps * max(input_loss, _LEAST_LOSS))
-            weighted += [(values[name], weight * gradient[name]) for name in GROUPS]
-        if delta_penalty and options.delta_weight:
-            penalty = penalty + _delta_penalty(step, gradient) / steps
+            found.add_inputs(values, input_loss, gradient)
+        found.note(step, gradient if delta_penalty else None)
         values = {name: value + step.changes[name] for name, value in values.items()}
         averages = _averaged(averages, values, situation.state.age, number, rates)
         situation.state.latent = step.latent
-        if number >= steps - looks:
-            _move(objective.parameters, averages)
-            now, pull = _target_pull(practice, before, options)
-            if not all(math.isfinite(loss) for loss in now):
-                return None
-            mean = sum(now) / len(now)
-            rise = sum(max(0.0, new - old) for new, old in zip(now, before, strict=True)) / len(now)
-            scale = max(mean, _LEAST_LOSS)
-            meta_loss += (math.log(scale) + options.stability_weight * rise / scale) / looks
-            weighted += [(averages[name], pull[name] / looks) for name in GROUPS]
-            if perceptual is not None and options.lpips_weight:
-                distance, pull = _perceptual_pull(practice, perceptual)
-                meta_loss += options.lpips_weight * distance / looks
-                weighted += [(averages[name], options.lpips_weight / looks * pull[name]) for name in GROUPS]
-            before = now
-            targets.append(mean)
+        if number >= steps - looks and not found.look_at(averages, perceptual):
+            return None
         _move(objective.parameters, values)
-        gates += float(step.gates.detach().mean()) / steps
-        moved += float(sum(value.detach().abs().mean() for value in step.relative.values())) / (len(GROUPS) * steps)
-    surrogate = options.delta_weight * penalty + sum((value * weight).sum() for value, weight in weighted)
-    surrogate.backward()
+    found.surrogate().backward()
     situation.state = situation.state.clone()
-    _move(objective.parameters, averages)
-    psnr = objective.gradient(practice.targets).facts["psnr"]
+    psnr = _psnr(practice, averages)
     _move(objective.parameters, values)
-    return EpisodeResult(meta_loss, tuple(targets), psnr, gates, moved)
+    return EpisodeResult(found.value, tuple(found.targets), psnr, found.gates, found.moved)
+
+
+def _psnr(practice: Practice, values: Tensors) -> float:
+    """Return the mean PSNR of the held-out views at ``values``, where the objective stands then."""
+    _move(practice.objective.parameters, values)
+    return practice.objective.gradient(practice.targets).facts["psnr"]
+
+
+class _MetaLoss:
+    """The meta-loss of an episode, and its gradient by the values that the steps left: Σ weight · value.
+
+    Attributes:
+        value: The meta-loss.
+        penalty: Of steps without a reason, a mean over the steps; it carries its own graph.
+        targets: Mean loss of the held-out views at each look.
+        gates: Mean gate of the network.
+        moved: Mean length of its corrections.
+    """
+
+    def __init__(self, practice: Practice, options: LossOptions, steps: int, looks: int) -> None:
+        """Begin where the objective stands; ``looks`` of the ``steps`` are looked at from the held-out views."""
+        self.value, self.gates, self.moved = 0.0, 0.0, 0.0
+        self.targets: list[float] = []
+        self.penalty = torch.zeros(())
+        self._practice, self._options, self._steps, self._looks = practice, options, steps, looks
+        self._before = _view_losses(practice)
+        self._weighted: list[tuple[Tensor, Tensor]] = []
+
+    def add_inputs(self, values: Tensors, loss: float, gradient: Tensors) -> None:
+        """Add the loss of a step's input views at ``values``."""
+        inputs_weight = self._options.inputs_weight
+        self.value += inputs_weight * math.log(max(loss, _LEAST_LOSS)) / self._steps
+        weight = inputs_weight / (self._steps * max(loss, _LEAST_LOSS))
+        self._pull(values, {name: weight * gradient[name] for name in GAUSSIAN_TENSORS})
+
+    def look_at(self, averages: Tensors, perceptual: ImageLoss | None) -> bool:
+        """Move the objective to ``averages`` and add the held-out views' part there.
+
+        Returns:
+            False where a loss is not finite; nothing was added then.
+        """
+        options, looks, before = self._options, self._looks, self._before
+        _move(self._practice.objective.parameters, averages)
+        now, pull = _target_pull(self._practice, before, options)
+        if not all(math.isfinite(loss) for loss in now):
+            return False
+        rise = sum(max(0.0, new - old) for new, old in zip(now, before, strict=True)) / len(now)
+        self.targets.append(sum(now) / len(now))
+        scale = max(self.targets[-1], _LEAST_LOSS)
+        self.value += (math.log(scale) + options.stability_weight * rise / scale) / looks
+        self._pull(averages, {name: pull[name] / looks for name in GAUSSIAN_TENSORS})
+        if perceptual is not None and options.lpips_weight:
+            distance, pull = _perceptual_pull(self._practice, perceptual)
+            self.value += options.lpips_weight * distance / looks
+            self._pull(averages, {name: options.lpips_weight / looks * pull[name] for name in GAUSSIAN_TENSORS})
+        self._before = now
+        return True
+
+    def _pull(self, values: Tensors, weights: Tensors) -> None:
+        self._weighted += [(values[name], weights[name]) for name in GAUSSIAN_TENSORS]
+
+    def note(self, step: Step, gradient: Tensors | None) -> None:
+        """Take in a step's gates and lengths, and what it costs that it has no reason in ``gradient``."""
+        if gradient is not None and self._options.delta_weight:
+            self.penalty = self.penalty + _delta_penalty(step, gradient) / self._steps
+        self.gates += float(step.gates.detach().mean()) / self._steps
+        lengths = [value.detach().abs().mean() for value in step.relative.values()]
+        self.moved += float(sum(lengths)) / (len(GAUSSIAN_TENSORS) * self._steps)
+
+    def surrogate(self) -> Tensor:
+        """Return what has the meta-loss's gradient, that of ``penalty`` included, by the network's weights."""
+        pulled = sum((value * weight).sum() for value, weight in self._weighted)
+        return self._options.delta_weight * self.penalty + pulled
 
 
 def _averaged(averages: Tensors, values: Tensors, ages: Tensor, number: int, rates: InnerRates) -> dict[str, Tensor]:
@@ -276,7 +325,7 @@ def _target_pull(
 def _perceptual_pull(practice: Practice, loss: ImageLoss) -> tuple[float, dict[str, Tensor]]:
     """Return the mean of an image loss over the held-out views, and its gradient by θ."""
     pulls = [image_pull(practice.objective, view, loss) for view in practice.targets]
-    mean = {name: torch.stack([pull[name] for _, pull in pulls]).mean(dim=0) for name in GROUPS}
+    mean = {name: torch.stack([pull[name] for _, pull in pulls]).mean(dim=0) for name in GAUSSIAN_TENSORS}
     return sum(value for value, _ in pulls) / len(pulls), mean
 
 

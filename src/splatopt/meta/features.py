@@ -17,9 +17,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from splatopt.core.objective import Tensors
+from splatopt.core.schema import GAUSSIAN_TENSORS, rotation_matrices
 from splatopt.meta.constants import AGES, MIN_SQUARE
-from splatopt.meta.frames import axes, quaternion_to_turn, to_own_axes
-from splatopt.meta.inner import GROUPS, SLOW_GROUPS, InnerRates, InnerState, by_row, corrections, roots
+from splatopt.meta.frames import quaternion_to_turn, to_own_axes
+from splatopt.meta.inner import SLOW_GROUPS, InnerRates, InnerState, by_row, corrections, roots
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Inputs(AdamInputs):
 def adam_inputs(state: InnerState, rates: InnerRates, seen: Bool[Tensor, " n"]) -> AdamInputs:
     """Return what Adam's step takes after ``state`` has taken in a gradient; ``seen`` are the rows that it may move."""
     first, second = corrections(state, rates)
-    root = {name: roots(state, rates, name, second) for name in GROUPS}
+    root = {name: roots(state, rates, name, second) for name in GAUSSIAN_TENSORS}
     return AdamInputs(root, first, seen, rates.fallen(state.age))
 
 
@@ -86,28 +87,19 @@ def build_inputs(
         seen: Rows that the step may move; means over the scene are over those that the network has a share in.
     """
     unit_quats = torch.nn.functional.normalize(parameters["quats"], dim=1)
-    rotations = axes(unit_quats)
+    rotations = rotation_matrices(unit_quats)
     adam = adam_inputs(state, rates, seen)
-    first, root = adam.first_correction, adam.roots
-    slow_correction = 1 - rates.beta_slow ** state.age.double().clamp(min=1)
-    fast = {name: state.exp_avg[name] / (by_row(first, root[name]) * root[name]) for name in GROUPS}
-    slow = {name: state.slow[name] / (by_row(slow_correction, root[name]) * root[name]) for name in SLOW_GROUPS}
-    now = {name: gradient[name] / root[name] for name in SLOW_GROUPS}
-    group_roots = {name: _mean_square(root[name]) for name in GROUPS}
-    whole = {
-        name: gradient[name] / by_row(group_roots[name].clamp(min=MIN_SQUARE).sqrt(), gradient[name]) for name in now
-    }
-
+    squares = {name: _mean_square(adam.roots[name]) for name in GAUSSIAN_TENSORS}
+    parts = _normalised(gradient, state, rates, adam, squares)
     share = rates.learned_share(state.age)
     asked = seen & (share > 0)
     weight = asked.to(unit_quats.dtype)
     weight = weight / weight.sum().clamp(min=1)
-    powers = [_mean_square(fast[name]) for name in GROUPS] + [_mean_square(slow[name]) for name in SLOW_GROUPS]
-    power = torch.stack(powers, dim=1)
-    sizes = torch.stack([group_roots[name] for name in GROUPS], dim=1).clamp(min=MIN_SQUARE).log() / 2
+    power = torch.stack([_mean_square(mean) for part in parts[:2] for mean in part.values()], dim=1)
+    sizes = torch.stack([squares[name] for name in GAUSSIAN_TENSORS], dim=1).clamp(min=MIN_SQUARE).log() / 2
     pace, log_scales = rates.of("means", length_scale) * adam.fallen, parameters["log_scales"]
     columns = [
-        *(_squashed(_own(part, rotations, unit_quats)) for part in (fast, slow, now, whole)),
+        *(_squashed(_own(part, rotations, unit_quats)) for part in parts),
         power.sqrt(),
         (sizes - (weight[:, None] * sizes).sum(dim=0)).clamp(-8, 8) / 2,
         _shape_features(parameters, weight),
@@ -125,6 +117,19 @@ def build_inputs(
         asked=asked,
         share=share,
     )
+
+
+def _normalised(
+    gradient: Tensors, state: InnerState, rates: InnerRates, adam: AdamInputs, squares: Tensors
+) -> tuple[dict[str, Tensor], ...]:
+    """Return both means and the gradient over √v̂, and the gradient over the root of each row's mean ``squares``."""
+    first, root = adam.first_correction, adam.roots
+    slow_correction = 1 - rates.beta_slow ** state.age.double().clamp(min=1)
+    fast = {name: state.exp_avg[name] / (by_row(first, root[name]) * root[name]) for name in GAUSSIAN_TENSORS}
+    slow = {name: state.slow[name] / (by_row(slow_correction, root[name]) * root[name]) for name in SLOW_GROUPS}
+    now = {name: gradient[name] / root[name] for name in SLOW_GROUPS}
+    whole = {name: gradient[name] / by_row(squares[name].clamp(min=MIN_SQUARE).sqrt(), gradient[name]) for name in now}
+    return fast, slow, now, whole
 
 
 def _own(part: Tensors, rotations: Tensor, unit_quats: Tensor) -> Float[Tensor, "n 13"]:

@@ -5,18 +5,6 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import normalize
-
-
-def axes(quats: Float[Tensor, "n 4"]) -> Float[Tensor, "n 3 3"]:
-    """Return the rotation matrices of quaternions wxyz of any length; a Gaussian's axes are the columns."""
-    w, x, y, z = normalize(quats, dim=1).unbind(dim=1)
-    rows = (
-        (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
-        (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
-        (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
-    )
-    return torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)
 
 
 def to_own_axes(rotations: Float[Tensor, "n 3 3"], vectors: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:

@@ -7,10 +7,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from splatopt.core import native
-from splatopt.core.objective import Tensors
+from splatopt.core.objective import Evaluation, Tensors
+from splatopt.core.schema import GAUSSIAN_TENSORS
 from splatopt.meta.constants import LANES, SCENE_FEATURES, TILE_OUTPUTS
 from splatopt.meta.features import history_features
-from splatopt.meta.inner import GROUPS, LEAST_SHARE, InnerRates, InnerState
+from splatopt.meta.inner import LEAST_SHARE, InnerRates, InnerState
 from splatopt.meta.network import Block, LearnedNetwork
 
 
@@ -25,13 +26,16 @@ def fits(parameters: Tensors, gradient: Tensors) -> bool:
 class FusedNetwork:
     """A network packed for the native passes, and their buffers, which grow with the scene."""
 
-    def __init__(self, network: LearnedNetwork) -> None:
+    def __init__(self, network: LearnedNetwork, threads: int = 0, isa: str = "auto") -> None:
         """Pack the weights as they are now.
 
         Args:
             network: On the CPU.
+            threads: Threads of the passes, 0 for one per processor; the bits do not depend on it.
+            isa: Their instruction set.
         """
         shape = network.options
+        self._threads, self._isa = threads, isa
         self._passes = native.learned_passes(
             pack(network),
             width=shape.width,
@@ -46,43 +50,42 @@ class FusedNetwork:
     def step(
         self,
         parameters: Tensors,
-        gradient: Tensors,
-        state: InnerState,
-        loss: float,
+        evaluation: Evaluation,
         seen: Bool[Tensor, " n"],
+        state: InnerState,
         near: Int[Tensor, "n k"] | None,
         rates: InnerRates,
         length_scale: float,
         clock: Tensor | None = None,
-        threads: int = 0,
-        isa: str = "auto",
     ) -> None:
         """Take in one evaluation and take the network's step, in place; tensors are those that :func:`fits`.
 
         As :meth:`InnerState.observe`, ``build_inputs``, ``learned_step`` and ``Step.mended`` in turn; without ``near``,
-        as ``adam_changes``. The same bits for any number of ``threads``.
+        as ``adam_changes``.
+
+        Args:
+            parameters: The cloud's tensors; written.
+            evaluation: Its loss and gradient are read.
+            seen: Rows that the step may move.
+            state: Written.
+            near: Rows of each row's nearest others.
+            rates: Adam's rates and decays.
+            length_scale: The scene's extent, world units.
+            clock: Where in the run the step is, for networks that are told.
         """
-        state.count(loss)
+        state.count(evaluation.loss)
         handover = 0.0 if near is None else rates.handover
         near = torch.zeros(len(state.age), 0, dtype=torch.int64) if near is None else near
-        native.learned_step(
-            self._passes,
-            parameters,
-            gradient,
-            state.exp_avg,
-            state.exp_avg_sq,
-            state.slow,
-            state.latent,
-            state.age,
-            seen=seen,
-            near=near.contiguous(),
+        numbers = native.LearnedNumbers(
             scene=history_features(state) + ([] if clock is None else clock.tolist()),
+            rates=[rates.of(name, length_scale) for name in GAUSSIAN_TENSORS],
             ageing=(rates.patience, rates.fall, handover, LEAST_SHARE),
-            rates=[rates.of(name, length_scale) for name in GROUPS],
             betas=(rates.beta1, rates.beta2, rates.beta_slow),
             epsilon=rates.epsilon,
-            threads=threads,
-            isa=isa,
+        )
+        workers = native.workers(self._threads, self._isa)
+        native.learned_step(
+            workers, self._passes, parameters, evaluation.gradient, state, seen, near.contiguous(), numbers
         )
 
 

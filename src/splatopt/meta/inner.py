@@ -12,14 +12,12 @@ from torch import Tensor
 from splatopt.core.checks import InputError, check_fraction, check_positive
 from splatopt.core.objective import Tensors
 from splatopt.core.scene_edit import SceneEdit
+from splatopt.core.schema import GAUSSIAN_TENSORS
 from splatopt.core.state import OptimizerState, StatePart
 from splatopt.optim.first_order import SearchedAdamOptions
 
-GROUPS = ("means", "log_scales", "quats", "logit_opacities", "sh_dc", "sh_rest")
-"""The parameter groups of a Gaussian, in the order of the network's outputs."""
-
-SLOW_GROUPS = GROUPS[:-1]
-"""Groups with a second, slower mean of gradients: all but the colour's higher bands."""
+SLOW_GROUPS = GAUSSIAN_TENSORS[:-1]
+"""Tensors with a second, slower mean of gradients: all but the colour's higher bands."""
 
 LOSS_DECAYS = (0.8, 0.98, 0.998)
 """Decays of the running means of the loss whose ratios say whether it still falls. Unit: fraction a step."""
@@ -142,15 +140,15 @@ class InnerState(StatePart):
         Raises:
             InputError: The parameters are not those of Gaussians.
         """
-        if set(parameters) != set(GROUPS):
+        if set(parameters) != set(GAUSSIAN_TENSORS):
             raise InputError(
-                f"the learned step is for Gaussians with {', '.join(GROUPS)}, got {', '.join(parameters)}; "
+                f"the learned step is for Gaussians with {', '.join(GAUSSIAN_TENSORS)}, got {', '.join(parameters)}; "
                 "take adam or another optimizer"
             )
         means = parameters["means"]
         return cls(
-            exp_avg={name: torch.zeros_like(parameters[name]) for name in GROUPS},
-            exp_avg_sq={name: torch.zeros_like(parameters[name]) for name in GROUPS},
+            exp_avg={name: torch.zeros_like(parameters[name]) for name in GAUSSIAN_TENSORS},
+            exp_avg_sq={name: torch.zeros_like(parameters[name]) for name in GAUSSIAN_TENSORS},
             slow={name: torch.zeros_like(parameters[name]) for name in SLOW_GROUPS},
             latent=means.new_zeros(len(means), latent_width),
             age=means.new_zeros(len(means)),
@@ -159,7 +157,7 @@ class InnerState(StatePart):
     def observe(self, gradient: Tensors, loss: float, seen: Bool[Tensor, " n"] | None, rates: InnerRates) -> None:
         """Take in one evaluation: means of gradients of the rows that it saw, and of the loss."""
         seen = None if seen is None or bool(seen.all()) else seen
-        for name in GROUPS:
+        for name in GAUSSIAN_TENSORS:
             g, mean, mean_square = gradient[name], self.exp_avg[name], self.exp_avg_sq[name]
             _keep(mean, torch.lerp(mean, g, 1 - rates.beta1), seen)
             _keep(mean_square, (mean_square * rates.beta2).addcmul_(g, g, value=1 - rates.beta2), seen)

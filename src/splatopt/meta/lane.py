@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from splatopt.core.checks import InputError
+from splatopt.core.typed import Fields
 from splatopt.meta.buffer import CheckpointBuffer, restored, situation_record, situation_tensors
 from splatopt.meta.episode import EpisodeResult, LossOptions, Situation, roll_out, run_episode
 from splatopt.meta.inner import InnerRates
@@ -78,6 +79,26 @@ class EpisodeOptions:
                 raise InputError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
 
 
+@dataclass(frozen=True)
+class LaneOptions:
+    """What all lanes of a training are told."""
+
+    rates: InnerRates = field(default_factory=InnerRates)
+    """The Adam inside."""
+
+    variant: Variant = Variant.FULL
+    """What is left out."""
+
+    practice: PracticeOptions = field(default_factory=PracticeOptions)
+    """How scenes are drawn."""
+
+    episodes: EpisodeOptions = field(default_factory=EpisodeOptions)
+    """How episodes begin and end."""
+
+    losses: LossOptions = field(default_factory=LossOptions)
+    """The meta-loss."""
+
+
 class Lane:
     """One stream of episodes, the same whichever process runs it and however many lanes there are."""
 
@@ -87,12 +108,8 @@ class Lane:
         seed: int,
         scenes: tuple[str, ...],
         renderer: Renderer,
+        options: LaneOptions,
         *,
-        rates: InnerRates,
-        variant: Variant,
-        practice: PracticeOptions,
-        episodes: EpisodeOptions,
-        losses: LossOptions,
         perceptual: ImageLoss | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -103,19 +120,15 @@ class Lane:
             seed: The run's.
             scenes: Keys of captures to choose from; none to make scenes as it goes.
             renderer: What renders and differentiates.
-            rates: The Adam inside.
-            variant: What is left out.
-            practice: How scenes are drawn.
-            episodes: How episodes begin and end.
-            losses: The meta-loss.
+            options: What all lanes are told.
             perceptual: LPIPS, where its weights are at hand.
             device: Where clouds and memories lie.
         """
         self.number, self.seed = number, seed
         self.scenes = scenes
         self.renderer = renderer
-        self.rates, self.variant = rates, variant
-        self.practice, self.options, self.losses = practice, episodes, losses
+        self.rates, self.variant = options.rates, options.variant
+        self.practice, self.options, self.losses = options.practice, options.episodes, options.losses
         self.perceptual, self.device = perceptual, device
         self.generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
         self.buffer = CheckpointBuffer()
@@ -186,28 +199,29 @@ class Lane:
     def _chance(self, probability: float) -> bool:
         return float(torch.rand((), generator=self.generator)) < probability
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(self) -> tuple[dict[str, Tensor], dict[str, object]]:
         """Return all that the lane needs to go on bit-exactly: tensors, and numbers for JSON."""
         tensors, records = self.buffer.state()
         tensors = {f"buffer.{name}": value for name, value in tensors.items()}
         tensors["generator"] = self.generator.get_state()
-        scalars: dict[str, Any] = {"episodes": self.episodes, "fresh_scenes": self.fresh_scenes, "buffer": records}
+        scalars: dict[str, object] = {"episodes": self.episodes, "fresh_scenes": self.fresh_scenes, "buffer": records}
         if self.current is not None:
             tensors |= {f"current.{name}": value for name, value in situation_tensors(self.current).items()}
             scalars["current"] = situation_record(self.current)
         return tensors, scalars
 
-    def load(self, tensors: dict[str, Tensor], scalars: dict[str, Any], latent_width: int) -> None:
+    def load(self, tensors: Mapping[str, Tensor], scalars: Fields, latent_width: int) -> None:
         """Go on from what :meth:`state` gave."""
         self.generator.set_state(tensors["generator"])
-        self.episodes, self.fresh_scenes = int(scalars["episodes"]), int(scalars["fresh_scenes"])
-        self.buffer.load(_below(tensors, "buffer."), scalars["buffer"], self.renderer, latent_width, self.device)
-        record = scalars.get("current")
+        self.episodes, self.fresh_scenes = scalars.count("episodes"), scalars.count("fresh_scenes")
+        self.buffer.load(
+            _below(tensors, "buffer."), scalars.objects("buffer"), self.renderer, latent_width, self.device
+        )
         self.current = None
-        if record:
+        if "current" in scalars:
             own = _below(tensors, "current.")
-            self.current = restored(own, record, self.renderer, latent_width, self.device)
+            self.current = restored(own, scalars.object("current"), self.renderer, latent_width, self.device)
 
 
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

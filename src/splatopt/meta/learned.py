@@ -145,12 +145,9 @@ class Learned(Optimizer):
         return replace(evaluation, facts={**evaluation.facts, "fallback": float(self._fallen)})
 
     def _step_natively(self, evaluation: Evaluation, seen: Tensor, near: Tensor | None, clock: Tensor | None) -> None:
-        self._fused = self._fused or FusedNetwork(self._network)
+        self._fused = self._fused or FusedNetwork(self._network, self.threads, self.instructions)
         parameters, rates, scale = self.objective.parameters, self._rates(), self.objective.length_scale
-        loss, gradient = evaluation.loss, evaluation.gradient
-        self._fused.step(
-            parameters, gradient, self._inner, loss, seen, near, rates, scale, clock, self.threads, self.instructions
-        )
+        self._fused.step(parameters, evaluation, seen, self._inner, near, rates, scale, clock)
 
     def _step_in_torch(self, evaluation: Evaluation, seen: Tensor, near: Tensor, clock: Tensor | None) -> None:
         parameters, scale, rates = self.objective.parameters, self.objective.length_scale, self._rates()

@@ -29,8 +29,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from splatopt.core.checks import InputError
+from splatopt.core.schema import GAUSSIAN_TENSORS
 from splatopt.meta.constants import MAX_LOG_GATE, ROW_FEATURES, SCENE_FEATURES
-from splatopt.meta.inner import GROUPS
 
 CORRECTED: Mapping[str, int] = MappingProxyType(
     {"means": 3, "log_scales": 3, "quats": 3, "logit_opacities": 1, "sh_dc": 3}
@@ -177,7 +177,7 @@ class LearnedNetwork(nn.Module):
             self.latent = nn.Linear(width, 2 * options.latent)
             self.norm = nn.LayerNorm(width)
             self.head = nn.Linear(width, width)
-            self.sizes = nn.Linear(width, len(GROUPS) + 1)
+            self.sizes = nn.Linear(width, len(GAUSSIAN_TENSORS) + 1)
             self.direction = nn.Linear(width, DIRECTIONS)
             nn.init.zeros_(self.sizes.weight)
             nn.init.zeros_(self.sizes.bias)

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError
+from splatopt.core.schema import rotation_matrices
 from splatopt.data import Capture, load_capture
 from splatopt.data.made import make_scene
 from splatopt.data.selection import camera_centers, farthest_points
-from splatopt.meta.frames import axes
 from splatopt.raster.renderer import Renderer
 from splatopt.raster.types import RenderOptions
 from splatopt.scene.gaussians import GaussianCloud
@@ -102,7 +102,7 @@ class Guise:
     @property
     def rotation(self) -> Tensor:
         """The turn as a matrix, (3, 3), float64."""
-        return axes(torch.tensor([self.turn], dtype=torch.float64))[0]
+        return rotation_matrices(torch.tensor([self.turn], dtype=torch.float64))[0]
 
     def cameras(self, cameras: Sequence[Camera]) -> list[Camera]:
         """Return ``cameras`` where they stand in the turned world."""

@@ -18,8 +18,9 @@ from splatopt.core.checkpoint import (
     check_tensor_names,
     damage_in,
 )
+from splatopt.core.schema import GAUSSIAN_TENSORS
 from splatopt.core.typed import Fields
-from splatopt.meta.inner import GROUPS, LOSS_DECAYS, InnerState
+from splatopt.meta.inner import LOSS_DECAYS, InnerState
 from splatopt.meta.network import NetworkOptions
 from splatopt.meta.practice import kept_capture
 from splatopt.scene.saved import saved_cloud
@@ -97,7 +98,7 @@ def _check_situation(
 ) -> None:
     where = record.where
     cloud = saved_cloud(below(tensors, "cloud."), where)
-    memory = InnerState.begin({name: getattr(cloud, name) for name in GROUPS}, network.latent).tensors()
+    memory = InnerState.begin({name: getattr(cloud, name) for name in GAUSSIAN_TENSORS}, network.latent).tensors()
     near = torch.empty(len(cloud), network.neighbours, dtype=torch.int64)
     others = {name: value for name, value in tensors.items() if not name.startswith("cloud.")}
     check_like(others, memory | {"near": near}, where)

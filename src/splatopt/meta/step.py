@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from splatopt.core.schema import GAUSSIAN_TENSORS
 from splatopt.meta.features import AdamInputs, Inputs
 from splatopt.meta.frames import to_world, turn_to_quaternion
-from splatopt.meta.inner import GROUPS, InnerRates, InnerState, adam_step, by_row
+from splatopt.meta.inner import InnerRates, InnerState, adam_step, by_row
 from splatopt.meta.network import CORRECTED, LearnedNetwork
 
 
@@ -49,7 +50,7 @@ class Step:
 def adam_changes(inputs: AdamInputs, state: InnerState, rates: InnerRates, length_scale: float) -> dict[str, Tensor]:
     """Return Adam's Δθ by group, zero in rows that were not seen."""
     changes = {}
-    for name in GROUPS:
+    for name in GAUSSIAN_TENSORS:
         rate = rates.of(name, length_scale) * inputs.fallen
         change = adam_step(state.exp_avg[name], inputs.roots[name], rate, inputs.first_correction)
         changes[name] = torch.where(rows(inputs.seen, change), change, 0.0)
@@ -96,7 +97,7 @@ def learned_step(
     factors = gates.exp()
     adam = adam_changes(inputs, state, rates, length_scale)
     changes, relative = {}, {}
-    for place, name in enumerate(GROUPS):
+    for place, name in enumerate(GAUSSIAN_TENSORS):
         rate = by_row(rates.of(name, length_scale) * inputs.fallen, adam[name])
         change = adam[name] + rate * corrections[name] if name in corrections else adam[name]
         changes[name] = torch.where(rows(seen, change), change * rows(factors[:, place], change), 0.0)

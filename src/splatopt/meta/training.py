@@ -7,10 +7,9 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed
@@ -30,7 +29,8 @@ from splatopt.core.reading import parse_json
 from splatopt.core.requests import stop_requests
 from splatopt.meta.episode import EpisodeResult, LossOptions
 from splatopt.meta.inner import InnerRates
-from splatopt.meta.lane import EpisodeOptions, Lane, Variant
+from splatopt.meta.lane import EpisodeOptions, Lane, LaneOptions, Variant
+from splatopt.meta.log import LogLine, TrainLine, validations
 from splatopt.meta.network import LearnedNetwork, NetworkOptions
 from splatopt.meta.perceptual import ImageLoss
 from splatopt.meta.practice import PracticeOptions
@@ -134,16 +134,13 @@ class MetaTrainer:
 
     def _lane(self, number: int) -> Lane:
         config = self.config
+        options = LaneOptions(config.rates, config.variant, config.practice, config.episodes, config.losses)
         return Lane(
             number,
             config.seed,
             config.scenes,
             self.renderer,
-            rates=config.rates,
-            variant=config.variant,
-            practice=config.practice,
-            episodes=config.episodes,
-            losses=config.losses,
+            options,
             perceptual=self.perceptual,
             device=self.device,
         )
@@ -155,7 +152,7 @@ class MetaTrainer:
         found = find_lpips("vgg", self.config.lpips_weights)
         return (None, found) if isinstance(found, str) else (found.distance, "")
 
-    def run(self, watch: Callable[[dict[str, Any]], None] = lambda record: None, until: int | None = None) -> None:
+    def run(self, watch: Callable[[LogLine], None] = lambda line: None, until: int | None = None) -> None:
         """Train to the last meta-step; ``watch`` gets each line of the log.
 
         Raises:
@@ -249,8 +246,8 @@ class MetaTrainer:
 
     # ---- what is written ----
 
-    def _summary(self) -> dict[str, Any]:
-        record: dict[str, Any] = {
+    def _summary(self) -> TrainLine:
+        record: TrainLine = {
             "kind": "train",
             "step": self.step,
             "hours": self.seconds / 3600,
@@ -267,7 +264,7 @@ class MetaTrainer:
             }
         return record
 
-    def _log(self, record: dict[str, Any]) -> dict[str, Any]:
+    def _log(self, record: LogLine) -> LogLine:
         make_folder(self.config.out)
         with writing(self._log_path), os.fdopen(append_only(self._log_path), "ab", buffering=0) as file:
             file.write((json.dumps(record) + "\n").encode())
@@ -279,7 +276,7 @@ class MetaTrainer:
     def _log_path(self) -> Path:
         return self.config.out / "log.jsonl"
 
-    def _validate_if_due(self, end: int, watch: Callable[[dict[str, Any]], None]) -> None:
+    def _validate_if_due(self, end: int, watch: Callable[[LogLine], None]) -> None:
         """Validate before the first meta-step, after each so many, and at the end; once for each."""
         due = self.step % self.config.validate_every == 0 or self.step == end
         if self.rank == 0 and self.config.validation and due and self.step not in self._validated():
@@ -288,15 +285,16 @@ class MetaTrainer:
     def _validated(self) -> set[int]:
         """Meta-steps whose validation the log holds."""
         lines = self._log_path.read_bytes().splitlines() if self._log_path.exists() else []
-        return {record["step"] for record in curves([parse_json(line, str(self._log_path)) for line in lines])}
+        log = str(self._log_path)
+        return {line["step"] for line in validations([parse_json(line, log) for line in lines])}
 
-    def _validate(self, watch: Callable[[dict[str, Any]], None]) -> None:
+    def _validate(self, watch: Callable[[LogLine], None]) -> None:
         config = self.config
         curve = validate(
             self.average, config.rates, config.validation, self.renderer, seed=config.seed, device=self.device
         )
-        record = {"kind": "validation", "step": self.step, "hours": self.seconds / 3600, "psnr": _by_step(curve)}
-        watch(self._log(record))
+        found = _by_step(curve)
+        watch(self._log({"kind": "validation", "step": self.step, "hours": self.seconds / 3600, "psnr": found}))
 
     def save(self) -> None:
         """Write each lane's checkpoint, then the network's, then the weights as they can be used."""
@@ -314,7 +312,7 @@ class MetaTrainer:
         self._write_weights()
 
     def _write_weights(self) -> None:
-        facts: dict[str, Any] = {
+        facts: dict[str, object] = {
             "meta_steps": self.step,
             "hours": round(self.seconds / 3600, 3),
             "seed": self.config.seed,
@@ -339,7 +337,7 @@ class MetaTrainer:
         self.step, self.seconds = checkpoint.step, float(checkpoint.scalars["seconds"])
         for lane in self.lanes:
             kept = load_checkpoint(self._lane_folder(lane.number) / f"step-{self.step:06d}")
-            lane.load(dict(kept.tensors), dict(kept.scalars), self.config.network.latent)
+            lane.load(kept.tensors, kept.fields, self.config.network.latent)
 
     def _check(self, checkpoint: Checkpoint) -> None:
         """Raise DamagedCheckpointError unless network and all lanes are there, those of other processes too."""
@@ -359,7 +357,7 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {f"{ADAMW}{name}": torch.as_tensor(value) for name, value in named.items()}
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Any) -> None:
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in below(tensors, ADAMW).items():
         place, _, kind = name.partition(".")
@@ -367,12 +365,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Any) -> None:
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def write_config(out: Path, described: dict[str, Any]) -> None:
+def write_config(out: Path, described: dict[str, object]) -> None:
     """Keep what a run was told, as JSON, in its folder."""
     make_folder(out)
     replace_file(out / "config.json", (json.dumps(described, indent=1) + "\n").encode())
-
-
-def curves(log: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the validations of a log, in their order."""
-    return [record for record in log if record.get("kind") == "validation"]

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import safetensors.torch
 import torch
@@ -43,7 +43,7 @@ class LearnedWeights:
 
     network: LearnedNetwork
     rates: InnerRates
-    facts: Mapping[str, Any]
+    facts: Mapping[str, object]
     digest: str
 
     @property
@@ -58,7 +58,7 @@ def shipped_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in SHIPPED.glob("*.json")))
 
 
-def save_weights(path: Path, network: LearnedNetwork, rates: InnerRates, facts: Mapping[str, Any]) -> Path:
+def save_weights(path: Path, network: LearnedNetwork, rates: InnerRates, facts: Mapping[str, object]) -> Path:
     """Write weights to ``path`` (NAME.safetensors) and NAME.json beside it; each is replaced whole.
 
     Returns:
@@ -131,7 +131,7 @@ def load_weights(name: str) -> LearnedWeights:
     return LearnedWeights(network, rates, facts if isinstance(facts, dict) else {}, digest)
 
 
-def _shape(shape: Any) -> str:
+def _shape(shape: Sequence[int] | None) -> str:
     return "absent" if shape is None else str(tuple(shape))
 
 
@@ -142,7 +142,7 @@ def _read(path: Path, most: int) -> bytes:
         raise InputError(f"weights {error}") from error
 
 
-def _read_header(path: Path) -> dict[str, Any]:
+def _read_header(path: Path) -> dict[str, object]:
     try:
         header = parse_json(_read(path, _MOST_TEXT), str(path))
     except DamagedFileError as error:
@@ -156,7 +156,7 @@ def _read_header(path: Path) -> dict[str, Any]:
     return dict(header)
 
 
-def _known(header: Mapping[str, Any], part: str, of: type[_Part], where: Path) -> _Part:
+def _known(header: Mapping[str, object], part: str, of: type[_Part], where: Path) -> _Part:
     """One of the parts of a header, with all its numbers."""
     values, names = header.get(part), {item.name for item in fields(of)}
     if not isinstance(values, dict) or set(values) != names:

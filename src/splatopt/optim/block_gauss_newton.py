@@ -23,15 +23,13 @@ from splatopt.core.checks import InputError, check_fraction, check_not_endless, 
 from splatopt.core.objective import Evaluation, GaussNewtonBlocks, Objective, Oracle, Tensors
 from splatopt.core.optimizer import Optimizer, Progress, register
 from splatopt.core.scene_edit import SceneEdit
+from splatopt.core.schema import BLOCK_TENSORS
 from splatopt.core.state import Number, OptimizerState, PerParameter, PerRow, StatePart, load_one
 from splatopt.curvature.blocks import from_lanes, side_by_side, to_lanes, unpack_blocks
 from splatopt.optim.fused import FusedPasses, fused_passes
 from splatopt.optim.growth import GrowthBound, check_growth
 from splatopt.optim.hellinger import HellingerRadii, TrustRegionOptions, quaternion_lengths_kept
 from splatopt.optim.reach import Reach
-
-BLOCK_NAMES = ("means", "log_scales", "quats", "logit_opacities", "sh_dc")
-"""Whose entries make up the 14×14 blocks that the fused passes take."""
 
 _OVERLAP_EVERY = 2
 """Refreshes from one measurement of the overlap to the next."""
@@ -253,7 +251,7 @@ class BlockGaussNewton(Optimizer):
         return self._passes(self.threads)
 
     def _passes(self, threads: int) -> FusedPasses | None:
-        takes = self._names == BLOCK_NAMES and set(self._diagonal.values) == {"sh_rest"}
+        takes = self._names == BLOCK_TENSORS and set(self._diagonal.values) == {"sh_rest"}
         clouds = (self.objective.parameters, self._momentum.values)
         return fused_passes(threads, *clouds, isa=self.instructions) if takes else None
 

@@ -36,10 +36,11 @@ from torch import Tensor
 from splatopt.core.checks import InputError, check_fraction, check_not_endless, check_positive
 from splatopt.core.objective import DiagonalEstimator, Evaluation, Objective, Oracle, Tensors
 from splatopt.core.optimizer import Optimizer, Progress, register
+from splatopt.core.schema import GAUSSIAN_TENSORS
 from splatopt.core.state import Number, OptimizerState, PerParameter, PerRow, StatePart
 from splatopt.curvature.estimators import Exact, ParameterProbes, ResidualProbes
 from splatopt.optim.first_order import AdamOptions
-from splatopt.optim.fused import GAUSSIAN_TENSORS, FusedPasses, fused_passes
+from splatopt.optim.fused import FusedPasses, fused_passes
 from splatopt.optim.hellinger import (
     HellingerRadii,
     PublishedTrustRegionOptions,

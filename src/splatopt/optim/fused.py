@@ -11,9 +11,7 @@ import torch
 from splatopt import kernels
 from splatopt.core import native
 from splatopt.core.objective import Tensors
-
-GAUSSIAN_TENSORS = ("means", "log_scales", "quats", "logit_opacities", "sh_dc", "sh_rest")
-"""Parameters of exactly these names are a cloud's, and get the radii of the table in ``hellinger.py``."""
+from splatopt.core.schema import GAUSSIAN_TENSORS
 
 
 @dataclass(frozen=True)

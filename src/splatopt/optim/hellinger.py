@@ -37,7 +37,8 @@ from splatopt.core.checks import InputError
 from splatopt.core.constants import MAX_LOG_RATIO, MAX_LOG_SCALE, SH_C0
 from splatopt.core.objective import Tensors
 from splatopt.core.optimizer import Progress
-from splatopt.optim.fused import GAUSSIAN_TENSORS, FusedPasses
+from splatopt.core.schema import GAUSSIAN_TENSORS, rotation_matrices
+from splatopt.optim.fused import FusedPasses
 
 _MOST_QUAT = 0.5
 
@@ -221,7 +222,7 @@ class HellingerRadii:
         return {name: radius * factors[name] if name in factors else radius for name, radius in radii.items()}
 
     def fused_bounds(self, passes: FusedPasses, epsilon: float, factors: Mapping[str, float] | None = None) -> Any:
-        """Return what the fused passes make the same radii from; they take one factor for each of ``reach.TYPES``."""
+        """Return what the fused passes make the same radii from; they take a factor for each of ``PARAMETER_TYPES``."""
         factors = factors or {}
         numbers = {f.name.replace("most_", "max_"): getattr(self.bounds, f.name) for f in fields(RadiusBounds)}
         numbers["max_mean"] = self._most_mean
@@ -257,7 +258,7 @@ def mean_variances(
     log_scales: Float[Tensor, "n 3"], quats: Float[Tensor, "n 4"], kind: MeanVariance
 ) -> Float[Tensor, "n 3"]:
     """Return Σ_cc = Σ_k R_ck² S_k² (marginal) or 1/(Σ⁻¹)_cc = 1/Σ_k R_ck²/S_k² (conditional), world units²."""
-    rotation_squared = _rotation(quats).square_()
+    rotation_squared = rotation_matrices(quats).square_()
     doubled = 2 * log_scales.clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE)
     if kind == "marginal":
         return (rotation_squared * doubled.exp()[:, None, :]).sum(dim=2)
@@ -279,24 +280,6 @@ def quaternion_curvature(log_scales: Float[Tensor, "n 3"], quats: Float[Tensor, 
     w, x, y, z = squares.div_(norm_squared).unbind(dim=1)
     turns = torch.stack([x, y, z, w, z, y, z, w, x, y, x, w], dim=1).view(-1, 4, 3)
     return (turns * stretch[:, None, :]).sum(dim=2).div_(norm_squared)
-
-
-def _rotation(quats: Float[Tensor, "n 4"]) -> Float[Tensor, "n 3 3"]:
-    """Return the rotations of quaternions wxyz of any length."""
-    norm = quats.norm(dim=1, keepdim=True).clamp_min(torch.finfo(quats.dtype).tiny)
-    w, x, y, z = (quats / norm).unbind(dim=1)
-    rows = [
-        1 - 2 * (y * y + z * z),
-        2 * (x * y - w * z),
-        2 * (x * z + w * y),
-        2 * (x * y + w * z),
-        1 - 2 * (x * x + z * z),
-        2 * (y * z - w * x),
-        2 * (x * z - w * y),
-        2 * (y * z + w * x),
-        1 - 2 * (x * x + y * y),
-    ]
-    return torch.stack(rows, dim=1).view(-1, 3, 3)
 
 
 def squared_distances(before: Tensors, after: Tensors, channel: int | None = None) -> Float[Tensor, " n"]:
@@ -327,5 +310,5 @@ def squared_distances(before: Tensors, after: Tensors, channel: int | None = Non
 
 def _covariance(log_scales: Float[Tensor, "n 3"], quats: Float[Tensor, "n 4"]) -> Float[Tensor, "n 3 3"]:
     """Return Σ = R S² Rᵀ."""
-    factor = _rotation(quats) * log_scales.exp()[:, None, :]
+    factor = rotation_matrices(quats) * log_scales.exp()[:, None, :]
     return factor @ factor.mT

@@ -17,10 +17,8 @@ import math
 from collections.abc import Sequence
 
 from splatopt.core.checks import InputError
+from splatopt.core.schema import PARAMETER_TYPES
 from splatopt.core.state import OptimizerState, StatePart
-
-TYPES = (("means",), ("log_scales", "quats"), ("logit_opacities", "sh_dc", "sh_rest"))
-"""Types of a Gaussian's parameters that are judged together: its place, its shape, its look."""
 
 _BELOW, _ABOVE = -0.6, -0.3
 """ρ below which radii shrink, and above which they grow."""
@@ -45,8 +43,8 @@ class Reach(StatePart):
             names: Parameters; those that are no Gaussian's are one group.
             least: No factor falls below it; 1 for factors that stay 1.
         """
-        known = [tuple(name for name in group if name in names) for group in TYPES]
-        others = tuple(name for name in names if not any(name in group for group in TYPES))
+        known = [tuple(name for name in group if name in names) for group in PARAMETER_TYPES]
+        others = tuple(name for name in names if not any(name in group for group in PARAMETER_TYPES))
         self.groups = tuple(group for group in (*known, others) if group)
         self.least = least
         self._turn = 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,14 +12,15 @@ from torch import Tensor
 from splatopt.core import native
 from splatopt.core.camera import Camera
 from splatopt.core.objective import Oracle
+from splatopt.core.schema import GAUSSIAN_TENSORS, sh_degree_of
 from splatopt.raster import constants
 from splatopt.raster.losses import PixelLoss
 from splatopt.raster.problem import ViewLoss, ViewProblem, WeightedSum
 from splatopt.raster.renderer import Renderer
-from splatopt.raster.types import GAUSSIAN_TENSORS, Footprint, Gaussians, Rendering, RenderOptions
+from splatopt.raster.types import Footprint, Gaussians, Rendering, RenderOptions
 
 
-def native_constants() -> Any:
+def native_constants() -> object:
     """Return the rendering rule's numbers as the native module takes them."""
     radius = constants.SSIM_WINDOW // 2
     taps = [math.exp(-0.5 * (i / constants.SSIM_SIGMA) ** 2) for i in range(-radius, radius + 1)]
@@ -39,7 +39,7 @@ def native_constants() -> Any:
     )
 
 
-def native_view(camera: Camera, options: RenderOptions) -> Any:
+def native_view(camera: Camera, options: RenderOptions) -> object:
     """Return the camera and the options as the native module takes them."""
     module = native.load()
     assert module is not None
@@ -55,27 +55,17 @@ def native_view(camera: Camera, options: RenderOptions) -> Any:
     )
 
 
-def native_loss(problem: ViewProblem) -> Any:
+def native_loss(problem: ViewProblem) -> object:
     """Return the view's loss as the native module takes it, None where it has no pass for such a loss."""
     loss = problem.loss
     if not isinstance(loss, PixelLoss) or loss.native_penalty is None:
         return None
     module = native.load()
     assert module is not None
-    count = problem.count or 1.0
-    return module.LossRule(
-        penalty=loss.native_penalty,
-        ssim_weight=loss.ssim_weight,
-        count=problem.count,
-        pixel_scale=((1 - loss.ssim_weight) / count) ** 0.5,
-        pixel_half_scale=((1 - loss.ssim_weight) / (2 * count)) ** 0.5,
-        ssim_half_scale=(loss.ssim_weight / (2 * count)) ** 0.5,
-        floor_dissimilarity=loss.floor_dissimilarity,
-        **loss.native_numbers,
-    )
+    return module.LossRule(penalty=loss.native_penalty, count=problem.count, **loss.native_numbers(problem.count))
 
 
-def native_photograph(problem: ViewProblem) -> Any:
+def native_photograph(problem: ViewProblem) -> object:
     """Return the photograph and its weights as the native module takes them; the problem keeps them alive."""
     module = native.load()
     assert module is not None
@@ -83,12 +73,7 @@ def native_photograph(problem: ViewProblem) -> Any:
     return module.Photograph(problem.image, None if weights is None else weights.contiguous())
 
 
-def stored_degree(sh_rest: Tensor) -> int:
-    """Degree of the spherical harmonics that K = (degree+1)² - 1 coefficients hold."""
-    return math.isqrt(sh_rest.shape[1] + 1) - 1
-
-
-def native_cloud(gaussians: Gaussians, options: RenderOptions) -> Any:
+def native_cloud(gaussians: Gaussians, options: RenderOptions) -> object:
     """Return pointers to the Gaussians' tensors; whoever calls keeps the tensors alive.
 
     Raises:
@@ -103,7 +88,7 @@ def native_cloud(gaussians: Gaussians, options: RenderOptions) -> Any:
                 f"the native renderer needs contiguous float32 tensors on the CPU; {name} is {tensor.dtype} "
                 f"on {tensor.device}, strides {tensor.stride()} (the reference renderer takes any)"
             )
-    degree = stored_degree(gaussians.sh_rest)
+    degree = sh_degree_of(gaussians.sh_rest)
     active = degree if options.sh_degree is None else min(options.sh_degree, degree)
     return module.Cloud(module.CloudTensors(*tensors), active)
 
@@ -127,7 +112,7 @@ class NativeRenderer(Renderer):
         module = native.load()
         assert module is not None
         self.rasterizer = module.Rasterizer(native_constants(), self._workers)
-        self._views: dict[tuple[int, RenderOptions], tuple[Camera, Any]] = {}
+        self._views: dict[tuple[int, RenderOptions], tuple[Camera, object]] = {}
         self._held = False
         self._drawn: tuple[int, int, RenderOptions, bool] | None = None  # while held, what was drawn last
 
@@ -192,7 +177,7 @@ class NativeRenderer(Renderer):
         self.rasterizer.copy_image(image)
         return image
 
-    def _backward(self, cloud: Any, into: WeightedSum, seen: Tensor) -> None:
+    def _backward(self, cloud: object, into: WeightedSum, seen: Tensor) -> None:
         """Add (∂image/∂θ)ᵀ of the image gradient at hand to ``into``."""
         self.rasterizer.backward(cloud, into.weight, native.cloud_tensors(into.tensors), seen, into.overwrite)
 
@@ -213,7 +198,7 @@ class NativeRenderer(Renderer):
         """Return J v, (k, H, W, 3), a missing tangent being zero; see :class:`Renderer`."""
         return self._jvp(gaussians, self.draw(gaussians, problem.camera, problem.options), problem, tangent)
 
-    def _jvp(self, gaussians: Gaussians, cloud: Any, problem: ViewProblem, tangent: Mapping[str, Tensor]) -> Tensor:
+    def _jvp(self, gaussians: Gaussians, cloud: object, problem: ViewProblem, tangent: Mapping[str, Tensor]) -> Tensor:
         """Return J v of the view that was drawn last."""
         tensors = [tangent.get(name) for name in GAUSSIAN_TENSORS]
         pairs = zip(GAUSSIAN_TENSORS, tensors, strict=True)
@@ -234,7 +219,7 @@ class NativeRenderer(Renderer):
         self._vjp(gaussians, self.draw(gaussians, problem.camera, problem.options), problem, cotangent, into)
 
     def _vjp(
-        self, gaussians: Gaussians, cloud: Any, problem: ViewProblem, cotangent: Tensor, into: WeightedSum
+        self, gaussians: Gaussians, cloud: object, problem: ViewProblem, cotangent: Tensor, into: WeightedSum
     ) -> None:
         """Add Jᵀ u of the view that was drawn last to ``into``."""
         rule = native_loss(problem)
@@ -288,7 +273,7 @@ class NativeRenderer(Renderer):
         pair = 28 + (180 if curvature else 54)
         return row * gaussians + (40 + 12 * (Oracle.JVP in asked)) * pixels + pair * pairs
 
-    def draw(self, gaussians: Gaussians, camera: Camera, options: RenderOptions, *, with_depth: bool = False) -> Any:
+    def draw(self, gaussians: Gaussians, camera: Camera, options: RenderOptions, *, with_depth: bool = False) -> object:
         """Render into the rasterizer's own buffers; returns the cloud that a backward pass needs."""
         cloud = native_cloud(gaussians, options)
         asked = (gaussians.means.data_ptr(), id(camera), options, with_depth)
@@ -310,7 +295,7 @@ class NativeRenderer(Renderer):
         finally:
             self._held, self._drawn = outer, None
 
-    def _view(self, camera: Camera, options: RenderOptions) -> Any:
+    def _view(self, camera: Camera, options: RenderOptions) -> object:
         # Keyed by identity: cameras are frozen, and the kept reference keeps the id from being reused.
         key = (id(camera), options)
         if key not in self._views:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Oracle
+from splatopt.core.schema import GAUSSIAN_TENSORS, GaussianTensors, sh_degree_of
 from splatopt.kernels.blend import Blended, blend
 from splatopt.kernels.blend_backward import blend_backward
 from splatopt.kernels.blend_moments import blend_moments
@@ -25,7 +25,7 @@ from splatopt.kernels.view import RenderingRule, pack_view
 from splatopt.raster import constants, gpu_loss
 from splatopt.raster.problem import ViewLoss, ViewProblem, WeightedSum
 from splatopt.raster.renderer import Renderer
-from splatopt.raster.types import GAUSSIAN_TENSORS, Footprint, Gaussians, Rendering, RenderOptions
+from splatopt.raster.types import Footprint, Gaussians, Rendering, RenderOptions
 
 _VIEWS_KEPT = 4096
 
@@ -58,9 +58,9 @@ def cloud_pointers(gaussians: Gaussians, options: RenderOptions) -> CloudPointer
                 f"the triton renderer needs contiguous float32 tensors on one GPU; {name} is {tensor.dtype} "
                 f"on {tensor.device}, strides {tensor.stride()} (the reference renderer takes any)"
             )
-    stored = math.isqrt(gaussians.sh_rest.shape[1] + 1) - 1
+    stored = sh_degree_of(gaussians.sh_rest)
     degree = stored if options.sh_degree is None else min(options.sh_degree, stored)
-    return CloudPointers(**tensors, degree=degree)
+    return CloudPointers(GaussianTensors(**tensors), degree)
 
 
 @dataclass(frozen=True)
@@ -206,8 +206,7 @@ class TritonRenderer(Renderer):
             drawn.cloud,
             drawn.splats,
             drawn.moments(gpu_loss.pixel_curvature(drawn.blended.image, here), cross=True),
-            into.tensors["blocks"],
-            into.tensors["sh_rest"],
+            (into.tensors["blocks"], into.tensors["sh_rest"]),
             drawn.factor(into.weight),
             antialiased=drawn.antialiased,
             overwrite=into.overwrite,
@@ -241,7 +240,7 @@ class TritonRenderer(Renderer):
     def draw(self, gaussians: Gaussians, camera: Camera, options: RenderOptions, *, with_depth: bool = False) -> _Drawn:
         """Draw a view: project, list, blend."""
         cloud = cloud_pointers(gaussians, options)
-        numbers = self._view(camera, options, cloud.means.device)
+        numbers = self._view(camera, options, cloud.tensors.means.device)
         antialiased = options.footprint is Footprint.ANTIALIASED
         splats = project(numbers, cloud, antialiased)
         lists = make_tile_lists(numbers, splats, camera.width, camera.height)

@@ -25,7 +25,7 @@ def loss_window() -> loss.SsimWindow:
 def known_loss(problem: ViewProblem) -> L1Ssim | None:
     """Return the view's loss where the kernels know it, L1 and SSIM without weights; else PyTorch takes their place."""
     loss = problem.loss
-    return loss if isinstance(loss, L1Ssim) and loss.ssim_weight > 0 and problem.weights is None else None
+    return loss if isinstance(loss, L1Ssim) and loss.shares.ssim > 0 and problem.weights is None else None
 
 
 def view_loss(
@@ -46,10 +46,10 @@ def view_loss(
         if gradient is not None:
             gradient.copy_(slope)
         return found
-    share = known.ssim_weight
-    sums = loss.photometric_loss(image, problem.image, share, loss_window(), gradient)
+    shares = known.shares
+    sums = loss.photometric_loss(image, problem.image, shares, loss_window(), gradient)
     similarity, absolute, squared = (torch.stack(sums) / image.numel()).tolist()
-    return ViewLoss((1 - share) * absolute + share * (1 - similarity), squared)
+    return ViewLoss(shares.pixel * absolute + shares.ssim * (1 - similarity), squared)
 
 
 def residuals(image: Float[Tensor, "h w 3"], problem: ViewProblem) -> Float[Tensor, "k h w 3"]:
@@ -91,8 +91,8 @@ def pixel_curvature(image: Float[Tensor, "h w 3"], problem: ViewProblem) -> Floa
 def _slopes(image: Tensor, options: L1Ssim) -> loss.ResidualSlopes:
     half_share = 1 / (2 * image.numel())
     return loss.ResidualSlopes(
-        absolute=(half_share * (1 - options.ssim_weight)) ** 0.5,
-        dissimilarity=(half_share * options.ssim_weight) ** 0.5,
+        absolute=(half_share * options.shares.pixel) ** 0.5,
+        dissimilarity=(half_share * options.shares.ssim) ** 0.5,
         floor_absolute=options.floor_absolute,
         floor_dissimilarity=options.floor_dissimilarity,
     )

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from splatopt.core.camera import Camera
 from splatopt.core.objective import Oracle
+from splatopt.core.schema import GAUSSIAN_TENSORS, sh_degree_of
 from splatopt.raster.constants import LOW_PASS, NEAR_PLANE
 from splatopt.raster.problem import ViewLoss, ViewProblem, WeightedSum
 from splatopt.raster.renderer import Renderer
-from splatopt.raster.types import GAUSSIAN_TENSORS, Footprint, Gaussians, Rendering, RenderOptions
+from splatopt.raster.types import Footprint, Gaussians, Rendering, RenderOptions
 
 Rasterization = Callable[..., tuple[Tensor, Tensor, dict[str, Any]]]
 """gsplat's function of that name: (1, H, W, channels) colours, (1, H, W, 1) alphas and what it found on the way."""
@@ -22,7 +23,7 @@ Rasterization = Callable[..., tuple[Tensor, Tensor, dict[str, Any]]]
 
 def rasterization_arguments(
     tensors: Mapping[str, Tensor], camera: Camera, options: RenderOptions, render_mode: str
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return what ``gsplat.rasterization`` is called with for one view; differentiable in ``tensors``.
 
     gsplat takes scales for their logarithms, opacities for their logits, all bands of colour in one tensor
@@ -36,7 +37,7 @@ def rasterization_arguments(
         render_mode: "RGB", or "RGB+D" for Σ w z as fourth channel.
     """
     means = tensors["means"]
-    stored = {1: 0, 4: 1, 9: 2, 16: 3}[1 + tensors["sh_rest"].shape[1]]
+    stored = sh_degree_of(tensors["sh_rest"])
     degree = stored if options.sh_degree is None else min(stored, options.sh_degree)
     pinhole = [[camera.fx, 0.0, camera.cx], [0.0, camera.fy, camera.cy], [0.0, 0.0, 1.0]]
     return {

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -61,6 +61,18 @@ class Loss(ABC):
         """Return W_pc = Σ_k (∂r_kpc/∂x_pc)², (H, W, 3): each residual as a function of its own pixel alone."""
 
 
+class Shares(NamedTuple):
+    """How much of a loss each of its two parts is.
+
+    Attributes:
+        pixel: 1-λ, of the penalty of each pixel.
+        ssim: λ, of the dissimilarity.
+    """
+
+    pixel: float
+    ssim: float
+
+
 class PixelLoss(Loss):
     """(1-λ)·mean ρ(x - y) + λ·(1 - mean SSIM): a penalty ρ of each pixel's difference, and SSIM's share λ.
 
@@ -83,10 +95,25 @@ class PixelLoss(Loss):
     floor_dissimilarity: float
     """Least 1 - SSIM in ∂r₂/∂x."""
 
+    native_parameter: ClassVar[str | None] = None
+    """The field that the native penalty is told as its parameter."""
+
+    def native_numbers(self, count: float) -> dict[str, float]:
+        """Return what the native passes are told of the loss beside its penalty and n = ``count``."""
+        shares, n = self.shares, count or 1.0
+        own = {} if self.native_parameter is None else {"penalty_parameter": getattr(self, self.native_parameter)}
+        return own | {
+            "ssim_weight": shares.ssim,
+            "pixel_scale": (shares.pixel / n) ** 0.5,
+            "pixel_half_scale": (shares.pixel / (2 * n)) ** 0.5,
+            "ssim_half_scale": (shares.ssim / (2 * n)) ** 0.5,
+            "floor_dissimilarity": self.floor_dissimilarity,
+        }
+
     @property
-    def native_numbers(self) -> dict[str, float]:
-        """What the native penalty is told beside λ and n."""
-        return {}
+    def shares(self) -> Shares:
+        """1-λ and λ."""
+        return Shares(1 - self.ssim_weight, self.ssim_weight)
 
     @abstractmethod
     def penalty(self, difference: Image) -> Image:
@@ -192,6 +219,7 @@ class L1Ssim(PixelLoss):
     """
 
     native_penalty: ClassVar[str | None] = "absolute"
+    native_parameter: ClassVar[str | None] = "floor_absolute"
     ssim_weight: float = SSIM_WEIGHT
     floor_absolute: float = 1.0 / 255.0
     floor_dissimilarity: float = 1e-3
@@ -201,11 +229,6 @@ class L1Ssim(PixelLoss):
         _check_fraction(self.ssim_weight)
         _check_positive("floor_absolute", self.floor_absolute)
         _check_positive("floor_dissimilarity", self.floor_dissimilarity)
-
-    @property
-    def native_numbers(self) -> dict[str, float]:
-        """The floor of |x - y|."""
-        return {"penalty_parameter": self.floor_absolute}
 
     def penalty(self, difference: Image) -> Image:
         """Return |x - y|."""
@@ -254,6 +277,7 @@ class Charbonnier(PixelLoss):
     """
 
     native_penalty: ClassVar[str | None] = "charbonnier"
+    native_parameter: ClassVar[str | None] = "epsilon"
     epsilon: float = 1e-3
     ssim_weight: float = SSIM_WEIGHT
     floor_dissimilarity: float = 1e-3
@@ -263,11 +287,6 @@ class Charbonnier(PixelLoss):
         _check_fraction(self.ssim_weight)
         _check_positive("epsilon", self.epsilon)
         _check_positive("floor_dissimilarity", self.floor_dissimilarity)
-
-    @property
-    def native_numbers(self) -> dict[str, float]:
-        """ε."""
-        return {"penalty_parameter": self.epsilon}
 
     def penalty(self, difference: Image) -> Image:
         """Return √((x - y)² + ε²)."""

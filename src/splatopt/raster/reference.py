@@ -1,26 +1,27 @@
 """The reference renderer: the rendering rule in plain PyTorch, twice differentiable.
 
 It is the truth that faster renderers are tested against, so it is dense, written straight from the
-formulae, and slow. Any float type; tests use float64.
+formulae, and slow. All float types; tests use float64.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from splatopt.core.camera import Camera
 from splatopt.core.objective import Oracle
+from splatopt.core.schema import GAUSSIAN_TENSORS, GaussianTensors
 from splatopt.raster.constants import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE
 from splatopt.raster.problem import ViewLoss, ViewProblem, WeightedSum
 from splatopt.raster.reference_blend import blend_splats, over_background, pixel_centers, unclamped_alpha
 from splatopt.raster.reference_products import ImageVJP, ReferenceProducts
 from splatopt.raster.reference_projection import Splats, project_reference
-from splatopt.raster.types import GAUSSIAN_TENSORS, Gaussians, Rendering, RenderOptions
+from splatopt.raster.types import Gaussians, Rendering, RenderOptions
 
 _DEFAULT_OPTIONS = RenderOptions()
 _PAIRS_AT_ONCE = 1 << 22
@@ -167,7 +168,7 @@ class ReferenceRenderer(ReferenceProducts):
         image_gradient: Callable[[Tensor], Tensor],
     ) -> ImageVJP:
         """Return (∂image/∂θ)ᵀ g with g = ``image_gradient(image)``, block by block."""
-        leaves = _Leaves(**{name: getattr(gaussians, name).detach().requires_grad_() for name in GAUSSIAN_TENSORS})
+        leaves = GaussianTensors(*(getattr(gaussians, name).detach().requires_grad_() for name in GAUSSIAN_TENSORS))
         with torch.enable_grad():
             splats = project_reference(leaves, camera, options)
             outer = _splat_leaves(splats)
@@ -192,18 +193,6 @@ class ReferenceRenderer(ReferenceProducts):
     def image_of(self, gaussians: Gaussians, camera: Camera, options: RenderOptions) -> Tensor:
         """Return the image, differentiably."""
         return render_reference(gaussians, camera, options).image
-
-
-@dataclass
-class _Leaves:
-    """Gaussians whose tensors are leaves of a graph."""
-
-    means: Float[Tensor, "n 3"]
-    log_scales: Float[Tensor, "n 3"]
-    quats: Float[Tensor, "n 4"]
-    logit_opacities: Float[Tensor, " n"]
-    sh_dc: Float[Tensor, "n 3"]
-    sh_rest: Float[Tensor, "n k 3"]
 
 
 _SPLAT_FLOATS = tuple(field.name for field in fields(Splats) if field.name != "index")

@@ -15,26 +15,15 @@ import torch
 from torch import Tensor
 
 from splatopt.core.camera import Camera
+from splatopt.core.schema import BLOCK_SIZE, GAUSSIAN_TENSORS, GaussianTensors
 from splatopt.raster.problem import ViewProblem, WeightedSum
 from splatopt.raster.reference_blend import blend_splats, over_background, pixel_centers
 from splatopt.raster.reference_projection import Splats, project_reference
 from splatopt.raster.renderer import Renderer
-from splatopt.raster.types import BLOCK_SIZE, GAUSSIAN_TENSORS, Gaussians, RenderOptions
+from splatopt.raster.types import Gaussians, RenderOptions
 
 _PAIRS_AT_ONCE = 1 << 19
 """Pixel-Gaussian pairs whose nine derivatives are held at once, 38 MB a tensor in float64."""
-
-
-@dataclass
-class _TensorsOf:
-    """The six tensors under their names, of any kind that PyTorch's transforms make."""
-
-    means: Tensor
-    log_scales: Tensor
-    quats: Tensor
-    logit_opacities: Tensor
-    sh_dc: Tensor
-    sh_rest: Tensor
 
 
 @dataclass(frozen=True)
@@ -76,7 +65,7 @@ class ReferenceProducts(Renderer):
         values = tuple(getattr(gaussians, name).detach() for name in GAUSSIAN_TENSORS)
         with torch.no_grad():
             image_and_change = torch.func.jvp(
-                lambda *tensors: self.image_of(_TensorsOf(*tensors), problem.camera, problem.options),
+                lambda *tensors: self.image_of(GaussianTensors(*tensors), problem.camera, problem.options),
                 values,
                 _whole(gaussians, tangent),
             )
@@ -107,7 +96,7 @@ class ReferenceProducts(Renderer):
         """Add ∇²loss v of one view, by differentiating twice; see :meth:`Renderer.hvp`."""
         leaves = [getattr(gaussians, name).detach().requires_grad_() for name in GAUSSIAN_TENSORS]
         with torch.enable_grad():
-            loss = problem.loss_of(self.image_of(_TensorsOf(*leaves), problem.camera, problem.options))
+            loss = problem.loss_of(self.image_of(GaussianTensors(*leaves), problem.camera, problem.options))
             first = torch.autograd.grad(loss, leaves, create_graph=True)
             second = torch.autograd.grad(first, leaves, _whole(gaussians, tangent), allow_unused=True)
         into.add(dict(zip(GAUSSIAN_TENSORS, second, strict=True)))
@@ -193,7 +182,7 @@ def _projection_jacobian(gaussians: Gaussians, camera: Camera, options: RenderOp
     """
 
     def projected(*tensors: Tensor) -> Tensor:
-        splats = project_reference(_TensorsOf(*tensors), camera, options)
+        splats = project_reference(GaussianTensors(*tensors), camera, options)
         numbers = [splats.means, splats.conics, splats.opacities[:, None], splats.colors]
         return torch.cat(numbers, dim=1)[torch.argsort(splats.index)]
 

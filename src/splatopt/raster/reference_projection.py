@@ -10,6 +10,7 @@ from torch import Tensor
 
 from splatopt.core.camera import Camera
 from splatopt.core.constants import SH_C0
+from splatopt.core.schema import sh_degree_of, unit_rotation_matrices
 from splatopt.raster.constants import FRUSTUM_MARGIN, LOW_PASS, MIN_ALPHA, NEAR_PLANE
 from splatopt.raster.spherical_harmonics import spherical_harmonics_basis
 from splatopt.raster.types import Footprint, Gaussians, RenderOptions
@@ -42,29 +43,16 @@ class Splats:
         return Splats(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
 
-def rotation_matrices(quats: Float[Tensor, "n 4"]) -> Float[Tensor, "n 3 3"]:
-    """Return the rotations of quaternions wxyz of any length; a zero quaternion is the identity."""
+def _unit_quats(quats: Float[Tensor, "n 4"]) -> Float[Tensor, "n 4"]:
+    """Return q / ‖q‖, twice differentiable everywhere; a zero quaternion stays one, whose rotation is the identity."""
     squared = (quats * quats).sum(dim=1, keepdim=True)
     # where() on both sides: the square root's derivative at zero never meets the graph.
-    length = torch.where(squared > 0, squared, torch.ones_like(squared)).sqrt()
-    w, x, y, z = (quats / length).unbind(dim=1)
-    entries = [
-        1 - 2 * (y * y + z * z),
-        2 * (x * y - w * z),
-        2 * (x * z + w * y),
-        2 * (x * y + w * z),
-        1 - 2 * (x * x + z * z),
-        2 * (y * z - w * x),
-        2 * (x * z - w * y),
-        2 * (y * z + w * x),
-        1 - 2 * (x * x + y * y),
-    ]
-    return torch.stack(entries, dim=1).reshape(-1, 3, 3)
+    return quats / torch.where(squared > 0, squared, torch.ones_like(squared)).sqrt()
 
 
 def view_colors(gaussians: Gaussians, rays: Float[Tensor, "n 3"], sh_degree: int | None) -> Float[Tensor, "n 3"]:
     """Return max(0, SH(direction) + 0.5), the colours seen along ``rays`` (any length, not zero)."""
-    stored = {0: 0, 3: 1, 8: 2, 15: 3}[gaussians.sh_rest.shape[1]]
+    stored = sh_degree_of(gaussians.sh_rest)
     degree = stored if sh_degree is None else min(stored, sh_degree)
     directions = rays / rays.norm(dim=1, keepdim=True)
     basis = spherical_harmonics_basis(directions, degree)
@@ -86,6 +74,20 @@ def _opacity_compensation(before: Tensor, after: Tensor) -> Tensor:
     matters = before > 0.5 * MIN_ALPHA**2 * after
     ratio = torch.where(matters, before / after, torch.ones_like(before))
     return torch.where(matters, ratio.sqrt(), torch.zeros_like(before))
+
+
+def _image_axes(
+    gaussians: Gaussians, rotation: Float[Tensor, "3 3"], place: tuple[Tensor, Tensor, Tensor], camera: Camera
+) -> Float[Tensor, "n 2 3"]:
+    """Return M = J W R(q) diag(exp(log_scales)) of Gaussians at ``place`` (x, y, z) in the camera's axes."""
+    x, y, z = place
+    slope_x, slope_y = _clamped_slopes(x, y, z, camera)
+    zero = torch.zeros_like(z)
+    row_x = torch.stack([camera.fx / z, zero, -camera.fx * slope_x / z], dim=1)
+    row_y = torch.stack([zero, camera.fy / z, -camera.fy * slope_y / z], dim=1)
+    jacobian = torch.stack([row_x, row_y], dim=1)
+    axes = unit_rotation_matrices(_unit_quats(gaussians.quats)) * gaussians.log_scales.exp()[:, None, :]
+    return jacobian @ rotation @ axes
 
 
 def project_reference(gaussians: Gaussians, camera: Camera, options: RenderOptions) -> Splats:
@@ -117,14 +119,7 @@ def project_reference(gaussians: Gaussians, camera: Camera, options: RenderOptio
     z = torch.where(valid, seen[:, 2], torch.ones_like(x))
     centers = torch.stack([camera.fx * x / z + camera.cx, camera.fy * y / z + camera.cy], dim=1)
 
-    slope_x, slope_y = _clamped_slopes(x, y, z, camera)
-    zero = torch.zeros_like(z)
-    row_x = torch.stack([camera.fx / z, zero, -camera.fx * slope_x / z], dim=1)
-    row_y = torch.stack([zero, camera.fy / z, -camera.fy * slope_y / z], dim=1)
-    jacobian = torch.stack([row_x, row_y], dim=1)
-    axes = rotation_matrices(gaussians.quats) * gaussians.log_scales.exp()[:, None, :]
-    root = jacobian @ rotation @ axes
-    across, down = root.unbind(dim=1)
+    across, down = _image_axes(gaussians, rotation, (x, y, z), camera).unbind(dim=1)
     xx, xy, yy = (across * across).sum(1), (across * down).sum(1), (down * down).sum(1)
     before = torch.linalg.cross(across, down).square().sum(1)
     after = before + LOW_PASS * (xx + yy) + LOW_PASS**2
@@ -141,7 +136,7 @@ def project_reference(gaussians: Gaussians, camera: Camera, options: RenderOptio
         means=centers[order],
         covariances=torch.stack([xx, xy, yy], dim=1)[order],
         conics=torch.stack([yy / after, -xy / after, xx / after], dim=1)[order],
-        opacities=torch.where(valid, opacities, zero)[order],
+        opacities=torch.where(valid, opacities, torch.zeros_like(z))[order],
         colors=view_colors(gaussians, rays, options.sh_degree)[order],
         depths=z[order],
     )

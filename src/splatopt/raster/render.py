@@ -14,10 +14,11 @@ from splatopt.core import native
 from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError, nearest_names, quoted
 from splatopt.core.devices import check_device_name, cuda_problem, find_device, is_installed
+from splatopt.core.schema import GAUSSIAN_TENSORS, GaussianTensors
 from splatopt.raster.cpu import NativeRenderer
 from splatopt.raster.reference import ReferenceRenderer
 from splatopt.raster.renderer import Renderer
-from splatopt.raster.types import GAUSSIAN_TENSORS, Gaussians, Rendering, RenderOptions
+from splatopt.raster.types import Gaussians, Rendering, RenderOptions
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ class _NativeRender(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, camera: Camera, options: RenderOptions, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         renderer = NativeRenderer()
-        rendering = renderer.render(_Tensors(*tensors), camera, options)
+        rendering = renderer.render(GaussianTensors(*tensors), camera, options)
         ctx.renderer, ctx.options = renderer, options
         ctx.save_for_backward(*tensors)
         ctx.mark_non_differentiable(rendering.alpha, rendering.depth)
@@ -184,15 +185,8 @@ class _NativeRender(torch.autograd.Function):
     def backward(ctx: Any, image_gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
         gradient = {name: torch.zeros_like(tensor) for name, tensor in zip(GAUSSIAN_TENSORS, tensors, strict=True)}
-        ctx.renderer.backpropagate(_Tensors(*tensors), ctx.options, image_gradient, gradient)
+        ctx.renderer.backpropagate(GaussianTensors(*tensors), ctx.options, image_gradient, gradient)
         return None, None, *gradient.values()
-
-
-class _Tensors:
-    """The six tensors under their names."""
-
-    def __init__(self, *tensors: Tensor) -> None:
-        self.means, self.log_scales, self.quats, self.logit_opacities, self.sh_dc, self.sh_rest = tensors
 
 
 def render(gaussians: Gaussians, camera: Camera, options: RenderOptions | None = None) -> Rendering:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from splatopt.core.camera import Camera
 from splatopt.core.objective import MissingOracleError, Oracle
+from splatopt.core.schema import GAUSSIAN_TENSORS
 from splatopt.raster.problem import ViewLoss, ViewProblem, WeightedSum
-from splatopt.raster.types import GAUSSIAN_TENSORS, Gaussians, Rendering, RenderOptions
+from splatopt.raster.types import Gaussians, Rendering, RenderOptions
 
 
 class Renderer(ABC):

@@ -10,29 +10,28 @@ from torch import Tensor
 
 from splatopt.core.checks import InputError
 
-GAUSSIAN_TENSORS = ("means", "log_scales", "quats", "logit_opacities", "sh_dc", "sh_rest")
-"""The tensors of :class:`Gaussians`."""
-
-BLOCK_TENSORS = ("means", "log_scales", "quats", "logit_opacities", "sh_dc")
-"""The tensors whose entries, in this order, make up a Gaussian's block."""
-
-BLOCK_SIZE = 14
-"""Rows of a Gaussian's block: centre 3, scales 3, quaternion 4, opacity 1, base colour 3."""
-
-PACKED_BLOCK = BLOCK_SIZE * (BLOCK_SIZE + 1) // 2
-"""Numbers of a block's lower triangle; entry (i, j ≤ i) stands at i·(i+1)/2 + j."""
-
 
 @runtime_checkable
 class Gaussians(Protocol):
     """The six tensors a renderer reads; ``splatopt.scene.GaussianCloud`` is one."""
 
-    means: Tensor
-    log_scales: Tensor
-    quats: Tensor
-    logit_opacities: Tensor
-    sh_dc: Tensor
-    sh_rest: Tensor
+    @property
+    def means(self) -> Tensor: ...  # noqa: D102
+
+    @property
+    def log_scales(self) -> Tensor: ...  # noqa: D102
+
+    @property
+    def quats(self) -> Tensor: ...  # noqa: D102
+
+    @property
+    def logit_opacities(self) -> Tensor: ...  # noqa: D102
+
+    @property
+    def sh_dc(self) -> Tensor: ...  # noqa: D102
+
+    @property
+    def sh_rest(self) -> Tensor: ...  # noqa: D102
 
 
 class Footprint(Enum):

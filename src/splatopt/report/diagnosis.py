@@ -8,7 +8,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -189,7 +188,7 @@ def write_diagnosis(folder: Path, plan: DiagnosePlan, found: Sequence[Diagnosis]
     check_free(folder)
     make_folder(folder)
     draws = {one.field: [asdict(draw) for draw in one.draws] for one in found}
-    write_json(folder / "diagnosis.json", _finite({"plan": asdict(plan), "draws": draws}))
+    write_json(folder / "diagnosis.json", {"plan": _finite(asdict(plan)), "draws": _finite(draws)})
     sections = [
         "<h1>Curvature of neural fields at their start</h1>",
         f'<p class="lead">Medians of {plan.draws} starts, {plan.side}×{plan.side} pixels, width {plan.width}, '
@@ -245,7 +244,7 @@ def _chart(one: Diagnosis) -> str:
     return chart_card(heading, line_chart(heading, label, [Series("", centres, shares)]))
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     """JSON has no infinity and no NaN: they become null."""
     if isinstance(value, dict):
         return {key: _finite(part) for key, part in value.items()}

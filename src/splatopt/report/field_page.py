@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,7 +15,16 @@ from splatopt.fit.config import FitConfig, guess_task
 from splatopt.fit.results import ResultPicture
 from splatopt.optim.field_optimizers import field_options
 from splatopt.report.charts import Mark, Series, line_chart
-from splatopt.report.page import chart_card, escape, number_card, two_columns, write_page
+from splatopt.report.page import (
+    chart_card,
+    escape,
+    is_number,
+    number_card,
+    pairs,
+    scores_before,
+    two_columns,
+    write_page,
+)
 from splatopt.report.pictures import data_uri
 from splatopt.report.scene_page import DIFFERENCE_GAIN
 from splatopt.runs.folder import FIELD_FORMAT, RunFolder
@@ -77,25 +85,27 @@ def fit_command(config: FitConfig, run_folder: Path) -> str:
     return shlex.join([*words, "--out", str(run_folder)])
 
 
-def _words(value: Any) -> list[str]:
+def _words(value: object) -> list[str]:
     """A setting as it is typed."""
     return [str(one) for one in value] if isinstance(value, list | tuple) else [str(value)]
 
 
-def _headline(scores: Mapping[str, Any]) -> str:
-    before = scores.get("before") or {}
+def _headline(scores: Mapping[str, object]) -> str:
+    before = scores_before(scores)
     cards = []
     for name, (label, form, note) in _LABELS.items():
-        if isinstance(scores.get(name), float):
-            start = f"{before[name]:{form}} → " if isinstance(before.get(name), float) else ""
-            cards.append(number_card(label, f"{start}{scores[name]:{form}}", note))
-    steps, seconds = scores.get("steps") or 0, scores.get("seconds") or 0.0
+        first, last = before.get(name), scores.get(name)
+        if isinstance(last, float):
+            start = f"{first:{form}} → " if isinstance(first, float) else ""
+            cards.append(number_card(label, f"{start}{last:{form}}", note))
+    known = [scores.get(name) for name in ("steps", "seconds")]
+    steps, seconds = (value if is_number(value) else 0 for value in known)
     pace = f"{1000 * seconds / steps:.1f} ms a step" if steps else ""
     cards += [number_card("Training time", f"{seconds:.1f} s", pace), number_card("Steps", f"{steps:,}", "")]
     return f'<section class="numbers">{"".join(cards)}</section>'
 
 
-def _curves(lines: Sequence[Mapping[str, Any]], scores: Mapping[str, Any]) -> str:
+def _curves(lines: Sequence[Mapping[str, object]], scores: Mapping[str, object]) -> str:
     """The score and the loss, against steps and against seconds."""
     charts = []
     headline = next((name for name in _LABELS if scores.get(name) is not None), None)
@@ -107,11 +117,11 @@ def _curves(lines: Sequence[Mapping[str, Any]], scores: Mapping[str, Any]) -> st
             points = [(line[axis], line[key]) for line in lines if key in line and axis in line]
             if key != "loss" and headline:
                 end = scores.get("steps" if axis == "step" else "seconds")
-                points = [(0, (scores.get("before") or {}).get(headline)), *points, (end, scores[headline])]
-                points = [(x, y) for x, y in points if isinstance(x, int | float) and isinstance(y, int | float)]
-            if points:
-                x, y = zip(*points, strict=True)
-                series = [Series("", x, y)] if len(points) > 1 else [Series("", x, y, Mark.DOTS)]
+                points = [(0, scores_before(scores).get(headline)), *points, (end, scores[headline])]
+            known = pairs(points)
+            if known:
+                x, y = zip(*known, strict=True)
+                series = [Series("", x, y)] if len(known) > 1 else [Series("", x, y, Mark.DOTS)]
                 heading = f"{title}, against {label}"
                 charts.append(chart_card(heading, line_chart(heading, label, series)))
     return f'<h2>Curves</h2>\n<section class="charts">{"".join(charts)}</section>'

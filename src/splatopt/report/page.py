@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 from splatopt.core.checkpoint import replace_file
 from splatopt.core.checks import shown
@@ -65,3 +67,19 @@ def two_columns(texts: Mapping[str, str]) -> str:
 def chart_card(heading: str, chart: str) -> str:
     """Return a chart under its heading."""
     return f'<div class="card"><h3>{escape(heading)}</h3>{chart}</div>'
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether ``value``, read from a run's files, is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def pairs(found: Sequence[tuple[object, object]]) -> list[tuple[float, float]]:
+    """Return those pairs of which both are numbers."""
+    return [(x, y) for x, y in found if is_number(x) and is_number(y)]
+
+
+def scores_before(scores: Mapping[str, object]) -> Mapping[str, object]:
+    """Return a run's scores from before the first step; empty where there are none."""
+    before = scores.get("before")
+    return before if isinstance(before, dict) else {}

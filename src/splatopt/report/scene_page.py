@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import shlex
@@ -11,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,7 +17,16 @@ from splatopt.core.checks import InputError
 from splatopt.core.optimizer import find_optimizer, option_prefix
 from splatopt.core.version import __version__
 from splatopt.report.charts import Mark, Series, line_chart, running_mean
-from splatopt.report.page import chart_card, escape, number_card, two_columns, write_page
+from splatopt.report.page import (
+    chart_card,
+    escape,
+    is_number,
+    number_card,
+    pairs,
+    scores_before,
+    two_columns,
+    write_page,
+)
 from splatopt.report.pictures import ViewPictures, data_uri
 from splatopt.runs.folder import TRAINED_ON, RunFolder, read_json
 from splatopt.runs.records import read_evaluation, read_metrics
@@ -73,30 +80,19 @@ def write_report(
 # ---------------------------------------------------------------------- numbers
 
 
-def _is_number(value: object) -> bool:
-    """Whether ``value`` is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _written(value: object, form: str = ",.0f") -> str:
     """Write a number in ``form``, with thin spaces between thousands; a dash where it is none."""
-    return format(value, form).replace(",", "\u2009") if _is_number(value) else "–"
+    return format(value, form).replace(",", "\u2009") if is_number(value) else "–"
 
 
 def _from_to(before: object, after: object, form: str) -> str:
     """Write a score before and after, or the one that is known."""
-    if not _is_number(before):
+    if not is_number(before):
         return _written(after, form)
     return f"{_written(before, form)} → {_written(after, form)}"
 
 
-def _before(scores: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Scores from before the first step; empty where there are none."""
-    before = scores.get("before")
-    return before if isinstance(before, dict) else {}
-
-
-def _header(heading: str, scores: Mapping[str, Any], *, has_scene: bool) -> str:
+def _header(heading: str, scores: Mapping[str, object], *, has_scene: bool) -> str:
     """Title, what was scored, and the scene."""
     subset = {"test": "held-out test views", "train": "training views (there are no others)"}.get(
         str(scores.get("subset")), "views"
@@ -106,7 +102,7 @@ def _header(heading: str, scores: Mapping[str, Any], *, has_scene: bool) -> str:
     return f'<h1>{escape(heading)}</h1>\n<p class="lead">{lead}{scene}</p>'
 
 
-def _trained_with(config: Mapping[str, Any]) -> str:
+def _trained_with(config: Mapping[str, object]) -> str:
     """The optimizers' names, in the order of the stages."""
     stages = config.get("stages")
     if isinstance(stages, str):
@@ -114,14 +110,15 @@ def _trained_with(config: Mapping[str, Any]) -> str:
     return str(config.get("optimizer", "an unknown optimizer"))
 
 
-def _headline(scores: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], *, staged: bool) -> str:
+def _headline(scores: Mapping[str, object], lines: Sequence[Mapping[str, object]], *, staged: bool) -> str:
     """The numbers that one looks for first; stages' steps are too unlike for a mean."""
     last = lines[-1] if lines else {}
-    before = _before(scores)
+    before = scores_before(scores)
     steps, seconds = scores.get("steps", last.get("step")), scores.get("seconds", last.get("seconds"))
-    known = _is_number(steps) and steps and _is_number(seconds) and not staged
-    pace = f"{1000 * seconds / steps:.1f} ms a step" if known else ""
-    memory = [line["memory_mb"] for line in lines if _is_number(line.get("memory_mb"))]
+    pace = ""
+    if is_number(steps) and steps and is_number(seconds) and not staged:
+        pace = f"{1000 * seconds / steps:.1f} ms a step"
+    memory = [value for line in lines if is_number(value := line.get("memory_mb"))]
     cards = [
         ("PSNR", _from_to(before.get("psnr"), scores.get("psnr"), ".2f"), "dB, higher is better"),
         ("SSIM", _from_to(before.get("ssim"), scores.get("ssim"), ".3f"), "1 is equality"),
@@ -136,7 +133,7 @@ def _headline(scores: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], *, 
 # ---------------------------------------------------------------------- curves
 
 
-def _curves(lines: Sequence[Mapping[str, Any]], scores: Mapping[str, Any]) -> str:
+def _curves(lines: Sequence[Mapping[str, object]], scores: Mapping[str, object]) -> str:
     """PSNR and loss, against steps and against seconds."""
     charts = []
     for key, name in (("psnr", "PSNR, dB"), ("loss", "Loss")):
@@ -149,20 +146,20 @@ def _curves(lines: Sequence[Mapping[str, Any]], scores: Mapping[str, Any]) -> st
     return f'<h2>Curves</h2>\n<section class="charts">{"".join(charts)}</section>'
 
 
-def _training_series(lines: Sequence[Mapping[str, Any]], axis: str, key: str) -> list[Series]:
+def _training_series(lines: Sequence[Mapping[str, object]], axis: str, key: str) -> list[Series]:
     """What was logged while training, and its running mean."""
-    rows = [line for line in lines if _is_number(line.get(axis)) and _is_number(line.get(key))]
-    x, y = [line[axis] for line in rows], [line[key] for line in rows]
+    rows = pairs([(line.get(axis), line.get(key)) for line in lines])
+    x, y = [x for x, _ in rows], [y for _, y in rows]
     smooth = running_mean(y, max(1, len(y) // _SMOOTHING_PARTS))
     return [Series("as logged", x, y, Mark.FAINT), Series("running mean, training views", x, smooth)]
 
 
-def _held_out_series(lines: Sequence[Mapping[str, Any]], scores: Mapping[str, Any], axis: str) -> Series:
+def _held_out_series(lines: Sequence[Mapping[str, object]], scores: Mapping[str, object], axis: str) -> Series:
     """PSNR of the scored views: before, on the way, at the end."""
-    found: list[tuple[Any, Any]] = [(0, _before(scores).get("psnr"))]
+    found: list[tuple[object, object]] = [(0, scores_before(scores).get("psnr"))]
     found += [(line.get(axis), line.get("test_psnr")) for line in lines]
     found += [(scores.get("steps" if axis == "step" else "seconds"), scores.get("psnr"))]
-    rows = [(x, y) for x, y in found if _is_number(x) and _is_number(y)]
+    rows = pairs(found)
     label = "held-out views" if scores.get("subset") == "test" else "scored views"
     return Series(label, [x for x, _ in rows], [y for _, y in rows], Mark.DOTS)
 
@@ -170,23 +167,23 @@ def _held_out_series(lines: Sequence[Mapping[str, Any]], scores: Mapping[str, An
 # ---------------------------------------------------------------------- pictures
 
 
-def _gallery(pictures: Sequence[ViewPictures], scores: Mapping[str, Any]) -> str:
+def _gallery(pictures: Sequence[ViewPictures], scores: Mapping[str, object]) -> str:
     """Photograph, start, result and difference of each view, side by side."""
     if not pictures:
         return ""
-    after, before = _by_view(scores), _by_view(_before(scores))
+    after, before = _by_view(scores), _by_view(scores_before(scores))
     views = [_view(one, before.get(one.name, {}), after.get(one.name, {})) for one in pictures]
     note = f"The difference is |trained - photograph|, {DIFFERENCE_GAIN} times as bright as it is."
     return f'<h2>Side by side</h2>\n<p class="quiet small">{note}</p>\n' + "\n".join(views)
 
 
-def _by_view(scores: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def _by_view(scores: Mapping[str, object]) -> dict[str, Mapping[str, object]]:
     """Scores of each view by its name."""
     views = scores.get("views")
     return {str(view.get("name")): view for view in views if isinstance(view, dict)} if isinstance(views, list) else {}
 
 
-def _view(pictures: ViewPictures, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+def _view(pictures: ViewPictures, before: Mapping[str, object], after: Mapping[str, object]) -> str:
     """One row of pictures with its scores."""
     difference = (pictures.trained.int() - pictures.photo.int()).abs() * DIFFERENCE_GAIN
     columns = [
@@ -215,7 +212,7 @@ def _view(pictures: ViewPictures, before: Mapping[str, Any], after: Mapping[str,
 # ---------------------------------------------------------------------- where it comes from
 
 
-def _provenance(config: Mapping[str, Any], command: str) -> str:
+def _provenance(config: Mapping[str, object], command: str) -> str:
     """The command, the configuration and the versions."""
     settings = {name: value for name, value in config.items() if name not in ("format", "version", TRAINED_ON)}
     settings.pop("optimizer_options", None)
@@ -235,13 +232,13 @@ def _provenance(config: Mapping[str, Any], command: str) -> str:
     )
 
 
-def _table(values: Mapping[str, Any]) -> str:
+def _table(values: Mapping[str, object]) -> str:
     """Names and values in two columns."""
     texts = {str(name): value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
     return two_columns(texts)
 
 
-def _command(config: Mapping[str, Any], run_folder: Path) -> str:
+def _command(config: Mapping[str, object], run_folder: Path) -> str:
     """The command that makes a run like this one: the usual options, and every other that is not at its default."""
     words = ["splatopt", "train", str(config.get("capture", ""))]
     implied = ("optimizer", "steps") if config.get("stages") else ()
@@ -259,7 +256,7 @@ def _command(config: Mapping[str, Any], run_folder: Path) -> str:
     return shlex.join([*words, "--out", str(run_folder)])
 
 
-def _options(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _options(config: Mapping[str, object]) -> dict[str, dict[str, object]]:
     """The options by the optimizer's name, of one optimizer or of stages."""
     options = config.get("optimizer_options")
     if not isinstance(options, dict):
@@ -268,7 +265,7 @@ def _options(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: each for name, each in by_name.items() if isinstance(each, dict)}
 
 
-def _optimizer_defaults(name: str) -> dict[str, Any] | None:
+def _optimizer_defaults(name: str) -> dict[str, object] | None:
     """The default options of an optimizer as JSON holds them; None where it is unknown here."""
     try:
         defaults = asdict(find_optimizer(name).options())

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from splatopt.core.checks import InputError
 from splatopt.core.scene_edit import SceneEdit
+from splatopt.core.schema import SH_REST_COUNTS, sh_degree_of, tensor_shapes
 
 
 @dataclass
@@ -34,22 +35,13 @@ class GaussianCloud:
     def __post_init__(self) -> None:
         """Check shapes and types; values are checked by :meth:`check_finite`."""
         n, k = self.means.shape[0], self.sh_rest.shape[1] if self.sh_rest.dim() == 3 else -1
-        expected = {
-            "means": (n, 3),
-            "log_scales": (n, 3),
-            "quats": (n, 4),
-            "logit_opacities": (n,),
-            "sh_dc": (n, 3),
-            "sh_rest": (n, k, 3),
-        }
-        for name, shape in expected.items():
+        for name, shape in tensor_shapes(n, k).items():
             tensor = getattr(self, name)
             if tuple(tensor.shape) != shape:
                 raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
             if tensor.dtype != self.means.dtype:
                 raise ValueError(f"{name} is {tensor.dtype} but means are {self.means.dtype}; use one type")
-        if k not in (0, 3, 8, 15):
-            raise ValueError(f"sh_rest must hold 0, 3, 8 or 15 coefficients per channel (degree 0 to 3), got {k}")
+        sh_degree_of(self.sh_rest)
 
     def __len__(self) -> int:
         """Number of Gaussians."""
@@ -58,7 +50,7 @@ class GaussianCloud:
     @property
     def sh_degree(self) -> int:
         """Highest spherical-harmonics degree that is stored, 0 to 3."""
-        return {0: 0, 3: 1, 8: 2, 15: 3}[self.sh_rest.shape[1]]
+        return sh_degree_of(self.sh_rest)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -84,7 +76,7 @@ class GaussianCloud:
 
     def with_sh_degree(self, degree: int) -> GaussianCloud:
         """Return the cloud stored at ``degree``: higher bands are dropped, missing ones are zero."""
-        count = (degree + 1) ** 2 - 1
+        count = SH_REST_COUNTS[degree]
         rest = self.sh_rest[:, :count]
         if rest.shape[1] < count:
             rest = torch.cat([rest, rest.new_zeros(len(self), count - rest.shape[1], 3)], dim=1)

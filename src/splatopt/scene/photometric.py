@@ -15,10 +15,11 @@ from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Evaluation, GaussNewtonBlocks, Objective, Oracle, Residuals, Tensors
 from splatopt.core.scene_edit import SceneEdit
+from splatopt.core.schema import BLOCK_TENSORS, PACKED_BLOCK
 from splatopt.raster.losses import L1Ssim, Loss
 from splatopt.raster.problem import ViewProblem, WeightedSum
 from splatopt.raster.renderer import Renderer
-from splatopt.raster.types import BLOCK_TENSORS, PACKED_BLOCK, RenderOptions
+from splatopt.raster.types import RenderOptions
 from splatopt.scene.gaussians import GaussianCloud
 
 

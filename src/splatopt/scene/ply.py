@@ -16,6 +16,7 @@ from plyfile import PlyData, PlyElement
 
 from splatopt.core.checks import InputError
 from splatopt.core.files import make_folder, whole_file
+from splatopt.core.schema import SH_REST_COUNTS
 from splatopt.data.ply_table import read_vertices
 from splatopt.scene.gaussians import GaussianCloud
 
@@ -26,7 +27,7 @@ _COLUMNS = {
     "log_scales": ("scale_0", "scale_1", "scale_2"),
     "quats": ("rot_0", "rot_1", "rot_2", "rot_3"),
 }
-_REST_COUNTS = (0, 9, 24, 45)
+_REST_COUNTS = tuple(3 * count for count in SH_REST_COUNTS)
 
 
 def save_ply(cloud: GaussianCloud, path: Path | str) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError, check_positive
 from splatopt.core.constants import SH_C0
+from splatopt.core.schema import SH_REST_COUNTS
 from splatopt.scene.gaussians import GaussianCloud
 
 START_OPACITY = 0.1
@@ -62,7 +63,7 @@ def _cloud(positions: Tensor, colors: Tensor, sh_degree: int) -> GaussianCloud:
         quats=quats,
         logit_opacities=torch.full((count,), math.log(START_OPACITY / (1 - START_OPACITY))),
         sh_dc=(colors - 0.5) / SH_C0,
-        sh_rest=torch.zeros(count, (sh_degree + 1) ** 2 - 1, 3),
+        sh_rest=torch.zeros(count, SH_REST_COUNTS[sh_degree], 3),
     )
 
 

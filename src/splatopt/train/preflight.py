@@ -21,6 +21,7 @@ from splatopt.core.checks import InputError
 from splatopt.core.devices import gibibytes
 from splatopt.core.objective import Batch, Evaluation, Objective, Oracle, Residuals, Tensors
 from splatopt.core.optimizer import Optimizer, Progress, find_optimizer
+from splatopt.core.schema import BLOCK_TENSORS, PACKED_BLOCK
 from splatopt.data import Capture
 from splatopt.data.prefetch import DEVICE_BYTES
 from splatopt.optim.averaging import Averaged
@@ -29,7 +30,7 @@ from splatopt.optim.dry_run import SECONDS, STEPS, CountedMemory, count_memory
 from splatopt.raster.constants import MIN_ALPHA
 from splatopt.raster.reference_projection import project_reference
 from splatopt.raster.renderer import Renderer
-from splatopt.raster.types import BLOCK_TENSORS, PACKED_BLOCK, RenderOptions
+from splatopt.raster.types import RenderOptions
 from splatopt.runs.memory import GIBIBYTE, SCORING, MemoryEstimate
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.train.config import TrainConfig

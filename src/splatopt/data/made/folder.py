@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -17,7 +16,7 @@ from splatopt.data.colmap_text import whole_capture, write_model, write_points
 from splatopt.data.made.scene import MadeScene, SceneOptions, build_scene, scene_name, scene_seed
 
 
-def write_scene(folder: Path, scene: MadeScene, mark: dict[str, Any]) -> None:
+def write_scene(folder: Path, scene: MadeScene, mark: dict[str, object]) -> None:
     """Write ``images/*.png`` and a COLMAP text model in ``sparse/0``; whole or not at all.
 
     Args:
@@ -39,7 +38,7 @@ def write_scene(folder: Path, scene: MadeScene, mark: dict[str, Any]) -> None:
         write_points(model, scene.positions, scene.colors)
 
 
-def made_from(folder: Path) -> dict[str, Any] | None:
+def made_from(folder: Path) -> dict[str, object] | None:
     """Return what ``folder`` says its scene was made from, None where it says nothing.
 
     Raises:
@@ -48,7 +47,7 @@ def made_from(folder: Path) -> dict[str, Any] | None:
     return read_object(folder / PROCEDURAL_MARK)
 
 
-def _finished(folder: Path, mark: dict[str, Any]) -> bool:
+def _finished(folder: Path, mark: dict[str, object]) -> bool:
     """Whether the scene is there already.
 
     Raises:
