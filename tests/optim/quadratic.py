@@ -8,7 +8,7 @@ from torch import Tensor
 from splatopt.core.objective import Evaluation, GaussNewtonBlocks, Objective, Oracle, Residuals, Tensors
 from splatopt.core.scene_edit import SceneEdit
 from splatopt.curvature.blocks import pack_blocks
-from splatopt.optim.block_gauss_newton import BLOCK_NAMES
+from splatopt.optim.parts.block_solve import BLOCK_NAMES
 
 
 class Quadratic(Objective):

@@ -8,7 +8,8 @@ from typing import Protocol, runtime_checkable
 from splatopt import kernels
 from splatopt.optim.fused import GAUSSIAN_TENSORS
 from splatopt.optim.parts.adam import AdamMoments
-from splatopt.optim.parts.bounds import HellingerBox, StepBound, Unbounded
+from splatopt.optim.parts.block_solve import BlockSolve
+from splatopt.optim.parts.bounds import HellingerBall, HellingerBox, StepBound, Unbounded
 from splatopt.optim.parts.diagonal import MomentumOverDiagonal
 from splatopt.optim.parts.direction import Direction, Point
 from splatopt.optim.parts.projections import Projection, QuaternionLengths
@@ -58,6 +59,36 @@ def _over_diagonal(direction: MomentumOverDiagonal, bound: HellingerBox, at: Poi
     return True
 
 
+def _blocks(direction: BlockSolve, bound: HellingerBall, at: Point) -> bool:
+    fused = direction.passes()
+    if fused is None:
+        return False
+    bounds = bound.fused(fused)
+    rows = len(direction.multipliers.values) if at.seen is None else int(at.seen.count_nonzero())
+
+    def step(damping: float, measure_only: bool) -> float:
+        promised = fused.passes.block_step(
+            bounds,
+            *(fused.cloud(tensors) for tensors in (at.parameters, at.gradient, direction.momentum.values)),
+            direction.blocks.values,
+            direction.diagonal["sh_rest"],
+            at.seen,
+            direction.multipliers.values,
+            decay=direction.decay if at.heard else 1.0,
+            correction=1.0 if measure_only else direction.correction(at.heard),
+            scale=direction.scale,
+            damping=damping,
+            factorisations=direction.factorisations,
+            measure_only=measure_only,
+        )
+        return promised / max(1, rows)
+
+    if direction.steps.value == 1:
+        direction.note(step(0.0, measure_only=True))
+    direction.note(step(direction.damping, measure_only=False))
+    return True
+
+
 def _adam(direction: AdamMoments, bound: Unbounded, at: Point) -> bool:
     """Parameters need not be a cloud's: one launch for all of them on a GPU, and one by one on the CPU."""
     if not kernels.takes([*at.parameters.values(), *at.gradient.values()]):
@@ -83,6 +114,7 @@ _FUSED: dict[tuple[type[Direction], type[StepBound], bool], Callable[..., bool]]
     (MomentumSign, HellingerBox, True): _sign,
     (AdamMoments, HellingerBox, True): _adam_clipped,
     (MomentumOverDiagonal, HellingerBox, True): _over_diagonal,
+    (BlockSolve, HellingerBall, True): _blocks,
     (AdamMoments, Unbounded, False): _adam,
 }
 """By direction, bound, and whether quaternions keep their lengths."""

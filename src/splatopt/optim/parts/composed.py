@@ -78,6 +78,7 @@ class ComposedOptimizer(Optimizer):
             acceptance.take(trial)
         for projection in self.projections:
             projection.hold(self.objective.parameters)
+        direction.release()
         return _with_facts(evaluation, acceptance.facts)
 
     def _try(self, batch: Any, evaluation: Evaluation, heard: bool) -> Trial:

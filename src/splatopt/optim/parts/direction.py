@@ -113,6 +113,9 @@ class Direction(ABC):
     def changes(self, at: Point) -> Iterator[tuple[str, Change]]:
         """Bring the means up to date and yield how parameters change, one after the other."""
 
+    def release(self) -> None:  # noqa: B027 - most keep nothing for the rest of a step
+        """Forget what was measured for this step alone."""
+
     def fused_passes(self, *clouds: Tensors) -> FusedPasses[Any, Any] | None:
         """Return the fused passes that take these tensors, or None."""
         return fused_passes(self._host.threads, *clouds, isa=self._host.instructions)
