@@ -42,6 +42,9 @@ class Feed(Enum):
 class TorchOptimizer(Optimizer):
     """A ``torch.optim`` optimizer that asks an objective for its derivatives.
 
+    It is not composed of a direction, a bound and an acceptance: other people's optimizers, and those of fields, are
+    bridged as they come, with all of these in one step of their own.
+
     Its state is made at its first step, so nobody knows before how large that is: whoever asks lets it take a few
     steps first, see :mod:`splatopt.optim.dry_run`.
 

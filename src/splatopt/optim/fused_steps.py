@@ -64,12 +64,15 @@ def _blocks(direction: BlockSolve, bound: HellingerBall, at: Point) -> bool:
     if fused is None:
         return False
     bounds = bound.fused(fused)
+    values, gradient, momentum = map(fused.cloud, (at.parameters, at.gradient, direction.momentum.values))
     rows = len(direction.multipliers.values) if at.seen is None else int(at.seen.count_nonzero())
 
     def step(damping: float, measure_only: bool) -> float:
         promised = fused.passes.block_step(
             bounds,
-            *(fused.cloud(tensors) for tensors in (at.parameters, at.gradient, direction.momentum.values)),
+            values,
+            gradient,
+            momentum,
             direction.blocks.values,
             direction.diagonal["sh_rest"],
             at.seen,
