@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -117,7 +117,11 @@ class FusedPasses(Generic[BoundsT, CloudT]):
     in_lanes: bool
 
 
-def fused_passes(threads: int, *clouds: Tensors, isa: str = "auto") -> FusedPasses[Any, Any] | None:
+AnyFusedPasses: TypeAlias = FusedPasses[Any, Any]
+"""Those of some device: what it makes of bounds and clouds goes into its own passes alone."""
+
+
+def fused_passes(threads: int, *clouds: Tensors, isa: str = "auto") -> AnyFusedPasses | None:
     """Return the passes that take all these tensors, or None where the step is taken in torch.
 
     They take a cloud's six tensors, contiguous float32, on the CPU where the native module is installed, or on one

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, get_args
+from typing import ClassVar, get_args
 
 from splatopt.core.checks import InputError, check_not_endless
 from splatopt.core.devices import free_memory
@@ -33,6 +33,7 @@ from splatopt.optim.parts.composed import ComposedOptimizer, Parts
 from splatopt.optim.parts.gain_ratio import GainRatio
 from splatopt.optim.parts.gauss_newton_solve import GaussNewtonSolve, PreconditionerName
 from splatopt.optim.parts.projections import QuaternionLengths
+from splatopt.optim.types import Batch
 
 _MEBIBYTE = 2**20
 
@@ -163,7 +164,7 @@ class LevenbergMarquardt(ComposedOptimizer):
         )
         return Parts(direction, Unbounded(), acceptance, (lengths,))
 
-    def step(self, batch: Any, progress: Progress) -> Evaluation:
+    def step(self, batch: Batch, progress: Progress) -> Evaluation:
         """Take one step; raises InputError where it may take less memory than it needs."""
         if self.options.memory_mebibytes:  # what the machine has free is looked at before a run, not in the midst of it
             self._check_memory(batch, self.options.memory_mebibytes * _MEBIBYTE)
@@ -174,7 +175,7 @@ class LevenbergMarquardt(ComposedOptimizer):
         """Views that a step wants, 0 for all."""
         return self.options.views
 
-    def check_batch(self, batch: Any) -> None:
+    def check_batch(self, batch: Batch) -> None:
         """Refuse options that ask for more views than there are, and a step that does not fit into memory.
 
         Args:
@@ -193,7 +194,7 @@ class LevenbergMarquardt(ComposedOptimizer):
         first = next(iter(self.objective.parameters.values()))
         self._check_memory(batch, options.memory_mebibytes * _MEBIBYTE or free_memory(first.device))
 
-    def _check_memory(self, batch: Any, allowed: int) -> None:
+    def _check_memory(self, batch: Batch, allowed: int) -> None:
         needed = self.memory_needed(batch)
         if needed > allowed:
             rows = next(iter(self.objective.parameters.values())).shape[0]
@@ -205,7 +206,7 @@ class LevenbergMarquardt(ComposedOptimizer):
                 + ", ".join([*remedies, "train on smaller photographs, or begin with fewer Gaussians"])
             )
 
-    def memory_needed(self, batch: Any) -> int:
+    def memory_needed(self, batch: Batch) -> int:
         """Return the bytes that a step on ``batch`` takes beside the parameters and the renderer's own buffers.
 
         16 vectors as long as the parameters; for blocks of B entries, 4 B² + ½ B (B+1) numbers a row; and twice the

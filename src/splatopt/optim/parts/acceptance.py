@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from splatopt.core.objective import Evaluation, Objective
+from splatopt.optim.types import Batch
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Trial:
         heard: Whether the step knows of the batch's gradient.
     """
 
-    batch: Any
+    batch: Batch
     evaluation: Evaluation
     step: dict[str, Tensor]
     heard: bool

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from splatopt.core.optimizer import Optimizer, Progress
 from splatopt.core.state import PerParameter
 from splatopt.optim.parts.bounds import Rates
 from splatopt.optim.parts.direction import Change, Direction, Point, Quotient
+from splatopt.optim.types import Batch
 
 
 @runtime_checkable
@@ -58,7 +59,7 @@ class AdamMoments(Direction):
         self.exp_avg_sq = host.remember(PerParameter("exp_avg_sq", self.objective.parameters, degree=2))
         self.rates: dict[str, float] = {}
 
-    def evaluate(self, batch: Any, progress: Progress) -> Evaluation:
+    def evaluate(self, batch: Batch, progress: Progress) -> Evaluation:
         """Return loss and gradient, and take up the rates of this step."""
         rates = self.options.rates(self.objective.length_scale, progress)
         other_rate, factor = self.options.other_rate(progress), self._rate_factor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,10 +13,11 @@ from splatopt.core.objective import Evaluation, GaussNewtonBlocks, Tensors
 from splatopt.core.optimizer import Optimizer, Progress
 from splatopt.core.state import Number, PerParameter, PerRow
 from splatopt.curvature.blocks import side_by_side
-from splatopt.optim.fused import FusedPasses
+from splatopt.optim.fused import AnyFusedPasses
 from splatopt.optim.parts.blocks import KeptBlocks, KnownCurvature, solve_in_balls
 from splatopt.optim.parts.bounds import HellingerBall
 from splatopt.optim.parts.direction import Change, Direction, Point, Solved
+from splatopt.optim.types import Batch
 
 BLOCK_NAMES = ("means", "log_scales", "quats", "logit_opacities", "sh_dc")
 """Whose entries make up the 14×14 blocks that the fused passes take."""
@@ -79,14 +80,14 @@ class BlockSolve(Direction):
         self.blocks = host.remember(KeptBlocks(parameters, self._names, fused is not None and fused.in_lanes))
         self._fresh: GaussNewtonBlocks | None = None
 
-    def passes(self) -> FusedPasses[Any, Any] | None:
+    def passes(self) -> AnyFusedPasses | None:
         """Return the passes that take the blocks as they are kept; None where the step is taken in torch."""
         takes = self._names == BLOCK_NAMES and set(self.diagonal.values) == {"sh_rest"}
         return self.fused_passes(self.objective.parameters, self.momentum.values) if takes else None
 
     # ------------------------------------------------------------------ what is measured
 
-    def evaluate(self, batch: Any, progress: Progress) -> Evaluation:
+    def evaluate(self, batch: Batch, progress: Progress) -> Evaluation:
         """Return loss and gradient; where it is due, take the blocks on this batch into their means."""
         evaluation = super().evaluate(batch, progress)
         if self.steps.value % self._refresh == 0:
@@ -104,7 +105,7 @@ class BlockSolve(Direction):
         """Whether κ is due."""
         return self.measured and (self.steps.value - 1) // self._refresh % _OVERLAP_EVERY == 0
 
-    def learn(self, batch: Any, step: Tensors) -> None:
+    def learn(self, batch: Batch, step: Tensors) -> None:
         """κ ← running mean of ‖J d‖² / Σ dᵀB d, both on this batch at the point where the step d begins."""
         assert self._fresh is not None  # a trial follows a measurement
         together = self.objective.gauss_newton_form(batch, step)

@@ -17,6 +17,7 @@ from splatopt.optim.parts.acceptance import Acceptance, Always, Trial
 from splatopt.optim.parts.bounds import StepBound
 from splatopt.optim.parts.direction import Direction, Point
 from splatopt.optim.parts.projections import Projection
+from splatopt.optim.types import Batch
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class ComposedOptimizer(Optimizer):
         """Return the parts, made of ``self.options``; called once."""
 
     @torch.no_grad()
-    def step(self, batch: Any, progress: Progress) -> Evaluation:
+    def step(self, batch: Batch, progress: Progress) -> Evaluation:
         """Take one step on ``batch`` and return the evaluation at the point it started from."""
         direction, acceptance = self.direction, self.acceptance
         self.bound.begin(progress)
@@ -81,7 +82,7 @@ class ComposedOptimizer(Optimizer):
         direction.release()
         return _with_facts(evaluation, acceptance.facts)
 
-    def _try(self, batch: Any, evaluation: Evaluation, heard: bool) -> Trial:
+    def _try(self, batch: Batch, evaluation: Evaluation, heard: bool) -> Trial:
         step = self.direction.trial(lambda parameters: self._move(parameters, evaluation, heard))
         self.direction.learn(batch, step)
         return Trial(batch, evaluation, step, heard)

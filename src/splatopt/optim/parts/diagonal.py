@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from splatopt.core.optimizer import Optimizer, Progress
 from splatopt.core.state import OptimizerState, PerParameter, PerRow, StatePart
 from splatopt.optim.parts.bounds import HellingerBox
 from splatopt.optim.parts.direction import Change, Direction, Point, Share
+from splatopt.optim.types import Batch
 
 
 class Weighting(ABC):
@@ -98,7 +99,7 @@ class MomentumOverDiagonal(Direction):
         self.curvature = host.remember(PerParameter("curvature", parameters, degree=2, resettable=False))
         self._promise = host.remember(_Promises(tuple(parameters)))
 
-    def evaluate(self, batch: Any, progress: Progress) -> Evaluation:
+    def evaluate(self, batch: Batch, progress: Progress) -> Evaluation:
         """Return loss and gradient; where it is due, take the diagonal on this batch into D."""
         evaluation = super().evaluate(batch, progress)
         if self.steps.value % self._refresh == 0:

@@ -6,14 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
 from splatopt.core.objective import Evaluation, Objective, Tensors
 from splatopt.core.optimizer import Optimizer, Progress
 from splatopt.core.state import Number
-from splatopt.optim.fused import FusedPasses, fused_passes
+from splatopt.optim.fused import AnyFusedPasses, fused_passes
+from splatopt.optim.types import Batch
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Direction(ABC):
         """Return what is open while questions are asked."""
         return self.objective.held() if self.asks_twice else nullcontext()
 
-    def evaluate(self, batch: Any, progress: Progress) -> Evaluation:
+    def evaluate(self, batch: Batch, progress: Progress) -> Evaluation:
         """Return loss and gradient, having measured the curvature that is due; ``steps`` steps are done."""
         return self.objective.gradient(batch)
 
@@ -106,7 +107,7 @@ class Direction(ABC):
         move(moved)
         return {name: value.sub_(parameters[name]) for name, value in moved.items()}
 
-    def learn(self, batch: Any, step: Tensors) -> None:  # noqa: B027 - most want no trial
+    def learn(self, batch: Batch, step: Tensors) -> None:  # noqa: B027 - most want no trial
         """Measure along a step that has not been taken, at the point where it begins."""
 
     @abstractmethod
@@ -116,6 +117,6 @@ class Direction(ABC):
     def release(self) -> None:  # noqa: B027 - most keep nothing for the rest of a step
         """Forget what was measured for this step alone."""
 
-    def fused_passes(self, *clouds: Tensors) -> FusedPasses[Any, Any] | None:
+    def fused_passes(self, *clouds: Tensors) -> AnyFusedPasses | None:
         """Return the fused passes that take these tensors, or None."""
         return fused_passes(self._host.threads, *clouds, isa=self._host.instructions)

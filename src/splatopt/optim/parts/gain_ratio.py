@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from splatopt.core.objective import Objective, Tensors
 from splatopt.core.state import Number
 from splatopt.optim.parts.acceptance import Acceptance, Trial
 from splatopt.optim.parts.gauss_newton_solve import GaussNewtonSolve
 from splatopt.optim.parts.projections import Projection
+from splatopt.optim.types import Batch
 
 
 class GainRatio(Acceptance):
@@ -62,7 +62,7 @@ class GainRatio(Acceptance):
         least, most = self._range
         self._damping.value = min(max(self._damping.value * (0.5 if length > 0 else 2), least), most)
 
-    def _walk(self, batch: Any, before: float, tangent: Tensors) -> tuple[float, float]:
+    def _walk(self, batch: Batch, before: float, tangent: Tensors) -> tuple[float, float]:
         """Move by γΔ, or not at all where the loss does not fall; returns γ, 0 for the latter, and ρ."""
         parameters = self._objective.parameters
         kept = {name: value.clone() for name, value in parameters.items()}
@@ -83,7 +83,7 @@ class GainRatio(Acceptance):
             parameters[name].copy_(value)
         return 0.0, gain
 
-    def _search(self, batch: Any, move: Callable[[float], None]) -> tuple[float, float]:
+    def _search(self, batch: Batch, move: Callable[[float], None]) -> tuple[float, float]:
         """Halve γ = 1 for as long as the loss of a share of the views falls; returns γ and the loss of all there."""
         share = self._direction.some(batch, self._search_share)
         best, best_value = 1.0, math.inf

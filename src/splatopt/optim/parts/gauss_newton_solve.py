@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from splatopt.curvature.flat import FlatLayout
 from splatopt.curvature.preconditioners import BlockPreconditioner, DiagonalPreconditioner, Preconditioner
 from splatopt.optim.hellinger import HellingerRadii, RadiusBounds
 from splatopt.optim.parts.direction import Direction, Point
+from splatopt.optim.types import Batch
 
 PreconditionerName = Literal["diagonal", "block"]
 """Jacobi's, or each Gaussian's own block."""
@@ -86,7 +87,7 @@ class GaussNewtonSolve(Direction):
         self._turn = 0
         self.model = QuadraticModel(0.0, 0.0)
 
-    def evaluate(self, batch: Any, progress: Progress) -> Evaluation:
+    def evaluate(self, batch: Batch, progress: Progress) -> Evaluation:
         """Return the mean of the batches' evaluations, having solved each of them."""
         self._turn = self.steps.value
         objective, layout = self.objective, FlatLayout(self.objective.parameters)
@@ -121,7 +122,7 @@ class GaussNewtonSolve(Direction):
         assert self._solved is not None  # no trial where nothing was usable
         return dict(self._solved.layout.unflatten(self._solved.direction))
 
-    def learn(self, batch: Any, step: Tensors) -> None:
+    def learn(self, batch: Batch, step: Tensors) -> None:
         """Find gᵀΔ and ‖JΔ‖²."""
         assert self._solved is not None  # as above
         forms = ((weight, self.objective.gauss_newton_form(views, step)) for views, weight in self._solved.shares)
@@ -136,12 +137,12 @@ class GaussNewtonSolve(Direction):
         """Refuse: Δ is found at one point, and taken as a trial."""
         raise TypeError("a solved direction is taken as a trial, by an acceptance that searches along it")
 
-    def some(self, views: Any, share: float) -> Any:
+    def some(self, views: Batch, share: float) -> Batch:
         """Return a share of ``views``, other ones at every step."""
         pieces = self.objective.split(views, round(1 / share))
         return pieces[self._turn % len(pieces)]
 
-    def _solve(self, views: Any, gradient: Tensor, distances: Tensor, layout: FlatLayout) -> tuple[Tensor, Tensor]:
+    def _solve(self, views: Batch, gradient: Tensor, distances: Tensor, layout: FlatLayout) -> tuple[Tensor, Tensor]:
         """Return Δ of one batch and its diag(JᵀJ)."""
         preconditioner = self._precondition(views, layout)
         diagonal = preconditioner.diagonal
@@ -162,7 +163,7 @@ class GaussNewtonSolve(Direction):
         )
         return solution.x, diagonal
 
-    def _precondition(self, views: Any, layout: FlatLayout) -> Preconditioner:
+    def _precondition(self, views: Batch, layout: FlatLayout) -> Preconditioner:
         if self._preconditioner == "block":
             return BlockPreconditioner(layout, self.objective.gauss_newton_blocks(views))
         return DiagonalPreconditioner(layout, self.objective.gauss_newton_diagonal(views, Exact()))
@@ -185,7 +186,7 @@ class _Solved:
     layout: FlatLayout
     direction: Tensor
     gradient: Tensor
-    shares: list[tuple[Any, float]]
+    shares: list[tuple[Batch, float]]
 
 
 class _MeanEvaluation:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from splatopt.core.optimizer import Optimizer, Progress
 from splatopt.core.state import PerParameter, PerRow
 from splatopt.optim.parts.direction import Change, Direction, Point, Share
 from splatopt.optim.parts.hessian_measures import CurvatureMeasure, Units
+from splatopt.optim.types import Batch
 
 Ratio = Callable[[Tensor, Tensor], Tensor]
 """Makes the step of x of the mean gradient and the mean curvature, both corrected; any value where there is none."""
@@ -59,7 +59,7 @@ class GradientOverCurvature(Direction):
         self._measured = host.remember(PerRow("measured", parameters))
         self._fresh: dict[str, Tensor] = {}
 
-    def evaluate(self, batch: Any, progress: Progress) -> Evaluation:
+    def evaluate(self, batch: Batch, progress: Progress) -> Evaluation:
         """Return loss and gradient, having measured the curvature where that is due."""
         # Before the gradient, whose buffers a difference of gradients would overwrite.
         self._fresh = self._measure.measure(batch, self._units()) if self._is_due(self.steps.value) else {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from splatopt.core.objective import DiagonalEstimator, HessianProduct, Oracle, Tensors
 from splatopt.core.optimizer import Optimizer
 from splatopt.curvature.estimators import rademacher
+from splatopt.optim.types import Batch
 
 Units = Mapping[str, float]
 """u of every parameter: all that is measured is of x = θ/u."""
@@ -33,7 +33,7 @@ class CurvatureMeasure(ABC):
         """What it asks of the objective."""
 
     @abstractmethod
-    def measure(self, batch: Any, units: Units) -> dict[str, Tensor]:
+    def measure(self, batch: Batch, units: Units) -> dict[str, Tensor]:
         """Return it on ``batch``, of x, in each parameter's shape."""
 
 
@@ -50,7 +50,7 @@ class HessianProbes(CurvatureMeasure):
         """Those of the product."""
         return self._method.needs
 
-    def _products(self, batch: Any, units: Units) -> Iterator[tuple[Tensors, dict[str, Tensor]]]:
+    def _products(self, batch: Batch, units: Units) -> Iterator[tuple[Tensors, dict[str, Tensor]]]:
         """Yield random signs v and u ⊙ H(u ⊙ v), as often as was said."""
         host = self._host
         if host.generator is None:
@@ -61,7 +61,7 @@ class HessianProbes(CurvatureMeasure):
             product = host.objective.hvp(batch, tangent, self._method)
             yield signs, {name: units[name] * part for name, part in product.items()}
 
-    def _mean(self, batch: Any, units: Units, *, squared: bool) -> dict[str, Tensor]:
+    def _mean(self, batch: Batch, units: Units, *, squared: bool) -> dict[str, Tensor]:
         """Return the mean over the probes of (Hv)² or of v ⊙ Hv."""
         total = {name: torch.zeros_like(parameter) for name, parameter in self._host.objective.parameters.items()}
         for signs, product in self._products(batch, units):
@@ -75,7 +75,7 @@ class SquaredRowNorms(HessianProbes):
 
     degree = 4
 
-    def measure(self, batch: Any, units: Units) -> dict[str, Tensor]:
+    def measure(self, batch: Batch, units: Units) -> dict[str, Tensor]:
         """Return the mean of (Hv)²."""
         return self._mean(batch, units, squared=True)
 
@@ -85,7 +85,7 @@ class HutchinsonDiagonal(HessianProbes):
 
     degree = 2
 
-    def measure(self, batch: Any, units: Units) -> dict[str, Tensor]:
+    def measure(self, batch: Batch, units: Units) -> dict[str, Tensor]:
         """Return the mean of v ⊙ Hv."""
         return self._mean(batch, units, squared=False)
 
@@ -95,7 +95,7 @@ class AveragedDiagonal(HessianProbes):
 
     degree = 2
 
-    def measure(self, batch: Any, units: Units) -> dict[str, Tensor]:
+    def measure(self, batch: Batch, units: Units) -> dict[str, Tensor]:
         """Return the averages of the mean of v ⊙ Hv."""
         return {name: averaged(part) for name, part in self._mean(batch, units, squared=False).items()}
 
@@ -105,7 +105,7 @@ class SquaredAveragedDiagonal(HessianProbes):
 
     degree = 4
 
-    def measure(self, batch: Any, units: Units) -> dict[str, Tensor]:
+    def measure(self, batch: Batch, units: Units) -> dict[str, Tensor]:
         """Return the squared averages of the mean of v ⊙ Hv."""
         return {name: averaged(part).square() for name, part in self._mean(batch, units, squared=False).items()}
 
@@ -125,7 +125,7 @@ class GaussNewtonDiagonal(CurvatureMeasure):
         """Those of the estimator."""
         return self._estimator.needs
 
-    def measure(self, batch: Any, units: Units) -> dict[str, Tensor]:
+    def measure(self, batch: Batch, units: Units) -> dict[str, Tensor]:
         """Return u² ⊙ diag(JᵀJ)."""
         diagonal = self._host.objective.gauss_newton_diagonal(batch, self._estimator, self._host.generator)
         return {name: units[name] ** 2 * part for name, part in diagonal.items()}
