@@ -29,7 +29,7 @@ from splatopt.kernels import tiles as tile_lists
 
 INTEGERS = {"row_first", "row_count", "row_begin", "gaussians", "rows", "first", "count", "begin", "owners", "slots"}
 INTEGERS |= {"tile_begin", "last", "slot_begin", "slot_count"}
-TYPES = {"view": "*fp64", "order": "*i64", "keys": "*i16", "N": "i32", "R": "i32", "tiles_x": "i32"}
+PARAMETER_TYPES = {"view": "*fp64", "order": "*i64", "keys": "*i16", "N": "i32", "R": "i32", "tiles_x": "i32"}
 DEGREE_3 = {"K": 15, "BANDS": 15, "ANTIALIASED": True}
 TILE = {"TILE_SIZE": projection.TILE}
 
@@ -95,7 +95,7 @@ def compile_rendering(capability: int) -> None:
     """Compile the kernels of rendering, each in its widest form."""
     for kernel, constants, warps in RENDERING:
         names = kernel.arg_names
-        types = {name: TYPES.get(name, "*i32" if name in INTEGERS else "*fp32") for name in names}
+        types = {name: PARAMETER_TYPES.get(name, "*i32" if name in INTEGERS else "*fp32") for name in names}
         source = ASTSource(kernel, {**types, **dict.fromkeys(constants, "constexpr")}, constexprs=constants)
         target = GPUTarget("cuda", capability, 32)
         note(triton.compile(source, target, {"num_warps": warps, "enable_fp_fusion": True}))

@@ -58,12 +58,12 @@ def test_saved_bounds_are_taken_up_and_those_of_another_scene_refused() -> None:
     first = GrowthBound(tensors, 2.0)
     tensors["log_scales"] += 1
     second = GrowthBound(tensors, 2.0)
-    second.load(first.tensors())
+    second.load(OptimizerState(first.tensors(), {}))
     assert torch.equal(second.tensors()["growth.largest"], first.tensors()["growth.largest"])
     with pytest.raises(InputError, match="largest must be"):
-        second.load({"growth.largest": torch.zeros(5, dtype=torch.float64)})
+        second.load(OptimizerState({"growth.largest": torch.zeros(5, dtype=torch.float64)}, {}))
     third = GrowthBound(tensors, 2.0)
-    third.load({})
+    third.load(OptimizerState({}, {}))
     assert third.tensors()["growth.largest"][1] == 4.0 + math.log(2), "a run of an older version begins where it is"
 
 

@@ -23,13 +23,11 @@ from splatopt.optim.hessian_diagonal import (
     EsgdOptions,
     Sophia,
     SophiaOptions,
-    _HessianDiagonal,
-    adahessian_ratio,
-    averaged,
-    esgd_ratio,
-    folded,
-    sophia_ratio,
 )
+from splatopt.optim.parts.composed import ComposedOptimizer
+from splatopt.optim.parts.gradient_over_curvature import folded
+from splatopt.optim.parts.hessian_measures import averaged
+from splatopt.optim.parts.ratios import adahessian_ratio, esgd_ratio, sophia_ratio
 
 EVERY = [(Esgd, EsgdOptions), (AdaHessian, AdaHessianOptions), (Sophia, SophiaOptions)]
 every_optimizer = pytest.mark.parametrize(("kind", "options"), EVERY)
@@ -46,13 +44,12 @@ def scaled_hessian(objective: Dense) -> Tensor:
     return units[:, None] * (objective.jacobian.T @ objective.jacobian) * units
 
 
-def curvature_after(optimizer: _HessianDiagonal, count: int) -> Tensor:
+def curvature_after(optimizer: ComposedOptimizer, count: int) -> Tensor:
     """What the running mean of curvature has become, corrected for its start."""
     for step in range(count):
         optimizer.step(None, Progress(step, count))
-    kept = optimizer._kept["curvature"]
-    beta2 = optimizer.options.beta2
-    return optimizer.objective.join({name: optimizer._corrected(v, "measured", beta2) for name, v in kept.items()})
+    kept, corrected = optimizer.direction.curvature.values, optimizer.direction.corrected_curvature
+    return optimizer.objective.join({name: corrected(value) for name, value in kept.items()})
 
 
 def cases() -> list[Any]:
@@ -82,7 +79,7 @@ def test_the_curvature_converges_to_the_dense_one_at_the_rate_of_theory(
     kind, options, chosen, theory, count, probes, monkeypatch
 ):
     # AdaHessian's averages over a Gaussian's entries have a test of their own.
-    monkeypatch.setattr("splatopt.optim.hessian_diagonal.averaged", lambda part: part)
+    monkeypatch.setattr("splatopt.optim.parts.hessian_measures.averaged", lambda part: part)
     objective = Dense()
     # β₂ so near 1 that the corrected mean is the plain one.
     settings = options(beta2=1 - 1e-7, refresh=1, probes=probes, product="exact", **chosen)
@@ -231,7 +228,7 @@ def test_the_average_is_over_the_entries_of_one_gaussian_in_one_tensor():
     objective = Dense()
     optimizer = AdaHessian(objective, AdaHessianOptions(refresh=1, moment="signed", product="exact"), generator())
     optimizer.step(None, Progress(0, 1))
-    curvature = optimizer._kept["curvature"]["means"]
+    curvature = optimizer.state().tensors["curvature.means"]
     assert (curvature == curvature[:, :1]).all()
     assert curvature[:, 0].unique().numel() == 4
 
@@ -299,7 +296,8 @@ def test_a_fresh_row_waits_for_its_first_measurement_and_starts_unbiased(kind, o
     for name, value in objective.values.items():
         assert torch.equal(value[2], before[name][2]), "not measured yet"
         assert not torch.equal(value[1], before[name][1])
-    mean = optimizer._corrected(optimizer._kept["momentum"]["means"], "age", optimizer.options.beta1)
+    state = optimizer.state().tensors
+    mean = state["momentum.means"] / (1 - optimizer.options.beta1 ** state["age.rows"])[:, None]
     assert mean[2].abs().max() > 0.5 * gradient["means"][2].abs().max(), "two gradients weigh as two, not as 0.19"
     optimizer.step(None, Progress(5, 20))
     assert optimizer.state().tensors["measured.rows"].tolist() == [2.0, 2.0, 1.0]

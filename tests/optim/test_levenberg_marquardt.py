@@ -231,7 +231,7 @@ def test_the_state_is_two_numbers():
     optimizer.step(ALL, NOW)
     state = optimizer.state()
     assert (dict(state.tensors), dict(state.scalars)) == ({}, {"damping": 1.0, "steps": 1})
-    with pytest.raises(InputError, match="not a state of lm"):
+    with pytest.raises(InputError, match="holds no damping"):
         optimizer.load_state(OptimizerState({}, {"steps": 3}))
 
 

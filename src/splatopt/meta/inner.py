@@ -251,7 +251,7 @@ def roots(state: InnerState, rates: InnerRates, group: str, correction: Tensor) 
 
 
 def adam_step(mean: Tensor, root: Tensor, rate: Tensor, correction: Tensor) -> Tensor:
-    """Return Adam's step -rate · m̂ / (√v̂ + ε), with the roundings of ``optim.first_order.adam_update``.
+    """Return Adam's step -rate · m̂ / (√v̂ + ε), with the roundings of ``optim.parts.adam.adam_update``.
 
     Args:
         mean: m.

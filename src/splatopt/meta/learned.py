@@ -85,6 +85,9 @@ class Learned(Optimizer):
     ``splatopt.optim.met_views``). Where the network gives a number that is not finite, that row takes Adam's step; when
     the loss stays above its lowest for a window of steps, all do from then on, and ``facts["fallback"]`` is 1.
 
+    Of the parts that other optimizers are composed of it shares the bound on growth alone: the network gives direction
+    and length of a step in one.
+
     Source: after Pearl et al. 2026, "Learn2Splat: Extending the Horizon of Learned 3DGS Optimization".
     """
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ from splatopt.core.objective import Evaluation, Oracle, Tensors
 from splatopt.core.optimizer import Optimizer, Progress
 from splatopt.core.scene_edit import SceneEdit
 from splatopt.core.state import OptimizerState, StatePart, load_like
+from splatopt.optim.types import Batch
 
 _NAME = "average"
 
@@ -121,16 +121,16 @@ class Averaged(Optimizer):
         """The inner one's."""
         return self.inner.batch_size
 
-    def check_batch(self, batch: Any) -> None:
+    def check_batch(self, batch: Batch) -> None:
         """Ask the inner one."""
         self.inner.check_batch(batch)
 
-    def memory_needed(self, batch: Any) -> int:
+    def memory_needed(self, batch: Batch) -> int:
         """Return what the inner one needs."""
         return self.inner.memory_needed(batch)
 
     @torch.no_grad()
-    def step(self, batch: Any, progress: Progress) -> Evaluation:
+    def step(self, batch: Batch, progress: Progress) -> Evaluation:
         """Take the inner one's step from the last iterate; the evaluation is of that."""
         self.inner.threads, self.inner.instructions = self.threads, self.instructions
         parameters = self.objective.parameters

@@ -25,8 +25,9 @@ from splatopt.core.state import OptimizerState
 from splatopt.curvature.hessian import CentralDifference, ExactHessian
 from splatopt.optim.flat_state import flatten, unflatten
 from splatopt.optim.torch_state import check_like, check_state, first_state
+from splatopt.optim.types import Batch, Group
 
-Factory = Callable[[list[dict[str, Any]], Any, torch.Generator | None], torch.optim.Optimizer]
+Factory = Callable[[list[Group], Any, torch.Generator | None], torch.optim.Optimizer]
 """Makes an optimizer from parameter groups, options and the run's generator."""
 
 
@@ -41,6 +42,9 @@ class Feed(Enum):
 
 class TorchOptimizer(Optimizer):
     """A ``torch.optim`` optimizer that asks an objective for its derivatives.
+
+    It is not composed of a direction, a bound and an acceptance: other people's optimizers, and those of fields, are
+    bridged as they come, with all of these in one step of their own.
 
     Its state is made at its first step, so nobody knows before how large that is: whoever asks lets it take a few
     steps first, see :mod:`splatopt.optim.dry_run`.
@@ -65,7 +69,7 @@ class TorchOptimizer(Optimizer):
         return type(self).__name__
 
     @abstractmethod
-    def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    def make(self, groups: list[Group]) -> torch.optim.Optimizer:
         """Return the optimizer of these parameter groups."""
 
     def rates(self, progress: Progress) -> Mapping[str, float]:
@@ -75,7 +79,7 @@ class TorchOptimizer(Optimizer):
         """
         return {}
 
-    def graph(self, objective: GraphObjective, batch: Any) -> Tensor:
+    def graph(self, objective: GraphObjective, batch: Batch) -> Tensor:
         """Return what an optimizer that differentiates by itself is given: the loss, unless it asks for more."""
         return objective.loss(batch)
 
@@ -106,7 +110,7 @@ class TorchOptimizer(Optimizer):
 
     # ------------------------------------------------------------------ step
 
-    def step(self, batch: Any, progress: Progress) -> Evaluation:
+    def step(self, batch: Batch, progress: Progress) -> Evaluation:
         """Let the optimizer take one step on ``batch``."""
         evaluation = self._step(batch, progress)
         # A checkpoint keeps no strides, and products of matrices that lie otherwise differ in their last bits.
@@ -114,7 +118,7 @@ class TorchOptimizer(Optimizer):
             _make_contiguous(state)
         return evaluation
 
-    def _step(self, batch: Any, progress: Progress) -> Evaluation:
+    def _step(self, batch: Batch, progress: Progress) -> Evaluation:
         self._set_rates(progress)
         if self.feed is Feed.GRAPH:
             return self._differentiating_step(batch)
@@ -128,7 +132,7 @@ class TorchOptimizer(Optimizer):
         assert closure.first is not None
         return closure.first
 
-    def _differentiating_step(self, batch: Any) -> Evaluation:
+    def _differentiating_step(self, batch: Batch) -> Evaluation:
         """Let an optimizer that differentiates by itself take one step."""
         if isinstance(self.objective, GraphObjective):
             objective = self.objective
@@ -179,11 +183,11 @@ class TorchOptimizer(Optimizer):
         by_number = {numbers[name]: entry for name, entry in found["state"].items()}
         self.torch.load_state_dict({"state": by_number, "param_groups": groups, **found.get("rest", {})})
 
-    def _check_kept(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+    def _check_kept(self, state: Mapping[str, Group]) -> None:
         """Raise InputError where what is kept of the parameters does not fit them."""
         check_like(state, self._first_state())
 
-    def _first_state(self) -> dict[str, dict[str, Any]]:
+    def _first_state(self) -> dict[str, Group]:
         """What is kept of each parameter after one step, seen on copies; what that draws is put back."""
         kept = self.generator.get_state() if self.generator is not None else None
         leaves = {name: nn.Parameter(leaf.detach().clone()) for name, leaf in self._leaves.items()}
@@ -225,7 +229,7 @@ def bridge(
         needs = what
         feed = how
 
-        def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        def make(self, groups: list[Group]) -> torch.optim.Optimizer:
             return factory(groups, self.options, self.generator)
 
     return Bridged
@@ -239,7 +243,7 @@ def _gradient(leaf: Tensor) -> Tensor:
 class _GradientClosure:
     """Sets the gradients and returns the loss; remembers the evaluation of its first call."""
 
-    def __init__(self, objective: Objective, batch: Any, leaves: Tensors) -> None:
+    def __init__(self, objective: Objective, batch: Batch, leaves: Tensors) -> None:
         self.objective, self.batch, self.leaves = objective, batch, leaves
         self.first: Evaluation | None = None
 
@@ -264,12 +268,12 @@ def _make_contiguous(kept: Any) -> None:
             _make_contiguous(value)
 
 
-def _rest(saved: Mapping[str, Any]) -> dict[str, Any]:
+def _rest(saved: Mapping[str, object]) -> Group:
     """What an optimizer saves beside its parameters' states and groups."""
     return {key: value for key, value in saved.items() if key not in ("state", "param_groups")}
 
 
-def _numbers(group: Mapping[str, Any]) -> dict[str, Any]:
+def _numbers(group: Mapping[str, object]) -> Group:
     """What a group of parameters keeps beside them, as far as it is numbers: names and functions do not change."""
     plain = (bool, int, float, Tensor, type(None), tuple)
     return {key: value for key, value in group.items() if key != "params" and isinstance(value, plain)}
@@ -282,9 +286,9 @@ _DEGREES = {
 """Of which degree in the gradient the usual states are; all others are taken to be of none, see ``SceneEdit``."""
 
 
-def _edited(name: str, shape: torch.Size, state: Mapping[str, Any], edit: SceneEdit) -> dict[str, Any]:
+def _edited(name: str, shape: torch.Size, state: Mapping[str, object], edit: SceneEdit) -> Group:
     """The state of the parameter ``name`` of ``shape`` after an edit of its rows; empty where it cannot follow."""
-    edited: dict[str, Any] = {}
+    edited: Group = {}
     for key, value in state.items():
         if isinstance(value, Tensor) and value.dim() and value.shape == shape:
             edited[key] = edit.parameter_state(name, value, _DEGREES.get(key, 0))
@@ -298,7 +302,7 @@ def _edited(name: str, shape: torch.Size, state: Mapping[str, Any], edit: SceneE
 # ---------------------------------------------------------------------- any objective as a graph
 
 
-def objective_loss(objective: Objective, batch: Any, leaves: Tensors) -> tuple[Tensor, Evaluation]:
+def objective_loss(objective: Objective, batch: Batch, leaves: Tensors) -> tuple[Tensor, Evaluation]:
     """Return the loss of ``objective`` with a graph to ``leaves`` that can be differentiated twice.
 
     The first derivative is the objective's gradient, the second its Hessian product: exact where it has one, else

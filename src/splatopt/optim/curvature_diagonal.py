@@ -28,6 +28,7 @@ from splatopt.optim.preconditioned import (
     moving_average,
     squared_row_norms,
 )
+from splatopt.optim.types import Group
 
 Probes = Sequence[Tensor]
 """One tensor for each probe, in the parameter's shape."""
@@ -43,7 +44,7 @@ class CurvatureDiagonal(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Any],
+        params: Iterable[Tensor] | Iterable[Group],
         lr: float,
         *,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -90,10 +91,10 @@ class CurvatureDiagonal(torch.optim.Optimizer):
         """Bring D up to date with probes v and products Hv, in place."""
 
     @abstractmethod
-    def scale(self, diagonal: Tensor, group: dict[str, Any]) -> Tensor:
+    def scale(self, diagonal: Tensor, group: Group) -> Tensor:
         """Return |D| as the step divides by it, in units of the Hessian, of new memory."""
 
-    def rate(self, group: dict[str, Any]) -> float:
+    def rate(self, group: Group) -> float:
         """Return the rate of the step at hand."""
         return group["lr"]
 
@@ -174,7 +175,7 @@ class CurvatureDiagonal(torch.optim.Optimizer):
             torch._foreach_addcmul_(params, means, inverses, value=-rate)
 
 
-def _trained(group: dict[str, Any]) -> list[Tensor]:
+def _trained(group: Group) -> list[Tensor]:
     """Parameters of a group that are not frozen."""
     return [param for param in group["params"] if param.requires_grad]
 
@@ -187,7 +188,7 @@ class ESGD(CurvatureDiagonal):
     3.6 times as large.
     """
 
-    def __init__(self, params: Iterable[Any], lr: float = 0.15, **settings: Any) -> None:
+    def __init__(self, params: Iterable[Tensor] | Iterable[Group], lr: float = 0.15, **settings: Any) -> None:
         """Start; ``settings`` are those of :class:`CurvatureDiagonal`."""
         super().__init__(params, lr, **{"first_probes": 10, **settings})
 
@@ -195,7 +196,7 @@ class ESGD(CurvatureDiagonal):
         """D ← β₂D + (1-β₂)·mean of (Hv)²."""
         moving_average(diagonal, squared_row_norms(products), beta2)
 
-    def scale(self, diagonal: Tensor, group: dict[str, Any]) -> Tensor:
+    def scale(self, diagonal: Tensor, group: Group) -> Tensor:
         """Return √(D/(1-β₂ᵏ))."""
         return (diagonal / bias_correction(group["beta2"], group["refreshes"])).sqrt_()
 
@@ -203,7 +204,9 @@ class ESGD(CurvatureDiagonal):
 class ESGDMax(CurvatureDiagonal):
     """ESGD with D ← max(β₂D, (Hv)²) and a rate that warms up, rate · (1 - 0.99ᵗ) at step t."""
 
-    def __init__(self, params: Iterable[Any], lr: float = 0.15, *, rate_decay: float = 0.99, **settings: Any) -> None:
+    def __init__(
+        self, params: Iterable[Tensor] | Iterable[Group], lr: float = 0.15, *, rate_decay: float = 0.99, **settings: Any
+    ) -> None:
         """Start; ``rate_decay`` is the 0.99 of the warm-up, ``settings`` are those of :class:`CurvatureDiagonal`."""
         check_fraction("rate_decay", rate_decay)
         self.rate_decay = rate_decay
@@ -213,11 +216,11 @@ class ESGDMax(CurvatureDiagonal):
         """D ← max(β₂D, mean of (Hv)²)."""
         decaying_maximum(diagonal, squared_row_norms(products), beta2)
 
-    def scale(self, diagonal: Tensor, group: dict[str, Any]) -> Tensor:
+    def scale(self, diagonal: Tensor, group: Group) -> Tensor:
         """Return √D."""
         return diagonal.sqrt()
 
-    def rate(self, group: dict[str, Any]) -> float:
+    def rate(self, group: Group) -> float:
         """Return rate · (1 - 0.99ᵗ)."""
         return group["lr"] * (1 - self.rate_decay ** group["steps"])
 
@@ -225,7 +228,7 @@ class ESGDMax(CurvatureDiagonal):
 class AdaHessianE(ESGD):
     """AdaHessian as its code has it: (v⊙Hv)² = (Hv)², so ESGD that refreshes in every step (Yao et al. 2021)."""
 
-    def __init__(self, params: Iterable[Any], lr: float = 0.15, **settings: Any) -> None:
+    def __init__(self, params: Iterable[Tensor] | Iterable[Group], lr: float = 0.15, **settings: Any) -> None:
         """Start; ``settings`` are those of :class:`CurvatureDiagonal` but ``interval``."""
         super().__init__(params, lr, **settings, interval=1)
 
@@ -236,7 +239,7 @@ class AdaHessianJ(CurvatureDiagonal):
     The step divides by |D/(1-β₂ᵏ)| + damping, averaged over a convolution's kernel.
     """
 
-    def __init__(self, params: Iterable[Any], lr: float = 1e-3, **settings: Any) -> None:
+    def __init__(self, params: Iterable[Tensor] | Iterable[Group], lr: float = 1e-3, **settings: Any) -> None:
         """Start; ``settings`` are those of :class:`CurvatureDiagonal` but ``interval``."""
         super().__init__(params, lr, **{"first_probes": 10, **settings}, interval=1)
 
@@ -244,6 +247,6 @@ class AdaHessianJ(CurvatureDiagonal):
         """D ← β₂D + (1-β₂)·mean of v⊙Hv."""
         moving_average(diagonal, diagonal_entries(probes, products), beta2)
 
-    def scale(self, diagonal: Tensor, group: dict[str, Any]) -> Tensor:
+    def scale(self, diagonal: Tensor, group: Group) -> Tensor:
         """Return |D/(1-β₂ᵏ)|."""
         return kernel_average(diagonal / bias_correction(group["beta2"], group["refreshes"])).abs()

@@ -106,25 +106,25 @@ class CountedMemory(TorchDispatchMode):
             raise TooCostlyError(f"needs {asked} GiB of memory at once in its first steps, and may take {free}")
 
 
-def _storages(value: Any) -> dict[int, torch.UntypedStorage]:
+def _storages(value: object) -> dict[int, torch.UntypedStorage]:
     """The memory of all tensors in ``value``, each once."""
     found = (leaf.untyped_storage() for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
     return {storage._cdata: storage for storage in found}
 
 
-def _numbers(leaf: Any) -> int:
+def _numbers(leaf: object) -> int:
     """How many numbers an argument holds."""
     return leaf.numel() if isinstance(leaf, Tensor) else 1
 
 
-def _without_numbers(leaf: Any) -> Any:
+def _without_numbers(leaf: object) -> Any:
     """An argument of the same shape that takes no memory."""
     if isinstance(leaf, Tensor):
         return torch.empty_strided(leaf.size(), leaf.stride(), dtype=leaf.dtype, device="meta")
     return torch.device("meta") if isinstance(leaf, torch.device) else leaf
 
 
-def count_memory(name: str, work: Callable[[], Any], memory: CountedMemory, remedies: str) -> int:
+def count_memory(name: str, work: Callable[[], object], memory: CountedMemory, remedies: str) -> int:
     """Return the bytes that ``work`` takes at its peak, what is left of it included.
 
     Args:

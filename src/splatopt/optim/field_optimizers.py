@@ -21,6 +21,7 @@ from splatopt.optim.curvature_diagonal import ESGD, AdaHessianE, AdaHessianJ, Cu
 from splatopt.optim.kfac import KFAC
 from splatopt.optim.shampoo import Shampoo
 from splatopt.optim.torch_state import misfit, misfit_of_history
+from splatopt.optim.types import Batch, Group
 from splatopt.optim.zoo import find_zoo
 
 _BOTH = frozenset({Oracle.GRADIENT, Oracle.HVP})
@@ -196,7 +197,7 @@ class LbfgsOptions(_Checked):
 def _curvature(optimizer: type[CurvatureDiagonal], *names: str) -> type[TorchOptimizer]:
     """Bridge one of the Hessian diagonals, passing on the options ``names``."""
 
-    def make(groups: list[dict[str, Any]], options: Any, generator: torch.Generator | None) -> CurvatureDiagonal:
+    def make(groups: list[Group], options: Any, generator: torch.Generator | None) -> CurvatureDiagonal:
         settings = {name: getattr(options, name) for name in ("damping", "first_probes", "floor", *names)}
         return optimizer(groups, options.rate, betas=(options.beta1, options.beta2), generator=generator, **settings)
 
@@ -209,7 +210,7 @@ class FieldKfac(TorchOptimizer):
     needs: ClassVar[frozenset[Oracle]] = frozenset({Oracle.GRADIENT})
     feed: ClassVar[Feed] = Feed.GRAPH
 
-    def make(self, groups: list[dict[str, Any]]) -> KFAC:
+    def make(self, groups: list[Group]) -> KFAC:
         """Make it; raises InputError where the objective has no module of linear layers."""
         if not isinstance(self.objective, GraphObjective):
             raise InputError(f"kfac needs the layers of a network, which {type(self.objective).__name__} has none of")
@@ -225,9 +226,9 @@ class FieldKfac(TorchOptimizer):
             generator=self.generator,
         )
 
-    def _first_state(self) -> dict[str, dict[str, Any]]:
+    def _first_state(self) -> dict[str, Group]:
         """What is kept of each layer, by its weight; it cannot be seen on copies, which are of no network."""
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[str, Group] = {}
         for name, leaf in self._leaves.items():
             if leaf.dim() == 2 and name in self._leaves:
                 rows, columns = leaf.shape[0], leaf.shape[1] + 1
@@ -236,7 +237,7 @@ class FieldKfac(TorchOptimizer):
                 found[name] |= {key: leaf.new_zeros(rows, rows) for key in ("outputs", "outputs_inverse")}
         return found
 
-    def _check_kept(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+    def _check_kept(self, state: Mapping[str, Group]) -> None:
         """Raise InputError where what is kept does not fit the layers, or a factor is no curvature."""
         super()._check_kept(state)
         for name, kept in state.items():
@@ -246,21 +247,21 @@ class FieldKfac(TorchOptimizer):
                     if float(values[0]) < -1e-3 * float(values.abs().max()):
                         raise misfit(key, name)
 
-    def graph(self, objective: GraphObjective, batch: Any) -> Tensor:
+    def graph(self, objective: GraphObjective, batch: Batch) -> Tensor:
         """Return the residual: it tells what curvature is Gauss-Newton's."""
         return objective.residual(batch)
 
 
-def _sgd(groups: list[dict[str, Any]], options: SgdOptions, _: torch.Generator | None) -> torch.optim.SGD:
+def _sgd(groups: list[Group], options: SgdOptions, _: torch.Generator | None) -> torch.optim.SGD:
     return torch.optim.SGD(groups, lr=_rate(options), momentum=options.momentum)
 
 
-def _adam(groups: list[dict[str, Any]], options: FieldAdamOptions, _: torch.Generator | None) -> torch.optim.Adam:
+def _adam(groups: list[Group], options: FieldAdamOptions, _: torch.Generator | None) -> torch.optim.Adam:
     betas = (options.beta1, options.beta2)
     return torch.optim.Adam(groups, lr=_rate(options), betas=betas, eps=options.epsilon, fused=True)
 
 
-def _shampoo(groups: list[dict[str, Any]], options: ShampooOptions, _: torch.Generator | None) -> Shampoo:
+def _shampoo(groups: list[Group], options: ShampooOptions, _: torch.Generator | None) -> Shampoo:
     betas = (options.beta1, options.beta2)
     return Shampoo(groups, _rate(options), betas=betas, epsilon=options.epsilon, interval=options.interval)
 
@@ -271,7 +272,7 @@ class FieldLbfgs(TorchOptimizer):
     needs: ClassVar[frozenset[Oracle]] = frozenset({Oracle.GRADIENT})
     feed: ClassVar[Feed] = Feed.CLOSURE
 
-    def make(self, groups: list[dict[str, Any]]) -> torch.optim.LBFGS:
+    def make(self, groups: list[Group]) -> torch.optim.LBFGS:
         """Make it, with one iteration a step."""
         return torch.optim.LBFGS(
             groups,
@@ -283,7 +284,7 @@ class FieldLbfgs(TorchOptimizer):
             line_search_fn="strong_wolfe",
         )
 
-    def _check_kept(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+    def _check_kept(self, state: Mapping[str, Group]) -> None:
         """Raise InputError where the history does not fit the parameters."""
         size = sum(leaf.numel() for leaf in self._leaves.values())
         for name, kept in state.items():
@@ -293,9 +294,9 @@ class FieldLbfgs(TorchOptimizer):
 
 
 def _rate(options: Any) -> float:
-    if options.rate is None:
-        raise InputError("the rate of this optimizer must be given, or filled in by field_options()")
-    return options.rate
+    if options.rate is not None:
+        return options.rate
+    raise InputError("the rate of this optimizer must be given, or filled in by field_options()")
 
 
 @dataclass(frozen=True)
@@ -373,10 +374,9 @@ def field_options(name: str, field: str, options: Any = None) -> Any:
     """
     found = find_field_optimizer(name)
     kind: Any = found.entry.options
-    chosen = kind() if options is None else options
+    piecewise, chosen = field.startswith("relu"), kind() if options is None else options
     if not isinstance(chosen, kind):
         raise InputError(f"the options of optimizer {name!r} must be a {kind.__name__}, got a {type(chosen).__name__}")
-    piecewise = field.startswith("relu")
     if chosen.rate is None:
         chosen = replace(chosen, rate=found.relu_rate if piecewise else found.rate)
     if getattr(chosen, "floor", 0.0) is None:

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
-
-from splatopt import kernels
 from splatopt.core.checks import InputError, check_fraction, check_positive
-from splatopt.core.native import adam_step, available
-from splatopt.core.objective import Evaluation, Objective, Oracle
-from splatopt.core.optimizer import Optimizer, Progress, register
-from splatopt.core.state import Number, PerParameter
+from splatopt.core.optimizer import Progress, register
+from splatopt.optim.parts.adam import AdamMoments
+from splatopt.optim.parts.bounds import Unbounded
+from splatopt.optim.parts.composed import ComposedOptimizer, Parts
 
 
 @dataclass(frozen=True)
@@ -199,7 +193,7 @@ class SearchedAdamOptions(TunedAdamOptions):
         return {name: rate * factor for name, rate in rates.items()}
 
 
-class Adam(Optimizer):
+class Adam(ComposedOptimizer):
     """Adam (Kingma and Ba 2015), equal to ``torch.optim.Adam`` up to rounding.
 
     With the gradient g of step t = 1, 2, …::
@@ -212,109 +206,11 @@ class Adam(Optimizer):
     parameter on the CPU, one of Triton for all on a GPU. All others take the same formula in torch.
     """
 
-    needs: ClassVar[frozenset[Oracle]] = frozenset({Oracle.GRADIENT})
+    options: AdamOptions
 
-    def __init__(self, objective: Objective, options: AdamOptions, generator: torch.Generator | None = None) -> None:
-        """Start with empty means; see :class:`~splatopt.core.optimizer.Optimizer`."""
-        super().__init__(objective, options, generator)
-        self._steps = self.remember(Number("steps", 0))
-        self._exp_avg = self.remember(PerParameter("exp_avg", objective.parameters, degree=1))
-        self._exp_avg_sq = self.remember(PerParameter("exp_avg_sq", objective.parameters, degree=2))
-
-    @torch.no_grad()
-    def step(self, batch: Any, progress: Progress) -> Evaluation:
-        """Evaluate the gradient on ``batch`` and move every parameter once."""
-        options = self.options
-        evaluation = self.objective.gradient(batch)
-        rates, other_rate = options.rates(self.objective.length_scale, progress), options.other_rate(progress)
-        self._steps.value += 1
-        parameters, gradient = self.objective.parameters, evaluation.gradient
-        if kernels.takes([*parameters.values(), *gradient.values()]):
-            self._step_on_gpu(gradient, {name: rates.get(name, other_rate) for name in parameters})
-            return evaluation
-        for name, parameter in parameters.items():
-            adam_update(
-                parameter,
-                gradient[name],
-                self._exp_avg[name],
-                self._exp_avg_sq[name],
-                rate=rates.get(name, other_rate),
-                step=self._steps.value,
-                options=options,
-                threads=self.threads,
-                isa=self.instructions,
-            )
-        return evaluation
-
-    def _step_on_gpu(self, gradient: Mapping[str, Tensor], rates: Mapping[str, float]) -> None:
-        """Move every parameter in one launch."""
-        from splatopt.kernels import adam
-
-        groups = [
-            adam.AdamGroup(parameter, gradient[name], self._exp_avg[name], self._exp_avg_sq[name], rates[name])
-            for name, parameter in self.objective.parameters.items()
-        ]
-        options = self.options
-        adam.adam_step(
-            groups, beta1=options.beta1, beta2=options.beta2, epsilon=options.epsilon, step=self._steps.value
-        )
-
-
-def adam_update(
-    parameter: Tensor,
-    gradient: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    *,
-    rate: float,
-    step: int,
-    options: AdamOptions,
-    threads: int = 0,
-    isa: str = "auto",
-) -> None:
-    """Move ``parameter`` and both means in place by one step of Adam.
-
-    Args:
-        parameter: θ, any shape.
-        gradient: g, in the parameter's shape.
-        exp_avg: m.
-        exp_avg_sq: v.
-        rate: Learning rate of this tensor.
-        step: t, 1 at the first step.
-        options: Betas and epsilon.
-        threads: Threads of the fused pass, 0 for one per processor; the result does not depend on it.
-        isa: Instruction set of the fused pass; the result does not depend on it where it has fused sums.
-    """
-    beta1, beta2, epsilon = options.beta1, options.beta2, options.epsilon
-    if _fits_native(parameter, gradient) and available():
-        adam_step(
-            parameter,
-            gradient,
-            exp_avg,
-            exp_avg_sq,
-            rate=rate,
-            beta1=beta1,
-            beta2=beta2,
-            epsilon=epsilon,
-            step=step,
-            threads=threads,
-            isa=isa,
-        )
-        return
-    exp_avg.lerp_(gradient, 1 - beta1)
-    exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    root = exp_avg_sq.sqrt().div_((1 - beta2**step) ** 0.5).add_(epsilon)
-    parameter.addcdiv_(exp_avg, root, value=-rate / (1 - beta1**step))
-
-
-def _fits_native(parameter: Tensor, gradient: Tensor) -> bool:
-    """Whether the fused pass takes these tensors; the means are made by us in the parameter's layout."""
-    return (
-        parameter.dtype == torch.float32
-        and parameter.device.type == "cpu"
-        and parameter.is_contiguous()
-        and gradient.is_contiguous()
-    )
+    def compose(self) -> Parts:
+        """Return Adam's direction, which nothing bounds."""
+        return Parts(AdamMoments(self, self.options), Unbounded())
 
 
 register("adam", Adam, AdamOptions, help="Adam with the rates of 3DGS; the default")

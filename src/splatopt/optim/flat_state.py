@@ -27,7 +27,7 @@ _NO_NUMBERS = {1: math.inf, -1: -math.inf, 0: math.nan}
 _LISTS: dict[str, type] = {"[]": list, "()": tuple, "<>": deque}
 
 
-def flatten(value: Any) -> tuple[dict[str, Tensor], dict[str, float | int]]:
+def flatten(value: object) -> tuple[dict[str, Tensor], dict[str, float | int]]:
     """Return the tensors and the numbers of ``value`` by their paths.
 
     Raises:

@@ -20,6 +20,7 @@ from splatopt.core.checks import InputError
 from splatopt.core.objective import Tensors
 from splatopt.core.scene_edit import SceneEdit
 from splatopt.core.state import OptimizerState, StatePart, load_one
+from splatopt.optim.parts.projections import Projection
 
 _SCALES = "log_scales"
 _LARGEST = "growth.largest"
@@ -32,7 +33,7 @@ def check_growth(most_growth: float) -> None:
         raise InputError(f"most_growth must be at least 1, or 0 for no bound, got {most_growth}")
 
 
-class GrowthBound(StatePart):
+class GrowthBound(StatePart, Projection):
     """Keeps the log-scales of a cloud's rows within their bounds; parameters that have none are left alone."""
 
     def __init__(self, parameters: Tensors, most_growth: float) -> None:

@@ -27,7 +27,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -38,7 +38,7 @@ from splatopt.core.constants import MAX_LOG_RATIO, MAX_LOG_SCALE, SH_C0
 from splatopt.core.objective import Tensors
 from splatopt.core.optimizer import Progress
 from splatopt.core.schema import GAUSSIAN_TENSORS, rotation_matrices
-from splatopt.optim.fused import FusedPasses
+from splatopt.optim.fused import BoundsT, CloudT, FusedPasses
 
 _MOST_QUAT = 0.5
 
@@ -221,8 +221,10 @@ class HellingerRadii:
         }
         return {name: radius * factors[name] if name in factors else radius for name, radius in radii.items()}
 
-    def fused_bounds(self, passes: FusedPasses, epsilon: float, factors: Mapping[str, float] | None = None) -> Any:
-        """Return what the fused passes make the same radii from; they take a factor for each of ``PARAMETER_TYPES``."""
+    def fused_bounds(
+        self, passes: FusedPasses[BoundsT, CloudT], epsilon: float, factors: Mapping[str, float] | None = None
+    ) -> BoundsT:
+        """Return what the fused passes make the same radii from; they take one factor for each of ``reach.TYPES``."""
         factors = factors or {}
         numbers = {f.name.replace("most_", "max_"): getattr(self.bounds, f.name) for f in fields(RadiusBounds)}
         numbers["max_mean"] = self._most_mean

@@ -21,22 +21,31 @@ yet, does not move. Quaternions keep their lengths.
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from functools import partial
+from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
 from splatopt.core.checks import InputError, check_fraction, check_not_endless, check_positive
-from splatopt.core.objective import DiagonalEstimator, Evaluation, HessianProduct, Objective, Oracle, Tensors
-from splatopt.core.optimizer import Optimizer, Progress, register
-from splatopt.core.state import Number, PerParameter, PerRow
-from splatopt.curvature.estimators import Exact, ResidualProbes, rademacher
+from splatopt.core.objective import DiagonalEstimator, HessianProduct, Objective
+from splatopt.core.optimizer import Progress, register
+from splatopt.curvature.estimators import Exact, ResidualProbes
 from splatopt.curvature.hessian import CentralDifference, ExactHessian
 from splatopt.optim.first_order import DecayingRates
-from splatopt.optim.hellinger import quaternion_lengths_kept
+from splatopt.optim.parts.bounds import RateBox
+from splatopt.optim.parts.composed import ComposedOptimizer, Parts
+from splatopt.optim.parts.gradient_over_curvature import GradientOverCurvature, Ratio
+from splatopt.optim.parts.hessian_measures import (
+    AveragedDiagonal,
+    CurvatureMeasure,
+    GaussNewtonDiagonal,
+    HutchinsonDiagonal,
+    SquaredAveragedDiagonal,
+    SquaredRowNorms,
+)
+from splatopt.optim.parts.projections import QuaternionLengths
+from splatopt.optim.parts.ratios import adahessian_ratio, esgd_ratio, sophia_ratio
 
 ProductName = Literal["difference", "exact"]
 """A central difference of gradients, for every backend, or the exact product, which the reference renderer has."""
@@ -97,6 +106,13 @@ class HessianDiagonalOptions(DecayingRates):
     def make_product(self) -> HessianProduct:
         """Return the way to get Hv that the options name."""
         return ExactHessian() if self.product == "exact" else CentralDifference(self.relative_step)
+
+    def units(self, objective: Objective) -> dict[str, float]:
+        """Return u of every parameter: its rate at step 0, without the common factor."""
+        start = Progress(0, 1)
+        rates = self.rates(objective.length_scale, start)
+        units = {name: rates.get(name, self.other_rate(start)) for name in objective.parameters}
+        return {name: unit / self.rate_factor for name, unit in units.items()}
 
     def is_due(self, step: int) -> bool:
         """Whether curvature is measured at a step, the first being 0."""
@@ -172,214 +188,41 @@ class SophiaOptions(HessianDiagonalOptions):
         check_positive("epsilon", self.epsilon)
         _check_choice("estimator", self.estimator, get_args(SophiaEstimatorName))
 
+    def make_estimator(self) -> DiagonalEstimator:
+        """Return how diag(JᵀJ) is estimated; hutchinson is of the Hessian and has none."""
+        return Exact() if self.estimator == "exact" else ResidualProbes(self.probes)
+
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def folded(mean: Tensor, value: Tensor, decay: float, seen: Tensor | None) -> None:
-    """Take mean ← β·mean + (1-β)·value in place, in the rows that were seen.
-
-    Args:
-        mean: Any shape.
-        value: In the mean's shape.
-        decay: β.
-        seen: Rows that take part, (N,) bool; None for all.
-    """
-    if seen is None:
-        mean.lerp_(value, 1 - decay)
-    else:
-        mean.lerp_(value, (1 - decay) * by_row(seen, mean))
-
-
-def by_row(rows: Tensor, like: Tensor) -> Tensor:
-    """Return one number per row in a shape that broadcasts to ``like``, and in its type."""
-    return rows.to(like.dtype).view(-1, *[1] * (like.dim() - 1)) if like.dim() else rows.to(like.dtype).view(())
-
-
-def averaged(diagonal: Tensor) -> Tensor:
-    """Return the mean over each row's entries in every entry: AdaHessian's spatial average, a row being a block."""
-    if diagonal.dim() < 2:
-        return diagonal
-    return diagonal.flatten(1).mean(dim=1).view(-1, *[1] * (diagonal.dim() - 1)).expand_as(diagonal)
-
-
-def esgd_ratio(momentum: Tensor, squares: Tensor, *, damping: float) -> Tensor:
-    """Return m / (√D + damping · mean √D).
-
-    Args:
-        momentum: m, the gradient's mean, corrected for its start.
-        squares: D, the mean of (Hv)², likewise; its mean is taken over what is not 0.
-        damping: Relative to the mean of √D.
-    """
-    norms = squares.sqrt()
-    return momentum / norms.add_(damping * mean_of_nonzero(norms))
-
-
-def adahessian_ratio(momentum: Tensor, curvature: Tensor, *, power: float, epsilon: float) -> Tensor:
-    """Return m / (s·(c/s + ε)^k), s the mean of the curvatures c; m/c for k = 1 and ε = 0.
-
-    Args:
-        momentum: m, the gradient's mean, corrected for its start.
-        curvature: c ≥ 0, likewise; its mean is taken over what is not 0.
-        power: k, the Hessian power.
-        epsilon: ε, relative to s.
-    """
-    scale = mean_of_nonzero(curvature)
-    return momentum / curvature.div(scale).add_(epsilon).pow_(power).mul_(scale)
-
-
-def sophia_ratio(momentum: Tensor, diagonal: Tensor, *, gamma: float, epsilon: float) -> Tensor:
-    """Return m / max(γh, ε), before it is clipped.
-
-    Args:
-        momentum: m, the gradient's mean.
-        diagonal: h, of either sign.
-        gamma: γ.
-        epsilon: ε.
-    """
-    return momentum / diagonal.mul(gamma).clamp_min_(epsilon)
-
-
-def mean_of_nonzero(values: Tensor) -> Tensor:
-    """Return the mean over what is not 0, of values that are not negative; 0 where there is none.
-
-    What is not finite, of a row that broke down, does not count.
-    """
-    mean = values.sum() / values.count_nonzero().clamp_min(1)
-    return mean if bool(torch.isfinite(mean)) else mean_of_nonzero(torch.where(torch.isfinite(values), values, 0))
-
-
-class _HessianDiagonal(Optimizer):
-    """θ ← θ - ℓ·clip(ratio) with measured curvature; subclasses say what is measured and what the ratio is."""
-
-    needs: ClassVar[frozenset[Oracle]] = frozenset({Oracle.GRADIENT})
-
-    def __init__(
-        self, objective: Objective, options: HessianDiagonalOptions, generator: torch.Generator | None = None
-    ) -> None:
-        """Check what the curvature needs as well; see :class:`~splatopt.core.optimizer.Optimizer`."""
-        objective.require(self.needs | self._measure_needs(options), type(self).__name__)
-        super().__init__(objective, options, generator)
-        parameters = objective.parameters
-        self._steps = self.remember(Number("steps", 0))
-        self._momentum = self.remember(PerParameter("momentum", parameters, degree=1))
-        self._curvature = self.remember(
-            PerParameter("curvature", parameters, degree=4 if self._squares_curvature else 2, resettable=False)
-        )
-        self._age = self.remember(PerRow("age", parameters))
-        self._measured = self.remember(PerRow("measured", parameters))
-
-    @property
-    def _squares_curvature(self) -> bool:
-        """Whether the running mean is one of squared curvatures, of the fourth degree in the gradient."""
-        return False
-
-    def _measure_needs(self, options: Any) -> frozenset[Oracle]:
-        """Return the oracles of the curvature."""
-        return options.make_product().needs
-
-    @torch.no_grad()
-    def step(self, batch: Any, progress: Progress) -> Evaluation:
-        """Evaluate the gradient on ``batch``, its curvature where that is due, and move what was seen once."""
-        options, parameters = self.options, self.objective.parameters
-        units = self._units()
-        # Before the gradient, whose buffers a difference of gradients would overwrite.
-        fresh = self._measure(batch, units) if options.is_due(self._steps.value) else {}
-        evaluation = self.objective.gradient(batch)
-        seen = evaluation.seen
-        self._steps.value += 1
-        self._age.values += 1 if seen is None else seen
-        if fresh:
-            self._measured.values += 1 if seen is None else seen
-        rates, other_rate = options.rates(self.objective.length_scale, progress), options.other_rate(progress)
-        with quaternion_lengths_kept(parameters):
-            for name, parameter in parameters.items():
-                momentum, curvature = self._momentum[name], self._curvature[name]
-                folded(momentum, evaluation.gradient[name], options.beta1, seen)
-                if fresh:
-                    folded(curvature, fresh[name], options.beta2, seen)
-                if not curvature.any():  # nothing measured yet, or spherical harmonics above the rendered degree
-                    continue
-                ratio = self._ratio(
-                    self._corrected(momentum, self._age, options.beta1, units[name]),
-                    self._corrected(curvature, self._measured, options.beta2),
-                ).clamp_(-1, 1)
-                known = curvature != 0
-                if seen is not None:
-                    known &= by_row(seen, parameter) > 0
-                parameter.sub_(torch.where(known, ratio, 0), alpha=rates.get(name, other_rate))
-        return evaluation
-
-    def _units(self) -> dict[str, float]:
-        """Return u of every parameter: its rate at step 0, without the common factor."""
-        start = Progress(0, 1)
-        rates = self.options.rates(self.objective.length_scale, start)
-        units = {name: rates.get(name, self.options.other_rate(start)) for name in self.objective.parameters}
-        return {name: unit / self.options.rate_factor for name, unit in units.items()}
-
-    def _corrected(self, mean: Tensor, count: PerRow, decay: float, factor: float = 1.0) -> Tensor:
-        """Return a running mean, times a factor, over the weight of all that went into it; 0 where nothing did."""
-        count_by_row = by_row(count.values, mean)
-        return mean * torch.where(count_by_row > 0, factor / (1 - decay**count_by_row), 0)
-
-    def _products(self, batch: Any, units: dict[str, float]) -> Iterator[tuple[Tensors, dict[str, Tensor]]]:
-        """Yield random signs v and u ⊙ H(u ⊙ v), as often as the options say."""
-        if self.generator is None:
-            raise ValueError(f"{type(self).__name__} draws random signs: hand it the run's torch.Generator, got None")
-        method, parameters = self.options.make_product(), self.objective.parameters
-        for _ in range(self.options.probes):
-            signs = {name: rademacher(parameter, self.generator) for name, parameter in parameters.items()}
-            tangent = {name: units[name] * part for name, part in signs.items()}
-            product = self.objective.hvp(batch, tangent, method)
-            yield signs, {name: units[name] * part for name, part in product.items()}
-
-    def _mean_of_probes(self, batch: Any, units: dict[str, float], *, squared: bool) -> dict[str, Tensor]:
-        """Return the mean over the probes of (Hv)² or of v ⊙ Hv, of x."""
-        total = {name: torch.zeros_like(parameter) for name, parameter in self.objective.parameters.items()}
-        for signs, product in self._products(batch, units):
-            for name, sum in total.items():
-                sum.addcmul_(product[name], product[name] if squared else signs[name], value=1 / self.options.probes)
-        return total
-
-    @abstractmethod
-    def _measure(self, batch: Any, units: dict[str, float]) -> dict[str, Tensor]:
-        """Return what the running mean of curvature takes in, of x."""
-
-    @abstractmethod
-    def _ratio(self, momentum: Tensor, curvature: Tensor) -> Tensor:
-        """Return the step of x before it is clipped, from both means, corrected; any value where there is none."""
-
-
-class Esgd(_HessianDiagonal):
+class Esgd(ComposedOptimizer):
     """ESGD (Dauphin et al. 2015): D ← β₂D + (1-β₂)(Hv)², ratio = gain · m̂ / (√D̂ + damping)."""
 
-    @property
-    def _squares_curvature(self) -> bool:
-        return True
+    options: EsgdOptions
 
-    def _measure(self, batch: Any, units: dict[str, float]) -> dict[str, Tensor]:
-        return self._mean_of_probes(batch, units, squared=True)
+    def compose(self) -> Parts:
+        """Return gradient over row norms of the Hessian, in a box of rates."""
+        return _compose(self, self.options, SquaredRowNorms(*_probes(self, self.options)), self._ratio)
 
-    def _ratio(self, momentum: Tensor, curvature: Tensor) -> Tensor:
-        return esgd_ratio(momentum, curvature, damping=self.options.damping).mul_(self.options.gain)
+    def _ratio(self, momentum: Tensor, squares: Tensor) -> Tensor:
+        return esgd_ratio(momentum, squares, damping=self.options.damping).mul_(self.options.gain)
 
 
-class AdaHessian(_HessianDiagonal):
+class AdaHessian(ComposedOptimizer):
     """AdaHessian (Yao et al. 2021): the diagonal d = v ⊙ Hv, averaged over the entries that a Gaussian has in a tensor.
 
     D ← β₂D + (1-β₂)d², ratio = gain · m̂ / (√D̂)^k; with ``moment`` signed, D ← β₂D + (1-β₂)d and |D̂| for √D̂.
     """
 
-    @property
-    def _squares_curvature(self) -> bool:
-        return self.options.moment == "squares"
+    options: AdaHessianOptions
 
-    def _measure(self, batch: Any, units: dict[str, float]) -> dict[str, Tensor]:
-        diagonal = self._mean_of_probes(batch, units, squared=False)
-        means = {name: averaged(part) for name, part in diagonal.items()}
-        return {name: part.square() for name, part in means.items()} if self.options.moment == "squares" else means
+    def compose(self) -> Parts:
+        """Return gradient over an averaged Hessian diagonal, in a box of rates."""
+        measure = SquaredAveragedDiagonal if self.options.moment == "squares" else AveragedDiagonal
+        return _compose(self, self.options, measure(*_probes(self, self.options)), self._ratio)
 
     def _ratio(self, momentum: Tensor, curvature: Tensor) -> Tensor:
         options = self.options
@@ -388,29 +231,43 @@ class AdaHessian(_HessianDiagonal):
         return ratio.mul_(options.gain)
 
 
-class Sophia(_HessianDiagonal):
+class Sophia(ComposedOptimizer):
     """Sophia (Liu et al. 2023): ratio = m / max(γh, ε), h a running mean of v ⊙ Hv or of diag(JᵀJ).
 
     Both means are corrected for their start, which the publication leaves out.
     """
 
-    def _measure_needs(self, options: SophiaOptions) -> frozenset[Oracle]:
-        if options.estimator == "hutchinson":
-            return super()._measure_needs(options)
-        return self._gauss_newton(options).needs
+    options: SophiaOptions
 
-    @staticmethod
-    def _gauss_newton(options: SophiaOptions) -> DiagonalEstimator:
-        return Exact() if options.estimator == "exact" else ResidualProbes(options.probes)
+    def compose(self) -> Parts:
+        """Return gradient over a diagonal of Hessian or JᵀJ, in a box of rates."""
+        options, measure = self.options, self._measure()
+        ratio = partial(sophia_ratio, gamma=options.gamma, epsilon=options.epsilon)
+        return _compose(self, options, measure, ratio)
 
-    def _measure(self, batch: Any, units: dict[str, float]) -> dict[str, Tensor]:
+    def _measure(self) -> CurvatureMeasure:
         if self.options.estimator == "hutchinson":
-            return self._mean_of_probes(batch, units, squared=False)
-        diagonal = self.objective.gauss_newton_diagonal(batch, self._gauss_newton(self.options), self.generator)
-        return {name: units[name] ** 2 * part for name, part in diagonal.items()}
+            return HutchinsonDiagonal(*_probes(self, self.options))
+        return GaussNewtonDiagonal(self, self.options.make_estimator())
 
-    def _ratio(self, momentum: Tensor, curvature: Tensor) -> Tensor:
-        return sophia_ratio(momentum, curvature, gamma=self.options.gamma, epsilon=self.options.epsilon)
+
+def _probes(host: ComposedOptimizer, options: HessianDiagonalOptions) -> tuple[ComposedOptimizer, HessianProduct, int]:
+    return host, options.make_product(), options.probes
+
+
+def _compose(
+    host: ComposedOptimizer, options: HessianDiagonalOptions, measure: CurvatureMeasure, ratio: Ratio
+) -> Parts:
+    direction = GradientOverCurvature(
+        host,
+        measure,
+        ratio,
+        units=lambda: options.units(host.objective),
+        is_due=options.is_due,
+        beta1=options.beta1,
+        beta2=options.beta2,
+    )
+    return Parts(direction, RateBox(options, host.objective.length_scale), projections=(QuaternionLengths(),))
 
 
 register("esgd", Esgd, EsgdOptions, help="gradient over the norms of the Hessian's rows, clipped")

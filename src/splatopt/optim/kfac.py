@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from splatopt.core.checks import check_fraction, check_positive
 from splatopt.curvature.estimators import rademacher
 from splatopt.optim.preconditioned import bias_correction, moving_average
+from splatopt.optim.types import Group
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class KFAC(torch.optim.Optimizer):
             self._descend(group)
         return loss.detach()
 
-    def _refresh(self, found: list[Factors], group: dict[str, Any]) -> None:
+    def _refresh(self, found: list[Factors], group: Group) -> None:
         group["refreshes"] += 1
         correction = bias_correction(group["decay"], group["refreshes"])
         for layer, new in zip(self.layers, found, strict=True):
@@ -117,7 +117,7 @@ class KFAC(torch.optim.Optimizer):
             averages = Factors(state["inputs"] / correction, state["outputs"] / correction)
             state["inputs_inverse"], state["outputs_inverse"] = damped_inverses(averages, group["damping"])
 
-    def _descend(self, group: dict[str, Any]) -> None:
+    def _descend(self, group: Group) -> None:
         correction = bias_correction(group["momentum"], group["steps"])
         steps, squared_length = [], 0.0
         for layer in self.layers:

@@ -20,29 +20,20 @@ the parameters go back, bit for bit, and λ is doubled.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, get_args
-
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+from typing import ClassVar, get_args
 
 from splatopt.core.checks import InputError, check_not_endless
 from splatopt.core.devices import free_memory
-from splatopt.core.objective import Evaluation, Objective, Oracle, Tensors
-from splatopt.core.optimizer import Optimizer, Progress, register
+from splatopt.core.objective import Evaluation, Oracle
+from splatopt.core.optimizer import Progress, register
 from splatopt.core.state import Number
-from splatopt.curvature.conjugate_gradients import conjugate_gradients, inner
-from splatopt.curvature.estimators import Exact
-from splatopt.curvature.flat import FlatLayout
-from splatopt.curvature.preconditioners import BlockPreconditioner, DiagonalPreconditioner, Preconditioner
-from splatopt.optim.hellinger import HellingerRadii, RadiusBounds, quaternion_lengths_kept
-
-PreconditionerName = Literal["diagonal", "block"]
-"""Jacobi's, or each Gaussian's own block."""
-
-_SMALL_DISTANCE = 1e-6
-"""η²/ε is taken at this ε, where it is as good as constant."""
+from splatopt.optim.parts.bounds import Unbounded
+from splatopt.optim.parts.composed import ComposedOptimizer, Parts
+from splatopt.optim.parts.gain_ratio import GainRatio
+from splatopt.optim.parts.gauss_newton_solve import GaussNewtonSolve, PreconditionerName
+from splatopt.optim.parts.projections import QuaternionLengths
+from splatopt.optim.types import Batch
 
 _MEBIBYTE = 2**20
 
@@ -133,85 +124,7 @@ class LevenbergMarquardtOptions:
             raise InputError(f"lm's preconditioner must be diagonal or block, got {self.preconditioner!r}")
 
 
-class _MeanEvaluation:
-    """The mean of the batches' evaluations, with a gradient of its own."""
-
-    def __init__(self, layout: FlatLayout) -> None:
-        self._layout = layout
-        self._loss = 0.0
-        self._facts: dict[str, float] = {}
-        self._seen: Tensor | None = None
-        self._gradient: Tensor | None = None
-
-    def add(self, evaluation: Evaluation, weight: float) -> Tensor:
-        """Count one batch by its share of the views, and return a copy of its gradient."""
-        gradient = self._layout.flatten(evaluation.gradient)
-        self._loss += weight * evaluation.loss
-        for name, value in evaluation.facts.items():
-            self._facts[name] = self._facts.get(name, 0.0) + weight * value
-        if evaluation.seen is not None:
-            self._seen = evaluation.seen.clone() if self._seen is None else self._seen | evaluation.seen
-        self._gradient = gradient * weight if self._gradient is None else self._gradient.add_(gradient, alpha=weight)
-        return gradient
-
-    @property
-    def gradient(self) -> Tensor:
-        """The mean g of all batches so far."""
-        assert self._gradient is not None  # there is at least one batch
-        return self._gradient
-
-    @property
-    def finite(self) -> bool:
-        """Whether loss and gradient are numbers."""
-        return math.isfinite(self._loss) and bool(torch.isfinite(self.gradient).all())
-
-    def result(self) -> Evaluation:
-        """Return the mean."""
-        return Evaluation(self._loss, self._layout.unflatten(self.gradient), self._seen, self._facts)
-
-
-class _Combination:
-    """Σ D_i Δ_i / Σ D_i of the batches' directions in each entry, 0 where Σ D_i is; one alone stays as it is."""
-
-    def __init__(self) -> None:
-        self._count = 0
-
-    def add(self, direction: Tensor, diagonal: Tensor) -> None:
-        """Take Δ_i and D_i of one batch, both to keep."""
-        self._count += 1
-        if self._count == 1:
-            self._sum, self._weights = direction, diagonal
-            return
-        if self._count == 2:
-            self._sum = self._sum * self._weights
-        self._sum = self._sum.addcmul_(direction, diagonal)
-        self._weights = self._weights + diagonal
-
-    def result(self) -> Tensor:
-        """Return Δ."""
-        if self._count == 1:
-            return self._sum
-        return torch.where(self._weights > 0, self._sum / self._weights, 0)
-
-
-@dataclass(frozen=True)
-class _Model:
-    """What the linearised residuals say of a step γΔ: the loss changes by γ gᵀΔ + ½ γ² ‖JΔ‖².
-
-    Attributes:
-        slope: gᵀΔ.
-        bend: ‖JΔ‖².
-    """
-
-    slope: float
-    bend: float
-
-    def change(self, length: float) -> float:
-        """Return the predicted change for γ."""
-        return length * self.slope + 0.5 * length**2 * self.bend
-
-
-class LevenbergMarquardt(Optimizer):
+class LevenbergMarquardt(ComposedOptimizer):
     """Damped Gauss-Newton steps over many views at once, kept only where the loss falls.
 
     The evaluation's facts say what became of a step: ``damping`` (λ that it was solved with), ``step_length`` (γ,
@@ -222,24 +135,47 @@ class LevenbergMarquardt(Optimizer):
     needs: ClassVar[frozenset[Oracle]] = frozenset(
         {Oracle.GRADIENT, Oracle.JVP, Oracle.VJP, Oracle.GAUSS_NEWTON_DIAGONAL}
     )
+    options: LevenbergMarquardtOptions
 
-    def __init__(
-        self, objective: Objective, options: LevenbergMarquardtOptions, generator: torch.Generator | None = None
-    ) -> None:
-        """Start with the damping of ``options``; see :class:`~splatopt.core.optimizer.Optimizer`."""
-        super().__init__(objective, options, generator)
-        if options.preconditioner == "block":
-            objective.require(frozenset({Oracle.GAUSS_NEWTON_BLOCKS}), "lm with the block preconditioner")
-        self._radii = HellingerRadii(RadiusBounds(), objective.length_scale)
-        self._damping = self.remember(Number("damping", float(options.damping_start)))
-        self._steps = self.remember(Number("steps", 0))
+    def compose(self) -> Parts:
+        """Return a direction by conjugate gradients, kept by its gain ratio, which damps the next one."""
+        options = self.options
+        damping = self.remember(Number("damping", float(options.damping_start)))
+        direction = GaussNewtonSolve(
+            self,
+            damping,
+            batches=options.batches,
+            curvature_share=options.curvature_share,
+            iterations=options.iterations,
+            tolerance=options.tolerance,
+            preconditioner=options.preconditioner,
+            hellinger_damping=options.hellinger_damping,
+        )
+        lengths = QuaternionLengths()
+        acceptance = GainRatio(
+            self.objective,
+            direction,
+            lengths,
+            damping,
+            damping_range=(options.damping_least, options.damping_most),
+            least_gain=options.least_gain,
+            halvings=options.halvings,
+            search_share=options.search_share,
+        )
+        return Parts(direction, Unbounded(), acceptance, (lengths,))
+
+    def step(self, batch: Batch, progress: Progress) -> Evaluation:
+        """Take one step; raises InputError where it may take less memory than it needs."""
+        if self.options.memory_mebibytes:  # what the machine has free is looked at before a run, not in the midst of it
+            self._check_memory(batch, self.options.memory_mebibytes * _MEBIBYTE)
+        return super().step(batch, progress)
 
     @property
     def batch_size(self) -> int:
         """Views that a step wants, 0 for all."""
         return self.options.views
 
-    def check_batch(self, batch: Any) -> None:
+    def check_batch(self, batch: Batch) -> None:
         """Refuse options that ask for more views than there are, and a step that does not fit into memory.
 
         Args:
@@ -258,7 +194,7 @@ class LevenbergMarquardt(Optimizer):
         first = next(iter(self.objective.parameters.values()))
         self._check_memory(batch, options.memory_mebibytes * _MEBIBYTE or free_memory(first.device))
 
-    def _check_memory(self, batch: Any, allowed: int) -> None:
+    def _check_memory(self, batch: Batch, allowed: int) -> None:
         needed = self.memory_needed(batch)
         if needed > allowed:
             rows = next(iter(self.objective.parameters.values())).shape[0]
@@ -270,7 +206,7 @@ class LevenbergMarquardt(Optimizer):
                 + ", ".join([*remedies, "train on smaller photographs, or begin with fewer Gaussians"])
             )
 
-    def memory_needed(self, batch: Any) -> int:
+    def memory_needed(self, batch: Batch) -> int:
         """Return the bytes that a step on ``batch`` takes beside the parameters and the renderer's own buffers.
 
         16 vectors as long as the parameters; for blocks of B entries, 4 B² + ½ B (B+1) numbers a row; and twice the
@@ -285,113 +221,6 @@ class LevenbergMarquardt(Optimizer):
         residuals = (objective.empty_residuals(part) for part in objective.parts(batch))
         numbers += 2 * max(sum(part.numel() for part in view) for view in residuals)
         return numbers * next(iter(parameters.values())).element_size()
-
-    @torch.no_grad()
-    def step(self, batch: Any, progress: Progress) -> Evaluation:
-        """Solve for a direction, search along it, and keep the step where the loss has fallen by it."""
-        if self.options.memory_mebibytes:  # what the machine has free is looked at before a run, not in the midst of it
-            self._check_memory(batch, self.options.memory_mebibytes * _MEBIBYTE)
-        objective, layout = self.objective, FlatLayout(self.objective.parameters)
-        batches = objective.split(batch, self.options.batches)
-        weights = [len(objective.parts(views)) / len(objective.parts(batch)) for views in batches]
-        means, combination = _MeanEvaluation(layout), _Combination()
-        distances = self._distances(layout)
-        for views, weight in zip(batches, weights, strict=True):
-            gradient = means.add(objective.gradient(views), weight)
-            if means.finite:
-                combination.add(*self._solve(views, gradient, distances, layout))
-        evaluation = means.result()
-        if not means.finite:
-            return evaluation
-        direction = combination.result()
-        tangent = layout.unflatten(direction)
-        shares = (self._some(views, self.options.curvature_share) for views in batches)
-        bends = (objective.gauss_newton_form(views, tangent) for views in shares)
-        bend = sum(weight * bend for weight, bend in zip(weights, bends, strict=True))
-        model = _Model(inner(means.gradient, direction), bend)
-        length, gain = self._walk(batch, evaluation.loss, tangent, model)
-        facts = {"damping": self._damping.value, "step_length": length, "gain_ratio": gain}
-        self._steps.value += 1
-        damping = self._damping.value * (0.5 if length > 0 else 2)
-        self._damping.value = min(max(damping, self.options.damping_least), self.options.damping_most)
-        return replace(evaluation, facts={**evaluation.facts, **facts})
-
-    def _solve(self, views: Any, gradient: Tensor, distances: Tensor, layout: FlatLayout) -> tuple[Tensor, Tensor]:
-        """Return Δ of one batch and its diag(JᵀJ)."""
-        preconditioner = self._precondition(views, layout)
-        diagonal = preconditioner.diagonal
-        damping = self._damping.value * (diagonal + self.options.hellinger_damping * distances)
-        preconditioner.factorise(damping)
-        some = self._some(views, self.options.curvature_share)
-
-        def product(vector: Tensor) -> Tensor:
-            pulled = self.objective.gauss_newton_product(some, layout.unflatten(vector))
-            return layout.flatten(pulled).addcmul_(damping, vector)
-
-        solution = conjugate_gradients(
-            product,
-            -gradient,
-            iterations=self.options.iterations,
-            tolerance=self.options.tolerance,
-            precondition=preconditioner.solve,
-        )
-        return solution.x, diagonal
-
-    def _precondition(self, views: Any, layout: FlatLayout) -> Preconditioner:
-        if self.options.preconditioner == "block":
-            return BlockPreconditioner(layout, self.objective.gauss_newton_blocks(views))
-        return DiagonalPreconditioner(layout, self.objective.gauss_newton_diagonal(views, Exact()))
-
-    def _distances(self, layout: FlatLayout) -> Tensor:
-        """Return 1/η² for η of squared Hellinger distance 1, to second order."""
-        parameters = self.objective.parameters
-        if not self.options.hellinger_damping:
-            return torch.zeros_like(layout.flatten(parameters))
-        radii = self._radii.radii(parameters, _SMALL_DISTANCE)
-        return layout.flatten(
-            {name: (_SMALL_DISTANCE / radii[name].square()).expand_as(value) for name, value in parameters.items()}
-        )
-
-    def _some(self, views: Any, share: float) -> Any:
-        """Return a share of ``views``, other ones at every step."""
-        microbatches = self.objective.split(views, round(1 / share))
-        return microbatches[self._steps.value % len(microbatches)]
-
-    # ------------------------------------------------------------------ how far
-
-    def _walk(self, batch: Any, before: float, tangent: Tensors, model: _Model) -> tuple[float, float]:
-        """Move by γΔ, or not at all where the loss does not fall; returns γ, 0 for the latter, and ρ."""
-        parameters = self.objective.parameters
-        kept = {name: value.clone() for name, value in parameters.items()}
-
-        def move(length: float) -> None:
-            for name, value in kept.items():
-                parameters[name].copy_(value)
-            with quaternion_lengths_kept(parameters):
-                for name, value in tangent.items():
-                    parameters[name].add_(value, alpha=length)
-
-        length, after = self._search(batch, move)
-        change = model.change(length)
-        gain = (after - before) / change if change < 0 and math.isfinite(after) else 0.0
-        if gain > self.options.least_gain:
-            return length, gain
-        for name, value in kept.items():
-            parameters[name].copy_(value)
-        return 0.0, gain
-
-    def _search(self, batch: Any, move: Callable[[float], None]) -> tuple[float, float]:
-        """Halve γ = 1 for as long as the loss of a share of the views falls; returns γ and the loss of all there."""
-        share = self._some(batch, self.options.search_share)
-        best, best_value = 1.0, math.inf
-        for halving in range(self.options.halvings + 1):
-            move(0.5**halving)
-            value = self.objective.value(share)
-            if not value < best_value:
-                move(best)
-                break
-            best, best_value = 0.5**halving, value
-        return best, self.objective.value(batch)
 
 
 register(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from splatopt.core.checks import check_fraction, check_positive
 from splatopt.optim.preconditioned import bias_correction, moving_average
+from splatopt.optim.types import Group
 
 
 class Shampoo(torch.optim.Optimizer):
@@ -28,7 +28,7 @@ class Shampoo(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Any],
+        params: Iterable[Tensor] | Iterable[Group],
         lr: float = 0.01,
         *,
         betas: tuple[float, float] = (0.9, 0.99),
@@ -57,7 +57,7 @@ class Shampoo(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
         """Take one step from the gradients at hand.
 
         Args:
@@ -76,7 +76,7 @@ class Shampoo(torch.optim.Optimizer):
                     self._step_one(param, group)
         return loss
 
-    def _step_one(self, param: Tensor, group: dict[str, Any]) -> None:
+    def _step_one(self, param: Tensor, group: Group) -> None:
         assert param.grad is not None
         gradient = param.grad.reshape(param.shape[0] if param.dim() > 1 else 1, -1)
         sides = kronecker_sides(gradient)

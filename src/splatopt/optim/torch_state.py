@@ -14,6 +14,7 @@ from torch import Tensor
 
 from splatopt.core.checks import InputError, quoted
 from splatopt.core.objective import Tensors
+from splatopt.optim.types import Group
 
 _COUNTS = ("step", "steps")
 _LARGEST_NUMBER = 1e15
@@ -26,7 +27,7 @@ _LARGEST_COUNT = 2.0**53
 _ANEW = "resume the run that wrote it, or start a new one"
 
 
-def first_state(made: torch.optim.Optimizer, leaves: Tensors, order: Sequence[str]) -> dict[str, dict[str, Any]]:
+def first_state(made: torch.optim.Optimizer, leaves: Tensors, order: Sequence[str]) -> dict[str, Group]:
     """Return what an optimizer keeps of each parameter after a step of zero gradients.
 
     Args:
@@ -137,7 +138,7 @@ def misfit_of_history(kept: Mapping[str, Any], size: int, history: int) -> str |
     steps, places = kept.get("old_dirs"), kept.get("al", [None] * history)
     count = min(len(steps), history) if isinstance(steps, list) else -1
 
-    def rows(value: Any) -> bool:
+    def rows(value: object) -> bool:
         return isinstance(value, list) and len(value) == count and all(_is_row(one, size) for one in value)
 
     fits = {key: _is_row(kept.get(key), size) for key in ("d", "prev_flat_grad")}
@@ -149,11 +150,11 @@ def misfit_of_history(kept: Mapping[str, Any], size: int, history: int) -> str |
     return next((key for key, good in fits.items() if not good), None)
 
 
-def _is_row(value: Any, size: int) -> bool:
+def _is_row(value: object, size: int) -> bool:
     return isinstance(value, Tensor) and value.shape == (size,) and value.is_floating_point()
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     if isinstance(value, Tensor):
         return value.dim() == 0 and value.is_floating_point()
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from splatopt.core.objective import Evaluation, Oracle
 from splatopt.core.optimizer import Entry, Progress, register_family
 from splatopt.optim.bridge import Feed, TorchOptimizer
 from splatopt.optim.first_order import AdamOptions
+from splatopt.optim.types import Batch, Group
 
 _SECOND_ORDER = "it differentiates twice by its own means; take esgd, adahessian (scenes) or adahessian-e (fields)"
 _MODEL = "it wants a whole model and takes over its backward pass"
@@ -77,7 +78,7 @@ class ZooOptions:
         check_positive("rate_factor", self.rate_factor)
         self.keywords()
 
-    def keywords(self) -> dict[str, Any]:
+    def keywords(self) -> Group:
         """Return ``settings`` by name."""
         found = {}
         for setting in self.settings:
@@ -107,7 +108,7 @@ class ZooOptimizer(TorchOptimizer):
         """What the command line calls it."""
         return f"zoo:{self.member}"
 
-    def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    def make(self, groups: list[Group]) -> torch.optim.Optimizer:
         """Make it; raises InputError where its settings do not fit."""
         keywords = self.options.keywords()
         if self.options.rate is not None:
@@ -138,7 +139,7 @@ class ZooOptimizer(TorchOptimizer):
             return {}
         return {name: self.options.rate_factor * rate for name, rate in rates.items()}
 
-    def step(self, batch: Any, progress: Progress) -> Evaluation:
+    def step(self, batch: Batch, progress: Progress) -> Evaluation:
         """Let the optimizer take one step on ``batch``."""
         with self._own_randomness(drawn=True):
             return super().step(batch, progress)
@@ -216,7 +217,7 @@ def _factory(member: str) -> tuple[Callable[..., torch.optim.Optimizer], list[st
     return made, known
 
 
-def _split_matrices(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _split_matrices(groups: list[Group]) -> list[Group]:
     """Groups of matrices alone, and of all else, marked as Muon wants them."""
     split = []
     for group in groups:
