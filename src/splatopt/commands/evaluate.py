@@ -12,6 +12,7 @@ from rich.text import Text
 from splatopt.commands.opened import open_told
 from splatopt.commands.parsing import positional, run_command
 from splatopt.core.checks import say, shown
+from splatopt.runs.plugins import PluginFiles
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ class EvalOptions:
 
     device: str | None = None
     """Where: auto, cpu, cuda or cuda:N; where the run was made when None."""
+
+    plugins: PluginFiles = ()
+    """A Python file that registers the reader of the capture; give it once for each file."""
 
 
 def _eval(options: EvalOptions) -> int:

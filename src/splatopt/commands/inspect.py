@@ -9,6 +9,7 @@ from pathlib import Path
 from splatopt.commands.parsing import positional, run_command
 from splatopt.core.checks import cut, say
 from splatopt.data import CaptureOptions, inspect_capture
+from splatopt.runs.plugins import PluginFiles
 from splatopt.runs.program import program
 
 
@@ -27,6 +28,9 @@ class InspectOptions:
 
     test_every: int = 8
     """Every so many-th view by name is a test view. Unit: views."""
+
+    plugins: PluginFiles = ()
+    """A Python file that registers a reader of captures; give it once for each file."""
 
 
 def _inspect(options: InspectOptions) -> int:

@@ -12,6 +12,7 @@ from splatopt.commands.parsing import positional, run_command
 from splatopt.core.checks import InputError, say
 from splatopt.data.camera_paths import orbit, spiral
 from splatopt.report.views import check_free, remove_other_frames, video_path, write_video, write_views
+from splatopt.runs.plugins import PluginFiles
 
 
 class Path3D(Enum):
@@ -46,6 +47,9 @@ class RenderRunOptions:
 
     device: str | None = None
     """Where: auto, cpu, cuda or cuda:N; where the run was made when None."""
+
+    plugins: PluginFiles = ()
+    """A Python file that registers the reader of the capture; give it once for each file."""
 
 
 def _render(options: RenderRunOptions) -> int:

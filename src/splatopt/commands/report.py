@@ -12,6 +12,7 @@ from splatopt.core.checks import InputError, say
 from splatopt.report.pictures import run_pictures
 from splatopt.report.scene_page import write_report
 from splatopt.runs.folder import FIELD_FORMAT, RunFolder
+from splatopt.runs.plugins import PluginFiles
 from splatopt.train.setup import open_renderer
 
 
@@ -31,6 +32,9 @@ class ReportOptions:
 
     device: str | None = None
     """Where: auto, cpu, cuda or cuda:N; where the run was made when None."""
+
+    plugins: PluginFiles = ()
+    """A Python file that registers the reader of the capture; give it once for each file."""
 
 
 def _report(options: ReportOptions) -> int:

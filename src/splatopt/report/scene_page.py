@@ -18,6 +18,7 @@ import torch
 from splatopt.core.checks import InputError
 from splatopt.core.optimizer import find_optimizer, option_prefix
 from splatopt.core.version import __version__
+from splatopt.raster.loss_registry import find_loss
 from splatopt.report.charts import Mark, Series, line_chart, running_mean
 from splatopt.report.page import chart_card, escape, number_card, two_columns, write_page
 from splatopt.report.pictures import ViewPictures, data_uri
@@ -219,6 +220,12 @@ def _provenance(config: Mapping[str, Any], command: str) -> str:
     """The command, the configuration and the versions."""
     settings = {name: value for name, value in config.items() if name not in ("format", "version", TRAINED_ON)}
     settings.pop("optimizer_options", None)
+    words += [word for path in _plugin_paths(config) for word in ("--plugin", path)]
+    loss, loss_options = config.get("loss"), config.get("loss_options")
+    if isinstance(loss, str) and isinstance(loss_options, dict):
+        for name, value in loss_options.items():
+            if value != _loss_defaults(loss).get(name):
+                words += _option(f"{loss}.{name}", value)
     for optimizer, options in _options(config).items():
         settings |= {f"{optimizer}.{name}": value for name, value in options.items()}
     versions = {
@@ -277,8 +284,22 @@ def _optimizer_defaults(name: str) -> dict[str, Any] | None:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
 
 
+def _loss_defaults(name: str) -> dict[str, Any]:
+    """The default options of a loss as JSON holds them; none where it is unknown here."""
+    try:
+        return asdict(find_loss(name).loss())  # type: ignore[call-overload] # a dataclass, as registered
+    except InputError:
+        return {}
+
+
+def _plugin_paths(config: Mapping[str, Any]) -> list[str]:
+    """The plug-in files that a run's configuration names."""
+    plugins = config.get("plugins")
+    return [str(one["path"]) for one in plugins if isinstance(one, dict) and "path" in one] if plugins else []
+
+
 _USUAL_OPTIONS = ("optimizer", "steps", "seed", "start")
-_NO_OPTIONS = ("capture", "out", "resume", "optimizer_options")
+_NO_OPTIONS = ("capture", "out", "resume", "optimizer_options", "loss_options", "plugins")
 
 
 def _plain_default(value: object) -> object:

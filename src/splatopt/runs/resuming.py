@@ -9,7 +9,8 @@ from typing import Any
 
 from splatopt.core.checks import InputError, quoted
 from splatopt.core.optimizer import find_optimizer
-from splatopt.core.typed import read_dataclass, told
+from splatopt.core.typed import told
+from splatopt.runs.unread import read_options
 
 
 def resumed_settings(
@@ -74,6 +75,8 @@ def _another_past(saved: Any, what: str, kept: Any, given: Any) -> InputError:
 def saved_options(saved: Any, optimizer: str, staged: bool, where: str) -> Any:
     """Return the options that a run's configuration holds: of its optimizer, or by name of each of its stages'.
 
+    Those of an optimizer that is not known here are :class:`~splatopt.runs.unread.UnreadOptions`.
+
     Args:
         saved: What was read.
         optimizer: The optimizer's name, where there are no stages.
@@ -81,7 +84,7 @@ def saved_options(saved: Any, optimizer: str, staged: bool, where: str) -> Any:
         where: The file, for messages.
 
     Raises:
-        InputError: An optimizer is unknown, or its options are not such.
+        InputError: The options are none of the optimizer's.
     """
     if not staged:
         return _options_of(optimizer, saved, f"{where}: optimizer_options")
@@ -91,8 +94,4 @@ def saved_options(saved: Any, optimizer: str, staged: bool, where: str) -> Any:
 
 
 def _options_of(optimizer: str, saved: Any, where: str) -> Any:
-    try:
-        kind = find_optimizer(optimizer).options
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
-    return read_dataclass(saved, kind, "option", where)
+    return read_options(saved, lambda: find_optimizer(optimizer).options, where)
