@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from splatopt.bench.cells import LOOSE
+from splatopt.bench.cells import LOOSE, comparable
 from splatopt.bench.records import check_cell
 from splatopt.bench.runner import Outcome
 from splatopt.core.checkpoint import replace_file
@@ -54,7 +54,7 @@ class Results:
 def result_cell(outcome: Outcome) -> dict[str, Any]:
     """Return what a result says of a cell: its record without places on this machine."""
     cell, record = outcome.cell, dict(outcome.record)
-    config = {name: value for name, value in cell.to_json()["config"].items() if name not in LOOSE}
+    config = {name: comparable(name, value) for name, value in cell.to_json()["config"].items() if name not in LOOSE}
     identity = cell.to_json() | {"config": config, "name": cell.name}
     failed = {"status": "failed", "failure": outcome.failure} if outcome.failure is not None else {}
     return {"points": [], "warnings": []} | record | identity | failed

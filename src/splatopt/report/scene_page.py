@@ -220,12 +220,6 @@ def _provenance(config: Mapping[str, Any], command: str) -> str:
     """The command, the configuration and the versions."""
     settings = {name: value for name, value in config.items() if name not in ("format", "version", TRAINED_ON)}
     settings.pop("optimizer_options", None)
-    words += [word for path in _plugin_paths(config) for word in ("--plugin", path)]
-    loss, loss_options = config.get("loss"), config.get("loss_options")
-    if isinstance(loss, str) and isinstance(loss_options, dict):
-        for name, value in loss_options.items():
-            if value != _loss_defaults(loss).get(name):
-                words += _option(f"{loss}.{name}", value)
     for optimizer, options in _options(config).items():
         settings |= {f"{optimizer}.{name}": value for name, value in options.items()}
     versions = {
@@ -258,6 +252,12 @@ def _command(config: Mapping[str, Any], run_folder: Path) -> str:
             continue
         if item.name in _USUAL_OPTIONS or value not in (None, _plain_default(item.default)):
             words += _option(item.name, value)
+    words += [word for path in _plugin_paths(config) for word in ("--plugin", path)]
+    loss, loss_options = config.get("loss"), config.get("loss_options")
+    if isinstance(loss, str) and isinstance(loss_options, dict):
+        for name, value in loss_options.items():
+            if value != _loss_defaults(loss).get(name):
+                words += _option(f"{loss}.{name}", value)
     for optimizer, options in _options(config).items():
         defaults = _optimizer_defaults(optimizer) or options
         for name, value in options.items():

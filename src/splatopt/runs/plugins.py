@@ -122,11 +122,12 @@ def load_again(plugins: Sequence[PluginFile], run: str) -> FoundPlugins:
     return FoundPlugins(tuple(found), tuple(warnings))
 
 
-def load_unchanged(plugins: Sequence[PluginFile], run: str) -> None:
-    """Load plug-ins as :func:`load_again` does; raises InputError where one has changed as well."""
+def load_unchanged(plugins: Sequence[PluginFile], run: str) -> tuple[PluginFile, ...]:
+    """Load plug-ins as :func:`load_again` does, and return them; raises InputError where one has changed as well."""
     found = load_again(plugins, run)
     if found.warnings:
         raise InputError(f"{found.warnings[0]}; put it back as it was, or begin anew with another --out")
+    return found.plugins
 
 
 def _given_again(kept: PluginFile) -> PluginFile | None:

@@ -20,8 +20,8 @@ USUAL_LOSS = "l1-ssim"
 """Its options are one, ``--ssim-weight``."""
 
 
-def checked_loss_options(name: str, options: Any, ssim_weight: float) -> Loss | UnreadOptions | None:
-    """Return the loss that ``options`` describe, None for the usual one or the defaults.
+def checked_loss_options(name: str, options: Any, ssim_weight: float) -> Any:
+    """Return the loss that ``options`` describe, its defaults where they are None; None for the usual one.
 
     Args:
         name: The loss.
@@ -47,7 +47,7 @@ def checked_loss_options(name: str, options: Any, ssim_weight: float) -> Loss | 
         return read_dataclass(dict(options), kind, "option", f"the options of the loss {name!r}")
     if options is not None and not isinstance(options, kind):
         raise InputError(f"the options of the loss {name!r} must be a {kind.__name__}, got a {type(options).__name__}")
-    return options
+    return kind() if options is None else options
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def chosen_loss(name: str, options: Any, ssim_weight: float) -> Loss:
         return UnknownLoss(options.reason)
     if name == USUAL_LOSS:
         return L1Ssim(ssim_weight)
-    return options if options is not None else find_loss(name).loss()
+    return options
 
 
 def saved_loss_options(name: str, saved: Any, where: str) -> Any:

@@ -141,7 +141,7 @@ class TrainConfig:
     --charbonnier.epsilon, those of l1-ssim being --ssim-weight alone."""
 
     loss_options: tyro.conf.Suppress[Any] = None
-    """The loss itself, an instance of its class; with its defaults when None."""
+    """The loss itself, an instance of its class, or its options by name; its defaults when None."""
 
     ssim_weight: float = SSIM_WEIGHT
     """λ of the loss l1-ssim, (1-λ)·L1 + λ·(1-SSIM). Unit: fraction. Source: 3DGS."""
@@ -357,7 +357,6 @@ class TrainConfig:
             self,
             steps=self.total_steps,
             optimizer_options=options[self.optimizer] if self.stages is None else options,
-            loss_options=None if self.loss == USUAL_LOSS else self.loss_options or self.make_loss(),
             background=background if self.background is None else self.background,
             out=self.out
             if self.out is not None
