@@ -10,10 +10,9 @@ from typing import ClassVar
 import pytest
 import torch
 
-from splatopt.core import optimizer as optimizer_module
 from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.core.checks import InputError
-from splatopt.core.optimizer import OptimizerState, register
+from splatopt.core.optimizer import OPTIMIZERS, OptimizerState, register
 from splatopt.optim import Adam, AdamOptions
 from splatopt.runs.events import Warned
 from splatopt.runs.resumable import InterruptedRunError
@@ -62,7 +61,7 @@ def wide():
     Wide.told.clear()
     register("wide", Wide, WideOptions)
     yield
-    del optimizer_module._REGISTRY["wide"]
+    OPTIMIZERS.forget("wide")
 
 
 @pytest.fixture

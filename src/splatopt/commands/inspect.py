@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,8 @@ def _inspect(options: InspectOptions) -> int:
     for label, sentences in (("warning", found.warnings), ("problem", found.problems)):
         for sentence in sentences:
             say(f"{label:<13}{sentence}")
-    command = f"{program()} {found.next_command.removeprefix('splatopt ')}"
+    given = "".join(f" --plugin {shlex.quote(str(one))}" for one in options.plugins)
+    command = f"{program()} {found.next_command.removeprefix('splatopt ')}{given}"
     say(f"{'once mended' if found.problems else 'next':<13}{command}")
     return 0
 

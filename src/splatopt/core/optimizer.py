@@ -1,6 +1,10 @@
 """The optimizer protocol and the registry of names.
 
-An optimizer in one short file::
+An optimizer in one short file, which a test runs as it stands here::
+
+    from dataclasses import dataclass
+
+    from splatopt import Optimizer, OptimizerState, Oracle, register
 
     @dataclass(frozen=True)
     class SignOptions:
@@ -14,6 +18,15 @@ An optimizer in one short file::
             for name, parameter in self.objective.parameters.items():
                 parameter -= self.options.rate * evaluation.gradient[name].sign()
             return evaluation
+
+        def state(self):
+            return OptimizerState(tensors={}, scalars={})
+
+        def load_state(self, state):
+            pass
+
+        def edit_rows(self, edit):
+            pass
 
     register("sign", Sign, SignOptions)
 """

@@ -29,6 +29,8 @@ Entry = TypeVar("Entry")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _LARGEST_FILE = 1 << 24
+_CHECKERS = ("jaxtyping", "beartype")
+"""Packages whose frames stand between caller and called while types are checked."""
 
 
 class Origin(Enum):
@@ -60,9 +62,32 @@ class Place:
 
 def calling_place() -> Place:
     """Return where the function that calls this one was called."""
-    frame = sys._getframe(2)
-    own = str(frame.f_globals.get("__name__", "")).partition(".")[0] == "splatopt"
-    return Place(frame.f_code.co_filename, frame.f_lineno, own)
+    frame: types.FrameType | None = sys._getframe()
+    frames = []
+    while frame is not None and len(frames) < 3:
+        if _room(frame) not in _CHECKERS:
+            frames.append(frame)
+        frame = frame.f_back
+    caller = frames[-1]
+    return Place(caller.f_code.co_filename, caller.f_lineno, _room(caller) == "splatopt")
+
+
+def _room(frame: types.FrameType) -> str:
+    """The package whose code a frame runs."""
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is being loaded: a plug-in file, or an entry point of an installed package.
+
+    Attributes:
+        key: The file's path, or the entry point in words.
+        origin: Which of the two.
+    """
+
+    key: str
+    origin: Origin
 
 
 @dataclass(frozen=True)
@@ -70,7 +95,7 @@ class _Registered(Generic[Entry]):
     entry: Entry
     place: Place
     origin: Origin
-    source: object
+    source: _Source | None
 
 
 class Registry(Generic[Entry]):
@@ -109,15 +134,16 @@ class Registry(Generic[Entry]):
                 f"{_article(self.kind)} named {name!r} is registered already: in {self._entries[name].place}, and now "
                 f"in {place}; give one of them another name"
             )
-        origin = Origin.OWN if place.own else _origin()
-        self._entries[name] = _Registered(entry, place, origin, _sources[-1] if _sources else None)
+        source = _sources[-1] if _sources else None
+        origin = Origin.OWN if place.own else source.origin if source is not None else Origin.GIVEN
+        self._entries[name] = _Registered(entry, place, origin, source)
 
     def forget(self, name: str) -> None:
         """Take ``name`` out again."""
         del self._entries[name]
 
-    def forget_source(self, source: object) -> None:
-        """Take out all that ``source`` registered, a plug-in file or an entry point."""
+    def forget_source(self, source: _Source) -> None:
+        """Take out all that ``source`` registered."""
         self._entries = {name: one for name, one in self._entries.items() if one.source != source}
 
     def names(self, *origins: Origin) -> tuple[str, ...]:
@@ -177,21 +203,16 @@ class Registry(Generic[Entry]):
             raise InputError(f"{_article(self.kind)} named {name!r} is offered twice, by {packages}; uninstall one")
         for point in points:
             told = f"the {self.kind} {name!r} of the package {_package(point)}"
-            with _registering(point, told, "mend or uninstall that package"):
+            source = _Source(f"{self.group}: {name} = {point.value}", Origin.INSTALLED)
+            with _registering(source, told, "mend or uninstall that package"):
                 point.load()
             if name not in self._entries:
                 raise InputError(f"{told} is {point.value}, which registers no {self.kind} of that name")
 
 
 _REGISTRIES: list[Registry[Any]] = []
-_sources: list[object] = []
-"""What is being loaded: plug-in files and entry points, the innermost last."""
-
-
-def _origin() -> Origin:
-    """Who registers at the moment, where it is not splatopt."""
-    installed = bool(_sources) and isinstance(_sources[-1], importlib.metadata.EntryPoint)
-    return Origin.INSTALLED if installed else Origin.GIVEN
+_sources: list[_Source] = []
+"""What is being loaded at the moment, the innermost last."""
 
 
 def _article(kind: str) -> str:
@@ -204,7 +225,7 @@ def _package(point: importlib.metadata.EntryPoint) -> str:
 
 
 @contextlib.contextmanager
-def _registering(source: object, told: str, remedy: str, file: str | None = None) -> Iterator[None]:
+def _registering(source: _Source, told: str, remedy: str, file: str | None = None) -> Iterator[None]:
     """Note ``source`` with all that the block registers; where it fails, say so in a sentence and keep none of it.
 
     Args:
@@ -236,14 +257,18 @@ def failure(error: BaseException, file: str | None = None) -> str:
     said = " ".join(str(error).split()) if isinstance(error, InputError) else _one_line(error)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
     theirs = [frame for frame in frames if frame.filename == file]
-    theirs = theirs or [frame for frame in frames if _is_foreign(frame.filename)]
+    if not theirs and not isinstance(error, SyntaxError):
+        theirs = [frame for frame in frames if _is_foreign(frame.filename)]
     return f"{short(Path(theirs[-1].filename))}, line {theirs[-1].lineno}: {said}" if theirs else said
 
 
 def _is_foreign(file: str) -> bool:
     """Whether a source file is neither splatopt's nor of Python's own library."""
     ours, library = Path(__file__).parents[1], Path(importlib.__file__).parents[1]
-    return not file.startswith(str(ours)) and (not file.startswith(str(library)) or "site-packages" in file)
+    parts = Path(file).parts
+    if file.startswith(str(ours)) or set(parts) & set(_CHECKERS):
+        return False
+    return not file.startswith(str(library)) or "site-packages" in parts
 
 
 def _one_line(error: BaseException) -> str:
@@ -310,10 +335,11 @@ def load_plugin(path: Path | str) -> PluginFile:
     found = PluginFile(path, hashlib.sha256(source).hexdigest())
     if _files.get(path) == found:
         return found
+    source_of = _Source(str(path), Origin.GIVEN)
     for registry in _REGISTRIES:
-        registry.forget_source(path)
+        registry.forget_source(source_of)
     _files.pop(path, None)
-    with _registering(path, told, "mend it", str(path)):
+    with _registering(source_of, told, "mend it", str(path)):
         _execute(path, source, f"splatopt_plugin_{found.sha256[:16]}")
     _files[path] = found
     return found
