@@ -26,7 +26,7 @@ class TorchLoss(Loss):
     A subclass is a frozen dataclass; its fields are the loss's options, each with a default.
     """
 
-    components: ClassVar[int] = 1  # type: ignore[misc] # read-only all the same
+    components: ClassVar[int] = 1
     """k: residuals for each pixel and channel."""
 
     pixelwise: ClassVar[bool] = False
