@@ -95,8 +95,9 @@ class Cell:
             return f"scene {other.source} and not {self.source}"
         mine, theirs = self.to_json()["config"], other.to_json()["config"]
         for name in sorted(set(mine) | set(theirs)):
-            if name not in LOOSE and comparable(name, mine.get(name)) != comparable(name, theirs.get(name)):
-                return f"{name} = {theirs.get(name)!r} and not {mine.get(name)!r}"
+            here, there = (comparable(name, one.get(name)) for one in (mine, theirs))
+            if name not in LOOSE and here != there:
+                return f"{name} = {there!r} and not {here!r}"
         return None
 
 

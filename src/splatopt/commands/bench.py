@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from splatopt.commands.parsing import run_command
+from splatopt.commands.parsing import load_given, run_command
 from splatopt.core.checks import InputError, say
 from splatopt.runs.plugins import PluginFiles
 
@@ -326,5 +326,6 @@ def chosen(words: Sequence[str]) -> tuple[str, type, Callable[[Any], int], list[
 
 def main(words: list[str]) -> int:
     """Run the command on the words after its name; returns its exit code."""
+    load_given(words)
     name, options, run, rest = chosen(words)
     return run_command(options, run, name, rest)

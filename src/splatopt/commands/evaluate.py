@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from splatopt.commands.opened import open_told
-from splatopt.commands.parsing import positional, run_command
+from splatopt.commands.parsing import load_given, positional, run_command
 from splatopt.core.checks import say, shown
 from splatopt.runs.plugins import PluginFiles
 
@@ -47,4 +47,5 @@ def _eval(options: EvalOptions) -> int:
 
 def main(words: list[str]) -> int:
     """Run the command on the words after its name; returns its exit code."""
+    load_given(words)
     return run_command(positional(EvalOptions), _eval, "eval", words)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from splatopt.commands.parsing import positional, run_command
+from splatopt.commands.parsing import load_given, positional, run_command
 from splatopt.core.checks import cut, say
 from splatopt.data import CaptureOptions, inspect_capture
 from splatopt.runs.plugins import PluginFiles
@@ -72,4 +72,5 @@ def _listed(names: Sequence[str], most: int = 10) -> str:
 
 def main(words: list[str]) -> int:
     """Run the command on the words after its name; returns its exit code."""
+    load_given(words)
     return run_command(positional(InspectOptions), _inspect, "inspect", words)

@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 
 from splatopt.commands.opened import open_told
-from splatopt.commands.parsing import positional, run_command
+from splatopt.commands.parsing import load_given, positional, run_command
 from splatopt.core.checks import InputError, say
 from splatopt.data.camera_paths import orbit, spiral
 from splatopt.report.views import check_free, remove_other_frames, video_path, write_video, write_views
@@ -85,4 +85,5 @@ def _render(options: RenderRunOptions) -> int:
 
 def main(words: list[str]) -> int:
     """Run the command on the words after its name; returns its exit code."""
+    load_given(words)
     return run_command(positional(RenderRunOptions), _render, "render", words)

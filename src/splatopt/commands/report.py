@@ -7,7 +7,7 @@ from pathlib import Path
 
 from splatopt.commands.fit import report_fit
 from splatopt.commands.opened import open_told
-from splatopt.commands.parsing import positional, run_command
+from splatopt.commands.parsing import load_given, positional, run_command
 from splatopt.core.checks import InputError, say
 from splatopt.report.pictures import run_pictures
 from splatopt.report.scene_page import write_report
@@ -56,4 +56,5 @@ def _report(options: ReportOptions) -> int:
 
 def main(words: list[str]) -> int:
     """Run the command on the words after its name; returns its exit code."""
+    load_given(words)
     return run_command(positional(ReportOptions), _report, "report", words)

@@ -259,7 +259,7 @@ def _command(config: Mapping[str, Any], run_folder: Path) -> str:
             if value != _loss_defaults(loss).get(name):
                 words += _option(f"{loss}.{name}", value)
     for optimizer, options in _options(config).items():
-        defaults = _optimizer_defaults(optimizer) or options
+        defaults = _optimizer_defaults(optimizer) or {}
         for name, value in options.items():
             if value != defaults.get(name):
                 words += _option(f"{option_prefix(optimizer)}.{name}", value)
