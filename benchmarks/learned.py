@@ -17,7 +17,8 @@ from benchmarks.loads import Load
 from benchmarks.measurement import Measurement
 from benchmarks.timing import median_seconds
 from splatopt.core.objective import Evaluation
-from splatopt.core.optimizer import OptimizerState, Progress
+from splatopt.core.optimizer import Progress
+from splatopt.core.state import OptimizerState
 from splatopt.meta.inner import InnerRates
 from splatopt.meta.learned import Learned, LearnedOptions
 from splatopt.meta.neighbours import NEIGHBOUR_REFRESH, nearest_others

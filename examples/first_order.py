@@ -6,17 +6,14 @@ Run it with ``python examples/first_order.py``; it takes a few seconds.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import splatopt
-from splatopt.core.optimizer import OptimizerState
-from splatopt.core.rows import RowEdit
+from splatopt.core.state import PerParameter
 from splatopt.data import make_capture
 
 
@@ -45,7 +42,7 @@ class Lion(splatopt.Optimizer):
     def __init__(self, objective: splatopt.Objective, options: LionOptions, generator: torch.Generator | None) -> None:
         """Start without momentum."""
         super().__init__(objective, options, generator)
-        self.momentum = {name: torch.zeros_like(value) for name, value in objective.parameters.items()}
+        self.momentum = self.remember(PerParameter("momentum", objective.parameters, degree=1))
 
     @torch.no_grad()
     def step(self, batch: Any, progress: splatopt.Progress) -> splatopt.Evaluation:
@@ -58,22 +55,6 @@ class Lion(splatopt.Optimizer):
             parameter.sub_(direction, alpha=rate * (1 - progress.fraction))
             momentum.lerp_(gradient, 1 - self.options.beta2)
         return evaluation
-
-    def state(self) -> OptimizerState:
-        """Return the momentum."""
-        return OptimizerState(tensors=self.momentum, scalars={})
-
-    def load_state(self, state: OptimizerState) -> None:
-        """Go on from ``state``."""
-        self.momentum = _copy(state.tensors)
-
-    def edit_rows(self, edit: RowEdit) -> None:
-        """Follow the Gaussians; new ones start without momentum."""
-        self.momentum = {name: edit.gather_state(value) for name, value in self.momentum.items()}
-
-
-def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in tensors.items()}
 
 
 def main() -> None:

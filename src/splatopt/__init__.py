@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from splatopt.core.camera import Camera
     from splatopt.core.checks import InputError
     from splatopt.core.objective import Evaluation, Objective, Oracle
-    from splatopt.core.optimizer import Optimizer, OptimizerState, Progress, optimizer_names, register
+    from splatopt.core.optimizer import Optimizer, Progress, optimizer_names, register
+    from splatopt.core.state import PerParameter
     from splatopt.data import Capture, CaptureOptions, inspect_capture, load_capture
     from splatopt.data.readers import register_reader
     from splatopt.fit.config import FitConfig
@@ -47,7 +48,8 @@ _HOMES = {
     "splatopt.core.camera": ("Camera",),
     "splatopt.core.checks": ("InputError",),
     "splatopt.core.objective": ("Evaluation", "Objective", "Oracle"),
-    "splatopt.core.optimizer": ("Optimizer", "OptimizerState", "Progress", "optimizer_names", "register"),
+    "splatopt.core.optimizer": ("Optimizer", "Progress", "optimizer_names", "register"),
+    "splatopt.core.state": ("PerParameter",),
     "splatopt.data": ("Capture", "CaptureOptions", "inspect_capture", "load_capture"),
     "splatopt.optim": ("Adam", "AdamOptions"),
     "splatopt.data.readers": ("register_reader",),
@@ -84,8 +86,8 @@ __all__ = [
     "InputError",
     "Objective",
     "Optimizer",
-    "OptimizerState",
     "Oracle",
+    "PerParameter",
     "PhotometricObjective",
     "Progress",
     "RenderOptions",

@@ -46,15 +46,6 @@ class Walk(splatopt.Optimizer):
             parameter -= self.options.rate * evaluation.gradient[name].sign()
         return evaluation
 
-    def state(self):
-        return splatopt.OptimizerState({}, {})
-
-    def load_state(self, state):
-        pass
-
-    def edit_rows(self, edit):
-        pass
-
 
 @dataclass(frozen=True)
 class Power(splatopt.TorchLoss):

@@ -9,7 +9,7 @@ import torch
 
 from splatopt.core.checks import InputError
 from splatopt.core.objective import MissingOracleError, Oracle
-from splatopt.core.optimizer import OPTIMIZERS, Optimizer, OptimizerState, register
+from splatopt.core.optimizer import OPTIMIZERS, Optimizer, register
 from splatopt.fit.config import FitConfig
 from splatopt.fit.loop import fit_field, open_field
 from splatopt.optim.field_optimizers import find_field_optimizer
@@ -28,15 +28,6 @@ class Stepping(Optimizer):
         for name, parameter in self.objective.parameters.items():
             parameter.sub_(evaluation.gradient[name].sign(), alpha=self.options.rate)
         return evaluation
-
-    def state(self):
-        return OptimizerState({}, {})
-
-    def load_state(self, state):
-        pass
-
-    def edit_rows(self, edit):
-        pass
 
 
 class Blocked(Stepping):

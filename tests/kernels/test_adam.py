@@ -10,7 +10,8 @@ from kernels.interpreter import NO_TRITON
 pytest.importorskip("triton", reason=NO_TRITON)
 
 from splatopt.kernels import adam
-from splatopt.optim.first_order import AdamOptions, adam_update
+from splatopt.optim.first_order import AdamOptions
+from splatopt.optim.parts.adam import adam_update
 
 SHAPES = [(7, 3), (7, 0, 3), (7,), (40, 15, 3)]
 RATES = [1e-2, 1.0, 3e-3, 2e-4]

@@ -16,9 +16,10 @@ from splatopt.core import native
 from splatopt.core.optimizer import Progress, find_optimizer
 from splatopt.curvature.blocks import from_lanes, pack_blocks, to_lanes, unpack_blocks
 from splatopt.kernels import block_step, hellinger, trust_region
-from splatopt.optim.block_gauss_newton import BlockGaussNewton, BlockGaussNewtonOptions, solve_in_balls
+from splatopt.optim.block_gauss_newton import BlockGaussNewton, BlockGaussNewtonOptions
 from splatopt.optim.fused import GAUSSIAN_TENSORS, fused_passes
 from splatopt.optim.hellinger import HellingerRadii
+from splatopt.optim.parts.blocks import solve_in_balls
 from splatopt.optim.reach import TYPES
 
 STEPS = 2

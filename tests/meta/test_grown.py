@@ -10,7 +10,7 @@ from meta.test_fused import ISAS, SCALE, assert_same_step, evaluations, in_torch
 from optim.quadratic import Quadratic
 from splatopt.core import native
 from splatopt.core.optimizer import Progress
-from splatopt.core.rows import RowEdit
+from splatopt.core.scene_edit import SceneEdit
 from splatopt.meta import learned as learned_module
 from splatopt.meta.features import build_inputs
 from splatopt.meta.fused import FusedNetwork
@@ -114,7 +114,7 @@ def test_once_all_have_grown_no_neighbours_are_searched_for_until_others_come(tm
             one.step(None, Progress(step, 100))
     for name, value in optimizer.objective.parameters.items():
         assert torch.equal(value, again.objective.parameters[name]), "going on is going on"
-    edit = RowEdit(source=torch.arange(40), fresh=torch.arange(40) >= 38)
+    edit = SceneEdit(source=torch.arange(40), fresh=torch.arange(40) >= 38)
     optimizer.objective.edit_rows(edit)
     optimizer.edit_rows(edit)
     assert take(1) == 1

@@ -15,8 +15,9 @@ from meta.clouds import stirred
 from optim.quadratic import Quadratic
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Evaluation
-from splatopt.core.optimizer import OptimizerState, Progress, find_optimizer
-from splatopt.core.rows import RowEdit
+from splatopt.core.optimizer import Progress, find_optimizer
+from splatopt.core.scene_edit import SceneEdit
+from splatopt.core.state import OptimizerState
 from splatopt.meta import learned as learned_module
 from splatopt.meta import weights as weights_module
 from splatopt.meta.inner import InnerRates
@@ -177,7 +178,7 @@ def test_neighbours_are_searched_for_every_so_often_and_after_edits(trained, mon
     optimizer = Learned(objective, LearnedOptions(trained, neighbour_refresh=10))
     take(optimizer, 21)
     assert len(searches) == 4, "at the start, and at steps 1, 11 and 21"
-    edit = RowEdit.keep(torch.arange(20) < 12)
+    edit = SceneEdit.keep(torch.arange(20) < 12)
     objective.edit_rows(edit)
     optimizer.edit_rows(edit)
     take(optimizer, 1)

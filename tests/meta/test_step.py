@@ -16,7 +16,8 @@ from splatopt.meta.neighbours import nearest_others
 from splatopt.meta.network import SIZES, LearnedNetwork
 from splatopt.meta.step import learned_step
 from splatopt.optim import first_order
-from splatopt.optim.first_order import AdamOptions, SearchedAdamOptions, adam_update
+from splatopt.optim.first_order import AdamOptions, SearchedAdamOptions
+from splatopt.optim.parts.adam import adam_update
 
 
 def follow(network, sequence, length_scale=2.0, clock=None):

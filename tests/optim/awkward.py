@@ -8,7 +8,7 @@ from torch import Tensor
 from optim.quadratic import Quadratic
 from splatopt.core.objective import Evaluation, GaussNewtonBlocks, Tensors
 from splatopt.curvature.blocks import pack_blocks
-from splatopt.optim.block_gauss_newton import BLOCK_NAMES
+from splatopt.optim.parts.block_solve import BLOCK_NAMES
 
 
 class AwkwardCloud(Quadratic):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from splatopt.core.objective import Evaluation, Objective, Oracle, Residuals, Tensors
-from splatopt.core.rows import RowEdit
+from splatopt.core.scene_edit import SceneEdit
 
 SHAPES = {"means": (4, 3), "logit_opacities": (4,), "weights": (4, 2)}
 
@@ -100,8 +100,8 @@ class Dense(Objective):
         self.calls.append("hvp")
         return self.split(self.masked().T @ (self.masked() @ self.join(tangent)))
 
-    def edit_rows(self, edit: RowEdit) -> None:
+    def edit_rows(self, edit: SceneEdit) -> None:
         index = self.split(torch.arange(self.jacobian.shape[1]))
         self.jacobian = self.jacobian[:, torch.cat([edit.gather(part).flatten() for part in index.values()])]
-        self.values = {name: edit.gather(value) for name, value in self.values.items()}
+        self.values = {name: edit.parameter(name, value) for name, value in self.values.items()}
         self._buffer = {name: torch.zeros_like(value) for name, value in self.values.items()}

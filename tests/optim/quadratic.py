@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from splatopt.core.objective import Evaluation, GaussNewtonBlocks, Objective, Oracle, Residuals, Tensors
-from splatopt.core.rows import RowEdit
+from splatopt.core.scene_edit import SceneEdit
 from splatopt.curvature.blocks import pack_blocks
-from splatopt.optim.block_gauss_newton import BLOCK_NAMES
+from splatopt.optim.parts.block_solve import BLOCK_NAMES
 
 
 class Quadratic(Objective):
@@ -97,7 +97,7 @@ class Quadratic(Objective):
             for name, value in self.values.items()
         }
 
-    def edit_rows(self, edit: RowEdit) -> None:
-        self.values = {name: edit.gather(value) for name, value in self.values.items()}
+    def edit_rows(self, edit: SceneEdit) -> None:
+        self.values = {name: edit.parameter(name, value) for name, value in self.values.items()}
         self.targets = {name: edit.gather(value) for name, value in self.targets.items()}
         self.curvature = {name: edit.gather(value) for name, value in self.curvature.items()}

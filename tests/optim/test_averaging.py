@@ -8,8 +8,9 @@ import torch
 from optim.quadratic import Quadratic
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Oracle
-from splatopt.core.optimizer import OptimizerState, Progress, find_optimizer
-from splatopt.core.rows import RowEdit
+from splatopt.core.optimizer import Progress, find_optimizer
+from splatopt.core.scene_edit import SceneEdit
+from splatopt.core.state import OptimizerState
 from splatopt.optim.averaging import Averaged, RunningAverage
 
 
@@ -46,7 +47,7 @@ def test_rows_of_one_age_and_of_several_are_averaged_alike():
     together, apart = RunningAverage(copies(parameters), 7), RunningAverage(copies(parameters), 7)
     for step in range(20):
         if step == 6:  # the last row begins anew
-            edit = RowEdit(source=torch.arange(5), fresh=torch.arange(5) == 4)
+            edit = SceneEdit(source=torch.arange(5), fresh=torch.arange(5) == 4)
             apart.edit_rows(edit, parameters)
         iterate = {name: torch.randn(value.shape, generator=generator) for name, value in parameters.items()}
         together.take_in(iterate)
@@ -132,7 +133,7 @@ def test_row_edits_keep_both_versions_and_fresh_rows_begin_where_they_are():
     optimizer = Averaged(adam(objective), 8)
     take(optimizer, 0, 10)
     means, iterate = objective.parameters["means"].clone(), optimizer.state().tensors["average.means"].clone()
-    edit = RowEdit(torch.tensor([4, 0, 0, 2]), torch.tensor([False, False, True, False]))
+    edit = SceneEdit(torch.tensor([4, 0, 0, 2]), torch.tensor([False, False, True, False]))
     objective.edit_rows(edit)
     optimizer.edit_rows(edit)
     kept = optimizer.state().tensors["average.means"]

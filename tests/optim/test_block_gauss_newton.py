@@ -11,10 +11,12 @@ from optim.coupled import WIDTHS, Coupled
 from splatopt.core.checks import InputError
 from splatopt.core.objective import GaussNewtonBlocks, MissingOracleError, Oracle, Tensors
 from splatopt.core.optimizer import Progress
-from splatopt.core.rows import RowEdit
+from splatopt.core.scene_edit import SceneEdit
 from splatopt.curvature.blocks import pack_blocks
-from splatopt.optim.block_gauss_newton import BlockGaussNewton, BlockGaussNewtonOptions, solve_in_balls
+from splatopt.optim.block_gauss_newton import BlockGaussNewton, BlockGaussNewtonOptions
 from splatopt.optim.first_order import Adam, AdamOptions
+from splatopt.optim.hellinger import HellingerRadii
+from splatopt.optim.parts.blocks import solve_in_balls
 
 
 def problems(count: int = 400, size: int = 14, dtype: torch.dtype = torch.float64):
@@ -92,7 +94,7 @@ def test_the_first_step_is_the_balls_minimum_of_each_rows_model() -> None:
     columns = [objective.values[n].reshape(6, -1) - before[n].reshape(6, -1) for n in WIDTHS]
     taken = torch.cat(columns, dim=1)
     gradient = torch.cat([evaluation.gradient[n].reshape(6, -1) for n in WIDTHS], dim=1)
-    radii = optimizer._radii.radii(before, options.epsilon_start)
+    radii = HellingerRadii(options, objective.length_scale).radii(before, options.epsilon_start)
     eta = torch.cat([radii[n].expand_as(before[n]).reshape(6, -1) for n in WIDTHS], dim=1)
     damping = options.damping * float((gradient * eta)[:5].norm(dim=1).mean())
     scale = options.overlap * 8.0  # κ before it has been measured
@@ -117,7 +119,7 @@ def test_it_descends_and_measures_the_overlap() -> None:
         optimizer.step(None, Progress(step, 60))
     assert objective.gradient(None).loss < 0.2 * first
     # κ of the last step on the whole J, which a running mean follows.
-    assert 1.0 <= optimizer.overlap_factor < 20.0
+    assert 1.0 <= optimizer.direction.overlap_factor < 20.0
     assert optimizer.state().scalars["kappa"] > 0
 
 
@@ -133,7 +135,7 @@ def test_every_second_look_at_the_curvature_measures_the_overlap() -> None:
     kappas = []
     for step in range(14):
         optimizer.step(None, Progress(step, 14))
-        kappas.append(optimizer.overlap_factor)
+        kappas.append(optimizer.direction.overlap_factor)
     assert asked == [1, 7, 13]
     assert [step + 1 for step in range(1, 14) if kappas[step] != kappas[step - 1]] == asked[1:]
 
@@ -158,7 +160,7 @@ def test_row_edits_gather_the_state_and_start_fresh_rows_anew() -> None:
     optimizer = BlockGaussNewton(objective, BlockGaussNewtonOptions())
     optimizer.step(None, Progress(0, 20))
     before = {name: tensor.clone() for name, tensor in optimizer.state().tensors.items()}
-    edit = RowEdit(torch.tensor([2, 0, 0]), torch.tensor([False, False, True]))
+    edit = SceneEdit(torch.tensor([2, 0, 0]), torch.tensor([False, False, True]))
     objective.values = {name: edit.gather(value) for name, value in objective.values.items()}
     optimizer.edit_rows(edit)
     for name, tensor in optimizer.state().tensors.items():
@@ -190,5 +192,5 @@ def test_bad_options_and_missing_oracles_are_refused() -> None:
     with pytest.raises(MissingOracleError, match="gauss_newton_blocks"):
         BlockGaussNewton(Plain(), BlockGaussNewtonOptions())
     other = Adam(Coupled(), AdamOptions())
-    with pytest.raises(InputError, match="block-gn"):
+    with pytest.raises(InputError, match="not a state of the run's optimizer: it holds no"):
         BlockGaussNewton(Coupled(), BlockGaussNewtonOptions()).load_state(other.state())

@@ -12,8 +12,9 @@ from fields.cases import random_tangent, tiny_image_task
 from optim.quadratic import Quadratic
 from splatopt.core.checks import InputError
 from splatopt.core.objective import MissingOracleError, Oracle
-from splatopt.core.optimizer import OptimizerState, Progress
-from splatopt.core.rows import RowEdit
+from splatopt.core.optimizer import Progress
+from splatopt.core.scene_edit import SceneEdit
+from splatopt.core.state import OptimizerState
 from splatopt.optim.bridge import Feed, bridge, objective_loss
 from splatopt.optim.curvature_diagonal import ESGD
 from splatopt.optim.shampoo import Shampoo
@@ -132,7 +133,7 @@ def test_row_edits_keep_the_state_of_kept_rows(name):
     take(optimizer, 0, 4)
     old = {key: dict(optimizer.torch.state[leaf]) for key, leaf in optimizer._leaves.items()}
     source, fresh = torch.tensor([4, 0, 0, 2]), torch.tensor([False, False, True, False])
-    edit = RowEdit(source, fresh)
+    edit = SceneEdit(source, fresh)
     objective.edit_rows(edit)
     optimizer.edit_rows(edit)
     for key, leaf in optimizer._leaves.items():
@@ -153,7 +154,7 @@ def test_what_is_not_kept_by_rows_starts_anew():
     objective = Quadratic(rows=5)
     optimizer = make("shampoo", objective)
     take(optimizer, 0, 4)
-    edit = RowEdit.keep(torch.tensor([True, True, False, True, True]))
+    edit = SceneEdit.keep(torch.tensor([True, True, False, True, True]))
     objective.edit_rows(edit)
     optimizer.edit_rows(edit)
     assert not optimizer.torch.state

@@ -16,8 +16,9 @@ from fields.cases import tiny_image_task
 from optim.quadratic import Quadratic
 from splatopt.core.checks import InputError
 from splatopt.core.objective import MissingOracleError, Objective, Oracle
-from splatopt.core.optimizer import Optimizer, OptimizerState, Progress, find_optimizer, optimizer_names, register
-from splatopt.core.rows import RowEdit
+from splatopt.core.optimizer import Optimizer, Progress, find_optimizer, optimizer_names, register
+from splatopt.core.scene_edit import SceneEdit
+from splatopt.core.state import OptimizerState
 from splatopt.fields import ImageTask
 from splatopt.optim.averaging import Averaged
 from splatopt.optim.field_optimizers import FIELD_OPTIMIZERS, make_field_optimizer
@@ -241,7 +242,7 @@ def test_row_edits_keep_the_state_of_kept_rows(name):
     take(optimizer, 0, 4)
     old = copy_of(optimizer.state())
     source, fresh = torch.tensor([4, 0, 0, 2]), torch.tensor([False, False, True, False])
-    edit = RowEdit(source, fresh)
+    edit = SceneEdit(source, fresh)
     objective.edit_rows(edit)
     optimizer.edit_rows(edit)
     new = optimizer.state()
@@ -265,7 +266,7 @@ def test_row_edits_keep_the_state_of_kept_rows(name):
 def test_pruning_every_row_is_survived(name):
     objective = quadratic(name, rows=6)
     optimizer = make(name, objective)
-    edit = RowEdit.keep(torch.zeros(6, dtype=torch.bool))
+    edit = SceneEdit.keep(torch.zeros(6, dtype=torch.bool))
     objective.edit_rows(edit)
     optimizer.edit_rows(edit)
     take(optimizer, 0, 1)

@@ -12,7 +12,8 @@ from fields.cases import generator
 from optim.quadratic import Quadratic
 from splatopt.core.checks import InputError
 from splatopt.core.objective import MissingOracleError, Oracle
-from splatopt.core.optimizer import OptimizerState, Progress
+from splatopt.core.optimizer import Progress
+from splatopt.core.state import OptimizerState
 from splatopt.fields import Architecture, ImageTask, make_field
 from splatopt.optim.curvature_diagonal import ESGD, AdaHessianE, AdaHessianJ, ESGDMax
 from splatopt.optim.field_optimizers import (

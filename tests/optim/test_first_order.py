@@ -11,8 +11,9 @@ from optim.quadratic import Quadratic
 from splatopt.core import native
 from splatopt.core.checks import InputError
 from splatopt.core.optimizer import Progress, find_optimizer
-from splatopt.optim import first_order
-from splatopt.optim.first_order import Adam, AdamOptions, TunedAdamOptions, adam_update
+from splatopt.optim.first_order import Adam, AdamOptions, TunedAdamOptions
+from splatopt.optim.parts import adam
+from splatopt.optim.parts.adam import adam_update
 
 needs_native = pytest.mark.skipif(not native.available(), reason="the native module is not installed")
 
@@ -21,7 +22,7 @@ needs_native = pytest.mark.skipif(not native.available(), reason="the native mod
 def path(request, monkeypatch):
     """Both ways of computing the update."""
     if request.param == "torch":
-        monkeypatch.setattr(first_order, "available", lambda: False)
+        monkeypatch.setattr(adam, "available", lambda: False)
     return request.param
 
 
@@ -68,7 +69,7 @@ def test_native_and_torch_agree(monkeypatch):
     first = Adam(fused, AdamOptions())
     for step in range(50):
         first.step(None, Progress(step, 50))
-    monkeypatch.setattr(first_order, "available", lambda: False)
+    monkeypatch.setattr(adam, "available", lambda: False)
     second = Adam(plain, AdamOptions())
     for step in range(50):
         second.step(None, Progress(step, 50))

@@ -12,6 +12,7 @@ from optim.awkward import AwkwardCloud, flattened
 from splatopt.core import native
 from splatopt.core.objective import Evaluation
 from splatopt.core.optimizer import Progress, find_optimizer
+from splatopt.core.state import OptimizerState
 from splatopt.curvature.blocks import from_lanes, to_lanes, unpack_blocks
 from splatopt.optim.block_gauss_newton import BlockGaussNewton, BlockGaussNewtonOptions
 from splatopt.optim.fused import GAUSSIAN_TENSORS
@@ -95,7 +96,8 @@ def test_a_fused_step_with_blocks_is_as_good_as_the_one_in_float64(monkeypatch, 
         before = {name: value.clone() for name, value in scene.values.items()}
         optimizer = BlockGaussNewton(scene, options)
         kept = {f"reach.{group}.factor": factor for group, factor in enumerate(reach)}
-        optimizer._reach.load(optimizer._reach.scalars() | kept)
+        state = optimizer.state()
+        optimizer.load_state(OptimizerState(state.tensors, {**state.scalars, **kept}))
         optimizer.step(None, Progress(0, 10))
         step = flattened(scene.values) - flattened(before)
         assert (step[~seen] == 0).all(), "a row that was not seen, or has no curvature, must stay"

@@ -10,8 +10,9 @@ import torch
 import splatopt.meta  # noqa: F401 - registers learned
 from optim.coupled import Coupled
 from splatopt.core.checks import InputError
-from splatopt.core.optimizer import OptimizerState, Progress, find_optimizer
-from splatopt.core.rows import RowEdit
+from splatopt.core.optimizer import Progress, find_optimizer
+from splatopt.core.scene_edit import SceneEdit
+from splatopt.core.state import OptimizerState
 from splatopt.optim.growth import GrowthBound, check_growth
 
 
@@ -45,7 +46,7 @@ def test_without_a_bound_and_without_scales_nothing_is_held() -> None:
 def test_rows_that_an_edit_brings_begin_at_their_own_size() -> None:
     tensors = cloud()
     bound = GrowthBound(tensors, math.e)
-    edit = RowEdit(torch.tensor([1, 1]), torch.tensor([False, True]))
+    edit = SceneEdit(torch.tensor([1, 1]), torch.tensor([False, True]))
     edited = {name: edit.gather(value) for name, value in tensors.items()}
     edited["log_scales"][1] = -5.0
     bound.edit_rows(edit, edited)
@@ -57,12 +58,12 @@ def test_saved_bounds_are_taken_up_and_those_of_another_scene_refused() -> None:
     first = GrowthBound(tensors, 2.0)
     tensors["log_scales"] += 1
     second = GrowthBound(tensors, 2.0)
-    second.load(first.tensors())
+    second.load(OptimizerState(first.tensors(), {}))
     assert torch.equal(second.tensors()["growth.largest"], first.tensors()["growth.largest"])
     with pytest.raises(InputError, match="largest must be"):
-        second.load({"growth.largest": torch.zeros(5, dtype=torch.float64)})
+        second.load(OptimizerState({"growth.largest": torch.zeros(5, dtype=torch.float64)}, {}))
     third = GrowthBound(tensors, 2.0)
-    third.load({})
+    third.load(OptimizerState({}, {}))
     assert third.tensors()["growth.largest"][1] == 4.0 + math.log(2), "a run of an older version begins where it is"
 
 

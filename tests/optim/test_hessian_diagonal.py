@@ -14,7 +14,7 @@ from optim.test_hellinger import random_cloud
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Evaluation, MissingOracleError, Oracle
 from splatopt.core.optimizer import Progress
-from splatopt.core.rows import RowEdit
+from splatopt.core.scene_edit import SceneEdit
 from splatopt.optim.first_order import GaussianRates
 from splatopt.optim.hessian_diagonal import (
     AdaHessian,
@@ -289,7 +289,7 @@ def test_a_fresh_row_waits_for_its_first_measurement_and_starts_unbiased(kind, o
     optimizer = kind(objective, options(refresh=5, warmup=0), generator())
     for step in range(3):
         optimizer.step(None, Progress(step, 20))
-    edit = RowEdit(torch.tensor([0, 1, 1]), torch.tensor([False, False, True]))
+    edit = SceneEdit(torch.tensor([0, 1, 1]), torch.tensor([False, False, True]))
     objective.edit_rows(edit)
     optimizer.edit_rows(edit)
     before = {name: value.clone() for name, value in objective.values.items()}

@@ -15,7 +15,8 @@ from scene.test_photometric_oracles import make as make_scene
 from splatopt.core import native
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Evaluation, MissingOracleError, Oracle
-from splatopt.core.optimizer import OptimizerState, Progress
+from splatopt.core.optimizer import Progress
+from splatopt.core.state import OptimizerState
 from splatopt.optim.levenberg_marquardt import LevenbergMarquardt, LevenbergMarquardtOptions
 from splatopt.raster.render import make_renderer
 

@@ -11,6 +11,7 @@ from optim.coupled import Coupled
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Evaluation
 from splatopt.core.optimizer import Progress
+from splatopt.core.state import OptimizerState
 from splatopt.optim.block_gauss_newton import BlockGaussNewton, BlockGaussNewtonOptions
 from splatopt.optim.hellinger import GAUSSIAN_TENSORS
 from splatopt.optim.reach import Reach
@@ -50,15 +51,15 @@ def test_a_reach_goes_on_from_its_numbers_and_refuses_others() -> None:
     one, two = Reach(GAUSSIAN_TENSORS, 0.1), Reach(GAUSSIAN_TENSORS, 0.1)
     for turn in range(8):
         one.judge(1.0, 2.0 - 0.1 * turn, 1.0)
-    two.load(one.scalars())
+    two.load(OptimizerState({}, one.scalars()))
     for _ in range(4):
         one.judge(1.0, 0.7, 1.0)
         two.judge(1.0, 0.7, 1.0)
     assert one.scalars() == two.scalars()
-    two.load({"steps": 3})
+    two.load(OptimizerState({}, {"steps": 3}))
     assert one.scalars() == two.scalars(), "a state of a version without reach changes nothing"
     with pytest.raises(InputError, match="not a state of block-gn"):
-        two.load(Reach(("weights",), 0.1).scalars())
+        two.load(OptimizerState({}, Reach(("weights",), 0.1).scalars()))
 
 
 class Views(Coupled):
@@ -99,23 +100,30 @@ def trained(objective: Views, steps: int = 200, **options: float) -> BlockGaussN
     return optimizer
 
 
+def factors_of(optimizer: BlockGaussNewton) -> dict[str, float]:
+    """The factors of a run, from its state."""
+    reach = Reach(tuple(optimizer.objective.parameters), 0.03)
+    reach.load(optimizer.state())
+    return reach.factors
+
+
 @pytest.mark.parametrize("contested", ["means", "quats", "sh_rest"])
 def test_radii_of_types_whose_steps_undo_each_other_shrink_and_no_others(contested: str) -> None:
-    factors = trained(Views(contested))._reach.factors
+    factors = factors_of(trained(Views(contested)))
     group = next(group for group in Reach(GAUSSIAN_TENSORS, 0.1).groups if contested in group)
     assert all(factors[name] < 0.5 for name in group), factors
     assert all(factors[name] == 1.0 for name in factors if name not in group), factors
 
 
 def test_where_views_agree_all_radii_stay() -> None:
-    assert set(trained(Views(None))._reach.factors.values()) == {1.0}
+    assert set(factors_of(trained(Views(None))).values()) == {1.0}
 
 
 def test_metrics_say_how_far_radii_reach_where_they_may_move() -> None:
     adaptive, fixed = trained(Views("means"), 20), trained(Views("means"), 20, least_reach=1.0)
     facts = adaptive.step(True, Progress(20, 100)).facts
     names = {"reach_means": "means", "reach_log_scales": "quats", "reach_logit_opacities": "sh_rest"}
-    assert facts == {fact: adaptive._reach.factors[name] for fact, name in names.items()}
+    assert facts == {fact: factors_of(adaptive)[name] for fact, name in names.items()}
     assert fixed.step(True, Progress(20, 100)).facts == {}
 
 

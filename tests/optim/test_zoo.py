@@ -11,8 +11,9 @@ import torch
 from fields.cases import tiny_image_task
 from optim.quadratic import Quadratic
 from splatopt.core.checks import InputError
-from splatopt.core.optimizer import OptimizerState, Progress, find_optimizer, option_prefix, register_family
-from splatopt.core.rows import RowEdit
+from splatopt.core.optimizer import Progress, find_optimizer, option_prefix, register_family
+from splatopt.core.scene_edit import SceneEdit
+from splatopt.core.state import OptimizerState
 from splatopt.fields import ImageTask
 from splatopt.optim import zoo
 from splatopt.optim.first_order import AdamOptions
@@ -83,7 +84,7 @@ def test_it_follows_edits_of_rows(name):
     objective = Quadratic()
     optimizer = make(name, objective)
     take(optimizer, 0, 3, None)
-    edit = RowEdit(torch.tensor([4, 0, 0, 2]), torch.tensor([False, False, True, False]))
+    edit = SceneEdit(torch.tensor([4, 0, 0, 2]), torch.tensor([False, False, True, False]))
     objective.edit_rows(edit)
     optimizer.edit_rows(edit)
     take(optimizer, 3, 3, None)
@@ -232,7 +233,7 @@ def test_a_rate_of_another_name_is_set_and_one_that_is_not_used_is_refused():
 def test_what_is_saved_beside_states_and_groups_follows_an_edit():
     optimizer = make("ranger21", Quadratic())
     take(optimizer, 0, 3, None)
-    edit = RowEdit.keep(torch.arange(8) < 5)
+    edit = SceneEdit.keep(torch.arange(8) < 5)
     optimizer.objective.edit_rows(edit)
     optimizer.edit_rows(edit)
     assert optimizer.torch.lookahead_step == 3

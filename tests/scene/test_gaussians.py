@@ -7,7 +7,7 @@ import torch
 
 from raster.cases import random_cloud
 from splatopt.core.checks import InputError
-from splatopt.core.rows import RowEdit
+from splatopt.core.scene_edit import SceneEdit
 from splatopt.scene.gaussians import GaussianCloud
 
 
@@ -83,7 +83,7 @@ def test_with_sh_degree_drops_and_pads(cloud):
 def test_edit_rows_gathers_every_tensor(cloud):
     before = cloud.clone()
     source = torch.tensor([5, 0, 0, 3])
-    cloud.edit_rows(RowEdit(source, torch.tensor([False, False, True, False])))
+    cloud.edit_rows(SceneEdit(source, torch.tensor([False, False, True, False])))
     assert len(cloud) == 4
     for name, tensor in cloud.tensors.items():
         assert torch.equal(tensor, getattr(before, name)[source])

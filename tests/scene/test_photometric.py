@@ -9,7 +9,7 @@ import torch
 
 from splatopt.core.checks import InputError
 from splatopt.core.objective import MissingOracleError, Oracle
-from splatopt.core.rows import RowEdit
+from splatopt.core.scene_edit import SceneEdit
 from splatopt.metrics.image import psnr, ssim
 from splatopt.raster.reference import ReferenceRenderer
 from splatopt.raster.types import RenderOptions
@@ -62,7 +62,7 @@ def test_row_edits_resize_cloud_and_buffers(capture):
     objective = make(capture)
     count = len(objective.cloud)
     means = objective.cloud.means.clone()
-    edit = RowEdit(torch.tensor([3, 3, 0]), torch.tensor([False, True, False]))
+    edit = SceneEdit(torch.tensor([3, 3, 0]), torch.tensor([False, True, False]))
     objective.edit_rows(edit)
     assert count > 3
     assert torch.equal(objective.parameters["means"], means[[3, 3, 0]])

@@ -11,7 +11,7 @@ from torch import Tensor
 from optim.quadratic import Quadratic
 from raster.cases import look_from, make_camera, random_cloud
 from splatopt.core.objective import MissingOracleError, Objective, Oracle
-from splatopt.core.rows import RowEdit
+from splatopt.core.scene_edit import SceneEdit
 from splatopt.curvature.blocks import unpack_blocks
 from splatopt.curvature.estimators import Exact, ParameterProbes, ResidualProbes, rademacher
 from splatopt.curvature.hessian import CentralDifference, ExactHessian
@@ -261,7 +261,7 @@ def test_each_oracle_has_buffers_of_its_own_that_follow_edits_of_rows():
     first = flat(objective.exact_gauss_newton_diagonal([1]))
     objective.exact_gauss_newton_diagonal([0, 2])
     assert torch.equal(first, flat(objective.exact_gauss_newton_diagonal([1]))), "cleared between calls"
-    objective.edit_rows(RowEdit(torch.tensor([3, 3, 0]), torch.tensor([False, True, False])))
+    objective.edit_rows(SceneEdit(torch.tensor([3, 3, 0]), torch.tensor([False, True, False])))
     assert objective.gauss_newton_blocks([0]).blocks.shape == (3, 105)
     assert objective.exact_gauss_newton_diagonal([0])["sh_rest"].shape == (3, 3, 3)
     assert objective.vjp([0], objective.residuals([0]))["quats"].shape == (3, 4)

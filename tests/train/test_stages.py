@@ -12,7 +12,8 @@ import torch
 
 from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.core.checks import InputError
-from splatopt.core.optimizer import OPTIMIZERS, OptimizerState, register
+from splatopt.core.optimizer import OPTIMIZERS, register
+from splatopt.core.state import OptimizerState
 from splatopt.optim import Adam, AdamOptions
 from splatopt.runs.events import Warned
 from splatopt.runs.resumable import InterruptedRunError

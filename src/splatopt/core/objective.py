@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from splatopt.core.checks import InputError
+from splatopt.core.scene_edit import SceneEdit
 
 Tensors = Mapping[str, Tensor]
 Residuals = tuple[Tensor, ...]
@@ -289,6 +290,14 @@ class Objective(ABC):
             MissingOracleError: This objective does not give it; a central difference needs the gradient alone.
         """
         self._refuse(Oracle.HVP)
+
+    def edit_rows(self, edit: SceneEdit) -> None:
+        """Gather the parameters' rows and write the edit's values; other data of rows are gathered with them.
+
+        Raises:
+            InputError: The rows of this objective's parameters mean nothing together.
+        """
+        raise InputError(f"{type(self).__name__} has no rows that could be added or removed")
 
     def require(self, needed: frozenset[Oracle], who: str) -> None:
         """Raise MissingOracleError if an oracle in ``needed`` cannot be answered.

@@ -4,7 +4,7 @@ An optimizer in one short file, which a test runs as it stands here::
 
     from dataclasses import dataclass
 
-    from splatopt import Optimizer, OptimizerState, Oracle, register
+    from splatopt import Optimizer, Oracle, register
 
     @dataclass(frozen=True)
     class SignOptions:
@@ -19,15 +19,6 @@ An optimizer in one short file, which a test runs as it stands here::
                 parameter -= self.options.rate * evaluation.gradient[name].sign()
             return evaluation
 
-        def state(self):
-            return OptimizerState(tensors={}, scalars={})
-
-        def load_state(self, state):
-            pass
-
-        def edit_rows(self, edit):
-            pass
-
     register("sign", Sign, SignOptions)
 """
 
@@ -35,9 +26,9 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -45,7 +36,10 @@ from torch import Tensor
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Evaluation, Objective, Oracle
 from splatopt.core.plugins import Registry, calling_place
-from splatopt.core.rows import RowEdit
+from splatopt.core.scene_edit import SceneEdit
+from splatopt.core.state import OptimizerState, StatePart
+
+StatePartType = TypeVar("StatePartType", bound=StatePart)
 
 
 @dataclass(frozen=True)
@@ -66,19 +60,6 @@ class Progress:
         return min(1.0, self.step / max(1, self.horizon))
 
 
-@dataclass(frozen=True)
-class OptimizerState:
-    """Everything an optimizer must keep to go on bit-exactly.
-
-    Attributes:
-        tensors: Named tensors, written to safetensors.
-        scalars: Named numbers, written to JSON; floats keep every bit there.
-    """
-
-    tensors: Mapping[str, Tensor]
-    scalars: Mapping[str, float | int]
-
-
 class Optimizer(ABC):
     """A policy that asks an objective for derivatives and writes its parameters in place."""
 
@@ -96,8 +77,8 @@ class Optimizer(ABC):
     def __init__(self, objective: Objective, options: Any, generator: torch.Generator | None = None) -> None:
         """Check the oracles and keep what every optimizer keeps.
 
-        All state is made here, and nothing is drawn from the generator: a run that goes on makes its optimizer anew,
-        and draws what the uninterrupted one would have drawn next.
+        All state is made here, declared with :meth:`remember`, and nothing is drawn from the generator: a resumed run
+        makes its optimizer anew, and draws what the uninterrupted one would have drawn next.
 
         Args:
             objective: What is minimised.
@@ -112,6 +93,7 @@ class Optimizer(ABC):
         self.options = options
         self.generator = generator
         self.notices: list[str] = []
+        self._state_parts: list[StatePart] = []
 
     @property
     def batch_size(self) -> int | None:
@@ -133,17 +115,29 @@ class Optimizer(ABC):
     def step(self, batch: Any, progress: Progress) -> Evaluation:
         """Take one step on ``batch`` and return the evaluation at the point it started from."""
 
-    @abstractmethod
-    def state(self) -> OptimizerState:
-        """Return the state; tensors may be views, so whoever keeps them clones them."""
+    def remember(self, part: StatePartType) -> StatePartType:
+        """Declare a part of the state, and return it: it is saved, loaded and follows row edits from now on."""
+        self._state_parts.append(part)
+        return part
 
-    @abstractmethod
+    def state(self) -> OptimizerState:
+        """Return all that was declared with :meth:`remember`; tensors may be views: whoever keeps them clones them."""
+        tensors: dict[str, Tensor] = {}
+        scalars: dict[str, float | int] = {}
+        for part in self._state_parts:
+            tensors |= part.tensors()
+            scalars |= part.scalars()
+        return OptimizerState(tensors, scalars)
+
     def load_state(self, state: OptimizerState) -> None:
         """Go on from ``state``; raises InputError where it does not fit."""
+        for part in self._state_parts:
+            part.load(state)
 
-    @abstractmethod
-    def edit_rows(self, edit: RowEdit) -> None:
-        """Follow an edit of the parameters' rows: per-row state is gathered, fresh rows start anew."""
+    def edit_rows(self, edit: SceneEdit) -> None:
+        """Follow an edit of the parameters' rows, which have been edited already."""
+        for part in self._state_parts:
+            part.edit_rows(edit, self.objective.parameters)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from splatopt.core.objective import Objective, Oracle, Residuals, Tensors
+from splatopt.core.scene_edit import SceneEdit
 
 
 class WrappedObjective(Objective):
@@ -62,6 +63,10 @@ class WrappedObjective(Objective):
     def empty_residuals(self, batch: Any) -> Residuals:
         """Return the inner one's."""
         return self.inner.empty_residuals(batch)
+
+    def edit_rows(self, edit: SceneEdit) -> None:
+        """Edit the inner one."""
+        self.inner.edit_rows(edit)
 
     def require(self, needed: frozenset[Oracle], who: str) -> None:
         """Refuse in the inner one's words."""

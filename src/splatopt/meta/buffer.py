@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from splatopt.core.state import OptimizerState
 from splatopt.meta.episode import Situation
 from splatopt.meta.inner import GROUPS, InnerState
 from splatopt.meta.practice import Guise, bind
@@ -131,5 +132,6 @@ def restored(
     guise = Guise(tuple(record["guise"]["turn"]), record["guise"]["pace"])
     inputs, targets = record["inputs"], record["targets"]
     practice = bind(record["scene"], cloud, inputs, targets, renderer, record["view_batch"], guise)
-    state = InnerState.from_tensors(practice.objective.parameters, latent_width, tensors, record)
+    state = InnerState.begin(practice.objective.parameters, latent_width)
+    state.load(OptimizerState(tensors, record))
     return Situation(practice, state, tensors["near"].to(device, copy=True), record["horizon"])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,7 +11,8 @@ from torch import Tensor
 
 from splatopt.core.checks import InputError, check_fraction, check_positive
 from splatopt.core.objective import Tensors
-from splatopt.core.rows import RowEdit
+from splatopt.core.scene_edit import SceneEdit
+from splatopt.core.state import OptimizerState, StatePart
 from splatopt.optim.first_order import SearchedAdamOptions
 
 GROUPS = ("means", "log_scales", "quats", "logit_opacities", "sh_dc", "sh_rest")
@@ -115,7 +114,7 @@ class InnerRates:
 
 
 @dataclass
-class InnerState:
+class InnerState(StatePart):
     """What a learned run keeps.
 
     Attributes:
@@ -191,18 +190,14 @@ class InnerState:
         """Return all numbers by name, as they are saved."""
         return {"steps": self.steps} | {f"loss_{place}": value for place, value in enumerate(self.losses)}
 
-    @classmethod
-    def from_tensors(
-        cls, parameters: Tensors, latent_width: int, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]
-    ) -> InnerState:
-        """Return the state that :meth:`tensors` gave, for ``parameters``.
+    def load(self, state: OptimizerState) -> None:
+        """Go on from what :meth:`tensors` and :meth:`scalars` gave.
 
         Raises:
             InputError: Something is missing or has another shape or type.
         """
-        state = cls.begin(parameters, latent_width)
-        for name, like in state.tensors().items():
-            value = tensors.get(name)
+        for name, like in self.tensors().items():
+            value = state.tensors.get(name)
             if value is None or value.shape != like.shape or value.dtype != like.dtype:
                 came = "nothing" if value is None else f"{tuple(value.shape)} {value.dtype}"
                 raise InputError(
@@ -210,12 +205,11 @@ class InnerState:
                     f"network, got {came}; resume the run that wrote it with its own weights, or start a new one"
                 )
             like.copy_(value)
-        missing = [name for name in state.scalars() if name not in scalars]
+        missing = [name for name in self.scalars() if name not in state.scalars]
         if missing:
             raise InputError(f"this is not a state of learned: it holds no {missing[0]}; start a new run")
-        state.steps = int(scalars["steps"])
-        state.losses = [float(scalars[f"loss_{place}"]) for place in range(len(LOSS_DECAYS))]
-        return state
+        self.steps = int(state.scalars["steps"])
+        self.losses = [float(state.scalars[f"loss_{place}"]) for place in range(len(LOSS_DECAYS))]
 
     def clone(self) -> InnerState:
         """Return a copy that shares no memory and no graph."""
@@ -229,11 +223,11 @@ class InnerState:
             steps=self.steps,
         )
 
-    def edit_rows(self, edit: RowEdit) -> None:
-        """Gather what is kept by row; fresh rows start anew."""
-        for part in (self.exp_avg, self.exp_avg_sq, self.slow):
+    def edit_rows(self, edit: SceneEdit, parameters: Tensors) -> None:
+        """Gather what is kept by row; fresh rows start anew, at age zero."""
+        for part, degree in ((self.exp_avg, 1), (self.exp_avg_sq, 2), (self.slow, 1)):
             for name, value in part.items():
-                part[name] = edit.gather_state(value)
+                part[name] = edit.parameter_state(name, value, degree)
         self.latent, self.age = edit.gather_state(self.latent), edit.gather_state(self.age)
 
 
@@ -259,7 +253,7 @@ def roots(state: InnerState, rates: InnerRates, group: str, correction: Tensor) 
 
 
 def adam_step(mean: Tensor, root: Tensor, rate: Tensor, correction: Tensor) -> Tensor:
-    """Return Adam's step -rate · m̂ / (√v̂ + ε), with the roundings of ``optim.first_order.adam_update``.
+    """Return Adam's step -rate · m̂ / (√v̂ + ε), with the roundings of ``optim.parts.adam.adam_update``.
 
     Args:
         mean: m.

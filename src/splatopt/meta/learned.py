@@ -11,8 +11,9 @@ from torch import Tensor
 
 from splatopt.core.checks import InputError, check_not_endless, check_positive
 from splatopt.core.objective import Evaluation, Objective, Oracle, Tensors
-from splatopt.core.optimizer import Optimizer, OptimizerState, Progress, register
-from splatopt.core.rows import RowEdit
+from splatopt.core.optimizer import Optimizer, Progress, register
+from splatopt.core.scene_edit import SceneEdit
+from splatopt.core.state import OptimizerState
 from splatopt.meta.features import adam_inputs, build_inputs
 from splatopt.meta.fused import FusedNetwork, fits
 from splatopt.meta.inner import InnerRates, InnerState
@@ -99,11 +100,12 @@ class Learned(Optimizer):
         super().__init__(objective, options, generator)
         self.weights: LearnedWeights = load_weights(options.weights)
         self._network = self.weights.network.to(next(iter(objective.parameters.values())))
-        self._inner = InnerState.begin(objective.parameters, self._network.options.latent)
+        self._inner = self.remember(InnerState.begin(objective.parameters, self._network.options.latent))
         power = self.weights.rates.average_power
-        self._average = RunningAverage(objective.parameters, power) if options.averaged and power else None
-        self._growth = GrowthBound(objective.parameters, options.most_growth)
-        self._met_views = MetViews(options.full_color_views)
+        self._growth = self.remember(GrowthBound(objective.parameters, options.most_growth))
+        self._met_views = self.remember(MetViews(options.full_color_views))
+        averages = options.averaged and power
+        self._average = self.remember(RunningAverage(objective.parameters, power)) if averages else None
         self._near: Tensor | None = None
         self._fallen = False
         self._settled = False
@@ -206,14 +208,11 @@ class Learned(Optimizer):
 
     def state(self) -> OptimizerState:
         """Return the run's memory; neighbours are kept as well, since they were found some steps ago."""
-        tensors = self._inner.tensors() | self._growth.tensors() | self._met_views.tensors()
-        if self._near is not None:
-            tensors["near"] = self._near
-        if self._average is not None:
-            tensors |= self._average.tensors()
+        declared = super().state()
+        near = {} if self._near is None else {"near": self._near}
         own = {"fallen": int(self._fallen), "lowest": min(self._lowest, _LARGEST), "above": self._above}
         own["weights"] = self.weights.mark
-        return OptimizerState(tensors=tensors, scalars=self._inner.scalars() | own)
+        return OptimizerState({**declared.tensors, **near}, {**declared.scalars, **own})
 
     def load_state(self, state: OptimizerState) -> None:
         """Go on from ``state``; raises InputError where it does not fit the scene or the weights."""
@@ -226,12 +225,7 @@ class Learned(Optimizer):
                 f"the run was begun with other weights than {self.options.weights} is now; go on with those that it "
                 "was begun with, or start a new run"
             )
-        latent = self._network.options.latent
-        self._inner = InnerState.from_tensors(self.objective.parameters, latent, state.tensors, state.scalars)
-        self._growth.load(state.tensors)
-        self._met_views.load(state.tensors)
-        if self._average is not None:
-            self._average.load(state.tensors)
+        super().load_state(state)
         self._fallen, self._above = bool(state.scalars["fallen"]), int(state.scalars["above"])
         self._lowest = float(state.scalars["lowest"])
         self._near = self._checked_neighbours(state.tensors.get("near"))
@@ -247,12 +241,9 @@ class Learned(Optimizer):
             raise InputError("the optimizer's state names neighbours that are not in its scene; start a new run")
         return near.to(self._inner.age.device, copy=True)
 
-    def edit_rows(self, edit: RowEdit) -> None:
+    def edit_rows(self, edit: SceneEdit) -> None:
         """Gather the memory; fresh rows start anew, and neighbours are searched for again."""
-        self._inner.edit_rows(edit)
-        self._growth.edit_rows(edit, self.objective.parameters)
-        if self._average is not None:
-            self._average.edit_rows(edit, self.objective.parameters)
+        super().edit_rows(edit)
         self._near, self._settled = None, False
 
 

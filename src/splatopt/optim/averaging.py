@@ -12,7 +12,7 @@ Source: Shamir and Zhang 2013, "Stochastic Gradient Descent for Non-smooth Optim
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 
 from splatopt.core.objective import Evaluation, Oracle, Tensors
-from splatopt.core.optimizer import Optimizer, OptimizerState, Progress
-from splatopt.core.rows import RowEdit
-from splatopt.optim.first_order import load_like
+from splatopt.core.optimizer import Optimizer, Progress
+from splatopt.core.scene_edit import SceneEdit
+from splatopt.core.state import OptimizerState, StatePart, load_like
 
 _NAME = "average"
 
 
-class RunningAverage:
+class RunningAverage(StatePart):
     """Two versions of the parameters, the last iterate and the average; one is here, the other in the objective."""
 
     def __init__(self, parameters: Tensors, power: float) -> None:
@@ -71,22 +71,26 @@ class RunningAverage:
         for name, value in self.values.items():
             value.lerp_(iterate[name], weight.to(value.dtype).reshape(-1, *[1] * (value.dim() - 1)))
 
-    def edit_rows(self, edit: RowEdit, parameters: Tensors) -> None:
-        """Follow an edit while the iterate is here; fresh rows begin at ``parameters``, which were edited before."""
+    def edit_rows(self, edit: SceneEdit, parameters: Tensors) -> None:
+        """Follow an edit; rows that are fresh or written begin anew at ``parameters``, which were edited before."""
+        anew = edit.fresh.clone()
+        for written in edit.values.values():
+            anew[written.rows] = True
         for name, parameter in parameters.items():
             values = edit.gather(self.values[name])
-            values[edit.fresh] = parameter.detach()[edit.fresh]
+            values[anew] = parameter.detach()[anew]
             self.values[name] = values
-        self.ages = edit.gather_state(self.ages)
+        self.ages = edit.gather(self.ages)
+        self.ages[anew] = 0
         self._one_age = _one_of(self.ages)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is here, as it is saved."""
         return {f"{_NAME}.{name}": value for name, value in {**self.values, "ages": self.ages}.items()}
 
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
+    def load(self, state: OptimizerState) -> None:
         """Go on from what :meth:`tensors` gave; raises InputError where it does not fit."""
-        kept = load_like(self.values | {"ages": self.ages}, tensors, _NAME)
+        kept = load_like(self.values | {"ages": self.ages}, state.tensors, _NAME)
         self.ages = kept.pop("ages")
         self._one_age = _one_of(self.ages)
         self.values = kept
@@ -105,7 +109,7 @@ class Averaged(Optimizer):
         self.inner = inner
         super().__init__(inner.objective, inner.options, inner.generator)
         self.notices = inner.notices
-        self._average = RunningAverage(inner.objective.parameters, power)
+        self._average = self.remember(RunningAverage(inner.objective.parameters, power))
 
     @property
     def needs(self) -> frozenset[Oracle]:  # type: ignore[override] # of one optimizer, not of a class
@@ -137,19 +141,19 @@ class Averaged(Optimizer):
 
     def state(self) -> OptimizerState:
         """Return the inner one's, and the last iterate."""
-        state = self.inner.state()
-        return OptimizerState(dict(state.tensors) | self._average.tensors(), state.scalars)
+        inner, own = self.inner.state(), super().state()
+        return OptimizerState({**inner.tensors, **own.tensors}, inner.scalars)
 
     def load_state(self, state: OptimizerState) -> None:
         """Go on from ``state``; raises InputError where it does not fit."""
-        self._average.load(state.tensors)
+        super().load_state(state)
         own = {name: value for name, value in state.tensors.items() if not name.startswith(f"{_NAME}.")}
         self.inner.load_state(OptimizerState(own, state.scalars))
 
-    def edit_rows(self, edit: RowEdit) -> None:
+    def edit_rows(self, edit: SceneEdit) -> None:
         """Follow an edit; the inner one sees the last iterate."""
         parameters = self.objective.parameters
-        self._average.edit_rows(edit, parameters)
+        super().edit_rows(edit)
         with self._average.stepping(parameters):
             self.inner.edit_rows(edit)
 

@@ -13,31 +13,20 @@ The blocks ignore that Gaussians overlap, and all of them move at once. The over
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+from typing import ClassVar
 
 from splatopt.core.checks import InputError, check_fraction, check_not_endless, check_positive
-from splatopt.core.objective import Evaluation, GaussNewtonBlocks, Objective, Oracle, Tensors
-from splatopt.core.optimizer import Optimizer, OptimizerState, Progress, register
-from splatopt.core.rows import RowEdit
-from splatopt.curvature.blocks import from_lanes, side_by_side, to_lanes, unpack_blocks
-from splatopt.optim.first_order import load_like
-from splatopt.optim.fused import FusedPasses, fused_passes
+from splatopt.core.objective import Oracle
+from splatopt.core.optimizer import register
 from splatopt.optim.growth import GrowthBound, check_growth
-from splatopt.optim.hellinger import HellingerRadii, TrustRegionOptions, quaternion_lengths_kept
+from splatopt.optim.hellinger import TrustRegionOptions
+from splatopt.optim.parts.adaptive_radius import AdaptiveRadius
+from splatopt.optim.parts.block_solve import BlockSolve
+from splatopt.optim.parts.bounds import HellingerBall
+from splatopt.optim.parts.composed import ComposedOptimizer, Parts
+from splatopt.optim.parts.projections import QuaternionLengths
 from splatopt.optim.reach import Reach
-
-BLOCK_NAMES = ("means", "log_scales", "quats", "logit_opacities", "sh_dc")
-"""Whose entries make up the 14×14 blocks that the fused passes take."""
-
-_OVERLAP_EVERY = 2
-"""Refreshes from one measurement of the overlap to the next."""
-
-_OVERLAP_MEMORY = 0.64
-"""What the mean overlap keeps when it is measured once more."""
 
 
 @dataclass(frozen=True)
@@ -99,345 +88,33 @@ class BlockGaussNewtonOptions(TrustRegionOptions):
             check_not_endless(name, getattr(self, name))
 
 
-class BlockGaussNewton(Optimizer):
+class BlockGaussNewton(ComposedOptimizer):
     """One trust-region step per row (Gaussian) with its own block of JᵀJ; the rest by its diagonal.
 
-    Gradient and blocks are running means, corrected for their start; a row's blocks count from when it
-    became fresh. Rows that the batch did not see stay where they are. A float32 cloud takes one fused pass,
-    native on the CPU and Triton's on a GPU; all others the same iteration in torch.
+    A float32 cloud takes one fused pass, native on the CPU and Triton's on a GPU; all others the same iteration in
+    torch.
     """
 
     needs: ClassVar[frozenset[Oracle]] = frozenset({Oracle.GRADIENT, Oracle.JVP, Oracle.GAUSS_NEWTON_BLOCKS})
+    options: BlockGaussNewtonOptions
 
-    def __init__(
-        self, objective: Objective, options: BlockGaussNewtonOptions, generator: torch.Generator | None = None
-    ) -> None:
-        """Start with no curvature and no momentum; see :class:`~splatopt.core.optimizer.Optimizer`."""
-        super().__init__(objective, options, generator)
-        self._radii = HellingerRadii(options, objective.length_scale)
-        self._growth = GrowthBound(objective.parameters, options.most_growth)
-        self._reach = Reach(tuple(objective.parameters), options.least_reach)
-        self._steps = 0
-        self._correction = 1.0
-        self._kappa = 0.0
-        self._promise = 0.0
-        self._momentum = {name: torch.zeros_like(value) for name, value in objective.parameters.items()}
-        rows = next(iter(objective.parameters.values()))
-        self._age = rows.new_zeros(rows.shape[0])
-        self._multipliers = rows.new_zeros(rows.shape[0])
-        self._forget_curvature()
-
-    def _forget_curvature(self) -> None:
-        """Make blocks and diagonal anew, of zeros: no curvature is known."""
-        parameters = self.objective.parameters
-        self._names = self.objective.block_names
-        rest = {name: value for name, value in parameters.items() if name not in self._names}
-        self._diagonal = {name: torch.zeros_like(value) for name, value in rest.items()}
-        size = sum(math.prod(parameters[name].shape[1:]) for name in self._names)
-        # (M, 105, 16) where the fused passes take them, else (N, B·(B+1)/2).
-        self._blocks = self._laid_out(self._age.new_zeros(len(self._age), size * (size + 1) // 2))
-
-    @torch.no_grad()
-    def step(self, batch: Any, progress: Progress) -> Evaluation:
-        """Evaluate, look at the curvature where it is due, and move every row that was seen."""
-        self._steps += 1
-        epsilon = self.options.distance(progress)
-        if (self._steps - 1) % self.options.refresh:
-            evaluation = self.objective.gradient(batch)
-            self._move(self.objective.parameters, evaluation, epsilon)
-        else:
-            evaluation = self._refresh(batch, epsilon)
-        self._growth.hold(self.objective.parameters)
-        return replace(evaluation, facts={**evaluation.facts, **self._reach.facts})
-
-    def _refresh(self, batch: Any, epsilon: float) -> Evaluation:
-        """Take a step that looks at the curvature and, every other time, at the overlap.
-
-        Where radii adapt, it looks at the overlap every time, and at what it is worth on a batch unheard of.
-        """
-        parameters = self.objective.parameters
-        unheard = self._reach.adapts and self._steps > 1
-        measures = unheard or (self._steps - 1) // self.options.refresh % _OVERLAP_EVERY == 0
-        with self.objective.held():
-            evaluation, fresh = self.objective.gradient(batch), self.objective.gauss_newton_blocks(batch)
-            self._fold(fresh)
-            step = self._tried(evaluation, epsilon, listen=not unheard) if measures else {}
-            if measures:
-                self._measure_overlap(batch, fresh, step)
-        if not measures:
-            self._move(parameters, evaluation, epsilon)
-        if unheard:
-            judged = self._reach.judged
-            promised = -sum(float((self._momentum[name] * step[name]).sum(dtype=torch.float64)) for name in judged)
-            self._listen(evaluation)
-            for name in judged:
-                parameters[name].add_(step.pop(name))
-            self._reach.judge(evaluation.loss, self.objective.value(batch), promised * self._correction)
-        for name, change in step.items():
-            parameters[name].add_(change)
-        return evaluation
-
-    def _tried(self, evaluation: Evaluation, epsilon: float, listen: bool) -> dict[str, Tensor]:
-        """Return the step, without having gone it."""
-        parameters = self.objective.parameters
-        moved = {name: value.clone() for name, value in parameters.items()}
-        self._move(moved, evaluation, epsilon, listen)
-        return {name: value.sub_(parameters[name]) for name, value in moved.items()}
-
-    def _listen(self, evaluation: Evaluation) -> None:
-        """Take the gradient into the momentum, m ← m + (1-θ₁)(g - m)."""
-        for name, mean in self._momentum.items():
-            mean.lerp_(evaluation.gradient[name], 1 - self.options.momentum)
-
-    @property
-    def _fused(self) -> FusedPasses | None:
-        """The passes that take the blocks as they are kept; None where the step is taken in torch."""
-        return self._passes(self.threads)
-
-    def _passes(self, threads: int) -> FusedPasses | None:
-        takes = self._names == BLOCK_NAMES and set(self._diagonal) == {"sh_rest"}
-        clouds = (self.objective.parameters, self._momentum)
-        return fused_passes(threads, *clouds, isa=self.instructions) if takes else None
-
-    def _laid_out(self, blocks: Tensor) -> Tensor:
-        """Blocks row by row in the layout in which they are kept."""
-        fused = self._passes(1)  # the layout is the same for any number of threads
-        return to_lanes(blocks) if fused is not None and fused.in_lanes else blocks
-
-    def _by_row(self) -> Tensor:
-        """Blocks row by row, (N, B·(B+1)/2), whatever their layout is."""
-        return from_lanes(self._blocks, len(self._age)) if self._blocks.dim() == 3 else self._blocks
-
-    def _fold(self, fresh: GaussNewtonBlocks) -> None:
-        """B ← B + w·(fresh - B), w = (1-θ₂)/(1-θ₂ᵃ), a the age: the running mean, corrected for its start."""
-        self._age += 1
-        memory = self.options.memory
-        weights = ((1 - memory) / (1 - memory ** self._age.double())).to(self._age.dtype)
-        fused = self._fused
-        if fused is not None:
-            fused.passes.fold_blocks(self._blocks, fresh.blocks, weights)
-        else:
-            self._blocks.lerp_(fresh.blocks, weights[:, None])
-        for name, mean in self._diagonal.items():
-            mean.lerp_(fresh.diagonal[name], weights.view(-1, *[1] * (mean.dim() - 1)))
-
-    def _measure_overlap(self, batch: Any, fresh: GaussNewtonBlocks, step: Tensors) -> None:
-        """κ ← running mean of ‖J d‖² / Σ dᵀB d, both on this batch at the point where the step d began."""
-        together = self.objective.gauss_newton_form(batch, step)
-        alone = self._own_form(fresh, step)
-        if alone > 0 and math.isfinite(together):
-            measured = max(1.0, together / alone)
-            kept = _OVERLAP_MEMORY if self._kappa else 0.0
-            self._kappa = kept * self._kappa + (1 - kept) * measured
-
-    def _own_form(self, fresh: GaussNewtonBlocks, step: Tensors) -> float:
-        """Σ dᵀB d over the rows, and Σ D d² over what has a diagonal alone."""
-        fused = self._fused
-        if fused is not None:
-            return fused.passes.block_form(fresh.blocks, fresh.diagonal["sh_rest"], fused.cloud(step))
-        d = side_by_side(step, fresh.names).double()
-        row, column = torch.tril_indices(d.shape[1], d.shape[1], device=d.device)
-        twice = torch.where(row == column, 1.0, 2.0).double()
-        form = (fresh.blocks.double() * d[:, row] * d[:, column] * twice).sum()
-        for name, diagonal in fresh.diagonal.items():
-            form += (diagonal * step[name].square()).sum(dtype=torch.float64)
-        return float(form)
-
-    @property
-    def overlap_factor(self) -> float:
-        """κ, the measured overlap; 8 before it has been measured."""
-        return self._kappa or 8.0
-
-    def _move(self, parameters: Tensors, evaluation: Evaluation, epsilon: float, listen: bool = True) -> None:
-        """Move all of ``parameters`` that was seen, by the momentum with this gradient, or by the momentum alone."""
-        fused, heard = self._fused, self._steps if listen else self._steps - 1
-        self._correction = 1 / (1 - self.options.momentum**heard)  # of the momentum for its start
-        if fused is not None:
-            self._move_fused(fused, parameters, evaluation, epsilon, listen)
-            return
-        if listen:
-            self._listen(evaluation)
-        seen = evaluation.seen
-        rows = torch.arange(len(self._age), device=self._age.device) if seen is None else seen.nonzero().squeeze(1)
-        where = {name: value[rows] for name, value in parameters.items()}
-        radii = {
-            name: eta.expand_as(where[name])
-            for name, eta in self._radii.radii(where, epsilon, self._reach.factors).items()
-        }
-        damping = self._damping(rows, radii)
-        known = self._known(rows)
-        rows, radii = rows[known], {name: eta[known] for name, eta in radii.items()}
-        with quaternion_lengths_kept(parameters):
-            self._step_blocks(parameters, rows, radii, damping)
-            self._step_diagonal(parameters, rows, radii)
-
-    def _known(self, rows: Tensor) -> Tensor:
-        """Whether any curvature of the rows is known."""
-        size = (math.isqrt(8 * self._blocks.shape[1] + 1) - 1) // 2
-        diagonal = torch.arange(1, size + 1, device=rows.device).cumsum(0) - 1
-        return (self._blocks[rows][:, diagonal] > 0).any(dim=1)
-
-    def _move_fused(
-        self, fused: FusedPasses, parameters: Tensors, evaluation: Evaluation, epsilon: float, listen: bool
-    ) -> None:
-        bounds, seen = self._radii.fused_bounds(fused, epsilon, self._reach.factors), evaluation.seen
-
-        def step(damping: float, measure_only: bool) -> float:
-            promised = fused.passes.block_step(
-                bounds,
-                *(fused.cloud(tensors) for tensors in (parameters, evaluation.gradient, self._momentum)),
-                self._blocks,
-                self._diagonal["sh_rest"],
-                seen,
-                self._multipliers,
-                decay=self.options.momentum if listen else 1.0,
-                correction=1.0 if measure_only else self._correction,
-                scale=self._scale,
-                damping=damping,
-                factorisations=self.options.factorisations,
-                measure_only=measure_only,
-            )
-            return promised / max(1, len(self._age) if seen is None else int(seen.count_nonzero()))
-
-        if self._steps == 1:
-            self._take_promise(step(0.0, measure_only=True))
-        self._take_promise(step(self.options.damping * self._promise, measure_only=False))
-
-    def _take_promise(self, promise: float) -> None:
-        """Keep what a step promised; of one with a row that broke down it is no number."""
-        if math.isfinite(promise):
-            self._promise = promise
-
-    @property
-    def _scale(self) -> float:
-        """What the blocks are multiplied by."""
-        return self.options.overlap * self.overlap_factor
-
-    def _mean_gradient(self, rows: Tensor) -> Tensor:
-        """The momentum of the blocks' parameters, corrected for its start, (rows, B)."""
-        return side_by_side({name: self._momentum[name][rows] * self._correction for name in self._names}, self._names)
-
-    def _damping(self, rows: Tensor, radii: Tensors) -> float:
-        """λ mean |h| over ``rows``, all that were seen, at the step before; at the first one it is its own."""
-        promises = (self._mean_gradient(rows) * side_by_side(radii, self._names)).norm(dim=1)
-        promise = float(promises.mean()) if len(rows) else 0.0
-        damping = self.options.damping * (promise if self._steps == 1 else self._promise)
-        self._take_promise(promise)
-        return damping
-
-    def _step_blocks(self, parameters: Tensors, rows: Tensor, radii: Tensors, damping: float) -> None:
-        names = self._names
-        gradient, eta = self._mean_gradient(rows), side_by_side(radii, names)
-        multipliers = self._multipliers[rows]
-        steps = solve_in_balls(
-            self._blocks[rows], gradient, eta, self._scale, damping, multipliers, self.options.factorisations
+    def compose(self) -> Parts:
+        """Return blocks solved in balls whose radii adapt; lengths of quaternions and growth are held."""
+        options, objective = self.options, self.objective
+        reach = self.remember(Reach(tuple(objective.parameters), options.least_reach))
+        ball = HellingerBall(options, objective.length_scale, reach)
+        direction = BlockSolve(
+            self,
+            ball,
+            decay=options.momentum,
+            memory=options.memory,
+            refresh=options.refresh,
+            overlap=options.overlap,
+            damping=options.damping,
+            factorisations=options.factorisations,
         )
-        self._multipliers[rows] = multipliers
-        begin = 0
-        for name in names:
-            parameter = parameters[name]
-            width = parameter[:1, None].flatten(1).shape[1]
-            parameter[rows] += steps[:, begin : begin + width].reshape(-1, *parameter.shape[1:])
-            begin += width
-
-    def _step_diagonal(self, parameters: Tensors, rows: Tensor, radii: Tensors) -> None:
-        for name, mean in self._diagonal.items():
-            gradient = self._momentum[name][rows] * self._correction
-            # At the smallest number instead of 0, the quotient is beyond any radius for g ≠ 0, and 0 for g = 0.
-            curvature = (self._scale * mean[rows]).clamp_min(torch.finfo(mean.dtype).tiny)
-            step = gradient / curvature
-            parameters[name][rows] -= torch.maximum(torch.minimum(step, radii[name]), -radii[name])
-
-    def state(self) -> OptimizerState:
-        """Return momentum, blocks, diagonals, ages, multipliers and the counters."""
-        tensors = {f"momentum.{name}": value for name, value in self._momentum.items()}
-        tensors |= {f"diagonal.{name}": value for name, value in self._diagonal.items()}
-        tensors |= {"age": self._age, "multipliers": self._multipliers, "blocks": self._by_row()}
-        tensors |= self._growth.tensors()
-        scalars = {"steps": self._steps, "kappa": self._kappa, "promise": self._promise, **self._reach.scalars()}
-        return OptimizerState(tensors=tensors, scalars=scalars)
-
-    def load_state(self, state: OptimizerState) -> None:
-        """Go on from ``state``; raises InputError where it does not fit the parameters."""
-        tensors, parameters, scalars = state.tensors, self.objective.parameters, state.scalars
-        if not {"steps", "kappa", "promise"} <= set(scalars) or not {"age", "multipliers"} <= set(tensors):
-            raise InputError("this is not a state of block-gn; start a new run")
-        self._check_blocks(tensors.get("blocks"), tensors, needed=scalars["steps"] > 0)
-        self._momentum = load_like(parameters, tensors, "momentum")
-        device = self._age.device
-        self._age, self._multipliers = (tensors[key].to(device, copy=True) for key in ("age", "multipliers"))
-        if self._age.shape != (next(iter(parameters.values())).shape[0],):
-            raise InputError("the state of block-gn belongs to another number of rows; resume the run that wrote it")
-        self._forget_curvature()
-        self._steps = int(scalars["steps"])
-        if self._steps or "blocks" in tensors:  # older versions wrote none before their first step
-            self._diagonal = load_like(self._diagonal, tensors, "diagonal")
-            kept = load_like({"blocks": self._by_row()}, {f".{name}": value for name, value in tensors.items()}, "")
-            self._blocks = self._laid_out(kept["blocks"])
-        self._kappa, self._promise = float(scalars["kappa"]), float(scalars["promise"])
-        self._reach.load(scalars)
-        self._growth.load(tensors)
-
-    def _check_blocks(self, blocks: Tensor | None, tensors: Tensors, *, needed: bool) -> None:
-        """Refuse saved blocks of other rows, another size or another type; they are there after the first step."""
-        parameters = self.objective.parameters
-        inside = [parameters[name] for name in self.objective.block_names if f"diagonal.{name}" not in tensors]
-        size = sum(math.prod(value.shape[1:]) for value in inside)
-        shape, dtype = (len(self._age), size * (size + 1) // 2), self._age.dtype
-        fits = not needed if blocks is None else (tuple(blocks.shape), blocks.dtype) == (shape, dtype)
-        if not fits:
-            came = "nothing" if blocks is None else f"{tuple(blocks.shape)} {blocks.dtype}"
-            raise InputError(f"the optimizer's state blocks must be {shape} {dtype}, got {came}; start a new run")
-
-    def edit_rows(self, edit: RowEdit) -> None:
-        """Gather all per-row state; fresh rows start without any, and their growth counts from now."""
-        blocks = self._by_row()
-        self._growth.edit_rows(edit, self.objective.parameters)
-        for group in (self._momentum, self._diagonal):
-            for name, value in group.items():
-                group[name] = edit.gather_state(value)
-        self._age, self._multipliers = edit.gather_state(self._age), edit.gather_state(self._multipliers)
-        self._blocks = self._laid_out(edit.gather_state(blocks))
-
-
-def solve_in_balls(
-    blocks: Tensor,
-    gradient: Tensor,
-    radii: Tensor,
-    scale: float,
-    damping: float,
-    multipliers: Tensor,
-    factorisations: int,
-) -> Tensor:
-    """Return the steps (N, B) that minimise gᵀd + ½ dᵀ(scale·B)d + ½ damping·Σ(d_k/η_k)² within Σ (d_k/η_k)² ≤ 1.
-
-    Moré and Sorensen's iteration (1983): d/η = -(ηBη·scale + μI)⁻¹ηg with μ ≥ damping, and one Newton step on
-    1/‖d/η‖ - 1 = 0 for each factorisation; what still leaves the ball is scaled back. ηBη is regularised by 1e-6 of
-    its trace, which a block without full rank needs.
-
-    Args:
-        blocks: B, lower triangles by row, (N, B·(B+1)/2), none of them zero.
-        gradient: g, (N, B).
-        radii: η > 0, (N, B).
-        scale: Factor on B.
-        damping: Least multiplier.
-        multipliers: μ of each row to begin with, (N,); becomes the next one.
-        factorisations: Factorisations, each with one Newton step on μ.
-    """
-    scaled = scale * radii[:, :, None] * unpack_blocks(blocks) * radii[:, None, :]
-    right = -(radii * gradient)
-    floor = (scaled.diagonal(dim1=1, dim2=2).sum(dim=1) * 1e-6).clamp_min(1e-30)
-    eye = torch.eye(gradient.shape[1], dtype=gradient.dtype, device=gradient.device)
-    multipliers.clamp_min_(damping)
-    for _ in range(factorisations):
-        factor = torch.linalg.cholesky(scaled + (multipliers + floor)[:, None, None] * eye)
-        step = torch.cholesky_solve(right[:, :, None], factor)
-        slope = torch.linalg.solve_triangular(factor, step, upper=False)
-        squared = step.square().sum(dim=(1, 2))
-        length = squared.sqrt()
-        change = squared / slope.square().sum(dim=(1, 2)).clamp_min(1e-30) * (length - 1)
-        multipliers.add_(change).clamp_min_(damping)
-    return step.squeeze(2) * radii / length.clamp_min(1)[:, None]
+        growth = self.remember(GrowthBound(objective.parameters, options.most_growth))
+        return Parts(direction, ball, AdaptiveRadius(objective, direction, reach), (QuaternionLengths(), growth))
 
 
 register(

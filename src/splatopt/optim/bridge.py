@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from splatopt.core.checks import InputError
 from splatopt.core.graph import GraphObjective
 from splatopt.core.objective import Evaluation, Objective, Oracle, Tensors
-from splatopt.core.optimizer import Optimizer, OptimizerState, Progress
-from splatopt.core.rows import RowEdit
+from splatopt.core.optimizer import Optimizer, Progress
+from splatopt.core.scene_edit import SceneEdit
+from splatopt.core.state import OptimizerState
 from splatopt.curvature.hessian import CentralDifference, ExactHessian
 from splatopt.optim.flat_state import flatten, unflatten
 from splatopt.optim.torch_state import check_like, check_state, first_state
@@ -192,7 +193,7 @@ class TorchOptimizer(Optimizer):
             self.generator.set_state(kept)
         return found
 
-    def edit_rows(self, edit: RowEdit) -> None:
+    def edit_rows(self, edit: SceneEdit) -> None:
         """Gather what is kept per row; the state of a parameter that is kept otherwise starts anew."""
         old = {name: (leaf.shape, self.torch.state.get(leaf, {})) for name, leaf in self._leaves.items()}
         groups, before = self.torch.param_groups, self.torch.state_dict()
@@ -200,7 +201,7 @@ class TorchOptimizer(Optimizer):
         for mine, theirs in zip(self.torch.param_groups, groups, strict=True):
             mine |= {key: value for key, value in theirs.items() if key != "params"}
         for name, leaf in self._leaves.items():
-            edited = _edited(*old[name], edit)
+            edited = _edited(name, *old[name], edit)
             if edited:
                 self.torch.state[leaf] = edited
         rest = _rest(before)
@@ -274,12 +275,19 @@ def _numbers(group: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in group.items() if key != "params" and isinstance(value, plain)}
 
 
-def _edited(shape: torch.Size, state: Mapping[str, Any], edit: RowEdit) -> dict[str, Any]:
-    """The state of a parameter of ``shape`` after an edit of its rows; empty where it cannot follow."""
+_DEGREES = {
+    **dict.fromkeys(("exp_avg", "momentum_buffer", "ema", "gradient_mean"), 1),
+    **dict.fromkeys(("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "diagonal"), 2),
+}
+"""Of which degree in the gradient the usual states are; all others are taken to be of none, see ``SceneEdit``."""
+
+
+def _edited(name: str, shape: torch.Size, state: Mapping[str, Any], edit: SceneEdit) -> dict[str, Any]:
+    """The state of the parameter ``name`` of ``shape`` after an edit of its rows; empty where it cannot follow."""
     edited: dict[str, Any] = {}
     for key, value in state.items():
         if isinstance(value, Tensor) and value.dim() and value.shape == shape:
-            edited[key] = edit.gather_state(value)
+            edited[key] = edit.parameter_state(name, value, _DEGREES.get(key, 0))
         elif isinstance(value, bool | int | float) or (isinstance(value, Tensor) and value.numel() == 1):
             edited[key] = value
         else:

@@ -25,27 +25,21 @@ which the publication, whose losses are sums, needs.
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, get_args
-
-import torch
-from torch import Tensor
+from typing import Literal, get_args
 
 from splatopt.core.checks import InputError, check_fraction, check_not_endless, check_positive
-from splatopt.core.objective import DiagonalEstimator, Evaluation, Objective, Oracle, Tensors
-from splatopt.core.optimizer import OptimizerState, Progress, register
+from splatopt.core.objective import DiagonalEstimator
+from splatopt.core.optimizer import register
 from splatopt.curvature.estimators import Exact, ParameterProbes, ResidualProbes
 from splatopt.optim.first_order import AdamOptions
-from splatopt.optim.fused import GAUSSIAN_TENSORS, FusedPasses, fused_passes
-from splatopt.optim.hellinger import (
-    HellingerRadii,
-    PublishedTrustRegionOptions,
-    TrustRegionOptions,
-    quaternion_lengths_kept,
-)
-from splatopt.optim.kept_state import KeptStateOptimizer
+from splatopt.optim.hellinger import PublishedTrustRegionOptions, TrustRegionOptions
+from splatopt.optim.parts.adam import AdamMoments
+from splatopt.optim.parts.bounds import HellingerBox
+from splatopt.optim.parts.composed import ComposedOptimizer, Parts
+from splatopt.optim.parts.diagonal import CorrectedMean, MomentumOverDiagonal, RawMean, Weighting
+from splatopt.optim.parts.projections import QuaternionLengths
+from splatopt.optim.parts.sign import MomentumSign
 
 EstimatorName = Literal["exact", "residual", "parameter"]
 """The estimators of ``splatopt.curvature``, by the names of their probes."""
@@ -154,303 +148,66 @@ class PublishedGaussNewtonOptions(PublishedTrustRegionOptions, DiagonalGaussNewt
     Unit: choice. Source: 3DGS²-TR."""
 
 
-class TrustRegionOptimizer(KeptStateOptimizer):
-    """Moves every parameter along a direction clipped to its Hellinger radii; subclasses give the direction."""
-
-    needs: ClassVar[frozenset[Oracle]] = frozenset({Oracle.GRADIENT})
-
-    def __init__(
-        self, objective: Objective, options: TrustRegionOptions, generator: torch.Generator | None = None
-    ) -> None:
-        """Start with empty states; see :class:`~splatopt.core.optimizer.Optimizer`."""
-        super().__init__(objective, options, generator)
-        self._radii = HellingerRadii(options, objective.length_scale)
-
-    @torch.no_grad()
-    def step(self, batch: Any, progress: Progress) -> Evaluation:
-        """Evaluate the gradient on ``batch`` and move every parameter once, within its radii."""
-        with self.objective.held():
-            evaluation = self.objective.gradient(batch)
-            self._prepare(batch, progress)
-        self._steps += 1
-        parameters, epsilon = self.objective.parameters, self.options.distance(progress)
-        clouds = (parameters, evaluation.gradient, *self._kept.values())
-        passes = fused_passes(self.threads, *clouds, isa=self.instructions)
-        if passes is not None:
-            self._move_fused(passes, epsilon, evaluation.gradient)
-            return evaluation
-        radii = self._radii.radii(parameters, epsilon)
-        with quaternion_lengths_kept(parameters):
-            for name, parameter in parameters.items():
-                self._move(name, parameter, evaluation.gradient[name], radii[name])
-        return evaluation
-
-    def _move_fused(self, passes: FusedPasses, epsilon: float, gradient: Tensors) -> None:
-        """Do what :meth:`_move` does to a whole cloud in one fused pass; the same bits for any number of threads."""
-        bounds = self._radii.fused_bounds(passes, epsilon)
-        operands = [self.objective.parameters, gradient, *self._kept.values()]
-        fused = self._fused_pass(passes.passes)
-        self._note(fused(bounds, *(passes.cloud(operand) for operand in operands), **self._numbers()))
-
-    @abstractmethod
-    def _fused_pass(self, passes: Any) -> Callable[..., Any]:
-        """Return the fused pass that does what :meth:`_move` does; it takes the states in the order of ``kept``."""
-
-    @abstractmethod
-    def _numbers(self) -> dict[str, Any]:
-        """Return the pass's numbers."""
-
-    def _note(self, answer: Any) -> None:
-        """Keep what the pass measured."""
-
-    @abstractmethod
-    def _prepare(self, batch: Any, progress: Progress) -> None:
-        """Measure what the direction needs beyond the gradient; ``self._steps`` steps are done."""
-
-    @abstractmethod
-    def _move(self, name: str, parameter: Tensor, gradient: Tensor, radius: Tensor) -> None:
-        """Update the states and the parameter of one name in place."""
-
-
-class SignTrustRegion(TrustRegionOptimizer):
+class SignTrustRegion(ComposedOptimizer):
     """Momentum's sign times the radius: the trust region without any curvature."""
 
-    kept = ("momentum",)
+    options: SignTrustRegionOptions
 
-    def _prepare(self, batch: Any, progress: Progress) -> None:
-        pass
-
-    def _move(self, name: str, parameter: Tensor, gradient: Tensor, radius: Tensor) -> None:
-        sign_update(parameter, gradient, self._kept["momentum"][name], radius, **self._numbers())
-
-    def _fused_pass(self, passes: Any) -> Callable[..., Any]:
-        return passes.sign_step
-
-    def _numbers(self) -> dict[str, Any]:
-        return {"decay": self.options.momentum}
+    def compose(self) -> Parts:
+        """Return momentum's sign in a box of radii."""
+        box = HellingerBox(self.options, self.objective.length_scale)
+        return Parts(MomentumSign(self, decay=self.options.momentum), box, projections=(QuaternionLengths(),))
 
 
-class AdamTrustRegion(TrustRegionOptimizer):
+class AdamTrustRegion(ComposedOptimizer):
     """ADAM-TR: the step of :class:`~splatopt.optim.first_order.Adam`, clipped to the radius."""
 
-    kept = ("exp_avg", "exp_avg_sq")
-    _rates: dict[str, float]
+    options: AdamTrustRegionOptions
 
-    def _prepare(self, batch: Any, progress: Progress) -> None:
-        self._rates = self.options.rates(self.objective.length_scale, progress)
-
-    def _move(self, name: str, parameter: Tensor, gradient: Tensor, radius: Tensor) -> None:
-        adam_clipped_update(
-            parameter,
-            gradient,
-            self._kept["exp_avg"][name],
-            self._kept["exp_avg_sq"][name],
-            radius,
-            rate=self._rates.get(name, self.options.rate) * self.options.rate_factor,
-            step=self._steps,
-            options=self.options,
-        )
-
-    def _fused_pass(self, passes: Any) -> Callable[..., Any]:
-        return passes.adam_clipped_step
-
-    def _numbers(self) -> dict[str, Any]:
-        options = self.options
-        rates = [options.rate_factor * self._rates[name] for name in GAUSSIAN_TENSORS]
-        return {
-            "rates": rates,
-            "beta1": options.beta1,
-            "beta2": options.beta2,
-            "epsilon": options.epsilon,
-            "step": self._steps,
-        }
+    def compose(self) -> Parts:
+        """Return Adam's direction in a box of radii."""
+        direction = AdamMoments(self, self.options, rate_factor=self.options.rate_factor)
+        box = HellingerBox(self.options, self.objective.length_scale)
+        return Parts(direction, box, projections=(QuaternionLengths(),))
 
 
-class _DiagonalTrustRegion(TrustRegionOptimizer):
-    """-m/D clipped to the radius, D a running mean of the diagonal, measured at every so many-th step.
-
-    The diagonal is measured on the batch of its step, which the gradient is of as well.
-    """
-
-    kept = ("momentum", "curvature")
-
-    def __init__(
-        self, objective: Objective, options: DiagonalGaussNewtonOptions, generator: torch.Generator | None = None
-    ) -> None:
-        """Check the estimator's oracles too; see :class:`~splatopt.core.optimizer.Optimizer`."""
-        self._estimator = options.make_estimator()
-        objective.require(self.needs | self._estimator.needs, type(self).__name__)
-        super().__init__(objective, options, generator)
-        self._promise: dict[str, float] = {}
-
-    def _prepare(self, batch: Any, progress: Progress) -> None:
-        if self._steps % self.options.refresh:
-            return
-        diagonal = self.objective.gauss_newton_diagonal(batch, self._estimator, self.generator)
-        weight = self._weight()
-        for name, curvature in self._kept["curvature"].items():
-            curvature.lerp_(diagonal[name], _along_rows(weight, curvature))
-
-    @abstractmethod
-    def _weight(self) -> Tensor:
-        """Return the weight of this measurement in D, of each row or of all, and count it."""
-
-    def _move(self, name: str, parameter: Tensor, gradient: Tensor, radius: Tensor) -> None:
-        self._take_promise(
-            name,
-            diagonal_update(
-                parameter,
-                gradient,
-                self._kept["momentum"][name],
-                self._kept["curvature"][name],
-                radius,
-                decay=self.options.momentum,
-                factor=self.options.curvature_factor,
-                damping=self.options.damping * self._promise.get(name, 0.0),
-            ),
-        )
-
-    def _take_promise(self, name: str, promise: float) -> None:
-        """Keep what a step promised; of one with a row that broke down it is no number."""
-        if math.isfinite(promise):
-            self._promise[name] = promise
-
-    def _fused_pass(self, passes: Any) -> Callable[..., Any]:
-        return passes.curvature_step
-
-    def _numbers(self) -> dict[str, Any]:
-        options = self.options
-        damping = [options.damping * self._promise.get(name, 0.0) for name in GAUSSIAN_TENSORS]
-        return {"decay": options.momentum, "factor": options.curvature_factor, "damping": damping}
-
-    def _note(self, answer: Any) -> None:
-        for name, promise in zip(GAUSSIAN_TENSORS, answer, strict=True):
-            self._take_promise(name, promise)
-
-    def state(self) -> OptimizerState:
-        """Return the states of every parameter, the number of steps, and what the last step promised."""
-        state = super().state()
-        promise = {f"promise.{name}": value for name, value in self._promise.items()}
-        return OptimizerState(state.tensors, {**state.scalars, **promise})
-
-    def load_state(self, state: OptimizerState) -> None:
-        """Go on from ``state``; raises InputError where it does not fit the parameters."""
-        super().load_state(state)
-        names = self.objective.parameters
-        self._promise = {name: float(state.scalars.get(f"promise.{name}", 0.0)) for name in names}
-
-
-class PublishedGaussNewton(_DiagonalTrustRegion):
+class PublishedGaussNewton(ComposedOptimizer):
     """3DGS²-TR: D is the raw mean D ← θ₂D + (1-θ₂)·diag that starts at 0, so it is too small for long.
 
     Differs from the publication in one point: where D ≤ 0, which a mean of few Hutchinson estimates often is,
     it moves to the end of the radius against m and not along it.
     """
 
-    def _weight(self) -> Tensor:
-        return torch.tensor(1 - self.options.curvature_decay, dtype=torch.float64)
+    options: PublishedGaussNewtonOptions
+
+    def compose(self) -> Parts:
+        """Return -m/D with the raw mean, in a box of radii."""
+        return _over_diagonal(self, self.options, RawMean(self.options.curvature_decay))
 
 
-class DiagonalGaussNewton(_DiagonalTrustRegion):
-    """3DGS²-TR with D corrected for its start: after a measurements of a row it is their weighted mean.
+class DiagonalGaussNewton(ComposedOptimizer):
+    """3DGS²-TR with D corrected for its start, and damped."""
 
-    D ← D + (1-θ₂)/(1-θ₂ᵃ)·(diag - D) is the raw mean divided by 1-θ₂ᵃ. A row that was added since the last
-    measurement has age a = 0 and no curvature; it moves by its radii.
-    """
+    options: DiagonalGaussNewtonOptions
 
-    kept_by_row = ("age",)
-
-    def _weight(self) -> Tensor:
-        age = self._kept_by_row["age"].add_(1)
-        return (1 - self.options.curvature_decay) / (1 - self.options.curvature_decay ** age.double())
+    def compose(self) -> Parts:
+        """Return -m/D with the corrected mean, in a box of radii."""
+        return _over_diagonal(self, self.options, CorrectedMean(self, self.options.curvature_decay))
 
 
-def _along_rows(per_row: Tensor, tensor: Tensor) -> Tensor:
-    """Return a number for each row, or one for all, in a shape that broadcasts to ``tensor``."""
-    return per_row.to(tensor).view([-1, *[1] * (tensor.dim() - 1)] if tensor.dim() else [])
-
-
-def clip_and_subtract(parameter: Tensor, step: Tensor, radius: Tensor) -> None:
-    """θ ← θ - clip(step, -η, η) in place; ``step`` is overwritten, ``radius`` broadcasts to it."""
-    parameter.sub_(step.clamp_(-radius, radius))
-
-
-def sign_update(parameter: Tensor, gradient: Tensor, momentum: Tensor, radius: Tensor, *, decay: float) -> None:
-    """Take m ← θ₁m + (1-θ₁)g, θ ← θ - sign(m)·η, in place.
-
-    Args:
-        parameter: θ, any shape.
-        gradient: g, in the parameter's shape.
-        momentum: m, likewise.
-        radius: η, in a shape that broadcasts to it.
-        decay: θ₁.
-    """
-    momentum.lerp_(gradient, 1 - decay)
-    parameter.sub_(momentum.sign().mul_(radius))
-
-
-def adam_clipped_update(
-    parameter: Tensor,
-    gradient: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    radius: Tensor,
-    *,
-    rate: float,
-    step: int,
-    options: AdamOptions,
-) -> None:
-    """Move ``parameter`` and both means in place by one step of Adam that ``radius`` clips.
-
-    Args:
-        parameter: θ, any shape.
-        gradient: g, in the parameter's shape.
-        exp_avg: m, likewise.
-        exp_avg_sq: v, likewise.
-        radius: η, in a shape that broadcasts to it.
-        rate: Learning rate of this tensor.
-        step: t, 1 at the first step.
-        options: Betas and epsilon.
-    """
-    exp_avg.lerp_(gradient, 1 - options.beta1)
-    exp_avg_sq.mul_(options.beta2).addcmul_(gradient, gradient, value=1 - options.beta2)
-    root = exp_avg_sq.sqrt().div_((1 - options.beta2**step) ** 0.5).add_(options.epsilon)
-    change = torch.div(exp_avg, root, out=root).mul_(rate / (1 - options.beta1**step))
-    clip_and_subtract(parameter, change, radius)
-
-
-def diagonal_update(
-    parameter: Tensor,
-    gradient: Tensor,
-    momentum: Tensor,
-    curvature: Tensor,
-    radius: Tensor,
-    *,
-    decay: float,
-    factor: float,
-    damping: float,
-) -> float:
-    """Take m ← θ₁m + (1-θ₁)g, θ ← θ - clip(m / (factor·D + damping/η²), -η, η), in place; to ±η where that is 0.
-
-    Args:
-        parameter: θ, any shape.
-        gradient: g, in the parameter's shape.
-        momentum: m, likewise.
-        curvature: D, likewise; not written.
-        radius: η, in a shape that broadcasts to it.
-        decay: θ₁.
-        factor: What the curvature is multiplied by.
-        damping: δ, curvature per squared radius that every entry has besides its own.
-
-    Returns:
-        The mean of |m η| over the entries where it is not 0.
-    """
-    momentum.lerp_(gradient, 1 - decay)
-    promise = momentum * radius
-    # At the smallest number instead of 0, the quotient is beyond any radius for m ≠ 0, and 0 for m = 0.
-    scaled = (factor * curvature * radius**2).add_(damping).clamp_min_(torch.finfo(curvature.dtype).tiny)
-    parameter.sub_(torch.div(promise, scaled, out=scaled).clamp_(-1, 1).mul_(radius))
-    return float(promise.abs().sum(dtype=torch.float64)) / max(1, int(promise.count_nonzero()))
+def _over_diagonal(host: ComposedOptimizer, options: DiagonalGaussNewtonOptions, weighting: Weighting) -> Parts:
+    box = HellingerBox(options, host.objective.length_scale)
+    direction = MomentumOverDiagonal(
+        host,
+        box,
+        options.make_estimator(),
+        weighting,
+        decay=options.momentum,
+        factor=options.curvature_factor,
+        damping=options.damping,
+        refresh=options.refresh,
+    )
+    return Parts(direction, box, projections=(QuaternionLengths(),))
 
 
 register("sign-tr", SignTrustRegion, SignTrustRegionOptions, help="momentum's sign times the trust radius")

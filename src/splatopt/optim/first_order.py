@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
-
-from splatopt import kernels
 from splatopt.core.checks import InputError, check_fraction, check_positive
-from splatopt.core.native import adam_step, available
-from splatopt.core.objective import Evaluation, Objective, Oracle
-from splatopt.core.optimizer import Optimizer, OptimizerState, Progress, register
-from splatopt.core.rows import RowEdit
+from splatopt.core.optimizer import Progress, register
+from splatopt.optim.parts.adam import AdamMoments
+from splatopt.optim.parts.bounds import Unbounded
+from splatopt.optim.parts.composed import ComposedOptimizer, Parts
 
 
 @dataclass(frozen=True)
@@ -199,7 +193,7 @@ class SearchedAdamOptions(TunedAdamOptions):
         return {name: rate * factor for name, rate in rates.items()}
 
 
-class Adam(Optimizer):
+class Adam(ComposedOptimizer):
     """Adam (Kingma and Ba 2015), equal to ``torch.optim.Adam`` up to rounding.
 
     With the gradient g of step t = 1, 2, …::
@@ -212,151 +206,11 @@ class Adam(Optimizer):
     parameter on the CPU, one of Triton for all on a GPU. All others take the same formula in torch.
     """
 
-    needs: ClassVar[frozenset[Oracle]] = frozenset({Oracle.GRADIENT})
+    options: AdamOptions
 
-    def __init__(self, objective: Objective, options: AdamOptions, generator: torch.Generator | None = None) -> None:
-        """Start with empty means; see :class:`~splatopt.core.optimizer.Optimizer`."""
-        super().__init__(objective, options, generator)
-        self._steps = 0
-        self._exp_avg = {name: torch.zeros_like(value) for name, value in objective.parameters.items()}
-        self._exp_avg_sq = {name: torch.zeros_like(value) for name, value in objective.parameters.items()}
-
-    @torch.no_grad()
-    def step(self, batch: Any, progress: Progress) -> Evaluation:
-        """Evaluate the gradient on ``batch`` and move every parameter once."""
-        options = self.options
-        evaluation = self.objective.gradient(batch)
-        rates, other_rate = options.rates(self.objective.length_scale, progress), options.other_rate(progress)
-        self._steps += 1
-        parameters, gradient = self.objective.parameters, evaluation.gradient
-        if kernels.takes([*parameters.values(), *gradient.values()]):
-            self._step_on_gpu(gradient, {name: rates.get(name, other_rate) for name in parameters})
-            return evaluation
-        for name, parameter in parameters.items():
-            adam_update(
-                parameter,
-                gradient[name],
-                self._exp_avg[name],
-                self._exp_avg_sq[name],
-                rate=rates.get(name, other_rate),
-                step=self._steps,
-                options=options,
-                threads=self.threads,
-                isa=self.instructions,
-            )
-        return evaluation
-
-    def _step_on_gpu(self, gradient: Mapping[str, Tensor], rates: Mapping[str, float]) -> None:
-        """Move every parameter in one launch."""
-        from splatopt.kernels import adam
-
-        groups = [
-            adam.AdamGroup(parameter, gradient[name], self._exp_avg[name], self._exp_avg_sq[name], rates[name])
-            for name, parameter in self.objective.parameters.items()
-        ]
-        options = self.options
-        adam.adam_step(groups, beta1=options.beta1, beta2=options.beta2, epsilon=options.epsilon, step=self._steps)
-
-    def state(self) -> OptimizerState:
-        """Return both means of every parameter and the number of steps."""
-        tensors = {f"exp_avg.{name}": value for name, value in self._exp_avg.items()}
-        tensors |= {f"exp_avg_sq.{name}": value for name, value in self._exp_avg_sq.items()}
-        return OptimizerState(tensors=tensors, scalars={"steps": self._steps})
-
-    def load_state(self, state: OptimizerState) -> None:
-        """Go on from ``state``; raises InputError where it does not fit the parameters."""
-        if "steps" not in state.scalars:
-            raise InputError("this is not a state of adam: it holds no number of steps; start a new run")
-        parameters = self.objective.parameters
-        self._exp_avg = load_like(parameters, state.tensors, "exp_avg")
-        self._exp_avg_sq = load_like(parameters, state.tensors, "exp_avg_sq")
-        self._steps = int(state.scalars["steps"])
-
-    def edit_rows(self, edit: RowEdit) -> None:
-        """Gather both means; fresh rows start at zero, and the number of steps goes on for all."""
-        self._exp_avg = {name: edit.gather_state(value) for name, value in self._exp_avg.items()}
-        self._exp_avg_sq = {name: edit.gather_state(value) for name, value in self._exp_avg_sq.items()}
-
-
-def adam_update(
-    parameter: Tensor,
-    gradient: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    *,
-    rate: float,
-    step: int,
-    options: AdamOptions,
-    threads: int = 0,
-    isa: str = "auto",
-) -> None:
-    """Move ``parameter`` and both means in place by one step of Adam.
-
-    Args:
-        parameter: θ, any shape.
-        gradient: g, in the parameter's shape.
-        exp_avg: m.
-        exp_avg_sq: v.
-        rate: Learning rate of this tensor.
-        step: t, 1 at the first step.
-        options: Betas and epsilon.
-        threads: Threads of the fused pass, 0 for one per processor; the result does not depend on it.
-        isa: Instruction set of the fused pass; the result does not depend on it where it has fused sums.
-    """
-    beta1, beta2, epsilon = options.beta1, options.beta2, options.epsilon
-    if _fits_native(parameter, gradient) and available():
-        adam_step(
-            parameter,
-            gradient,
-            exp_avg,
-            exp_avg_sq,
-            rate=rate,
-            beta1=beta1,
-            beta2=beta2,
-            epsilon=epsilon,
-            step=step,
-            threads=threads,
-            isa=isa,
-        )
-        return
-    exp_avg.lerp_(gradient, 1 - beta1)
-    exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    root = exp_avg_sq.sqrt().div_((1 - beta2**step) ** 0.5).add_(epsilon)
-    parameter.addcdiv_(exp_avg, root, value=-rate / (1 - beta1**step))
-
-
-def _fits_native(parameter: Tensor, gradient: Tensor) -> bool:
-    """Whether the fused pass takes these tensors; the means are made by us in the parameter's layout."""
-    return (
-        parameter.dtype == torch.float32
-        and parameter.device.type == "cpu"
-        and parameter.is_contiguous()
-        and gradient.is_contiguous()
-    )
-
-
-def load_like(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return copies of the tensors named ``prefix.<parameter>``, on the parameters' device and in their type.
-
-    Args:
-        parameters: What the state belongs to.
-        tensors: A saved state.
-        prefix: The state's name.
-
-    Raises:
-        InputError: A tensor is missing, or has another shape or type than its parameter.
-    """
-    loaded = {}
-    for name, parameter in parameters.items():
-        value = tensors.get(f"{prefix}.{name}")
-        if value is None or value.shape != parameter.shape or value.dtype != parameter.dtype:
-            came = "nothing" if value is None else f"{tuple(value.shape)} {value.dtype}"
-            raise InputError(
-                f"the optimizer's state {prefix}.{name} must be {tuple(parameter.shape)} {parameter.dtype} to fit its "
-                f"parameter, got {came}; resume the run that wrote it, or start a new one"
-            )
-        loaded[name] = value.to(parameter.device, copy=True).contiguous()
-    return loaded
+    def compose(self) -> Parts:
+        """Return Adam's direction, which nothing bounds."""
+        return Parts(AdamMoments(self, self.options), Unbounded())
 
 
 register("adam", Adam, AdamOptions, help="Adam with the rates of 3DGS; the default")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
+from torch import Tensor
 
 from splatopt import kernels
 from splatopt.core import native
@@ -15,26 +16,108 @@ from splatopt.core.objective import Tensors
 GAUSSIAN_TENSORS = ("means", "log_scales", "quats", "logit_opacities", "sh_dc", "sh_rest")
 """Parameters of exactly these names are a cloud's, and get the radii of the table in ``hellinger.py``."""
 
+BoundsT = TypeVar("BoundsT")
+CloudT = TypeVar("CloudT")
+Bounds_contra = TypeVar("Bounds_contra", contravariant=True)
+Cloud_contra = TypeVar("Cloud_contra", contravariant=True)
+
+
+@runtime_checkable
+class TrustRegionPasses(Protocol[Bounds_contra, Cloud_contra]):
+    """The passes of trust-region steps, all in place; a device has its own form of bounds and clouds."""
+
+    def sign_step(
+        self,
+        bounds: Bounds_contra,
+        values: Cloud_contra,
+        gradient: Cloud_contra,
+        momentum: Cloud_contra,
+        *,
+        decay: float,
+    ) -> None:
+        """Take the momentum's sign times the radii."""
+        ...
+
+    def adam_clipped_step(
+        self,
+        bounds: Bounds_contra,
+        values: Cloud_contra,
+        gradient: Cloud_contra,
+        exp_avg: Cloud_contra,
+        exp_avg_sq: Cloud_contra,
+        *,
+        rates: list[float],
+        beta1: float,
+        beta2: float,
+        epsilon: float,
+        step: int,
+    ) -> None:
+        """Take Adam's step clipped to the radii; rates of the six tensors, ``step`` counts from 1."""
+        ...
+
+    def curvature_step(
+        self,
+        bounds: Bounds_contra,
+        values: Cloud_contra,
+        gradient: Cloud_contra,
+        momentum: Cloud_contra,
+        curvature: Cloud_contra,
+        *,
+        decay: float,
+        factor: float,
+        damping: list[float],
+    ) -> list[float]:
+        """Take momentum over damped curvature clipped to the radii; returns the means of |mη| of the six tensors."""
+        ...
+
+    def block_step(
+        self,
+        bounds: Bounds_contra,
+        values: Cloud_contra,
+        gradient: Cloud_contra,
+        momentum: Cloud_contra,
+        blocks: Tensor,
+        rest_curvature: Tensor,
+        seen: Tensor | None,
+        multipliers: Tensor,
+        *,
+        decay: float,
+        correction: float,
+        scale: float,
+        damping: float,
+        factorisations: int,
+        measure_only: bool = False,
+    ) -> float:
+        """Take steps with 14×14 blocks within balls; returns the sum of |ηg| over the rows that were seen."""
+        ...
+
+    def fold_blocks(self, blocks: Tensor, fresh: Tensor, weights: Tensor) -> None:
+        """Move kept blocks towards fresh ones (N, 105) by each row's weight."""
+        ...
+
+    def block_form(self, blocks: Tensor, rest_curvature: Tensor, step: Cloud_contra) -> float:
+        """Return Σ dᵀBd over all rows, blocks (N, 105), and Σ D d² over ``sh_rest``."""
+        ...
+
 
 @dataclass(frozen=True)
-class FusedPasses:
+class FusedPasses(Generic[BoundsT, CloudT]):
     """What does to a whole cloud, reading and writing each number once, what the steps in torch define.
 
     Attributes:
-        passes: ``sign_step``, ``adam_clipped_step``, ``curvature_step``, ``block_step``, ``fold_blocks`` and
-            ``block_form``, whose arguments are the same on every device.
+        passes: The passes, whose arguments are the same on every device.
         cloud: Makes what they take of a cloud's six tensors, which must outlive it.
         bounds: Makes what they take of a trust region, named as in ``RadiusBounds``.
         in_lanes: Whether kept blocks lie as ``to_lanes`` lays them out, instead of row by row.
     """
 
-    passes: Any
-    cloud: Callable[[Tensors], Any]
-    bounds: Callable[..., Any]
+    passes: TrustRegionPasses[BoundsT, CloudT]
+    cloud: Callable[[Tensors], CloudT]
+    bounds: Callable[..., BoundsT]
     in_lanes: bool
 
 
-def fused_passes(threads: int, *clouds: Tensors, isa: str = "auto") -> FusedPasses | None:
+def fused_passes(threads: int, *clouds: Tensors, isa: str = "auto") -> FusedPasses[Any, Any] | None:
     """Return the passes that take all these tensors, or None where the step is taken in torch.
 
     They take a cloud's six tensors, contiguous float32, on the CPU where the native module is installed, or on one

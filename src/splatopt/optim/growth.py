@@ -18,12 +18,13 @@ from torch import Tensor
 
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Tensors
-from splatopt.core.rows import RowEdit
-from splatopt.optim.first_order import load_like
+from splatopt.core.scene_edit import SceneEdit
+from splatopt.core.state import OptimizerState, StatePart, load_one
+from splatopt.optim.parts.projections import Projection
 
 _SCALES = "log_scales"
-_STATE, _LARGEST = "growth", "largest"
-"""How the bounds are called in an optimizer's state: ``growth.largest``."""
+_LARGEST = "growth.largest"
+"""How the bounds are called in an optimizer's state."""
 
 
 def check_growth(most_growth: float) -> None:
@@ -32,7 +33,7 @@ def check_growth(most_growth: float) -> None:
         raise InputError(f"most_growth must be at least 1, or 0 for no bound, got {most_growth}")
 
 
-class GrowthBound:
+class GrowthBound(StatePart, Projection):
     """Keeps the log-scales of a cloud's rows within their bounds; parameters that have none are left alone."""
 
     def __init__(self, parameters: Tensors, most_growth: float) -> None:
@@ -49,7 +50,7 @@ class GrowthBound:
             scales = parameters[_SCALES]
             torch.minimum(scales, self._largest[:, None], out=scales)
 
-    def edit_rows(self, edit: RowEdit, parameters: Tensors) -> None:
+    def edit_rows(self, edit: SceneEdit, parameters: Tensors) -> None:
         """Follow an edit: rows that are fresh have the size that they are given as their beginning."""
         if self._largest is not None:
             fresh = edit.fresh.to(self._largest.device)
@@ -57,13 +58,13 @@ class GrowthBound:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what belongs into the optimizer's state."""
-        return {} if self._largest is None else {f"{_STATE}.{_LARGEST}": self._largest}
+        return {} if self._largest is None else {_LARGEST: self._largest}
 
-    def load(self, tensors: Tensors) -> None:
+    def load(self, state: OptimizerState) -> None:
         """Go on with saved bounds; where a state has none, what the rows are now is their beginning.
 
         Raises:
             InputError: They are of another number of rows.
         """
-        if self._largest is not None and f"{_STATE}.{_LARGEST}" in tensors:
-            self._largest = load_like({_LARGEST: self._largest}, tensors, _STATE)[_LARGEST]
+        if self._largest is not None and _LARGEST in state.tensors:
+            self._largest = load_one(self._largest, state.tensors, _LARGEST)

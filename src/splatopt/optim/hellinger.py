@@ -27,7 +27,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -36,7 +36,7 @@ from torch import Tensor
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Tensors
 from splatopt.core.optimizer import Progress
-from splatopt.optim.fused import GAUSSIAN_TENSORS, FusedPasses
+from splatopt.optim.fused import GAUSSIAN_TENSORS, BoundsT, CloudT, FusedPasses
 
 _Y0 = 0.5 / math.sqrt(math.pi)
 """The constant spherical harmonic, and the root mean square over the sphere of every other one."""
@@ -227,7 +227,9 @@ class HellingerRadii:
         }
         return {name: radius * factors[name] if name in factors else radius for name, radius in radii.items()}
 
-    def fused_bounds(self, passes: FusedPasses, epsilon: float, factors: Mapping[str, float] | None = None) -> Any:
+    def fused_bounds(
+        self, passes: FusedPasses[BoundsT, CloudT], epsilon: float, factors: Mapping[str, float] | None = None
+    ) -> BoundsT:
         """Return what the fused passes make the same radii from; they take one factor for each of ``reach.TYPES``."""
         factors = factors or {}
         numbers = {field.name: getattr(self.bounds, field.name) for field in fields(RadiusBounds)}

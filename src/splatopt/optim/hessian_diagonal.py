@@ -31,12 +31,12 @@ from torch import Tensor
 
 from splatopt.core.checks import InputError, check_fraction, check_not_endless, check_positive
 from splatopt.core.objective import DiagonalEstimator, Evaluation, HessianProduct, Objective, Oracle, Tensors
-from splatopt.core.optimizer import Progress, register
+from splatopt.core.optimizer import Optimizer, Progress, register
+from splatopt.core.state import Number, PerParameter, PerRow
 from splatopt.curvature.estimators import Exact, ResidualProbes, rademacher
 from splatopt.curvature.hessian import CentralDifference, ExactHessian
 from splatopt.optim.first_order import DecayingRates
 from splatopt.optim.hellinger import quaternion_lengths_kept
-from splatopt.optim.kept_state import KeptStateOptimizer
 
 ProductName = Literal["difference", "exact"]
 """A central difference of gradients, for every backend, or the exact product, which the reference renderer has."""
@@ -251,12 +251,10 @@ def mean_of_nonzero(values: Tensor) -> Tensor:
     return mean if bool(torch.isfinite(mean)) else mean_of_nonzero(torch.where(torch.isfinite(values), values, 0))
 
 
-class _HessianDiagonal(KeptStateOptimizer):
+class _HessianDiagonal(Optimizer):
     """θ ← θ - ℓ·clip(ratio) with measured curvature; subclasses say what is measured and what the ratio is."""
 
     needs: ClassVar[frozenset[Oracle]] = frozenset({Oracle.GRADIENT})
-    kept = ("momentum", "curvature")
-    kept_by_row = ("age", "measured")
 
     def __init__(
         self, objective: Objective, options: HessianDiagonalOptions, generator: torch.Generator | None = None
@@ -264,6 +262,19 @@ class _HessianDiagonal(KeptStateOptimizer):
         """Check what the curvature needs as well; see :class:`~splatopt.core.optimizer.Optimizer`."""
         objective.require(self.needs | self._measure_needs(options), type(self).__name__)
         super().__init__(objective, options, generator)
+        parameters = objective.parameters
+        self._steps = self.remember(Number("steps", 0))
+        self._momentum = self.remember(PerParameter("momentum", parameters, degree=1))
+        self._curvature = self.remember(
+            PerParameter("curvature", parameters, degree=4 if self._squares_curvature else 2, resettable=False)
+        )
+        self._age = self.remember(PerRow("age", parameters))
+        self._measured = self.remember(PerRow("measured", parameters))
+
+    @property
+    def _squares_curvature(self) -> bool:
+        """Whether the running mean is one of squared curvatures, of the fourth degree in the gradient."""
+        return False
 
     def _measure_needs(self, options: Any) -> frozenset[Oracle]:
         """Return the oracles of the curvature."""
@@ -275,25 +286,25 @@ class _HessianDiagonal(KeptStateOptimizer):
         options, parameters = self.options, self.objective.parameters
         units = self._units()
         # Before the gradient, whose buffers a difference of gradients would overwrite.
-        fresh = self._measure(batch, units) if options.is_due(self._steps) else {}
+        fresh = self._measure(batch, units) if options.is_due(self._steps.value) else {}
         evaluation = self.objective.gradient(batch)
         seen = evaluation.seen
-        self._steps += 1
-        self._kept_by_row["age"] += 1 if seen is None else seen
+        self._steps.value += 1
+        self._age.values += 1 if seen is None else seen
         if fresh:
-            self._kept_by_row["measured"] += 1 if seen is None else seen
+            self._measured.values += 1 if seen is None else seen
         rates, other_rate = options.rates(self.objective.length_scale, progress), options.other_rate(progress)
         with quaternion_lengths_kept(parameters):
             for name, parameter in parameters.items():
-                momentum, curvature = self._kept["momentum"][name], self._kept["curvature"][name]
+                momentum, curvature = self._momentum[name], self._curvature[name]
                 folded(momentum, evaluation.gradient[name], options.beta1, seen)
                 if fresh:
                     folded(curvature, fresh[name], options.beta2, seen)
                 if not curvature.any():  # nothing measured yet, or spherical harmonics above the rendered degree
                     continue
                 ratio = self._ratio(
-                    self._corrected(momentum, "age", options.beta1, units[name]),
-                    self._corrected(curvature, "measured", options.beta2),
+                    self._corrected(momentum, self._age, options.beta1, units[name]),
+                    self._corrected(curvature, self._measured, options.beta2),
                 ).clamp_(-1, 1)
                 known = curvature != 0
                 if seen is not None:
@@ -308,9 +319,9 @@ class _HessianDiagonal(KeptStateOptimizer):
         units = {name: rates.get(name, self.options.other_rate(start)) for name in self.objective.parameters}
         return {name: unit / self.options.rate_factor for name, unit in units.items()}
 
-    def _corrected(self, mean: Tensor, count: str, decay: float, factor: float = 1.0) -> Tensor:
+    def _corrected(self, mean: Tensor, count: PerRow, decay: float, factor: float = 1.0) -> Tensor:
         """Return a running mean, times a factor, over the weight of all that went into it; 0 where nothing did."""
-        count_by_row = by_row(self._kept_by_row[count], mean)
+        count_by_row = by_row(count.values, mean)
         return mean * torch.where(count_by_row > 0, factor / (1 - decay**count_by_row), 0)
 
     def _products(self, batch: Any, units: dict[str, float]) -> Iterator[tuple[Tensors, dict[str, Tensor]]]:
@@ -344,6 +355,10 @@ class _HessianDiagonal(KeptStateOptimizer):
 class Esgd(_HessianDiagonal):
     """ESGD (Dauphin et al. 2015): D ← β₂D + (1-β₂)(Hv)², ratio = gain · m̂ / (√D̂ + damping)."""
 
+    @property
+    def _squares_curvature(self) -> bool:
+        return True
+
     def _measure(self, batch: Any, units: dict[str, float]) -> dict[str, Tensor]:
         return self._mean_of_probes(batch, units, squared=True)
 
@@ -356,6 +371,10 @@ class AdaHessian(_HessianDiagonal):
 
     D ← β₂D + (1-β₂)d², ratio = gain · m̂ / (√D̂)^k; with ``moment`` signed, D ← β₂D + (1-β₂)d and |D̂| for √D̂.
     """
+
+    @property
+    def _squares_curvature(self) -> bool:
+        return self.options.moment == "squares"
 
     def _measure(self, batch: Any, units: dict[str, float]) -> dict[str, Tensor]:
         diagonal = self._mean_of_probes(batch, units, squared=False)

@@ -30,8 +30,8 @@ from torch import Tensor
 from splatopt.core.checks import InputError, check_not_endless
 from splatopt.core.devices import free_memory
 from splatopt.core.objective import Evaluation, Objective, Oracle, Tensors
-from splatopt.core.optimizer import Optimizer, OptimizerState, Progress, register
-from splatopt.core.rows import RowEdit
+from splatopt.core.optimizer import Optimizer, Progress, register
+from splatopt.core.state import Number
 from splatopt.curvature.conjugate_gradients import conjugate_gradients, inner
 from splatopt.curvature.estimators import Exact
 from splatopt.curvature.flat import FlatLayout
@@ -231,8 +231,8 @@ class LevenbergMarquardt(Optimizer):
         if options.preconditioner == "block":
             objective.require(frozenset({Oracle.GAUSS_NEWTON_BLOCKS}), "lm with the block preconditioner")
         self._radii = HellingerRadii(RadiusBounds(), objective.length_scale)
-        self._damping = float(options.damping_start)
-        self._steps = 0
+        self._damping = self.remember(Number("damping", float(options.damping_start)))
+        self._steps = self.remember(Number("steps", 0))
 
     @property
     def batch_size(self) -> int:
@@ -310,17 +310,17 @@ class LevenbergMarquardt(Optimizer):
         bend = sum(weight * bend for weight, bend in zip(weights, bends, strict=True))
         model = _Model(inner(means.gradient, direction), bend)
         length, gain = self._walk(batch, evaluation.loss, tangent, model)
-        facts = {"damping": self._damping, "step_length": length, "gain_ratio": gain}
-        self._steps += 1
-        damping = self._damping / 2 if length > 0 else self._damping * 2
-        self._damping = min(max(damping, self.options.damping_least), self.options.damping_most)
+        facts = {"damping": self._damping.value, "step_length": length, "gain_ratio": gain}
+        self._steps.value += 1
+        damping = self._damping.value * (0.5 if length > 0 else 2)
+        self._damping.value = min(max(damping, self.options.damping_least), self.options.damping_most)
         return replace(evaluation, facts={**evaluation.facts, **facts})
 
     def _solve(self, views: Any, gradient: Tensor, distances: Tensor, layout: FlatLayout) -> tuple[Tensor, Tensor]:
         """Return Δ of one batch and its diag(JᵀJ)."""
         preconditioner = self._precondition(views, layout)
         diagonal = preconditioner.diagonal
-        damping = self._damping * (diagonal + self.options.hellinger_damping * distances)
+        damping = self._damping.value * (diagonal + self.options.hellinger_damping * distances)
         preconditioner.factorise(damping)
         some = self._some(views, self.options.curvature_share)
 
@@ -355,7 +355,7 @@ class LevenbergMarquardt(Optimizer):
     def _some(self, views: Any, share: float) -> Any:
         """Return a share of ``views``, other ones at every step."""
         pieces = self.objective.split(views, round(1 / share))
-        return pieces[self._steps % len(pieces)]
+        return pieces[self._steps.value % len(pieces)]
 
     # ------------------------------------------------------------------ how far
 
@@ -392,21 +392,6 @@ class LevenbergMarquardt(Optimizer):
                 break
             best, best_value = 0.5**halving, value
         return best, self.objective.value(batch)
-
-    # ------------------------------------------------------------------ state
-
-    def state(self) -> OptimizerState:
-        """Return λ and the number of steps; there is nothing per parameter."""
-        return OptimizerState(tensors={}, scalars={"damping": self._damping, "steps": self._steps})
-
-    def load_state(self, state: OptimizerState) -> None:
-        """Go on from ``state``; raises InputError where it is of another optimizer."""
-        if not {"damping", "steps"} <= set(state.scalars):
-            raise InputError("this is not a state of lm: it holds no damping; start a new run")
-        self._damping, self._steps = float(state.scalars["damping"]), int(state.scalars["steps"])
-
-    def edit_rows(self, edit: RowEdit) -> None:
-        """Nothing is kept by row."""
 
 
 register(

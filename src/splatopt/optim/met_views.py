@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from splatopt.core.checks import InputError
-from splatopt.core.objective import Tensors
+from splatopt.core.state import OptimizerState, StatePart
 
 _STATE = "met_views"
 
@@ -30,7 +30,7 @@ def check_full_color_views(views: int) -> None:
         raise InputError(f"full_color_views must be at least 1, or 0 for a rate that is always whole, got {views}")
 
 
-class MetViews:
+class MetViews(StatePart):
     """The different views that a run has met."""
 
     def __init__(self, full_color_views: int) -> None:
@@ -51,14 +51,14 @@ class MetViews:
         """Return what belongs into the optimizer's state."""
         return {_STATE: torch.tensor(sorted(self._met), dtype=torch.int64)} if self._full else {}
 
-    def load(self, tensors: Tensors) -> None:
+    def load(self, state: OptimizerState) -> None:
         """Go on with saved views; where a state has none, as those of older versions, they are met anew.
 
         Raises:
             InputError: They are not whole numbers in a row.
         """
         self._met = set()
-        met = tensors.get(_STATE)
+        met = state.tensors.get(_STATE)
         if met is None or not self._full:
             return
         if met.dtype != torch.int64 or met.dim() != 1:

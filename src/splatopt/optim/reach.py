@@ -14,9 +14,10 @@ shrink; where it comes back, they grow again, up to what they would be.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from splatopt.core.checks import InputError
+from splatopt.core.state import OptimizerState, StatePart
 
 TYPES = (("means",), ("log_scales", "quats"), ("logit_opacities", "sh_dc", "sh_rest"))
 """Types of a Gaussian's parameters that are judged together: its place, its shape, its look."""
@@ -34,7 +35,7 @@ _MEMORY = 0.9
 """What a sum keeps when its types are judged once more."""
 
 
-class Reach:
+class Reach(StatePart):
     """A factor on the radii of each group of types, at most 1; the groups are judged in turn."""
 
     def __init__(self, names: Sequence[str], least: float) -> None:
@@ -94,21 +95,22 @@ class Reach:
         elif ratio > _ABOVE:
             self._factors[group] = min(1.0, _GROW * self._factors[group])
 
-    def scalars(self) -> dict[str, float]:
+    def scalars(self) -> dict[str, float | int]:
         """Return what :meth:`load` takes."""
-        kept = {"reach.turn": float(self._turn)}
+        kept: dict[str, float | int] = {"reach.turn": float(self._turn)}
         for group in range(len(self.groups)):
             kept[f"reach.{group}.factor"] = self._factors[group]
             kept[f"reach.{group}.actual"] = self._actual[group]
             kept[f"reach.{group}.promised"] = self._promised[group]
         return kept
 
-    def load(self, scalars: Mapping[str, float]) -> None:
-        """Go on from ``scalars``, those of a version without reach as at the beginning.
+    def load(self, state: OptimizerState) -> None:
+        """Go on from ``state``, from that of a version without reach as at the beginning.
 
         Raises:
             InputError: They are of other parameters.
         """
+        scalars = state.scalars
         if "reach.turn" not in scalars:
             return
         if not self.scalars().keys() <= scalars.keys():

@@ -13,7 +13,8 @@ from splatopt.core.checkpoint import (
     damage_in,
 )
 from splatopt.core.checks import InputError, quoted
-from splatopt.core.optimizer import Optimizer, OptimizerState
+from splatopt.core.optimizer import Optimizer
+from splatopt.core.state import OptimizerState
 from splatopt.core.typed import Fields
 
 OPTIMIZER = "optimizer."

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from splatopt.core.checks import InputError
-from splatopt.core.rows import RowEdit
+from splatopt.core.scene_edit import SceneEdit
 
 
 @dataclass
@@ -77,10 +77,10 @@ class GaussianCloud:
         """Return a copy that shares no memory, detached and contiguous."""
         return self.map(lambda tensor: tensor.detach().clone().contiguous())
 
-    def edit_rows(self, edit: RowEdit) -> None:
-        """Replace the rows by those that ``edit`` gathers."""
+    def edit_rows(self, edit: SceneEdit) -> None:
+        """Replace the rows by those that ``edit`` gathers and writes."""
         for name, tensor in self.tensors.items():
-            setattr(self, name, edit.gather(tensor))
+            setattr(self, name, edit.parameter(name, tensor))
 
     def with_sh_degree(self, degree: int) -> GaussianCloud:
         """Return the cloud stored at ``degree``: higher bands are dropped, missing ones are zero."""

@@ -22,7 +22,7 @@ from splatopt.core.objective import (
     Residuals,
     Tensors,
 )
-from splatopt.core.rows import RowEdit
+from splatopt.core.scene_edit import SceneEdit
 from splatopt.raster.losses import L1Ssim, Loss
 from splatopt.raster.problem import ViewProblem, WeightedSum
 from splatopt.raster.renderer import Renderer
@@ -276,7 +276,7 @@ class PhotometricObjective(Objective):
         for position, view in enumerate(batch):
             yield self.problem(view), WeightedSum(tensors, weight, overwrite=position == 0)
 
-    def edit_rows(self, edit: RowEdit) -> None:
+    def edit_rows(self, edit: SceneEdit) -> None:
         """Edit the cloud's rows and make buffers for the new number of them."""
         self.cloud.edit_rows(edit)
         self._allocate()

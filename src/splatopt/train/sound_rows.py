@@ -25,7 +25,7 @@ from splatopt.core.objective import (
     Tensors,
 )
 from splatopt.core.optimizer import Optimizer
-from splatopt.core.rows import RowEdit
+from splatopt.core.scene_edit import SceneEdit, Written, apply_edit
 from splatopt.core.wrapped import WrappedObjective
 from splatopt.runs.guards import non_finite
 from splatopt.scene.photometric import PhotometricObjective
@@ -234,11 +234,9 @@ def begin_anew(objective: PhotometricObjective, optimizer: Optimizer, rows: Tens
         else:
             nearest = torch.searchsorted(sound, row) % len(sound)
         source[row] = sound[nearest]
-    edit = RowEdit(source, rows)
-    objective.edit_rows(edit)
-    opacities = objective.parameters["logit_opacities"]
-    opacities[rows] = opacities[rows].clamp(max=FAINT)
-    optimizer.edit_rows(edit)
+    broken = rows.nonzero().squeeze(1)
+    faint = objective.parameters["logit_opacities"][source[broken]].clamp(max=FAINT)
+    apply_edit(SceneEdit(source, rows, {"logit_opacities": Written(broken, faint)}), objective, optimizer)
 
 
 def _by_row(optimizer: Optimizer, count: int) -> Tensors:

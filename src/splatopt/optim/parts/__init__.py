@@ -1,0 +1,1 @@
+"""What optimizers are composed from: direction, step bound, acceptance and projection, and the loop that runs them."""

@@ -1,0 +1,235 @@
+"""Each row's own block of JᵀJ, solved within its ball."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from splatopt.core.objective import Evaluation, GaussNewtonBlocks, Tensors
+from splatopt.core.optimizer import Optimizer, Progress
+from splatopt.core.state import Number, PerParameter, PerRow
+from splatopt.curvature.blocks import side_by_side
+from splatopt.optim.fused import FusedPasses
+from splatopt.optim.parts.blocks import KeptBlocks, KnownCurvature, solve_in_balls
+from splatopt.optim.parts.bounds import HellingerBall
+from splatopt.optim.parts.direction import Change, Direction, Point, Solved
+
+BLOCK_NAMES = ("means", "log_scales", "quats", "logit_opacities", "sh_dc")
+"""Whose entries make up the 14×14 blocks that the fused passes take."""
+
+_OVERLAP_EVERY = 2
+"""Refreshes from one measurement of the overlap to the next."""
+
+_OVERLAP_MEMORY = 0.64
+"""What the mean overlap keeps when it is measured once more."""
+
+
+class BlockSolve(Direction):
+    """The minimum of each row's model ĝᵀd + ½ dᵀ(s B̂)d within its ball; what is in no block by its diagonal alone.
+
+    Gradient and blocks are running means, corrected for their start; a row's blocks count from when it became fresh.
+    Rows that the batch did not see stay where they are. The scale s = overlap · κ follows the overlap factor κ,
+    measured along a trial at every second look at the curvature.
+    """
+
+    asks_twice: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        host: Optimizer,
+        ball: HellingerBall,
+        *,
+        decay: float,
+        memory: float,
+        refresh: int,
+        overlap: float,
+        damping: float,
+        factorisations: int,
+    ) -> None:
+        """Start with no curvature and no momentum.
+
+        Args:
+            host: The optimizer.
+            ball: The radii.
+            decay: Of the mean of gradients.
+            memory: Decay of the mean of blocks.
+            refresh: Steps from one look at the curvature to the next.
+            overlap: Factor on κ.
+            damping: Least multiplier over what the step before promised.
+            factorisations: Cholesky factorisations a step.
+        """
+        super().__init__(host)
+        self._ball = ball
+        self.decay, self._memory, self._refresh = decay, memory, refresh
+        self._overlap, self._damping, self.factorisations = overlap, damping, factorisations
+        parameters = self.objective.parameters
+        self._names = self.objective.block_names
+        rest = [name for name in parameters if name not in self._names]
+        self._kappa = host.remember(Number("kappa", 0.0))
+        self._promise = host.remember(Number("promise", 0.0))
+        self.momentum = host.remember(PerParameter("momentum", parameters, degree=1))
+        self._age = host.remember(PerRow("age", parameters, saved_as="age"))
+        self.multipliers = host.remember(PerRow("multipliers", parameters, saved_as="multipliers"))
+        self.diagonal = host.remember(KnownCurvature("diagonal", parameters, degree=2, resettable=False, only=rest))
+        fused = self.passes()  # the layout is the same for any number of threads
+        self.blocks = host.remember(KeptBlocks(parameters, self._names, fused is not None and fused.in_lanes))
+        self._fresh: GaussNewtonBlocks | None = None
+
+    def passes(self) -> FusedPasses[Any, Any] | None:
+        """Return the passes that take the blocks as they are kept; None where the step is taken in torch."""
+        takes = self._names == BLOCK_NAMES and set(self.diagonal.values) == {"sh_rest"}
+        return self.fused_passes(self.objective.parameters, self.momentum.values) if takes else None
+
+    # ------------------------------------------------------------------ what is measured
+
+    def evaluate(self, batch: Any, progress: Progress) -> Evaluation:
+        """Return loss and gradient; where it is due, take the blocks on this batch into their means."""
+        evaluation = super().evaluate(batch, progress)
+        if self.steps.value % self._refresh == 0:
+            self._fresh = self.objective.gauss_newton_blocks(batch)
+            self._fold(self._fresh)
+        return evaluation
+
+    @property
+    def measured(self) -> bool:
+        """Whether blocks were measured in this step."""
+        return self._fresh is not None
+
+    @property
+    def wants_trial(self) -> bool:
+        """Whether κ is due."""
+        return self.measured and (self.steps.value - 1) // self._refresh % _OVERLAP_EVERY == 0
+
+    def learn(self, batch: Any, step: Tensors) -> None:
+        """κ ← running mean of ‖J d‖² / Σ dᵀB d, both on this batch at the point where the step d begins."""
+        assert self._fresh is not None  # a trial follows a measurement
+        together = self.objective.gauss_newton_form(batch, step)
+        alone = self._own_form(self._fresh, step)
+        if alone > 0 and math.isfinite(together):
+            measured = max(1.0, together / alone)
+            kept = _OVERLAP_MEMORY if self._kappa.value else 0.0
+            self._kappa.value = kept * self._kappa.value + (1 - kept) * measured
+
+    def release(self) -> None:
+        """Forget this step's blocks."""
+        self._fresh = None
+
+    def _fold(self, fresh: GaussNewtonBlocks) -> None:
+        """B ← B + w·(fresh - B), w = (1-θ₂)/(1-θ₂ᵃ), a the age: the running mean, corrected for its start."""
+        self._age.values += 1
+        weights = ((1 - self._memory) / (1 - self._memory ** self._age.values.double())).to(self._age.values.dtype)
+        fused = self.passes()
+        if fused is not None:
+            fused.passes.fold_blocks(self.blocks.values, fresh.blocks, weights)
+        else:
+            self.blocks.values.lerp_(fresh.blocks, weights[:, None])
+        for name, mean in self.diagonal.values.items():
+            mean.lerp_(fresh.diagonal[name], weights.view(-1, *[1] * (mean.dim() - 1)))
+
+    def _own_form(self, fresh: GaussNewtonBlocks, step: Tensors) -> float:
+        """Σ dᵀB d over the rows, and Σ D d² over what has a diagonal alone."""
+        fused = self.passes()
+        if fused is not None:
+            return fused.passes.block_form(fresh.blocks, fresh.diagonal["sh_rest"], fused.cloud(step))
+        d = side_by_side(step, fresh.names).double()
+        row, column = torch.tril_indices(d.shape[1], d.shape[1], device=d.device)
+        twice = torch.where(row == column, 1.0, 2.0).double()
+        form = (fresh.blocks.double() * d[:, row] * d[:, column] * twice).sum()
+        for name, diagonal in fresh.diagonal.items():
+            form += (diagonal * step[name].square()).sum(dtype=torch.float64)
+        return float(form)
+
+    @property
+    def overlap_factor(self) -> float:
+        """κ, the measured overlap; 8 before it has been measured."""
+        return self._kappa.value or 8.0
+
+    @property
+    def scale(self) -> float:
+        """s, what the blocks are multiplied by."""
+        return self._overlap * self.overlap_factor
+
+    # ------------------------------------------------------------------ what is promised
+
+    def listen(self, gradient: Tensors) -> None:
+        """Take the gradient into the momentum, m ← m + (1-θ₁)(g - m)."""
+        for name, mean in self.momentum.values.items():
+            mean.lerp_(gradient[name], 1 - self.decay)
+
+    def correction(self, heard: bool) -> float:
+        """Return what the momentum is multiplied by for its start, 1/(1-θ₁ᵗ).
+
+        Args:
+            heard: Whether this step's gradient is in it.
+        """
+        return 1 / (1 - self.decay ** (self.steps.value if heard else self.steps.value - 1))
+
+    def promised(self, step: Tensors, names: Iterable[str]) -> float:
+        """Return -ĝᵀd over the parameters ``names``, ĝ without this step's gradient."""
+        slope = sum(float((self.momentum[name] * step[name]).sum(dtype=torch.float64)) for name in names)
+        return -slope * self.correction(heard=False)
+
+    @property
+    def damping(self) -> float:
+        """The least multiplier, from what the step before promised."""
+        return self._damping * self._promise.value
+
+    def note(self, promise: float) -> None:
+        """Keep what a step promised; of one with a row that broke down it is no number."""
+        if math.isfinite(promise):
+            self._promise.value = promise
+
+    # ------------------------------------------------------------------ where to
+
+    def changes(self, at: Point) -> Iterator[tuple[str, Change]]:
+        """Yield the steps of the rows that were seen and whose curvature is known."""
+        if at.heard:
+            self.listen(at.gradient)
+        rows = (torch.ones_like(self._age.values) if at.seen is None else at.seen).nonzero().squeeze(1)
+        radii = self._ball.radii({name: value[rows] for name, value in at.parameters.items()})
+        correction = self.correction(at.heard)
+        damping = self._damping_over(rows, radii, correction)
+        known = (self.blocks.diagonal[rows] > 0).any(dim=1)
+        rows, radii = rows[known], {name: eta[known] for name, eta in radii.items()}
+        yield from self._block_changes(at.parameters, rows, radii, correction, damping)
+        yield from self._diagonal_changes(rows, radii, correction)
+
+    def _mean_gradient(self, rows: Tensor, correction: float) -> Tensor:
+        """The momentum of the blocks' parameters, corrected for its start, (rows, B)."""
+        return side_by_side({name: self.momentum[name][rows] * correction for name in self._names}, self._names)
+
+    def _damping_over(self, rows: Tensor, radii: Tensors, correction: float) -> float:
+        """λ mean |h| over ``rows``, all that were seen, at the step before; at the first one it is its own."""
+        promises = (self._mean_gradient(rows, correction) * side_by_side(radii, self._names)).norm(dim=1)
+        promise = float(promises.mean()) if len(rows) else 0.0
+        damping = self._damping * promise if self.steps.value == 1 else self.damping
+        self.note(promise)
+        return damping
+
+    def _block_changes(
+        self, parameters: Tensors, rows: Tensor, radii: Tensors, correction: float, damping: float
+    ) -> Iterator[tuple[str, Change]]:
+        gradient, eta = self._mean_gradient(rows, correction), side_by_side(radii, self._names)
+        multipliers = self.multipliers.values[rows]
+        steps = solve_in_balls(
+            self.blocks.values[rows], gradient, eta, self.scale, damping, multipliers, self.factorisations
+        )
+        self.multipliers.values[rows] = multipliers
+        begin = 0
+        for name in self._names:
+            parameter = parameters[name]
+            width = parameter[:1, None].flatten(1).shape[1]
+            yield name, Solved(rows, steps[:, begin : begin + width].reshape(-1, *parameter.shape[1:]))
+            begin += width
+
+    def _diagonal_changes(self, rows: Tensor, radii: Tensors, correction: float) -> Iterator[tuple[str, Change]]:
+        for name, mean in self.diagonal.values.items():
+            gradient = self.momentum[name][rows] * correction
+            # At the smallest number instead of 0, the quotient is beyond any radius for g ≠ 0, and 0 for g = 0.
+            curvature = (self.scale * mean[rows]).clamp_min(torch.finfo(mean.dtype).tiny)
+            step = gradient / curvature
+            yield name, Solved(rows, -torch.maximum(torch.minimum(step, radii[name]), -radii[name]))
