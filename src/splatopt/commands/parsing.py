@@ -155,7 +155,7 @@ def run_command(options: Any, run: Callable[[Any], int], name: str, words: list[
 
 def values_in(words: Sequence[str], flag: str) -> list[str]:
     """Return what a flag is given in the words of a command, before these have been parsed."""
-    found = []
+    found: list[str] = []
     for place, word in enumerate(words):
         name, equals, value = word.partition("=")
         if name == flag:
