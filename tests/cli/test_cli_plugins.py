@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import textwrap
 from pathlib import Path
 
@@ -234,3 +235,60 @@ def test_a_suite_refuses_a_worker_whose_plugin_has_changed(capture, plugin, tmp_
     capsys.readouterr()
     assert command(*words, "--plugin", plugin) == 2
     assert "was run with plugins = [{'file': 'plugin.py', 'sha256': " in capsys.readouterr().err
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch) -> str:
+    """An installed package that offers an optimizer, a loss and a reader, and another that is broken."""
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "offering_package.py").write_text(textwrap.dedent(ALL))
+    (site / "broken_package.py").write_text("raise RuntimeError('broken')\n")
+    groups = {"optimizers": "walk", "losses": "power", "readers": "hidden"}
+    for package, names in (("offering_package", groups), ("broken_package", dict.fromkeys(groups, "shattered"))):
+        metadata = site / f"{package}-1.0.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        lines = [f"[splatopt.{group}]\n{name} = {package}\n" for group, name in names.items()]
+        (metadata / "entry_points.txt").write_text("".join(lines))
+    monkeypatch.syspath_prepend(str(site))
+    yield "offering_package"
+    for registry in (OPTIMIZERS, LOSSES, READERS):
+        for name in registry.names(Origin.INSTALLED):
+            registry.forget(name)
+    for package in ("offering_package", "broken_package"):
+        sys.modules.pop(package, None)
+
+
+def test_what_packages_offer_is_found_by_its_name(capture, installed, tmp_path, capsys):
+    assert main(["train", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert f"walk: of the package {installed}" in shown
+    assert "shattered: of the package broken_package" in shown
+    assert installed not in sys.modules
+    words = ["--optimizer", "walk", "--walk.rate", "0.002", "--loss", "power", "--power.power", "1.5", "--steps", "2"]
+    out = tmp_path / "run"
+    assert main(["train", str(capture), *words, "--out", str(out)]) == 0
+    config = json.loads((out / "config.json").read_text())
+    assert (config["optimizer_options"], config["loss_options"]) == ({"rate": 0.002}, {"power": 1.5})
+    assert config["plugins"] == []
+    assert main(["train", str(capture), "--out", str(out), "--resume", "--steps", "3"]) == 0
+
+
+def test_a_broken_package_is_said_where_it_is_asked_for(capture, installed, tmp_path, capsys):
+    out = str(tmp_path / "run")
+    assert main(["train", str(capture), "--steps", "1", "--out", out]) == 0
+    for words in (["--optimizer", "shattered"], ["--loss", "shattered"]):
+        assert main(["train", str(capture), *words, "--out", out]) == 2
+        said = capsys.readouterr().err
+        assert "'shattered' of the package broken_package cannot be loaded" in said
+        assert "broken_package.py, line 1: RuntimeError: broken" in said
+
+
+def test_a_packages_reader_is_asked_last_and_a_broken_one_is_named(capture, installed, tmp_path, capsys):
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    assert main(["inspect", str(hidden)]) == 2
+    assert "the reader 'shattered' of the package broken_package cannot be loaded" in capsys.readouterr().err
+    (hidden / "capture.hidden").write_text(str(capture))
+    assert main(["inspect", str(hidden)]) == 0

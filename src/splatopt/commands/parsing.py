@@ -155,11 +155,11 @@ def run_command(options: Any, run: Callable[[Any], int], name: str, words: list[
 
 def values_in(words: Sequence[str], flag: str) -> list[str]:
     """Return what a flag is given in the words of a command, before these have been parsed."""
-    found = []
-    for word, after in zip(words, [*words[1:], ""], strict=True):
+    found: list[str] = []
+    for place, word in enumerate(words):
         name, equals, value = word.partition("=")
-        if name == flag and (equals or after):
-            found.append(value if equals else after)
+        if name == flag:
+            found += [value] if equals else words[place + 1 : place + 2]
     return found
 
 

@@ -63,7 +63,7 @@ class Place:
 def calling_place() -> Place:
     """Return where the function that calls this one was called."""
     frame: types.FrameType | None = sys._getframe()
-    frames = []
+    frames: list[types.FrameType] = []
     while frame is not None and len(frames) < 3:
         if _room(frame) not in _CHECKERS:
             frames.append(frame)
