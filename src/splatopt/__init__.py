@@ -23,12 +23,17 @@ if TYPE_CHECKING:
     from splatopt.core.checks import InputError
     from splatopt.core.objective import Evaluation, Objective, Oracle
     from splatopt.core.optimizer import Optimizer, Progress, optimizer_names, register
+    from splatopt.core.state import PerParameter
     from splatopt.data import Capture, CaptureOptions, inspect_capture, load_capture
+    from splatopt.data.readers import register_reader
     from splatopt.fit.config import FitConfig
     from splatopt.fit.loop import fit_field, open_field
     from splatopt.fit.verb import fit
     from splatopt.optim import Adam, AdamOptions
+    from splatopt.raster.check_loss import check_loss
+    from splatopt.raster.loss_registry import register_loss
     from splatopt.raster.render import make_renderer, render
+    from splatopt.raster.torch_loss import TorchLoss
     from splatopt.raster.types import Footprint, RenderOptions
     from splatopt.scene.gaussians import GaussianCloud
     from splatopt.scene.photometric import PhotometricObjective
@@ -44,8 +49,13 @@ _HOMES = {
     "splatopt.core.checks": ("InputError",),
     "splatopt.core.objective": ("Evaluation", "Objective", "Oracle"),
     "splatopt.core.optimizer": ("Optimizer", "Progress", "optimizer_names", "register"),
+    "splatopt.core.state": ("PerParameter",),
     "splatopt.data": ("Capture", "CaptureOptions", "inspect_capture", "load_capture"),
     "splatopt.optim": ("Adam", "AdamOptions"),
+    "splatopt.data.readers": ("register_reader",),
+    "splatopt.raster.check_loss": ("check_loss",),
+    "splatopt.raster.loss_registry": ("register_loss",),
+    "splatopt.raster.torch_loss": ("TorchLoss",),
     "splatopt.raster.render": ("make_renderer", "render"),
     "splatopt.raster.types": ("Footprint", "RenderOptions"),
     "splatopt.scene.gaussians": ("GaussianCloud",),
@@ -77,12 +87,15 @@ __all__ = [
     "Objective",
     "Optimizer",
     "Oracle",
+    "PerParameter",
     "PhotometricObjective",
     "Progress",
     "RenderOptions",
     "Run",
+    "TorchLoss",
     "TrainConfig",
     "TrainResult",
+    "check_loss",
     "fit",
     "fit_field",
     "inspect_capture",
@@ -93,6 +106,8 @@ __all__ = [
     "open_run",
     "optimizer_names",
     "register",
+    "register_loss",
+    "register_reader",
     "render",
     "save_ply",
     "start_from_points",

@@ -13,8 +13,9 @@ from splatopt.bench.cells import make_cells
 from splatopt.bench.measure import run_cell
 from splatopt.bench.session import Start, run_suite
 from splatopt.cli import main
-from splatopt.core import native
+from splatopt.core import native, plugins
 from splatopt.core.checks import InputError
+from splatopt.core.optimizer import OPTIMIZERS
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: splatopt[ray]")
 
@@ -87,3 +88,30 @@ def test_a_cluster_that_does_not_answer_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", types.SimpleNamespace(init=init))
     with pytest.raises(InputError, match=r"no Ray answers at head:1 \(nobody there\)"):
         cluster._connect("head:1")
+
+
+def test_a_node_loads_the_plugins_of_its_cell(capture, tmp_path, monkeypatch):
+    plugin = tmp_path / "node_plugin.py"
+    plugin.write_text(
+        "import splatopt\nfrom splatopt.optim import Adam, AdamOptions\n"
+        "splatopt.register('node-adam', Adam, AdamOptions)\n"
+    )
+    suite = toy_suite(capture, plugins=[str(plugin)], optimizers=[{"name": "node-adam"}])
+    cell, ran = make_cells(suite, tmp_path / "out", {})[0], []
+    monkeypatch.setattr(cluster, "run_process", lambda place, cell, weights: ran.append(cell))
+    written = json.loads(json.dumps(cell.to_json()))
+    OPTIMIZERS.forget("node-adam")
+    plugins._files.clear()
+    try:
+        cluster._run(str(tmp_path / "out"), written, None)
+        assert [one.config.optimizer for one in ran] == ["node-adam"]
+        assert "node-adam" in OPTIMIZERS.names()
+        # Another process would read the file anew.
+        plugin.write_text(plugin.read_text() + "# another\n")
+        OPTIMIZERS.forget("node-adam")
+        plugins._files.clear()
+        with pytest.raises(InputError, match="has changed since the suite was started"):
+            cluster._run(str(tmp_path / "out"), written, None)
+    finally:
+        OPTIMIZERS.forget("node-adam")
+        plugins._files.clear()

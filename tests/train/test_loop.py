@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from splatopt.core import optimizer as optimizer_module
 from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.core.checks import InputError
-from splatopt.core.optimizer import register
+from splatopt.core.optimizer import OPTIMIZERS, register
 from splatopt.data import load_capture
 from splatopt.optim import Adam, AdamOptions
 from splatopt.raster.types import Rendering
@@ -287,7 +286,7 @@ def test_the_optimizer_is_told_how_many_threads_it_may_take(settings):
     try:
         train(settings(optimizer="counting", threads=3), renderer=ToyRenderer())
     finally:
-        del optimizer_module._REGISTRY["counting"]
+        OPTIMIZERS.forget("counting")
     assert set(told) == {3}
 
 

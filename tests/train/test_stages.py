@@ -10,10 +10,9 @@ from typing import ClassVar
 import pytest
 import torch
 
-from splatopt.core import optimizer as optimizer_module
 from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.core.checks import InputError
-from splatopt.core.optimizer import register
+from splatopt.core.optimizer import OPTIMIZERS, register
 from splatopt.core.state import OptimizerState
 from splatopt.optim import Adam, AdamOptions
 from splatopt.runs.events import Warned
@@ -63,7 +62,7 @@ def wide():
     Wide.told.clear()
     register("wide", Wide, WideOptions)
     yield
-    del optimizer_module._REGISTRY["wide"]
+    OPTIMIZERS.forget("wide")
 
 
 @pytest.fixture

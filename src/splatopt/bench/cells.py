@@ -14,7 +14,9 @@ from splatopt.bench.records import CellRecord, ProtocolRecord
 from splatopt.bench.suite import OptimizerEntry, SceneEntry, SettingEntry, Suite
 from splatopt.core.checks import InputError
 from splatopt.core.optimizer import find_optimizer
+from splatopt.core.plugins import PluginFile
 from splatopt.core.typed import Fields, field_names, typed, typed_fields
+from splatopt.runs.plugins import load_unchanged, plugins_from_json, plugins_without_place
 from splatopt.train.config import TrainConfig
 
 LOOSE = (
@@ -94,9 +96,25 @@ class Cell:
             return f"scene {other.source} and not {self.source}"
         mine, theirs = self.to_json()["config"], other.to_json()["config"]
         for name in sorted(set(mine) | set(theirs)):
-            if name not in LOOSE and mine.get(name) != theirs.get(name):
-                return f"{name} = {theirs.get(name)!r} and not {mine.get(name)!r}"
+            here, there = (comparable(name, one.get(name)) for one in (mine, theirs))
+            if name not in LOOSE and here != there:
+                return f"{name} = {there!r} and not {here!r}"
         return None
+
+
+def comparable(name: str, value: Any) -> Any:
+    """Return a setting without places on this machine: of plug-ins the names of their files and their digests."""
+    return plugins_without_place(value or ()) if name == "plugins" else value
+
+
+def load_plugins_of(values: Any, where: str) -> tuple[PluginFile, ...]:
+    """Load the plug-ins of the cell that :meth:`Cell.to_json` gave, in the process that is to run it; returns them.
+
+    Raises:
+        InputError: One is gone, or is no longer what the suite was started with.
+    """
+    config = Fields(values, where).object("config")
+    return load_unchanged(plugins_from_json(config.values.get("plugins"), f"{where}: config"), "the suite")
 
 
 def cell_name(scene: str, setting: str, label: str, seed: int) -> str:
@@ -201,6 +219,7 @@ def _config(
             out=folder,
             eval_at=tuple(point for point in suite.points if point > 0),
             eval_at_seconds=suite.seconds,
+            plugins=suite.plugins,
             **settings,
         )
     except InputError as error:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from types import ModuleType
 
-from splatopt.bench.cells import Cell
+from splatopt.bench.cells import Cell, load_plugins_of
 from splatopt.bench.records import CellRecord
 from splatopt.bench.runner import Outcome, Place, Say, describe, run_process, said_of, split_kept
 from splatopt.core.checks import InputError
@@ -68,6 +68,7 @@ def _run(out: str, cell: CellRecord, lpips_weights: str | None) -> None:
     """What a node does: the cell in a process of its own, which leaves everything in the suite's folder."""
     from pathlib import Path
 
+    load_plugins_of(cell, "the task")
     run_process(Place(Path(out)), Cell.from_json(cell, "the task"), lpips_weights)
 
 

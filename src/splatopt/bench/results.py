@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from splatopt.bench.cells import LOOSE
+from splatopt.bench.cells import LOOSE, comparable
 from splatopt.bench.records import CellRecord, check_cell
 from splatopt.bench.runner import Outcome
 from splatopt.core.checkpoint import replace_file
@@ -56,7 +56,7 @@ def result_cell(outcome: Outcome) -> CellRecord:
     made: CellRecord = {"points": [], "warnings": []}
     made |= outcome.record
     made |= cell.to_json()
-    made["config"] = {name: value for name, value in made["config"].items() if name not in LOOSE}
+    made["config"] = {name: comparable(name, value) for name, value in made["config"].items() if name not in LOOSE}
     made["name"] = cell.name
     if outcome.failure is not None:
         made |= {"status": "failed", "failure": outcome.failure}

@@ -14,12 +14,15 @@ import splatopt.optim  # noqa: F401 - both register optimizers
 from splatopt.bench.protocol import POINTS, SECONDS, Protocol, find_protocol
 from splatopt.core.checks import InputError, shown
 from splatopt.core.optimizer import find_optimizer
+from splatopt.core.plugins import PluginFile, as_plugins
 from splatopt.core.reading import DamagedFileError, read_bounded
 from splatopt.core.typed import check_names, field_names, typed, typed_fields
+from splatopt.runs.plugins import plugins_to_json, plugins_without_place
 from splatopt.train.config import TrainConfig
 
 OWN_SETTINGS = frozenset(
     {"capture", "out", "resume", "seed", "optimizer", "optimizer_options", "eval_at", "eval_at_seconds", "max_seconds"}
+    | {"plugins"}
 )
 """Fields of TrainConfig that are the suite's own business, and no setting of it."""
 
@@ -94,6 +97,7 @@ class Suite:
         seconds: Times at which all are scored. Unit: seconds.
         reference: Label that others are compared with.
         folder: Where the suite file lies, from which scenes are looked for.
+        plugins: Files that register optimizers, losses and readers, which every cell's process loads.
     """
 
     title: str
@@ -107,11 +111,13 @@ class Suite:
     seconds: tuple[float, ...]
     reference: str
     folder: Path
+    plugins: tuple[PluginFile, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """Return the suite as JSON values; the folder, a place on one machine, is left out."""
-        values = asdict(replace(self, folder=Path())) | {"protocol": self.protocol.to_json()}
+        values = asdict(replace(self, folder=Path(), plugins=())) | {"protocol": self.protocol.to_json()}
         del values["folder"]
+        values["plugins"] = plugins_without_place(plugins_to_json(self.plugins))
         return {name: _json(value) for name, value in values.items()}
 
 
@@ -135,14 +141,19 @@ _KEYS = (
     "seconds",
     "reference",
     "train",
+    "plugins",
     "scenes",
     "settings",
     "optimizers",
 )
 
 
-def read_suite(path: Path) -> Suite:
+def read_suite(path: Path, plugins: Sequence[PluginFile] = ()) -> Suite:
     """Read a suite's TOML file.
+
+    Args:
+        path: The file.
+        plugins: Those that were given beside it.
 
     Raises:
         InputError: It cannot be read, or something in it is unknown or impossible; names the place.
@@ -153,22 +164,27 @@ def read_suite(path: Path) -> Suite:
         raise InputError(f"the suite {error}; give a suite's .toml file") from error
     except (ValueError, RecursionError) as error:  # of numbers too long for Python as well
         raise InputError(f"{path} is not a suite in TOML ({shown(error)[:200]})") from error
-    return make_suite(values, str(path), path.parent, title=path.stem)
+    return make_suite(values, str(path), path.parent, title=path.stem, plugins=plugins)
 
 
-def make_suite(values: Mapping[str, object], where: str, folder: Path, title: str) -> Suite:
+def make_suite(
+    values: Mapping[str, object], where: str, folder: Path, title: str, plugins: Sequence[PluginFile] = ()
+) -> Suite:
     """Check what a suite says and return it.
 
     Args:
         values: The suite as TOML gives it.
         where: Where it was read, for messages.
-        folder: Scenes are looked for from here.
+        folder: Scenes and plug-ins are looked for from here.
         title: The title where it gives none.
+        plugins: Those that were given beside it.
 
     Raises:
         InputError: Something is unknown, missing or impossible.
     """
     check_names(values, _KEYS, "entry", where)
+    named = typed(values.get("plugins", []), tuple[str, ...], f"{where}: plugins")
+    plugins = as_plugins([*plugins, *(folder / one for one in named)])
     protocol = _protocol(values, where)
     common = _settings(_table(values.get("train", {}), f"{where}: train"), f"{where}: train", protocol)
     scenes = tuple(_scene(one, f"{where}: {at}", protocol) for at, one in _entries(values, "scenes", where))
@@ -197,6 +213,7 @@ def make_suite(values: Mapping[str, object], where: str, folder: Path, title: st
         seconds=_moments(values.get("seconds", SECONDS), float, f"{where}: seconds"),
         reference=reference,
         folder=folder,
+        plugins=plugins,
     )
 
 
@@ -239,7 +256,10 @@ def _entries(
 
 def _settings(values: Mapping[str, object], where: str, protocol: Protocol) -> dict[str, object]:
     """Fields of TrainConfig; none that the protocol fixes."""
-    settings = typed_fields(values, TrainConfig, setting_names(), "setting", where)
+    given = {name: value for name, value in values.items() if name != "loss_options"}
+    settings = typed_fields(given, TrainConfig, setting_names(), "setting", where)
+    if "loss_options" in values:
+        settings["loss_options"] = dict(_table(values["loss_options"], f"{where}: loss_options"))
     for name in settings:
         if name in protocol.fixed or (protocol.inputs and name == "input_views"):
             raise InputError(f"{where}: {name} is fixed by the protocol {protocol.name}; leave it out")

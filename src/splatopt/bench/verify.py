@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from splatopt.bench.cells import Cell
+from splatopt.bench.cells import Cell, load_plugins_of
 from splatopt.bench.environment import REPRODUCING
 from splatopt.bench.measure import RECORD
 from splatopt.bench.records import CellRecord, read_record
@@ -64,7 +64,9 @@ def verify(
     record = read_record(run / RECORD)
     if record.get("status") != "done" or not RunFolder(run).is_run:
         raise InputError(f"{run} is no cell of a suite that came to its end; give a folder below a suite's cells/")
+    plugins = load_plugins_of(record, str(run / RECORD))
     cell = Cell.from_json(record, str(run / RECORD))
+    cell = replace(cell, config=replace(cell.config, plugins=plugins))
     with tempfile.TemporaryDirectory(prefix="splatopt-verify-") as folder:
         again = _again(cell, Path(folder), data, overrides or {})
         say(f"running again: {describe(again)} …")

@@ -8,7 +8,7 @@ import threading
 import traceback
 from pathlib import Path
 
-from splatopt.bench.cells import Cell
+from splatopt.bench.cells import Cell, load_plugins_of
 from splatopt.bench.lpips_scores import measure_lpips
 from splatopt.bench.measure import run_cell
 from splatopt.core.checks import InputError
@@ -30,6 +30,7 @@ def main(request: Path) -> int:
     """
     try:
         values = read_json(request)
+        load_plugins_of(values.get("cell"), str(request))
         cell, weights = Cell.from_json(values.get("cell"), str(request)), values.get("lpips_weights")
         run_cell(cell, finish=lambda result: measure_lpips(result, weights))
     except KeyboardInterrupt:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from splatopt.commands.parsing import run_command
+from splatopt.commands.parsing import load_given, run_command
 from splatopt.core.checks import InputError, say
+from splatopt.runs.plugins import PluginFiles
 
 if TYPE_CHECKING:
     from splatopt.bench.suite import Suite
@@ -80,6 +81,10 @@ class RunOptions:
     views: int = 2
     """Views of each scene that the page shows side by side at most; 0 for none. Unit: views."""
 
+    plugins: PluginFiles = ()
+    """A Python file that registers an optimizer, a loss or a reader of captures; give it once for each file. A suite's
+    file names them as plugins = ["FILE.py"]."""
+
 
 def _suite(options: RunOptions) -> Suite:
     """The suite's file, or one put together from the words."""
@@ -94,7 +99,7 @@ def _suite(options: RunOptions) -> Suite:
             raise InputError(
                 f"{' and '.join(given)} cannot stand beside a suite's file; write them into {options.suite}"
             )
-        return read_suite(options.suite)
+        return read_suite(options.suite, options.plugins)
     missing = [name for name in ("--scenes", "--optimizers") if not loose[name]]
     if missing:
         raise InputError(f"give a suite's file, or {' and '.join(missing)}")
@@ -109,7 +114,7 @@ def _suite(options: RunOptions) -> Suite:
         "optimizers": [{"name": name} for name in options.optimizers],
     }
     title = f"{', '.join(options.optimizers)} on {', '.join(Path(scene).name for scene in options.scenes)}"
-    return make_suite(values, "the command line", Path(), title)
+    return make_suite(values, "the command line", Path(), title, options.plugins)
 
 
 def _assignment(word: str) -> tuple[str, Any]:
@@ -162,7 +167,9 @@ def _typed_words(options: RunOptions) -> list[str]:
     words: list[str] = [str(options.suite)] if options.suite else []
     defaults = RunOptions()
     for name, value in vars(options).items():
-        if name == "suite" or value == getattr(defaults, name):
+        if name == "plugins":
+            words += [word for one in value for word in ("--plugin", str(one))]
+        if name in ("suite", "plugins") or value == getattr(defaults, name):
             continue
         flag = f"--{name.replace('_', '-')}"
         values = value if isinstance(value, tuple) else (value,)
@@ -245,6 +252,9 @@ class VerifyOptions:
     """Instruction set: avx512, avx2 or portable, such as that of the machine that the cell was run on; the cell's own
     when None."""
 
+    plugins: PluginFiles = ()
+    """A plug-in file of the cell, where it is no longer where it was; give it once for each file."""
+
 
 def verify(options: VerifyOptions) -> int:
     """Run a cell again; 1 where a number differs."""
@@ -314,5 +324,6 @@ def chosen(words: Sequence[str]) -> tuple[str, type, Callable[[Any], int], list[
 
 def main(words: list[str]) -> int:
     """Run the command on the words after its name; returns its exit code."""
+    load_given(words)
     name, options, run, rest = chosen(words)
     return run_command(options, run, name, rest)

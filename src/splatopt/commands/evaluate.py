@@ -10,8 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from splatopt.commands.opened import open_told
-from splatopt.commands.parsing import positional, run_command
+from splatopt.commands.parsing import load_given, positional, run_command
 from splatopt.core.checks import say, shown
+from splatopt.runs.plugins import PluginFiles
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ class EvalOptions:
 
     device: str | None = None
     """Where: auto, cpu, cuda or cuda:N; where the run was made when None."""
+
+    plugins: PluginFiles = ()
+    """A Python file that registers the reader of the capture; give it once for each file."""
 
 
 def _eval(options: EvalOptions) -> int:
@@ -43,4 +47,5 @@ def _eval(options: EvalOptions) -> int:
 
 def main(words: list[str]) -> int:
     """Run the command on the words after its name; returns its exit code."""
+    load_given(words)
     return run_command(positional(EvalOptions), _eval, "eval", words)

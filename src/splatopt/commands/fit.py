@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from splatopt.commands.optimizer_columns import chosen_options, optimizer_columns
-from splatopt.commands.parsing import run_command
+from splatopt.commands.optimizer_columns import chosen_options, option_columns
+from splatopt.commands.parsing import load_given, run_command, values_in
 from splatopt.core.checks import say
+from splatopt.core.optimizer import OPTIMIZERS
+from splatopt.core.plugins import Origin
 from splatopt.fit.config import FitConfig
 from splatopt.fit.events import FitProgress, written_scores
 from splatopt.fit.loop import fit_field, open_field
@@ -19,22 +22,33 @@ from splatopt.optim.field_optimizers import FIELD_OPTIMIZERS
 from splatopt.optim.zoo import ZooOptions
 from splatopt.report.field_page import write_field_report
 
-_OPTIONS: dict[str, type] = {name: one.entry.options for name, one in FIELD_OPTIMIZERS.items()} | {"zoo": ZooOptions}
 
+def fit_options(words: Sequence[str]) -> Any:
+    """Return FitConfig, with the options of every optimizer of fields under its name.
 
-def fit_options() -> Any:
-    """Return FitConfig, with the options of every optimizer of fields under its name."""
-    columns: list[Any] = [("fit", tyro.conf.OmitArgPrefixes[FitConfig]), *optimizer_columns(_OPTIONS)]
+    Args:
+        words: The command line; what installed packages offer is there where it is named.
+    """
+    options = _options(values_in(words, "--optimizer"))
+    columns: list[Any] = [("fit", tyro.conf.OmitArgPrefixes[FitConfig]), *option_columns(options)]
     command = make_dataclass("Fit", columns, frozen=True)
     command.__doc__ = FitConfig.__doc__
     return command
 
 
+def _options(named: Sequence[str]) -> dict[str, type]:
+    """The options of splatopt's optimizers of fields, and of those that others registered, or offer among ``named``."""
+    OPTIMIZERS.load_offered(named)
+    others = OPTIMIZERS.names(Origin.GIVEN, Origin.INSTALLED)
+    own = {name: one.entry.options for name, one in FIELD_OPTIMIZERS.items()} | {"zoo": ZooOptions}
+    return {name: OPTIMIZERS.find(name).options for name in others if name not in own} | own
+
+
 def run_fit(parsed: Any) -> int:
     """Fit, and say what came of it."""
     config = parsed.fit
-    options = chosen_options(parsed, _OPTIONS, [config.optimizer], resuming=config.resume).get(config.optimizer)
-    result = fit_field(replace(config, optimizer_options=options), [FitProgress()])
+    options = chosen_options(parsed, _options([config.optimizer]), [config.optimizer], resuming=config.resume)
+    result = fit_field(replace(config, optimizer_options=options.get(config.optimizer)), [FitProgress()])
     say(f"{result.steps} steps in {result.seconds:.1f} s; {written_scores(result.after)}", f"result: {result.folder}")
     return 0
 
@@ -50,4 +64,5 @@ def report_fit(folder: Path, views: int) -> Path:
 
 def main(words: list[str]) -> int:
     """Run the command on the words after its name; returns its exit code."""
-    return run_command(fit_options(), run_fit, "fit", words)
+    load_given(words)
+    return run_command(fit_options(words), run_fit, "fit", words)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from splatopt.commands.parsing import positional, run_command
+from splatopt.commands.parsing import load_given, positional, run_command
 from splatopt.core.checks import cut, say
 from splatopt.data import CaptureOptions, inspect_capture
+from splatopt.runs.plugins import PluginFiles
 from splatopt.runs.program import program
 
 
@@ -27,6 +29,9 @@ class InspectOptions:
 
     test_every: int = 8
     """Every so many-th view by name is a test view. Unit: views."""
+
+    plugins: PluginFiles = ()
+    """A Python file that registers a reader of captures; give it once for each file."""
 
 
 def _inspect(options: InspectOptions) -> int:
@@ -51,7 +56,8 @@ def _inspect(options: InspectOptions) -> int:
     for label, sentences in (("warning", found.warnings), ("problem", found.problems)):
         for sentence in sentences:
             say(f"{label:<13}{sentence}")
-    command = f"{program()} {found.next_command.removeprefix('splatopt ')}"
+    given = "".join(f" --plugin {shlex.quote(str(one))}" for one in options.plugins)
+    command = f"{program()} {found.next_command.removeprefix('splatopt ')}{given}"
     say(f"{'once mended' if found.problems else 'next':<13}{command}")
     return 0
 
@@ -66,4 +72,5 @@ def _listed(names: Sequence[str], most: int = 10) -> str:
 
 def main(words: list[str]) -> int:
     """Run the command on the words after its name; returns its exit code."""
+    load_given(words)
     return run_command(positional(InspectOptions), _inspect, "inspect", words)

@@ -1,4 +1,4 @@
-"""Options of many optimizers, each under its optimizer's name: on one command line, and in a run's file."""
+"""Options of many optimizers or losses, each under its own name on one command line."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from splatopt.core.checks import InputError
 from splatopt.core.optimizer import option_prefix
 
 
-def optimizer_columns(options: Mapping[str, type]) -> list[tuple[str, Any, Any]]:
-    """Return fields for ``make_dataclass``: the options of each optimizer, with its name as their prefix.
+def option_columns(options: Mapping[str, type], kind: str = "optimizer") -> list[tuple[str, Any, Any]]:
+    """Return fields for ``make_dataclass``: the options of each optimizer or loss, with its name as their prefix.
 
     Args:
-        options: Dataclass of options by the optimizer's name, or by its family's.
+        options: Dataclass of options by name, or by the name of an optimizer's family.
+        kind: What they are options of.
     """
     import tyro
 
-    return [(column_name(name), Annotated[kind, tyro.conf.arg(name=name)], kind()) for name, kind in options.items()]
+    return [
+        (column_name(name, kind), Annotated[options_kind, tyro.conf.arg(name=name)], options_kind())
+        for name, options_kind in options.items()
+    ]
 
 
 def chosen_options(
@@ -27,7 +31,7 @@ def chosen_options(
 
     Args:
         parsed: An instance of the dataclass with the columns.
-        options: As for :func:`optimizer_columns`.
+        options: As for :func:`option_columns`.
         optimizers: Those that were chosen.
         resuming: Whether a run is gone on with, whose optimizer is known only later.
 
@@ -44,7 +48,14 @@ def chosen_options(
     return {prefixes[name]: getattr(parsed, column_name(name)) for name in options if name in prefixes}
 
 
-def column_name(optimizer: str) -> str:
-    """The optimizer's name as a field can be called."""
-    name = "".join(letter if letter.isalnum() else "_" for letter in optimizer)
-    return name if name.isidentifier() else f"_{name}"
+def chosen_loss_options(parsed: Any, losses: Mapping[str, type], loss: str) -> Any:
+    """Return the options of the loss that was chosen, None where it has none; raises InputError where another's are."""
+    for name, kind in losses.items():
+        if name != loss and getattr(parsed, column_name(name, "loss")) != kind():
+            raise InputError(f"options of {name!r} are given, but the loss is {loss!r}; add --loss {name}")
+    return getattr(parsed, column_name(loss, "loss")) if loss in losses else None
+
+
+def column_name(name: str, kind: str = "optimizer") -> str:
+    """The name of an optimizer or a loss as a field can be called, which no other field is."""
+    return f"{kind}_{''.join(letter if letter.isalnum() else '_' for letter in name)}"

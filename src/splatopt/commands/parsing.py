@@ -12,6 +12,7 @@ from typing import Any
 import tyro
 
 from splatopt.core.checks import InputError, nearest_names
+from splatopt.core.plugins import as_plugins
 
 _RULE = re.compile(r"[─-]{3,}")
 _INDENT = " " * 4
@@ -150,6 +151,21 @@ def run_command(options: Any, run: Callable[[Any], int], name: str, words: list[
     except Answered:
         return 0
     return run(parsed)
+
+
+def values_in(words: Sequence[str], flag: str) -> list[str]:
+    """Return what a flag is given in the words of a command, before these have been parsed."""
+    found: list[str] = []
+    for place, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name == flag:
+            found += [value] if equals else words[place + 1 : place + 2]
+    return found
+
+
+def load_given(words: Sequence[str]) -> None:
+    """Load the files that ``--plugin`` names, whose optimizers and losses have options of their own."""
+    as_plugins(values_in(words, "--plugin"))
 
 
 def positional(options: Any) -> Any:

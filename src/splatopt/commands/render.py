@@ -8,10 +8,11 @@ from enum import Enum
 from pathlib import Path
 
 from splatopt.commands.opened import open_told
-from splatopt.commands.parsing import positional, run_command
+from splatopt.commands.parsing import load_given, positional, run_command
 from splatopt.core.checks import InputError, say
 from splatopt.data.camera_paths import orbit, spiral
 from splatopt.report.views import check_free, remove_other_frames, video_path, write_video, write_views
+from splatopt.runs.plugins import PluginFiles
 
 
 class Path3D(Enum):
@@ -47,6 +48,9 @@ class RenderRunOptions:
     device: str | None = None
     """Where: auto, cpu, cuda or cuda:N; where the run was made when None."""
 
+    plugins: PluginFiles = ()
+    """A Python file that registers the reader of the capture; give it once for each file."""
+
 
 def _render(options: RenderRunOptions) -> int:
     if options.fps < 1:
@@ -81,4 +85,5 @@ def _render(options: RenderRunOptions) -> int:
 
 def main(words: list[str]) -> int:
     """Run the command on the words after its name; returns its exit code."""
+    load_given(words)
     return run_command(positional(RenderRunOptions), _render, "render", words)

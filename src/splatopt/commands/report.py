@@ -7,11 +7,12 @@ from pathlib import Path
 
 from splatopt.commands.fit import report_fit
 from splatopt.commands.opened import open_told
-from splatopt.commands.parsing import positional, run_command
+from splatopt.commands.parsing import load_given, positional, run_command
 from splatopt.core.checks import InputError, say
 from splatopt.report.pictures import run_pictures
 from splatopt.report.scene_page import write_report
 from splatopt.runs.folder import FIELD_FORMAT, RunFolder
+from splatopt.runs.plugins import PluginFiles
 from splatopt.train.setup import open_renderer
 
 
@@ -31,6 +32,9 @@ class ReportOptions:
 
     device: str | None = None
     """Where: auto, cpu, cuda or cuda:N; where the run was made when None."""
+
+    plugins: PluginFiles = ()
+    """A Python file that registers the reader of the capture; give it once for each file."""
 
 
 def _report(options: ReportOptions) -> int:
@@ -52,4 +56,5 @@ def _report(options: ReportOptions) -> int:
 
 def main(words: list[str]) -> int:
     """Run the command on the words after its name; returns its exit code."""
+    load_given(words)
     return run_command(positional(ReportOptions), _report, "report", words)

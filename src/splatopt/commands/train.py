@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import make_dataclass, replace
 from typing import Any
 
@@ -10,41 +10,58 @@ import tyro
 
 import splatopt.meta
 import splatopt.optim  # noqa: F401 - both register optimizers
-from splatopt.commands.optimizer_columns import chosen_options, optimizer_columns
-from splatopt.commands.parsing import run_command
+from splatopt.commands.optimizer_columns import chosen_loss_options, chosen_options, option_columns
+from splatopt.commands.parsing import load_given, run_command, values_in
 from splatopt.core.checks import InputError, say
-from splatopt.core.optimizer import find_optimizer, optimizer_names, option_prefix
+from splatopt.core.optimizer import OPTIMIZERS, find_optimizer, optimizer_names, option_prefix
 from splatopt.core.processes import LostProcessError, Processes, find_launch, join
 from splatopt.optim.zoo import ZooOptions
+from splatopt.raster.loss_registry import LOSSES, find_loss
 from splatopt.runs.launched import part_ways, quietly
+from splatopt.train.chosen_loss import USUAL_LOSS
 from splatopt.train.config import TrainConfig
 from splatopt.train.loop import train
 from splatopt.train.progress import ProgressLine
 
 
 def train_options(words: list[str]) -> Any:
-    """Return TrainConfig, with the options of every registered optimizer under its name.
+    """Return TrainConfig, with the options of every registered optimizer and loss under its name.
 
     Args:
-        words: The command line; where it asks for help, options of the optimizers that it names alone are there.
+        words: The command line; where it asks for help, options of the optimizers and losses that it names alone are
+            there. What installed packages offer is there where it is named.
     """
-    options = _optimizer_options()
+    optimizers, losses = _optimizer_options(_optimizers_named(words)), _loss_options(_losses_named(words))
     if {"-h", "--help"} & set(words):
-        named = {option_prefix(name) for name in _optimizers_named(words)}
-        options = {name: kind for name, kind in options.items() if name in named}
-    columns: list[Any] = [("training", tyro.conf.OmitArgPrefixes[TrainConfig]), *optimizer_columns(options)]
+        named = {option_prefix(name) for name in _optimizers_named(words) or {"adam"}}
+        optimizers = {name: kind for name, kind in optimizers.items() if name in named}
+        losses = {name: kind for name, kind in losses.items() if name in _losses_named(words)}
+    columns: list[Any] = [("training", tyro.conf.OmitArgPrefixes[TrainConfig])]
+    columns += [*option_columns(optimizers), *option_columns(losses, "loss")]
     command = make_dataclass("Train", columns, frozen=True)
-    listed = "\n\n".join(f"{name}: {find_optimizer(name).help}" for name in optimizer_names())
-    where = "Optimizers, whose options `splatopt train --optimizer NAME --help` explains:"
-    command.__doc__ = "\n\n".join([str(TrainConfig.__doc__), where, listed])
+    command.__doc__ = "\n\n".join(
+        [
+            str(TrainConfig.__doc__),
+            "Optimizers, whose options `splatopt train --optimizer NAME --help` explains:",
+            *(f"{name}: {find_optimizer(name).help}" for name in optimizer_names()),
+            *(f"{name}: of the package {package}" for name, package in OPTIMIZERS.offered().items()),
+            "Losses, whose options `splatopt train --loss NAME --help` explains:",
+            *(f"{name}: {find_loss(name).help}" for name in LOSSES.names()),
+            *(f"{name}: of the package {package}" for name, package in LOSSES.offered().items()),
+        ]
+    )
     return command
 
 
 def run_train(parsed: Any) -> int:
     """Train, and say what came of it."""
     config = parsed.training
-    given = chosen_options(parsed, _optimizer_options(), config.optimizers, resuming=False)
-    config = replace(config, optimizer_options=given.get(config.optimizer) if config.stages is None else given)
+    given = chosen_options(parsed, _optimizer_options(config.optimizers), config.optimizers, resuming=False)
+    config = replace(
+        config,
+        optimizer_options=given.get(config.optimizer) if config.stages is None else given,
+        loss_options=chosen_loss_options(parsed, _loss_options({config.loss}), config.loss),
+    )
     processes = Processes()
     try:
         processes = join(find_launch(), config.process_timeout)
@@ -67,21 +84,27 @@ def run_train(parsed: Any) -> int:
     return 0
 
 
-def _optimizer_options() -> dict[str, type]:
-    """The options of every registered optimizer, and of the families."""
+def _optimizer_options(named: Collection[str]) -> dict[str, type]:
+    """The options of every registered optimizer and family, and of those in ``named`` that installed packages offer."""
+    OPTIMIZERS.load_offered(named)
     return {name: find_optimizer(name).options for name in optimizer_names()} | {"zoo": ZooOptions}
 
 
+def _loss_options(named: Collection[str]) -> dict[str, type]:
+    """The registered losses with options under their names, and those in ``named`` that installed packages offer."""
+    LOSSES.load_offered(named)
+    return {name: find_loss(name).loss for name in LOSSES.names() if name != USUAL_LOSS}
+
+
 def _optimizers_named(words: list[str]) -> set[str]:
-    """Optimizers that a command line names, before it has been parsed; the default one where it names none."""
-    named: set[str] = set()
-    for word, after in zip(words, [*words[1:], ""], strict=True):
-        flag, _, value = word.partition("=")
-        if flag == "--optimizer":
-            named.add(value or after)
-        elif flag == "--stages":
-            named |= {part.rpartition(":")[0].strip() for part in (value or after).split(",")}
-    return named or {"adam"}
+    """Optimizers that a command line names, before it has been parsed."""
+    staged = {part.rpartition(":")[0].strip() for text in values_in(words, "--stages") for part in text.split(",")}
+    return {*values_in(words, "--optimizer"), *staged}
+
+
+def _losses_named(words: list[str]) -> set[str]:
+    """Losses that a command line names, before it has been parsed."""
+    return set(values_in(words, "--loss"))
 
 
 def main(words: list[str]) -> int:
@@ -92,6 +115,7 @@ def main(words: list[str]) -> int:
             begun()
             return run_train(parsed)
 
+        load_given(words)
         return run_command(train_options(words), run, "train", words)
 
     return quietly(command, find_launch())

@@ -1,6 +1,10 @@
 """The optimizer protocol and the registry of names.
 
-An optimizer in one short file::
+An optimizer in one short file, which a test runs as it stands here::
+
+    from dataclasses import dataclass
+
+    from splatopt import Optimizer, Oracle, register
 
     @dataclass(frozen=True)
     class SignOptions:
@@ -20,8 +24,7 @@ An optimizer in one short file::
 
 from __future__ import annotations
 
-import functools
-import importlib
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,8 +33,9 @@ from typing import ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from splatopt.core.checks import InputError, nearest_names, quoted
+from splatopt.core.checks import InputError
 from splatopt.core.objective import Batch, Evaluation, Objective, Oracle
+from splatopt.core.plugins import Registry, calling_place
 from splatopt.core.scene_edit import SceneEdit
 from splatopt.core.state import OptimizerState, StatePart
 
@@ -148,18 +152,37 @@ class Entry:
     help: str
 
 
-_OWN = ("splatopt.optim", "splatopt.meta")
-"""Packages that register splatopt's own optimizers when they are imported, which the first look-up does."""
+OPTIMIZERS: Registry[Entry] = Registry("optimizer", "splatopt.optimizers", ("splatopt.optim", "splatopt.meta"))
+"""All optimizers of scenes; those that others registered are optimizers of fields as well."""
 
-_REGISTRY: dict[str, Entry] = {}
 _FAMILIES: dict[str, Callable[[str], Entry]] = {}
 
 
 def register(name: str, optimizer: type[Optimizer], options: type, help: str = "") -> None:
-    """Make ``optimizer`` known under ``name`` to the command line, suites and tests."""
-    if name in _REGISTRY:
-        raise ValueError(f"an optimizer named {name!r} is registered already")
-    _REGISTRY[name] = Entry(optimizer, options, help)
+    """Make ``optimizer`` known under ``name`` to the command line, suites and tests.
+
+    Args:
+        name: The word for it; its options follow under it, as in ``--lion.rate``.
+        optimizer: The class.
+        options: The dataclass of its options, each with a default.
+        help: A line for ``splatopt train --help``.
+
+    Raises:
+        InputError: The name is taken; says where. Or the options are no dataclass that can be made without arguments.
+    """
+    place = calling_place()
+    if not (isinstance(optimizer, type) and issubclass(optimizer, Optimizer)):
+        raise InputError(f"the optimizer {name!r} in {place} must be a class that derives from Optimizer")
+    if not (isinstance(options, type) and dataclasses.is_dataclass(options)):
+        raise InputError(f"the options of the optimizer {name!r} in {place} must be a dataclass, got {options!r}")
+    try:
+        options()
+    except TypeError as error:
+        raise InputError(
+            f"the options of the optimizer {name!r} in {place} cannot be made without arguments ({error}); give every "
+            "field a default"
+        ) from error
+    OPTIMIZERS.add(name, Entry(optimizer, options, help), place)
 
 
 def register_family(prefix: str, find: Callable[[str], Entry]) -> None:
@@ -169,31 +192,22 @@ def register_family(prefix: str, find: Callable[[str], Entry]) -> None:
     _FAMILIES[prefix] = find
 
 
-@functools.cache
-def _load_own() -> None:
-    for package in _OWN:
-        importlib.import_module(package)
-
-
 def option_prefix(name: str) -> str:
     """Return the word before the options of the optimizer ``name`` on the command line: its own, or its family's."""
-    _load_own()
+    OPTIMIZERS.names()
     prefix = name.partition(":")[0]
     return prefix if prefix in _FAMILIES else name
 
 
 def optimizer_names() -> tuple[str, ...]:
-    """Names of all registered optimizers, sorted."""
-    _load_own()
-    return tuple(sorted(_REGISTRY))
+    """Names of all registered optimizers, sorted; those that installed packages offer, once they were asked for."""
+    return tuple(sorted(OPTIMIZERS.names()))
 
 
 def find_optimizer(name: str) -> Entry:
     """Return the entry of ``name``; raises InputError with the nearest names if there is none."""
-    _load_own()
+    OPTIMIZERS.names()
     prefix, separator, member = name.partition(":")
     if separator and prefix in _FAMILIES:
         return _FAMILIES[prefix](member)
-    if name not in _REGISTRY:
-        raise InputError(f"no optimizer is named {quoted(name)}; {nearest_names(name, _REGISTRY)}")
-    return _REGISTRY[name]
+    return OPTIMIZERS.find(name)

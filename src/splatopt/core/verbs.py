@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import TypeVar
 
 from splatopt.core.checks import InputError, nearest_names
+from splatopt.core.plugins import as_plugins
 
 Config = TypeVar("Config")
 
@@ -21,7 +22,7 @@ def settings_of(config: type[Config], first: str, given: str, settings: Mapping[
         config: Its dataclass.
         first: Name of the field that is given by its place.
         given: That field.
-        settings: The others by name; ``out`` may be a string.
+        settings: The others by name; ``out`` may be a string, and so may each of ``plugins``, which are loaded.
 
     Raises:
         InputError: There is no such setting, or something that was given cannot be used.
@@ -33,6 +34,8 @@ def settings_of(config: type[Config], first: str, given: str, settings: Mapping[
     values = dict(settings)
     if isinstance(out := values.get("out"), str):
         values["out"] = Path(out)
+    if "plugins" in values:
+        values["plugins"] = as_plugins(values["plugins"])
     return config(**{first: given}, **values)
 
 

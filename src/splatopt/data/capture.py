@@ -12,11 +12,9 @@ from torch import Tensor
 
 from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError, cut, quoted, short, shown
-from splatopt.data.blender import TRAIN_FILE, read_blender
-from splatopt.data.colmap import MODEL_FOLDERS, find_model, read_colmap
 from splatopt.data.images import ImageHeader, ImageSource, ImageStore, UnreadableImageError, read_header
 from splatopt.data.lens import Lens, Pinhole
-from splatopt.data.nerfstudio import TRANSFORMS_FILE, read_nerfstudio
+from splatopt.data.readers import read_source
 from splatopt.data.source import Points, PosedImage, Source
 
 
@@ -80,7 +78,7 @@ class Capture:
     Attributes:
         name: Name of the capture's folder.
         path: The folder.
-        kind: ``colmap``, ``blender``, ``nerfstudio``, ``instant-ngp`` or ``procedural``.
+        kind: ``colmap``, ``blender``, ``nerfstudio``, ``instant-ngp``, ``procedural``, or what a plug-in's reader says.
         cameras: One per view, at the size that ``images`` hands out.
         images: One per view, (H, W, 3) uint8.
         points: Sparse points, or None.
@@ -122,29 +120,6 @@ def scene_extent(cameras: Sequence[Camera], points: Points | None) -> float:
         if points is not None and len(points):
             distance = float((points.positions.double() - mean).norm(dim=1).median())
     return 1.1 * distance if distance > 0 else 1.0
-
-
-def read_source(path: Path) -> Source:
-    """Find out what kind of capture ``path`` is and read its poses, without opening images.
-
-    Raises:
-        InputError: Nothing was found (the message lists the paths tried), or what was found is malformed.
-    """
-    if not path.is_dir():
-        raise InputError(f"no capture at {path}: expected a folder with images and their camera poses")
-    warnings: list[str] = []
-    model = find_model(path, warnings)
-    if model is not None:
-        return read_colmap(path, model, warnings)
-    if (path / TRAIN_FILE).is_file():
-        return read_blender(path)
-    if (path / TRANSFORMS_FILE).is_file():
-        return read_nerfstudio(path)
-    tried = ", ".join(str(path / name) for name in (*MODEL_FOLDERS, TRAIN_FILE, TRANSFORMS_FILE))
-    raise InputError(
-        f"no model found in {path}; tried {tried}; give a folder with a COLMAP model (cameras, images and points3D as "
-        ".bin or .txt) or a transforms.json"
-    )
 
 
 @dataclass(frozen=True)

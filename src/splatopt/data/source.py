@@ -76,7 +76,7 @@ class Source:
     """Everything that a reader found.
 
     Attributes:
-        kind: ``colmap``, ``blender``, ``nerfstudio``, ``instant-ngp`` or ``procedural``.
+        kind: ``colmap``, ``blender``, ``nerfstudio``, ``instant-ngp``, ``procedural``, or what a plug-in's reader says.
         images: The views, in the order in which the capture counts them.
         points: Sparse points, or None where the capture has none.
         warnings: One sentence each.

@@ -17,10 +17,10 @@ from splatopt.data.capture import (
     check_view,
     gather_warnings,
     make_split,
-    read_source,
     scene_extent,
 )
 from splatopt.data.images import UnreadableImageError
+from splatopt.data.readers import read_source
 from splatopt.data.source import PosedImage
 
 

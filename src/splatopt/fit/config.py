@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,11 +12,14 @@ import tyro
 
 from splatopt.core.checks import InputError
 from splatopt.core.optimizer import option_prefix
-from splatopt.core.typed import field_names, make, read_dataclass, typed_fields
+from splatopt.core.plugins import as_plugins
+from splatopt.core.typed import field_names, make, typed_fields
 from splatopt.fields.networks import Architecture
 from splatopt.fields.registry import check_constants, find_field
 from splatopt.optim.field_optimizers import field_options, find_field_optimizer
+from splatopt.runs.plugins import PluginFiles, plugins_from_json, plugins_to_json
 from splatopt.runs.resuming import check_options, flag, resumed_settings
+from splatopt.runs.unread import UnreadOptions, options_to_json, read_options
 
 
 class TaskKind(Enum):
@@ -167,8 +170,12 @@ class FitConfig:
     log_every: int = 10
     """Write a line of metrics, the means since the last line, every so many steps. Unit: steps."""
 
+    plugins: PluginFiles = ()
+    """A Python file that registers an optimizer or a reader of captures; give it once for each file."""
+
     def __post_init__(self) -> None:
         """Refuse what no run can do."""
+        object.__setattr__(self, "plugins", as_plugins(self.plugins))
         least = {
             "epochs": 1,
             "steps": 1,
@@ -205,6 +212,8 @@ class FitConfig:
                 raise InputError(f"{flag(name)} must be a positive number, got {value}")
             if value is not None and not 1 / MOST_CONSTANT <= value <= MOST_CONSTANT:
                 raise InputError(f"{flag(name)} must lie within 1e-9 and 1e9, got {value}")
+        if isinstance(self.optimizer_options, UnreadOptions):
+            return
         field_options(self.optimizer, self.field, self.optimizer_options)
         if find_field_optimizer(self.optimizer).full_batch and self.batch is not None:
             raise InputError(
@@ -232,7 +241,9 @@ class FitConfig:
         return replace(
             self,
             task=kind,
-            optimizer_options=field_options(self.optimizer, self.field, self.optimizer_options),
+            optimizer_options=self.optimizer_options
+            if isinstance(self.optimizer_options, UnreadOptions)
+            else field_options(self.optimizer, self.field, self.optimizer_options),
             epochs=self.epochs if self.epochs is not None or self.steps is not None else defaults.epochs,
             sigma=defaults.sigma if self.field == "gaussian" and self.sigma is None else self.sigma,
             out=self.out if self.out is not None else Path("runs") / name,
@@ -245,7 +256,8 @@ class FitConfig:
         values["task"] = self.task.value
         values["out"] = None if self.out is None else str(self.out)
         if self.optimizer_options is not None:
-            values["optimizer_options"] = asdict(self.optimizer_options)
+            values["optimizer_options"] = options_to_json(self.optimizer_options)
+        values["plugins"] = plugins_to_json(self.plugins)
         return values
 
     @classmethod
@@ -260,16 +272,16 @@ class FitConfig:
             InputError: A setting is unknown or has the wrong form.
         """
         known = field_names(cls) - {"resume"}
-        given = {name: value for name, value in values.items() if name != "optimizer_options"}
+        given = {name: value for name, value in values.items() if name not in ("optimizer_options", "plugins")}
         settings = typed_fields(given, cls, known, "setting", where)
+        settings["plugins"] = plugins_from_json(values.get("plugins"), where)
         if values.get("optimizer_options") is not None:
             optimizer = settings.get("optimizer", "adam")
-            try:
-                options = find_field_optimizer(optimizer).entry.options
-            except InputError as error:
-                raise InputError(f"{where}: {error}") from error
-            place = f"{where}: optimizer_options"
-            settings["optimizer_options"] = read_dataclass(values["optimizer_options"], options, "option", place)
+            settings["optimizer_options"] = read_options(
+                values["optimizer_options"],
+                lambda: find_field_optimizer(optimizer).entry.options,
+                f"{where}: optimizer_options",
+            )
         return make(cls, settings, where)
 
     def resuming(self, saved: FitConfig) -> FitConfig:
@@ -279,7 +291,8 @@ class FitConfig:
             InputError: A setting that shaped the steps already taken was given another value.
         """
         own = ("target", "out", "resume")
-        chosen = resumed_settings(self, saved, own, FREE_ON_RESUME, apart=("optimizer_options",))
+        chosen = resumed_settings(self, saved, own, FREE_ON_RESUME, apart=("optimizer_options", "plugins"))
+        chosen["plugins"] = (*saved.plugins, *self.plugins)
         given, kept = self.optimizer_options, saved.optimizer_options
         if given is not None and type(given) is type(kept):
             check_options(saved, option_prefix(saved.optimizer), given, kept)

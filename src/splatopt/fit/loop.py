@@ -33,9 +33,11 @@ from splatopt.runs.events import Warned
 from splatopt.runs.folder import FIELD_FORMAT, MetricsLog, RunFolder, write_json
 from splatopt.runs.guards import non_finite
 from splatopt.runs.memory import resident_megabytes
+from splatopt.runs.plugins import load_again, plugins_missing, recorded_plugins
 from splatopt.runs.records import read_evaluation
 from splatopt.runs.resumable import KeptRun, checkpoint_to_resume, is_due
 from splatopt.runs.trained_on import check_resumed, check_unchanged
+from splatopt.runs.unread import check_read
 from splatopt.scene.microbatches import is_exhaustion
 
 
@@ -109,7 +111,11 @@ def open_field(folder: Path | str) -> tuple[FitConfig, Task, int]:
     if checkpoint is None:
         detail = f" ({damages[0]})" if damages else ""
         raise InputError(f"{run.path} holds no whole checkpoint{detail}; fit it first")
-    opened = open_task(config, torch.Generator().manual_seed(config.seed))
+    try:
+        opened = open_task(config, torch.Generator().manual_seed(config.seed))
+    except InputError as error:
+        missing = plugins_missing(config.plugins)
+        raise InputError(f"{error}{missing}") if missing else error from None
     check_unchanged(run, config.target, opened.fingerprint, "its scores and pictures")
     _load_field(opened.task, checkpoint)
     return config, opened.task, checkpoint.step
@@ -118,10 +124,13 @@ def open_field(folder: Path | str) -> tuple[FitConfig, Task, int]:
 def _reopen(config: FitConfig) -> tuple[FitConfig, Checkpoint | None, list[str]]:
     """Find the run that ``config`` wants to resume, and its last good checkpoint."""
     folder = RunFolder(config.resolved().folder, FIELD_FORMAT)
-    saved = replace(FitConfig.from_json(folder.read_settings(), str(folder.config)), out=folder.path)
+    again = load_again(recorded_plugins(folder), f"the run in {folder.path}")
+    saved = FitConfig.from_json(folder.read_settings(), str(folder.config))
+    check_read([saved.optimizer_options], str(folder.config))
     folder.check_idle()
-    resumed = replace(config, out=folder.path).resuming(saved)
+    resumed = replace(config, out=folder.path).resuming(replace(saved, out=folder.path, plugins=again.plugins))
     checkpoint, warnings = checkpoint_to_resume(folder, check_fit)
+    warnings += again.warnings
     return resumed.resolved(), checkpoint, warnings
 
 

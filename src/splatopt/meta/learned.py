@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from splatopt.core.checks import InputError, check_not_endless, check_positive
-from splatopt.core.objective import Evaluation, Objective, Oracle, Tensors
+from splatopt.core.objective import Batch, Evaluation, Objective, Oracle, Tensors
 from splatopt.core.optimizer import Optimizer, Progress, register
 from splatopt.core.scene_edit import SceneEdit
 from splatopt.core.state import OptimizerState
@@ -117,7 +117,7 @@ class Learned(Optimizer):
         self._neighbours(0)
 
     @torch.no_grad()
-    def step(self, batch: Any, progress: Progress) -> Evaluation:
+    def step(self, batch: Batch, progress: Progress) -> Evaluation:
         """Evaluate the gradient on ``batch`` and take the network's step."""
         if self._average is None:
             return self._step(batch, progress)
@@ -127,7 +127,7 @@ class Learned(Optimizer):
             self._average.take_in(parameters)
         return evaluation
 
-    def _step(self, batch: Any, progress: Progress) -> Evaluation:
+    def _step(self, batch: Batch, progress: Progress) -> Evaluation:
         evaluation = self.objective.gradient(batch)
         self._met_views.meet(self.objective.views(batch))
         state = self._inner

@@ -18,11 +18,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from splatopt.core.objective import Evaluation, Oracle, Tensors
+from splatopt.core.objective import Batch, Evaluation, Oracle, Tensors
 from splatopt.core.optimizer import Optimizer, Progress
 from splatopt.core.scene_edit import SceneEdit
 from splatopt.core.state import OptimizerState, StatePart, load_like
-from splatopt.optim.types import Batch
 
 _NAME = "average"
 

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from splatopt.core.checks import InputError
 from splatopt.core.graph import GraphObjective
-from splatopt.core.objective import Evaluation, Objective, Oracle, Tensors
+from splatopt.core.objective import Batch, Evaluation, Objective, Oracle, Tensors
 from splatopt.core.optimizer import Optimizer, Progress
 from splatopt.core.scene_edit import SceneEdit
 from splatopt.core.state import OptimizerState
 from splatopt.curvature.hessian import CentralDifference, ExactHessian
 from splatopt.optim.flat_state import flatten, unflatten
 from splatopt.optim.torch_state import check_like, check_state, first_state
-from splatopt.optim.types import Batch, Group
+from splatopt.optim.types import Group
 
 Factory = Callable[[list[Group], Any, torch.Generator | None], torch.optim.Optimizer]
 """Makes an optimizer from parameter groups, options and the run's generator."""

@@ -14,14 +14,15 @@ from torch import Tensor
 
 from splatopt.core.checks import InputError, check_fraction, check_not_endless, check_positive, nearest_names
 from splatopt.core.graph import GraphObjective
-from splatopt.core.objective import Objective, Oracle
-from splatopt.core.optimizer import Entry, Optimizer
+from splatopt.core.objective import Batch, Objective, Oracle
+from splatopt.core.optimizer import OPTIMIZERS, Entry, Optimizer
+from splatopt.core.plugins import Origin
 from splatopt.optim.bridge import Feed, TorchOptimizer, bridge
 from splatopt.optim.curvature_diagonal import ESGD, AdaHessianE, AdaHessianJ, CurvatureDiagonal, ESGDMax
 from splatopt.optim.kfac import KFAC
 from splatopt.optim.shampoo import Shampoo
 from splatopt.optim.torch_state import misfit, misfit_of_history
-from splatopt.optim.types import Batch, Group
+from splatopt.optim.types import Group
 from splatopt.optim.zoo import find_zoo
 
 _BOTH = frozenset({Oracle.GRADIENT, Oracle.HVP})
@@ -352,13 +353,27 @@ FIELD_OPTIMIZERS: dict[str, FieldEntry] = {
 
 
 def find_field_optimizer(name: str) -> FieldEntry:
-    """Return the entry of ``name``; raises InputError with the nearest names if there is none."""
+    """Return the entry of ``name``; raises InputError with the nearest names if there is none.
+
+    Optimizers that others registered are found as well: whether an objective gives what they need, they ask it.
+    """
     if name.startswith("zoo:"):
         return FieldEntry(find_zoo(name.removeprefix("zoo:")), rate=None, relu_rate=None)
-    if name not in FIELD_OPTIMIZERS:
-        hint = nearest_names(name, [*FIELD_OPTIMIZERS, "zoo:NAME"])
-        raise InputError(f"no optimizer of fields is named {name!r}; {hint}")
-    return FIELD_OPTIMIZERS[name]
+    if name in FIELD_OPTIMIZERS:
+        if name in OPTIMIZERS.names(Origin.GIVEN, Origin.INSTALLED):
+            raise InputError(
+                f"two optimizers of fields are named {name!r}: splatopt's own, and the one of "
+                f"{OPTIMIZERS.place(name)}; give that another name"
+            )
+        return FIELD_OPTIMIZERS[name]
+    others = (*OPTIMIZERS.names(Origin.GIVEN, Origin.INSTALLED), *OPTIMIZERS.offered())
+    if name in others:
+        return FieldEntry(OPTIMIZERS.find(name), rate=None, relu_rate=None)
+    if name in OPTIMIZERS.names():
+        hint = f"{name!r} is an optimizer of scenes, whose options are of Gaussians; of fields there are "
+        raise InputError(f"{hint}{', '.join([*FIELD_OPTIMIZERS, 'zoo:NAME', *others])}")
+    hint = nearest_names(name, [*FIELD_OPTIMIZERS, "zoo:NAME", *others])
+    raise InputError(f"no optimizer of fields is named {name!r}; {hint}")
 
 
 def field_options(name: str, field: str, options: Any = None) -> Any:
@@ -377,7 +392,7 @@ def field_options(name: str, field: str, options: Any = None) -> Any:
     piecewise, chosen = field.startswith("relu"), kind() if options is None else options
     if not isinstance(chosen, kind):
         raise InputError(f"the options of optimizer {name!r} must be a {kind.__name__}, got a {type(chosen).__name__}")
-    if chosen.rate is None:
+    if getattr(chosen, "rate", 0.0) is None and found.rate is not None:
         chosen = replace(chosen, rate=found.relu_rate if piecewise else found.rate)
     if getattr(chosen, "floor", 0.0) is None:
         chosen = replace(chosen, floor=found.relu_floor if piecewise else 0.0)

@@ -25,7 +25,7 @@ from typing import ClassVar, get_args
 
 from splatopt.core.checks import InputError, check_not_endless
 from splatopt.core.devices import free_memory
-from splatopt.core.objective import Evaluation, Oracle
+from splatopt.core.objective import Batch, Evaluation, Oracle
 from splatopt.core.optimizer import Progress, register
 from splatopt.core.state import Number
 from splatopt.optim.parts.bounds import Unbounded
@@ -33,7 +33,6 @@ from splatopt.optim.parts.composed import ComposedOptimizer, Parts
 from splatopt.optim.parts.gain_ratio import GainRatio
 from splatopt.optim.parts.gauss_newton_solve import GaussNewtonSolve, PreconditionerName
 from splatopt.optim.parts.projections import QuaternionLengths
-from splatopt.optim.types import Batch
 
 _MEBIBYTE = 2**20
 

@@ -4,8 +4,5 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-Batch: TypeAlias = Any
-"""What a loss is evaluated on: views, pixels, rays. Only the objective knows."""
-
 Group: TypeAlias = dict[str, Any]
 """One of ``torch.optim``'s groups of parameters, with its numbers; and what such an optimizer keeps of a parameter."""

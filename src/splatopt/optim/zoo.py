@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from splatopt.core.checks import InputError, check_positive, nearest_names
-from splatopt.core.objective import Evaluation, Oracle
+from splatopt.core.objective import Batch, Evaluation, Oracle
 from splatopt.core.optimizer import Entry, Progress, register_family
 from splatopt.optim.bridge import Feed, TorchOptimizer
 from splatopt.optim.first_order import AdamOptions
-from splatopt.optim.types import Batch, Group
+from splatopt.optim.types import Group
 
 _SECOND_ORDER = "it differentiates twice by its own means; take esgd, adahessian (scenes) or adahessian-e (fields)"
 _MODEL = "it wants a whole model and takes over its backward pass"

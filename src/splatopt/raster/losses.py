@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from splatopt.core.checks import InputError
+from splatopt.core.objective import Oracle
 from splatopt.raster.constants import SSIM_WEIGHT
 from splatopt.raster.ssim import ssim_center_derivative_reference, ssim_map_reference
 
@@ -40,9 +41,22 @@ class Loss(ABC):
     def components(self) -> int:
         """k: residuals for each pixel and channel."""
 
+    @property
+    def oracles(self) -> frozenset[Oracle]:
+        """The derivative questions that this loss can answer where a renderer can."""
+        return frozenset(Oracle)
+
     @abstractmethod
     def value(self, image: Image, target: Image, weights: Weights) -> Float[Tensor, ""]:
         """Return the loss; twice differentiable in ``image``."""
+
+    def value_and_gradient(self, image: Image, target: Image, weights: Weights) -> tuple[Float[Tensor, ""], Image]:
+        """Return the loss, without its graph, and ∂loss/∂x, (H, W, 3), by autograd."""
+        with torch.enable_grad():
+            leaf = image.detach().requires_grad_()
+            loss = self.value(leaf, target, weights)
+            (gradient,) = torch.autograd.grad(loss, leaf)
+        return loss.detach(), gradient
 
     @abstractmethod
     def residuals(self, image: Image, target: Image, weights: Weights) -> Residual:

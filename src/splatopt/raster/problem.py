@@ -46,11 +46,9 @@ class ViewProblem:
 
     def loss_gradient(self, image: Image) -> tuple[ViewLoss, Image]:
         """Return the loss of a rendered image, and ∂loss/∂image."""
-        with torch.enable_grad():
-            leaf = image.detach().requires_grad_()
-            loss = self.loss_of(leaf)
-            (gradient,) = torch.autograd.grad(loss, leaf)
-        return ViewLoss(float(loss.detach()), self.squared_error(image)), gradient
+        arguments = self._seen(image.detach()), self._target(image), self._weights(image)
+        loss, gradient = self.loss.value_and_gradient(*arguments)
+        return ViewLoss(float(loss), self.squared_error(image)), self._seen(gradient)
 
     def squared_error(self, image: Image) -> float:
         """Return the mean squared error over what is compared, for PSNR."""

@@ -29,6 +29,7 @@ from splatopt.report.pictures import data_uri
 from splatopt.report.scene_page import DIFFERENCE_GAIN
 from splatopt.runs.folder import FIELD_FORMAT, RunFolder
 from splatopt.runs.records import read_evaluation, read_metrics
+from splatopt.runs.unread import UnreadOptions
 
 _LABELS = {"psnr": ("PSNR", ".2f", "dB, higher is better"), "ssim": ("SSIM", ".3f", "1 is equality")}
 _LABELS["iou"] = ("IoU", ".4f", "1 is equality")
@@ -65,17 +66,24 @@ def write_field_report(run_folder: Path, pictures: Sequence[ResultPicture] = ())
 def fit_command(config: FitConfig, run_folder: Path) -> str:
     """Return the command that makes a fit like this one: every option that is not what would be chosen anyway."""
     words = ["splatopt", "fit", config.target]
-    usual = FitConfig(config.target, field=config.field, optimizer=config.optimizer, task=config.task)
+    unread = config.optimizer_options if isinstance(config.optimizer_options, UnreadOptions) else None
+    usual = FitConfig(
+        config.target, field=config.field, optimizer=config.optimizer, task=config.task, optimizer_options=unread
+    )
     defaults = usual.resolved().to_json() if Path(config.target).exists() else usual.to_json()
     if config.task is guess_task(Path(config.target)):
         defaults["task"] = config.task.value
     shown = {"field": config.field, "optimizer": config.optimizer}
     for name, value in config.to_json().items():
-        if name in ("target", "out", "optimizer_options"):
+        if name in ("target", "out", "optimizer_options", "plugins"):
             continue
         if value is not None and (name in shown or value != defaults[name]):
             words += [f"--{name.replace('_', '-')}", *_words(value)]
-    if config.optimizer_options is not None:
+    words += [word for one in config.plugins for word in ("--plugin", str(one))]
+    if unread is not None:
+        for name, value in unread.values.items():
+            words += [f"--{config.optimizer}.{name.replace('_', '-')}", *_words(value)]
+    elif config.optimizer_options is not None:
         plain = field_options(config.optimizer, config.field)
         for item in fields(config.optimizer_options):
             value = getattr(config.optimizer_options, item.name)

@@ -16,6 +16,7 @@ import torch
 from splatopt.core.checks import InputError
 from splatopt.core.optimizer import find_optimizer, option_prefix
 from splatopt.core.version import __version__
+from splatopt.raster.loss_registry import find_loss
 from splatopt.report.charts import Mark, Series, line_chart, running_mean
 from splatopt.report.page import (
     chart_card,
@@ -248,8 +249,14 @@ def _command(config: Mapping[str, object], run_folder: Path) -> str:
             continue
         if item.name in _USUAL_OPTIONS or value not in (None, _plain_default(item.default)):
             words += _option(item.name, value)
+    words += [word for path in _plugin_paths(config) for word in ("--plugin", path)]
+    loss, loss_options = config.get("loss"), config.get("loss_options")
+    if isinstance(loss, str) and isinstance(loss_options, dict):
+        for name, value in loss_options.items():
+            if value != _loss_defaults(loss).get(name):
+                words += _option(f"{loss}.{name}", value)
     for optimizer, options in _options(config).items():
-        defaults = _optimizer_defaults(optimizer) or options
+        defaults = _optimizer_defaults(optimizer) or {}
         for name, value in options.items():
             if value != defaults.get(name):
                 words += _option(f"{option_prefix(optimizer)}.{name}", value)
@@ -274,8 +281,26 @@ def _optimizer_defaults(name: str) -> dict[str, object] | None:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
 
 
+def _loss_defaults(name: str) -> dict[str, object]:
+    """The default options of a loss as JSON holds them; none where it is unknown here."""
+    try:
+        return asdict(find_loss(name).loss())  # type: ignore[call-overload] # a dataclass, as registered
+    except InputError:
+        return {}
+
+
+def _plugin_paths(config: Mapping[str, object]) -> list[str]:
+    """The plug-in files that a run's configuration names."""
+    plugins = config.get("plugins")
+    return (
+        [str(one["path"]) for one in plugins if isinstance(one, dict) and "path" in one]
+        if isinstance(plugins, list)
+        else []
+    )
+
+
 _USUAL_OPTIONS = ("optimizer", "steps", "seed", "start")
-_NO_OPTIONS = ("capture", "out", "resume", "optimizer_options")
+_NO_OPTIONS = ("capture", "out", "resume", "optimizer_options", "loss_options", "plugins")
 
 
 def _plain_default(value: object) -> object:

@@ -10,7 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from splatopt.core.checks import InputError, quoted
 from splatopt.core.optimizer import find_optimizer
-from splatopt.core.typed import Dataclass, Json, read_dataclass, told
+from splatopt.core.typed import Dataclass, Json, told
+from splatopt.runs.unread import read_options
 
 
 @runtime_checkable
@@ -85,6 +86,8 @@ def _another_past(saved: RunSettings, what: str, kept: object, given: object) ->
 def saved_options(saved: Json, optimizer: str, staged: bool, where: str) -> object:
     """Return the options that a run's configuration holds: of its optimizer, or by name of each of its stages'.
 
+    Those of an optimizer that is not known here are :class:`~splatopt.runs.unread.UnreadOptions`.
+
     Args:
         saved: What was read.
         optimizer: The optimizer's name, where there are no stages.
@@ -92,7 +95,7 @@ def saved_options(saved: Json, optimizer: str, staged: bool, where: str) -> obje
         where: The file, for messages.
 
     Raises:
-        InputError: An optimizer is unknown, or its options are not such.
+        InputError: The options are none of the optimizer's.
     """
     if not staged:
         return _options_of(optimizer, saved, f"{where}: optimizer_options")
@@ -102,8 +105,4 @@ def saved_options(saved: Json, optimizer: str, staged: bool, where: str) -> obje
 
 
 def _options_of(optimizer: str, saved: Json, where: str) -> object:
-    try:
-        kind = find_optimizer(optimizer).options
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
-    return read_dataclass(saved, kind, "option", where)
+    return read_options(saved, lambda: find_optimizer(optimizer).options, where)

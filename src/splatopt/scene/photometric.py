@@ -13,7 +13,15 @@ from torch import Tensor
 
 from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError
-from splatopt.core.objective import Evaluation, GaussNewtonBlocks, Objective, Oracle, Residuals, Tensors
+from splatopt.core.objective import (
+    Evaluation,
+    GaussNewtonBlocks,
+    MissingOracleError,
+    Objective,
+    Oracle,
+    Residuals,
+    Tensors,
+)
 from splatopt.core.scene_edit import SceneEdit
 from splatopt.core.schema import BLOCK_TENSORS, PACKED_BLOCK
 from splatopt.raster.losses import L1Ssim, Loss
@@ -120,8 +128,19 @@ class PhotometricObjective(Objective):
 
     @property
     def oracles(self) -> frozenset[Oracle]:
-        """What the renderer can answer."""
-        return self.renderer.oracles
+        """What both the renderer and the loss can answer."""
+        return self.renderer.oracles & self.loss.oracles
+
+    def require(self, needed: frozenset[Oracle], who: str) -> None:
+        """Raise MissingOracleError if an oracle in ``needed`` cannot be answered; see :meth:`Objective.require`."""
+        lacking = needed & self.renderer.oracles - self.loss.oracles
+        if lacking:
+            missing, given = (", ".join(sorted(one.value for one in some)) for some in (lacking, self.loss.oracles))
+            raise MissingOracleError(
+                f"{who!r} needs {missing}, which the loss {type(self.loss).__name__} does not give (it gives {given}); "
+                "choose another loss, or an optimizer that asks less"
+            )
+        super().require(needed, who)
 
     @property
     def length_scale(self) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,12 +14,17 @@ from splatopt.core.checks import InputError, quoted
 from splatopt.core.devices import check_device_name
 from splatopt.core.native import check_instructions_name
 from splatopt.core.optimizer import find_optimizer, option_prefix
+from splatopt.core.plugins import as_plugins
 from splatopt.core.typed import field_names, make, typed_fields
 from splatopt.raster.constants import SSIM_WEIGHT
+from splatopt.raster.losses import Loss
 from splatopt.raster.render import check_renderer_name
 from splatopt.raster.types import Footprint, RenderOptions
 from splatopt.runs.folder import RunFolder
+from splatopt.runs.plugins import PluginFiles, plugins_from_json, plugins_to_json
 from splatopt.runs.resuming import check_options, flag, resumed_settings, saved_options
+from splatopt.runs.unread import UnreadOptions, check_read, options_to_json
+from splatopt.train.chosen_loss import USUAL_LOSS, checked_loss_options, chosen_loss, saved_loss_options
 from splatopt.train.sampler import ViewChoice
 from splatopt.train.stages import Stage, parse_stages
 
@@ -131,8 +136,15 @@ class TrainConfig:
     """The degree rises by one every so many steps; 0 uses all from the start. A .ply start uses all
     as well. Unit: steps. Source: 3DGS."""
 
+    loss: str = USUAL_LOSS
+    """Name of the loss: l1-ssim, squared, charbonnier, or that of a plug-in; its options follow under its name, as in
+    --charbonnier.epsilon, those of l1-ssim being --ssim-weight alone."""
+
+    loss_options: tyro.conf.Suppress[Any] = None
+    """The loss itself, an instance of its class, or its options by name; its defaults when None."""
+
     ssim_weight: float = SSIM_WEIGHT
-    """λ of the loss (1-λ)·L1 + λ·(1-SSIM). Unit: fraction. Source: 3DGS."""
+    """λ of the loss l1-ssim, (1-λ)·L1 + λ·(1-SSIM). Unit: fraction. Source: 3DGS."""
 
     background: tuple[float, float, float] | None = None
     """Colour behind the scene, and behind see-through photographs; when None, black for photographs as in
@@ -197,9 +209,15 @@ class TrainConfig:
     log_every: int = 10
     """Write a line of metrics, the means since the last line, every so many steps. Unit: steps."""
 
+    plugins: PluginFiles = ()
+    """A Python file that registers an optimizer, a loss or a reader of captures; give it once for each file."""
+
     def __post_init__(self) -> None:
         """Refuse what no run can do."""
+        object.__setattr__(self, "plugins", as_plugins(self.plugins))
         self._check_plan()
+        options = checked_loss_options(self.loss, self.loss_options, self.ssim_weight)
+        object.__setattr__(self, "loss_options", options)
         at_least = {
             "seed": 0,
             "view_batch": 1,
@@ -254,9 +272,7 @@ class TrainConfig:
         """Refuse stages, steps and optimizers that contradict each other, and options of others."""
         if self.steps is not None and self.steps < 1:
             raise InputError(f"--steps must be at least 1, got {self.steps}")
-        if self.stages is None:
-            find_optimizer(self.optimizer)
-        else:
+        if self.stages is not None:
             plan = self.plan
             if self.steps not in (None, plan[-1].end):
                 raise InputError(
@@ -273,9 +289,12 @@ class TrainConfig:
                     "own; leave --horizon out"
                 )
             object.__setattr__(self, "optimizer", plan[0].optimizer)
-        if self.optimizer_options is None:
-            return
-        for name, options in self.options_by_name.items():
+        given = self.options_by_name
+        for name in [name for name in self.optimizers if name not in given]:
+            find_optimizer(name)
+        for name, options in given.items():
+            if isinstance(options, UnreadOptions):
+                continue
             expected = find_optimizer(name).options
             if name not in self.optimizers:
                 raise InputError(f"options of optimizer {name!r} are given, which the run does not use")
@@ -317,6 +336,14 @@ class TrainConfig:
             raise ValueError("the run's folder is not chosen yet; call resolved()")
         return Path(self.out)
 
+    def make_loss(self) -> Loss:
+        """Return the run's loss."""
+        return chosen_loss(self.loss, self.loss_options, self.ssim_weight)
+
+    def check_known(self, where: str) -> None:
+        """Raise InputError where an optimizer or the loss of a run that was read in ``where`` is not known here."""
+        check_read([*self.options_by_name.values(), self.loss_options], where)
+
     def resolved(self, name: str, background: tuple[float, float, float]) -> TrainConfig:
         """Return the configuration with everything spelt out that was left to be chosen.
 
@@ -341,8 +368,11 @@ class TrainConfig:
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "resume"}
         values["capture"] = str(Path(self.capture).absolute())
         if self.optimizer_options is not None:
-            options = {name: asdict(given) for name, given in self.options_by_name.items()}
+            options = {name: options_to_json(given) for name, given in self.options_by_name.items()}
             values["optimizer_options"] = options[self.optimizer] if self.stages is None else options
+        if self.loss_options is not None:
+            values["loss_options"] = options_to_json(self.loss_options)
+        values["plugins"] = plugins_to_json(self.plugins)
         return {name: _plain(value) for name, value in values.items()}
 
     @classmethod
@@ -357,8 +387,13 @@ class TrainConfig:
             InputError: A setting is unknown or has the wrong form.
         """
         known = field_names(cls) - {"resume"}
-        given = {name: value for name, value in values.items() if name != "optimizer_options"}
+        apart = ("optimizer_options", "loss_options", "plugins")
+        given = {name: value for name, value in values.items() if name not in apart}
         settings = typed_fields(given, cls, known, "setting", where)
+        settings["plugins"] = plugins_from_json(values.get("plugins"), where)
+        settings["loss_options"] = saved_loss_options(
+            settings.get("loss", USUAL_LOSS), values.get("loss_options"), where
+        )
         if values.get("optimizer_options") is not None:
             optimizer = settings.get("optimizer", _USUAL_OPTIMIZER)
             staged = settings.get("stages") is not None
@@ -375,7 +410,13 @@ class TrainConfig:
             InputError: A setting that shaped the steps already taken was given another value.
         """
         own = ("capture", "out", "resume")
-        chosen = resumed_settings(self, saved, own, FREE_ON_RESUME, apart=("optimizer_options",))
+        chosen = resumed_settings(
+            self, saved, own, FREE_ON_RESUME, apart=("optimizer_options", "loss_options", "plugins")
+        )
+        chosen["plugins"] = (*saved.plugins, *self.plugins)
+        chosen["loss_options"] = saved.loss_options
+        if self.loss_options is not None and type(self.loss_options) is type(saved.loss_options):
+            check_options(saved, saved.loss, self.loss_options, saved.loss_options)
         if self.stages is not None:
             chosen |= {"steps": self.steps, "optimizer": self.optimizer}
         resumed = TrainConfig(**chosen)

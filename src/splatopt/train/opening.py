@@ -8,6 +8,7 @@ from splatopt.core.checkpoint import Checkpoint
 from splatopt.data import Capture
 from splatopt.data.fingerprint import fingerprint_capture
 from splatopt.runs.folder import RunFolder
+from splatopt.runs.plugins import load_again, recorded_plugins
 from splatopt.runs.resumable import checkpoint_to_resume
 from splatopt.runs.trained_on import check_resumed
 from splatopt.train.checkpoint_content import check_training
@@ -73,10 +74,13 @@ def _reopen(config: TrainConfig, capture: Capture | None) -> tuple[TrainConfig, 
         capture = capture or open_capture(config)
         config = replace(config, out=config.resolved(capture.name, capture.background).out)
     folder = RunFolder(config.folder)
-    saved = read_config(folder)
+    again = load_again(recorded_plugins(folder), f"the run in {folder.path}")
+    saved = replace(read_config(folder), plugins=again.plugins)
+    saved.check_known(str(folder.config))
     folder.check_idle()
     resumed = config.resuming(saved)
     checkpoint, warnings = checkpoint_to_resume(folder, check_training)
+    warnings += again.warnings
     if checkpoint is not None and len(saved.plan) + len(resumed.plan) > 2:
         check_continues(resumed.plan, saved.plan, checkpoint.step)
     capture = capture or open_capture(resumed)

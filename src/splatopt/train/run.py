@@ -13,6 +13,7 @@ from splatopt.data import Capture
 from splatopt.data.fingerprint import fingerprint_capture
 from splatopt.raster.renderer import Renderer
 from splatopt.runs.folder import RunFolder, write_json
+from splatopt.runs.plugins import plugins_missing
 from splatopt.runs.records import read_evaluation
 from splatopt.runs.trained_on import changed_since, check_unchanged
 from splatopt.scene.gaussians import GaussianCloud
@@ -55,7 +56,11 @@ class Run:
 
     def open_capture(self) -> Capture:
         """Load the capture that it was trained on, at the same size and split."""
-        return open_capture(self.config)
+        try:
+            return open_capture(self.config)
+        except InputError as error:
+            missing = plugins_missing(self.config.plugins)
+            raise InputError(f"{error}{missing}") if missing else error from None
 
     def difference_from(self, capture: Capture) -> str | None:
         """Return in words how ``capture`` differs from what the run was trained on; None where nothing shows it."""

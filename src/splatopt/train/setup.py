@@ -13,7 +13,6 @@ from splatopt.core.checks import InputError
 from splatopt.core.devices import cuda_problem, free_memory
 from splatopt.data import Capture, CaptureOptions, load_capture
 from splatopt.data.selection import camera_centers, sparse_split
-from splatopt.raster.losses import L1Ssim
 from splatopt.raster.render import find_backend, make_renderer
 from splatopt.raster.renderer import Renderer
 from splatopt.raster.types import RenderOptions
@@ -153,7 +152,7 @@ def make_objective(
         images or capture.images,
         renderer,
         RenderOptions(config.background or capture.background, config.footprint, config.sh_degree),
-        loss=L1Ssim(config.ssim_weight),
+        loss=config.make_loss(),
         length_scale=capture.extent,
     )
 

@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass
 
 from splatopt.core.checks import InputError, quoted
-from splatopt.core.optimizer import find_optimizer
 
 _STEPS = re.compile(r"[0-9]{1,18}")
 
@@ -35,7 +34,7 @@ def parse_stages(text: str) -> tuple[Stage, ...]:
     """Return the stages that ``text`` names, as NAME:STEPS,NAME:STEPS; the same name may come again.
 
     Raises:
-        InputError: A part is empty or has another form, its optimizer is unknown, or its steps are not positive.
+        InputError: A part is empty or has another form, or its steps are not positive.
     """
     stages: list[Stage] = []
     for number, part in enumerate(text.split(","), start=1):
@@ -45,7 +44,6 @@ def parse_stages(text: str) -> tuple[Stage, ...]:
                 f"stage {number} of --stages must be NAME:STEPS, got {quoted(part.strip())} in {quoted(text)}; write "
                 "for example adam:1500,lm:10"
             )
-        find_optimizer(name)
         if not _STEPS.fullmatch(steps) or int(steps) < 1:
             raise InputError(
                 f"stage {number} of --stages must have a whole number of steps of at least 1, got "

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from splatopt.core.objective import Evaluation, Objective
-from splatopt.optim.types import Batch
+from splatopt.core.objective import Batch, Evaluation, Objective
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from splatopt.core.native import adam_step, available
-from splatopt.core.objective import Evaluation
+from splatopt.core.objective import Batch, Evaluation
 from splatopt.core.optimizer import Optimizer, Progress
 from splatopt.core.state import PerParameter
 from splatopt.optim.parts.bounds import Rates
 from splatopt.optim.parts.direction import Change, Direction, Point, Quotient
-from splatopt.optim.types import Batch
 
 
 @runtime_checkable

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from splatopt.core.objective import Evaluation, GaussNewtonBlocks, Tensors
+from splatopt.core.objective import Batch, Evaluation, GaussNewtonBlocks, Tensors
 from splatopt.core.optimizer import Optimizer, Progress
 from splatopt.core.schema import BLOCK_TENSORS
 from splatopt.core.state import Number, PerParameter, PerRow
@@ -18,7 +18,6 @@ from splatopt.optim.fused import AnyFusedPasses
 from splatopt.optim.parts.blocks import KeptBlocks, KnownCurvature, solve_in_balls
 from splatopt.optim.parts.bounds import HellingerBall
 from splatopt.optim.parts.direction import Change, Direction, Point, Solved
-from splatopt.optim.types import Batch
 
 _OVERLAP_EVERY = 2
 """Refreshes from one measurement of the overlap to the next."""

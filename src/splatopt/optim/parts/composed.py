@@ -10,14 +10,13 @@ from typing import Any, ClassVar
 
 import torch
 
-from splatopt.core.objective import Evaluation, Objective, Oracle, Tensors
+from splatopt.core.objective import Batch, Evaluation, Objective, Oracle, Tensors
 from splatopt.core.optimizer import Optimizer, Progress
 from splatopt.optim.fused_steps import find_fused_step
 from splatopt.optim.parts.acceptance import Acceptance, Always, Trial
 from splatopt.optim.parts.bounds import StepBound
 from splatopt.optim.parts.direction import Direction, Point
 from splatopt.optim.parts.projections import Projection
-from splatopt.optim.types import Batch
 
 
 @dataclass(frozen=True)

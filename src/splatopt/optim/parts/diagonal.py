@@ -10,12 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from splatopt.core.objective import DiagonalEstimator, Evaluation
+from splatopt.core.objective import Batch, DiagonalEstimator, Evaluation
 from splatopt.core.optimizer import Optimizer, Progress
 from splatopt.core.state import OptimizerState, PerParameter, PerRow, StatePart
 from splatopt.optim.parts.bounds import HellingerBox
 from splatopt.optim.parts.direction import Change, Direction, Point, Share
-from splatopt.optim.types import Batch
 
 
 class Weighting(ABC):

@@ -10,11 +10,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from splatopt.core.objective import Evaluation, Objective, Tensors
+from splatopt.core.objective import Batch, Evaluation, Objective, Tensors
 from splatopt.core.optimizer import Optimizer, Progress
 from splatopt.core.state import Number
 from splatopt.optim.fused import AnyFusedPasses, fused_passes
-from splatopt.optim.types import Batch
 
 
 @dataclass(frozen=True)

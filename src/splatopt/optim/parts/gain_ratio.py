@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from splatopt.core.objective import Objective, Tensors
+from splatopt.core.objective import Batch, Objective, Tensors
 from splatopt.core.state import Number
 from splatopt.optim.parts.acceptance import Acceptance, Trial
 from splatopt.optim.parts.gauss_newton_solve import GaussNewtonSolve
 from splatopt.optim.parts.projections import Projection
-from splatopt.optim.types import Batch
 
 
 class GainRatio(Acceptance):

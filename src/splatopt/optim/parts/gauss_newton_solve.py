@@ -10,7 +10,7 @@ from typing import Literal, NoReturn
 import torch
 from torch import Tensor
 
-from splatopt.core.objective import Evaluation, Oracle, Tensors
+from splatopt.core.objective import Batch, Evaluation, Oracle, Tensors
 from splatopt.core.optimizer import Optimizer, Progress
 from splatopt.core.state import Number
 from splatopt.curvature.conjugate_gradients import conjugate_gradients, inner
@@ -19,7 +19,6 @@ from splatopt.curvature.flat import FlatLayout
 from splatopt.curvature.preconditioners import BlockPreconditioner, DiagonalPreconditioner, Preconditioner
 from splatopt.optim.hellinger import HellingerRadii, RadiusBounds
 from splatopt.optim.parts.direction import Direction, Point
-from splatopt.optim.types import Batch
 
 PreconditionerName = Literal["diagonal", "block"]
 """Jacobi's, or each Gaussian's own block."""

@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from splatopt.core.objective import Evaluation
+from splatopt.core.objective import Batch, Evaluation
 from splatopt.core.optimizer import Optimizer, Progress
 from splatopt.core.state import PerParameter, PerRow
 from splatopt.optim.parts.direction import Change, Direction, Point, Share
 from splatopt.optim.parts.hessian_measures import CurvatureMeasure, Units
-from splatopt.optim.types import Batch
 
 Ratio = Callable[[Tensor, Tensor], Tensor]
 """Makes the step of x of the mean gradient and the mean curvature, both corrected; any value where there is none."""

@@ -8,10 +8,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from splatopt.core.objective import DiagonalEstimator, HessianProduct, Oracle, Tensors
+from splatopt.core.objective import Batch, DiagonalEstimator, HessianProduct, Oracle, Tensors
 from splatopt.core.optimizer import Optimizer
 from splatopt.curvature.estimators import rademacher
-from splatopt.optim.types import Batch
 
 Units = Mapping[str, float]
 """u of every parameter: all that is measured is of x = θ/u."""
