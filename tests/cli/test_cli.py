@@ -23,7 +23,7 @@ from splatopt.core.optimizer import optimizer_names
 from splatopt.data.procedural import make_capture
 from splatopt.runs.program import program
 from splatopt.scene.ply import load_ply
-from splatopt.train import loop as loop_module
+from splatopt.train import machine as machine_module
 from train.toys import ToyRenderer
 
 COMMANDS = ("train", "eval", "render", "export", "report", "bench", "data", "fit", "diagnose", "inspect", "doctor")
@@ -220,14 +220,14 @@ def test_ctrl_c_ends_with_130_and_how_to_go_on(capture, tmp_path, monkeypatch, c
         if call == 5:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(loop_module, "open_renderer", lambda config: ToyRenderer(press))
+    monkeypatch.setattr(machine_module, "open_backend", lambda *_: ToyRenderer(press))
     out = tmp_path / "run"
     assert main(["train", str(capture), "--steps", "9", "--out", str(out)]) == 130
     error = capsys.readouterr().err
     assert "splatopt: stopped at step 5 of 9, step-000005 is kept; go on with: " in error
     assert f"splatopt train {capture} --out {out} --resume" in error
     assert "Traceback" not in error
-    monkeypatch.setattr(loop_module, "open_renderer", lambda config: ToyRenderer())
+    monkeypatch.setattr(machine_module, "open_backend", lambda *_: ToyRenderer())
     assert main(["train", str(capture), "--out", str(out), "--resume"]) == 0
     assert latest_checkpoint(out / "checkpoints")[0].step == 9
 

@@ -20,7 +20,7 @@ from splatopt.train.config import TrainConfig
 OWN_SETTINGS = frozenset(
     {"capture", "out", "resume", "seed", "optimizer", "optimizer_options", "eval_at", "eval_at_seconds", "max_seconds"}
 )
-"""Fields of TrainConfig that are the suite's own business, and no setting of it."""
+"""Settings of a run that are the suite's own business, and no setting of it."""
 
 _MOST_SEEDS = 1000
 _MOST_BYTES = 1 << 20
@@ -28,7 +28,7 @@ _MOST_BYTES = 1 << 20
 
 def setting_names() -> set[str]:
     """Names of the settings that a suite, a scene, a setting or an optimizer entry may give."""
-    return field_names(TrainConfig) - OWN_SETTINGS
+    return TrainConfig.setting_names() - OWN_SETTINGS
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class SceneEntry:
     Attributes:
         name: What tables call it.
         path: Its folder as the suite names it.
-        settings: Fields of TrainConfig for this scene.
+        settings: Settings of a run for this scene.
     """
 
     name: str
@@ -52,7 +52,7 @@ class SettingEntry:
 
     Attributes:
         name: What tables call it; empty where a suite has but one.
-        settings: Its fields of TrainConfig.
+        settings: Its settings of a run.
     """
 
     name: str
@@ -67,7 +67,7 @@ class OptimizerEntry:
         label: What tables call it.
         name: The registered optimizer.
         options: Fields of its options' dataclass.
-        settings: Fields of TrainConfig for this entry.
+        settings: Settings of a run for this entry.
     """
 
     label: str
@@ -87,7 +87,7 @@ class Suite:
         settings: At least one.
         optimizers: At least one.
         seeds: Seeds of every cell.
-        common: Fields of TrainConfig for all cells.
+        common: Settings of a run for all cells.
         points: Steps after which all are scored. Unit: steps.
         seconds: Times at which all are scored. Unit: seconds.
         reference: Label that others are compared with.
@@ -236,8 +236,8 @@ def _entries(
 
 
 def _settings(values: Mapping[str, Any], where: str, protocol: Protocol) -> dict[str, Any]:
-    """Fields of TrainConfig; none that the protocol fixes."""
-    settings = typed_fields(values, TrainConfig, setting_names(), "setting", where)
+    """Settings of a run; none that the protocol fixes."""
+    settings = TrainConfig.typed_settings(values, setting_names(), where)
     for name in settings:
         if name in protocol.fixed or (protocol.inputs and name == "input_views"):
             raise InputError(f"{where}: {name} is fixed by the protocol {protocol.name}; leave it out")

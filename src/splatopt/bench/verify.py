@@ -75,9 +75,9 @@ def verify(
 
 
 def _again(cell: Cell, folder: Path, data: Path | None, overrides: Mapping[str, Any]) -> Cell:
-    config = replace(cell.config, out=folder / "cells" / cell.name, **overrides)
+    config = cell.config.changed(out=folder / "cells" / cell.name, **overrides)
     if data is not None:
-        config = replace(config, capture=str(data / Path(cell.source).name))
+        config = config.changed(capture=str(data / Path(cell.source).name))
     return replace(cell, config=config)
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import make_dataclass, replace
+from dataclasses import make_dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from splatopt.commands.optimizer_columns import chosen_options, optimizer_columns
-from splatopt.commands.parsing import run_command
+from splatopt.commands.parsing import flat, run_command
 from splatopt.core.checks import say
 from splatopt.fit.config import FitConfig
 from splatopt.fit.events import FitProgress, written_scores
@@ -24,7 +22,7 @@ _OPTIONS: dict[str, type] = {name: one.entry.options for name, one in FIELD_OPTI
 
 def fit_options() -> Any:
     """Return FitConfig, with the options of every optimizer of fields under its name."""
-    columns: list[Any] = [("fit", tyro.conf.OmitArgPrefixes[FitConfig]), *optimizer_columns(_OPTIONS)]
+    columns: list[Any] = [("fit", flat(FitConfig)), *optimizer_columns(_OPTIONS)]
     command = make_dataclass("Fit", columns, frozen=True)
     command.__doc__ = FitConfig.__doc__
     return command
@@ -33,8 +31,9 @@ def fit_options() -> Any:
 def run_fit(parsed: Any) -> int:
     """Fit, and say what came of it."""
     config = parsed.fit
-    options = chosen_options(parsed, _OPTIONS, [config.optimizer], resuming=config.resume).get(config.optimizer)
-    result = fit_field(replace(config, optimizer_options=options), [FitProgress()])
+    optimizer = config.schedule.optimizer
+    options = chosen_options(parsed, _OPTIONS, [optimizer], resuming=config.saving.resume).get(optimizer)
+    result = fit_field(config.changed(optimizer_options=options), [FitProgress()])
     say(f"{result.steps} steps in {result.seconds:.1f} s; {written_scores(result.after)}", f"result: {result.folder}")
     return 0
 

@@ -7,7 +7,7 @@ import io
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -150,6 +150,11 @@ def run_command(options: Any, run: Callable[[Any], int], name: str, words: list[
     except Answered:
         return 0
     return run(parsed)
+
+
+def flat(options: Any) -> Any:
+    """Have options in groups be given without their groups' names, which head their parts of the help."""
+    return Annotated[options, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes]
 
 
 def positional(options: Any) -> Any:

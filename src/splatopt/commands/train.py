@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import make_dataclass, replace
+from dataclasses import make_dataclass
 from typing import Any
-
-import tyro
 
 import splatopt.meta
 import splatopt.optim  # noqa: F401 - both register optimizers
 from splatopt.commands.optimizer_columns import chosen_options, optimizer_columns
-from splatopt.commands.parsing import run_command
+from splatopt.commands.parsing import flat, run_command
 from splatopt.core.checks import InputError, say
 from splatopt.core.optimizer import find_optimizer, optimizer_names, option_prefix
 from splatopt.core.processes import LostProcessError, Processes, find_launch, join
@@ -32,7 +30,7 @@ def train_options(words: list[str]) -> Any:
     if {"-h", "--help"} & set(words):
         named = {option_prefix(name) for name in _optimizers_named(words)}
         options = {name: kind for name, kind in options.items() if name in named}
-    columns: list[Any] = [("training", tyro.conf.OmitArgPrefixes[TrainConfig]), *optimizer_columns(options)]
+    columns: list[Any] = [("training", flat(TrainConfig)), *optimizer_columns(options)]
     command = make_dataclass("Train", columns, frozen=True)
     listed = "\n\n".join(f"{name}: {find_optimizer(name).help}" for name in optimizer_names())
     where = "Optimizers, whose options `splatopt train --optimizer NAME --help` explains:"
@@ -43,11 +41,12 @@ def train_options(words: list[str]) -> Any:
 def run_train(parsed: Any) -> int:
     """Train, and say what came of it."""
     config = parsed.training
-    given = chosen_options(parsed, _optimizer_options(), config.optimizers, resuming=False)
-    config = replace(config, optimizer_options=given.get(config.optimizer) if config.stages is None else given)
+    given = chosen_options(parsed, _optimizer_options(), config.schedule.optimizers, resuming=False)
+    staged = config.schedule.stages is not None
+    config = config.changed(optimizer_options=given if staged else given.get(config.schedule.optimizer))
     processes = Processes()
     try:
-        processes = join(find_launch(), config.process_timeout)
+        processes = join(find_launch(), config.processes.process_timeout)
         processes.check_versions()
         result = train(config, [ProgressLine()], processes=processes)
         processes.leave()

@@ -12,7 +12,8 @@ import torch
 
 from splatopt.core.optimizer import option_prefix
 from splatopt.core.version import __version__
-from splatopt.fit.config import FitConfig, guess_task
+from splatopt.fit.config import FitConfig
+from splatopt.fit.options import guess_task
 from splatopt.fit.results import ResultPicture
 from splatopt.optim.field_optimizers import field_options
 from splatopt.report.charts import Mark, Series, line_chart
@@ -42,7 +43,9 @@ def write_field_report(run_folder: Path, pictures: Sequence[ResultPicture] = ())
     folder = RunFolder(run_folder, FIELD_FORMAT)
     config = FitConfig.from_json(folder.read_settings(), str(folder.config))
     scores, lines = read_evaluation(folder.evaluation), read_metrics(folder.metrics)
-    heading = f"{Path(config.target).name} as a {config.field} field, fitted with {config.optimizer}"
+    heading = (
+        f"{Path(config.data.target).name} as a {config.network.field} field, fitted with {config.schedule.optimizer}"
+    )
     sections = [
         f"<h1>{escape(heading)}</h1>",
         _headline(scores),
@@ -56,23 +59,23 @@ def write_field_report(run_folder: Path, pictures: Sequence[ResultPicture] = ())
 
 def fit_command(config: FitConfig, run_folder: Path) -> str:
     """Return the command that makes a fit like this one: every option that is not what would be chosen anyway."""
-    words = ["splatopt", "fit", config.target]
-    usual = FitConfig(config.target, field=config.field, optimizer=config.optimizer, task=config.task)
-    defaults = usual.resolved().to_json() if Path(config.target).exists() else usual.to_json()
-    if config.task is guess_task(Path(config.target)):
-        defaults["task"] = config.task.value
-    shown = {"field": config.field, "optimizer": config.optimizer}
+    words = ["splatopt", "fit", config.data.target]
+    shown = {"field": config.network.field, "optimizer": config.schedule.optimizer}
+    usual = FitConfig.of(config.data.target, task=config.data.task, **shown)
+    defaults = usual.resolved().to_json() if Path(config.data.target).exists() else usual.to_json()
+    if config.data.task is guess_task(Path(config.data.target)):
+        defaults["task"] = config.data.task.value
     for name, value in config.to_json().items():
         if name in ("target", "out", "optimizer_options"):
             continue
         if value is not None and (name in shown or value != defaults[name]):
             words += [f"--{name.replace('_', '-')}", *_words(value)]
-    if config.optimizer_options is not None:
-        plain = field_options(config.optimizer, config.field)
-        for item in fields(config.optimizer_options):
-            value = getattr(config.optimizer_options, item.name)
+    if config.schedule.optimizer_options is not None:
+        plain = field_options(config.schedule.optimizer, config.network.field)
+        for item in fields(config.schedule.optimizer_options):
+            value = getattr(config.schedule.optimizer_options, item.name)
             if value != getattr(plain, item.name):
-                flag = f"--{option_prefix(config.optimizer)}.{item.name.replace('_', '-')}"
+                flag = f"--{option_prefix(config.schedule.optimizer)}.{item.name.replace('_', '-')}"
                 words += [flag, *_words(value)]
     return shlex.join([*words, "--out", str(run_folder)])
 

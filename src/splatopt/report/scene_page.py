@@ -277,7 +277,7 @@ def _optimizer_defaults(name: str) -> dict[str, Any] | None:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
 
 
-_USUAL_OPTIONS = ("optimizer", "steps", "seed", "start")
+_USUAL_OPTIONS = ("optimizer", "steps", "seed", "init")
 _NO_OPTIONS = ("capture", "out", "resume", "optimizer_options")
 
 

@@ -2,51 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import MISSING, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, Field, fields
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
-from splatopt.core.checks import InputError, quoted
-from splatopt.core.optimizer import find_optimizer
-from splatopt.core.typed import read_dataclass, told
+from splatopt.core.bounds import flag
+from splatopt.core.checks import InputError
+
+_KEY = "on_resume"
+FREE_ON_RESUME: dict[str, object] = {_KEY: "free"}
+"""Metadata of a setting that may change when a run is resumed: it leaves the steps already taken as they were."""
+
+AS_ASKED: dict[str, object] = {_KEY: "as asked"}
+"""Metadata of a setting that is the resumed run's own, at its default too, such as where the folder lies now."""
+
+
+def is_free(setting: Field[Any]) -> bool:
+    """Whether a resumed run may be given another value of this setting."""
+    return setting.metadata.get(_KEY) == FREE_ON_RESUME[_KEY]
+
+
+def is_as_asked(setting: Field[Any]) -> bool:
+    """Whether a resumed run takes this setting as it was asked."""
+    return setting.metadata.get(_KEY) == AS_ASKED[_KEY]
 
 
 def resumed_settings(
-    asked: Any, saved: Any, own: Collection[str], free: Collection[str], apart: Collection[str] = ()
+    settings: Iterable[Field[Any]], asked: Mapping[str, Any], saved: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the settings to resume ``saved`` with, by name.
+    """Return the settings to resume a run with, by name.
 
     Args:
-        asked: What was given, a dataclass; what is at its default was not.
-        saved: What the run was started with, another of its kind.
-        own: Taken as asked in any case.
-        free: May be given another value.
-        apart: Left out.
+        settings: Their fields, which say whether a setting is free on resume.
+        asked: What was given; what is at its default was not.
+        saved: What the run was started with; ``out`` is its folder.
 
     Raises:
-        InputError: Another setting was given another value.
+        InputError: A setting that is not free was given another value.
     """
     chosen = {}
-    for item in fields(asked):
-        if item.name in apart:
-            continue
-        given, kept = getattr(asked, item.name), getattr(saved, item.name)
+    for item in settings:
+        given, kept = asked[item.name], saved[item.name]
         default = None if item.default is MISSING else item.default
-        if item.name in own or (given not in (default, kept) and item.name in free):
+        if is_as_asked(item) or (given not in (default, kept) and is_free(item)):
             chosen[item.name] = given
         elif given in (default, kept):
             chosen[item.name] = kept
         else:
-            raise _another_past(saved, flag(item.name), kept, given)
+            raise _another_past(saved["out"], flag(item.name), kept, given)
     return chosen
 
 
-def check_options(saved: Any, prefix: str, given: Any, kept: Any) -> None:
+def check_options(run: Path | None, prefix: str, given: Any, kept: Any) -> None:
     """Raise InputError where an option of an optimizer was given another value than it had.
 
     Args:
-        saved: What the run was started with.
+        run: The run's folder.
         prefix: The word before the options on the command line.
         given: The optimizer's options as asked; what is at its default was not given.
         kept: Those it was started with.
@@ -55,44 +68,12 @@ def check_options(saved: Any, prefix: str, given: Any, kept: Any) -> None:
     for item in fields(given):
         now, before = getattr(given, item.name), getattr(kept, item.name)
         if now not in (getattr(default, item.name), before):
-            raise _another_past(saved, f"--{prefix}.{item.name.replace('_', '-')}", before, now)
+            raise _another_past(run, f"--{prefix}.{item.name.replace('_', '-')}", before, now)
 
 
-def flag(name: str) -> str:
-    """Return how a setting is spelt on the command line."""
-    return "--" + name.replace("_", "-")
-
-
-def _another_past(saved: Any, what: str, kept: Any, given: Any) -> InputError:
+def _another_past(run: Path | None, what: str, kept: Any, given: Any) -> InputError:
     kept, given = (value.value if isinstance(value, Enum) else value for value in (kept, given))
     return InputError(
-        f"the run in {saved.out} was started with {what} {kept}, and cannot go on with {given}; "
+        f"the run in {run} was started with {what} {kept}, and cannot go on with {given}; "
         f"leave the option out, or start a new run with another --out"
     )
-
-
-def saved_options(saved: Any, optimizer: str, staged: bool, where: str) -> Any:
-    """Return the options that a run's configuration holds: of its optimizer, or by name of each of its stages'.
-
-    Args:
-        saved: What was read.
-        optimizer: The optimizer's name, where there are no stages.
-        staged: Whether there are.
-        where: The file, for messages.
-
-    Raises:
-        InputError: An optimizer is unknown, or its options are not such.
-    """
-    if not staged:
-        return _options_of(optimizer, saved, f"{where}: optimizer_options")
-    if not isinstance(saved, dict):
-        raise InputError(f"{where}: optimizer_options must be an object, got {told(saved)}")
-    return {name: _options_of(name, one, f"{where}: optimizer_options: {quoted(name)}") for name, one in saved.items()}
-
-
-def _options_of(optimizer: str, saved: Any, where: str) -> Any:
-    try:
-        kind = find_optimizer(optimizer).options
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
-    return read_dataclass(saved, kind, "option", where)

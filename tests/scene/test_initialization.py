@@ -13,7 +13,13 @@ from splatopt.core.checks import InputError
 from splatopt.raster.reference_projection import view_colors
 from splatopt.raster.spherical_harmonics import SH_C0
 from splatopt.scene.gaussians import GaussianCloud
-from splatopt.scene.starts import cube_of_interest, neighbour_distances, start_from_points, start_in_cube, start_random
+from splatopt.scene.initialization import (
+    cube_of_interest,
+    neighbour_distances,
+    start_from_points,
+    start_in_cube,
+    start_random,
+)
 
 
 def some_points(count: int) -> tuple[torch.Tensor, torch.Tensor]:
