@@ -166,7 +166,7 @@ def test_the_command_has_what_differs_and_no_more(tmp_path):
         str(tmp_path / "a.png"), optimizer="esgd", optimizer_options=EsgdOptions(damping=0.5), epochs=7, sigma=0.2
     )
     command = fit_command(config.resolved(), Path("run"))
-    expected = f"splatopt fit {tmp_path / 'a.png'} --field gaussian --optimizer esgd --epochs 7 --sigma 0.2"
+    expected = f"splatopt fit {tmp_path / 'a.png'} --field gaussian --optimizer esgd --sigma 0.2 --epochs 7"
     assert command == f"{expected} --esgd.damping 0.5 --out run"
     scored = config.changed(epochs=None, steps=3, eval_at=(1, 2))
     assert "--steps 3 --sigma 0.2 --eval-at 1 2 --esgd" in fit_command(scored.resolved(), Path("run"))

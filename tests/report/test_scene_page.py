@@ -127,7 +127,7 @@ def test_the_command_names_every_setting_that_is_not_at_its_default(tmp_path: Pa
     config = {"max_side": 160, "skip_missing": True, "background": [0.0, 0.5, 1.0], "footprint": "antialiased"}
     config |= {"view_batch": 1, "threads": 0, "init": "random", "optimizer_options": options}
     page = write_report(write_run(tmp_path / "run", **config)).read_text()
-    said = "--init random --background 0.0 0.5 1.0 --footprint antialiased --max-side 160 --skip-missing "
+    said = "--init random --max-side 160 --skip-missing --background 0.0 0.5 1.0 --footprint antialiased "
     assert f"--seed 3 {said}--adam.beta1 0.8 --out" in page
 
 

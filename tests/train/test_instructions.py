@@ -14,9 +14,9 @@ from splatopt.runs.events import Warned
 from splatopt.train import loop as loop_module
 from splatopt.train.config import TrainConfig
 from splatopt.train.loop import train
+from splatopt.train.machine import with_own_instructions
 from splatopt.train.result import TrainResult
 from splatopt.train.run import open_run
-from splatopt.train.setup import with_own_instructions
 from train.toys import Listener, make_toy_capture
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native module is not installed")

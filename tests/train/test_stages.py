@@ -114,7 +114,7 @@ def test_nonsense_is_refused_in_a_sentence(text, said):
 def test_the_steps_are_the_sum():
     config = TrainConfig.of("fox", stages=PLAN)
     assert config.schedule.total_steps == 28
-    assert config.resolved("fox", (0.0, 0.0, 0.0)).steps == 28
+    assert config.resolved("fox", (0.0, 0.0, 0.0)).schedule.steps == 28
     assert TrainConfig.of("fox", stages=PLAN, steps=28).schedule.total_steps == 28
     with pytest.raises(InputError, match=r"--steps 2000 contradicts --stages adam:12.*sum to 28"):
         TrainConfig.of("fox", stages=PLAN, steps=2000)
@@ -144,8 +144,8 @@ def test_a_configuration_in_stages_survives_json():
     for one in (config, config.resolved("fox", (0.0, 0.0, 0.0))):
         assert TrainConfig.from_json(json.loads(json.dumps(one.to_json())), "config.json") == one
     resolved = config.resolved("fox", (0.0, 0.0, 0.0))
-    assert resolved.optimizer_options == {"adam": AdamOptions(), **options}
-    assert resolved.out == Path("runs/fox-adam-wide")
+    assert resolved.schedule.optimizer_options == {"adam": AdamOptions(), **options}
+    assert resolved.folder == Path("runs/fox-adam-wide")
 
 
 # ---------------------------------------------------------------------- a run
@@ -324,7 +324,7 @@ def test_what_a_later_stage_refuses_is_refused_at_once(staged):
     lm = staged(stages="adam:5,lm:2")
     with pytest.raises(InputError, match=r"LevenbergMarquardt.*jvp.*toy backend"):
         train(lm, renderer=renderer)
-    assert not lm.out.exists()
+    assert not lm.folder.exists()
 
 
 def test_an_old_checkpoint_without_a_stage_is_of_the_only_one(settings):

@@ -83,19 +83,19 @@ class FitConfig(RunConfig):
             out=self.saving.out if self.saving.out is not None else Path("runs") / name,
         )
 
-    def _options_to_json(self) -> dict[str, Any] | None:
+    def _options_to_json(self) -> dict[str, object] | None:
         options = self.schedule.optimizer_options
         return None if options is None else asdict(options)
 
     @classmethod
-    def _options_from_json(cls, saved: Any, settings: Mapping[str, Any], where: str) -> Any:
+    def _options_from_json(cls, saved: object, settings: Mapping[str, Any], where: str) -> Any:
         try:
             kind = find_field_optimizer(settings.get("optimizer", ScheduleOptions.optimizer)).entry.options
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
         return read_options(saved, kind, f"{where}: optimizer_options")
 
-    def _resumed(self, saved: FitConfig, chosen: dict[str, Any]) -> FitConfig:
+    def _resumed(self, saved: FitConfig, chosen: dict[str, object]) -> FitConfig:
         given, kept, run = self.schedule.optimizer_options, saved.schedule.optimizer_options, saved.saving.out
         if given is not None and type(given) is type(kept):
             check_options(run, option_prefix(saved.schedule.optimizer), given, kept)

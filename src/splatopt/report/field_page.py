@@ -65,7 +65,8 @@ def fit_command(config: FitConfig, run_folder: Path) -> str:
     defaults = usual.resolved().to_json() if Path(config.data.target).exists() else usual.to_json()
     if config.data.task is guess_task(Path(config.data.target)):
         defaults["task"] = config.data.task.value
-    for name, value in config.to_json().items():
+    values = config.to_json()
+    for name, value in {**shown, **values}.items():
         if name in ("target", "out", "optimizer_options"):
             continue
         if value is not None and (name in shown or value != defaults[name]):

@@ -106,8 +106,8 @@ class Setting:
     """
 
     group: str
-    field: Field[Any]
-    hint: Any
+    field: Field[object]
+    hint: object
 
     @property
     def is_required(self) -> bool:
@@ -124,13 +124,11 @@ class RunConfig(ABC):
     subject: ClassVar[str]
     """Name of the setting that is given by its place: what is trained on."""
 
-    data: Any
-    schedule: Any
     saving: SavingOptions
     processes: ProcessOptions
 
     @classmethod
-    def of(cls: type[Config], subject: Path | str, **settings: Any) -> Config:
+    def of(cls: type[Config], subject: Path | str, **settings: object) -> Config:
         """Return the configuration with these settings, and all others at their defaults.
 
         Args:
@@ -145,7 +143,7 @@ class RunConfig(ABC):
             if name not in known:
                 raise InputError(f"there is no setting {name!r}; {nearest_names(name, known)}")
         if settings.get("out") is not None:
-            settings["out"] = Path(settings["out"])
+            settings["out"] = Path(str(settings["out"]))
         return cls._grouped({cls.subject: str(subject), **settings})
 
     @classmethod
@@ -168,7 +166,7 @@ class RunConfig(ABC):
         return set(cls.setting_places())
 
     @classmethod
-    def typed_settings(cls, values: Mapping[str, Any], known: Collection[str], where: str) -> dict[str, Any]:
+    def typed_settings(cls, values: Mapping[str, object], known: Collection[str], where: str) -> dict[str, Any]:
         """Return ``values`` with each in the type of its setting.
 
         Args:
@@ -183,22 +181,22 @@ class RunConfig(ABC):
         return typed_values(values, hints, known, "setting", where)
 
     @classmethod
-    def _grouped(cls: type[Config], settings: Mapping[str, Any]) -> Config:
+    def _grouped(cls: type[Config], settings: Mapping[str, object]) -> Config:
         """Return the configuration with ``settings``, whose names were checked."""
-        given: dict[str, dict[str, Any]] = {}
+        given: dict[str, dict[str, object]] = {}
         for name, value in settings.items():
             given.setdefault(cls.setting_places()[name].group, {})[name] = value
         kinds = get_type_hints(cls)
         return cls(**{group: kinds[group](**values) for group, values in given.items()})
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """Return all settings by name."""
         places = type(self).setting_places()
         return {name: getattr(getattr(self, place.group), name) for name, place in places.items()}
 
-    def changed(self: Config, **settings: Any) -> Config:
+    def changed(self: Config, **settings: object) -> Config:
         """Return the configuration with other values of these settings, by name."""
-        given: dict[str, dict[str, Any]] = {}
+        given: dict[str, dict[str, object]] = {}
         for name, value in settings.items():
             given.setdefault(type(self).setting_places()[name].group, {})[name] = value
         groups = {group: replace(getattr(self, group), **values) for group, values in given.items()}
@@ -213,14 +211,14 @@ class RunConfig(ABC):
 
     # ------------------------------------------------------------------ the run's file
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the settings by name as JSON values; ``resume`` is a request, not a setting, and left out."""
         values = {name: _plain(value) for name, value in self.settings().items() if name != _REQUEST}
-        values[self.subject] = str(Path(values[self.subject]).absolute())
+        values[self.subject] = str(Path(str(values[self.subject])).absolute())
         return values | {_OPTIONS: self._options_to_json()}
 
     @classmethod
-    def from_json(cls: type[Config], values: Mapping[str, Any], where: str) -> Config:
+    def from_json(cls: type[Config], values: Mapping[str, object], where: str) -> Config:
         """Return the configuration that :meth:`to_json` gave.
 
         Args:
@@ -253,12 +251,12 @@ class RunConfig(ABC):
         return cls.from_json(folder.read_settings(), str(folder.config)).changed(out=folder.path)
 
     @abstractmethod
-    def _options_to_json(self) -> dict[str, Any] | None:
+    def _options_to_json(self) -> dict[str, object] | None:
         """Return the optimizer's options as JSON values."""
 
     @classmethod
     @abstractmethod
-    def _options_from_json(cls, saved: Any, settings: Mapping[str, Any], where: str) -> Any:
+    def _options_from_json(cls, saved: object, settings: Mapping[str, Any], where: str) -> Any:
         """Return the optimizer's options that a run's file holds.
 
         Args:
@@ -283,7 +281,7 @@ class RunConfig(ABC):
         return self._resumed(saved, chosen)
 
     @abstractmethod
-    def _resumed(self: Config, saved: Config, chosen: dict[str, Any]) -> Config:
+    def _resumed(self: Config, saved: Config, chosen: dict[str, object]) -> Config:
         """Return the configuration to resume ``saved`` with.
 
         Args:
@@ -292,7 +290,7 @@ class RunConfig(ABC):
         """
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """A value as JSON holds it."""
     if isinstance(value, Path):
         return str(value)

@@ -19,19 +19,19 @@ AS_ASKED: dict[str, object] = {_KEY: "as asked"}
 """Metadata of a setting that is the resumed run's own, at its default too, such as where the folder lies now."""
 
 
-def is_free(setting: Field[Any]) -> bool:
+def is_free(setting: Field[object]) -> bool:
     """Whether a resumed run may be given another value of this setting."""
     return setting.metadata.get(_KEY) == FREE_ON_RESUME[_KEY]
 
 
-def is_as_asked(setting: Field[Any]) -> bool:
+def is_as_asked(setting: Field[object]) -> bool:
     """Whether a resumed run takes this setting as it was asked."""
     return setting.metadata.get(_KEY) == AS_ASKED[_KEY]
 
 
 def resumed_settings(
-    settings: Iterable[Field[Any]], asked: Mapping[str, Any], saved: Mapping[str, Any]
-) -> dict[str, Any]:
+    settings: Iterable[Field[object]], asked: Mapping[str, object], saved: Mapping[str, object]
+) -> dict[str, object]:
     """Return the settings to resume a run with, by name.
 
     Args:
@@ -71,7 +71,7 @@ def check_options(run: Path | None, prefix: str, given: Any, kept: Any) -> None:
             raise _another_past(run, f"--{prefix}.{item.name.replace('_', '-')}", before, now)
 
 
-def _another_past(run: Path | None, what: str, kept: Any, given: Any) -> InputError:
+def _another_past(run: object, what: str, kept: object, given: object) -> InputError:
     kept, given = (value.value if isinstance(value, Enum) else value for value in (kept, given))
     return InputError(
         f"the run in {run} was started with {what} {kept}, and cannot go on with {given}; "

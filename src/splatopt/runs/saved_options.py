@@ -14,7 +14,7 @@ _RENAMED = {"start": "init"}
 _RENAMED_PREFIXES = {"most_": "max_", "least_": "min_"}
 
 
-def renamed(values: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+def renamed(values: Mapping[str, object], known: Collection[str]) -> dict[str, object]:
     """Return what a run's file holds under the names of today; names that are unknown then as well stay.
 
     Args:
@@ -31,7 +31,7 @@ def renamed(values: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]
     return found
 
 
-def read_options(saved: Any, kind: type, where: str) -> Any:
+def read_options(saved: object, kind: type, where: str) -> Any:
     """Return an optimizer's options as a run's file holds them.
 
     Args:
@@ -46,7 +46,7 @@ def read_options(saved: Any, kind: type, where: str) -> Any:
     return read_dataclass(values, kind, "option", where)
 
 
-def saved_options(saved: Any, optimizer: str, staged: bool, where: str) -> Any:
+def saved_options(saved: object, optimizer: str, staged: bool, where: str) -> Any:
     """Return the options that a run's configuration holds: of its optimizer, or by name of each of its stages'.
 
     Args:
@@ -65,7 +65,7 @@ def saved_options(saved: Any, optimizer: str, staged: bool, where: str) -> Any:
     return {name: _options_of(name, one, f"{where}: optimizer_options: {quoted(name)}") for name, one in saved.items()}
 
 
-def _options_of(optimizer: str, saved: Any, where: str) -> Any:
+def _options_of(optimizer: str, saved: object, where: str) -> Any:
     try:
         kind = find_optimizer(optimizer).options
     except InputError as error:

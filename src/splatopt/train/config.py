@@ -53,18 +53,18 @@ class TrainConfig(RunConfig):
             out=out if out is not None else Path("runs") / "-".join((name, *schedule.optimizers)).replace(":", "-"),
         )
 
-    def _options_to_json(self) -> dict[str, Any] | None:
+    def _options_to_json(self) -> dict[str, object] | None:
         if self.schedule.optimizer_options is None:
             return None
         options = {name: asdict(given) for name, given in self.schedule.options_by_name.items()}
-        return options[self.schedule.optimizer] if self.schedule.stages is None else options
+        return dict(options[self.schedule.optimizer] if self.schedule.stages is None else options)
 
     @classmethod
-    def _options_from_json(cls, saved: Any, settings: Mapping[str, Any], where: str) -> Any:
+    def _options_from_json(cls, saved: object, settings: Mapping[str, Any], where: str) -> Any:
         optimizer = settings.get("optimizer", USUAL_OPTIMIZER)
         return saved_options(saved, optimizer, settings.get("stages") is not None, where)
 
-    def _resumed(self, saved: TrainConfig, chosen: dict[str, Any]) -> TrainConfig:
+    def _resumed(self, saved: TrainConfig, chosen: dict[str, object]) -> TrainConfig:
         if self.schedule.stages is not None:
             chosen |= {"steps": self.schedule.steps, "optimizer": self.schedule.optimizer}
         resumed = self.changed(**chosen, optimizer_options=None)
