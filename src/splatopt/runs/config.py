@@ -35,8 +35,7 @@ Config = TypeVar("Config", bound="RunConfig")
 
 
 class SettingGroup:
-    """A group of settings: a frozen dataclass whose fields declare their bounds and whether a resumed run may change
-    them."""  # noqa: D205, D209 - one sentence
+    """A group of settings: a frozen dataclass whose fields declare their bounds and what resuming does to them."""
 
     def __post_init__(self) -> None:
         """Refuse what no run can do."""

@@ -60,8 +60,7 @@ def starting_cloud(config: TrainConfig, capture: Capture, generator: torch.Gener
 
 
 def render_options(config: TrainConfig, capture: Capture) -> RenderOptions:
-    """Return how the scene of ``config`` is rendered at its full degree, over the capture's background if it has none
-    of its own."""  # noqa: D205, D209 - one sentence
+    """Return how the scene is rendered at its full degree; over the capture's background where none was given."""
     scene = config.scene
     return RenderOptions(scene.background or capture.background, scene.footprint, scene.sh_degree)
 
