@@ -126,7 +126,7 @@ class NetworkOptions(ActivationConstants):
 
 
 @dataclass(frozen=True)
-class ScheduleOptions(runs.RunSchedule):
+class ScheduleOptions(runs.ScheduleOptions):
     """Which steps are taken, and how many."""
 
     optimizer: str = "adam"
@@ -153,7 +153,7 @@ class ScheduleOptions(runs.RunSchedule):
 
 
 @dataclass(frozen=True)
-class ScoringOptions(runs.RunScoring):
+class ScoringOptions(runs.ScoringOptions):
     """When the field is scored, and on what."""
 
     eval_every: int | None = field(default=None, metadata=bounds(0) | FREE_ON_RESUME)

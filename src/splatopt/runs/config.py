@@ -43,7 +43,7 @@ class SettingGroup:
 
 
 @dataclass(frozen=True)
-class RunSchedule(SettingGroup):
+class ScheduleOptions(SettingGroup):
     """What is common to all schedules."""
 
     optimizer_options: tyro.conf.Suppress[Any] = None
@@ -54,7 +54,7 @@ class RunSchedule(SettingGroup):
 
 
 @dataclass(frozen=True)
-class RunScoring(SettingGroup):
+class ScoringOptions(SettingGroup):
     """What is common to all scoring."""
 
     eval_at: tuple[int, ...] = field(default=(), metadata=bounds(0) | FREE_ON_RESUME)

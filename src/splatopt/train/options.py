@@ -114,7 +114,7 @@ class SceneOptions(runs.SettingGroup):
 
 
 @dataclass(frozen=True)
-class ScheduleOptions(runs.RunSchedule):
+class ScheduleOptions(runs.ScheduleOptions):
     """Which steps are taken, and how many."""
 
     optimizer: str = USUAL_OPTIMIZER
@@ -216,7 +216,7 @@ class ScheduleOptions(runs.RunSchedule):
 
 
 @dataclass(frozen=True)
-class ScoringOptions(runs.RunScoring):
+class ScoringOptions(runs.ScoringOptions):
     """When the test views are scored."""
 
     eval_every: int = field(default=0, metadata=bounds(0) | FREE_ON_RESUME)
