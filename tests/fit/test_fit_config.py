@@ -169,6 +169,6 @@ def test_the_command_has_what_differs_and_no_more(tmp_path):
     expected = f"splatopt fit {tmp_path / 'a.png'} --field gaussian --optimizer esgd --sigma 0.2 --epochs 7"
     assert command == f"{expected} --esgd.damping 0.5 --out run"
     scored = config.changed(epochs=None, steps=3, eval_at=(1, 2))
-    assert "--steps 3 --sigma 0.2 --eval-at 1 2 --esgd" in fit_command(scored.resolved(), Path("run"))
+    assert "--sigma 0.2 --steps 3 --eval-at 1 2 --esgd" in fit_command(scored.resolved(), Path("run"))
     zoo = FitConfig.of("gone.png", optimizer="zoo:lion", optimizer_options=ZooOptions(settings=("a=1", "b=2")))
     assert "--zoo.settings a=1 b=2 --out run" in fit_command(zoo.changed(task=TaskKind.IMAGE).resolved(), Path("run"))
