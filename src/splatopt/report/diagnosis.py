@@ -16,6 +16,7 @@ from torch import Tensor
 from splatopt.core.bounds import bounds
 from splatopt.core.checks import InputError
 from splatopt.core.files import make_folder
+from splatopt.core.typed import field_names as field_names_of
 from splatopt.curvature.estimators import rademacher
 from splatopt.curvature.spectrum import (
     RitzPairs,
@@ -79,6 +80,12 @@ class DiagnosePlan(ActivationConstants):
         for name in self.given:
             if name not in taken:
                 raise InputError(f"--{name} is of none of the fields {', '.join(self.fields)}; leave it out")
+
+    def to_json(self) -> dict[str, object]:
+        """Return the plan as JSON values, with the constants that were given under ``constants``."""
+        constants = field_names_of(ActivationConstants)
+        others = {name: value for name, value in asdict(self).items() if name not in constants}
+        return others | {"constants": self.given}
 
 
 @dataclass(frozen=True)
@@ -178,7 +185,7 @@ def write_diagnosis(folder: Path, plan: DiagnosePlan, found: Sequence[Diagnosis]
     check_free(folder)
     make_folder(folder)
     draws = {one.field: [asdict(draw) for draw in one.draws] for one in found}
-    write_json(folder / "diagnosis.json", _finite({"plan": asdict(plan), "draws": draws}))
+    write_json(folder / "diagnosis.json", _finite({"plan": plan.to_json(), "draws": draws}))
     sections = [
         "<h1>Curvature of neural fields at their start</h1>",
         f'<p class="lead">Medians of {plan.draws} starts, {plan.side}×{plan.side} pixels, width {plan.width}, '
