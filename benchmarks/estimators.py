@@ -28,8 +28,8 @@ from splatopt.optim.first_order import Adam, AdamOptions
 from splatopt.raster.losses import L1Ssim
 from splatopt.raster.render import make_renderer
 from splatopt.raster.types import RenderOptions
+from splatopt.scene.initialization import start_from_points
 from splatopt.scene.photometric import PhotometricObjective
-from splatopt.scene.starts import start_from_points
 
 COUNTS = (1, 4, 16, 64, 256)
 """Numbers of probes whose mean is compared with the exact diagonal."""

@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,9 +22,10 @@ import torch
 from benchmarks.field_curves import FIELDS, LEVELS, mean_sd, read_curve, read_curves, table_of
 from splatopt.data.knot import make_knot
 from splatopt.data.mesh import write_mesh
-from splatopt.fit.config import FitConfig, TaskKind
+from splatopt.fit.config import FitConfig
 from splatopt.fit.events import FitProgress
 from splatopt.fit.loop import fit_field
+from splatopt.fit.options import TaskKind
 from splatopt.fit.sampler import ExampleSampler
 from splatopt.optim.field_optimizers import field_options, find_field_optimizer
 from splatopt.runs.folder import read_json
@@ -88,13 +89,12 @@ def run_cell(cell: Cell, base: FitConfig, out: Path) -> None:
     """Do one cell, or what is left of it."""
     folder = out / cell.name
     steps = read_json(folder / "eval.json").get("steps", 0)
-    if epochs_done(folder) >= (base.epochs or 0) and steps >= (base.steps or 0):
+    if epochs_done(folder) >= (base.schedule.epochs or 0) and steps >= (base.schedule.steps or 0):
         return
     options = None
     if cell.rate is not None:
         options = find_field_optimizer(cell.optimizer).entry.options(rate=cell.rate)
-    config = replace(
-        base,
+    config = base.changed(
         target=cell.target,
         field=cell.field,
         optimizer=cell.optimizer,
@@ -135,7 +135,7 @@ def best_rate(
     a run (``--sweep-epochs``), the run of the best rate goes on from there.
     """
     usual = field_options(optimizer, field).rate
-    short = replace(base, epochs=arguments.sweep_epochs) if arguments.sweep_epochs else base
+    short = base.changed(epochs=arguments.sweep_epochs) if arguments.sweep_epochs else base
     swept = {}
     for rate in rates:
         cell = Cell(
@@ -203,10 +203,10 @@ def start(arguments: argparse.Namespace) -> None:
             folder = arguments.out / f"start-{probes}-seed{seed}"
             if "psnr" not in read_json(folder / "eval.json"):
                 again = (folder / "config.json").exists()
-                config = replace(
-                    base, target=target, field="sine", optimizer="esgd", optimizer_options=options, seed=seed
+                config = base.changed(
+                    target=target, field="sine", optimizer="esgd", optimizer_options=options, seed=seed
                 )
-                fit_field(replace(config, out=folder, resume=again))
+                fit_field(config.changed(out=folder, resume=again))
             found.append(read_json(folder / "eval.json")["psnr"])
         lines.append(f"| {probes} | {min(found):.2f} | {mean_sd(found, '.2f')} | {max(found):.2f} |")
         print(lines[-1], flush=True)
@@ -227,7 +227,7 @@ def cost(arguments: argparse.Namespace) -> None:
         running = []
         for name in names:
             generator = torch.Generator().manual_seed(0)
-            task, _ = open_task(FitConfig(target, field=field).resolved(), generator)
+            task, _ = open_task(FitConfig.of(target, field=field).resolved(), generator)
             running.append((task, make_field_optimizer(name, task, field, None, generator)))
         seconds: list[list[float]] = [[] for _ in names]
         # Turns of 100 steps, so that each has one of the later refreshes in every turn; the first 100 warm up.
@@ -262,7 +262,7 @@ def table(arguments: argparse.Namespace) -> None:
 
 def _base(arguments: argparse.Namespace, **settings: object) -> FitConfig:
     """What all cells share; the target is filled in later."""
-    return FitConfig("", width=arguments.width, threads=arguments.threads, log_every=100, **settings)  # type: ignore[arg-type]
+    return FitConfig.of("", width=arguments.width, threads=arguments.threads, log_every=100, **settings)  # type: ignore[arg-type]
 
 
 QUESTIONS = {

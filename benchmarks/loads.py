@@ -12,7 +12,7 @@ import torch
 from splatopt.core.camera import Camera
 from splatopt.data import CaptureOptions, load_capture
 from splatopt.scene.gaussians import GaussianCloud
-from splatopt.scene.starts import start_from_points
+from splatopt.scene.initialization import start_from_points
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def scores(scene: Path, options: AdamOptions, steps: int, seeds: list[int], thre
                 steps=steps,
                 seed=seed,
                 threads=threads,
-                start="random" if scene.name.startswith("lego") else "sfm",
+                init="random" if scene.name.startswith("lego") else "sfm",
                 out=Path(folder) / "run",
                 callbacks=[],
             )

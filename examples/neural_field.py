@@ -21,7 +21,7 @@ SIDE, WIDTH, STEPS = 48, 64, 100
 
 def through_splatopt(photo: Path, folder: Path) -> None:
     for name in ("adam", "esgd"):
-        settings = splatopt.FitConfig(
+        settings = splatopt.FitConfig.of(
             str(photo), field="sine", optimizer=name, width=WIDTH, steps=STEPS, out=folder / name
         )
         result = splatopt.fit_field(settings)

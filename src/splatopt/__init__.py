@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from splatopt.raster.torch_loss import TorchLoss
     from splatopt.raster.types import Footprint, RenderOptions
     from splatopt.scene.gaussians import GaussianCloud
+    from splatopt.scene.initialization import start_from_points, start_random
     from splatopt.scene.photometric import PhotometricObjective
     from splatopt.scene.ply import load_ply, save_ply
-    from splatopt.scene.starts import start_from_points, start_random
     from splatopt.train.config import TrainConfig
-    from splatopt.train.loop import TrainResult
+    from splatopt.train.result import TrainResult
     from splatopt.train.run import Run, open_run
     from splatopt.train.verb import train
 
@@ -61,11 +61,11 @@ _HOMES = {
     "splatopt.scene.gaussians": ("GaussianCloud",),
     "splatopt.scene.photometric": ("PhotometricObjective",),
     "splatopt.scene.ply": ("load_ply", "save_ply"),
-    "splatopt.scene.starts": ("start_from_points", "start_random"),
+    "splatopt.scene.initialization": ("start_from_points", "start_random"),
     "splatopt.train.config": ("TrainConfig",),
     "splatopt.fit.config": ("FitConfig",),
     "splatopt.fit.loop": ("fit_field", "open_field"),
-    "splatopt.train.loop": ("TrainResult",),
+    "splatopt.train.result": ("TrainResult",),
     "splatopt.train.run": ("Run", "open_run"),
 }
 _VERBS = ("fit", "train")

@@ -104,7 +104,7 @@ def test_a_node_loads_the_plugins_of_its_cell(capture, tmp_path, monkeypatch):
     plugins._files.clear()
     try:
         cluster._run(str(tmp_path / "out"), written, None)
-        assert [one.config.optimizer for one in ran] == ["node-adam"]
+        assert [one.config.schedule.optimizer for one in ran] == ["node-adam"]
         assert "node-adam" in OPTIMIZERS.names()
         # Another process would read the file anew.
         plugin.write_text(plugin.read_text() + "# another\n")

@@ -37,12 +37,12 @@ def words(capture: Path, out: Path, *more: str) -> list[str]:
 
 def test_words_alone_make_a_suite(here, capture, tmp_path, capsys):
     out = tmp_path / "out"
-    more = ["--seeds", "2", "--views", "0", "--set", "sh_degree=1", "view-choice=farthest", "start=random"]
+    more = ["--seeds", "2", "--views", "0", "--set", "sh_degree=1", "view-choice=farthest", "init=random"]
     assert main(words(capture, out, *more)) == 0
     results = load_results(out)
     assert len(results.done) == 2
     config = results.cells[0]["config"]
-    assert (config["steps"], config["sh_degree"], config["view_choice"], config["start"]) == (
+    assert (config["steps"], config["sh_degree"], config["view_choice"], config["init"]) == (
         3,
         1,
         "farthest",

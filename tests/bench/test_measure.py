@@ -49,13 +49,13 @@ def test_every_point_that_was_asked_for_is_there(cell):
 
 
 def test_points_by_the_clock_are_not_planned(cell):
-    timed = replace(cell, config=replace(cell.config, eval_at=(), eval_at_seconds=(1e-4,)))
+    timed = replace(cell, config=cell.config.changed(eval_at=(), eval_at_seconds=(1e-4,)))
     record = run_cell(timed, renderer=ToyRenderer())
     assert [point["planned"] for point in record["points"]] == [True, False, True]
 
 
 def test_the_same_cell_twice_gives_the_same_numbers(cell, tmp_path):
-    again = replace(cell, config=replace(cell.config, out=tmp_path / "again" / "cells" / cell.name))
+    again = replace(cell, config=cell.config.changed(out=tmp_path / "again" / "cells" / cell.name))
     first, second = (run_cell(one, renderer=ToyRenderer()) for one in (cell, again))
     assert numbers(first) == numbers(second)
     assert first["views"] == second["views"]
@@ -63,8 +63,8 @@ def test_the_same_cell_twice_gives_the_same_numbers(cell, tmp_path):
 
 @pytest.mark.parametrize("call", [2, 8, 29])
 def test_a_cell_that_was_stopped_goes_on_as_if_nothing_had_happened(cell, tmp_path, call):
-    straight = replace(cell, config=replace(cell.config, out=tmp_path / "straight" / "cells" / cell.name))
-    often = replace(cell, config=replace(cell.config, checkpoint_every=3))
+    straight = replace(cell, config=cell.config.changed(out=tmp_path / "straight" / "cells" / cell.name))
+    often = replace(cell, config=cell.config.changed(checkpoint_every=3))
     with pytest.raises(KeyboardInterrupt):
         run_cell(often, renderer=stopping_at(call))
     record = run_cell(often, renderer=ToyRenderer())
@@ -74,7 +74,7 @@ def test_a_cell_that_was_stopped_goes_on_as_if_nothing_had_happened(cell, tmp_pa
 
 def test_points_after_the_last_checkpoint_are_scored_again(cell):
     """The cell is stopped inside step 11, so that its checkpoint is one of long before; step 10 comes again."""
-    rare = replace(cell, config=replace(cell.config, checkpoint_every=8))
+    rare = replace(cell, config=cell.config.changed(checkpoint_every=8))
     with pytest.raises(KeyboardInterrupt):
         run_cell(rare, renderer=stopping_at(11))
     stopped = json.loads((cell.config.folder / RECORD).read_text())
@@ -119,13 +119,13 @@ def test_a_folder_of_another_cell_is_left_alone(cell, change, said):
     run_cell(cell, renderer=ToyRenderer())
     before = (cell.config.folder / RECORD).read_bytes()
     with pytest.raises(InputError, match=said):
-        run_cell(replace(cell, config=replace(cell.config, **change)), renderer=ToyRenderer())
+        run_cell(replace(cell, config=cell.config.changed(**change)), renderer=ToyRenderer())
     assert (cell.config.folder / RECORD).read_bytes() == before
 
 
 def test_what_changes_no_number_may_change(cell):
     run_cell(cell, renderer=ToyRenderer())
-    other = replace(cell, config=replace(cell.config, threads=2, cache_mebibytes=16, checkpoint_seconds=5.0))
+    other = replace(cell, config=cell.config.changed(threads=2, cache_mebibytes=16, checkpoint_seconds=5.0))
     assert run_cell(other, renderer=ToyRenderer())["status"] == "done"
 
 
@@ -138,7 +138,7 @@ def test_another_scene_of_the_same_name_is_refused(cell):
 def test_a_cell_survives_json(cell):
     back = Cell.from_json(json.loads(json.dumps(cell.to_json())), "here")
     assert cell.differs_from(back) is None
-    assert (back.name, back.seed, back.config.eval_at) == (cell.name, cell.seed, cell.config.eval_at)
+    assert (back.name, back.seed, back.config.scoring.eval_at) == (cell.name, cell.seed, cell.config.scoring.eval_at)
     with pytest.raises(InputError, match="here"):
         Cell.from_json(cell.to_json() | {"seed": "0"}, "here")
 

@@ -137,9 +137,9 @@ def test_a_random_start_needs_no_points_and_another_does(capture, tmp_path, monk
 
     load = runner.open_capture
     monkeypatch.setattr(runner, "open_capture", lambda config: replace(load(config), points=None))
-    with pytest.raises(InputError, match="scene 'toy' has no points to start from; give it start = \"random\""):
+    with pytest.raises(InputError, match="scene 'toy' has no points to start from; give it init = \"random\""):
         start(toy_suite(capture), tmp_path / "out")
-    random = toy_suite(capture, scenes=[{"path": str(capture), "start": "random", "random_points": 30}])
+    random = toy_suite(capture, scenes=[{"path": str(capture), "init": "random", "random_points": 30}])
     assert len(start(random, tmp_path / "out")[0].done) == 4
 
 

@@ -45,8 +45,8 @@ def test_the_matrix_is_scenes_by_settings_by_optimizers_by_seeds(capture):
     assert len(cells) == 1 * 2 * 2 * 2
     assert [cell.name for cell in cells[:3]] == ["toy.small.adam.seed3", "toy.small.slow.seed3", "toy.whole.adam.seed3"]
     assert [cell.seed for cell in cells] == [3] * 4 + [5] * 4
-    assert {cell.config.max_side for cell in cells} == {16, None}
-    assert cells[0].config.out == Path("out/cells/toy.small.adam.seed3")
+    assert {cell.config.data.max_side for cell in cells} == {16, None}
+    assert cells[0].config.folder == Path("out/cells/toy.small.adam.seed3")
 
 
 def test_the_more_special_setting_wins(capture):
@@ -58,15 +58,20 @@ def test_the_more_special_setting_wins(capture):
         optimizers=[{"name": "adam", "steps": 40, "options": {"means_rate": 1}}],
     )
     config = make_cells(suite, Path("out"), {"threads": 1})[0].config
-    assert (config.steps, config.view_batch, config.sh_degree, config.threads) == (40, 3, 1, 1)
-    assert (config.view_choice, config.footprint) == (ViewChoice.FARTHEST, Footprint.ANTIALIASED)
-    assert config.optimizer_options == AdamOptions(means_rate=1.0)
-    assert isinstance(config.optimizer_options.means_rate, float)
+    assert (config.schedule.steps, config.schedule.view_batch, config.scene.sh_degree, config.processes.threads) == (
+        40,
+        3,
+        1,
+        1,
+    )
+    assert (config.schedule.view_choice, config.scene.footprint) == (ViewChoice.FARTHEST, Footprint.ANTIALIASED)
+    assert config.schedule.optimizer_options == AdamOptions(means_rate=1.0)
+    assert isinstance(config.schedule.optimizer_options.means_rate, float)
 
 
 def test_sparse_goes_through_its_numbers_of_views(capture):
     cells = make_cells(toy_suite(capture, protocol="sparse", seeds=1), Path("out"), {})
-    assert [(cell.setting, cell.config.input_views) for cell in cells[::2]] == [
+    assert [(cell.setting, cell.config.data.input_views) for cell in cells[::2]] == [
         ("3 views", 3),
         ("6 views", 6),
         ("8 views", 8),
@@ -78,21 +83,25 @@ def test_sparse_goes_through_its_numbers_of_views(capture):
 def test_long_goes_past_the_horizon(capture):
     suite = toy_suite(capture, protocol="long", train={})
     config = make_cells(suite, Path("out"), {})[0].config
-    assert (config.steps, config.horizon) == (30_000, 7000)
+    assert (config.schedule.steps, config.schedule.horizon) == (30_000, 7000)
 
 
 def test_fixed_time_has_a_clock_for_each_scene(capture):
     suite = toy_suite(capture, protocol="fixed-time", train={}, optimizers=[{"name": "tr2", "steps": 50}])
     (clock,) = make_clocks(suite, Path("out"), {}).values()
-    assert (clock.config.optimizer, clock.config.steps, clock.config.horizon) == ("adam", 4000, None)
-    assert (clock.config.view_batch, clock.config.view_choice) == (8, ViewChoice.FARTHEST)
+    assert (clock.config.schedule.optimizer, clock.config.schedule.steps, clock.config.schedule.horizon) == (
+        "adam",
+        4000,
+        None,
+    )
+    assert (clock.config.schedule.view_batch, clock.config.schedule.view_choice) == (8, ViewChoice.FARTHEST)
     assert clock.config.folder == Path("out/times/toy.time-of-adam.seed0")
     cell = make_cells(suite, Path("out"), {})[0]
     with_time = timed(cell, 8.0)
-    assert with_time.config.max_seconds == 8.0
-    assert with_time.config.steps == 50
-    assert len(with_time.config.eval_at_seconds) == 39
-    assert max(with_time.config.eval_at_seconds) < 8
+    assert with_time.config.schedule.max_seconds == 8.0
+    assert with_time.config.schedule.steps == 50
+    assert len(with_time.config.scoring.eval_at_seconds) == 39
+    assert max(with_time.config.scoring.eval_at_seconds) < 8
 
 
 @pytest.mark.parametrize(
@@ -147,11 +156,11 @@ def test_a_scene_is_looked_for_from_the_suite_then_from_here_or_in_the_data(tmp_
     suite = read_suite(write(tmp_path, MINIMAL.replace("fox", "../shared/toy")))
     with pytest.raises(InputError, match="scene 'toy' is not at .*toy and .*toy; give the folder .* with --data"):
         make_cells(suite, Path("out"), {})
-    found = make_cells(suite, Path("out"), {}, capture.parent)[0].config.capture
+    found = make_cells(suite, Path("out"), {}, capture.parent)[0].config.data.capture
     assert Path(found) == capture
     monkeypatch.chdir(capture)
     here = read_suite(write(tmp_path, MINIMAL.replace("fox", "../toy")))
-    assert make_cells(here, Path("out"), {})[0].config.capture == "../toy"
+    assert make_cells(here, Path("out"), {})[0].config.data.capture == "../toy"
 
 
 def test_two_cells_never_share_a_folder(capture):

@@ -23,7 +23,7 @@ from splatopt.core.optimizer import optimizer_names
 from splatopt.data.procedural import make_capture
 from splatopt.runs.program import program
 from splatopt.scene.ply import load_ply
-from splatopt.train import loop as loop_module
+from splatopt.train import machine as machine_module
 from train.toys import ToyRenderer
 
 COMMANDS = ("train", "eval", "render", "export", "report", "bench", "data", "fit", "diagnose", "inspect", "doctor")
@@ -78,6 +78,22 @@ def test_help_of_train_shows_the_optimizers_options(capsys):
     ):
         assert flag in shown
     assert "Source: 3DGS, position_lr_init. (default: 0.00016)" in shown
+
+
+@pytest.mark.parametrize(
+    ("command", "groups"),
+    [
+        ("train", ("data", "scene", "schedule", "scoring", "saving", "processes", "adam")),
+        ("fit", ("data", "network", "schedule", "scoring", "saving", "processes", "esgd")),
+    ],
+)
+def test_help_has_a_heading_for_each_group_whose_name_no_option_bears(command, groups, capsys):
+    main([command, "--help"])
+    shown = capsys.readouterr().out
+    headings = [shown.find(f" {group} options ") for group in groups]
+    assert min(headings) > 0
+    assert headings == sorted(headings)
+    assert "--schedule" not in shown
 
 
 @pytest.mark.parametrize(
@@ -220,14 +236,14 @@ def test_ctrl_c_ends_with_130_and_how_to_go_on(capture, tmp_path, monkeypatch, c
         if call == 5:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(loop_module, "open_renderer", lambda config: ToyRenderer(press))
+    monkeypatch.setattr(machine_module, "open_backend", lambda *_: ToyRenderer(press))
     out = tmp_path / "run"
     assert main(["train", str(capture), "--steps", "9", "--out", str(out)]) == 130
     error = capsys.readouterr().err
     assert "splatopt: stopped at step 5 of 9, step-000005 is kept; go on with: " in error
     assert f"splatopt train {capture} --out {out} --resume" in error
     assert "Traceback" not in error
-    monkeypatch.setattr(loop_module, "open_renderer", lambda config: ToyRenderer())
+    monkeypatch.setattr(machine_module, "open_backend", lambda *_: ToyRenderer())
     assert main(["train", str(capture), "--out", str(out), "--resume"]) == 0
     assert latest_checkpoint(out / "checkpoints")[0].step == 9
 

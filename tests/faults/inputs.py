@@ -30,8 +30,8 @@ from splatopt.data.images import read_header, read_pixels
 from splatopt.data.mesh import load_mesh, sample_surface
 from splatopt.data.nerfstudio import read_ply_points
 from splatopt.scene.gaussians import GaussianCloud
+from splatopt.scene.initialization import start_from_points
 from splatopt.scene.ply import load_ply, save_ply
-from splatopt.scene.starts import start_from_points
 
 WIDTH, HEIGHT, VIEWS = 20, 16, 4
 
@@ -92,7 +92,7 @@ def train_on(folder: Path) -> None:
     run = folder.with_name("run")
     shutil.rmtree(run, ignore_errors=True)
     words = ["--steps", "2", "--threads", "1", "--skip-missing", "--out", str(run)]
-    start = ["--start", "random", "--random-points", "50"] if (folder / "transforms_train.json").exists() else []
+    start = ["--init", "random", "--random-points", "50"] if (folder / "transforms_train.json").exists() else []
     if command("train", str(folder), *words, *start):
         raise InputError("refused")
     for after in (["eval", str(run)], ["report", str(run), "--views", "1"]):

@@ -58,7 +58,7 @@ def settings(photo, tmp_path):
             "log_every": 4,
         }
         base |= {"out": tmp_path / name, "eval_every": 12, "checkpoint_seconds": 0.0, "threads": 1, "omega": 10.0}
-        return FitConfig(str(photo), **(base | changes))
+        return FitConfig.of(str(photo), **(base | changes))
 
     return make
 
@@ -138,7 +138,7 @@ def test_a_shape_becomes_a_mesh_in_the_coordinates_of_its_file(settings, tmp_pat
     changes = {"points": 6000, "resolution": 24, "width": 48}
     listener = Listener()
     config = settings("shape", batch=1000, epochs=30, **changes)
-    result = fit_field(FitConfig(**{**vars(config), "target": str(path)}), [listener])
+    result = fit_field(config.changed(target=str(path)), [listener])
     assert result.after["iou"] > max(0.5, result.before["iou"])
     mesh = load_mesh(result.folder / "mesh.ply")
     assert float(mesh.center[0]) == pytest.approx(100, abs=1)
@@ -152,7 +152,7 @@ def test_an_open_mesh_is_said_to_be_judged_by_winding_numbers(settings, tmp_path
     write_mesh(tmp_path / "open.obj", knot.vertices, knot.faces[:-3])
     listener = Listener()
     changes = {"points": 300, "resolution": 8, "epochs": 1}
-    config = FitConfig(**{**vars(settings("open", **changes)), "target": str(tmp_path / "open.obj")})
+    config = settings("open", **changes).changed(target=str(tmp_path / "open.obj"))
     result = fit_field(config, [listener])
     assert "not watertight, so winding numbers decided" in listener.of(Warned)[0].message
     pictures = result_pictures(config, result.task)
@@ -166,9 +166,9 @@ def test_an_open_mesh_is_said_to_be_judged_by_winding_numbers(settings, tmp_path
 def test_a_capture_becomes_views(settings, tmp_path):
     capture = make_toy_capture(tmp_path / "toy")
     changes = {"steps": 40, "samples": 8, "score_views": 1, "field": "gaussian", "omega": None, "optimizer": "adam"}
-    config = FitConfig(**{**vars(settings("scene", eval_every=0, **changes)), "target": str(capture)})
+    config = settings("scene", eval_every=0, **changes).changed(target=str(capture))
     result = fit_field(config)
-    assert result.config.task.value == "nerf"
+    assert result.config.data.task.value == "nerf"
     assert result.after["psnr"] > result.before["psnr"]
     (picture,) = (result.folder / "views").iterdir()
     assert Image.open(picture).size == (24, 16)
@@ -199,7 +199,7 @@ def test_a_stopped_fit_goes_on_bit_exactly(settings, optimizer, by):
 
 def test_resuming_needs_only_target_and_folder_and_may_go_further(settings, photo, tmp_path):
     short = fit_field(settings("short", epochs=3, log_every=6))
-    longer = fit_field(FitConfig(str(photo), out=short.folder, resume=True, epochs=6))
+    longer = fit_field(FitConfig.of(str(photo), out=short.folder, resume=True, epochs=6))
     assert_same(fit_field(settings("straight", log_every=6)), longer)
 
 
@@ -212,7 +212,7 @@ def test_a_finished_fit_that_is_resumed_is_done(settings):
 def test_a_damaged_checkpoint_is_passed_over(settings):
     with pytest.raises(InterruptedRunError):
         fit_field(settings(), [Listener(10)])
-    newest = settings().out / "checkpoints" / "step-000010" / "tensors.safetensors"
+    newest = settings().folder / "checkpoints" / "step-000010" / "tensors.safetensors"
     newest.write_bytes(newest.read_bytes()[:-5])
     listener = Listener()
     fit_field(settings(resume=True), [listener])
@@ -222,11 +222,11 @@ def test_a_damaged_checkpoint_is_passed_over(settings):
 
 def test_a_run_is_never_overwritten(settings):
     fit_field(settings(epochs=1))
-    kept = (settings().out / "eval.json").read_bytes()
+    kept = (settings().folder / "eval.json").read_bytes()
     with pytest.raises(InputError, match="holds a run already; add --resume"):
         fit_field(settings(epochs=1))
-    assert (settings().out / "eval.json").read_bytes() == kept
-    shutil.rmtree(settings().out / "checkpoints")
+    assert (settings().folder / "eval.json").read_bytes() == kept
+    shutil.rmtree(settings().folder / "checkpoints")
     with pytest.raises(InputError, match="no checkpoint to resume from"):
         fit_field(settings(epochs=1, resume=True))
 
@@ -235,7 +235,7 @@ def test_another_target_than_before_is_noticed(settings, tmp_path):
     with pytest.raises(InterruptedRunError):
         fit_field(settings(), [Listener(5)])
     Image.new("RGB", (9, 9)).save(tmp_path / "other.png")
-    config = FitConfig(str(tmp_path / "other.png"), out=settings().out, resume=True)
+    config = FitConfig.of(str(tmp_path / "other.png"), out=settings().folder, resume=True)
     with pytest.raises(InputError, match="the image is 9x9 pixels, the run was fitted to 24x24"):
         fit_field(config)
 
@@ -248,7 +248,7 @@ def test_numbers_that_break_down_go_back_once_and_then_stop(settings):
     with pytest.raises(NonFiniteError, match=r"fitting stopped: .*not finite.*already gone back once.*lower the"):
         fit_field(settings(optimizer="sgd", field="relu", omega=None, optimizer_options=sgd(1e30)), [listener])
     assert "went back to the checkpoint of step 0" in listener.of(Warned)[0].message
-    assert latest_checkpoint(settings().out / "checkpoints")[0].step == 0
+    assert latest_checkpoint(settings().folder / "checkpoints")[0].step == 0
 
 
 def test_numbers_that_break_down_are_noticed_before_they_are_scored(settings, monkeypatch):
@@ -259,7 +259,7 @@ def test_numbers_that_break_down_are_noticed_before_they_are_scored(settings, mo
     monkeypatch.setattr(ImageTask, "score", lambda self: {"psnr": next(found)})
     with pytest.raises(NonFiniteError, match="fitting stopped: the psnr is no number after step 1"):
         fit_field(settings("score", steps=1))
-    for folder in (settings("steps").out, settings("score").out):
+    for folder in (settings("steps").folder, settings("score").folder):
         assert all("NaN" not in path.read_text() for path in folder.glob("*.json*"))
 
 
@@ -285,10 +285,10 @@ def test_an_image_that_cannot_be_read_is_refused_and_nothing_is_left(settings, t
     path = tmp_path / "broken.png"
     if content:
         path.write_bytes(content)
-    config = FitConfig(**{**vars(settings()), "target": str(path)})
+    config = settings().changed(target=str(path))
     with pytest.raises(InputError, match=said):
         fit_field(config)
-    assert not settings().out.exists()
+    assert not settings().folder.exists()
 
 
 def test_a_full_batch_that_does_not_fit_is_refused_before_anything_is_written(settings, monkeypatch):
@@ -297,14 +297,14 @@ def test_a_full_batch_that_does_not_fit_is_refused_before_anything_is_written(se
     config = settings(optimizer="lbfgs", optimizer_options=None, batch=None)
     with pytest.raises(InputError, match=r"lbfgs needs all 576 examples in one batch, about 0\.0 GiB.*with --max-side"):
         fit_field(config)
-    assert not config.out.exists()
+    assert not config.folder.exists()
 
 
 def test_lbfgs_on_a_capture_is_refused(settings, tmp_path):
     capture = make_toy_capture(tmp_path / "toy")
     config = settings(optimizer="lbfgs", batch=None)
     with pytest.raises(InputError, match=r"lbfgs needs all examples in one batch, and the [\d,]+ rays"):
-        fit_field(FitConfig(**{**vars(config), "target": str(capture)}))
+        fit_field(config.changed(target=str(capture)))
 
 
 # ---------------------------------------------------------------------- around it
@@ -314,7 +314,7 @@ def test_an_opened_field_is_the_trained_one(settings):
     result = fit_field(settings())
     config, task, steps = open_field(result.folder)
     assert steps == 36
-    assert config.field == "sine"
+    assert config.network.field == "sine"
     assert task.score() == result.after
     with pytest.raises(InputError, match="is not a run of splatopt"):
         open_field(result.folder.parent)

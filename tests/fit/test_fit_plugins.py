@@ -59,27 +59,27 @@ def image(tmp_path):
 
 def test_one_that_asks_for_the_gradient_fits_and_goes_on(names, image, tmp_path):
     names("stepping", Stepping)
-    config = FitConfig(str(image), optimizer="stepping", optimizer_options=StepOptions(2e-3), steps=6, width=16)
-    result = fit_field(FitConfig(**{**vars(config), "out": tmp_path / "run"}))
+    config = FitConfig.of(image, optimizer="stepping", optimizer_options=StepOptions(2e-3), steps=6, width=16)
+    result = fit_field(config.changed(out=tmp_path / "run"))
     assert result.after["psnr"] > result.before["psnr"]
-    resumed = fit_field(FitConfig(str(image), out=tmp_path / "run", resume=True, steps=8))
+    resumed = fit_field(FitConfig.of(image, out=tmp_path / "run", resume=True, steps=8))
     assert (resumed.steps, resumed.config.optimizer_options) == (8, StepOptions(2e-3))
 
 
 def test_a_fit_whose_optimizer_is_unknown_can_be_looked_at(names, image, tmp_path):
     names("stepping", Stepping)
-    fit_field(FitConfig(str(image), optimizer="stepping", steps=2, width=16, out=tmp_path / "run"))
+    fit_field(FitConfig.of(image, optimizer="stepping", steps=2, width=16, out=tmp_path / "run"))
     OPTIMIZERS.forget("stepping")
     config, _, steps = open_field(tmp_path / "run")
-    assert (config.optimizer, steps) == ("stepping", 2)
+    assert (config.schedule.optimizer, steps) == ("stepping", 2)
     with pytest.raises(InputError, match="no optimizer of fields is named 'stepping'.*give the plug-in that has it"):
-        fit_field(FitConfig(str(image), out=tmp_path / "run", resume=True, steps=4))
+        fit_field(FitConfig.of(image, out=tmp_path / "run", resume=True, steps=4))
 
 
 def test_one_that_asks_for_more_is_refused(names, image, tmp_path):
     names("blocked", Blocked)
     with pytest.raises(MissingOracleError, match="'Blocked' needs gauss_newton_blocks"):
-        fit_field(FitConfig(str(image), optimizer="blocked", steps=2, width=16, out=tmp_path / "run"))
+        fit_field(FitConfig.of(image, optimizer="blocked", steps=2, width=16, out=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 

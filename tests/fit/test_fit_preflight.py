@@ -28,7 +28,7 @@ def settings(tmp_path):
 
     def make(**changes) -> FitConfig:
         base = {"field": "sine", "width": 24, "depth": 1, "batch": 100, "steps": 6, "threads": 1}
-        return FitConfig(str(tmp_path / "photo.png"), **(base | {"out": tmp_path / "run"} | changes)).resolved()
+        return FitConfig.of(str(tmp_path / "photo.png"), **(base | {"out": tmp_path / "run"} | changes)).resolved()
 
     return make
 
@@ -79,7 +79,7 @@ def test_too_little_memory_is_refused_before_anything_is_written(settings):
         fit_field(config)
     with pytest.raises(InputError, match=r"adam needs 0\.0.* GiB .* may take 0\.000; take a smaller --batch"):
         fit_field(settings(max_memory=1e-5))
-    assert not config.out.exists()
+    assert not config.folder.exists()
     with pytest.raises(InputError, match="--max-memory must be at least 0"):
         settings(max_memory=-1.0)
 
@@ -92,7 +92,7 @@ def test_products_of_whole_factors_are_refused_or_ordered_otherwise(settings):
         torch.backends.opt_einsum.enabled = False
         with pytest.raises(InputError, match=r"zoo:kron needs 16 GiB of memory at once.* may take 2\.00"):
             fit_field(settings(optimizer="zoo:kron", width=256, max_memory=2.0))
-        assert not settings().out.exists()
+        assert not settings().folder.exists()
     finally:
         torch.backends.opt_einsum.enabled = ordered
     if not torch.backends.opt_einsum.is_available():
@@ -127,7 +127,7 @@ def test_memory_that_runs_out_ends_a_fit_with_its_checkpoint(settings, monkeypat
     assert sentence.startswith("memory ran out in step 5: fitting needs about 0.0")
     assert "take a smaller --batch, a smaller --width, or an optimizer that keeps less; step-000004 is kept" in sentence
     assert "go on with:" in sentence
-    assert latest_checkpoint(config.out / "checkpoints")[0].step == 4
+    assert latest_checkpoint(config.folder / "checkpoints")[0].step == 4
     monkeypatch.setattr(TorchOptimizer, "step", step)
     assert fit_field(settings(resume=True)).steps == 6
 

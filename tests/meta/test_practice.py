@@ -10,7 +10,7 @@ import torch
 from splatopt.core.checks import InputError
 from splatopt.meta.practice import Guise, PracticeOptions, bind, draw_practice, kept_capture
 from splatopt.raster.render import make_renderer
-from splatopt.scene.starts import start_from_points
+from splatopt.scene.initialization import start_from_points
 
 TURN = tuple(torch.nn.functional.normalize(torch.tensor([0.3, -0.8, 0.2, 0.5], dtype=torch.float64), dim=0).tolist())
 

@@ -98,7 +98,7 @@ def test_nothing_leaves_the_page(run: Path):
 
 
 def test_what_comes_from_files_is_escaped(tmp_path: Path):
-    run = write_run(tmp_path / "run", capture=f"scenes/{NASTY}", optimizer=NASTY, start=NASTY, version=NASTY)
+    run = write_run(tmp_path / "run", capture=f"scenes/{NASTY}", optimizer=NASTY, init=NASTY, version=NASTY)
     page = write_report(run, [ViewPictures(NASTY, picture(9), None, picture(8))], command=f"train {NASTY}").read_text()
     assert "<script" not in page
     assert "&lt;script&gt;" in page
@@ -125,9 +125,9 @@ def test_difference_does_not_wrap_around(run: Path):
 def test_the_command_names_every_setting_that_is_not_at_its_default(tmp_path: Path):
     options = {"beta1": 0.8, "beta2": 0.999}
     config = {"max_side": 160, "skip_missing": True, "background": [0.0, 0.5, 1.0], "footprint": "antialiased"}
-    config |= {"view_batch": 1, "threads": 0, "start": "random", "optimizer_options": options}
+    config |= {"view_batch": 1, "threads": 0, "init": "random", "optimizer_options": options}
     page = write_report(write_run(tmp_path / "run", **config)).read_text()
-    said = "--start random --background 0.0 0.5 1.0 --footprint antialiased --max-side 160 --skip-missing "
+    said = "--init random --max-side 160 --skip-missing --background 0.0 0.5 1.0 --footprint antialiased "
     assert f"--seed 3 {said}--adam.beta1 0.8 --out" in page
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from splatopt.core.checks import InputError
 from splatopt.runs.folder import MetricsLog, RunFolder, read_json, write_json
-from splatopt.train.config import TrainConfig, read_config
+from splatopt.train.config import TrainConfig
 
 
 def steps(path: Path) -> list[int]:
@@ -66,10 +66,10 @@ def test_reading_what_is_not_there_gives_nothing_and_what_is_damaged_is_named(tm
 def test_a_run_is_recognised_and_read_where_it_lies(tmp_path):
     folder = RunFolder(tmp_path / "a")
     folder.check_free()
-    folder.write_config(TrainConfig(capture="/data/fox", out=Path("elsewhere")), "1.2.3")
+    folder.write_config(TrainConfig.of("/data/fox", out=Path("elsewhere")), "1.2.3")
     assert folder.is_run
     assert json.loads(folder.config.read_text())["version"] == "1.2.3"
-    assert read_config(folder) == TrainConfig(capture="/data/fox", out=tmp_path / "a")
+    assert TrainConfig.read(folder) == TrainConfig.of("/data/fox", out=tmp_path / "a")
 
 
 def test_an_empty_folder_is_free(tmp_path):
@@ -82,5 +82,5 @@ def test_a_folder_with_something_else_is_not_a_run(tmp_path, content):
     with pytest.raises(InputError, match=r"exists and is not a run.*--out"):
         RunFolder(tmp_path).check_free()
     with pytest.raises(InputError, match="is not a run of splatopt"):
-        read_config(RunFolder(tmp_path))
+        TrainConfig.read(RunFolder(tmp_path))
     assert (tmp_path / "config.json").read_text() == content

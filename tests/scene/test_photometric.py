@@ -13,8 +13,8 @@ from splatopt.core.scene_edit import SceneEdit
 from splatopt.metrics.image import psnr, ssim
 from splatopt.raster.reference import ReferenceRenderer
 from splatopt.raster.types import RenderOptions
+from splatopt.scene.initialization import start_from_points
 from splatopt.scene.photometric import PhotometricObjective, decibels
-from splatopt.scene.starts import start_from_points
 from train.toys import NAMES, ToyRenderer, draw, load_toy_capture
 
 

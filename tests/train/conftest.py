@@ -21,6 +21,6 @@ def settings(capture_folder, tmp_path):
 
     def make(name: str = "run", **changes) -> TrainConfig:
         base = {"steps": 40, "out": tmp_path / name, "sh_interval": 10, "log_every": 3, "checkpoint_every": 7}
-        return TrainConfig(capture=str(capture_folder), **(base | changes))
+        return TrainConfig.of(str(capture_folder), **(base | changes))
 
     return make

@@ -23,22 +23,22 @@ if __name__ == "__main__":
         return estimates[-1]
 
     loop_module.check_memory = noted
-    config = TrainConfig(
+    config = TrainConfig.of(
         str(folder / "capture"),
         optimizer=optimizer,
         steps=2,
-        start="random",
+        init="random",
         random_points=count,
         out=folder / optimizer,
         view_batch=2,
         threads=1,
     )
     # Warm up what is loaded on first use, so that it is not counted.
-    warm = TrainConfig(
+    warm = TrainConfig.of(
         str(folder / "capture"),
         optimizer=optimizer,
         steps=1,
-        start="random",
+        init="random",
         random_points=50,
         out=folder / f"warm-{optimizer}",
     )

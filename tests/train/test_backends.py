@@ -17,7 +17,7 @@ def test_200_steps_end_within_two_hundredths_of_a_decibel(tmp_path):
     capture = make_toy_capture(tmp_path / "capture", width=40, height=30, points=150)
     results = {
         renderer: train(
-            TrainConfig(str(capture), steps=200, out=tmp_path / renderer, renderer=renderer, sh_interval=50)
+            TrainConfig.of(str(capture), steps=200, out=tmp_path / renderer, renderer=renderer, sh_interval=50)
         )
         for renderer in ("native", "reference")
     }
@@ -33,7 +33,7 @@ def test_pytorchs_threads_are_given_back(tmp_path):
     threads = torch.get_num_threads()
     during = []
     train(
-        TrainConfig(str(capture), steps=1, out=tmp_path / "run", renderer="native"),
+        TrainConfig.of(str(capture), steps=1, out=tmp_path / "run", renderer="native"),
         [lambda event: during.append(torch.get_num_threads())],
     )
     assert 1 in during

@@ -16,7 +16,7 @@ from splatopt.core import checkpoint as checkpoint_module
 from splatopt.raster.problem import ViewLoss
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.ply import load_ply, save_ply
-from splatopt.train import loop as loop_module
+from splatopt.train import machine as machine_module
 from splatopt.train.run import open_run
 from train.toys import ToyRenderer, make_toy_capture
 
@@ -34,7 +34,7 @@ def capture(good_capture, tmp_path) -> Path:
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch) -> None:
-    monkeypatch.setattr(loop_module, "open_renderer", lambda config: ToyRenderer())
+    monkeypatch.setattr(machine_module, "open_backend", lambda *_: ToyRenderer())
 
 
 @pytest.fixture
@@ -110,8 +110,8 @@ def test_an_image_of_another_size_is_named(train, capture):
 
 def test_zero_points(train, capture):
     edit(model(capture) / "points3D.txt", lambda text: "# none\n")
-    refused(train(), "points", "--start random")
-    assert train("--start", "random", "--random-points", "9")[0] == 0
+    refused(train(), "points", "--init random")
+    assert train("--init", "random", "--random-points", "9")[0] == 0
 
 
 def keep_views(capture: Path, count: int) -> None:
@@ -165,19 +165,19 @@ def scene(tmp_path) -> Path:
 
 
 def test_a_scene_that_is_absent(train, tmp_path):
-    refused(train("--start", str(tmp_path / "absent.ply")), "absent.ply")
+    refused(train("--init", str(tmp_path / "absent.ply")), "absent.ply")
 
 
 def test_a_scene_with_a_missing_property(train, scene):
     scene.write_bytes(scene.read_bytes().replace(b"property float opacity", b"property float density"))
-    refused(train("--start", str(scene)), "scene.ply", "opacity")
+    refused(train("--init", str(scene)), "scene.ply", "opacity")
 
 
 def test_a_scene_with_nan(train, scene):
     data = scene.read_bytes()
     body = data.index(b"end_header\n") + len(b"end_header\n")
     scene.write_bytes(data[:body] + b"\x00\x00\xc0\x7f" + data[body + 4 :])
-    refused(train("--start", str(scene)), "scene.ply", "NaN", "1")
+    refused(train("--init", str(scene)), "scene.ply", "NaN", "1")
 
 
 def test_a_folder_that_is_not_a_run(train, tmp_path):
@@ -327,7 +327,7 @@ class Breaking(ToyRenderer):
 
 
 def test_a_gradient_that_stays_broken(train, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop_module, "open_renderer", lambda config: Breaking())
+    monkeypatch.setattr(machine_module, "open_backend", lambda *_: Breaking())
     code, error = train("--checkpoint-every", "3")
     assert "warning: the gradient of means is not finite in 2 of 40 rows at step 5" in error
     assert "went back to the checkpoint of step 3" in error
@@ -352,7 +352,7 @@ def test_a_gradient_that_stays_broken(train, tmp_path, monkeypatch):
         (["--optimizer", "lm", "--lm.damping-least", "5"], "damping_least <= damping_start"),
         (["--optimizer", "lm", "--lm.preconditioner", "chol"], "chol"),
         (["--optimizer", "lm"], "which PhotometricObjective on the toy backend does not give"),
-        (["--start", "scene.obj"], "--start must be"),
+        (["--init", "scene.obj"], "--init must be"),
         (["--background", "2", "0", "0"], "background"),
         (["--footprint", "sharp"], "sharp"),
         (["--no-such-option"], "--no-such-option"),

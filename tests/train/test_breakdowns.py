@@ -12,7 +12,8 @@ from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.runs.events import Warned
 from splatopt.runs.resumable import NonFiniteError
 from splatopt.train.events import Stepped
-from splatopt.train.loop import CheckpointError, train
+from splatopt.train.loop import train
+from splatopt.train.result import CheckpointError
 from train.toys import Listener, ToyRenderer, lines
 
 # ---------------------------------------------------------------------- numbers that break down
@@ -54,7 +55,7 @@ def test_a_second_broken_gradient_stops_with_the_facts(settings):
     assert "the gradient of means is not finite in 2 of 40 rows at step 22" in message
     assert "step 17" in message
     assert "checkpoints" in message
-    found, _ = latest_checkpoint(config.out / "checkpoints")
+    found, _ = latest_checkpoint(config.folder / "checkpoints")
     assert found.step == 21
     for name, value in found.tensors.items():
         if value.is_floating_point():
@@ -130,8 +131,8 @@ def test_a_disk_that_never_had_room_is_an_error_at_the_end(settings, disk):
     config = settings(steps=8)
     with pytest.raises(CheckpointError, match=r"no checkpoint could be written.*No space left on device"):
         train(config, renderer=ToyRenderer())
-    assert (config.out / "scene.ply").is_file()
-    assert (config.out / "eval.json").is_file()
+    assert (config.folder / "scene.ply").is_file()
+    assert (config.folder / "eval.json").is_file()
 
 
 def test_a_disk_that_recovers_is_forgiven(settings, disk):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +16,8 @@ BLACK = (0.0, 0.0, 0.0)
 
 
 def test_it_survives_json():
-    config = TrainConfig(
-        capture="/data/fox",
+    config = TrainConfig.of(
+        "/data/fox",
         optimizer_options=AdamOptions(means_rate=1.0 / 3.0),
         out=Path("runs/x"),
         background=(0.1, 0.2, 0.3),
@@ -31,13 +30,13 @@ def test_it_survives_json():
 
 
 def test_resolving_spells_out_what_was_left_open():
-    config = TrainConfig(capture="fox").resolved("fox", (1.0, 1.0, 1.0))
-    assert config.out == Path("runs/fox-adam")
-    assert config.optimizer_options == AdamOptions()
-    assert config.background == (1.0, 1.0, 1.0)
-    given = TrainConfig(capture="fox", out=Path("x"), background=BLACK).resolved("fox", (1.0, 1.0, 1.0))
-    assert given.out == Path("x")
-    assert given.background == BLACK
+    config = TrainConfig.of("fox").resolved("fox", (1.0, 1.0, 1.0))
+    assert config.folder == Path("runs/fox-adam")
+    assert config.schedule.optimizer_options == AdamOptions()
+    assert config.scene.background == (1.0, 1.0, 1.0)
+    given = TrainConfig.of("fox", out=Path("x"), background=BLACK).resolved("fox", (1.0, 1.0, 1.0))
+    assert given.folder == Path("x")
+    assert given.scene.background == BLACK
 
 
 @pytest.mark.parametrize(
@@ -52,7 +51,7 @@ def test_resolving_spells_out_what_was_left_open():
         ({"checkpoint_every": -1}, "--checkpoint-every"),
         ({"checkpoint_seconds": float("nan")}, "--checkpoint-seconds"),
         ({"ssim_weight": 1.1}, "--ssim-weight"),
-        ({"start": "scene.obj"}, "--start must be sfm, random or the path of a .ply"),
+        ({"init": "scene.obj"}, "--init must be sfm, random or the path of a .ply"),
         ({"device": "gpu"}, "--device must be auto, cpu, cuda or cuda:N"),
         ({"max_memory": -1.0}, "--max-memory must be at least 0"),
         ({"process_timeout": 0.0}, "--process-timeout must be at least 1"),
@@ -65,12 +64,12 @@ def test_resolving_spells_out_what_was_left_open():
 )
 def test_nonsense_is_refused_in_a_sentence(settings, said):
     with pytest.raises(InputError, match=said):
-        TrainConfig(capture="fox", **settings)
+        TrainConfig.of("fox", **settings)
 
 
 def test_options_of_another_optimizer_are_refused():
     with pytest.raises(InputError, match="must be a AdamOptions, got a dict"):
-        TrainConfig(capture="fox", optimizer_options={"rate": 1.0})
+        TrainConfig.of("fox", optimizer_options={"rate": 1.0})
 
 
 @pytest.mark.parametrize(
@@ -87,24 +86,24 @@ def test_a_file_that_is_no_configuration_is_refused(values):
         TrainConfig.from_json({"optimizer": "adam"} | values, "config.json")
 
 
-SAVED = TrainConfig(
-    capture="/data/fox", steps=700, seed=3, downscale=2, optimizer_options=AdamOptions(quats_rate=2e-3), out=Path("run")
+SAVED = TrainConfig.of(
+    "/data/fox", steps=700, seed=3, downscale=2, optimizer_options=AdamOptions(quats_rate=2e-3), out=Path("run")
 ).resolved("fox", BLACK)
 
 
 def test_resuming_takes_the_saved_settings_where_none_are_given():
-    asked = TrainConfig(capture="here/fox", out=Path("run"), resume=True)
+    asked = TrainConfig.of("here/fox", out=Path("run"), resume=True)
     resumed = asked.resuming(SAVED)
-    assert resumed == replace(SAVED, capture="here/fox", resume=True)
+    assert resumed == SAVED.changed(capture="here/fox", resume=True)
 
 
 def test_resuming_may_change_what_leaves_past_steps_alone():
-    asked = TrainConfig(
-        capture="fox", out=Path("run"), resume=True, steps=900, threads=1, log_every=5, optimizer_options=AdamOptions()
+    asked = TrainConfig.of(
+        "fox", out=Path("run"), resume=True, steps=900, threads=1, log_every=5, optimizer_options=AdamOptions()
     )
     resumed = asked.resuming(SAVED)
-    assert (resumed.steps, resumed.threads, resumed.log_every) == (900, 1, 5)
-    assert resumed.optimizer_options == AdamOptions(quats_rate=2e-3)
+    assert (resumed.schedule.steps, resumed.processes.threads, resumed.saving.log_every) == (900, 1, 5)
+    assert resumed.schedule.optimizer_options == AdamOptions(quats_rate=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -117,4 +116,4 @@ def test_resuming_may_change_what_leaves_past_steps_alone():
 )
 def test_resuming_with_another_past_is_refused(settings, flag):
     with pytest.raises(InputError, match=flag):
-        TrainConfig(capture="fox", out=Path("run"), resume=True, **settings).resuming(SAVED)
+        TrainConfig.of("fox", out=Path("run"), resume=True, **settings).resuming(SAVED)

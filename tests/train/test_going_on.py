@@ -17,8 +17,9 @@ from splatopt.data import make_capture
 from splatopt.optim.zoo import ZooOptions, zoo_names
 from splatopt.train.config import TrainConfig
 from splatopt.train.events import Started
-from splatopt.train.loop import TrainResult, train
+from splatopt.train.loop import train
 from splatopt.train.progress import ProgressLine
+from splatopt.train.result import TrainResult
 from train.toys import Listener
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native module is not installed")
@@ -44,7 +45,7 @@ def same(first: TrainResult, second: TrainResult) -> bool:
 def whole(scene, name: str, folder, **changes) -> TrainResult:
     options = ZooOptions(settings=("num_iterations=200",)) if name == "zoo:ranger21" else None
     settings = {"steps": 8, "checkpoint_every": 4, "optimizer_options": options, "threads": 1} | changes
-    return train(TrainConfig(str(scene), name, out=folder, **settings))
+    return train(TrainConfig.of(str(scene), optimizer=name, out=folder, **settings))
 
 
 def cut(folder, step: int):
@@ -64,7 +65,7 @@ def test_a_run_goes_on_bit_exactly(name, average, scene, tmp_path):
     if average and name == "learned":
         pytest.skip("learned leaves an average already")
     first = whole(scene, name, tmp_path / "whole", average=average)
-    assert same(first, train(TrainConfig(str(scene), out=cut(first.folder, 4), resume=True, threads=1)))
+    assert same(first, train(TrainConfig.of(str(scene), out=cut(first.folder, 4), resume=True, threads=1)))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_a_run_of_the_zoo_goes_on_bit_exactly(name, scene, tmp_path):
         return
     first = whole(scene, name, tmp_path / "whole")
     first.cloud.check_finite(name)
-    assert same(first, train(TrainConfig(str(scene), out=cut(first.folder, 4), resume=True, threads=1)))
+    assert same(first, train(TrainConfig.of(str(scene), out=cut(first.folder, 4), resume=True, threads=1)))
 
 
 def test_stages_of_the_zoo_go_on_bit_exactly(scene, tmp_path):
@@ -87,9 +88,9 @@ def test_stages_of_the_zoo_go_on_bit_exactly(scene, tmp_path):
     for step in (3, 6):
         folder = cut(first.folder, step) if step == 6 else None
         if folder:
-            assert same(first, train(TrainConfig(str(scene), out=folder, resume=True, threads=1)))
+            assert same(first, train(TrainConfig.of(str(scene), out=folder, resume=True, threads=1)))
     begun = whole(scene, "adam", tmp_path / "begun", steps=None, stages="block-gn:3,zoo:lion:3", checkpoint_every=3)
-    longer = train(TrainConfig(str(scene), out=begun.folder, stages=stages, resume=True, threads=1))
+    longer = train(TrainConfig.of(str(scene), out=begun.folder, stages=stages, resume=True, threads=1))
     assert same(first, longer), "a stage that is added later begins as it would have begun"
 
 
@@ -102,13 +103,15 @@ def stop_before_the_first_step(event) -> None:
 def test_a_run_goes_on_from_the_checkpoint_before_its_first_step(older, scene, tmp_path, capsys):
     first = whole(scene, "block-gn", tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        config = TrainConfig(str(scene), "block-gn", steps=8, checkpoint_every=4, out=tmp_path / "begun", threads=1)
+        config = TrainConfig.of(
+            str(scene), optimizer="block-gn", steps=8, checkpoint_every=4, out=tmp_path / "begun", threads=1
+        )
         train(config, [stop_before_the_first_step])
     (checkpoint,) = (tmp_path / "begun" / "checkpoints").iterdir()
     assert checkpoint.name == "step-000000"
     if older:
         forget(checkpoint, "optimizer.blocks", "optimizer.diagonal.sh_rest")
-    again = train(TrainConfig(str(scene), out=tmp_path / "begun", resume=True, threads=1), [ProgressLine()])
+    again = train(TrainConfig.of(str(scene), out=tmp_path / "begun", resume=True, threads=1), [ProgressLine()])
     assert same(first, again)
     assert "going on at step 0 of 8" in capsys.readouterr().err
 
@@ -139,5 +142,5 @@ def test_the_check_of_stages_leaves_the_generator_alone(scene, tmp_path, monkeyp
     monkeypatch.setattr(Adam, "__init__", drawing)
     first = whole(scene, "adam", tmp_path / "whole")
     listener = Listener()
-    assert same(first, train(TrainConfig(str(scene), out=cut(first.folder, 4), resume=True, threads=1), [listener]))
+    assert same(first, train(TrainConfig.of(str(scene), out=cut(first.folder, 4), resume=True, threads=1), [listener]))
     assert listener.of(Started)[0].step == 4

@@ -13,9 +13,10 @@ from splatopt.core.checks import InputError
 from splatopt.runs.events import Warned
 from splatopt.train import loop as loop_module
 from splatopt.train.config import TrainConfig
-from splatopt.train.loop import TrainResult, train
+from splatopt.train.loop import train
+from splatopt.train.machine import with_own_instructions
+from splatopt.train.result import TrainResult
 from splatopt.train.run import open_run
-from splatopt.train.setup import with_own_instructions
 from train.toys import Listener, make_toy_capture
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native module is not installed")
@@ -81,7 +82,7 @@ class Watched(loop_module._Trainer):
 def trained(capture_folder: Path, out: Path, monkeypatch, *listeners, **settings) -> TrainResult:
     Watched.taken = set()
     monkeypatch.setattr(loop_module, "_Trainer", Watched)
-    return train(TrainConfig(capture=str(capture_folder), out=out, **({"steps": 2} | settings)), listeners)
+    return train(TrainConfig.of(str(capture_folder), out=out, **({"steps": 2} | settings)), listeners)
 
 
 def test_the_set_reaches_renderer_and_optimizer_and_config_json(capture_folder, tmp_path, monkeypatch):
@@ -119,7 +120,7 @@ def test_a_run_whose_set_is_not_here_goes_on_with_another_and_says_so(capture_fo
     (out / "config.json").write_text(json.dumps(config | {"instructions": missing}))
     opened = open_run(out)
     assert said in opened.warnings
-    assert opened.config.instructions == fastest
+    assert opened.config.processes.instructions == fastest
     with pytest.raises(InputError, match="--instructions avx512 cannot be used: this machine has"):
         trained(capture_folder, out, monkeypatch, resume=True, steps=4, instructions=missing)
 
@@ -142,11 +143,11 @@ def test_a_set_that_cannot_be_taken_is_one_sentence(capture_folder, tmp_path, mo
 
 
 def test_on_a_gpu_the_set_is_left_open_and_one_that_was_given_is_said_to_be_unread():
-    config = TrainConfig("capture", device="cuda:0")
-    assert with_own_instructions(config) == (config, [])
-    found, warnings = with_own_instructions(TrainConfig("capture", device="cuda:0", instructions="avx2"))
+    config = TrainConfig.of("capture", device="cuda:0")
+    assert with_own_instructions(config) == (config, ())
+    found, warnings = with_own_instructions(TrainConfig.of("capture", device="cuda:0", instructions="avx2"))
     assert found == config
-    assert warnings == ["--instructions avx2 is not read by a run on cuda:0, which takes no native passes"]
+    assert warnings == ("--instructions avx2 is not read by a run on cuda:0, which takes no native passes",)
 
 
 def test_doctor_lists_the_sets(capsys):
@@ -157,7 +158,7 @@ def test_doctor_lists_the_sets(capsys):
 
 def test_the_learned_step_and_an_averaged_one_take_the_set(capture_folder, tmp_path, monkeypatch):
     taken, step, workers = [], native.learned_step, native.workers
-    settings = {"start": "random", "random_points": 50, "instructions": "portable"}
+    settings = {"init": "random", "random_points": 50, "instructions": "portable"}
     monkeypatch.setattr(native, "learned_step", lambda *args, isa, **rest: taken.append(isa) or step(*args, **rest))
     trained(capture_folder, tmp_path / "learned", monkeypatch, optimizer="learned", **settings)
     assert taken == ["portable", "portable"]

@@ -22,7 +22,8 @@ from splatopt.scene.ply import load_ply
 from splatopt.train import loop as loop_module
 from splatopt.train.config import TrainConfig
 from splatopt.train.events import Evaluated, Started, Stepped
-from splatopt.train.loop import TrainResult, train
+from splatopt.train.loop import train
+from splatopt.train.result import TrainResult
 from train.toys import Listener, ToyRenderer, lasting, lines, make_toy_capture
 
 
@@ -109,14 +110,14 @@ def test_the_degree_rises_by_the_interval(settings):
 def test_a_scene_file_as_start_keeps_all_its_bands(settings):
     first = train(settings(steps=3), renderer=ToyRenderer())
     renderer = ToyRenderer()
-    second = train(settings("second", steps=2, start=str(first.folder / "scene.ply")), renderer=renderer)
+    second = train(settings("second", steps=2, init=str(first.folder / "scene.ply")), renderer=renderer)
     assert renderer.degrees == [3, 3]
     assert second.before.psnr == pytest.approx(first.after.psnr, abs=1e-4)
 
 
 def test_a_random_start_depends_on_the_seed_alone(settings):
     runs = [
-        train(settings(f"{i}", steps=1, start="random", random_points=11, seed=seed), renderer=ToyRenderer())
+        train(settings(f"{i}", steps=1, init="random", random_points=11, seed=seed), renderer=ToyRenderer())
         for i, seed in enumerate((5, 5, 6))
     ]
     assert len(runs[0].cloud) == 11
@@ -188,9 +189,9 @@ def test_a_kill_loses_only_what_followed_the_checkpoint(settings):
     config = settings("killed")
     with pytest.raises(KilledError):
         train(config, [kill], renderer=ToyRenderer())
-    with (config.out / "metrics.jsonl").open("a") as file:
+    with (config.folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 27, "lo')
-    assert lines_until_broken(config.out)[-1] == 24
+    assert lines_until_broken(config.folder)[-1] == 24
     listener = Listener()
     resumed = train(settings("killed", resume=True), [listener], renderer=ToyRenderer())
     assert listener.of(Started)[0].step == 21
@@ -207,7 +208,7 @@ def test_a_signal_ends_the_step_and_saves(settings, number):
     handler = signal.getsignal(number)
     with pytest.raises(InterruptedRunError, match="step-000017 is kept"):
         train(config, [Listener(17, by=number)], renderer=ToyRenderer())
-    assert latest_checkpoint(config.out / "checkpoints")[0].step == 17
+    assert latest_checkpoint(config.folder / "checkpoints")[0].step == 17
     assert signal.getsignal(number) is handler
 
 
@@ -220,7 +221,7 @@ def test_a_second_interrupt_acts_at_once_and_keeps_the_checkpoint_before(setting
     config = settings()
     with pytest.raises(InterruptedRunError, match="step-000014 is kept"):
         train(config, renderer=ToyRenderer(press_twice))
-    assert latest_checkpoint(config.out / "checkpoints")[0].step == 14
+    assert latest_checkpoint(config.folder / "checkpoints")[0].step == 14
 
 
 def test_a_finished_run_resumes_to_more_steps(settings):
@@ -237,7 +238,7 @@ def test_a_damaged_checkpoint_is_passed_over(settings):
     config = settings("parts")
     with pytest.raises(InterruptedRunError):
         train(config, [Listener(20)], renderer=ToyRenderer())
-    newest = config.out / "checkpoints" / "step-000020" / "tensors.safetensors"
+    newest = config.folder / "checkpoints" / "step-000020" / "tensors.safetensors"
     newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
     listener = Listener()
     resumed = train(settings("parts", resume=True), [listener], renderer=ToyRenderer())
@@ -250,7 +251,7 @@ def test_resuming_with_the_capture_of_another_scene_is_refused(settings, tmp_pat
     config = settings(steps=1)
     train(config, renderer=ToyRenderer())
     other = make_toy_capture(tmp_path / "other", views=3)
-    asked = TrainConfig(capture=str(other), out=config.out, resume=True, steps=2)
+    asked = TrainConfig.of(str(other), out=config.folder, resume=True, steps=2)
     with pytest.raises(InputError, match="has 3 views of 24x16, the run was trained on 10 views of 24x16"):
         train(asked, renderer=ToyRenderer())
 
@@ -261,17 +262,17 @@ def test_resuming_with_the_capture_of_another_scene_is_refused(settings, tmp_pat
 def test_a_run_is_never_overwritten(settings):
     config = settings(steps=2)
     train(config, renderer=ToyRenderer())
-    before = (config.out / "metrics.jsonl").read_bytes()
+    before = (config.folder / "metrics.jsonl").read_bytes()
     with pytest.raises(InputError, match="holds a run already; add --resume"):
         train(config, renderer=ToyRenderer())
-    assert (config.out / "metrics.jsonl").read_bytes() == before
+    assert (config.folder / "metrics.jsonl").read_bytes() == before
 
 
 def test_nothing_is_written_when_the_start_cannot_be_used(settings, tmp_path):
-    config = settings(start=str(tmp_path / "absent.ply"))
+    config = settings(init=str(tmp_path / "absent.ply"))
     with pytest.raises(InputError, match=r"absent\.ply"):
         train(config, renderer=ToyRenderer())
-    assert not config.out.exists()
+    assert not config.folder.exists()
 
 
 def test_the_optimizer_is_told_how_many_threads_it_may_take(settings):
@@ -296,7 +297,7 @@ def test_a_render_that_equals_its_photograph_has_a_number(settings):
             picture = images[camera.name].float() / 255
             return Rendering(picture, picture[..., 0], picture[..., 0])
 
-    capture = load_capture(Path(settings().capture))
+    capture = load_capture(Path(settings().data.capture))
     images = {camera.name: capture.images[view] for view, camera in enumerate(capture.cameras)}
     result = train(settings(), renderer=Perfect())
     assert result.after.psnr == 100.0

@@ -30,7 +30,7 @@ def capture(tmp_path_factory) -> Path:
 
 
 def settings(capture: Path, out: Path, **changes) -> TrainConfig:
-    return TrainConfig(str(capture), **({"steps": 1, "out": out, "sh_degree": 1, "sh_interval": 0} | changes))
+    return TrainConfig.of(str(capture), **({"steps": 1, "out": out, "sh_degree": 1, "sh_interval": 0} | changes))
 
 
 def test_the_pretence_refuses_what_cuda_refuses(monkeypatch):
@@ -68,14 +68,14 @@ def test_every_optimizer_trains_as_on_the_cpu(name, capture, tmp_path, monkeypat
     options |= {"resume": bool(begun)}
     with pretended_gpu(monkeypatch):
         result = train(settings(capture, tmp_path / "gpu", steps=begun + 1, device="cuda:0", **options))
-        assert (result.config.device, result.config.renderer) == ("cuda:0", "auto")
+        assert (result.config.processes.device, result.config.processes.renderer) == ("cuda:0", "auto")
         assert all(isinstance(value, OnGpu) for value in result.cloud.tensors.values())
     checkpoint, _ = latest_checkpoint(tmp_path / "gpu" / "checkpoints")
     assert not any(isinstance(value, OnGpu) for value in checkpoint.tensors.values())
     there = train(settings(capture, tmp_path / "cpu", steps=begun + 2, device="cpu", **options))
     options["resume"] = True
     moved = train(settings(capture, tmp_path / "gpu", steps=begun + 2, device="cpu", **options))
-    assert moved.config.device == "cpu"
+    assert moved.config.processes.device == "cpu"
     assert moved.before.psnr == pytest.approx(there.before.psnr, abs=1e-3)
     # Whether lm takes its second step here hangs on roundings: the float64 reference refuses it.
     assert moved.after.psnr == pytest.approx(there.after.psnr, abs=0.5 if name == "lm" else 0.05)

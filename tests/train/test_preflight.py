@@ -17,7 +17,7 @@ from splatopt.raster.cpu import NativeRenderer
 from splatopt.raster.types import RenderOptions
 from splatopt.runs.events import Warned
 from splatopt.runs.resumable import OutOfMemoryError
-from splatopt.scene.starts import start_random
+from splatopt.scene.initialization import start_random
 from splatopt.train.config import TrainConfig
 from splatopt.train.loop import train
 from splatopt.train.preflight import FACTOR, MemoryEstimate, count_tile_pairs, measure_optimizer
@@ -56,7 +56,7 @@ def test_pairs_of_gaussian_and_tile_are_near_the_renderers(scene):
     for camera in capture.cameras:
         renderer.draw(cloud, camera, RenderOptions())
         entries.append(renderer.rasterizer.entry_count)
-    estimate = count_tile_pairs(cloud, capture.cameras, TrainConfig("x"))
+    estimate = count_tile_pairs(cloud, capture.cameras, TrainConfig.of("x"))
     assert 0.7 < estimate / max(entries) < 1.5
 
 
@@ -65,7 +65,7 @@ def test_what_optimizers_keep_is_counted_per_gaussian(scene):
     capture = load_capture(scene / "capture", CaptureOptions())
     cloud = start_random(capture.cameras, 100, sh_degree=3, generator=torch.Generator().manual_seed(0))
     found = {
-        name: measure_optimizer(name, TrainConfig("x", optimizer=name), cloud, NativeRenderer(1), on_host=False)
+        name: measure_optimizer(name, TrainConfig.of("x", optimizer=name), cloud, NativeRenderer(1), on_host=False)
         for name in ("adam", "tr2", "block-gn", "lm")
     }
     # Two means of 59 numbers, and a copy of the largest tensor of 45.
@@ -86,9 +86,9 @@ def test_what_others_wrote_is_counted_by_trying_it(scene, name, kept, copies):
     cloud = start_random(capture.cameras, 400, sh_degree=3, generator=torch.Generator().manual_seed(0))
     before = {key: value.clone() for key, value in cloud.tensors.items()}
     name = f"zoo:{name}"
-    found = measure_optimizer(name, TrainConfig("x", optimizer=name), cloud, NativeRenderer(1), on_host=False)
+    found = measure_optimizer(name, TrainConfig.of("x", optimizer=name), cloud, NativeRenderer(1), on_host=False)
     assert kept * 236 <= found.row_bytes <= (kept + copies) * 236 + 4 * 45 * 2
-    averaged = TrainConfig("x", optimizer=name, average=20.0)
+    averaged = TrainConfig.of("x", optimizer=name, average=20.0)
     more = measure_optimizer(name, averaged, cloud, NativeRenderer(1), on_host=False)
     assert more.row_bytes == pytest.approx(found.row_bytes + 240, abs=240), "the last iterate, and its age"
     assert all(torch.equal(value, before[key]) for key, value in cloud.tensors.items())
@@ -102,7 +102,7 @@ def test_a_matrix_over_all_gaussians_is_refused(scene, count):
     cloud = start_random(capture.cameras, count, sh_degree=3, generator=torch.Generator().manual_seed(0))
     said = f"zoo:shampoo works with a matrix that has a row and a column for each of the {count:,} Gaussians; take"
     with pytest.raises(InputError, match=said):
-        measure_optimizer("zoo:shampoo", TrainConfig("x"), cloud, NativeRenderer(1), on_host=False)
+        measure_optimizer("zoo:shampoo", TrainConfig.of("x"), cloud, NativeRenderer(1), on_host=False)
 
 
 def test_too_little_memory_is_refused_before_anything_is_written(settings):

@@ -20,7 +20,8 @@ from splatopt.optim.first_order import AdamOptions
 from splatopt.train.config import TrainConfig
 from splatopt.train.events import Stepped
 from splatopt.train.loop import train
-from splatopt.train.workplace import Workplace, fingerprint, process_device, with_own_threads
+from splatopt.train.machine import own_threads, process_device
+from splatopt.train.workplace import Workplace, fingerprint
 from train.toys import Listener, ToyRenderer, lines, load_toy_capture, make_toy_capture
 
 needs_native = pytest.mark.skipif(not native.available(), reason="the native module is not installed")
@@ -54,7 +55,7 @@ def test_two_processes_make_the_run_of_one_and_one_goes_on_with_it(capture, tmp_
     assert "2 processes" in two[0][2]
     assert two[1][1:] == ("", "")
     one = train(
-        TrainConfig(
+        TrainConfig.of(
             str(capture),
             out=tmp_path / "one",
             sh_interval=5,
@@ -77,7 +78,7 @@ def test_two_processes_make_the_run_of_one_and_one_goes_on_with_it(capture, tmp_
         assert mine["psnr"] == pytest.approx(theirs["psnr"], rel=1e-4)
     evaluation = json.loads((tmp_path / "two" / "eval.json").read_text())
     assert evaluation["psnr"] == pytest.approx(one.after.psnr, abs=1e-3)
-    gone_on = train(TrainConfig(str(capture), out=tmp_path / "two", stages="adam:8,block-gn:5", resume=True))
+    gone_on = train(TrainConfig.of(str(capture), out=tmp_path / "two", stages="adam:8,block-gn:5", resume=True))
     assert gone_on.steps == 13
     assert gone_on.before.psnr == evaluation["before"]["psnr"]
 
@@ -117,7 +118,7 @@ def test_different_versions_are_refused_in_one_sentence(capture, tmp_path):
 
 def run_in_threads(count: int, config: TrainConfig, stop_at: int | None = None, **settings):
     """Train on a toy renderer in each of ``count`` threads; returns results, listeners and renderers."""
-    capture = load_toy_capture(Path(config.out).parent / f"capture-{Path(config.out).name}")
+    capture = load_toy_capture(config.folder.parent / f"capture-{config.folder.name}")
 
     def work(processes: Processes):
         listener, renderer = Listener(stop_at), ToyRenderer(**settings)
@@ -179,10 +180,10 @@ def test_a_row_that_breaks_down_begins_anew_in_all_processes(settings):
 
 
 def test_states_that_differ_are_found(settings):
-    config, capture = settings().resolved("toy", (0.0, 0.0, 0.0)), load_toy_capture(settings().out.parent / "capture")
+    capture = load_toy_capture(settings().folder.parent / "capture")
 
     def work(processes):
-        place = Workplace(TrainConfig(**{**vars(config), "device": "cpu"}), capture, processes)
+        place = Workplace(torch.device("cpu"), capture, processes)
         state = {"cloud.means": torch.zeros(3, 3), "sampler": torch.tensor([1, 2])}
         place.check_alike(state, 4)
         state["cloud.means"][1, 2] = 1e-30 * processes.rank
@@ -223,22 +224,22 @@ def test_a_launch_that_cannot_be_is_refused(rank, size):
         find_launch({"RANK": rank, "WORLD_SIZE": size})
 
 
-def test_processes_of_one_machine_share_its_processors(settings, monkeypatch):
-    monkeypatch.setattr("splatopt.train.workplace.default_threads", lambda: 8)
-    assert with_own_threads(settings(), Launch(0, 4, 0, 3)).threads == 2
-    assert with_own_threads(settings(), Launch(0, 20, 0, 20)).threads == 1
-    assert with_own_threads(settings(threads=5), Launch(0, 4, 0, 4)).threads == 5
-    assert with_own_threads(settings(), Launch()).threads == 0
+def test_processes_of_one_machine_share_its_processors(monkeypatch):
+    monkeypatch.setattr("splatopt.train.machine.default_threads", lambda: 8)
+    assert own_threads(0, Launch(0, 4, 0, 3)) == 2
+    assert own_threads(0, Launch(0, 20, 0, 20)) == 1
+    assert own_threads(5, Launch(0, 4, 0, 4)) == 5
+    assert own_threads(0, Launch()) == 0
 
 
 def test_each_process_has_the_gpu_of_its_own_number(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    assert process_device("cuda", Launch(5, 8, 1, 2)) == torch.device("cuda:1")
-    assert process_device("cuda", Launch()) == torch.device("cuda:0")
-    assert process_device("cuda:1", Launch()) == torch.device("cuda:1")
-    assert process_device("cpu", Launch(5, 8, 7, 8)) == torch.device("cpu")
+    assert process_device(torch.device("cuda"), Launch(5, 8, 1, 2)) == torch.device("cuda:1")
+    assert process_device(torch.device("cuda"), Launch()) == torch.device("cuda:0")
+    assert process_device(torch.device("cuda:1"), Launch()) == torch.device("cuda:1")
+    assert process_device(torch.device("cpu"), Launch(5, 8, 7, 8)) == torch.device("cpu")
     with pytest.raises(InputError, match="3 processes need a GPU each, and there are 2 here"):
-        process_device("cuda", Launch(2, 3, 2, 3))
+        process_device(torch.device("cuda"), Launch(2, 3, 2, 3))
     with pytest.raises(InputError, match="--device cuda:1 is one GPU, and 2 processes need one each"):
-        process_device("cuda:1", Launch(0, 2, 0, 2))
+        process_device(torch.device("cuda:1"), Launch(0, 2, 0, 2))

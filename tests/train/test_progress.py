@@ -29,7 +29,7 @@ def cloud(count: int) -> GaussianCloud:
 def say(terminal: bool) -> str:
     stream = io.StringIO()
     line = ProgressLine(Console(file=stream, force_terminal=terminal, width=200))
-    line(Started(TrainConfig(capture="fox").resolved("fox", (0.0, 0.0, 0.0)), 0, 1234, 43, "native"))
+    line(Started(TrainConfig.of("fox").resolved("fox", (0.0, 0.0, 0.0)), 0, 1234, 43, "native"))
     line(
         Evaluated(
             0, 0.0, Scores("every-8th-test", "test", (ViewScore("a", 10.0, 0.25), ViewScore("b", 12.0, 0.75))), cloud(1)
@@ -69,10 +69,10 @@ def test_stages_are_told_apart(monkeypatch):
     monkeypatch.setattr(live_line_module.time, "perf_counter", lambda: clock[0])
     stream = io.StringIO()
     line = ProgressLine(Console(file=stream, width=300))
-    config = TrainConfig(capture="fox", stages="adam:1000,sign-tr:4").resolved("fox", (0.0, 0.0, 0.0))
+    config = TrainConfig.of("fox", stages="adam:1000,sign-tr:4").resolved("fox", (0.0, 0.0, 0.0))
     line(Started(config, 0, 5, 43, "native"))
     for step in range(1, 1005):
-        stage = config.plan[step > 1000]
+        stage = config.schedule.plan[step > 1000]
         clock[0] += 0.01 if step <= 1000 else 6.0
         line(Stepped(step, 1004, clock[0], 0.5 if step <= 1000 else 0.125, 20.0, cloud(5), stage))
     said = stream.getvalue().splitlines()

@@ -83,7 +83,7 @@ def planted(monkeypatch):
 
 def settings_of(scene, name: str, folder, **changes) -> TrainConfig:
     base = {"steps": STEPS, "threads": 1, "checkpoint_every": 8, "log_every": 5}
-    return TrainConfig(str(scene), name, out=folder, **(base | changes))
+    return TrainConfig.of(str(scene), optimizer=name, out=folder, **(base | changes))
 
 
 def check(name: str, where: str, scene, folder, **changes) -> None:
@@ -97,7 +97,7 @@ def check(name: str, where: str, scene, folder, **changes) -> None:
     checkpoint, _ = latest_checkpoint(folder / "checkpoints")
     assert all(torch.isfinite(value).all() for value in checkpoint.tensors.values())
     shutil.rmtree(folder / "checkpoints" / f"step-{STEPS:06d}")
-    again = train(TrainConfig(str(scene), out=folder, resume=True, threads=1), renderer=Spoiled(1))
+    again = train(TrainConfig.of(str(scene), out=folder, resume=True, threads=1), renderer=Spoiled(1))
     for key, value in result.cloud.tensors.items():
         assert torch.equal(value, again.cloud.tensors[key]), key
 
@@ -153,7 +153,7 @@ def test_on_and_on_it_is_the_run_that_broke_down(scene, planted, tmp_path):
 
 @needs_native
 def test_a_row_begins_anew_beside_the_nearest_and_disturbs_no_other(scene):
-    config = TrainConfig(str(scene))
+    config = TrainConfig.of(str(scene))
     capture = load_capture(scene, CaptureOptions())
     cloud = starting_cloud(config, capture, torch.Generator().manual_seed(0))
     objective = make_objective(config, capture, cloud, NativeRenderer(1))

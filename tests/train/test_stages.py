@@ -107,23 +107,23 @@ def test_stages_are_read_in_order():
 )
 def test_nonsense_is_refused_in_a_sentence(text, said):
     with pytest.raises(InputError) as caught:
-        TrainConfig(capture="fox", stages=text)
+        TrainConfig.of("fox", stages=text)
     assert said in str(caught.value)
 
 
 def test_the_steps_are_the_sum():
-    config = TrainConfig(capture="fox", stages=PLAN)
-    assert config.total_steps == 28
-    assert config.resolved("fox", (0.0, 0.0, 0.0)).steps == 28
-    assert TrainConfig(capture="fox", stages=PLAN, steps=28).total_steps == 28
+    config = TrainConfig.of("fox", stages=PLAN)
+    assert config.schedule.total_steps == 28
+    assert config.resolved("fox", (0.0, 0.0, 0.0)).schedule.steps == 28
+    assert TrainConfig.of("fox", stages=PLAN, steps=28).schedule.total_steps == 28
     with pytest.raises(InputError, match=r"--steps 2000 contradicts --stages adam:12.*sum to 28"):
-        TrainConfig(capture="fox", stages=PLAN, steps=2000)
+        TrainConfig.of("fox", stages=PLAN, steps=2000)
 
 
 def test_another_optimizer_beside_stages_is_refused():
     with pytest.raises(InputError, match=r"--optimizer wide contradicts --stages adam:12"):
-        TrainConfig(capture="fox", stages=PLAN, optimizer="wide")
-    assert TrainConfig(capture="fox", stages="wide:3,adam:2").optimizer == "wide"
+        TrainConfig.of("fox", stages=PLAN, optimizer="wide")
+    assert TrainConfig.of("fox", stages="wide:3,adam:2").schedule.optimizer == "wide"
 
 
 @pytest.mark.parametrize(
@@ -135,17 +135,17 @@ def test_another_optimizer_beside_stages_is_refused():
 )
 def test_options_must_be_of_the_stages_optimizers(options, said):
     with pytest.raises(InputError, match=said):
-        TrainConfig(capture="fox", stages=PLAN, optimizer_options=options)
+        TrainConfig.of("fox", stages=PLAN, optimizer_options=options)
 
 
 def test_a_configuration_in_stages_survives_json():
     options = {"wide": WideOptions(views=3, quats_rate=1 / 3)}
-    config = TrainConfig(capture="/data/fox", stages=PLAN, optimizer_options=options)
+    config = TrainConfig.of("/data/fox", stages=PLAN, optimizer_options=options)
     for one in (config, config.resolved("fox", (0.0, 0.0, 0.0))):
         assert TrainConfig.from_json(json.loads(json.dumps(one.to_json())), "config.json") == one
     resolved = config.resolved("fox", (0.0, 0.0, 0.0))
-    assert resolved.optimizer_options == {"adam": AdamOptions(), **options}
-    assert resolved.out == Path("runs/fox-adam-wide")
+    assert resolved.schedule.optimizer_options == {"adam": AdamOptions(), **options}
+    assert resolved.folder == Path("runs/fox-adam-wide")
 
 
 # ---------------------------------------------------------------------- a run
@@ -199,11 +199,11 @@ def test_resuming_is_bit_exact_within_and_across_stages(staged, stop_at):
     with pytest.raises(InterruptedRunError, match=f"stopped at step {stop_at} of 28"):
         train(staged("parts", optimizer_options=options), [Listener(stop_at)], renderer=ToyRenderer())
     saved = staged("parts")
-    resumed = TrainConfig(capture=saved.capture, out=saved.out, resume=True)
+    resumed = TrainConfig.of(saved.data.capture, out=saved.folder, resume=True)
     listener = Listener()
     result = train(resumed, [listener], renderer=ToyRenderer())
     assert listener.of(Started)[0].step == stop_at
-    assert result.config.stages == PLAN
+    assert result.config.schedule.stages == PLAN
     assert_same(straight, result)
 
 
@@ -220,8 +220,8 @@ def test_a_kill_at_a_stages_beginning_repeats_it(staged):
     config = staged("killed")
     with pytest.raises(KilledError):
         train(config, [kill], renderer=ToyRenderer())
-    assert latest_checkpoint(config.out / "checkpoints")[0].step == 12
-    assert_same(straight, train(replace(config, resume=True), renderer=ToyRenderer()))
+    assert latest_checkpoint(config.folder / "checkpoints")[0].step == 12
+    assert_same(straight, train(config.changed(resume=True), renderer=ToyRenderer()))
 
 
 def test_a_finished_run_may_go_on_with_another_stage(staged, settings):
@@ -266,14 +266,14 @@ def test_resuming_with_another_past_is_refused(staged):
     config = staged()
     with pytest.raises(InterruptedRunError):
         train(config, [Listener(14)], renderer=ToyRenderer())
-    before = (config.out / "config.json").read_bytes()
+    before = (config.folder / "config.json").read_bytes()
     with pytest.raises(InputError, match="took 14 steps as adam:12,wide:6,adam:10"):
         train(staged(stages="adam:13,wide:6", resume=True), renderer=ToyRenderer())
     with pytest.raises(InputError, match=r"--wide.views 0, and cannot go on with 2"):
         train(staged(resume=True, optimizer_options={"wide": WideOptions(views=2)}), renderer=ToyRenderer())
     with pytest.raises(InputError, match=r"--steps 99 contradicts --stages adam:12"):
-        train(TrainConfig(config.capture, out=config.out, steps=99, resume=True), renderer=ToyRenderer())
-    assert (config.out / "config.json").read_bytes() == before
+        train(TrainConfig.of(config.data.capture, out=config.folder, steps=99, resume=True), renderer=ToyRenderer())
+    assert (config.folder / "config.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("broken_call", [14, 12 + 3 * 8 + 1])
@@ -320,22 +320,22 @@ def test_what_a_later_stage_refuses_is_refused_at_once(staged):
     with pytest.raises(InputError, match="wide needs 500 views"):
         train(config, renderer=renderer)
     assert renderer.calls == 0
-    assert not config.out.exists()
+    assert not config.folder.exists()
     lm = staged(stages="adam:5,lm:2")
     with pytest.raises(InputError, match=r"LevenbergMarquardt.*jvp.*toy backend"):
         train(lm, renderer=renderer)
-    assert not lm.out.exists()
+    assert not lm.folder.exists()
 
 
 def test_an_old_checkpoint_without_a_stage_is_of_the_only_one(settings):
     config = settings(steps=9, checkpoint_every=0)
     train(config, renderer=ToyRenderer())
-    newest = config.out / "checkpoints" / "step-000009" / "checkpoint.json"
+    newest = config.folder / "checkpoints" / "step-000009" / "checkpoint.json"
     header = json.loads(newest.read_text())
     del header["scalars"]["stage"]
     newest.write_text(json.dumps(header))
-    train(replace(config, steps=12, resume=True), renderer=ToyRenderer())
-    assert latest_checkpoint(config.out / "checkpoints")[0].scalars["optimizer"]["steps"] == 12
+    train(config.changed(steps=12, resume=True), renderer=ToyRenderer())
+    assert latest_checkpoint(config.folder / "checkpoints")[0].scalars["optimizer"]["steps"] == 12
 
 
 def test_a_state_of_one_stage_never_reaches_another(staged, monkeypatch):
@@ -350,5 +350,5 @@ def test_a_state_of_one_stage_never_reaches_another(staged, monkeypatch):
     config = staged()
     with pytest.raises(InterruptedRunError):
         train(config, [Listener(12)], renderer=ToyRenderer())
-    train(replace(config, resume=True), renderer=ToyRenderer())
+    train(config.changed(resume=True), renderer=ToyRenderer())
     assert loaded == ["Wide"]

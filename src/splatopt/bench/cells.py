@@ -15,7 +15,7 @@ from splatopt.bench.suite import OptimizerEntry, SceneEntry, SettingEntry, Suite
 from splatopt.core.checks import InputError
 from splatopt.core.optimizer import find_optimizer
 from splatopt.core.plugins import PluginFile
-from splatopt.core.typed import Fields, field_names, typed, typed_fields
+from splatopt.core.typed import Fields, typed
 from splatopt.runs.plugins import load_unchanged, plugins_from_json, plugins_without_place
 from splatopt.train.config import TrainConfig
 
@@ -83,7 +83,7 @@ class Cell:
         """Return the cell that :meth:`to_json` gave; raises InputError where it is none."""
         cell = Fields(values, where)
         config = TrainConfig.from_json(cell.object("config").values, f"{where}: config")
-        if config.out is None:
+        if config.saving.out is None:
             raise InputError(f"{where}: config names no folder; the file was changed since it was written")
         texts = {name: typed(cell.values.get(name), str, f"{where}: {name}") for name in _CELL_TEXTS}
         protocol = cell.object("protocol")
@@ -168,8 +168,9 @@ def make_clocks(
         for setting in suite.settings:
             folder = out / "times" / cell_name(scene.name, setting.name, "time of adam", suite.seeds[0])
             config = _config(suite, scene, setting, entry, suite.seeds[0], path, folder, overrides)
-            config = replace(config, steps=suite.protocol.budget_steps, horizon=None)
-            config = replace(config, eval_every=0, eval_at=(), eval_at_seconds=())
+            config = config.changed(
+                steps=suite.protocol.budget_steps, horizon=None, eval_every=0, eval_at=(), eval_at_seconds=()
+            )
             clocks[scene.name, setting.name] = Cell(
                 scene.name, setting.name, "adam", suite.seeds[0], suite.protocol.to_json(), scene.path, config
             )
@@ -211,8 +212,8 @@ def _config(
         **overrides,
     }
     try:
-        return TrainConfig(
-            capture=str(path),
+        return TrainConfig.of(
+            path,
             optimizer=entry.name,
             optimizer_options=find_optimizer(entry.name).options(**entry.options),
             seed=seed,
@@ -239,8 +240,8 @@ def timed(cell: Cell, seconds: float) -> Cell:
         seconds: Its time.
     """
     readings = {round(seconds * part / _TIME_READINGS, 3) for part in range(1, _TIME_READINGS)}
-    moments = tuple(sorted({*(m for m in cell.config.eval_at_seconds if m < seconds), *readings}))
-    return replace(cell, config=replace(cell.config, max_seconds=seconds, eval_at_seconds=moments))
+    moments = tuple(sorted({*(m for m in cell.config.scoring.eval_at_seconds if m < seconds), *readings}))
+    return replace(cell, config=cell.config.changed(max_seconds=seconds, eval_at_seconds=moments))
 
 
 def _check_folders(cells: list[Cell]) -> None:
@@ -257,5 +258,5 @@ def _check_folders(cells: list[Cell]) -> None:
 
 def check_overrides(values: Mapping[str, object]) -> dict[str, object]:
     """Return the settings of this start in the types of their fields; raises InputError for others."""
-    allowed = {*LOOSE, "instructions"} & field_names(TrainConfig)
-    return typed_fields(values, TrainConfig, allowed, "setting", "the command line")
+    allowed = {*LOOSE, "instructions"} & TrainConfig.setting_names()
+    return TrainConfig.typed_settings(values, allowed, "the command line")

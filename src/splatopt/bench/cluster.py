@@ -42,7 +42,7 @@ def run_cells_on_ray(
         task = ray.remote(_run)
         running = {}
         for cell in left:
-            reference = task.options(num_cpus=max(1, cell.config.threads), max_retries=0).remote(
+            reference = task.options(num_cpus=max(1, cell.config.processes.threads), max_retries=0).remote(
                 str(place.out), cell.to_json(), lpips_weights
             )
             running[reference] = cell

@@ -33,8 +33,8 @@ def environment(config: TrainConfig, renderer: str) -> dict[str, object]:
         "processors": psutil.cpu_count() or 0,
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "renderer": renderer,
-        "instructions": native.find_instructions(config.instructions) if native.available() else "none",
-        "threads": config.threads or native.default_threads(),
+        "instructions": native.find_instructions(config.processes.instructions) if native.available() else "none",
+        "threads": config.processes.threads or native.default_threads(),
     }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from splatopt.bench.records import CellRecord
 from splatopt.metrics.lpips import INPUT_RANGE, MIN_SIDE, NETWORKS, Lpips, find_lpips
 from splatopt.raster.threads import quiet_torch
-from splatopt.train.loop import TrainResult
+from splatopt.train.result import TrainResult
 from splatopt.train.run import open_run
 
 

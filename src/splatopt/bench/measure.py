@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from splatopt.bench.cells import Cell
 from splatopt.bench.environment import environment
@@ -20,11 +20,12 @@ from splatopt.raster.renderer import Renderer
 from splatopt.runs.events import Warned
 from splatopt.runs.folder import RunFolder, write_json
 from splatopt.runs.memory import peak_megabytes
-from splatopt.train.config import read_config
+from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import PROTOCOL as SCORING
 from splatopt.train.evaluate import Scores
 from splatopt.train.events import Evaluated, Event, Started
-from splatopt.train.loop import TrainResult, train
+from splatopt.train.loop import train
+from splatopt.train.result import TrainResult
 
 RECORD = "cell.json"
 """What a cell leaves in its run folder beside the run's own files."""
@@ -98,8 +99,8 @@ class Recorder:
     def _is_planned(self, step: int) -> bool:
         """Whether every run of this cell is scored after ``step`` steps, however quick the machine is."""
         config = self._config
-        every = config.eval_every
-        return step in (0, config.steps) or step in config.eval_at or (every > 0 and step % every == 0)
+        every = config.scoring.eval_every
+        return step in (0, config.schedule.steps) or step in config.scoring.eval_at or (every > 0 and step % every == 0)
 
     def finish(self, result: TrainResult, measured: CellRecord) -> None:
         """Mark the cell as done."""
@@ -131,7 +132,7 @@ def run_cell(cell: Cell, *, renderer: Renderer | None = None, finish: Finisher |
         if done:
             return done
         recorder = Recorder(cell)
-        config = replace(cell.config, resume=True) if RunFolder(folder).is_run else cell.config
+        config = cell.config.changed(resume=True) if RunFolder(folder).is_run else cell.config
         result = train(config, [recorder], renderer=renderer)
         recorder.finish(result, finish(result) if finish else {})
         return recorder.record
@@ -145,14 +146,13 @@ def finished_record(cell: Cell) -> CellRecord | None:
     """
     folder = cell.config.folder
     if os.path.lexists(RunFolder(folder).config):
-        saved = read_config(RunFolder(folder))
+        saved = TrainConfig.read(RunFolder(folder))
         record = read_record(folder / RECORD)
         if not record:
             # Killed before its first score; the run has spelt out what the cell leaves to be chosen.
-            chosen: dict[str, Any] = {
-                name: "auto" for name in ("device", "instructions") if getattr(cell.config, name) == "auto"
-            }
-            kept = replace(cell, config=replace(saved, background=cell.config.background, **chosen))
+            asked = cell.config.settings()
+            chosen = {name: "auto" for name in ("device", "instructions") if asked[name] == "auto"}
+            kept = replace(cell, config=saved.changed(background=asked["background"], **chosen))
         else:
             kept = Cell.from_json(record, str(folder / RECORD))
         difference = cell.differs_from(kept)

@@ -69,7 +69,7 @@ def _draw(folder: Path, cell: Cell, most: int, photographed: set[tuple[str, str]
     make_folder(folder)
     run = open_run(cell.config.folder)
     # The scene may have moved since the cell was run.
-    run = replace(run, config=replace(run.config, capture=cell.config.capture))
+    run = replace(run, config=run.config.changed(capture=cell.config.data.capture))
     capture = run.open_capture()
     objective = run.objective(capture)
     entries = []

@@ -22,6 +22,7 @@ from splatopt.core.files import append_only, make_folder
 from splatopt.core.requests import stop_requests
 from splatopt.core.typed import Fields
 from splatopt.runs.folder import read_json, write_json
+from splatopt.scene.initialization import FromPoints, has_points
 from splatopt.train.config import TrainConfig
 from splatopt.train.setup import open_capture
 
@@ -203,12 +204,12 @@ def check_scenes(cells: Sequence[Cell]) -> None:
     seen = set()
     for cell in cells:
         config = cell.config
-        key = (config.capture, config.downscale, config.max_side, config.skip_missing, config.input_views, config.start)
+        key = (config.data, config.scene.init)
         if key not in seen:
             seen.add(key)
             capture = open_capture(config)
-            if config.start == "sfm" and (capture.points is None or not len(capture.points.positions)):
-                raise InputError(f'scene {cell.scene!r} has no points to start from; give it start = "random"')
+            if isinstance(config.scene.initialization, FromPoints) and not has_points(capture):
+                raise InputError(f'scene {cell.scene!r} has no points to start from; give it init = "random"')
 
 
 def with_times(
@@ -244,7 +245,7 @@ def with_times(
     check_scenes([clock for key, clock in clocks.items() if "/".join(key) not in times])
     for key, clock in clocks.items():
         if "/".join(key) not in times:
-            say(f"measuring the time of {clock.config.steps:,} Adam steps: {describe(clock)} …")
+            say(f"measuring the time of {clock.config.schedule.steps:,} Adam steps: {describe(clock)} …")
             outcome = place.outcome(clock) or launch(place, clock, None)
             if outcome.failure is not None:
                 raise InputError(f"the time on scene {clock.scene!r} could not be measured: {outcome.failure}")
@@ -264,5 +265,5 @@ def _stored_times(path: Path) -> tuple[str | None, dict[str, float]]:
 
 
 def _machine(config: TrainConfig) -> str:
-    found = environment(config, config.renderer)
+    found = environment(config, config.processes.renderer)
     return f"{found['processor']}, {found['threads']} threads, {found['instructions']}"

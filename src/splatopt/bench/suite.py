@@ -24,7 +24,7 @@ OWN_SETTINGS = frozenset(
     {"capture", "out", "resume", "seed", "optimizer", "optimizer_options", "eval_at", "eval_at_seconds", "max_seconds"}
     | {"plugins"}
 )
-"""Fields of TrainConfig that are the suite's own business, and no setting of it."""
+"""Settings of a run that are the suite's own business, and no setting of it."""
 
 _Moment = TypeVar("_Moment", int, float)
 _MOST_SEEDS = 1000
@@ -33,7 +33,7 @@ _MOST_BYTES = 1 << 20
 
 def setting_names() -> set[str]:
     """Names of the settings that a suite, a scene, a setting or an optimizer entry may give."""
-    return field_names(TrainConfig) - OWN_SETTINGS
+    return TrainConfig.setting_names() - OWN_SETTINGS
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class SceneEntry:
     Attributes:
         name: What tables call it.
         path: Its folder as the suite names it.
-        settings: Fields of TrainConfig for this scene.
+        settings: Settings of a run for this scene.
     """
 
     name: str
@@ -57,7 +57,7 @@ class SettingEntry:
 
     Attributes:
         name: What tables call it; empty where a suite has but one.
-        settings: Its fields of TrainConfig.
+        settings: Its settings of a run.
     """
 
     name: str
@@ -72,7 +72,7 @@ class OptimizerEntry:
         label: What tables call it.
         name: The registered optimizer.
         options: Fields of its options' dataclass.
-        settings: Fields of TrainConfig for this entry.
+        settings: Settings of a run for this entry.
     """
 
     label: str
@@ -92,7 +92,7 @@ class Suite:
         settings: At least one.
         optimizers: At least one.
         seeds: Seeds of every cell.
-        common: Fields of TrainConfig for all cells.
+        common: Settings of a run for all cells.
         points: Steps after which all are scored. Unit: steps.
         seconds: Times at which all are scored. Unit: seconds.
         reference: Label that others are compared with.
@@ -257,7 +257,7 @@ def _entries(
 def _settings(values: Mapping[str, object], where: str, protocol: Protocol) -> dict[str, object]:
     """Fields of TrainConfig; none that the protocol fixes."""
     given = {name: value for name, value in values.items() if name != "loss_options"}
-    settings = typed_fields(given, TrainConfig, setting_names(), "setting", where)
+    settings = TrainConfig.typed_settings(given, setting_names(), where)
     if "loss_options" in values:
         settings["loss_options"] = dict(_table(values["loss_options"], f"{where}: loss_options"))
     for name in settings:

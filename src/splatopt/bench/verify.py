@@ -66,7 +66,7 @@ def verify(
         raise InputError(f"{run} is no cell of a suite that came to its end; give a folder below a suite's cells/")
     plugins = load_plugins_of(record, str(run / RECORD))
     cell = Cell.from_json(record, str(run / RECORD))
-    cell = replace(cell, config=replace(cell.config, plugins=plugins))
+    cell = replace(cell, config=cell.config.changed(plugins=plugins))
     with tempfile.TemporaryDirectory(prefix="splatopt-verify-") as folder:
         again = _again(cell, Path(folder), data, overrides or {})
         say(f"running again: {describe(again)} …")
@@ -77,9 +77,9 @@ def verify(
 
 
 def _again(cell: Cell, folder: Path, data: Path | None, overrides: Mapping[str, Any]) -> Cell:
-    config = replace(cell.config, out=folder / "cells" / cell.name, **overrides)
+    config = cell.config.changed(out=folder / "cells" / cell.name, **overrides)
     if data is not None:
-        config = replace(config, capture=str(data / Path(cell.source).name))
+        config = config.changed(capture=str(data / Path(cell.source).name))
     return replace(cell, config=config)
 
 

@@ -57,7 +57,7 @@ class RunOptions:
     """Without a suite's file: dense, sparse, long or fixed-time."""
 
     set: tuple[str, ...] = ()
-    """Without a suite's file: further settings of every cell, as in --set max_side=240 start=random; the names are
+    """Without a suite's file: further settings of every cell, as in --set max_side=240 init=random; the names are
     those of `splatopt train`'s options."""
 
     threads: int | None = None

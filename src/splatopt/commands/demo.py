@@ -12,7 +12,7 @@ import shutil
 import statistics
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -32,9 +32,11 @@ from splatopt.runs.program import program
 from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import PROTOCOL
 from splatopt.train.events import Event, Started
-from splatopt.train.loop import TrainResult, train
+from splatopt.train.loop import train
+from splatopt.train.machine import Machine, open_machine
 from splatopt.train.progress import ProgressLine
-from splatopt.train.setup import make_objective, open_capture, open_renderer, starting_cloud
+from splatopt.train.result import TrainResult
+from splatopt.train.setup import make_objective, open_capture, starting_cloud
 
 _TIMED_VIEWS = 5
 _SLOWDOWN = 1.8
@@ -109,15 +111,15 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> DemoResult
     out = free_folder(options.out)
     if out != options.out:
         _tell(console, f"{options.out} is kept as it is; this demo goes to {out}")
-    config = TrainConfig(
-        capture=str(out / "capture"),
+    config = TrainConfig.of(
+        out / "capture",
         out=out,
         seed=options.seed,
         steps=options.steps,
         renderer=options.renderer,
         device="cpu",
     )
-    renderer = open_renderer(config)
+    machine = open_machine(config)
     make_folder(out.parent)
     # A run starts in an empty folder only, so the capture is made beside it and copied in when the run begins.
     workshop = _workshop(out)
@@ -125,17 +127,17 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> DemoResult
         made = workshop / "capture"
         _tell(console, f"making {options.views} photographs of {options.width}x{options.height} pixels")
         make_capture(made, options.seed, options.views, options.width, options.height, options.points)
-        capture = open_capture(replace(config, capture=str(made)))
-        config = _within_budget(config, capture, renderer, options.seconds)
-        config = replace(config, eval_every=max(1, config.total_steps // 10))
+        capture = open_capture(config.changed(capture=str(made)))
+        config = _within_budget(config, capture, machine.renderer, options.seconds)
+        config = config.changed(eval_every=max(1, config.schedule.total_steps // 10))
 
         def keep_capture(event: Event) -> None:
             if isinstance(event, Started):
                 with whole_folder(out / "capture", f"the demo {out}") as copy:
                     shutil.copytree(made, copy, dirs_exist_ok=True)
 
-        result = train(config, [keep_capture, ProgressLine(console)], capture=capture, renderer=renderer)
-        return _leave(out, result, renderer)
+        result = train(config, [keep_capture, ProgressLine(console)], capture=capture, renderer=machine.renderer)
+        return _leave(out, result, machine)
 
 
 def _workshop(out: Path) -> Path:
@@ -158,7 +160,7 @@ def free_folder(wanted: Path) -> Path:
 
 def _within_budget(config: TrainConfig, capture: Capture, renderer: Renderer, seconds: float) -> TrainConfig:
     """Lower the steps to what ``seconds`` allow by the time of a few gradients; a fast machine keeps them all."""
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(config.schedule.seed)
     objective = make_objective(config, capture, starting_cloud(config, capture, generator), renderer)
     times = []
     for view in capture.split.train[:_TIMED_VIEWS]:
@@ -167,10 +169,10 @@ def _within_budget(config: TrainConfig, capture: Capture, renderer: Renderer, se
         objective.gradient([view])
         times.append(time.perf_counter() - began)
     affordable = int(seconds / (_SLOWDOWN * statistics.median(times)))
-    return replace(config, steps=max(1, min(config.total_steps, affordable)))
+    return config.changed(steps=max(1, min(config.schedule.total_steps, affordable)))
 
 
-def _leave(out: Path, result: TrainResult, renderer: Renderer) -> DemoResult:
+def _leave(out: Path, result: TrainResult, machine: Machine) -> DemoResult:
     """Write metrics.json and the page."""
     before, after = result.before, result.after
     write_json(
@@ -185,13 +187,13 @@ def _leave(out: Path, result: TrainResult, renderer: Renderer) -> DemoResult:
             "split": after.split,
             "subset": after.subset,
             "protocol": PROTOCOL,
-            "optimizer": result.config.optimizer,
-            "renderer": renderer.name,
-            "seed": result.config.seed,
+            "optimizer": result.config.schedule.optimizer,
+            "renderer": machine.renderer.name,
+            "seed": result.config.schedule.seed,
             "version": __version__,
         },
     )
-    pictures = run_pictures(result.config, result.capture, result.cloud, result.steps, renderer)
+    pictures = run_pictures(result.config, result.capture, result.cloud, result.steps, machine)
     report = write_report(out, pictures, title="A procedural scene, trained on the CPU", command="make demo")
     return DemoResult(out, result, report)
 

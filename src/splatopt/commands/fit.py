@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import make_dataclass, replace
+from dataclasses import make_dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from splatopt.commands.optimizer_columns import chosen_options, option_columns
-from splatopt.commands.parsing import load_given, run_command, values_in
+from splatopt.commands.parsing import flat, load_given, run_command, values_in
 from splatopt.core.checks import say
 from splatopt.core.optimizer import OPTIMIZERS
 from splatopt.core.plugins import Origin
@@ -30,7 +28,7 @@ def fit_options(words: Sequence[str]) -> Any:
         words: The command line; what installed packages offer is there where it is named.
     """
     options = _options(values_in(words, "--optimizer"))
-    columns: list[Any] = [("fit", tyro.conf.OmitArgPrefixes[FitConfig]), *option_columns(options)]
+    columns: list[Any] = [("fit", flat(FitConfig)), *option_columns(options)]
     command = make_dataclass("Fit", columns, frozen=True)
     command.__doc__ = FitConfig.__doc__
     return command
@@ -47,8 +45,9 @@ def _options(named: Sequence[str]) -> dict[str, type]:
 def run_fit(parsed: Any) -> int:
     """Fit, and say what came of it."""
     config = parsed.fit
-    options = chosen_options(parsed, _options([config.optimizer]), [config.optimizer], resuming=config.resume)
-    result = fit_field(replace(config, optimizer_options=options.get(config.optimizer)), [FitProgress()])
+    optimizer = config.schedule.optimizer
+    options = chosen_options(parsed, _options([optimizer]), [optimizer], resuming=config.saving.resume)
+    result = fit_field(config.changed(optimizer_options=options.get(optimizer)), [FitProgress()])
     say(f"{result.steps} steps in {result.seconds:.1f} s; {written_scores(result.after)}", f"result: {result.folder}")
     return 0
 

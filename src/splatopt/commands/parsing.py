@@ -7,7 +7,7 @@ import io
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -166,6 +166,11 @@ def values_in(words: Sequence[str], flag: str) -> list[str]:
 def load_given(words: Sequence[str]) -> None:
     """Load the files that ``--plugin`` names, whose optimizers and losses have options of their own."""
     as_plugins(values_in(words, "--plugin"))
+
+
+def flat(options: Any) -> Any:
+    """Have options in groups be given without their groups' names, which head their parts of the help."""
+    return Annotated[options, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes]
 
 
 def positional(options: Any) -> Any:

@@ -13,7 +13,6 @@ from splatopt.report.pictures import run_pictures
 from splatopt.report.scene_page import write_report
 from splatopt.runs.folder import FIELD_FORMAT, RunFolder
 from splatopt.runs.plugins import PluginFiles
-from splatopt.train.setup import open_renderer
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,9 @@ def _report(options: ReportOptions) -> int:
     run = open_told(options.run, options.renderer, options.device)
     pictures = []
     if options.views:
-        renderer, capture = open_renderer(run.config), run.open_capture()
+        machine, capture = run.machine, run.open_capture()
         run.check_capture(capture, "the pictures (which --views 0 leaves out)")
-        pictures = run_pictures(run.config, capture, run.cloud, run.steps, renderer, options.views)
+        pictures = run_pictures(run.config, capture, run.cloud, run.steps, machine, options.views)
     say(f"written to {write_report(run.folder.path, pictures)}")
     return 0
 

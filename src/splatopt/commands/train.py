@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import make_dataclass, replace
+from dataclasses import make_dataclass
 from typing import Any
-
-import tyro
 
 import splatopt.meta
 import splatopt.optim  # noqa: F401 - both register optimizers
 from splatopt.commands.optimizer_columns import chosen_loss_options, chosen_options, option_columns
-from splatopt.commands.parsing import load_given, run_command, values_in
+from splatopt.commands.parsing import flat, load_given, run_command, values_in
 from splatopt.core.checks import InputError, say
 from splatopt.core.optimizer import OPTIMIZERS, find_optimizer, optimizer_names, option_prefix
 from splatopt.core.processes import LostProcessError, Processes, find_launch, join
@@ -36,7 +34,7 @@ def train_options(words: list[str]) -> Any:
         named = {option_prefix(name) for name in _optimizers_named(words) or {"adam"}}
         optimizers = {name: kind for name, kind in optimizers.items() if name in named}
         losses = {name: kind for name, kind in losses.items() if name in _losses_named(words)}
-    columns: list[Any] = [("training", tyro.conf.OmitArgPrefixes[TrainConfig])]
+    columns: list[Any] = [("training", flat(TrainConfig))]
     columns += [*option_columns(optimizers), *option_columns(losses, "loss")]
     command = make_dataclass("Train", columns, frozen=True)
     command.__doc__ = "\n\n".join(
@@ -56,15 +54,15 @@ def train_options(words: list[str]) -> Any:
 def run_train(parsed: Any) -> int:
     """Train, and say what came of it."""
     config = parsed.training
-    given = chosen_options(parsed, _optimizer_options(config.optimizers), config.optimizers, resuming=False)
-    config = replace(
-        config,
-        optimizer_options=given.get(config.optimizer) if config.stages is None else given,
-        loss_options=chosen_loss_options(parsed, _loss_options({config.loss}), config.loss),
+    schedule, loss = config.schedule, config.scene.loss
+    given = chosen_options(parsed, _optimizer_options(schedule.optimizers), schedule.optimizers, resuming=False)
+    config = config.changed(
+        optimizer_options=given.get(schedule.optimizer) if schedule.stages is None else given,
+        loss_options=chosen_loss_options(parsed, _loss_options({loss}), loss),
     )
     processes = Processes()
     try:
-        processes = join(find_launch(), config.process_timeout)
+        processes = join(find_launch(), config.processes.process_timeout)
         processes.check_versions()
         result = train(config, [ProgressLine()], processes=processes)
         processes.leave()

@@ -93,8 +93,25 @@ def typed_fields(
     Raises:
         InputError: A name is unknown, or a value has another type.
     """
+    return typed_values(values, get_type_hints(kind), known, what, where)
+
+
+def typed_values(
+    values: Mapping[str, Any], hints: Mapping[str, Any], known: Collection[str], what: str, where: str
+) -> dict[str, Any]:
+    """Return ``values`` with each in the type of its name.
+
+    Args:
+        values: Names and what was given for them.
+        hints: The type of each name.
+        known: Names that may be given.
+        what: Word for one of them.
+        where: Where they stand, for messages.
+
+    Raises:
+        InputError: A name is unknown, or a value has another type.
+    """
     check_names(values, known, what, where)
-    hints = get_type_hints(kind)
     return {name: typed(value, hints[name], f"{where}: {name}") for name, value in values.items()}
 
 

@@ -159,5 +159,5 @@ def _next_command(path: Path, *, points: int, unreadable: int) -> str:
     if unreadable:
         words.append("--skip-missing")
     if not points:
-        words += ["--start", "random"]
+        words += ["--init", "random"]
     return shlex.join(words)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from splatopt.fit.config import FitConfig
-from splatopt.runs.events import Ended, Saved, Warned
+from splatopt.runs.events import Ended, RunStarted, RunStepped, Saved, Warned
 from splatopt.runs.live_line import LiveLine
 from splatopt.runs.memory import resident_megabytes
 
@@ -17,40 +17,29 @@ _UNITS = {"psnr": "dB"}
 
 
 @dataclass(frozen=True)
-class FitStarted:
+class FitStarted(RunStarted):
     """A fit begins, or goes on.
 
     Attributes:
-        config: What it was told, resolved.
-        step: Steps done already; 0 for a new run.
         steps: Steps planned.
         size: Pixels, points or rays.
         parameters: Numbers that are trained.
     """
 
     config: FitConfig
-    step: int
     steps: int
     size: int
     parameters: int
 
 
 @dataclass(frozen=True)
-class FitStepped:
+class FitStepped(RunStepped):
     """One step was taken.
 
     Attributes:
-        step: Steps done, this one included.
-        steps: Steps planned.
-        seconds: Seconds of training so far, without scores.
-        loss: Loss where the step started.
         facts: What the task says beside the loss, such as ``psnr`` of the batch.
     """
 
-    step: int
-    steps: int
-    seconds: float
-    loss: float
     facts: Mapping[str, float]
 
 
@@ -82,10 +71,11 @@ class FitProgress:
                 self._step(event)
             case FitStarted():
                 config = event.config
-                verb = "going on at step" if event.step or config.resume else "fitting, step"
+                verb = "going on at step" if event.step or config.saving.resume else "fitting, step"
                 self._line.say(
-                    f"{verb} {event.step} of {event.steps}: {config.task.value} of {event.size:,} examples, field "
-                    f"{config.field} with {event.parameters:,} parameters, optimizer {config.optimizer} -> {config.out}"
+                    f"{verb} {event.step} of {event.steps}: {config.data.task.value} of {event.size:,} examples, field "
+                    f"{config.network.field} with {event.parameters:,} parameters, optimizer "
+                    f"{config.schedule.optimizer} -> {config.saving.out}"
                 )
                 self._line.open()
             case FitScored():

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,6 @@ from splatopt.runs.plugins import load_again, plugins_missing, recorded_plugins
 from splatopt.runs.records import read_evaluation
 from splatopt.runs.resumable import KeptRun, checkpoint_to_resume, is_due
 from splatopt.runs.trained_on import check_resumed, check_unchanged
-from splatopt.runs.unread import check_read
 from splatopt.scene.microbatches import is_exhaustion
 
 
@@ -82,15 +81,15 @@ def fit_field(config: FitConfig, callbacks: Sequence[FitCallback] = (), *, task:
     """
     checkpoint: Checkpoint | None = None
     warnings: list[str] = []
-    if config.resume:
+    if config.saving.resume:
         config, checkpoint, warnings = _reopen(config)
     else:
         config = config.resolved()
         RunFolder(config.folder, FIELD_FORMAT).check_free()
-    with _threads(config.threads):
+    with _threads(config.processes.threads):
         fitter = _Fitter(config, tuple(callbacks), task)
-        if config.resume and fitter.trained_on:
-            warnings += check_resumed(fitter.folder, config.target, fitter.trained_on)
+        if config.saving.resume and fitter.trained_on:
+            warnings += check_resumed(fitter.folder, config.data.target, fitter.trained_on)
         with fitter.keep_others_out():
             fitter.begin(checkpoint)
             for warning in (*fitter.warnings, *warnings):
@@ -105,18 +104,18 @@ def open_field(folder: Path | str) -> tuple[FitConfig, Task, int]:
         InputError: There is no fit, its target is gone or another one, or it holds no checkpoint.
     """
     run = RunFolder(Path(folder), FIELD_FORMAT)
-    config = replace(FitConfig.from_json(run.read_settings(), str(run.config)), out=run.path).resolved()
+    config = FitConfig.read(run).resolved()
     run.sweep_if_idle()
     checkpoint, damages = latest_checkpoint(run.checkpoints, check_fit)
     if checkpoint is None:
         detail = f" ({damages[0]})" if damages else ""
         raise InputError(f"{run.path} holds no whole checkpoint{detail}; fit it first")
     try:
-        opened = open_task(config, torch.Generator().manual_seed(config.seed))
+        opened = open_task(config, torch.Generator().manual_seed(config.schedule.seed))
     except InputError as error:
-        missing = plugins_missing(config.plugins)
+        missing = plugins_missing(config.processes.plugins)
         raise InputError(f"{error}{missing}") if missing else error from None
-    check_unchanged(run, config.target, opened.fingerprint, "its scores and pictures")
+    check_unchanged(run, config.data.target, opened.fingerprint, "its scores and pictures")
     _load_field(opened.task, checkpoint)
     return config, opened.task, checkpoint.step
 
@@ -125,10 +124,10 @@ def _reopen(config: FitConfig) -> tuple[FitConfig, Checkpoint | None, list[str]]
     """Find the run that ``config`` wants to resume, and its last good checkpoint."""
     folder = RunFolder(config.resolved().folder, FIELD_FORMAT)
     again = load_again(recorded_plugins(folder), f"the run in {folder.path}")
-    saved = FitConfig.from_json(folder.read_settings(), str(folder.config))
-    check_read([saved.optimizer_options], str(folder.config))
+    saved = FitConfig.read(folder).changed(plugins=again.plugins)
+    saved.check_known(str(folder.config))
     folder.check_idle()
-    resumed = replace(config, out=folder.path).resuming(replace(saved, out=folder.path, plugins=again.plugins))
+    resumed = config.changed(out=folder.path).resuming(saved)
     checkpoint, warnings = checkpoint_to_resume(folder, check_fit)
     warnings += again.warnings
     return resumed.resolved(), checkpoint, warnings
@@ -141,16 +140,22 @@ class _Fitter(KeptRun):
     remedies = "a smaller --batch, a smaller --width, or an optimizer that keeps less"
 
     def __init__(self, config: FitConfig, callbacks: tuple[FitCallback, ...], task: Task | None) -> None:
-        super().__init__(RunFolder(config.folder, FIELD_FORMAT), config.target, callbacks, resumed=config.resume)
+        super().__init__(
+            RunFolder(config.folder, FIELD_FORMAT), config.data.target, callbacks, resumed=config.saving.resume
+        )
         self.config = config
-        self.generator = torch.Generator().manual_seed(config.seed)
+        self.generator = torch.Generator().manual_seed(config.schedule.seed)
         opened = OpenedTask(task, {}) if task else open_task(config, self.generator)
         self.task, self.warnings, self.trained_on = opened.task, opened.warnings, opened.fingerprint
         self.sampler = ExampleSampler(self.task.size, self._batch(), self.generator)
         self.optimizer = make_field_optimizer(
-            config.optimizer, self.task, config.field, config.optimizer_options, self.generator
+            config.schedule.optimizer,
+            self.task,
+            config.network.field,
+            config.schedule.optimizer_options,
+            self.generator,
         )
-        self.steps = config.steps or (config.epochs or 1) * self.sampler.per_epoch
+        self.steps = config.schedule.steps or (config.schedule.epochs or 1) * self.sampler.per_epoch
         self.loss_sum, self.loss_count = 0.0, 0
         self.before: Mapping[str, float] | None = None
         self.scored: tuple[int, Mapping[str, float]] | None = None
@@ -169,27 +174,28 @@ class _Fitter(KeptRun):
 
     def _batch(self) -> int:
         """Examples a step."""
-        if not find_field_optimizer(self.config.optimizer).full_batch:
-            return self.config.batch or TASK_DEFAULTS[self.config.task].batch
+        optimizer, batch = self.config.schedule.optimizer, self.config.schedule.batch
+        if not find_field_optimizer(optimizer).full_batch:
+            return batch or TASK_DEFAULTS[self.config.data.task].batch
         if isinstance(self.task, RadianceTask):
             raise InputError(
-                f"{self.config.optimizer} needs all examples in one batch, and the {self.task.size:,} rays of a "
+                f"{optimizer} needs all examples in one batch, and the {self.task.size:,} rays of a "
                 f"capture are too many; take another optimizer"
             )
         # Autograd keeps what each layer is made of and makes: some three numbers for each feature of each example.
-        needed = 12 * self.task.size * self.config.width * (self.config.depth + 1)
+        needed = 12 * self.task.size * self.config.network.width * (self.config.network.depth + 1)
         free = psutil.virtual_memory().available
         if needed > free:
             raise InputError(
-                f"{self.config.optimizer} needs all {self.task.size:,} examples in one batch, about "
+                f"{optimizer} needs all {self.task.size:,} examples in one batch, about "
                 f"{needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free; make them fewer with --max-side or "
                 f"--points, or take another optimizer"
             )
         return self.task.size
 
     def _eval_every(self) -> int:
-        if self.config.eval_every is not None:
-            return self.config.eval_every
+        if self.config.scoring.eval_every is not None:
+            return self.config.scoring.eval_every
         if isinstance(self.task, RadianceTask):
             return max(1, self.steps // 5)
         return 10 * self.sampler.per_epoch
@@ -277,7 +283,7 @@ class _Fitter(KeptRun):
 
     def _after_step(self) -> None:
         self.over = self.step >= self.steps
-        due = is_due(self.step, self._eval_every()) or self.step in self.config.eval_at
+        due = is_due(self.step, self._eval_every()) or self.step in self.config.scoring.eval_at
         scores: Mapping[str, float] = {}
         if due or self.over:
             broken = non_finite("parameter", self.parameters)
@@ -287,9 +293,9 @@ class _Fitter(KeptRun):
             if broken:
                 self.roll_back(f"{broken} after step {self.step}")
                 return
-        if due or self.over or is_due(self.step, self.config.log_every):
+        if due or self.over or is_due(self.step, self.config.saving.log_every):
             self._log_line({} if self.over else scores)
-        self.keep(0, self.config.checkpoint_seconds, self.over)
+        self.keep(0, self.config.saving.checkpoint_seconds, self.over)
 
     def _log_line(self, scores: Mapping[str, float]) -> None:
         loss = self.loss_sum / self.loss_count
@@ -318,7 +324,7 @@ class _Fitter(KeptRun):
         return self.scored[1]
 
     def _write_scores(self, after: Mapping[str, float] | None) -> None:
-        record: dict[str, Any] = {"task": self.config.task.value, "steps": self.step, "seconds": self.seconds}
+        record: dict[str, Any] = {"task": self.config.data.task.value, "steps": self.step, "seconds": self.seconds}
         write_json(self.folder.evaluation, record | dict(after or {}) | {"before": self.before})
 
     def _finish(self) -> FitResult:

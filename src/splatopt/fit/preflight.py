@@ -41,7 +41,7 @@ def check_field_memory(config: FitConfig, task: Task, batch: int) -> MemoryEstim
         InputError: It needs more than ``--max-memory``, or than what is free; says how much.
     """
     free = devices.free_memory(torch.device("cpu"))
-    allowed = round(config.max_memory * GIBIBYTE) or free
+    allowed = round(config.processes.max_memory * GIBIBYTE) or free
     kept = {name: value.clone() for name, value in task.parameters.items()}
     try:
         needed = _estimate(config, task, batch, min(allowed, free))
@@ -52,29 +52,35 @@ def check_field_memory(config: FitConfig, task: Task, batch: int) -> MemoryEstim
             leaf.grad = None
     if needed.total <= allowed:
         return needed
-    have = f"--max-memory allows {config.max_memory:g}" if config.max_memory else f"{gibibytes(allowed)} are free"
+    have = (
+        f"--max-memory allows {config.processes.max_memory:g}"
+        if config.processes.max_memory
+        else f"{gibibytes(allowed)} are free"
+    )
     raise InputError(f"{needed.sentence}, and {have}; {_REMEDIES}")
 
 
 def _estimate(config: FitConfig, task: Task, batch: int, most: int) -> MemoryEstimate:
     """Count what the fit takes, trying no more than ``most`` bytes."""
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(config.schedule.seed)
     made: list[Optimizer] = []
 
     def step(examples: int, steps: int) -> None:
-        begun = make_field_optimizer(config.optimizer, task, config.field, config.optimizer_options, generator)
+        begun = make_field_optimizer(
+            config.schedule.optimizer, task, config.network.field, config.schedule.optimizer_options, generator
+        )
         for done in range(steps):
-            begun.step(draw(examples), Progress(done, config.steps or steps))
+            begun.step(draw(examples), Progress(done, config.schedule.steps or steps))
         made.append(begun)
 
     def draw(examples: int) -> Any:
         return task.draw(torch.arange(min(examples, task.size)), generator)
 
     def count(work: Callable[[], Any]) -> int:
-        return count_memory(config.optimizer, work, CountedMemory(most, SECONDS), _REMEDIES)
+        return count_memory(config.schedule.optimizer, work, CountedMemory(most, SECONDS), _REMEDIES)
 
-    some = max(2, min(batch, _SOME // (config.samples if isinstance(task, RadianceTask) else 1)))
-    kind = find_field_optimizer(config.optimizer).entry.optimizer
+    some = max(2, min(batch, _SOME // (config.data.samples if isinstance(task, RadianceTask) else 1)))
+    kind = find_field_optimizer(config.schedule.optimizer).entry.optimizer
     if issubclass(kind, TorchOptimizer) and kind.feed is Feed.GRAPH:
         evaluated = _grown(lambda examples: count(lambda: step(examples, 1)), some, batch)
         peak = 0
@@ -85,7 +91,7 @@ def _estimate(config: FitConfig, task: Task, batch: int, most: int) -> MemoryEst
     parameters = sum(value.numel() * value.element_size() for value in task.parameters.values())
     return MemoryEstimate(
         {
-            f"optimizer {config.optimizer}": held,
+            f"optimizer {config.schedule.optimizer}": held,
             "steps": max(peak - held, evaluated, 2 * (parameters + held)),
             "scoring": SCORING * _pixels(task),
         },

@@ -44,7 +44,7 @@ def write_results(folder: Path, config: FitConfig, task: Task) -> list[ResultPic
     Returns:
         The pictures.
     """
-    grid = task.grid(config.resolution) if isinstance(task, OccupancyTask) else None
+    grid = task.grid(config.scoring.resolution) if isinstance(task, OccupancyTask) else None
     pictures = _shape_pictures(config, grid) if grid is not None else result_pictures(config, task)
     if isinstance(task, RadianceTask):
         make_folder(folder / "views")
@@ -55,7 +55,7 @@ def write_results(folder: Path, config: FitConfig, task: Task) -> list[ResultPic
         write_picture(folder / "result.png", pictures[0].fitted.numpy())
     surface = zero_surface(grid) if grid is not None else None
     if surface is not None:
-        mesh = load_mesh(Path(config.target))
+        mesh = load_mesh(Path(config.data.target))
         write_mesh(folder / "mesh.ply", mesh.restored(surface.vertices), surface.faces)
     return pictures
 
@@ -70,14 +70,14 @@ def result_pictures(config: FitConfig, task: Task) -> list[ResultPicture]:
             for view in task.test
         ]
     if isinstance(task, OccupancyTask):
-        return _shape_pictures(config, task.grid(config.resolution))
+        return _shape_pictures(config, task.grid(config.scoring.resolution))
     return []
 
 
 def _shape_pictures(config: FitConfig, grid: Tensor) -> list[ResultPicture]:
     """The mesh and the field; of an open mesh, whose inside takes long to find, the field alone."""
     fitted = _bytes(shaded(grid > 0))
-    mesh = load_mesh(Path(config.target))
+    mesh = load_mesh(Path(config.data.target))
     if not mesh.watertight:
         return [ResultPicture("shape", None, fitted)]
     axis = torch.linspace(-1, 1, len(grid))

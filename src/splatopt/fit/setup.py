@@ -15,12 +15,12 @@ from splatopt.data.fingerprint import fingerprint_capture, fingerprint_image, fi
 from splatopt.data.images import UnreadableImageError, read_pixels
 from splatopt.data.mesh import Mesh, load_mesh
 from splatopt.fields.image import ImageTask
-from splatopt.fields.networks import Architecture
 from splatopt.fields.occupancy import OccupancyTask, sample_points
 from splatopt.fields.radiance import FEATURES, Bounds, RadianceField, RadianceTask
 from splatopt.fields.registry import make_field
 from splatopt.fields.task import Task
-from splatopt.fit.config import FitConfig, TaskKind
+from splatopt.fit.config import FitConfig
+from splatopt.fit.options import TaskKind
 
 MOST_HELD_OUT = 100_000
 """Points that occupancy is scored on, at most."""
@@ -53,17 +53,18 @@ def open_task(config: FitConfig, generator: torch.Generator) -> OpenedTask:
     Raises:
         InputError: The target cannot be used.
     """
-    match config.task:
+    match config.data.task:
         case TaskKind.IMAGE:
             image = _image_task(config, generator)
             return OpenedTask(image, fingerprint_image(image.image))
         case TaskKind.OCCUPANCY:
-            mesh = load_mesh(Path(config.target))
+            mesh = load_mesh(Path(config.data.target))
             occupancy = _occupancy_task(config, mesh, generator)
             return OpenedTask(occupancy, fingerprint_mesh(mesh), _mesh_warnings(config, mesh))
         case TaskKind.NERF:
             capture = load_capture(
-                Path(config.target), CaptureOptions(max_side=config.max_side, test_every=config.test_every)
+                Path(config.data.target),
+                CaptureOptions(max_side=config.data.max_side, test_every=config.data.test_every),
             )
             radiance = _radiance_task(config, capture, generator)
             return OpenedTask(radiance, fingerprint_capture(capture), capture.warnings)
@@ -96,41 +97,39 @@ def load_image(path: Path, max_side: int | None) -> torch.Tensor:
     return torch.from_numpy(pixels).float() / 255
 
 
-def _architecture(config: FitConfig, inputs: int, outputs: int) -> Architecture:
-    return Architecture(inputs, outputs, config.width, config.depth)
-
-
 def _image_task(config: FitConfig, generator: torch.Generator) -> ImageTask:
-    image = load_image(Path(config.target), config.max_side)
-    field = make_field(config.field, _architecture(config, 2, 3), generator, **config.constants())
+    image = load_image(Path(config.data.target), config.data.max_side)
+    field = make_field(config.network.field, config.network.architecture(2, 3), generator, **config.network.constants)
     return ImageTask(field, image)
 
 
 def _occupancy_task(config: FitConfig, mesh: Mesh, generator: torch.Generator) -> OccupancyTask:
-    field = make_field(config.field, _architecture(config, 3, 1), generator, **config.constants())
-    training = sample_points(mesh, config.points, generator)
-    held_out = sample_points(mesh, min(config.points, MOST_HELD_OUT), generator)
+    field = make_field(config.network.field, config.network.architecture(3, 1), generator, **config.network.constants)
+    training = sample_points(mesh, config.data.points, generator)
+    held_out = sample_points(mesh, min(config.data.points, MOST_HELD_OUT), generator)
     return OccupancyTask(field, training, held_out)
 
 
 def _mesh_warnings(config: FitConfig, mesh: Mesh) -> tuple[str, ...]:
     if mesh.watertight:
         return ()
-    pairs = len(mesh.faces) * (config.points + min(config.points, MOST_HELD_OUT))
+    pairs = len(mesh.faces) * (config.data.points + min(config.data.points, MOST_HELD_OUT))
     slow = "; that took points times faces, a coarser mesh or fewer --points is quicker" if pairs > _SLOW_PAIRS else ""
     return (f"the mesh is not watertight, so winding numbers decided what lies inside{slow}",)
 
 
 def _radiance_task(config: FitConfig, capture: Capture, generator: torch.Generator) -> RadianceTask:
-    field = make_field(config.field, _architecture(config, 3, 1 + FEATURES), generator, **config.constants())
+    field = make_field(
+        config.network.field, config.network.architecture(3, 1 + FEATURES), generator, **config.network.constants
+    )
     return RadianceTask(
         RadianceField(field, generator),
         capture.cameras,
         capture.images,
         scene_bounds(capture),
         train=capture.split.train,
-        test=_spread(capture.split.test, config.score_views),
-        samples=config.samples,
+        test=_spread(capture.split.test, config.scoring.score_views),
+        samples=config.data.samples,
         background=capture.background,
     )
 

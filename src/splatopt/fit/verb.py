@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from splatopt.core.verbs import settings_of
 from splatopt.fit.config import FitConfig
 from splatopt.fit.events import FitCallback, FitProgress
 from splatopt.fit.loop import FitResult, fit_field
@@ -18,7 +17,7 @@ def fit(target: Path | str, *, callbacks: Sequence[FitCallback] | None = None, *
     Args:
         target: A picture's file, a mesh's file, or the folder of a capture.
         callbacks: Called with every event of the run; a line of progress when None.
-        **settings: Fields of :class:`FitConfig`, such as ``field``, ``optimizer``, ``epochs`` and ``out``.
+        **settings: Settings of :class:`FitConfig`, such as ``field``, ``optimizer``, ``epochs`` and ``out``.
 
     Returns:
         The field, its scores before and after, and where it lies.
@@ -27,4 +26,4 @@ def fit(target: Path | str, *, callbacks: Sequence[FitCallback] | None = None, *
         InputError: Something that was given cannot be used.
     """
     callbacks = (FitProgress(),) if callbacks is None else callbacks
-    return fit_field(settings_of(FitConfig, "target", str(target), settings), callbacks)
+    return fit_field(FitConfig.of(target, **settings), callbacks)

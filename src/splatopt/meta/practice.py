@@ -20,8 +20,8 @@ from splatopt.data.selection import camera_centers, farthest_points
 from splatopt.raster.renderer import Renderer
 from splatopt.raster.types import RenderOptions
 from splatopt.scene.gaussians import GaussianCloud
+from splatopt.scene.initialization import start_from_points, start_random
 from splatopt.scene.photometric import Images, PhotometricObjective
-from splatopt.scene.starts import start_from_points, start_random
 
 _KEPT_CAPTURES = 512
 _FEWEST_POINTS = 64

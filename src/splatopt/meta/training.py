@@ -38,7 +38,7 @@ from splatopt.meta.saved import ADAMW, AVERAGE, NETWORK, check_lane, check_netwo
 from splatopt.meta.validation import Curve, validate
 from splatopt.meta.weights import save_weights
 from splatopt.metrics.lpips import find_lpips
-from splatopt.raster.render import find_backend, make_renderer
+from splatopt.raster.render import find_backend, open_backend
 
 _LOG_EVERY = 20
 
@@ -117,11 +117,12 @@ class MetaTrainer:
             world_size: How many processes there are; more than one needs an initialised ``torch.distributed``.
         """
         self.config, self.rank, self.world_size = config, rank, world_size
-        self.device = find_backend("auto", config.device).device
+        backend = find_backend("auto", config.device)
+        self.device = backend.device
         self.network = LearnedNetwork(config.network, config.seed).to(self.device)
         self.average = LearnedNetwork(config.network, config.seed).requires_grad_(False).to(self.device)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), config.learning_rate, weight_decay=1e-4)
-        self.renderer = make_renderer("auto", config.threads, str(self.device))
+        self.renderer = open_backend(backend, config.threads)
         self.perceptual, self.left_out = self._find_perceptual()
         self.lanes = [self._lane(number) for number in range(rank, config.lanes, world_size)]
         self.step = 0

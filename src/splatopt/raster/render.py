@@ -155,7 +155,18 @@ def make_renderer(name: str = "auto", threads: int = 0, device: str = "auto", is
     Raises:
         InputError: There is no such renderer or device, it is not installed, or they do not go together.
     """
-    match find_backend(name, device).renderer:
+    return open_backend(find_backend(name, device), threads, isa)
+
+
+def open_backend(backend: Backend, threads: int = 0, isa: str = "auto") -> Renderer:
+    """Return the renderer of ``backend``.
+
+    Args:
+        backend: What :func:`find_backend` gave.
+        threads: Threads of the native renderer; 0 for one per processor.
+        isa: Instruction set of the native renderer, "auto" for the fastest.
+    """
+    match backend.renderer:
         case "native":
             return NativeRenderer(threads, isa)
         case "triton":

@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from splatopt.core.bounds import bounds
 from splatopt.core.checks import InputError
 from splatopt.core.files import make_folder
+from splatopt.core.typed import field_names as field_names_of
 from splatopt.curvature.estimators import rademacher
 from splatopt.curvature.spectrum import (
     RitzPairs,
@@ -29,61 +31,60 @@ from splatopt.curvature.spectrum import (
 from splatopt.fields.image import ImageTask
 from splatopt.fields.networks import Architecture
 from splatopt.fields.registry import field_names, find_field, make_field
-from splatopt.fit.config import MOST_CONSTANT
+from splatopt.fit.options import ActivationConstants
 from splatopt.report.charts import Series, line_chart
 from splatopt.report.page import chart_card, two_columns, write_page
 from splatopt.runs.folder import write_json
 
 _BINS = 81
-_MOST_SEED = 2**62
+_MAX_SEED = 2**62
 
 
 @dataclass(frozen=True)
-class DiagnosePlan:
-    """What is measured.
+class DiagnosePlan(ActivationConstants):
+    """What is measured, on which small fields."""
 
-    Attributes:
-        fields: Names of fields.
-        width: Features of a layer.
-        depth: Hidden layers.
-        side: The image that is fitted has so many pixels along each edge.
-        draws: Starts, each with an image of its own.
-        pixels: Pixels of the minibatch whose Hv's density is taken.
-        lanczos_steps: Steps of Lanczos for the spectrum.
-        seed: Of the first draw; the others follow.
-        constants: Of the activations, such as ``sigma``; given to the fields that have them.
-    """
+    fields: tuple[str, ...] = field_names()
+    """Names of fields."""
 
-    fields: tuple[str, ...]
     width: int = 16
+    """Features of each layer. Unit: features."""
+
     depth: int = 1
-    side: int = 16
-    draws: int = 10
-    pixels: int = 1
-    lanczos_steps: int = 60
-    seed: int = 0
-    constants: Mapping[str, float] | None = None
+    """Hidden layers. Unit: layers."""
+
+    side: int = field(default=16, metadata=bounds(2))
+    """The made-up image that is fitted has so many pixels along each edge. Unit: pixels."""
+
+    draws: int = field(default=10, metadata=bounds(1))
+    """Starts, each with an image of its own. Unit: starts."""
+
+    pixels: int = field(default=1, metadata=bounds(1))
+    """Pixels of the minibatch whose Hv is looked at. Unit: pixels."""
+
+    lanczos_steps: int = field(default=60, metadata=bounds(2))
+    """Steps of Lanczos for the spectrum. Unit: steps."""
+
+    seed: int = field(default=0, metadata=bounds(0, _MAX_SEED))
+    """Seed of the first start; the others follow."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured."""
         if not self.fields:
             raise InputError(f"--fields names no field; known: {', '.join(field_names())}")
-        if self.seed > _MOST_SEED:
-            raise InputError(f"--seed must be at most {_MOST_SEED}, got {self.seed}")
-        least = {"side": 2, "draws": 1, "pixels": 1, "lanczos_steps": 2, "seed": 0}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise InputError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}")
+        super().__post_init__()
         if self.pixels > self.side**2:
             raise InputError(f"--pixels must be at most {self.side**2}, the pixels of the image, got {self.pixels}")
         taken = {name for field in self.fields for name in find_field(field).constants}
-        for name, value in (self.constants or {}).items():
-            if not 0 < value < float("inf"):
-                raise InputError(f"--{name} must be a positive number, got {value}")
-            if not 1 / MOST_CONSTANT <= value <= MOST_CONSTANT:
-                raise InputError(f"--{name} must lie within 1e-9 and 1e9, got {value}")
+        for name in self.given:
             if name not in taken:
                 raise InputError(f"--{name} is of none of the fields {', '.join(self.fields)}; leave it out")
+
+    def to_json(self) -> dict[str, object]:
+        """Return the plan as JSON values, with the constants that were given under ``constants``."""
+        constants = field_names_of(ActivationConstants)
+        others = {name: value for name, value in asdict(self).items() if name not in constants}
+        return others | {"constants": self.given}
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,8 @@ def diagnose_field(plan: DiagnosePlan, name: str) -> Diagnosis:
     size = 0
     for seed in range(plan.seed, plan.seed + plan.draws):
         generator = torch.Generator().manual_seed(seed)
-        field = make_field(name, Architecture(2, 1, plan.width, plan.depth), generator, **_taken(plan, name)).double()
-        task = ImageTask(field, made_up_image(plan.side, generator))
+        small = make_field(name, Architecture(2, 1, plan.width, plan.depth), generator, **plan.of_field(name)).double()
+        task = ImageTask(small, made_up_image(plan.side, generator))
         hessian = dense_hessian(task, torch.arange(task.size))
         pixels = torch.randperm(task.size, generator=generator)[: plan.pixels]
         product, size = hessian_operator(task, pixels)
@@ -167,11 +168,6 @@ def diagnose_field(plan: DiagnosePlan, name: str) -> Diagnosis:
             everything = torch.arange(task.size)
             spectrum = spectral_pairs(task, everything, steps=plan.lanczos_steps, probes=8, generator=generator)
     return Diagnosis(name, size, tuple(draws), tuple(spectrum))
-
-
-def _taken(plan: DiagnosePlan, name: str) -> dict[str, float]:
-    """Those of the plan's constants that the field has."""
-    return {key: value for key, value in (plan.constants or {}).items() if key in find_field(name).constants}
 
 
 def write_diagnosis(folder: Path, plan: DiagnosePlan, found: Sequence[Diagnosis]) -> Path:
@@ -188,7 +184,7 @@ def write_diagnosis(folder: Path, plan: DiagnosePlan, found: Sequence[Diagnosis]
     check_free(folder)
     make_folder(folder)
     draws = {one.field: [asdict(draw) for draw in one.draws] for one in found}
-    write_json(folder / "diagnosis.json", {"plan": _finite(asdict(plan)), "draws": _finite(draws)})
+    write_json(folder / "diagnosis.json", {"plan": _finite(plan.to_json()), "draws": _finite(draws)})
     sections = [
         "<h1>Curvature of neural fields at their start</h1>",
         f'<p class="lead">Medians of {plan.draws} starts, {plan.side}×{plan.side} pixels, width {plan.width}, '

@@ -11,7 +11,8 @@ import torch
 
 from splatopt.core.optimizer import option_prefix
 from splatopt.core.version import __version__
-from splatopt.fit.config import FitConfig, guess_task
+from splatopt.fit.config import FitConfig
+from splatopt.fit.options import guess_task
 from splatopt.fit.results import ResultPicture
 from splatopt.optim.field_optimizers import field_options
 from splatopt.report.charts import Mark, Series, line_chart
@@ -51,7 +52,9 @@ def write_field_report(run_folder: Path, pictures: Sequence[ResultPicture] = ())
     folder = RunFolder(run_folder, FIELD_FORMAT)
     config = FitConfig.from_json(folder.read_settings(), str(folder.config))
     scores, lines = read_evaluation(folder.evaluation), read_metrics(folder.metrics)
-    heading = f"{Path(config.target).name} as a {config.field} field, fitted with {config.optimizer}"
+    heading = (
+        f"{Path(config.data.target).name} as a {config.network.field} field, fitted with {config.schedule.optimizer}"
+    )
     sections = [
         f"<h1>{escape(heading)}</h1>",
         _headline(scores),
@@ -65,30 +68,30 @@ def write_field_report(run_folder: Path, pictures: Sequence[ResultPicture] = ())
 
 def fit_command(config: FitConfig, run_folder: Path) -> str:
     """Return the command that makes a fit like this one: every option that is not what would be chosen anyway."""
-    words = ["splatopt", "fit", config.target]
-    unread = config.optimizer_options if isinstance(config.optimizer_options, UnreadOptions) else None
-    usual = FitConfig(
-        config.target, field=config.field, optimizer=config.optimizer, task=config.task, optimizer_options=unread
-    )
-    defaults = usual.resolved().to_json() if Path(config.target).exists() else usual.to_json()
-    if config.task is guess_task(Path(config.target)):
-        defaults["task"] = config.task.value
-    shown = {"field": config.field, "optimizer": config.optimizer}
-    for name, value in config.to_json().items():
+    schedule, target = config.schedule, config.data.target
+    words = ["splatopt", "fit", target]
+    shown = {"field": config.network.field, "optimizer": schedule.optimizer}
+    unread = schedule.optimizer_options if isinstance(schedule.optimizer_options, UnreadOptions) else None
+    usual = FitConfig.of(target, task=config.data.task, optimizer_options=unread, **shown)
+    defaults = usual.resolved().to_json() if Path(target).exists() else usual.to_json()
+    if config.data.task is guess_task(Path(target)):
+        defaults["task"] = config.data.task.value
+    values = config.to_json()
+    for name, value in {**shown, **values}.items():
         if name in ("target", "out", "optimizer_options", "plugins"):
             continue
         if value is not None and (name in shown or value != defaults[name]):
             words += [f"--{name.replace('_', '-')}", *_words(value)]
-    words += [word for one in config.plugins for word in ("--plugin", str(one))]
+    words += [word for one in config.processes.plugins for word in ("--plugin", str(one))]
     if unread is not None:
         for name, value in unread.values.items():
-            words += [f"--{config.optimizer}.{name.replace('_', '-')}", *_words(value)]
-    elif config.optimizer_options is not None:
-        plain = field_options(config.optimizer, config.field)
-        for item in fields(config.optimizer_options):
-            value = getattr(config.optimizer_options, item.name)
+            words += [f"--{schedule.optimizer}.{name.replace('_', '-')}", *_words(value)]
+    elif schedule.optimizer_options is not None:
+        plain = field_options(schedule.optimizer, config.network.field)
+        for item in fields(schedule.optimizer_options):
+            value = getattr(schedule.optimizer_options, item.name)
             if value != getattr(plain, item.name):
-                flag = f"--{option_prefix(config.optimizer)}.{item.name.replace('_', '-')}"
+                flag = f"--{option_prefix(config.schedule.optimizer)}.{item.name.replace('_', '-')}"
                 words += [flag, *_words(value)]
     return shlex.join([*words, "--out", str(run_folder)])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import UInt8
@@ -18,7 +18,8 @@ from splatopt.raster.threads import quiet_torch
 from splatopt.raster.types import RenderOptions
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.train.config import TrainConfig
-from splatopt.train.setup import render_device, sh_degree_at, starting_cloud
+from splatopt.train.machine import Machine
+from splatopt.train.setup import render_options, starting_cloud
 
 MAX_SIDE = 640
 """Pictures in a page are shrunk until their longer side has at most so many pixels, so that it stays light."""
@@ -50,7 +51,7 @@ class ViewPictures:
 
 
 def run_pictures(
-    config: TrainConfig, capture: Capture, trained: GaussianCloud, steps: int, renderer: Renderer, most: int = 4
+    config: TrainConfig, capture: Capture, trained: GaussianCloud, steps: int, machine: Machine, most: int = 4
 ) -> list[ViewPictures]:
     """Render held-out views of a run before and after, or training views where there are no others.
 
@@ -59,15 +60,14 @@ def run_pictures(
         capture: What it was trained on.
         trained: Its scene.
         steps: Optimizer steps that the scene has seen.
-        renderer: What renders.
+        machine: What renders, and where.
         most: So many views at most, spread evenly.
     """
-    device = render_device(config)
-    start = starting_cloud(config, capture, torch.Generator().manual_seed(config.seed)).to(device)
-    trained = trained.to(device)
-    background = config.background or capture.background
-    first = RenderOptions(background, config.footprint, sh_degree_at(config, 0))
-    last = RenderOptions(background, config.footprint, sh_degree_at(config, max(0, steps - 1)))
+    start = starting_cloud(config, capture, torch.Generator().manual_seed(config.schedule.seed)).to(machine.device)
+    trained, renderer = trained.to(machine.device), machine.renderer
+    options = render_options(config, capture)
+    first = replace(options, sh_degree=config.scene.sh_degree_at(0))
+    last = replace(options, sh_degree=config.scene.sh_degree_at(max(0, steps - 1)))
     return [
         ViewPictures(
             name=capture.cameras[view].name,

@@ -7,7 +7,7 @@ import os
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from splatopt.report.page import (
 from splatopt.report.pictures import ViewPictures, data_uri
 from splatopt.runs.folder import TRAINED_ON, RunFolder, read_json
 from splatopt.runs.records import read_evaluation, read_metrics
+from splatopt.runs.renamed import renamed
 from splatopt.train.config import TrainConfig
 
 DIFFERENCE_GAIN = 4
@@ -64,7 +65,8 @@ def write_report(
     folder = RunFolder(run_folder)
     if not folder.is_run:
         raise InputError(f"{run_folder} is not a run of splatopt: it has no config.json of one; give a run's folder")
-    config, scores = read_json(folder.config), read_evaluation(folder.evaluation)
+    config = renamed(read_json(folder.config), TrainConfig.setting_names())
+    scores = read_evaluation(folder.evaluation)
     lines = read_metrics(folder.metrics)
     capture = Path(str(config.get("capture", "a capture"))).name
     heading = title or f"{capture}, trained with {_trained_with(config)}"
@@ -243,12 +245,13 @@ def _command(config: Mapping[str, object], run_folder: Path) -> str:
     """The command that makes a run like this one: the usual options, and every other that is not at its default."""
     words = ["splatopt", "train", str(config.get("capture", ""))]
     implied = ("optimizer", "steps") if config.get("stages") else ()
-    for item in fields(TrainConfig):
-        value = config.get(item.name)
-        if item.name in implied or item.name in _NO_OPTIONS or item.name not in config:
+    places = TrainConfig.setting_places()
+    for name in dict.fromkeys((*_FIRST_OPTIONS, *places)):
+        value = config.get(name)
+        if name in implied or name in _NO_OPTIONS or name not in config:
             continue
-        if item.name in _USUAL_OPTIONS or value not in (None, _plain_default(item.default)):
-            words += _option(item.name, value)
+        if name in _USUAL_OPTIONS or value not in (None, _plain_default(places[name].field.default)):
+            words += _option(name, value)
     words += [word for path in _plugin_paths(config) for word in ("--plugin", path)]
     loss, loss_options = config.get("loss"), config.get("loss_options")
     if isinstance(loss, str) and isinstance(loss_options, dict):
@@ -299,7 +302,8 @@ def _plugin_paths(config: Mapping[str, object]) -> list[str]:
     )
 
 
-_USUAL_OPTIONS = ("optimizer", "steps", "seed", "start")
+_FIRST_OPTIONS = ("optimizer", "stages", "steps", "seed", "init")
+_USUAL_OPTIONS = ("optimizer", "steps", "seed", "init")
 _NO_OPTIONS = ("capture", "out", "resume", "optimizer_options", "loss_options", "plugins")
 
 

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from splatopt.core.checks import InputError
-from splatopt.core.typed import read_dataclass, told
+from splatopt.core.typed import field_names, read_dataclass, told
+from splatopt.runs.renamed import renamed
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ def read_options(values: Any, find: Callable[[], type], where: str) -> Any:
         if not isinstance(values, dict):
             raise InputError(f"{where} must be an object, got {told(values)}") from None
         return UnreadOptions(values, str(error))
+    values = renamed(values, field_names(kind)) if isinstance(values, dict) else values
     return read_dataclass(values, kind, "option", where)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -72,6 +72,13 @@ def evaluate(objective: PhotometricObjective, capture: Capture, watch: Callable[
     # The score stands first in min(), which returns a NaN only from there.
     capped = tuple(replace(score, psnr=min(score.psnr, MOST_DECIBELS)) for score in scores)
     return Scores(capture.split.name, subset, capped)
+
+
+def scores_before(record: Mapping[str, Any]) -> Scores | None:
+    """Return the scores from before the first step that a run's record holds; None where it holds none."""
+    if not record.get("before"):
+        return None
+    return Scores.from_json(record["before"], record.get("split", ""), record.get("subset", ""))
 
 
 def check_scorable(capture: Capture) -> None:

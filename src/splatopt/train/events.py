@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from splatopt.runs.events import Ended, Saved, Warned
+from splatopt.runs.events import Ended, RunStarted, RunStepped, Saved, Warned
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import Scores
@@ -13,12 +13,10 @@ from splatopt.train.stages import Stage
 
 
 @dataclass(frozen=True)
-class Started:
+class Started(RunStarted):
     """A run begins, or goes on.
 
     Attributes:
-        config: What it was told, resolved.
-        step: Steps done already; 0 for a new run.
         gaussians: Number of Gaussians.
         views: Number of training views.
         renderer: Name of what renders.
@@ -27,7 +25,6 @@ class Started:
     """
 
     config: TrainConfig
-    step: int
     gaussians: int
     views: int
     renderer: str
@@ -36,24 +33,16 @@ class Started:
 
 
 @dataclass(frozen=True)
-class Stepped:
+class Stepped(RunStepped):
     """One step was taken.
 
     Attributes:
-        step: Steps done, this one included.
-        steps: Steps planned.
-        seconds: Seconds of training so far, without evaluation.
-        loss: Loss where the step started.
         psnr: PSNR of the step's training views, dB.
         cloud: The live cloud; whoever keeps it clones it.
         stage: The stage that took the step, which in a run without --stages is the whole run; None where it is
             not told.
     """
 
-    step: int
-    steps: int
-    seconds: float
-    loss: float
     psnr: float
     cloud: GaussianCloud
     stage: Stage | None = None

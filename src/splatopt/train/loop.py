@@ -6,22 +6,18 @@ import contextlib
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 import splatopt.meta
 import splatopt.optim  # noqa: F401 - both register optimizers
 from splatopt.core.checkpoint import Checkpoint
-from splatopt.core.checks import InputError
 from splatopt.core.objective import Evaluation, Tensors
-from splatopt.core.optimizer import Optimizer, Progress, find_optimizer
+from splatopt.core.optimizer import Optimizer, Progress
 from splatopt.core.processes import LostProcessError, Processes
 from splatopt.core.version import __version__
 from splatopt.data import Capture
 from splatopt.data.fingerprint import fingerprint_capture
-from splatopt.optim.averaging import Averaged
 from splatopt.raster.renderer import Renderer
 from splatopt.raster.threads import quiet_torch
 from splatopt.runs.checkpoint_content import OPTIMIZER, load_optimizer
@@ -35,53 +31,20 @@ from splatopt.scene.microbatches import ExhaustedError, is_exhaustion
 from splatopt.scene.ply import save_ply
 from splatopt.train.checkpoint_content import CLOUD, check_degree, check_training, scene_of
 from splatopt.train.config import TrainConfig
-from splatopt.train.evaluate import Scores, evaluate, evaluation_record
+from splatopt.train.evaluate import Scores, evaluate, evaluation_record, scores_before
 from splatopt.train.events import Callback, Evaluated, Started, Stepped
+from splatopt.train.machine import Machine, machine_around, open_machine
 from splatopt.train.opening import Opening, open_training
 from splatopt.train.preflight import MemoryEstimate, check_memory
+from splatopt.train.result import CheckpointError, TrainResult
 from splatopt.train.sampler import ViewSampler
-from splatopt.train.setup import (
-    make_objective,
-    open_renderer,
-    sh_degree_at,
-    starting_cloud,
-    training_positions,
-)
+from splatopt.train.setup import make_objective, make_optimizer, starting_cloud, training_positions
 from splatopt.train.sound_rows import RowResets, SoundRows
 from splatopt.train.stages import Stage, stage_at
-from splatopt.train.workplace import Workplace, with_own_threads
+from splatopt.train.workplace import Workplace
 
 _MOST_NAMES = 8
 """Views that a message names."""
-
-
-class CheckpointError(InputError):
-    """A run ended and not one checkpoint could be written."""
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a finished run leaves.
-
-    Attributes:
-        folder: The run's folder.
-        config: What it was told, resolved.
-        capture: What it was trained on.
-        cloud: The trained scene.
-        steps: Optimizer steps taken.
-        seconds: Seconds of training, evaluation not counted.
-        before: Scores before the first step.
-        after: Scores at the end.
-    """
-
-    folder: Path
-    config: TrainConfig
-    capture: Capture
-    cloud: GaussianCloud
-    steps: int
-    seconds: float
-    before: Scores | None
-    after: Scores
 
 
 def train(
@@ -115,9 +78,12 @@ def train(
 
     def prepare() -> tuple[_Trainer, Opening]:
         opening = open_training(config, capture, has_renderer=renderer is not None)
-        own = renderer or open_renderer(with_own_threads(opening.config, team.launch))
+        if renderer is None:
+            machine = open_machine(opening.config, opening.backend, team.launch)
+        else:
+            machine = machine_around(renderer, opening.config, team.launch)
         listeners = tuple(callbacks) if team.is_first else ()
-        return _Trainer(opening.config, opening.capture, own, listeners, team), opening
+        return _Trainer(opening.config, opening.capture, machine, listeners, team), opening
 
     trainer, opening = team.together(prepare)
     warnings = team.together(lambda: trainer.begin(opening.checkpoint))
@@ -140,18 +106,20 @@ class _Trainer(KeptRun):
         self,
         config: TrainConfig,
         capture: Capture,
-        renderer: Renderer,
+        machine: Machine,
         callbacks: tuple[Callback, ...],
         processes: Processes,
     ) -> None:
-        super().__init__(RunFolder(config.folder), config.capture, callbacks, processes, resumed=config.resume)
-        self.place = Workplace(config, capture, processes)
+        resumed = config.saving.resume
+        super().__init__(RunFolder(config.folder), config.data.capture, callbacks, processes, resumed=resumed)
+        self.machine = machine
+        self.place = Workplace(machine.device, capture, processes)
         self.needed: MemoryEstimate | None = None
         self.config = config
-        self.plan = config.plan
+        self.plan = config.schedule.plan
         self.capture = capture
-        self.renderer = renderer
-        self.generator = torch.Generator().manual_seed(config.seed)
+        self.renderer = machine.renderer
+        self.generator = torch.Generator().manual_seed(config.schedule.seed)
         self.sampler = ViewSampler(tuple(capture.split.train), self.generator, training_positions(config, capture))
         self.sums = MetricSums()
         self.resets = RowResets(lambda sentence: self.tell(Warned(sentence)))
@@ -177,7 +145,7 @@ class _Trainer(KeptRun):
             self._begin_stage(0)
         else:
             self._restore(checkpoint)
-            self.before = self._saved_scores()
+            self.before = scores_before(read_evaluation(self.folder.evaluation))
         return self._check_stages()
 
     def open_folder(self, checkpoint: Checkpoint | None) -> None:
@@ -208,30 +176,19 @@ class _Trainer(KeptRun):
         return self.plan[self.position]
 
     def _make_optimizer(self, name: str, generator: torch.Generator) -> Optimizer:
-        entry = find_optimizer(name)
-        optimizer = entry.optimizer(self.guarded, self.config.options_by_name[name], generator)
-        if self.config.average:
-            optimizer = Averaged(optimizer, self.config.average)
-        optimizer.threads = with_own_threads(self.config, self.processes.launch).threads
-        optimizer.instructions = self.config.instructions
+        optimizer = make_optimizer(name, self.config, self.guarded, generator)
+        optimizer.threads, optimizer.instructions = self.machine.threads, self.machine.instructions
         return optimizer
 
     def _check_stages(self) -> tuple[str, ...]:
         """Refuse before the first step what an optimizer of a later stage would refuse after hours."""
-        aside = torch.Generator().manual_seed(self.config.seed)  # the run's is where the last step left it
-        optimizers = {name: self._make_optimizer(name, aside) for name in self.config.optimizers}
+        aside = torch.Generator().manual_seed(self.config.schedule.seed)  # the run's is where the last step left it
+        optimizers = {name: self._make_optimizer(name, aside) for name in self.config.schedule.optimizers}
         for optimizer in optimizers.values():
             optimizer.check_batch(tuple(self.capture.split.train))
-        if self.config.view_batch == 1 or any(one.batch_size is None for one in optimizers.values()):
+        if self.config.schedule.view_batch == 1 or any(one.batch_size is None for one in optimizers.values()):
             return ()
         return (f"--view-batch is not read by {' and '.join(optimizers)}, which takes views of its own number",)
-
-    def _saved_scores(self) -> Scores | None:
-        """Scores from before the first step, as a resumed run finds them."""
-        record = read_evaluation(self.folder.evaluation)
-        if not record.get("before"):
-            return None
-        return Scores.from_json(record["before"], record.get("split", ""), record.get("subset", ""))
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -254,7 +211,7 @@ class _Trainer(KeptRun):
         check_training(checkpoint)
         tensors, scalars = checkpoint.tensors, checkpoint.scalars
         cloud = scene_of(checkpoint).clone()
-        check_degree(cloud, self.config.sh_degree, checkpoint.where)
+        check_degree(cloud, self.config.scene.sh_degree, checkpoint.where)
         self._bind(cloud)
         self._begin_stage(stage_at(self.plan, checkpoint.step))
         # A run that had come to its end may go on with another stage, which starts anew.
@@ -312,7 +269,9 @@ class _Trainer(KeptRun):
         views = self._draw()
         self.place.expect((*views, *self.sampler.upcoming(len(views))))
         self._set_degree(self.step)
-        evaluation = self.optimizer.step(views, Progress(self.step - stage.begin, self.config.horizon or stage.steps))
+        evaluation = self.optimizer.step(
+            views, Progress(self.step - stage.begin, self.config.schedule.horizon or stage.steps)
+        )
         reset, problem = 0, self._non_finite(evaluation, views)
         if not problem:
             reset, problem = self.resets.mend(self.objective, self.optimizer, self.guarded, self.step + 1)
@@ -334,21 +293,23 @@ class _Trainer(KeptRun):
     def _draw(self) -> tuple[int, ...]:
         """Return the views of the next step: as many as its optimizer wants, or else the configuration."""
         wanted = self.optimizer.batch_size
-        return self.sampler.draw(self.config.view_batch) if wanted is None else self.sampler.draw_distinct(wanted)
+        return (
+            self.sampler.draw(self.config.schedule.view_batch) if wanted is None else self.sampler.draw_distinct(wanted)
+        )
 
     def _after_step(self, evaluation: Evaluation) -> None:
-        config, step, stage = self.config, self.step, self.stage
+        saving, step, stage = self.config.saving, self.step, self.stage
         self.over = self._is_over()
         evaluation_due = self._is_evaluation_due() and not self.over
-        if evaluation_due or is_due(step, config.log_every) or step == stage.end or self.over:
+        if evaluation_due or is_due(step, saving.log_every) or step == stage.end or self.over:
             scores = self._evaluate() if evaluation_due else None
             self._log_line(evaluation, scores)
         if step == stage.end and not self.over:
             self._begin_stage(self.position + 1)
         at_once = step == stage.end or self.over
-        if at_once or is_due(step, config.checkpoint_every):
+        if at_once or is_due(step, saving.checkpoint_every):
             self._check_alike()
-        self.keep(config.checkpoint_every, config.checkpoint_seconds, at_once)
+        self.keep(saving.checkpoint_every, saving.checkpoint_seconds, at_once)
 
     def _check_alike(self) -> None:
         """Make sure that all processes are in the same state."""
@@ -357,15 +318,16 @@ class _Trainer(KeptRun):
 
     def _is_over(self) -> bool:
         """Whether all steps were taken, or the time is up."""
-        return self.step >= self.planned or 0 < self.config.max_seconds <= self.seconds
+        return self.step >= self.planned or 0 < self.config.schedule.max_seconds <= self.seconds
 
     def _is_evaluation_due(self) -> bool:
         """Whether the held-out views are to be scored after this step; each time that was asked for comes once."""
         passed, self.looked_at_seconds = self.looked_at_seconds, self.seconds
+        scoring = self.config.scoring
         return (
-            is_due(self.step, self.config.eval_every)
-            or self.step in self.config.eval_at
-            or any(passed < moment <= self.seconds for moment in self.config.eval_at_seconds)
+            is_due(self.step, scoring.eval_every)
+            or self.step in scoring.eval_at
+            or any(passed < moment <= self.seconds for moment in scoring.eval_at_seconds)
         )
 
     def _log_line(self, evaluation: Evaluation, scores: Scores | None) -> None:
@@ -396,7 +358,7 @@ class _Trainer(KeptRun):
         return f"{broken or f'the loss is {evaluation.loss}'} at {where}"
 
     def _set_degree(self, step: int) -> None:
-        degree = sh_degree_at(self.config, step)
+        degree = self.config.scene.sh_degree_at(step)
         if self.objective.sh_degree != degree:
             self.objective.sh_degree = degree
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from splatopt.core.checkpoint import Checkpoint
 from splatopt.data import Capture
 from splatopt.data.fingerprint import fingerprint_capture
+from splatopt.raster.render import Backend
 from splatopt.runs.folder import RunFolder
 from splatopt.runs.plugins import load_again, recorded_plugins
 from splatopt.runs.resumable import checkpoint_to_resume
 from splatopt.runs.trained_on import check_resumed
 from splatopt.train.checkpoint_content import check_training
-from splatopt.train.config import TrainConfig, read_config
+from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import check_scorable
-from splatopt.train.setup import on_this_machine, open_capture, with_own_instructions
+from splatopt.train.machine import on_this_machine, with_own_instructions
+from splatopt.train.setup import open_capture
 from splatopt.train.stages import check_continues
 
 
@@ -27,12 +29,14 @@ class Opening:
         capture: What is trained on.
         checkpoint: Where to go on; None for a new run.
         warnings: One sentence each.
+        backend: What renders, and where; None where the renderer is given.
     """
 
     config: TrainConfig
     capture: Capture
     checkpoint: Checkpoint | None
     warnings: tuple[str, ...]
+    backend: Backend | None
 
 
 def open_training(config: TrainConfig, capture: Capture | None, *, has_renderer: bool) -> Opening:
@@ -48,41 +52,42 @@ def open_training(config: TrainConfig, capture: Capture | None, *, has_renderer:
     """
     warnings: list[str] = []
     checkpoint, asked = None, None
-    if config.resume:
+    if config.saving.resume:
         asked = config
         config, capture, checkpoint, warnings = _reopen(config, capture)
     else:
-        if config.out is not None:
+        if config.saving.out is not None:
             RunFolder(config.folder).check_free()
         capture = capture or open_capture(config)
         config = config.resolved(capture.name, capture.background)
         RunFolder(config.folder).check_free()
     check_scorable(capture)
+    backend = None
     if not has_renderer:
-        config, changes = on_this_machine(config, asked)
+        config, backend, changes = on_this_machine(config, asked)
         warnings += changes
-    elif config.device == "auto":
-        config = replace(config, device="cpu")
+    elif config.processes.device == "auto":
+        config = config.changed(device="cpu")
     config, changes = with_own_instructions(config, asked)
     warnings += changes
-    return Opening(config, capture, checkpoint, (*capture.warnings, *warnings))
+    return Opening(config, capture, checkpoint, (*capture.warnings, *warnings), backend)
 
 
 def _reopen(config: TrainConfig, capture: Capture | None) -> tuple[TrainConfig, Capture, Checkpoint | None, list[str]]:
     """Find the run that ``config`` wants to resume, and its last good checkpoint."""
-    if config.out is None:
+    if config.saving.out is None:
         capture = capture or open_capture(config)
-        config = replace(config, out=config.resolved(capture.name, capture.background).out)
+        config = config.changed(out=config.resolved(capture.name, capture.background).folder)
     folder = RunFolder(config.folder)
     again = load_again(recorded_plugins(folder), f"the run in {folder.path}")
-    saved = replace(read_config(folder), plugins=again.plugins)
+    saved = TrainConfig.read(folder).changed(plugins=again.plugins)
     saved.check_known(str(folder.config))
     folder.check_idle()
     resumed = config.resuming(saved)
     checkpoint, warnings = checkpoint_to_resume(folder, check_training)
     warnings += again.warnings
-    if checkpoint is not None and len(saved.plan) + len(resumed.plan) > 2:
-        check_continues(resumed.plan, saved.plan, checkpoint.step)
+    if checkpoint is not None and len(saved.schedule.plan) + len(resumed.schedule.plan) > 2:
+        check_continues(resumed.schedule.plan, saved.schedule.plan, checkpoint.step)
     capture = capture or open_capture(resumed)
-    warnings += check_resumed(folder, resumed.capture, fingerprint_capture(capture))
+    warnings += check_resumed(folder, resumed.data.capture, fingerprint_capture(capture))
     return resumed, capture, checkpoint, warnings

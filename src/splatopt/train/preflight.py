@@ -24,7 +24,6 @@ from splatopt.core.optimizer import Optimizer, Progress, find_optimizer
 from splatopt.core.schema import BLOCK_TENSORS, PACKED_BLOCK
 from splatopt.data import Capture
 from splatopt.data.prefetch import DEVICE_BYTES
-from splatopt.optim.averaging import Averaged
 from splatopt.optim.bridge import TorchOptimizer
 from splatopt.optim.dry_run import SECONDS, STEPS, CountedMemory, count_memory
 from splatopt.raster.constants import MIN_ALPHA
@@ -34,6 +33,7 @@ from splatopt.raster.types import RenderOptions
 from splatopt.runs.memory import GIBIBYTE, SCORING, MemoryEstimate
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.train.config import TrainConfig
+from splatopt.train.setup import make_optimizer
 from splatopt.train.workplace import Workplace
 
 FACTOR = 1.5
@@ -64,10 +64,14 @@ def check_memory(
         InputError: It needs more than ``--max-memory``, or than what is free; says how much.
     """
     needed = estimate_memory(config, capture, cloud, renderer, on_host=place.device.type == "cpu")
-    allowed = round(config.max_memory * GIBIBYTE) or free_memory(place)
+    allowed = round(config.processes.max_memory * GIBIBYTE) or free_memory(place)
     if needed.total <= allowed:
         return needed
-    have = f"--max-memory allows {config.max_memory:g}" if config.max_memory else f"{gibibytes(allowed)} are free"
+    have = (
+        f"--max-memory allows {config.processes.max_memory:g}"
+        if config.processes.max_memory
+        else f"{gibibytes(allowed)} are free"
+    )
     raise InputError(
         f"{needed.sentence}, and {have}; take smaller photographs (--downscale), fewer Gaussians, a smaller "
         "--cache-mebibytes, an optimizer that keeps less, or allow more with --max-memory"
@@ -96,9 +100,9 @@ def estimate_memory(
     count, numbers = len(cloud), sum(value[0].numel() for value in cloud.tensors.values() if len(value))
     pixels = max(camera.width * camera.height for camera in cameras)
     pairs = count_tile_pairs(cloud, cameras, config)
-    hungers = [measure_optimizer(name, config, cloud, renderer, on_host=on_host) for name in config.optimizers]
+    hungers = [measure_optimizer(name, config, cloud, renderer, on_host=on_host) for name in config.schedule.optimizers]
     hunger = max(hungers, key=lambda one: one.row_bytes)
-    kept = min(config.cache_mebibytes << 20, 3 * sum(camera.width * camera.height for camera in cameras))
+    kept = min(config.data.cache_mebibytes << 20, 3 * sum(camera.width * camera.height for camera in cameras))
     residuals = 2 * 3 * _FLOAT * pixels if any(one.residuals for one in hungers) else 0
     return MemoryEstimate(
         {
@@ -120,7 +124,7 @@ def count_tile_pairs(cloud: GaussianCloud, cameras: Sequence[Camera], config: Tr
         return 0
     sample = cloud.map(lambda tensor: tensor.detach()[rows.to(tensor.device)].cpu().float())
     sample = sample.with_sh_degree(0)
-    options = RenderOptions(footprint=config.footprint)
+    options = RenderOptions(footprint=config.scene.footprint)
     step = max(1, math.ceil(len(cameras) / _SAMPLE_VIEWS))
     counts = [_tile_pairs(sample, camera, options) for camera in cameras[::step]]
     return math.ceil(max(counts) * len(cloud) / len(rows))
@@ -196,10 +200,8 @@ def measure_optimizer(
 
 def _made(name: str, config: TrainConfig, twin: _Twin) -> list[Optimizer]:
     """The optimizer; none where it refuses, which it does again, in better words, when it is made for the run."""
-    options = config.options_by_name.get(name) or find_optimizer(name).options()
     with contextlib.suppress(InputError):
-        optimizer: Optimizer = find_optimizer(name).optimizer(twin, options, torch.Generator().manual_seed(0))
-        return [Averaged(optimizer, config.average) if config.average else optimizer]
+        return [make_optimizer(name, config, twin, torch.Generator().manual_seed(0))]
     return []
 
 
@@ -218,7 +220,7 @@ def _tried(name: str, config: TrainConfig, twin: _Twin, count: int) -> tuple[lis
         made.extend(_made(name, config, twin))
         for step in range(STEPS):
             for optimizer in made:
-                optimizer.step((0,), Progress(step, config.horizon or config.total_steps))
+                optimizer.step((0,), Progress(step, config.schedule.horizon or config.schedule.total_steps))
 
     matrix = len(twin.cloud) ** 2 * _FLOAT // 2  # of half precision, too
     why = f"works with a matrix that has a row and a column for each of the {count:,} Gaussians"

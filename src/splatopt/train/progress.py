@@ -7,8 +7,8 @@ from rich.console import Console
 from splatopt.runs.events import Ended, Warned
 from splatopt.runs.live_line import LiveLine
 from splatopt.runs.memory import resident_megabytes
-from splatopt.train.config import TrainConfig
 from splatopt.train.events import Evaluated, Event, Started, Stepped
+from splatopt.train.options import ScheduleOptions
 from splatopt.train.stages import Stage
 
 _SMOOTHING = 0.95
@@ -47,10 +47,11 @@ class ProgressLine:
                 self._line.close()
 
     def _start(self, event: Started) -> None:
-        verb = "going on at step" if event.step or event.config.resume else "training, step"
+        schedule, saving = event.config.schedule, event.config.saving
+        verb = "going on at step" if event.step or saving.resume else "training, step"
         self._line.say(
-            f"{verb} {event.step} of {event.config.total_steps}: {event.gaussians:,} Gaussians, {event.views} views, "
-            f"{_optimizers(event.config)}, {event.renderer} renderer{_place(event)} -> {event.config.out}"
+            f"{verb} {event.step} of {schedule.total_steps}: {event.gaussians:,} Gaussians, {event.views} views, "
+            f"{_optimizers(schedule)}, {event.renderer} renderer{_place(event)} -> {saving.out}"
         )
         self._line.open()
 
@@ -75,9 +76,9 @@ class ProgressLine:
         )
 
 
-def _optimizers(config: TrainConfig) -> str:
+def _optimizers(schedule: ScheduleOptions) -> str:
     """Say what optimizes: one optimizer, or stages."""
-    return f"optimizer {config.optimizer}" if config.stages is None else f"stages {config.stages}"
+    return f"optimizer {schedule.optimizer}" if schedule.stages is None else f"stages {schedule.stages}"
 
 
 def _place(event: Started) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,10 @@ from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.photometric import PhotometricObjective
 from splatopt.scene.ply import load_ply, save_ply
 from splatopt.train.checkpoint_content import check_degree, check_scene, scene_of
-from splatopt.train.config import TrainConfig, read_config
+from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import Scores, check_scorable, evaluate, evaluation_record
-from splatopt.train.setup import (
-    make_objective,
-    on_this_machine,
-    open_capture,
-    open_renderer,
-    render_device,
-    sh_degree_at,
-    with_own_instructions,
-)
+from splatopt.train.machine import Machine, on_this_machine, open_machine, with_own_instructions
+from splatopt.train.setup import make_objective, open_capture
 
 
 @dataclass(frozen=True)
@@ -54,12 +48,17 @@ class Run:
     seconds: float
     warnings: tuple[str, ...]
 
+    @cached_property
+    def machine(self) -> Machine:
+        """What it is looked at with; raises InputError where that is not here."""
+        return open_machine(self.config)
+
     def open_capture(self) -> Capture:
         """Load the capture that it was trained on, at the same size and split."""
         try:
             return open_capture(self.config)
         except InputError as error:
-            missing = plugins_missing(self.config.plugins)
+            missing = plugins_missing(self.config.processes.plugins)
             raise InputError(f"{error}{missing}") if missing else error from None
 
     def difference_from(self, capture: Capture) -> str | None:
@@ -77,9 +76,9 @@ class Run:
             capture: What it was trained on.
             renderer: What renders; the configuration's when None.
         """
-        cloud = self.cloud if renderer else self.cloud.to(render_device(self.config))
-        objective = make_objective(self.config, capture, cloud, renderer or open_renderer(self.config))
-        objective.sh_degree = sh_degree_at(self.config, max(0, self.steps - 1))
+        cloud = self.cloud if renderer else self.cloud.to(self.machine.device)
+        objective = make_objective(self.config, capture, cloud, renderer or self.machine.renderer)
+        objective.sh_degree = self.config.scene.sh_degree_at(max(0, self.steps - 1))
         return objective
 
     def evaluate(
@@ -131,29 +130,30 @@ def open_run(path: Path | str, renderer: str | None = None, device: str | None =
         InputError: There is no run, or it holds no scene yet.
     """
     folder = RunFolder(Path(path))
-    config = read_config(folder)
+    config = TrainConfig.read(folder)
     folder.sweep_if_idle()
     warnings: list[str] = []
     if renderer is not None or device is not None:
-        config = replace(config, renderer=renderer or "auto", device=device or "auto")
-    elif config.device.startswith("cuda"):
-        config, warnings = on_this_machine(config, replace(config, renderer="auto", device="auto"))
-    config, elsewhere = with_own_instructions(config, replace(config, instructions="auto"))
+        config = config.changed(renderer=renderer or "auto", device=device or "auto")
+    elif config.processes.device.startswith("cuda"):
+        config, _, changes = on_this_machine(config, config.changed(renderer="auto", device="auto"))
+        warnings += changes
+    config, elsewhere = with_own_instructions(config, config.changed(instructions="auto"))
     warnings += elsewhere
     checkpoint, damages = latest_checkpoint(folder.checkpoints, check_scene)
     record, spoilt = _record(folder)
     warnings += spoilt
     if checkpoint is not None and not _is_later(record, folder, checkpoint.step):
         cloud = scene_of(checkpoint).clone()
-        check_degree(cloud, config.sh_degree, checkpoint.where)
+        check_degree(cloud, config.scene.sh_degree, checkpoint.where)
         warnings += damages
         return Run(folder, config, cloud, checkpoint.step, float(checkpoint.scalars["seconds"]), tuple(warnings))
     if not folder.scene.is_file():
         detail = f" ({damages[0]})" if damages else ""
         raise InputError(f"{folder.path} holds neither a whole checkpoint{detail} nor a scene.ply; train it first")
     warnings += [f"{damage}; using {folder.scene.name}" for damage in damages if checkpoint is None]
-    cloud, steps = load_ply(folder.scene), record.get("steps", config.total_steps)
-    check_degree(cloud, config.sh_degree, str(folder.scene))
+    cloud, steps = load_ply(folder.scene), record.get("steps", config.schedule.total_steps)
+    check_degree(cloud, config.scene.sh_degree, str(folder.scene))
     return Run(folder, config, cloud, steps, record.get("seconds", 0.0), tuple(warnings))
 
 

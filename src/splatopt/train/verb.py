@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from splatopt.core.verbs import settings_of
 from splatopt.train import loop
 from splatopt.train.config import TrainConfig
 from splatopt.train.events import Callback
-from splatopt.train.loop import TrainResult
 from splatopt.train.progress import ProgressLine
+from splatopt.train.result import TrainResult
 
 
 def train(
@@ -25,7 +24,7 @@ def train(
     Args:
         capture: Folder of the capture.
         callbacks: Called with every event of the run; a line of progress when None.
-        **settings: Fields of :class:`TrainConfig`, such as ``steps``, ``optimizer``, ``downscale`` and ``out``.
+        **settings: Settings of :class:`TrainConfig`, such as ``steps``, ``optimizer``, ``downscale`` and ``out``.
 
     Returns:
         The trained scene, its scores before and after, and where it lies.
@@ -34,4 +33,4 @@ def train(
         InputError: Something that was given cannot be used.
     """
     callbacks = (ProgressLine(),) if callbacks is None else callbacks
-    return loop.train(settings_of(TrainConfig, "capture", str(capture), settings), callbacks)
+    return loop.train(TrainConfig.of(capture, **settings), callbacks)

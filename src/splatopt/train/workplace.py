@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from splatopt.core.checks import InputError
-from splatopt.core.native import default_threads
 from splatopt.core.objective import Objective, Tensors
-from splatopt.core.processes import Launch, Processes
+from splatopt.core.processes import Processes
 from splatopt.data import Capture
 from splatopt.data.prefetch import DeviceImages
 from splatopt.scene.data_parallel import DataParallel
 from splatopt.scene.microbatches import Microbatched
 from splatopt.scene.photometric import Images
-from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import Scores
 
 
@@ -29,19 +26,16 @@ class Workplace:
     ahead.
     """
 
-    def __init__(self, config: TrainConfig, capture: Capture, processes: Processes) -> None:
-        """Find this process's device.
+    def __init__(self, device: torch.device, capture: Capture, processes: Processes) -> None:
+        """Begin with nothing fetched.
 
         Args:
-            config: With the device spelt out.
+            device: Where this process computes.
             capture: Whose photographs are fetched.
             processes: Those that share the run.
-
-        Raises:
-            InputError: There are more processes than GPUs, or all are given the same one.
         """
         self.processes = processes
-        self.device = process_device(config.device, processes.launch)
+        self.device = device
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         self._prefetched = DeviceImages(capture.images, self.device) if self.device.type != "cpu" else None
@@ -109,40 +103,6 @@ class Workplace:
         """Stop fetching."""
         if self._prefetched is not None:
             self._prefetched.close()
-
-
-def process_device(name: str, launch: Launch) -> torch.device:
-    """Return the device of one process.
-
-    Args:
-        name: cpu, cuda or cuda:N.
-        launch: Which process it is.
-
-    Raises:
-        InputError: There are more processes than GPUs on this machine, or all are given the same one.
-    """
-    device = torch.device(name)
-    if device.type != "cuda":
-        return device
-    if launch.world_size == 1:
-        return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
-    if device.index is not None:
-        raise InputError(
-            f"--device {name} is one GPU, and {launch.world_size} processes need one each; use --device cuda"
-        )
-    if launch.local_rank >= torch.cuda.device_count():
-        raise InputError(
-            f"{launch.local_world_size} processes need a GPU each, and there are {torch.cuda.device_count()} here; "
-            "start as many with torchrun --nproc-per-node"
-        )
-    return torch.device("cuda", launch.local_rank)
-
-
-def with_own_threads(config: TrainConfig, launch: Launch) -> TrainConfig:
-    """Return the configuration with this process's share of the processors, where it takes all of them."""
-    if config.threads or launch.local_world_size == 1:
-        return config
-    return replace(config, threads=max(1, default_threads() // launch.local_world_size))
 
 
 def fingerprint(tensor: Tensor) -> int:

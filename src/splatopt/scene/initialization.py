@@ -1,9 +1,13 @@
-"""Where training begins: a cloud from a capture's points, or a random one."""
+"""Where training begins: a cloud from a capture's points, a random one, or a scene from a file."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, UInt8
@@ -11,10 +15,13 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from splatopt.core.camera import Camera
-from splatopt.core.checks import InputError, check_positive
+from splatopt.core.checks import InputError, check_positive, quoted
 from splatopt.core.constants import SH_C0
+from splatopt.core.devices import free_memory
 from splatopt.core.schema import SH_REST_COUNTS
+from splatopt.data import Capture
 from splatopt.scene.gaussians import GaussianCloud
+from splatopt.scene.ply import load_ply
 
 START_OPACITY = 0.1
 """Opacity of every Gaussian at the start; 3DGS."""
@@ -87,12 +94,12 @@ def start_from_points(
         InputError: No points, or positions that are not finite.
     """
     if positions.shape[0] == 0:
-        raise InputError("the capture has no points to start from; start from random ones with --start random")
+        raise InputError("the capture has no points to start from; start from random ones with --init random")
     bad = int((~torch.isfinite(positions).all(dim=1)).sum())
     if bad:
         raise InputError(
             f"{bad} of {positions.shape[0]} points of the capture have NaN or infinite positions; mend the "
-            f"capture or use --start random"
+            f"capture or use --init random"
         )
     return _cloud(positions.detach().cpu().float().clone(), colors.cpu().float() / 255, sh_degree)
 
@@ -123,7 +130,7 @@ def start_in_cube(
         ValueError: ``half_size`` is not a positive number.
     """
     if count < 1:
-        raise InputError(f"a random start needs at least 1 Gaussian, got {count}")
+        raise InputError(f"a random initialization needs at least 1 Gaussian, got {count}")
     check_positive("half_size", half_size)
     unit = 2 * torch.rand(count, 3, generator=generator) - 1
     colors = torch.rand(count, 3, generator=generator)
@@ -179,3 +186,102 @@ def start_random(
     """
     center, half_size = cube_of_interest(cameras)
     return start_in_cube(count, center, half_size, sh_degree, generator)
+
+
+# ---------------------------------------------------------------------- what a run is told
+
+
+class Initialization(ABC):
+    """Where the cloud of a run comes from."""
+
+    has_bands: ClassVar[bool] = False
+    """Whether the cloud comes with colours that differ by direction, so that no band need wait for its turn."""
+
+    @abstractmethod
+    def cloud(self, capture: Capture, sh_degree: int, generator: torch.Generator) -> GaussianCloud:
+        """Return the cloud that training begins from.
+
+        Args:
+            capture: Gives points and cameras.
+            sh_degree: Degree at which colours are stored, 0 to 3.
+            generator: Source of randomness, on the CPU.
+
+        Raises:
+            InputError: The capture has no points, the scene cannot be used, or memory is too small.
+        """
+
+
+def has_points(capture: Capture) -> bool:
+    """Whether the capture holds points that a cloud can begin from."""
+    return capture.points is not None and len(capture.points.positions) > 0
+
+
+@dataclass(frozen=True)
+class FromPoints(Initialization):
+    """One Gaussian on every point of the capture."""
+
+    def cloud(self, capture: Capture, sh_degree: int, generator: torch.Generator) -> GaussianCloud:
+        """Return the cloud that training begins from; see :func:`start_from_points`."""
+        if capture.points is None or not has_points(capture):
+            raise InputError(
+                f"capture {capture.path} holds no points to start from; start with --init random, or from a "
+                f"scene with --init scene.ply"
+            )
+        return start_from_points(capture.points.positions, capture.points.colors, sh_degree=sh_degree)
+
+
+@dataclass(frozen=True)
+class Random(Initialization):
+    """Gaussians of random places and colours where the cameras look.
+
+    Attributes:
+        count: Number of Gaussians.
+    """
+
+    count: int
+
+    def cloud(self, capture: Capture, sh_degree: int, generator: torch.Generator) -> GaussianCloud:
+        """Return the cloud that training begins from; see :func:`start_random`."""
+        numbers = 14 + 3 * ((sh_degree + 1) ** 2 - 1)
+        needed, free = 4 * numbers * self.count, free_memory(torch.device("cpu"))
+        if needed > free:
+            raise InputError(
+                f"--random-points {self.count:,} needs {needed / 2**30:.1f} GiB of memory, and "
+                f"{free / 2**30:.1f} are free; give fewer"
+            )
+        return start_random(capture.cameras, self.count, sh_degree=sh_degree, generator=generator)
+
+
+@dataclass(frozen=True)
+class FromScene(Initialization):
+    """The scene of a PLY file.
+
+    Attributes:
+        path: The file.
+    """
+
+    path: Path
+    has_bands: ClassVar[bool] = True
+
+    def cloud(self, capture: Capture, sh_degree: int, generator: torch.Generator) -> GaussianCloud:
+        """Return the cloud that training begins from."""
+        return load_ply(self.path).with_sh_degree(sh_degree)
+
+
+def parse_initialization(init: str, random_points: int) -> Initialization:
+    """Return what ``--init`` stands for.
+
+    Args:
+        init: sfm, random, or the path of a .ply file.
+        random_points: Gaussians of a random one.
+
+    Raises:
+        InputError: It is nothing of these.
+    """
+    if init == "sfm":
+        return FromPoints()
+    if init == "random":
+        return Random(random_points)
+    if init.endswith(".ply"):
+        return FromScene(Path(init))
+    raise InputError(f"--init must be sfm, random or the path of a .ply file, got {quoted(init)}")

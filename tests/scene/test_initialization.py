@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +13,22 @@ from raster.cases import look_from, make_camera
 from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError
 from splatopt.core.constants import SH_C0
+from splatopt.data import load_capture
 from splatopt.raster.reference_projection import view_colors
 from splatopt.scene.gaussians import GaussianCloud
-from splatopt.scene.starts import cube_of_interest, neighbour_distances, start_from_points, start_in_cube, start_random
+from splatopt.scene.initialization import (
+    FromPoints,
+    FromScene,
+    Random,
+    cube_of_interest,
+    neighbour_distances,
+    parse_initialization,
+    start_from_points,
+    start_in_cube,
+    start_random,
+)
+from splatopt.scene.ply import save_ply
+from train.toys import make_toy_capture
 
 
 def some_points(count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,7 +83,7 @@ def test_points_that_coincide_keep_a_size():
 
 
 def test_no_points_point_to_the_random_start():
-    with pytest.raises(InputError, match="--start random"):
+    with pytest.raises(InputError, match="--init random"):
         start_from_points(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.uint8))
 
 
@@ -161,3 +176,39 @@ def test_cube_of_parallel_axes_and_of_one_camera():
     center, half_size = cube_of_interest([alone])
     torch.testing.assert_close(center, alone.center)
     assert half_size == 1.0
+
+
+# ---------------------------------------------------------------------- what a run is told
+
+
+@pytest.mark.parametrize(
+    ("init", "found", "has_bands"),
+    [
+        ("sfm", FromPoints(), False),
+        ("random", Random(50), False),
+        ("runs/a/scene.ply", FromScene(Path("runs/a/scene.ply")), True),
+    ],
+)
+def test_what_init_stands_for(init, found, has_bands):
+    assert parse_initialization(init, 50) == found
+    assert found.has_bands is has_bands
+
+
+@pytest.mark.parametrize("init", ["", "points", "scene.obj", "RANDOM"])
+def test_other_words_are_refused(init):
+    with pytest.raises(InputError, match=r"--init must be sfm, random or the path of a \.ply file, got"):
+        parse_initialization(init, 50)
+
+
+def test_each_makes_its_cloud(tmp_path):
+    make_toy_capture(tmp_path / "toy")
+    capture, generator = load_capture(tmp_path / "toy"), torch.Generator().manual_seed(3)
+    points = FromPoints().cloud(capture, 1, generator)
+    assert same(points, start_from_points(capture.points.positions, capture.points.colors, sh_degree=1))
+    drawn = Random(40).cloud(capture, 2, generator)
+    assert same(drawn, start_random(capture.cameras, 40, 2, torch.Generator().manual_seed(3)))
+    save_ply(points, tmp_path / "scene.ply")
+    assert same(FromScene(tmp_path / "scene.ply").cloud(capture, 1, generator), points)
+    assert FromScene(tmp_path / "scene.ply").cloud(capture, 3, generator).sh_degree == 3
+    with pytest.raises(InputError, match="holds no points to start from; start with --init random"):
+        FromPoints().cloud(replace(capture, points=None), 1, generator)

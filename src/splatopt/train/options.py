@@ -1,0 +1,280 @@
+"""The groups of settings of a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Annotated, Any
+
+import tyro
+
+from splatopt.core.bounds import bounds
+from splatopt.core.checks import InputError
+from splatopt.core.devices import check_device_name
+from splatopt.core.native import check_instructions_name
+from splatopt.core.optimizer import find_optimizer
+from splatopt.raster.constants import SSIM_WEIGHT
+from splatopt.raster.losses import Loss
+from splatopt.raster.render import check_renderer_name
+from splatopt.raster.types import Footprint, RenderOptions
+from splatopt.runs import config as runs
+from splatopt.runs.resuming import AS_ASKED, FREE_ON_RESUME
+from splatopt.runs.unread import UnreadOptions
+from splatopt.scene.initialization import Initialization, parse_initialization
+from splatopt.train.chosen_loss import USUAL_LOSS, checked_loss_options, chosen_loss
+from splatopt.train.sampler import ViewChoice
+from splatopt.train.stages import Stage, parse_stages
+
+USUAL_OPTIMIZER = "adam"
+_USUAL_STEPS = 2000
+
+_MAX_VIEWS = 100_000
+"""Of one step."""
+
+_MAX_POINTS = 10**10
+"""Of a random initialization; far more than any memory holds."""
+
+_MAX_SECONDS = 1e8
+"""Some three years."""
+
+
+@dataclass(frozen=True)
+class DataOptions(runs.SettingGroup):
+    """What is trained on."""
+
+    capture: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CAPTURE")] = field(metadata=AS_ASKED)
+    """Folder of the capture: COLMAP, Blender, nerfstudio or instant-ngp."""
+
+    input_views: int = field(default=0, metadata=bounds(0))
+    """Train on so many views alone, chosen far from each other, and hold out the rest; 0 for the capture's
+    split. Unit: views."""
+
+    downscale: int = field(default=1, metadata=bounds(1))
+    """Train on photographs this many times smaller. Unit: factor."""
+
+    max_side: int | None = field(default=None, metadata=bounds(1))
+    """Shrink photographs until their longer side has at most so many pixels. Unit: pixels."""
+
+    skip_missing: bool = False
+    """Leave out photographs that are missing or damaged, instead of stopping."""
+
+    cache_mebibytes: int = field(default=512, metadata=bounds(0) | FREE_ON_RESUME)
+    """Memory for decoded photographs. Unit: MiB."""
+
+    test_every: int = field(default=8, metadata=bounds(2))
+    """Every so many-th view by name is a test view, where the capture itself names none.
+    Unit: views. Source: Mip-NeRF 360, 3DGS."""
+
+
+@dataclass(frozen=True)
+class SceneOptions(runs.SettingGroup):
+    """What the scene is, where it begins and what it is compared by."""
+
+    init: str = "sfm"
+    """Where the cloud comes from: sfm (the capture's points), random, or the path of a .ply scene."""
+
+    random_points: int = field(default=20_000, metadata=bounds(1, _MAX_POINTS))
+    """Gaussians of a random initialization. Unit: Gaussians."""
+
+    sh_degree: int = 3
+    """Highest spherical-harmonics degree of the colour, 0 to 3. Source: 3DGS."""
+
+    sh_interval: int = field(default=1000, metadata=bounds(0))
+    """The degree rises by one every so many steps; 0 uses all from the start. A .ply scene uses all
+    as well. Unit: steps. Source: 3DGS."""
+
+    loss: str = USUAL_LOSS
+    """Name of the loss: l1-ssim, squared, charbonnier, or that of a plug-in; its options follow under its name, as in
+    --charbonnier.epsilon, those of l1-ssim being --ssim-weight alone."""
+
+    loss_options: tyro.conf.Suppress[Any] = None
+    """The loss itself, an instance of its class, or its options by name; its defaults when None."""
+
+    ssim_weight: float = field(default=SSIM_WEIGHT, metadata=bounds(0, 1))
+    """λ of the loss l1-ssim, (1-λ)·L1 + λ·(1-SSIM). Unit: fraction. Source: 3DGS."""
+
+    background: tuple[float, float, float] | None = None
+    """Colour behind the scene, and behind see-through photographs; when None, black for photographs as in
+    3DGS, and white where any is see-through. Unit: RGB in [0, 1]."""
+
+    footprint: Footprint = Footprint.CLASSIC
+    """Classic splats, or antialiased ones whose opacity makes up for the low-pass."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can do."""
+        super().__post_init__()
+        parse_initialization(self.init, self.random_points)
+        options = checked_loss_options(self.loss, self.loss_options, self.ssim_weight)
+        object.__setattr__(self, "loss_options", options)
+        RenderOptions(self.background or (0.0, 0.0, 0.0), self.footprint, self.sh_degree)
+
+    def make_loss(self) -> Loss:
+        """Return the run's loss."""
+        return chosen_loss(self.loss, self.loss_options, self.ssim_weight)
+
+    @cached_property
+    def initialization(self) -> Initialization:
+        """Where the cloud comes from."""
+        return parse_initialization(self.init, self.random_points)
+
+    def sh_degree_at(self, step: int) -> int:
+        """Return the spherical-harmonics degree of the step after ``step`` steps.
+
+        It rises by one every ``sh_interval`` steps, as in 3DGS, so that the constant colour settles first;
+        a scene that comes with its bands keeps them all.
+        """
+        if self.sh_interval == 0 or self.initialization.has_bands:
+            return self.sh_degree
+        return min(self.sh_degree, step // self.sh_interval)
+
+
+@dataclass(frozen=True)
+class ScheduleOptions(runs.ScheduleOptions):
+    """Which steps are taken, and how many."""
+
+    optimizer: str = USUAL_OPTIMIZER
+    """Name of the optimizer; its options follow under its name, as in --adam.means-rate. zoo:NAME takes one of the
+    pytorch-optimizer package, with --zoo.rate-factor."""
+
+    stages: str | None = field(default=None, metadata=FREE_ON_RESUME)
+    """Optimizers with their steps, one after the other on the same scene, as in adam:1500,lm:10; in place of
+    --optimizer and --steps. Each starts anew, its schedules span its own steps, and its options follow under its
+    name."""
+
+    steps: int | None = field(default=None, metadata=bounds(1) | FREE_ON_RESUME)
+    """Optimizer steps; 2000 when None, and with --stages their sum. Unit: steps."""
+
+    horizon: int | None = field(default=None, metadata=bounds(1))
+    """Steps that schedules are planned for, where the run goes on longer or ends sooner; ``steps`` when None.
+    Unit: steps."""
+
+    average: float = field(default=0.0, metadata=bounds(0))
+    """Leave the running average of the optimizer's iterates, weighted like the step to this power, in place of the
+    last one: 20 for about the last twentieth of the steps so far, 0 for no average. Unit: none. Source: Shamir and
+    Zhang 2013."""
+
+    max_seconds: float = field(default=0.0, metadata=bounds(0) | FREE_ON_RESUME)
+    """End after so many seconds of training, evaluation not counted, if that is sooner; 0 for never.
+    Unit: seconds."""
+
+    view_batch: int = field(default=1, metadata=bounds(1, _MAX_VIEWS))
+    """Views rendered per step; the loss is their mean. Unit: views."""
+
+    view_choice: ViewChoice = ViewChoice.SHUFFLED
+    """How the views of a step are chosen: shuffled, or farthest for one shuffled view and those farthest from it
+    and from each other."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can do."""
+        super().__post_init__()
+        if self.stages is not None:
+            self._check_stages(self.stages)
+            object.__setattr__(self, "optimizer", self.plan[0].optimizer)
+        self._check_options()
+        if self.average and "learned" in self.optimizers:
+            raise InputError("the optimizer learned leaves an average of its iterates already; leave --average out")
+
+    def _check_stages(self, stages: str) -> None:
+        """Refuse stages, steps and optimizers that contradict each other."""
+        plan = self.plan
+        if self.steps not in (None, plan[-1].end):
+            raise InputError(
+                f"--steps {self.steps} contradicts --stages {stages}, whose steps sum to {plan[-1].end}; "
+                "leave --steps out"
+            )
+        if self.optimizer not in (USUAL_OPTIMIZER, plan[0].optimizer):
+            raise InputError(f"--optimizer {self.optimizer} contradicts --stages {stages}; leave --optimizer out")
+        if self.horizon is not None:
+            raise InputError(
+                f"--horizon {self.horizon} contradicts --stages {stages}, each of which has a horizon of its "
+                "own; leave --horizon out"
+            )
+
+    def _check_options(self) -> None:
+        """Refuse options of optimizers that are not used, and of another type than theirs."""
+        given = self.options_by_name
+        for name in [name for name in self.optimizers if name not in given]:
+            find_optimizer(name)
+        for name, options in given.items():
+            if isinstance(options, UnreadOptions):
+                continue
+            expected = find_optimizer(name).options
+            if name not in self.optimizers:
+                raise InputError(f"options of optimizer {name!r} are given, which the run does not use")
+            if not isinstance(options, expected):
+                raise InputError(
+                    f"the options of optimizer {name!r} must be a {expected.__name__}, got a {type(options).__name__}"
+                )
+
+    @property
+    def plan(self) -> tuple[Stage, ...]:
+        """The run's stages; one where none were given."""
+        if self.stages is None:
+            return (Stage(self.optimizer, 0, self.steps or _USUAL_STEPS),)
+        return parse_stages(self.stages)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all stages."""
+        return self.plan[-1].end
+
+    @property
+    def optimizers(self) -> tuple[str, ...]:
+        """Names of the stages' optimizers in order, each once."""
+        return tuple(dict.fromkeys(stage.optimizer for stage in self.plan))
+
+    @property
+    def options_by_name(self) -> dict[str, Any]:
+        """The options that were given, by the optimizer's name."""
+        if self.optimizer_options is None:
+            return {}
+        if self.stages is not None and isinstance(self.optimizer_options, Mapping):
+            return dict(self.optimizer_options)
+        return {self.optimizer: self.optimizer_options}
+
+
+@dataclass(frozen=True)
+class ScoringOptions(runs.ScoringOptions):
+    """When the test views are scored."""
+
+    eval_every: int = field(default=0, metadata=bounds(0) | FREE_ON_RESUME)
+    """Score the test views every so many steps; 0 for only before and after. Unit: steps."""
+
+    eval_at_seconds: tuple[float, ...] = field(default=(), metadata=bounds(0) | FREE_ON_RESUME)
+    """Score the test views after the first step that ends past each of these times. Unit: seconds of training."""
+
+
+@dataclass(frozen=True)
+class SavingOptions(runs.SavingOptions):
+    """What is written while the run goes on, and where."""
+
+    checkpoint_every: int = field(default=500, metadata=bounds(0) | FREE_ON_RESUME)
+    """Write a checkpoint every so many steps; 0 for never by steps. Unit: steps."""
+
+
+@dataclass(frozen=True)
+class ProcessOptions(runs.ProcessOptions):
+    """What computes, with how many threads and how much memory; no result depends on their number."""
+
+    renderer: str = field(default="auto", metadata=FREE_ON_RESUME)
+    """What renders: auto, native or reference on the CPU; triton, gsplat or reference on CUDA."""
+
+    device: str = field(default="auto", metadata=FREE_ON_RESUME)
+    """Where the run computes: auto (CUDA where there is a GPU and triton, else the CPU), cpu, cuda or cuda:N. Of
+    several processes each takes the GPU of its own number."""
+
+    instructions: str = field(default="auto", metadata=FREE_ON_RESUME)
+    """Instruction set of renderer and optimizer on the CPU: avx512, avx2 or portable; auto for the fastest that this
+    machine has. The last bits of the result depend on it."""
+
+    process_timeout: float = field(default=600.0, metadata=bounds(1, _MAX_SECONDS) | FREE_ON_RESUME)
+    """Of several processes (torchrun), how long one waits for the others before it counts them as lost; longer than
+    the first one takes to score the test views. Unit: seconds."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can do."""
+        super().__post_init__()
+        check_renderer_name(self.renderer)
+        check_device_name(self.device)
+        check_instructions_name(self.instructions)
