@@ -16,8 +16,8 @@ from splatopt.meta.frames import quaternion_to_turn, to_own_axes, to_world, turn
 from splatopt.meta.neighbours import nearest_others
 from splatopt.meta.network import SIZES, LearnedNetwork
 from splatopt.meta.step import learned_step
-from splatopt.optim import first_order
 from splatopt.optim.first_order import AdamOptions, SearchedAdamOptions
+from splatopt.optim.parts import adam
 from splatopt.optim.parts.adam import adam_update
 
 
@@ -46,7 +46,7 @@ def adam_rates(length_scale):
 
 @pytest.mark.parametrize("size", sorted(SIZES))
 def test_an_untrained_network_steps_as_adam_bit_for_bit(size, monkeypatch):
-    monkeypatch.setattr(first_order, "available", lambda: False)
+    monkeypatch.setattr(adam, "available", lambda: False)
     sequence = random_sequence(40, 25, dtype=torch.float32)
     with torch.no_grad():
         trail, _ = follow(LearnedNetwork(SIZES[size]), sequence)

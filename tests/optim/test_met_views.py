@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from splatopt.core.checks import InputError
+from splatopt.core.state import OptimizerState
 from splatopt.optim.met_views import MetViews
 
 
@@ -32,18 +33,18 @@ def test_met_views_are_kept_and_those_of_older_states_are_met_anew():
     saved = met.tensors()
     assert saved["met_views"].tolist() == [2, 4, 9]
     again = MetViews(8)
-    again.load(saved)
+    again.load(OptimizerState(saved, {}))
     assert again.color_share() == 0.375
     again.meet((2, 5))
     assert again.color_share() == 0.5
-    again.load({})
+    again.load(OptimizerState({}, {}))
     assert again.color_share() == 1.0
     off = MetViews(0)
-    off.load(saved)
+    off.load(OptimizerState(saved, {}))
     assert off.color_share() == 1.0
 
 
 @pytest.mark.parametrize("odd", [torch.tensor([1.5, 2.0]), torch.tensor([[1, 2]])])
 def test_what_are_no_views_is_refused(odd):
     with pytest.raises(InputError, match="must be a row of int64, got .*start a new run"):
-        MetViews(8).load({"met_views": odd})
+        MetViews(8).load(OptimizerState({"met_views": odd}, {}))
