@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 # The format of config.json is that of version 0.1, whose files hold these names.
-_RENAMED = {"start": "init"}
+_RENAMED = {
+    "start": "init",
+    "damping_least": "damping_min",  # words: old
+    "damping_most": "damping_max",  # words: old
+}
 _RENAMED_PREFIXES = {"most_": "max_", "least_": "min_"}
 
 
