@@ -51,8 +51,8 @@ class ScaledParameterProbes:
         assert generator is not None
         signs = {name: rademacher(value, generator) for name, value in objective.parameters.items()}
         forward = objective.jvp(batch, {name: self.units[name] * part for name, part in signs.items()})
-        pulled = objective.vjp(batch, forward)
-        return {name: part.mul_(pulled[name]).div_(self.units[name]) for name, part in signs.items()}
+        vjp_value = objective.vjp(batch, forward)
+        return {name: part.mul_(vjp_value[name]).div_(self.units[name]) for name, part in signs.items()}
 
 
 @dataclass(frozen=True)

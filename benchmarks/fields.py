@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.field_curves import FIELDS, LEVELS, mean_sd, read_curve, read_curves, table_of
-from splatopt.data.knot import make_knot
 from splatopt.data.mesh import write_mesh
+from splatopt.data.torus_knot import make_torus_knot
 from splatopt.fit.config import FitConfig
 from splatopt.fit.events import FitProgress
 from splatopt.fit.loop import fit_field
@@ -61,7 +61,7 @@ class Cell:
         return f"{Path(self.target).stem}-{self.field}-{self.optimizer}{rate}-seed{self.seed}"
 
 
-def photograph(name: str, side: int, folder: Path) -> Path:
+def test_image(name: str, side: int, folder: Path) -> Path:
     """Write a photo that comes with scikit-image, its middle square, at ``side``² pixels."""
     from PIL import Image
     from skimage import data
@@ -76,11 +76,11 @@ def photograph(name: str, side: int, folder: Path) -> Path:
     return path
 
 
-def knot(folder: Path) -> Path:
-    """Write the mesh that is made up."""
+def torus_knot(folder: Path) -> Path:
+    """Write the synthetic mesh."""
     path = folder / "knot.ply"
     if not path.exists():
-        mesh = make_knot()
+        mesh = make_torus_knot()
         write_mesh(path, mesh.vertices, mesh.faces)
     return path
 
@@ -154,7 +154,7 @@ def best_rate(
 def image(arguments: argparse.Namespace) -> None:
     """Photos as fields."""
     for name in arguments.photos:
-        target = photograph(name, arguments.side, arguments.out)
+        target = test_image(name, arguments.side, arguments.out)
         per_epoch = ExampleSampler(arguments.side**2, 512, torch.Generator()).per_epoch
         every = tuple(per_epoch * epoch for epoch in range(1, SCORED_EPOCHS + 1))
         base = _base(
@@ -164,7 +164,7 @@ def image(arguments: argparse.Namespace) -> None:
 
 
 def occupancy(arguments: argparse.Namespace) -> None:
-    """The inside of the made-up knot."""
+    """The inside of the synthetic knot."""
     base = _base(
         arguments,
         task=TaskKind.OCCUPANCY,
@@ -173,7 +173,7 @@ def occupancy(arguments: argparse.Namespace) -> None:
         batch=arguments.batch,
         eval_every=5 * math.ceil(arguments.points / arguments.batch),
     )
-    compare(str(knot(arguments.out)), base, arguments)
+    compare(str(torus_knot(arguments.out)), base, arguments)
 
 
 def nerf(arguments: argparse.Namespace) -> None:
@@ -193,7 +193,7 @@ def nerf(arguments: argparse.Namespace) -> None:
 
 def start(arguments: argparse.Namespace) -> None:
     """Whether ESGD's start on sine is stable: PSNR after 32 steps, with ten first probes and with one."""
-    target = str(photograph("astronaut", arguments.side, arguments.out))
+    target = str(test_image("astronaut", arguments.side, arguments.out))
     base = _base(arguments, task=TaskKind.IMAGE, steps=32, eval_every=0)
     lines = []
     for probes in (1, 10):
@@ -220,7 +220,7 @@ def cost(arguments: argparse.Namespace) -> None:
     from splatopt.fit.setup import open_task
     from splatopt.optim.field_optimizers import make_field_optimizer
 
-    target = str(photograph("astronaut", arguments.side, arguments.out))
+    target = str(test_image("astronaut", arguments.side, arguments.out))
     names = ["adam", *arguments.optimizers]
     lines = []
     for field in arguments.fields:

@@ -62,11 +62,11 @@ class Bench:
     search: int = NEIGHBOUR_REFRESH
     views: int = 8
 
-    def median(self, function: Callable[[], object], most: int = 1000) -> float:
-        """Median milliseconds of a call, the device's work included; of at most ``most`` calls."""
-        for _ in range(min(self.warm_up, most)):
+    def median(self, function: Callable[[], object], max_repeats: int = 1000) -> float:
+        """Median milliseconds of a call, the device's work included; of at most ``max_repeats`` calls."""
+        for _ in range(min(self.warm_up, max_repeats)):
             function()
-        return statistics.median(self._once(function) for _ in range(min(self.repeats, most)))
+        return statistics.median(self._once(function) for _ in range(min(self.repeats, max_repeats)))
 
     def _once(self, function: Callable[[], object]) -> float:
         if self.device.type != "cuda":
@@ -349,7 +349,7 @@ class LoadQuestions:
             path = Path(folder) / f"{size}.safetensors"
             save_weights(path, LearnedNetwork(SIZES[size]), InnerRates(), {})
             steps = ours.steps("learned", bench.search, bench.views, LearnedOptions(str(path)))
-        step = bench.median(steps, most=3) / bench.search
+        step = bench.median(steps, max_repeats=3) / bench.search
         bar = LEARNED_MILLISECONDS if len(ours.load.cloud) > 100_000 else None
         yield self._measured(f"learned_{size}", step, f"ms, {bench.views} views", bar)
         objective = ours.objective()

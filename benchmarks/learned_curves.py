@@ -1,12 +1,12 @@
-"""What learned steps are worth on made scenes that none was trained on, and what each part of the method adds.
+"""What learned steps are worth on synthetic scenes that none was trained on, and what each part of the method adds.
 
 Weights against the Adam that they began as, held, with a decay made for the horizon, and averaged, from the same starts
 and with the same views; held-out PSNR after some numbers of steps, and the worst drop below the best::
 
-    splatopt data make --scenes 4 --views 48 --points 2500 --seed 991 --out made/check
-    python -m benchmarks.learned_curves --data made/check --weights tiny runs/no-buffer/weights.safetensors
-    python -m benchmarks.learned_curves --data made/check --inputs 3 --finals 0.03 --color-views 0 32
-    python -m benchmarks.learned_curves --data made/check --without-adam --without corrections gates:means
+    splatopt data make --scenes 4 --views 48 --points 2500 --seed 991 --out synthetic/check
+    python -m benchmarks.learned_curves --data synthetic/check --weights tiny runs/no-buffer/weights.safetensors
+    python -m benchmarks.learned_curves --data synthetic/check --inputs 3 --finals 0.03 --color-views 0 32
+    python -m benchmarks.learned_curves --data synthetic/check --without-adam --without corrections gates:means
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from splatopt.core.schema import GAUSSIAN_TENSORS
 from splatopt.meta import Learned, LearnedNetwork, LearnedOptions
 from splatopt.meta.inner import InnerRates
 from splatopt.meta.network import CORRECTED
-from splatopt.meta.practice import Practice, PracticeOptions, draw_practice, scene_folders
+from splatopt.meta.tasks import MetaTask, MetaTaskOptions, draw_task, scene_folders
 from splatopt.optim.averaging import Averaged
 from splatopt.optim.first_order import SearchedAdamOptions
 from splatopt.raster.render import make_renderer
@@ -40,13 +40,13 @@ class Contender:
     """One line of the table: a name, and what makes its optimizer for a scene."""
 
     name: str
-    make: Callable[[Practice], Optimizer]
+    make: Callable[[MetaTask], Optimizer]
 
 
 def adam(name: str, final: float, color_share: float = 1.0) -> Contender:
     rate = color_share * SearchedAdamOptions.sh_rest_rate
     options = SearchedAdamOptions(final_factor=final, means_final_factor=final, sh_rest_rate=rate)
-    return Contender(name, lambda practice: find_optimizer("adam-searched").optimizer(practice.objective, options))
+    return Contender(name, lambda task: find_optimizer("adam-searched").optimizer(task.objective, options))
 
 
 def averaged(name: str, options: SearchedAdamOptions) -> Contender:
@@ -54,7 +54,7 @@ def averaged(name: str, options: SearchedAdamOptions) -> Contender:
     power = InnerRates().average_power
     return Contender(
         name,
-        lambda practice: Averaged(find_optimizer("adam-searched").optimizer(practice.objective, options), power),
+        lambda task: Averaged(find_optimizer("adam-searched").optimizer(task.objective, options), power),
     )
 
 
@@ -97,18 +97,18 @@ def leave_out(part: str, network: LearnedNetwork) -> None:
     layer.bias[rows] = 0
 
 
-def learned(weights: str, most_growth: float | None, color_views: int | None, without: str | None) -> Contender:
+def learned(weights: str, max_growth: float | None, color_views: int | None, without: str | None) -> Contender:
     name = Path(weights).parent.name if weights.endswith(".safetensors") else weights
     options = LearnedOptions(weights)
-    if most_growth is not None:
-        name, options = f"{name}, growth {most_growth:g}", replace(options, most_growth=most_growth)
+    if max_growth is not None:
+        name, options = f"{name}, growth {max_growth:g}", replace(options, max_growth=max_growth)
     if color_views is not None:
         name, options = f"{name}, colour {color_views}", replace(options, full_color_views=color_views)
     if without is not None:
         name = f"{name}, without {without}"
 
-    def make(practice: Practice) -> Optimizer:
-        optimizer = Learned(practice.objective, options)
+    def make(task: MetaTask) -> Optimizer:
+        optimizer = Learned(task.objective, options)
         if without is not None:
             leave_out(without, optimizer.weights.network)
         return optimizer
@@ -121,28 +121,28 @@ def curve(
     scene: str,
     renderer: Renderer,
     at: list[int],
-    shares: PracticeOptions,
+    shares: MetaTaskOptions,
     seed: int,
     threads: int,
 ) -> list[float]:
     """Held-out PSNR after each number of steps, dB; NaN where the numbers broke down."""
     generator = torch.Generator().manual_seed(seed)
-    practice = draw_practice(scene, renderer, shares, generator)
-    optimizer = contender.make(practice)
+    task = draw_task(scene, renderer, shares, generator)
+    optimizer = contender.make(task)
     optimizer.threads = threads
     values = []
     for step in range(at[-1]):
-        optimizer.step(practice.draw_views(generator), Progress(step, at[-1]))
+        optimizer.step(task.draw_views(generator), Progress(step, at[-1]))
         if step + 1 in at:
-            values.append(practice.objective.gradient(practice.targets).facts["psnr"])
+            values.append(task.objective.gradient(task.targets).metrics["psnr"])
     return values
 
 
-def shares_of(sparse: bool, inputs: int, scattered: bool) -> PracticeOptions:
+def shares_of(sparse: bool, inputs: int, scattered: bool) -> MetaTaskOptions:
     """How scenes are drawn: dense, with 3 to 8 input views, or with as many as ``inputs`` from all of their points."""
-    plain = PracticeOptions.plain(float(sparse or bool(inputs)), targets=12 if inputs else 8)
-    plain = replace(plain, random_start=float(scattered))
-    return replace(plain, few=(inputs, inputs), fewest_points=1.0) if inputs else plain
+    plain = MetaTaskOptions.plain(float(sparse or bool(inputs)), targets=12 if inputs else 8)
+    plain = replace(plain, random_init=float(scattered))
+    return replace(plain, few=(inputs, inputs), min_point_share=1.0) if inputs else plain
 
 
 def positive(text: str) -> int:
@@ -159,7 +159,7 @@ def _parsed() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--data", type=Path, nargs="+", required=True, help="folders of made scenes, none of them trained on"
+        "--data", type=Path, nargs="+", required=True, help="folders of synthetic scenes, none of them trained on"
     )
     parser.add_argument("--weights", nargs="*", default=["tiny"], help="shipped names, or paths of .safetensors files")
     parser.add_argument(
@@ -193,8 +193,8 @@ def main() -> int:
     scenes = [scene for data in arguments.data for scene in scene_folders(data)[: arguments.scenes]]
     at = sorted(arguments.at)
     shares = shares_of(arguments.sparse, arguments.inputs, arguments.scattered)
-    most = max(arguments.color_views or [0])
-    share = min(1.0, arguments.inputs / most) if arguments.inputs and most else 1.0
+    max_color_views = max(arguments.color_views or [0])
+    share = min(1.0, arguments.inputs / max_color_views) if arguments.inputs and max_color_views else 1.0
     contenders = [] if arguments.without_adam else adams(arguments.finals, share)
     settings = itertools.product(
         arguments.weights,

@@ -1,4 +1,4 @@
-"""The scenes that are timed: real captures and made-up loads of a known size."""
+"""The scenes that are timed: real captures and synthetic loads of a known size."""
 
 from __future__ import annotations
 

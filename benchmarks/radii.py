@@ -1,4 +1,4 @@
-"""Do trust radii keep their promise? The squared Hellinger distance H² that clipped steps really reach, against ε.
+"""Do trust radii hold? The squared Hellinger distance H² that clipped steps really reach, against ε.
 
 1000 random Gaussians (log-scales with a standard deviation of 1); each entry of each parameter in turn is pushed far
 either way, clipped to its radius, and the distance is taken in closed form. Prints Markdown and draws an SVG::
@@ -38,7 +38,7 @@ COLORS = {
 
 
 @dataclass(frozen=True)
-class Reach:
+class RadiusFactors:
     """H² that one parameter reaches at each ε of ``EPSILONS``: of 1000 Gaussians, the worst entry of each.
 
     Attributes:
@@ -74,15 +74,15 @@ def farthest(cloud: Tensors, radius: Tensor, name: str) -> Tensor:
     worst = radii.new_zeros(count)
     for column in range(radii.shape[1]):
         for far in (-1e3, 1e3):
-            pushed = cloud[name].clone()
+            moved = cloud[name].clone()
             step = radii.new_full((count,), far).clamp(-radii[:, column], radii[:, column])
-            pushed.view(count, -1)[:, column] += step
+            moved.view(count, -1)[:, column] += step
             channel = column if name == "sh_dc" else None
-            worst = torch.maximum(worst, squared_distances(cloud, {**cloud, name: pushed}, channel))
+            worst = torch.maximum(worst, squared_distances(cloud, {**cloud, name: moved}, channel))
     return worst
 
 
-def reaches(bounds: RadiusBounds, cloud: Tensors) -> dict[str, Reach]:
+def reaches(bounds: RadiusBounds, cloud: Tensors) -> dict[str, RadiusFactors]:
     """Return what each parameter reaches within ``bounds``."""
     found: dict[str, list[Tensor]] = {name: [] for name in BLOCK_TENSORS}
     for epsilon in EPSILONS:
@@ -90,7 +90,7 @@ def reaches(bounds: RadiusBounds, cloud: Tensors) -> dict[str, Reach]:
         for name in BLOCK_TENSORS:
             found[name].append(farthest(cloud, radii[name], name))
     return {
-        name: Reach(tuple(float(d.median()) for d in each), tuple(float(d.max()) for d in each))
+        name: RadiusFactors(tuple(float(d.median()) for d in each), tuple(float(d.max()) for d in each))
         for name, each in found.items()
     }
 
@@ -126,7 +126,7 @@ _X, _Y = (-8.0, -3.0), (-9.0, 0.0)
 """Powers of ten at the ends of the axes."""
 
 
-def draw(measured: dict[str, dict[str, Reach]]) -> str:
+def draw(measured: dict[str, dict[str, RadiusFactors]]) -> str:
     """Return one panel per kind of bounds: H² against ε, both on scales of powers of ten."""
     width = _LEFT + len(measured) * (_SIDE + _GAP)
     height = _TOP + _SIDE + _BELOW
@@ -146,7 +146,7 @@ def draw(measured: dict[str, dict[str, Reach]]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _panel(left: float, title: str, by_name: dict[str, Reach], *, first: bool) -> list[str]:
+def _panel(left: float, title: str, by_name: dict[str, RadiusFactors], *, first: bool) -> list[str]:
     """Return the elements of one panel whose left edge is given."""
 
     def place(x: float, y: float) -> str:

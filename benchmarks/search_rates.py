@@ -1,10 +1,11 @@
-"""Search Adam's rates and decays on made scenes, group by group: what the learned step begins as.
+"""Search Adam's rates and decays on synthetic scenes, group by group: what the learned step begins as.
 
 Coordinate search: every rate is doubled and halved, β₁ and β₂ moved along a ladder, and what raises the held-out PSNR,
-averaged over made scenes and over a few numbers of steps, is kept. None of the scenes of the benchmarks is looked at::
+averaged over synthetic scenes and over a few numbers of steps, is kept. None of the scenes of the benchmarks is looked
+at::
 
-    splatopt data make --scenes 12 --seed 77 --out made/search
-    python -m benchmarks.search_rates --data made/search
+    splatopt data make --scenes 12 --seed 77 --out synthetic/search
+    python -m benchmarks.search_rates --data synthetic/search
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 import torch
 
 from splatopt.core.optimizer import Progress
-from splatopt.meta.practice import PracticeOptions, draw_practice, scene_folders
+from splatopt.meta.tasks import MetaTaskOptions, draw_task, scene_folders
 from splatopt.optim.first_order import Adam, AdamOptions, DecayingRates
 from splatopt.raster.render import make_renderer
 from splatopt.raster.renderer import Renderer
@@ -45,14 +46,14 @@ def score(options: SweptOptions, folders: list[str], renderer: Renderer, at: lis
     sums = [0.0] * len(at)
     for number, folder in enumerate(folders):
         generator = torch.Generator().manual_seed(number)
-        shares = PracticeOptions.plain()
-        practice = draw_practice(folder, renderer, shares, generator)
-        optimizer = Adam(practice.objective, options)
+        shares = MetaTaskOptions.plain()
+        task = draw_task(folder, renderer, shares, generator)
+        optimizer = Adam(task.objective, options)
         optimizer.threads = threads
         for step in range(at[-1]):
-            optimizer.step(practice.draw_views(generator), Progress(step, at[-1]))
+            optimizer.step(task.draw_views(generator), Progress(step, at[-1]))
             if step + 1 in at:
-                psnr = practice.objective.gradient(practice.targets).facts["psnr"]
+                psnr = task.objective.gradient(task.targets).metrics["psnr"]
                 sums[at.index(step + 1)] += psnr if math.isfinite(psnr) else 0.0
     return [total / len(folders) for total in sums]
 
@@ -79,7 +80,7 @@ def _parsed() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder of made scenes")
+    parser.add_argument("--data", type=Path, required=True, help="folder of synthetic scenes")
     parser.add_argument("--at", type=int, nargs="+", default=[10, 50, 200], help="steps whose PSNR is averaged")
     parser.add_argument("--factors", type=float, nargs="+", default=[4, 8, 16, 32], help="on all rates, to begin from")
     parser.add_argument("--rounds", type=int, default=3, help="of coordinate search at most")

@@ -16,7 +16,7 @@ from benchmarks.loads import Load, fox, garden, made_up
 from benchmarks.measurement import Measurement
 from benchmarks.timing import StepTimes, ceiling, median_seconds, time_steps
 from splatopt.core.native import adam_step, default_threads
-from splatopt.raster.cpu import NativeRenderer, native_loss, native_photograph
+from splatopt.raster.cpu import NativeRenderer, native_loss, native_target
 from splatopt.raster.problem import ViewProblem
 from splatopt.raster.types import RenderOptions
 
@@ -117,8 +117,8 @@ def peers(_: Path) -> Iterator[Measurement]:
     renderer = NativeRenderer()
     renderer.render(load.cloud, load.cameras[0], RenderOptions())
     problem = ViewProblem(load.cameras[0], load.targets[0])
-    photograph, rule = native_photograph(problem), native_loss(problem)
-    ours = median_seconds(lambda: renderer.rasterizer.loss(photograph, rule))
+    target, rule = native_target(problem), native_loss(problem)
+    ours = median_seconds(lambda: renderer.rasterizer.loss(target, rule))
     image = torch.rand(270, 480, 3)
 
     def with_torch() -> None:

@@ -1,4 +1,4 @@
-"""A first-order optimizer in one short file, run beside Adam on a capture made up on the spot.
+"""A first-order optimizer in one short file, run beside Adam on a synthetic capture.
 
 Run it with ``python examples/first_order.py``; it takes a few seconds.
 """

@@ -1,4 +1,4 @@
-"""Adam against ESGD, AdaHessian and Sophia, which divide by a diagonal of curvature, on a capture made up on the spot.
+"""Adam against ESGD, AdaHessian and Sophia, which divide by a diagonal of curvature, on a synthetic capture.
 
 ``adam-tuned`` is Adam with higher rates that all decay. The others divide the gradient by what random probes say of
 the Hessian: ``esgd`` by the norms of its rows, ``adahessian`` by its diagonal, ``sophia`` by the Gauss-Newton diagonal,

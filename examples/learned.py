@@ -1,4 +1,4 @@
-"""Adam, Adam with searched rates, and the learned step that corrects it, on a capture made up on the spot.
+"""Adam, Adam with searched rates, and the learned step that corrects it, on a synthetic capture.
 
 ``learned`` is a network that was trained once, on other scenes; it has no schedule. Run it with
 ``python examples/learned.py``; it takes a few seconds.

@@ -1,4 +1,4 @@
-"""Levenberg-Marquardt as a second stage after Adam, and alone, on a capture made up on the spot.
+"""Levenberg-Marquardt as a second stage after Adam, and alone, on a synthetic capture.
 
 A step of ``lm`` looks at all training views at once and solves for all Gaussians together, so it takes as long as
 tens of Adam's steps. Run it with ``python examples/levenberg_marquardt.py``; it takes a few seconds.

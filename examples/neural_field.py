@@ -19,10 +19,10 @@ from splatopt.optim.curvature_diagonal import ESGD
 SIDE, WIDTH, STEPS = 48, 64, 100
 
 
-def through_splatopt(photo: Path, folder: Path) -> None:
+def through_splatopt(image_file: Path, folder: Path) -> None:
     for name in ("adam", "esgd"):
         settings = splatopt.FitConfig.of(
-            str(photo), field="sine", optimizer=name, width=WIDTH, steps=STEPS, out=folder / name
+            str(image_file), field="sine", optimizer=name, width=WIDTH, steps=STEPS, out=folder / name
         )
         result = splatopt.fit_field(settings)
         print(f"{name}: {result.before['psnr']:.2f} -> {result.after['psnr']:.2f} dB in {result.seconds:.1f} s")
@@ -40,9 +40,9 @@ def in_a_loop_of_ones_own() -> None:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        photo = Path(folder) / "astronaut.png"
-        Image.fromarray(data.astronaut()).resize((SIDE, SIDE)).save(photo)
-        through_splatopt(photo, Path(folder))
+        image_file = Path(folder) / "astronaut.png"
+        Image.fromarray(data.astronaut()).resize((SIDE, SIDE)).save(image_file)
+        through_splatopt(image_file, Path(folder))
     in_a_loop_of_ones_own()
 
 

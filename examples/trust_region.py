@@ -1,4 +1,4 @@
-"""Adam against trust regions: without curvature, with its diagonal, with blocks, on a capture made up on the spot.
+"""Adam against trust regions: without curvature, with its diagonal, with blocks, on a synthetic capture.
 
 ``sign-tr`` moves every parameter by its trust radius; ``tr2`` moves it by gradient over curvature where that is
 shorter; ``block-gn`` solves each Gaussian's own 14×14 system within one ball. Run it with

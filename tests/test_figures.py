@@ -100,17 +100,21 @@ def test_words_and_names(root: Path):
     write(
         root,
         "core/a.py",
-        '"""least_words and promises in a docstring."""\nleast_size = 1\nmost_common = 2\nfoo = "--x.most-growth"\n',
+        '"""least_words and promises in a docstring."""\nleast_size = 1\nmost_common = 2\nfoo = "--x.max-growth"\n',
     )
-    write(root, "core/made.py", "class MadeScene:\n    made = pushed = 0  # photo\n    push_back = made\n    pushed\n")
+    write(
+        root,
+        "core/made.py",
+        "class SyntheticScene:\n    made = pushed = 0  # photo\n    push_back = made\n    pushed\n",
+    )
     assert counted(root, "least-most") == [
         "src/splatopt/core/a.py:1: least_words",
         "src/splatopt/core/a.py:2: least_size",
-        "src/splatopt/core/a.py:4: most-growth",
+        "src/splatopt/core/a.py:4: max-growth",
     ]
     assert counted(root, "private-words") == [
         "src/splatopt/core/made.py:1: made, the file's name (synthetic)",
-        "src/splatopt/core/made.py:1: MadeScene (made: synthetic)",
+        "src/splatopt/core/made.py:1: SyntheticScene (made: synthetic)",
         "src/splatopt/core/made.py:2: pushed (pushed: jvp)",
     ]
 

@@ -26,7 +26,7 @@ MAKE = "splatopt data make --scenes 1 --out scenes"
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory) -> Path:
     """What the how-tos' first command makes."""
-    folder = tmp_path_factory.mktemp("made")
+    folder = tmp_path_factory.mktemp("synthetic")
     assert main([*shlex.split(MAKE)[1:-1], str(folder / "scenes")]) == 0
     return folder / "scenes"
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from splatopt.core.checks import InputError, nearest_names, say
-from splatopt.core.requests import answered
+from splatopt.core.stop_signals import handled_stop_signals
 from splatopt.core.version import __version__
 
 _COMMANDS = {
@@ -23,7 +23,7 @@ _COMMANDS = {
     "report": ("report", "write a page with a run's scores, curves and pictures"),
     "bench": ("bench", "compare optimizers on scenes: a suite of runs, tables and one page"),
     "data": ("data", "make captures of random scenes: data make --scenes 200 --out DIR"),
-    "meta-train": ("meta_train", "train the network of the learned optimizer on made scenes"),
+    "meta-train": ("meta_train", "train the network of the learned optimizer on synthetic scenes"),
     "fit": ("fit", "fit a neural field to an image, a mesh or a capture"),
     "diagnose": ("diagnose", "measure the curvature of neural fields"),
     "inspect": ("inspect", "say what a capture holds"),
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         # A launcher sends Ctrl-C on to us, who have it already.
-        with answered(patient="WORLD_SIZE" in os.environ, for_good=arguments is None):
+        with handled_stop_signals(patient="WORLD_SIZE" in os.environ, for_good=arguments is None):
             code = _dispatch(words)
             sys.stdout.flush()
             return code

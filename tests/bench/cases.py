@@ -8,7 +8,7 @@ from typing import Any
 from splatopt.bench.cells import Cell
 from splatopt.bench.measure import run_cell
 from splatopt.bench.results import Results
-from splatopt.bench.runner import Outcome, Place
+from splatopt.bench.runner import Outcome, SuiteFolder
 from splatopt.bench.suite import Suite, make_suite
 from splatopt.core.checks import InputError
 from splatopt.runs.folder import write_json
@@ -30,13 +30,13 @@ def toy_suite(capture: Path, **changes: Any) -> Suite:
     return make_suite(values | changes, "the test", Path(), "Toy suite")
 
 
-def launch_here(place: Place, cell: Cell, lpips_weights: str | None) -> Outcome:
+def launch_here(suite_folder: SuiteFolder, cell: Cell, lpips_weights: str | None) -> Outcome:
     """Run a cell in this process, drawn by the toy renderer."""
     try:
         return Outcome(cell, run_cell(cell, renderer=ToyRenderer()), None)
     except InputError as error:
-        place.state.mkdir(parents=True, exist_ok=True)
-        write_json(place.request(cell).with_suffix(".failed"), {"reason": str(error)})
+        suite_folder.state.mkdir(parents=True, exist_ok=True)
+        write_json(suite_folder.request(cell).with_suffix(".failed"), {"reason": str(error)})
         return Outcome(cell, {}, str(error))
 
 

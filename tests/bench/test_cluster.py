@@ -98,7 +98,7 @@ def test_a_node_loads_the_plugins_of_its_cell(capture, tmp_path, monkeypatch):
     )
     suite = toy_suite(capture, plugins=[str(plugin)], optimizers=[{"name": "node-adam"}])
     cell, ran = make_cells(suite, tmp_path / "out", {})[0], []
-    monkeypatch.setattr(cluster, "run_process", lambda place, cell, weights: ran.append(cell))
+    monkeypatch.setattr(cluster, "run_process", lambda suite_folder, cell, weights: ran.append(cell))
     written = json.loads(json.dumps(cell.to_json()))
     OPTIMIZERS.forget("node-adam")
     plugins._files.clear()

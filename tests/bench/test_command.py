@@ -102,7 +102,7 @@ def with_native(run):
     from splatopt.bench.runner import Outcome
 
     return lambda *given, **named: run(
-        *given, **named, launch=lambda place, cell, weights: Outcome(cell, run_cell(cell), None)
+        *given, **named, launch=lambda suite_folder, cell, weights: Outcome(cell, run_cell(cell), None)
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from bench.browser import Browser, find_browser
 from bench.cases import HOSTILE, made_cell, made_results, two_labels
 from splatopt.bench.page import make_page
-from splatopt.bench.pictures import PHOTOGRAPH, _webp, load_pictures
+from splatopt.bench.pictures import TARGET, _webp, load_pictures
 from splatopt.bench.results import Results
 from splatopt.core.checks import InputError
 
@@ -29,7 +29,7 @@ def put_pictures(out: Path, labels: list[str]) -> None:
     folder.mkdir(parents=True)
     entries = []
     for view in ("a.png", "b.png"):
-        for number, label in enumerate([PHOTOGRAPH, *labels]):
+        for number, label in enumerate([TARGET, *labels]):
             name = f"{view}.{number}.webp"
             (folder / name).write_bytes(picture(200, 10 * number))
             place = {"protocol": "dense", "scene": "toy", "setting": "", "view": view}
@@ -100,8 +100,8 @@ def test_pictures_come_with_the_photograph_first(tmp_path):
     put_pictures(tmp_path, ["first"])
     found = load_pictures([tmp_path, tmp_path / "nothing"])
     assert [(one.title, list(one.images)) for one in found] == [
-        ("toy, a.png", [PHOTOGRAPH, "first"]),
-        ("toy, b.png", [PHOTOGRAPH, "first"]),
+        ("toy, a.png", [TARGET, "first"]),
+        ("toy, b.png", [TARGET, "first"]),
     ]
     assert all(source.startswith("data:image/webp;base64,") for one in found for source in one.images.values())
 
@@ -274,7 +274,7 @@ def test_the_slider_follows_the_hand(opened):
 
 def test_sides_are_chosen(opened):
     names = "[...document.querySelectorAll('.stage .name')].map(name => name.textContent)"
-    assert opened.evaluate(names) == ["first", PHOTOGRAPH]
+    assert opened.evaluate(names) == ["first", TARGET]
     choose(opened, "#picture-right", 2)
     assert opened.evaluate(names) == ["first", "second"]
     before = opened.evaluate("document.querySelector('.stage .under').src")

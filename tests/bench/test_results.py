@@ -80,7 +80,7 @@ def test_a_file_that_is_no_json_is_refused(tmp_path, text):
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path, monkeypatch):
     path = saved(tmp_path, lambda values: None)
-    monkeypatch.setattr(results_module, "_MOST_BYTES", 100)
+    monkeypatch.setattr(results_module, "_MAX_BYTES", 100)
     with pytest.raises(InputError, match="more than 100"):
         load_results(path)
 

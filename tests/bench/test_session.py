@@ -50,7 +50,7 @@ def test_a_suite_leaves_runs_and_results(capture, tmp_path):
     assert any("about" in line for line in said)
     places = [str(tmp_path), str(capture.parent)]
     text = json.dumps([{k: v for k, v in cell.items() if k != "source"} for cell in results.cells])
-    assert not any(place in text for place in places)
+    assert not any(suite_folder in text for suite_folder in places)
 
 
 def test_the_same_suite_twice_gives_the_same_numbers(capture, tmp_path):
@@ -65,9 +65,9 @@ def test_what_is_done_is_kept_and_what_is_new_is_run(capture, tmp_path):
     before, _ = start(toy_suite(capture, seeds=1), out)
     ran = []
 
-    def counting(place, cell, weights):
+    def counting(suite_folder, cell, weights):
         ran.append(cell.name)
-        return launch_here(place, cell, weights)
+        return launch_here(suite_folder, cell, weights)
 
     results, said = start(toy_suite(capture, seeds=2), out, counting)
     assert ran == ["toy.adam.seed1", "toy.slow.seed1"]
@@ -75,12 +75,12 @@ def test_what_is_done_is_kept_and_what_is_new_is_run(capture, tmp_path):
     assert results.cells[0] == before.cells[0]
 
 
-def breaking(place, cell, weights):
+def breaking(suite_folder, cell, weights):
     """Seed 1 of the slow entry breaks down."""
     if cell.name == "toy.slow.seed1":
-        write_json(place.request(cell).with_suffix(".failed"), {"reason": "it <b>broke</b>"})
+        write_json(suite_folder.request(cell).with_suffix(".failed"), {"reason": "it <b>broke</b>"})
         return Outcome(cell, {}, "it <b>broke</b>")
-    return launch_here(place, cell, weights)
+    return launch_here(suite_folder, cell, weights)
 
 
 def test_a_cell_that_fails_is_recorded_and_the_rest_goes_on(capture, tmp_path):
@@ -171,8 +171,8 @@ def test_a_time_that_could_not_be_measured_is_measured_with_retry(capture, tmp_p
     suite = toy_suite(capture, protocol="fixed-time", train={}, seeds=1, points=[0, 5])
     suite = replace(suite, protocol=replace(suite.protocol, budget_steps=2))
 
-    def broken(place, cell, weights):
-        write_json(place.request(cell).with_suffix(".failed"), {"reason": "no luck"})
+    def broken(suite_folder, cell, weights):
+        write_json(suite_folder.request(cell).with_suffix(".failed"), {"reason": "no luck"})
         return Outcome(cell, {}, "no luck")
 
     for launch in (broken, launch_here):

@@ -95,10 +95,10 @@ def test_no_difference_is_not_significant():
     assert paired_bootstrap([0.0] * 6).p == 1.0
 
 
-@pytest.mark.parametrize(("pairs", "least"), [(2, 0.5), (3, 0.25), (5, 0.0625), (9, 2**-8)])
-def test_few_pairs_are_never_more_significant_than_their_signs_allow(pairs, least):
+@pytest.mark.parametrize(("pairs", "minimum"), [(2, 0.5), (3, 0.25), (5, 0.0625), (9, 2**-8)])
+def test_few_pairs_are_never_more_significant_than_their_signs_allow(pairs, minimum):
     found = paired_bootstrap([1.0 + 0.01 * pair for pair in range(pairs)])
-    assert found.p == least
+    assert found.p == minimum
     assert found.pairs == pairs
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.cases import toy_suite
-from splatopt.bench.cells import cell_name, make_cells, make_clocks, timed
+from splatopt.bench.cells import cell_name, make_cells, make_timing_cells, timed
 from splatopt.bench.protocol import POINTS, PROTOCOLS
 from splatopt.bench.suite import make_suite, read_suite
 from splatopt.core.checks import InputError
@@ -88,7 +88,7 @@ def test_long_goes_past_the_horizon(capture):
 
 def test_fixed_time_has_a_clock_for_each_scene(capture):
     suite = toy_suite(capture, protocol="fixed-time", train={}, optimizers=[{"name": "tr2", "steps": 50}])
-    (clock,) = make_clocks(suite, Path("out"), {}).values()
+    (clock,) = make_timing_cells(suite, Path("out"), {}).values()
     assert (clock.config.schedule.optimizer, clock.config.schedule.steps, clock.config.schedule.horizon) == (
         "adam",
         4000,

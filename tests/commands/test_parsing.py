@@ -10,7 +10,7 @@ from typing import Annotated
 import pytest
 import tyro
 
-from splatopt.commands.parsing import Answered, parse_options
+from splatopt.commands.parsing import HelpShown, parse_options
 from splatopt.core.checks import InputError
 
 
@@ -90,6 +90,6 @@ def test_an_unknown_form_of_the_parser_is_passed_on(monkeypatch):
 
 
 def test_help_is_printed_and_is_no_mistake(capsys):
-    with pytest.raises(Answered):
+    with pytest.raises(HelpShown):
         parse("--help")
     assert "Draws a thing." in capsys.readouterr().out

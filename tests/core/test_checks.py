@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from splatopt.core.checkpoint import replace_file
-from splatopt.core.checks import LONGEST_QUOTE, InputError, quoted, say, shown, writing
+from splatopt.core.checks import MAX_QUOTE_LETTERS, InputError, quoted, say, shown, writing
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_shown(text, expected):
 
 
 def test_quotes_are_cut():
-    assert quoted("a" * LONGEST_QUOTE) == f"'{'a' * 80}'"
+    assert quoted("a" * MAX_QUOTE_LETTERS) == f"'{'a' * 80}'"
     assert quoted("a" * 1_000_000) == f"'{'a' * 79}…'"
     assert quoted("\x1b[31m") == r"'\x1b[31m'"
     assert quoted(Path("a/b")) == "'a/b'"

@@ -23,7 +23,7 @@ from splatopt.core.checks import InputError
 from splatopt.core.files import (
     append_only,
     discard,
-    held,
+    locked,
     make_folder,
     new_file,
     partial_path,
@@ -189,8 +189,8 @@ def test_lines_after_a_step_and_torn_ones_are_dropped(tmp_path):
 HOLDER = """
 import sys
 from pathlib import Path
-from splatopt.core.files import held
-with held(Path(sys.argv[1]), "it"):
+from splatopt.core.files import locked
+with locked(Path(sys.argv[1]), "it"):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -202,11 +202,11 @@ def test_a_folder_is_held_until_its_holder_is_dead(tmp_path):
         assert holder.stdout.readline() == "held\n"
         for shared in (False, True):
             refused = pytest.raises(InputError, match=r"at work on the run; .*--out")
-            with refused, held(tmp_path, "the run", shared=shared):
+            with refused, locked(tmp_path, "the run", shared=shared):
                 pass
         holder.kill()
         holder.wait()
-        with held(tmp_path, "the run", shared=True), held(tmp_path, "the run", shared=True):
+        with locked(tmp_path, "the run", shared=True), locked(tmp_path, "the run", shared=True):
             pass
     assert names(tmp_path) == []
 
@@ -216,7 +216,7 @@ def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr("splatopt.core.files.fcntl.flock", refuse)
-    with held(tmp_path, "the run"), held(tmp_path, "the run"):
+    with locked(tmp_path, "the run"), locked(tmp_path, "the run"):
         pass
 
 

@@ -13,8 +13,8 @@ import torch
 from splatopt.core.checks import InputError
 from splatopt.core.files import append_only
 from splatopt.core.reading import (
-    MOST_DEPTH,
-    MOST_JSON_BYTES,
+    MAX_DEPTH,
+    MAX_JSON_BYTES,
     AbsentFileError,
     DamagedFileError,
     parse_json,
@@ -36,9 +36,9 @@ DEEP = 100_000
         (b"\xef\xbb\xbf{}", "it is not JSON .*BOM"),
         ('{"a": 1}'.encode("utf-16"), "it is not UTF-8"),
         (b'{"a": "\xe9"}', r"it is not UTF-8 \(byte 7\)"),
-        (b"[" * DEEP + b"]" * DEEP, f"nested more than {MOST_DEPTH} deep"),
-        (b'{"a":' * DEEP + b"1" + b"}" * DEEP, f"nested more than {MOST_DEPTH} deep"),
-        (b"[" * 60 + b"]" * 60, f"nested more than {MOST_DEPTH} deep"),
+        (b"[" * DEEP + b"]" * DEEP, f"nested more than {MAX_DEPTH} deep"),
+        (b'{"a":' * DEEP + b"1" + b"}" * DEEP, f"nested more than {MAX_DEPTH} deep"),
+        (b"[" * 60 + b"]" * 60, f"nested more than {MAX_DEPTH} deep"),
         (b'{"a": NaN}', "NaN is not a finite number"),
         (b"[Infinity]", "Infinity is not a finite number"),
         (b"[1e400]", "'1e400' is not a finite number"),
@@ -62,7 +62,7 @@ def test_json_of_another_form_is_refused_by_name(tmp_path, text, said):
 def test_json_of_the_form_is_read(tmp_path):
     value = {"a": [1, 2.5, -3, 2**63, None, True, "é", {"b": []}], "name not in UTF-8": "\udce9", "deep": []}
     inner = value["deep"]
-    for _ in range(MOST_DEPTH - 3):
+    for _ in range(MAX_DEPTH - 3):
         inner.append([])
         inner = inner[0]
     path = tmp_path / "x.json"
@@ -165,4 +165,4 @@ def test_a_refusal_is_an_input_error_and_quotes_no_more_than_it_must():
     assert "\x1b" not in str(raised.value)
     assert "\\x1b" in str(raised.value)
     assert str(raised.value).count("\\x1b") == 79
-    assert MOST_JSON_BYTES == 64 * 2**20
+    assert MAX_JSON_BYTES == 64 * 2**20

@@ -133,9 +133,9 @@ NAMES = ("a", "b")
 
 
 @st.composite
-def edits(draw: st.DrawFn, count: int, most: int = 9) -> SceneEdit:
+def edits(draw: st.DrawFn, count: int, maximum: int = 9) -> SceneEdit:
     """Any edit of ``count`` rows; factors are powers of two, which multiply without rounding."""
-    size = draw(st.integers(0, most)) if count else 0
+    size = draw(st.integers(0, maximum)) if count else 0
     columns = {name: draw(st.booleans()) for name in ("values a", "values b", "resets a", "factors a", "factors b")}
     source = torch.tensor(
         draw(st.lists(st.integers(0, max(0, count - 1)), min_size=size, max_size=size)), dtype=torch.int64

@@ -84,7 +84,7 @@ def test_entries_are_asked_for_by_type():
         {"text": "a", "number": 2.5, "count": 3, "list": [1], "object": {"x": None}, "objects": [{}]}, "file"
     )
     assert fields.text("text") == "a"
-    assert fields.number("number", least=0) == 2.5
+    assert fields.number("number", minimum=0) == 2.5
     assert fields.count("count") == 3
     assert fields.entries("list") == [1]
     assert "x" not in fields.object("object")
@@ -93,10 +93,10 @@ def test_entries_are_asked_for_by_type():
         (lambda: fields.text("count"), "file: count must be a text, got 3"),
         (lambda: fields.text("absent"), "file: absent must be a text, got nothing"),
         (lambda: fields.number("text"), "file: text must be a number of a reasonable size, got 'a'"),
-        (lambda: fields.number("number", least=3), "a reasonable size, at least 3, got 2.5"),
+        (lambda: fields.number("number", minimum=3), "a reasonable size, at least 3, got 2.5"),
         (lambda: fields.count("number"), "file: number must be a whole number from 0"),
-        (lambda: fields.count("count", most=2), "a whole number from 0 to 2, got 3"),
-        (lambda: fields.entries("list", most=0), "file: list must be a list of at most 0, got a list of 1"),
+        (lambda: fields.count("count", maximum=2), "a whole number from 0 to 2, got 3"),
+        (lambda: fields.entries("list", maximum=0), "file: list must be a list of at most 0, got a list of 1"),
         (lambda: fields.objects("list"), "file: list 1 must be an object, got 1"),
         (lambda: fields.object("text"), "file: text must be an object, got 'a'"),
         (lambda: Fields(None, "file"), "file must be an object, got null"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.crew import in_threads
+from core.process_group import in_threads
 from optim.views import VIEWS, Views
 from splatopt.core.checks import InputError
 from splatopt.core.objective import (
@@ -30,7 +30,7 @@ from splatopt.curvature.estimators import ParameterProbes, ResidualProbes
 from splatopt.curvature.hessian import CentralDifference, ExactHessian
 from splatopt.scene.data_parallel import DataParallel, _OwnParts
 from splatopt.scene.microbatches import Microbatched
-from splatopt.train.sound_rows import SoundRows
+from splatopt.train.finite_rows import FiniteRows
 
 ALL = (4, 2, 0, 1, 5)
 
@@ -46,10 +46,10 @@ def whole(inner: Objective) -> Microbatched:
 
 
 WRAPPERS: dict[str, Callable[[Objective], WrappedObjective]] = {
-    "sound rows": SoundRows,
+    "sound rows": FiniteRows,
     "whole": whole,
     "microbatches": in_microbatches,
-    "sound rows of microbatches": lambda inner: SoundRows(in_microbatches(inner)),
+    "sound rows of microbatches": lambda inner: FiniteRows(in_microbatches(inner)),
 }
 
 
@@ -59,7 +59,7 @@ def wrapped_answers(name: str, inner: Callable[[], Objective], ask: Callable[[Ob
         return [ask(WRAPPERS[name](inner()))]
 
     def work(processes):
-        return ask(SoundRows(DataParallel(in_microbatches(inner()), processes)))
+        return ask(FiniteRows(DataParallel(in_microbatches(inner()), processes)))
 
     return in_threads(int(name.rsplit(maxsplit=1)[-1]), work)
 
@@ -70,9 +70,9 @@ every_wrapper = pytest.mark.parametrize("name", [*WRAPPERS, "processes 2", "proc
 def flat(answer: object) -> dict[str, object]:
     """The tensors and numbers of an answer by name."""
     if isinstance(answer, Evaluation):
-        facts = {f"facts.{key}": value for key, value in answer.facts.items()}
+        metrics = {f"metrics.{key}": value for key, value in answer.metrics.items()}
         gradient = {f"gradient.{key}": value for key, value in answer.gradient.items()}
-        return {"loss": answer.loss, "seen": answer.seen} | facts | gradient
+        return {"loss": answer.loss, "seen": answer.seen} | metrics | gradient
     if isinstance(answer, GaussNewtonBlocks):
         return {"names": answer.names, "blocks": answer.blocks} | dict(answer.diagonal)
     if isinstance(answer, dict):
@@ -111,9 +111,9 @@ class Whole(Views):
     def views(self, batch) -> list[int]:
         return [view + 100 for view in batch]
 
-    def held(self):
+    def fixed_parameters(self):
         self.held_times += 1
-        return super().held()
+        return super().fixed_parameters()
 
     def value(self, batch) -> float:
         return super().value(batch) + 1.0
@@ -155,8 +155,8 @@ def ask_of(question: str) -> Callable[[Objective], object]:
         named = {name: given.get(name) for name in wanted}
         if "batch" in named:
             named["batch"] = ALL
-        if question == "held":
-            with objective.held():
+        if question == "fixed_parameters":
+            with objective.fixed_parameters():
                 return True
         answer = getattr(objective, question)(**named)
         if question == "empty_residuals":
@@ -200,7 +200,7 @@ def test_composed_questions_take_any_way_of_composing(name):
 
 def test_held_is_promised_to_the_inner_objective():
     inner = Whole()
-    with SoundRows(in_microbatches(inner)).held():
+    with FiniteRows(in_microbatches(inner)).fixed_parameters():
         assert inner.held_times == 1
 
 

@@ -14,8 +14,8 @@ from splatopt.curvature.conjugate_gradients import conjugate_gradients, inner
 def problem(size: int, condition: float, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """A, x and b = A x with eigenvalues from 1 to ``condition``."""
     generator = torch.Generator().manual_seed(seed)
-    turn, _ = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))
-    matrix = turn @ torch.diag(torch.logspace(0, math.log10(condition), size, dtype=torch.float64)) @ turn.T
+    rotation, _ = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))
+    matrix = rotation @ torch.diag(torch.logspace(0, math.log10(condition), size, dtype=torch.float64)) @ rotation.T
     x = torch.randn(size, generator=generator, dtype=torch.float64)
     return matrix, x, matrix @ x
 
@@ -29,8 +29,8 @@ def test_n_steps_are_exact():
 
 
 def test_as_many_steps_as_different_eigenvalues_are_enough():
-    turn, _ = torch.linalg.qr(torch.randn(9, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
-    matrix = turn @ torch.diag(torch.tensor([1.0, 1, 1, 5, 5, 5, 5, 30, 30], dtype=torch.float64)) @ turn.T
+    rotation, _ = torch.linalg.qr(torch.randn(9, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
+    matrix = rotation @ torch.diag(torch.tensor([1.0, 1, 1, 5, 5, 5, 5, 30, 30], dtype=torch.float64)) @ rotation.T
     x = torch.arange(9, dtype=torch.float64)
     found = conjugate_gradients(lambda v: matrix @ v, matrix @ x, iterations=3)
     torch.testing.assert_close(found.x, x, rtol=1e-9, atol=1e-9)

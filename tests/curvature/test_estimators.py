@@ -62,8 +62,8 @@ def jvp(tangent: dict[str, Tensor]) -> tuple[Tensor, ...]:
 
 
 def vjp(cotangent: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    pulled = JACOBIAN.T @ torch.cat([part.flatten() for part in cotangent])
-    return {"first": pulled[:6].reshape(3, 2), "second": pulled[6:]}
+    vjp_value = JACOBIAN.T @ torch.cat([part.flatten() for part in cotangent])
+    return {"first": vjp_value[:6].reshape(3, 2), "second": vjp_value[6:]}
 
 
 def by_parameters(count: int, generator: torch.Generator) -> Tensor:

@@ -70,8 +70,8 @@ def test_preconditioners_are_row_norms_and_diagonal():
 
 def test_condition_numbers_leave_out_what_is_zero():
     diagonal = torch.tensor([-8.0, 2.0, 0.5, 1e-14, 0.0], dtype=torch.float64)
-    turn, _ = torch.linalg.qr(symmetric(5))
-    assert condition_number(turn @ torch.diag(diagonal) @ turn.T) == pytest.approx(16)
+    rotation, _ = torch.linalg.qr(symmetric(5))
+    assert condition_number(rotation @ torch.diag(diagonal) @ rotation.T) == pytest.approx(16)
     assert condition_number(torch.diag(diagonal), zero=0.1) == pytest.approx(4)
     assert math.isnan(condition_number(torch.zeros(2, 2)))
 
@@ -114,8 +114,8 @@ def test_lanczos_finds_all_eigenvalues_in_as_many_steps_as_there_are():
 
 def test_lanczos_outer_values_come_first_and_its_quadrature_is_exact_for_low_powers():
     values = torch.cat([torch.linspace(-1, 1, 198, dtype=torch.float64), torch.tensor([5.0, -7.0]).double()])
-    turn, _ = torch.linalg.qr(symmetric(200))
-    matrix = turn @ torch.diag(values) @ turn.T
+    rotation, _ = torch.linalg.qr(symmetric(200))
+    matrix = rotation @ torch.diag(values) @ rotation.T
     start = rademacher(values, generator())
     pairs = lanczos(lambda v: matrix @ v, start, steps=20)
     assert float(pairs.values[-1]) == pytest.approx(5.0, abs=1e-6)

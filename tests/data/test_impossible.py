@@ -15,7 +15,7 @@ from splatopt.core.checks import InputError
 from splatopt.data import inspect_capture, load_capture
 from splatopt.data.capture import read_source
 from splatopt.data.lens import Lens
-from splatopt.data.source import FARTHEST, finite_points
+from splatopt.data.source import MAX_DISTANCE, finite_points
 
 INTRINSICS = {"fl_x": 60, "fl_y": 60, "cx": 40, "cy": 30, "w": WIDTH, "h": HEIGHT}
 NUMBERS = ["fl_x", "fl_y", "cx", "cy"]
@@ -206,7 +206,9 @@ def test_a_camera_far_from_all_others_is_warned_of(tmp_path):
 
 
 def test_points_too_far_to_be_believed_are_left_out_and_counted():
-    positions = np.array([[0, 0, 1], [1e30, 0, 0], [np.nan, 0, 0], [0, -2 * FARTHEST, 0], [0, 1e300, 0], [1, 2, 3.0]])
+    positions = np.array(
+        [[0, 0, 1], [1e30, 0, 0], [np.nan, 0, 0], [0, -2 * MAX_DISTANCE, 0], [0, 1e300, 0], [1, 2, 3.0]]
+    )
     warnings: list[str] = []
     points = finite_points(positions, np.zeros((6, 3), dtype=np.uint8), warnings)
     assert points.positions.tolist() == [[0, 0, 1], [1, 2, 3]]

@@ -13,7 +13,6 @@ import trimesh
 from splatopt.cli import main
 from splatopt.core.checks import InputError
 from splatopt.data import mesh as mesh_module
-from splatopt.data.knot import make_knot
 from splatopt.data.mesh import (
     BOX,
     crossings_above,
@@ -24,6 +23,7 @@ from splatopt.data.mesh import (
     winding_numbers,
     write_mesh,
 )
+from splatopt.data.torus_knot import make_torus_knot
 
 
 def generator(seed=0):
@@ -84,7 +84,7 @@ def test_axis_parallel_rays_through_edges_and_corners_are_no_trouble():
 
 @pytest.mark.slow
 def test_the_two_agree_on_a_knot_whose_volume_they_find():
-    mesh = make_knot(around=12, along=96)
+    mesh = make_torus_knot(around=12, along=96)
     near = sample_surface(mesh, 500, generator()) + 0.02 * torch.randn(500, 3, generator=generator(1)).double()
     points = torch.cat([torch.rand(500, 3, generator=generator(2), dtype=torch.float64) * 2 - 1, near])
     parity = crossings_above(mesh, points) != 0
@@ -145,7 +145,7 @@ def test_samples_of_the_surface_are_uniform():
 
 
 def test_the_knot_is_closed_and_as_large_as_asked(tmp_path):
-    mesh = make_knot(around=8, along=60)
+    mesh = make_torus_knot(around=8, along=60)
     write_mesh(tmp_path / "knot.ply", mesh.vertices, mesh.faces)
     again = load_mesh(tmp_path / "knot.ply")
     assert again.watertight
@@ -178,7 +178,7 @@ def test_what_is_no_mesh_is_refused_in_a_sentence(tmp_path, name, content, said)
 
 
 def test_a_file_that_is_too_large_is_not_opened(tmp_path, monkeypatch):
-    monkeypatch.setattr("splatopt.data.mesh.LARGEST_FILE", 10)
+    monkeypatch.setattr("splatopt.data.mesh.MAX_FILE_BYTES", 10)
     (tmp_path / "large.obj").write_bytes(b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
     with pytest.raises(InputError, match="is larger than"):
         load_mesh(tmp_path / "large.obj")
@@ -262,7 +262,7 @@ def test_the_command_line_names_a_damaged_mesh(tmp_path, capsys):
 def test_instances_of_a_scene_are_counted_before_they_are_made(tmp_path, monkeypatch):
     trimesh.creation.box().export(tmp_path / "box.glb")
     assert len(load_mesh(tmp_path / "box.glb").faces) == 12
-    monkeypatch.setattr("splatopt.data.mesh_files.MOST_FACES", 100)
+    monkeypatch.setattr("splatopt.data.mesh_files.MAX_FACES", 100)
     node = {"mesh": 0}
     values = {
         "accessors": [{"count": 36}],

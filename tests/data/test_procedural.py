@@ -13,7 +13,7 @@ from splatopt.data import Capture, load_capture, make_capture
 
 @pytest.fixture(scope="module")
 def capture(tmp_path_factory: pytest.TempPathFactory) -> Capture:
-    return load_capture(make_capture(tmp_path_factory.mktemp("made") / "still", views=9, width=96, height=72))
+    return load_capture(make_capture(tmp_path_factory.mktemp("synthetic") / "still", views=9, width=96, height=72))
 
 
 def test_goes_through_the_ordinary_loader(capture: Capture) -> None:

@@ -36,9 +36,9 @@ def counted(program: str, *words: str) -> tuple[dict, bool]:
     return json.loads(ended.stdout), ended.returncode == 0
 
 
-def kills(hours: float, seed: int, least: int = 1) -> dict:
+def kills(hours: float, seed: int, min_kills: int = 1) -> dict:
     """Return the counts of :mod:`faults.kills`."""
-    words = ("--hours", str(hours), "--kills", str(least), "--seed", str(seed))
+    words = ("--hours", str(hours), "--kills", str(min_kills), "--seed", str(seed))
     return counted("faults.kills", *words)[0]
 
 

@@ -21,10 +21,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from faults.doomed import Doom, Ended, run_doomed
+from faults.killed_child import Ended, KillPlan, run_killed
 
 OPTIMIZERS = ("adam", "sign-tr", "tr2", "block-gn", "learned")
-_MOST_KILLS = 4
+_MAX_KILLS = 4
 _REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -66,7 +66,7 @@ class Tally:
 
 def commands(place: Path, optimizers: Sequence[str] = OPTIMIZERS) -> list[Command]:
     """Return all commands, on small things that lie in ``place``."""
-    capture, photo, made = str(place / "capture"), str(place / "photo.png"), str(place / "made")
+    capture, photo, synthetic = str(place / "capture"), str(place / "photo.png"), str(place / "synthetic")
     quick = ("--threads", "1", "--log-every", "2", "--checkpoint-every", "3", "--eval-every", "4")
     found = [
         Command(
@@ -92,13 +92,24 @@ def commands(place: Path, optimizers: Sequence[str] = OPTIMIZERS) -> list[Comman
     found.append(
         Command("bench", ("bench", *suite, "--threads", "1", "--out", "{out}"), False, "--retry", _bench_results)
     )
-    lanes = ("--lanes", "1", "--steps", "4", "--save-every", "2", "--validate-every", "2", "--losses.lpips-weight", "0")
-    episodes = ("--practice.view-batches", "2", "--practice.targets", "2", "--practice.sh-degree", "1")
+    streams = (
+        "--streams",
+        "1",
+        "--steps",
+        "4",
+        "--save-every",
+        "2",
+        "--validate-every",
+        "2",
+        "--losses.lpips-weight",
+        "0",
+    )
+    episodes = ("--tasks.view-batches", "2", "--tasks.targets", "2", "--tasks.sh-degree", "1")
     episodes += ("--episodes.unroll", "2", "--episodes.rollout", "3", "--episodes.rollout-growth", "2")
     found.append(
         Command(
             "meta-train",
-            ("meta-train", "--data", made, *lanes, *episodes, "--out", "{out}"),
+            ("meta-train", "--data", synthetic, *streams, *episodes, "--out", "{out}"),
             False,
             None,
             _meta_results,
@@ -148,19 +159,19 @@ def _meta_results(out: Path) -> dict[str, str]:
 
 
 def prepare(place: Path) -> None:
-    """Write a capture, a photograph and made scenes, in a child: nothing may be at work in this process."""
+    """Write a capture, a photograph and synthetic scenes, in a child: nothing may be at work in this process."""
     pid = os.fork()
     if pid == 0:
         import numpy as np
         from PIL import Image
 
-        from splatopt.data.made import SceneOptions, write_scenes
         from splatopt.data.procedural import make_capture
+        from splatopt.data.synthetic import SceneOptions, write_scenes
 
         make_capture(place / "capture", seed=0, views=5, width=24, height=16, points=60)
         waves = np.sin(np.arange(20)[:, None, None] / 3 + np.arange(24)[None, :, None] / 5 + np.arange(3))
         Image.fromarray(((waves + 1) * 127).astype(np.uint8)).save(place / "photo.png")
-        list(write_scenes(place / "made", 1, 3, SceneOptions(side=32, views=6, points=100, samples=1)))
+        list(write_scenes(place / "synthetic", 1, 3, SceneOptions(side=32, views=6, points=100, samples=1)))
         os._exit(0)
     if os.waitpid(pid, 0)[1]:
         raise RuntimeError("the small things for the campaign could not be made")
@@ -195,18 +206,18 @@ class Campaign:
         """Return how the command ends when nobody kills it, and what it comes to."""
         if command.name not in self.straight:
             out = self.place / f"straight-{len(self.straight)}"
-            ended = self._run(command, out, Doom(), "")
+            ended = self._run(command, out, KillPlan(), "")
             if ended.code:
                 raise RuntimeError(f"{command.name} does not run at all: {ended.said[-2000:]}")
             self.straight[command.name] = ended, command.results(out)
             self._check_clean(command, out)
         return self.straight[command.name]
 
-    def _run(self, command: Command, out: Path, doom: Doom, more: str) -> Ended:
+    def _run(self, command: Command, out: Path, plan: KillPlan, more: str) -> Ended:
         words = [word.format(out=out) for word in command.words]
         if command.resumes and (out / "config.json").exists():
             words.append("--resume")
-        return run_doomed([*words, *more.split()], out, doom, out.with_suffix(".trace"))
+        return run_killed([*words, *more.split()], out, plan, out.with_suffix(".trace"))
 
     def case(self) -> None:
         """Kill one run up to some times, let it come to its end, and look at what it left."""
@@ -215,23 +226,23 @@ class Campaign:
         straight, wanted = self.straight_run(command)
         out = self.place / f"run-{self.number}"
         more = ""
-        for _ in range(self.chance.randint(1, _MOST_KILLS)):
-            doom = self._doom(command, straight)
+        for _ in range(self.chance.randint(1, _MAX_KILLS)):
+            plan = self._kill_plan(command, straight)
             before = self._newest(out)
-            ended = self._run(command, out, doom, more)
+            ended = self._run(command, out, plan, more)
             self._check_start(command, out, before, ended, anew=bool(more))
-            if doom.request:
+            if plan.request:
                 self._check_answer(command, out, ended)
-            elif ended.code < 0 or doom.alone:
+            elif ended.code < 0 or plan.alone:
                 self.tally.kills[command.name] += 1
-            if ended.code == 0 or (ended.code > 0 and not doom.alone and not doom.request):
+            if ended.code == 0 or (ended.code > 0 and not plan.alone and not plan.request):
                 break
-            more = command.retry or "" if doom.alone else more
+            more = command.retry or "" if plan.alone else more
         else:
             ended = None
         if ended is None or ended.code != 0:
             before = self._newest(out)
-            ended = self._run(command, out, Doom(), more)
+            ended = self._run(command, out, KillPlan(), more)
             self._check_start(command, out, before, ended, anew=bool(more))
         if ended.code:
             self._fault(command, out, f"cannot go on: {' '.join(ended.said.split())[-700:]}")
@@ -244,15 +255,15 @@ class Campaign:
         if self._check_clean(command, out):
             shutil.rmtree(out)
 
-    def _doom(self, command: Command, straight: Ended) -> Doom:
+    def _kill_plan(self, command: Command, straight: Ended) -> KillPlan:
         seed = self.chance.randrange(1 << 30)
         if self.chance.random() < 0.2:
-            return Doom(seconds=self.chance.uniform(0.001, straight.seconds), seed=seed)
+            return KillPlan(seconds=self.chance.uniform(0.001, straight.seconds), seed=seed)
         alone = command.retry is not None and self.chance.random() < 0.3
         operation = self.chance.randint(1, straight.operations)
         if self.chance.random() < 0.2:
-            return Doom(operation=operation, request=self.chance.choice(_REQUESTS), seed=seed)
-        return Doom(operation=operation, alone=alone, power=self.chance.random() < 0.5, seed=seed)
+            return KillPlan(operation=operation, request=self.chance.choice(_REQUESTS), seed=seed)
+        return KillPlan(operation=operation, alone=alone, power=self.chance.random() < 0.5, seed=seed)
 
     def _check_answer(self, command: Command, out: Path, ended: Ended) -> None:
         """A request is carried out, or comes so late that the work is done all the same."""

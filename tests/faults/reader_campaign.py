@@ -31,7 +31,7 @@ from typing import Any
 HANG_SECONDS = 60.0
 """An input that takes longer hangs; far above what one takes, since the machine may be busy."""
 
-MOST_MEBIBYTES = 1024
+MAX_MEBIBYTES = 1024
 """Memory that reading a damaged file may take at most, that of the process without it included."""
 
 _ADDRESS_SPACE = 16 << 30
@@ -50,7 +50,7 @@ class Counts:
         unsafe: Inputs about which the command line printed what it must not.
         signals: Inputs that ended the process.
         hangs: Inputs that took longer than HANG_SECONDS.
-        bloated: Inputs that took more than MOST_MEBIBYTES.
+        bloated: Inputs that took more than MAX_MEBIBYTES.
         peak_mebibytes: Largest resident memory of any input.
         slowest_seconds: Longest time of any input.
         kinds: Inputs by kind.
@@ -77,7 +77,7 @@ class Counts:
         setattr(self, line["outcome"], getattr(self, line["outcome"]) + 1)
         self.peak_mebibytes = max(self.peak_mebibytes, line.get("mebibytes", 0.0))
         self.slowest_seconds = max(self.slowest_seconds, line.get("seconds", 0.0))
-        bloated = line.get("mebibytes", 0.0) > MOST_MEBIBYTES
+        bloated = line.get("mebibytes", 0.0) > MAX_MEBIBYTES
         self.bloated += bloated
         if bloated or line["outcome"] not in ("used", "refused"):
             self.failures.append(line)

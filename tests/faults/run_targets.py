@@ -23,14 +23,14 @@ from splatopt.cli import main
 from splatopt.commands import parsing
 from splatopt.core.checks import InputError
 from splatopt.data import make_capture
-from splatopt.data.made import SceneOptions, write_scenes
+from splatopt.data.synthetic import SceneOptions, write_scenes
 from splatopt.runs.folder import write_json
 
 _TRAIN = ("--steps", "4", "--checkpoint-every", "2", "--log-every", "1", "--threads", "1", "--sh-degree", "1")
 _META = (
-    *("--steps", "2", "--lanes", "1", "--save-every", "1", "--seed", "3", "--episodes.unroll", "2"),
-    *("--practice.view-batches", "2", "--practice.targets", "1", "--practice.sh-degree", "1"),
-    *("--episodes.inserted", "1", "--practice.few", "2", "3", "--losses.lpips-weight", "0", "--episodes.rollout", "2"),
+    *("--steps", "2", "--streams", "1", "--save-every", "1", "--seed", "3", "--episodes.unroll", "2"),
+    *("--tasks.view-batches", "2", "--tasks.targets", "1", "--tasks.sh-degree", "1"),
+    *("--episodes.inserted", "1", "--tasks.few", "2", "3", "--losses.lpips-weight", "0", "--episodes.rollout", "2"),
 )
 
 
@@ -121,10 +121,10 @@ class Workshop:
         """
         self.folder, self.copy = folder, folder / "copy"
         self.capture = make_capture(folder / "capture", seed=0, views=9, width=16, height=16, points=24)
-        self.image, self.made = folder / "image.png", folder / "made"
+        self.image, self.synthetic = folder / "image.png", folder / "synthetic"
         pixels = np.random.default_rng(0).integers(0, 255, (12, 12, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(self.image)
-        for _ in write_scenes(self.made, 1, 3, SceneOptions(side=16, views=5, points=80, samples=1)):
+        for _ in write_scenes(self.synthetic, 1, 3, SceneOptions(side=16, views=5, points=80, samples=1)):
             pass
         self.originals: dict[str, Path] = {}
         self.targets: dict[str, Target] = {}
@@ -198,14 +198,14 @@ class Workshop:
         self._add(Target("bench", damaged + others, commands, may_fail=True), make)
 
     def _make_meta(self) -> None:
-        words = ("meta-train", "--out", str(self.copy), "--data", str(self.made), *_META)
+        words = ("meta-train", "--out", str(self.copy), "--data", str(self.synthetic), *_META)
         user = self.copy / "weights.safetensors"
         train = ("train", str(self.capture), "--out", str(self.copy / "run"), *words_of("learned"))
         commands = (words, words, words, (*train, "--learned.weights", str(user)))
         damaged = ("config.json", "log.jsonl", "weights.json", "weights.safetensors")
-        kept = ("checkpoints/*/checkpoint.json", "checkpoints/*/*.safetensors", "lanes/*/*/checkpoint.json")
-        lanes = ("lanes/*/*/*.safetensors",)
-        self._add(Target("meta-train", damaged + kept + lanes, commands), lambda: self._call(*words))
+        kept = ("checkpoints/*/checkpoint.json", "checkpoints/*/*.safetensors", "streams/*/*/checkpoint.json")
+        streams = ("streams/*/*/*.safetensors",)
+        self._add(Target("meta-train", damaged + kept + streams, commands), lambda: self._call(*words))
 
     def fresh(self, target: Target) -> Path:
         """Return the copy of a target, as it was made."""

@@ -64,7 +64,7 @@ def check(counts: dict) -> None:
 
 @pytest.mark.slow
 def test_a_handful_of_kills():
-    counts = campaign.kills(0.0, seed=20, least=12)
+    counts = campaign.kills(0.0, seed=20, min_kills=12)
     check(counts)
     assert sum(counts["kills"].values()) >= 12
 
@@ -72,7 +72,7 @@ def test_a_handful_of_kills():
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_minute_of_kills_over_all_commands():
-    counts = campaign.kills(1 / 60, seed=21, least=60)
+    counts = campaign.kills(1 / 60, seed=21, min_kills=60)
     check(counts)
     commands = {*(f"train {name}" for name in OPTIMIZERS), "fit", "bench", "meta-train"}
     assert set(counts["kills"]) == commands
@@ -209,7 +209,7 @@ def test_a_run_that_another_process_is_at_work_on_is_left_to_it(short, tmp_path,
     run = tmp_path / "run"
     assert main([*short, "--out", str(run)]) == 0
     part = run / ".scene.ply.partial"
-    with RunFolder(run).held():
+    with RunFolder(run).locked():
         part.touch()
         for words in ([*short, "--out", str(run), "--resume"], ["eval", str(run)]):
             capsys.readouterr()
@@ -227,5 +227,5 @@ def test_a_run_that_another_process_is_at_work_on_is_left_to_it(short, tmp_path,
 
 def test_two_that_begin_the_same_run_do_not_mix(tmp_path):
     folder = RunFolder(tmp_path / "run", FIELD_FORMAT)
-    with folder.held(), pytest.raises(InputError, match="another process is at work"), folder.held():
+    with folder.locked(), pytest.raises(InputError, match="another process is at work"), folder.locked():
         pass

@@ -309,7 +309,7 @@ PLANTED = {
     "export": ("splatopt.train.run", "scene_of"),
     "report": ("splatopt.train.run", "read_evaluation"),
     "bench": ("splatopt.bench.session", "make_cells"),
-    "data": ("splatopt.data.made.folder", "build_scene"),
+    "data": ("splatopt.data.synthetic.folder", "build_scene"),
     "meta-train": ("splatopt.meta.training", "find_backend"),
     "fit": ("splatopt.fit.setup", "load_image"),
     "diagnose": ("splatopt.report.diagnosis", "dense_hessian"),

@@ -38,7 +38,7 @@ def test_a_batch_sees_its_pixels_and_the_loss_is_their_mean_squared_error():
     evaluation = task.gradient(torch.tensor([6, 0]))
     expected = ((0.0**2 + 0.25**2 + 0.75**2) + 3 * 0.75**2) / 6
     assert evaluation.loss == pytest.approx(expected)
-    assert evaluation.facts["psnr"] == pytest.approx(-10 * math.log10(expected))
+    assert evaluation.metrics["psnr"] == pytest.approx(-10 * math.log10(expected))
     assert task.size == 8
 
 

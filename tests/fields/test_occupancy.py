@@ -10,8 +10,8 @@ from torch import nn
 
 from fields.cases import generator, random_tangent
 from splatopt.curvature.hessian import CentralDifference, ExactHessian
-from splatopt.data.knot import make_knot
 from splatopt.data.mesh import BOX, inside
+from splatopt.data.torus_knot import make_torus_knot
 from splatopt.fields import Architecture, OccupancyTask, make_field
 from splatopt.fields.occupancy import (
     LabelledPoints,
@@ -21,7 +21,7 @@ from splatopt.fields.occupancy import (
     zero_surface,
 )
 
-KNOT = make_knot(around=10, along=80)
+KNOT = make_torus_knot(around=10, along=80)
 
 
 def task(count=60):
@@ -57,9 +57,9 @@ def test_the_loss_is_the_mean_cross_entropy_and_half_the_squared_residual():
     assert objective.gradient(batch).loss == pytest.approx(expected, rel=1e-12)
     (r,) = objective.residuals(batch)
     assert float(0.5 * r.square().sum()) == pytest.approx(expected, rel=1e-12)
-    pulled = objective.vjp(batch, (r,))
+    vjp_value = objective.vjp(batch, (r,))
     for name, part in objective.gradient(batch).gradient.items():
-        assert torch.allclose(pulled[name], part, rtol=1e-9, atol=1e-15)
+        assert torch.allclose(vjp_value[name], part, rtol=1e-9, atol=1e-15)
 
 
 def test_the_hessian_product_agrees_with_finite_differences():
@@ -84,8 +84,8 @@ def test_a_point_that_is_surely_right_has_a_finite_slope():
     objective = OccupancyTask(Sure(), labelled, labelled)
     batch = torch.arange(2)
     assert objective.gradient(batch).loss == 0
-    pulled = objective.vjp(batch, (torch.ones(2),))
-    assert torch.isfinite(pulled["logit"])
+    vjp_value = objective.vjp(batch, (torch.ones(2),))
+    assert torch.isfinite(vjp_value["logit"])
 
 
 def test_intersection_over_union():

@@ -32,8 +32,8 @@ class Fog(torch.nn.Module):
 def camera(width=4, height=3) -> Camera:
     pose = torch.eye(4, dtype=torch.float64)
     pose[:3, 3] = torch.tensor([0.1, -0.2, 3.0])
-    turn = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]], dtype=torch.float64)
-    pose[:3, :3] = turn
+    rotation = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]], dtype=torch.float64)
+    pose[:3, :3] = rotation
     return Camera(pose, 5.0, 6.0, 1.9, 1.4, width, height, "one")
 
 
@@ -139,7 +139,7 @@ def test_the_loss_is_the_mean_squared_error_of_the_batch():
     shaded = objective.shade(batch.rays, batch.jitter)
     evaluation = objective.gradient(batch)
     assert evaluation.loss == pytest.approx(float((shaded - batch.colors).square().mean().detach()), rel=1e-5)
-    assert evaluation.facts["psnr"] == pytest.approx(-10 * math.log10(evaluation.loss))
+    assert evaluation.metrics["psnr"] == pytest.approx(-10 * math.log10(evaluation.loss))
 
 
 def test_the_hessian_product_agrees_with_finite_differences():

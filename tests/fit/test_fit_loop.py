@@ -18,8 +18,8 @@ from PIL import Image
 from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.core.checks import InputError
 from splatopt.data import load_capture
-from splatopt.data.knot import make_knot
 from splatopt.data.mesh import load_mesh, write_mesh
+from splatopt.data.torus_knot import make_torus_knot
 from splatopt.fields.image import ImageTask
 from splatopt.fit.config import FitConfig
 from splatopt.fit.events import FitProgress, FitScored, FitStarted, FitStepped
@@ -132,7 +132,7 @@ def test_scores_come_at_the_steps_asked_for_and_change_nothing(settings):
 
 
 def test_a_shape_becomes_a_mesh_in_the_coordinates_of_its_file(settings, tmp_path):
-    knot = make_knot(around=8, along=48)
+    knot = make_torus_knot(around=8, along=48)
     path = tmp_path / "knot.ply"
     write_mesh(path, knot.vertices * 7 + 100, knot.faces)
     changes = {"points": 6000, "resolution": 24, "width": 48}
@@ -148,7 +148,7 @@ def test_a_shape_becomes_a_mesh_in_the_coordinates_of_its_file(settings, tmp_pat
 
 
 def test_an_open_mesh_is_said_to_be_judged_by_winding_numbers(settings, tmp_path):
-    knot = make_knot(around=6, along=24)
+    knot = make_torus_knot(around=6, along=24)
     write_mesh(tmp_path / "open.obj", knot.vertices, knot.faces[:-3])
     listener = Listener()
     changes = {"points": 300, "resolution": 8, "epochs": 1}

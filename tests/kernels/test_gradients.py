@@ -37,9 +37,9 @@ def image_gradient(view: TinyView) -> torch.Tensor:
 def true_gradient(index: int) -> dict[str, torch.Tensor]:
     view = TINY[index]
     along = image_gradient(view).double()
-    pulled = ReferenceRenderer().image_vjp(view.cloud(), view.case.camera, view.case.options, lambda _: along)
+    vjp_value = ReferenceRenderer().image_vjp(view.cloud(), view.case.camera, view.case.options, lambda _: along)
     return {
-        name: torch.zeros_like(value) if pulled.gradient[name] is None else pulled.gradient[name]
+        name: torch.zeros_like(value) if vjp_value.gradient[name] is None else vjp_value.gradient[name]
         for name, value in view.cloud().tensors.items()
     }
 

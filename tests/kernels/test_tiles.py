@@ -46,9 +46,9 @@ def test_a_needle_across_tiles_is_listed_where_it_goes_and_not_in_its_bounding_b
     mean, (a11, a12, a22) = drawn.splats.splats[:, :2], drawn.splats.splats[:, 2:5].unbind(1)
     reach = (drawn.splats.splats[:, 5] - math.log2(MIN_ALPHA)).clamp_min(0)
     half = torch.stack([(reach / a11**2 + reach * (a12 / (a11 * a22)) ** 2).sqrt(), reach.sqrt() / a22], dim=1)
-    most = torch.tensor([6, 5], device=device)
-    first = ((mean - half) / TILE).floor().clamp_min(0).minimum(most)
-    after = ((mean + half) / TILE).ceil().clamp_min(0).minimum(most)
+    upper = torch.tensor([6, 5], device=device)
+    first = ((mean - half) / TILE).floor().clamp_min(0).minimum(upper)
+    after = ((mean + half) / TILE).ceil().clamp_min(0).minimum(upper)
     box = (after - first).prod(dim=1) * (drawn.splats.row_count > 0)
     entries = drawn.lists.slot_count
     assert (entries <= box).all()

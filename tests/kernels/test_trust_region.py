@@ -63,8 +63,8 @@ CASES = [
     ("tr2-paper", {"estimator": "exact", "refresh": 2}, 3),
     ("tr2", {"refresh": 2, "curvature_factor": 3.0, "damping": 0.0}, 0),
     ("tr2", {"refresh": 2, "higher_bands": 0.5}, 15),
-    ("tr2", {"epsilon_start": 0.3, "most_relative_distance": 0.9, "color_floor": 0.2, "opacity_floor": 0.1}, 0),
-    ("tr2", dict.fromkeys(("most_mean", "most_log_scale", "most_quat", "most_logit", "most_color"), 1e-3), 3),
+    ("tr2", {"epsilon_start": 0.3, "max_relative_distance": 0.9, "color_floor": 0.2, "opacity_floor": 0.1}, 0),
+    ("tr2", dict.fromkeys(("max_mean", "max_log_scale", "max_quat", "max_logit", "max_color"), 1e-3), 3),
 ]
 
 
@@ -158,7 +158,7 @@ def test_full_blocks_give_the_step_of_torch(device, reach):
     exact = AwkwardCloud(torch.float64, rows, 3)
     roots = torch.randn(rows, 14, 30, generator=generator, dtype=torch.float64)
     # ε/α up to 0.02, so that steps are long beside float32's rounding.
-    options = BlockGaussNewtonOptions(factorisations=2, damping=0.3, epsilon_start=1e-2, most_relative_distance=0.02)
+    options = BlockGaussNewtonOptions(factorisations=2, damping=0.3, epsilon_start=1e-2, max_relative_distance=0.02)
     kept = pack_blocks(roots @ roots.mT)
     evaluation = exact.gradient(None)
     gradient = {name: value.float() for name, value in evaluation.gradient.items()}
@@ -184,11 +184,11 @@ def test_full_blocks_give_the_step_of_torch(device, reach):
         found,
     ]
     numbers = {"decay": 0.9, "scale": 0.7, "damping": 0.05, "factorisations": 2}
-    promised = block_step.block_step(*arguments, correction=1.0, measure_only=True, **numbers)
-    assert promised == pytest.approx(float((flattened(gradient) * eta).norm(dim=1).sum()), rel=1e-5)
+    predicted = block_step.block_step(*arguments, correction=1.0, measure_only=True, **numbers)
+    assert predicted == pytest.approx(float((flattened(gradient) * eta).norm(dim=1).sum()), rel=1e-5)
     assert torch.equal(flattened(scene.values), before), "measuring must not move anything"
     again = block_step.block_step(*arguments, correction=10.0, **numbers)
-    assert again == pytest.approx(promised, rel=1e-5)
+    assert again == pytest.approx(predicted, rel=1e-5)
     torch.testing.assert_close(found.double().cpu(), next_multipliers, rtol=1e-3, atol=1e-5)
     others = [0, 1, 2, 3, 4, 5, 10, 11, 12, 13]
     step = flattened(scene.values) - before

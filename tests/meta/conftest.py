@@ -11,7 +11,7 @@ from splatopt.meta.network import LearnedNetwork
 
 @pytest.fixture(scope="package")
 def scenes(tmp_path_factory):
-    return make_scenes(tmp_path_factory.mktemp("made"))
+    return make_scenes(tmp_path_factory.mktemp("synthetic"))
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from meta.clouds import stirred
-from meta.toys import PRACTICE, SHAPE, begin
+from meta.toys import SHAPE, TASKS, begin
 from splatopt.core.schema import GAUSSIAN_TENSORS
 from splatopt.meta import episode as episode_module
-from splatopt.meta.episode import LossOptions, Situation, roll_out, run_episode
+from splatopt.meta.episode import EpisodeState, LossOptions, roll_out, run_episode
 from splatopt.meta.inner import InnerRates
 from splatopt.meta.network import LearnedNetwork
-from splatopt.meta.practice import draw_practice
+from splatopt.meta.tasks import draw_task
 from splatopt.raster.render import make_renderer
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.photometric import PhotometricObjective
@@ -36,9 +36,9 @@ class Replayed:
         evaluation = self.original(self.objective, batch)
         return replace(evaluation, gradient={name: value.clone() for name, value in evaluation.gradient.items()})
 
-    def step(self, network, rates, situation, parameters, views):
+    def step(self, network, rates, episode_state, parameters, views):
         if not self.replays:
-            step, loss, gradient = self.real(network, rates, situation, parameters, views)
+            step, loss, gradient = self.real(network, rates, episode_state, parameters, views)
             self.shown.append(gradient)
             return step, loss, gradient
         here = self.copied(views)
@@ -46,38 +46,40 @@ class Replayed:
         self.number += 1
         with self.monkeypatch.context() as patch:
             patch.setattr(type(self.objective), "gradient", lambda objective, batch: told)
-            step, loss, _ = self.real(network, rates, situation, parameters, views)
+            step, loss, _ = self.real(network, rates, episode_state, parameters, views)
         return step, loss, dict(here.gradient)
 
 
 def small_practice(scene):
     """Twelve Gaussians in float64, large enough to overlap."""
     renderer = make_renderer("reference", 1)
-    practice = draw_practice(scene, renderer, PRACTICE, torch.Generator().manual_seed(1))
-    before = practice.objective
+    task = draw_task(scene, renderer, TASKS, torch.Generator().manual_seed(1))
+    before = task.objective
     cloud = GaussianCloud(**{name: value[:12].double() for name, value in before.cloud.tensors.items()})
     cloud.log_scales += 1.0
     objective = PhotometricObjective(
         cloud, before.cameras, before.images, renderer, before.options, length_scale=before.length_scale
     )
-    return replace(practice, objective=objective)
+    return replace(task, objective=objective)
 
 
 def test_the_gradient_of_an_episode_is_that_of_its_meta_loss(scenes, monkeypatch):
     """Against finite differences in float64, the gradients that the network is shown held as they were."""
     network = stirred(LearnedNetwork(SHAPE), size=0.05).double()
-    practice = small_practice(scenes[0])
-    cloud = practice.objective.cloud
+    task = small_practice(scenes[0])
+    cloud = task.objective.cloud
     start = {name: value.clone() for name, value in cloud.tensors.items()}
     rates = InnerRates(means=1e-3, log_scales=1e-2, quats=1e-2, logit_opacities=1e-2, sh_dc=1e-2, sh_rest=1e-3)
-    replayed = Replayed(monkeypatch, practice.objective)
+    replayed = Replayed(monkeypatch, task.objective)
 
     def run():
         for name, value in cloud.tensors.items():
             value.copy_(start[name])
         replayed.number = 0
-        situation, generator = Situation.begin(practice, network), torch.Generator().manual_seed(2)
-        return run_episode(network, rates, situation, 2, LossOptions(delta_weight=0.0), generator, delta_penalty=False)
+        episode_state, generator = EpisodeState.begin(task, network), torch.Generator().manual_seed(2)
+        return run_episode(
+            network, rates, episode_state, 2, LossOptions(delta_weight=0.0), generator, delta_penalty=False
+        )
 
     assert run() is not None
     replayed.replays = True
@@ -101,18 +103,18 @@ def test_the_gradient_of_an_episode_is_that_of_its_meta_loss(scenes, monkeypatch
 
 
 def test_an_episode_moves_the_cloud_and_leaves_no_graph(scenes, network):
-    situation = begin(scenes, network)
-    before = {name: value.clone() for name, value in situation.practice.objective.parameters.items()}
-    result = run_episode(network, InnerRates(), situation, 6, LossOptions(), torch.Generator().manual_seed(0))
+    episode_state = begin(scenes, network)
+    before = {name: value.clone() for name, value in episode_state.task.objective.parameters.items()}
+    result = run_episode(network, InnerRates(), episode_state, 6, LossOptions(), torch.Generator().manual_seed(0))
     assert result is not None
     assert len(result.target_loss) == 6, "a new scene is looked at after every step"
-    assert situation.state.steps == 6
-    assert not situation.state.latent.requires_grad
-    for name, value in situation.practice.objective.parameters.items():
+    assert episode_state.state.steps == 6
+    assert not episode_state.state.latent.requires_grad
+    for name, value in episode_state.task.objective.parameters.items():
         assert not value.requires_grad
         assert not torch.equal(value, before[name]) or name == "sh_rest"
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
-    later = run_episode(network, InnerRates(), situation, 6, LossOptions(), torch.Generator().manual_seed(0))
+    later = run_episode(network, InnerRates(), episode_state, 6, LossOptions(), torch.Generator().manual_seed(0))
     assert later is not None
     assert len(later.target_loss) == 2, "and later on in the last third"
 
@@ -123,28 +125,28 @@ def test_an_episode_takes_the_steps_of_a_rollout(scenes, network):
     run_episode(network, InnerRates(), two, 4, LossOptions(), torch.Generator().manual_seed(9))
     for name in GAUSSIAN_TENSORS:
         torch.testing.assert_close(
-            one.practice.objective.parameters[name], two.practice.objective.parameters[name], rtol=1e-6, atol=1e-7
+            one.task.objective.parameters[name], two.task.objective.parameters[name], rtol=1e-6, atol=1e-7
         )
     torch.testing.assert_close(one.state.latent, two.state.latent)
 
 
 def test_the_meta_loss_is_of_the_average_of_the_iterates(scenes, network):
     # Later than what an average remembers, an episode of six steps is judged at their plain mean.
-    situation = begin(scenes, network)
-    situation.state.age += 1000
+    episode_state = begin(scenes, network)
+    episode_state.state.age += 1000
     iterates = []
     twin = begin(scenes, network)
     twin.state.age += 1000
     generator = torch.Generator().manual_seed(4)
     for _ in range(6):
         assert roll_out(network, InnerRates(), twin, 1, generator)
-        iterates.append({name: value.clone() for name, value in twin.practice.objective.parameters.items()})
-    for name, value in twin.practice.objective.parameters.items():
+        iterates.append({name: value.clone() for name, value in twin.task.objective.parameters.items()})
+    for name, value in twin.task.objective.parameters.items():
         value.copy_(torch.stack([iterate[name] for iterate in iterates]).mean(dim=0))
-    expected = twin.practice.objective.gradient(twin.practice.targets).facts["psnr"]
-    result = run_episode(network, InnerRates(), situation, 6, LossOptions(), torch.Generator().manual_seed(4))
+    expected = twin.task.objective.gradient(twin.task.targets).metrics["psnr"]
+    result = run_episode(network, InnerRates(), episode_state, 6, LossOptions(), torch.Generator().manual_seed(4))
     assert result.psnr == pytest.approx(expected, abs=1e-3)
-    losses = [twin.practice.objective.value((view,)) for view in twin.practice.targets]
+    losses = [twin.task.objective.value((view,)) for view in twin.task.targets]
     assert result.target_loss[-1] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
 
 
@@ -153,9 +155,9 @@ def test_penalties_add_to_the_gradient(scenes, network):
 
     def gradient(options, penalty=True):
         network.zero_grad()
-        generator, situation = torch.Generator().manual_seed(3), begin(scenes, network)
-        assert roll_out(network, InnerRates(), situation, 20, generator)
-        run_episode(network, hot, situation, 6, options, generator, delta_penalty=penalty)
+        generator, episode_state = torch.Generator().manual_seed(3), begin(scenes, network)
+        assert roll_out(network, InnerRates(), episode_state, 20, generator)
+        run_episode(network, hot, episode_state, 6, options, generator, delta_penalty=penalty)
         return torch.cat([parameter.grad.reshape(-1).clone() for parameter in network.parameters()])
 
     plain = gradient(LossOptions(inputs_weight=0, stability_weight=0, delta_weight=0))
@@ -167,8 +169,8 @@ def test_penalties_add_to_the_gradient(scenes, network):
 
 
 def test_numbers_that_break_down_end_an_episode_without_a_gradient(scenes, network):
-    situation = begin(scenes, network)
-    situation.practice.objective.parameters["means"][0, 0] = math.nan
+    episode_state = begin(scenes, network)
+    episode_state.task.objective.parameters["means"][0, 0] = math.nan
     network.zero_grad()
-    assert run_episode(network, InnerRates(), situation, 2, LossOptions(), torch.Generator()) is None
+    assert run_episode(network, InnerRates(), episode_state, 2, LossOptions(), torch.Generator()) is None
     assert all(p.grad is None or not p.grad.any() for p in network.parameters())

@@ -337,8 +337,8 @@ def test_the_optimizer_takes_the_native_passes_where_they_fit(tmp_path, monkeypa
     def run(dtype: torch.dtype) -> tuple[dict[str, Tensor], int]:
         taken.clear()
         objective, optimizer = learned(tmp_path, dtype)
-        facts = [optimizer.step(None, Progress(step, 100)).facts["fallback"] for step in range(8)]
-        assert facts == [0.0] * 8
+        metrics = [optimizer.step(None, Progress(step, 100)).metrics["fallback"] for step in range(8)]
+        assert metrics == [0.0] * 8
         return objective.parameters, len(taken)
 
     natively_made, count = run(torch.float32)

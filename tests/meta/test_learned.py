@@ -63,7 +63,7 @@ def assert_follow(one, other, **tolerance):
 
 def test_untrained_weights_step_as_adam_at_the_searched_rates(untrained):
     one, other = gaussians(), gaussians()
-    take(Learned(one, LearnedOptions(untrained, averaged=False, most_growth=0)), 50)
+    take(Learned(one, LearnedOptions(untrained, averaged=False, max_growth=0)), 50)
     take(Adam(other, INSIDE), 50)
     assert_follow(one, other, rtol=1e-5, atol=1e-6)
 
@@ -77,7 +77,7 @@ def test_trained_weights_step_otherwise(untrained, trained):
 
 def test_a_network_that_gives_no_numbers_steps_as_adam(untrained):
     one, other = gaussians(), gaussians()
-    optimizer = Learned(one, LearnedOptions(untrained, averaged=False, most_growth=0))
+    optimizer = Learned(one, LearnedOptions(untrained, averaged=False, max_growth=0))
     with torch.no_grad():
         optimizer.weights.network.sizes.bias[0] = math.nan
     take(optimizer, 20)
@@ -110,12 +110,12 @@ class Rising(Quadratic):
 def test_a_loss_that_stays_high_for_a_window_hands_over_to_adam_for_good(trained):
     objective = Rising(spread=3.0, gaussians=True)
     optimizer = Learned(objective, LearnedOptions(trained, fallback_window=20, averaged=False))
-    facts = [optimizer.step(None, Progress(step, 1000)).facts["fallback"] for step in range(150)]
-    changed = facts.index(1.0)
+    metrics = [optimizer.step(None, Progress(step, 1000)).metrics["fallback"] for step in range(150)]
+    changed = metrics.index(1.0)
     assert 60 + 20 < changed < 120
-    assert all(fact == 1.0 for fact in facts[changed:])
-    assert len(optimizer.notices) == 1
-    assert "Adam's" in optimizer.notices[0]
+    assert all(fact == 1.0 for fact in metrics[changed:])
+    assert len(optimizer.warnings) == 1
+    assert "Adam's" in optimizer.warnings[0]
     before = {name: value.clone() for name, value in objective.parameters.items()}
     take(optimizer, 1)
     moved = objective.parameters["sh_dc"] - before["sh_dc"]
@@ -136,7 +136,7 @@ def test_falling_back_is_kept_in_the_state(trained):
     take(optimizer, 120)
     again = Learned(objective, LearnedOptions(trained, fallback_window=5))
     again.load_state(optimizer.state())
-    assert again.step(None, Progress(120, 1000)).facts["fallback"] == 1.0
+    assert again.step(None, Progress(120, 1000)).metrics["fallback"] == 1.0
 
 
 def test_a_run_goes_on_with_the_weights_that_it_was_begun_with(trained, untrained, tmp_path):
@@ -163,9 +163,9 @@ def test_a_run_goes_on_with_the_weights_that_it_was_begun_with(trained, untraine
 
 def test_a_falling_loss_never_falls_back(trained):
     optimizer = Learned(gaussians(), LearnedOptions(trained, fallback_window=5))
-    facts = [optimizer.step(None, Progress(step, 1000)).facts["fallback"] for step in range(60)]
-    assert not any(facts)
-    assert not optimizer.notices
+    metrics = [optimizer.step(None, Progress(step, 1000)).metrics["fallback"] for step in range(60)]
+    assert not any(metrics)
+    assert not optimizer.warnings
 
 
 def test_neighbours_are_searched_for_every_so_often_and_after_edits(trained, monkeypatch):
@@ -219,12 +219,12 @@ def test_few_views_shorten_the_steps_of_the_higher_bands_alone(trained, monkeypa
     assert not torch.equal(results["six views"]["sh_rest"], results["many views"]["sh_rest"])
 
 
-def test_met_views_are_kept_in_the_state(trained):
+def test_visited_views_are_kept_in_the_state(trained):
     one = Learned(Viewed(spread=3.0, gaussians=True), LearnedOptions(trained))
     for step in range(3):
         one.step((step, 5), Progress(step, 1000))
     saved = one.state()
-    assert saved.tensors["met_views"].tolist() == [0, 1, 2, 5]
+    assert saved.tensors["visited_views"].tolist() == [0, 1, 2, 5]
     objective = Viewed(spread=3.0, gaussians=True)
     for name, value in objective.parameters.items():
         value.copy_(one.objective.parameters[name])
@@ -264,7 +264,7 @@ def test_shipped_weights_are_whole_small_and_described():
         loaded = load_weights(name)
         assert loaded.network.options == SIZES[name]
         assert not any(parameter.requires_grad for parameter in loaded.network.parameters())
-        assert {"command", "seed", "hours", "machine"} <= set(loaded.facts)
+        assert {"command", "seed", "hours", "machine"} <= set(loaded.metadata)
 
 
 def test_the_entry_is_registered_with_the_shipped_weights():
@@ -277,7 +277,7 @@ def test_weights_come_back_as_they_were(tmp_path):
     save_weights(tmp_path / "mine.safetensors", network, rates, {"seed": 3})
     loaded = load_weights(str(tmp_path / "mine.safetensors"))
     assert loaded.rates == rates
-    assert loaded.facts == {"seed": 3}
+    assert loaded.metadata == {"seed": 3}
     for (name, value), other in zip(network.state_dict().items(), loaded.network.state_dict().values(), strict=True):
         assert torch.equal(value, other), name
 
@@ -330,7 +330,7 @@ def test_weights_that_cannot_be_used_are_refused(untrained, tmp_path, monkeypatc
         assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="did you mean tiny"):
         load_weights("tiiny")
-    monkeypatch.setattr(weights_module, "_MOST_BYTES", 100)
+    monkeypatch.setattr(weights_module, "_MAX_BYTES", 100)
     with pytest.raises(InputError, match="more than"):
         load_weights(untrained)
 

@@ -6,25 +6,25 @@ import pytest
 import torch
 
 from meta.clouds import stirred
-from meta.toys import PRACTICE, SHAPE, make_scenes
+from meta.toys import SHAPE, TASKS, make_scenes
 from splatopt.core.objective import Oracle
 from splatopt.core.schema import GAUSSIAN_TENSORS
-from splatopt.meta.episode import LossOptions, Situation, run_episode
+from splatopt.meta.episode import EpisodeState, LossOptions, run_episode
 from splatopt.meta.inner import InnerRates
 from splatopt.meta.network import LearnedNetwork
-from splatopt.meta.perceptual import can_pull, image_pull
-from splatopt.meta.practice import draw_practice
+from splatopt.meta.perceptual import gives_image_loss_gradient, image_loss_gradient
+from splatopt.meta.tasks import draw_task
 from splatopt.raster.losses import L1Ssim
 from splatopt.raster.render import make_renderer
 
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    return make_scenes(tmp_path_factory.mktemp("made"), 1)
+    return make_scenes(tmp_path_factory.mktemp("synthetic"), 1)
 
 
 def practice_of(scenes):
-    return draw_practice(scenes[0], make_renderer("auto", 1), PRACTICE, torch.Generator().manual_seed(0))
+    return draw_task(scenes[0], make_renderer("auto", 1), TASKS, torch.Generator().manual_seed(0))
 
 
 def absolute(image, target):
@@ -34,13 +34,13 @@ def absolute(image, target):
 def test_the_pull_of_an_l1_loss_is_the_gradient_of_the_objective_without_ssim(scenes):
     objective = practice_of(scenes).objective
     objective.loss = L1Ssim(0.0)
-    assert can_pull(objective)
+    assert gives_image_loss_gradient(objective)
     assert Oracle.VJP in objective.oracles
-    value, pull = image_pull(objective, 1, absolute)
+    value, slope = image_loss_gradient(objective, 1, absolute)
     expected = objective.gradient((1,))
     assert value == pytest.approx(expected.loss, rel=1e-5)
     for name in GAUSSIAN_TENSORS:
-        torch.testing.assert_close(pull[name], expected.gradient[name], rtol=1e-3, atol=1e-7)
+        torch.testing.assert_close(slope[name], expected.gradient[name], rtol=1e-3, atol=1e-7)
 
 
 def test_an_image_loss_is_part_of_the_meta_loss(scenes):
@@ -48,14 +48,16 @@ def test_an_image_loss_is_part_of_the_meta_loss(scenes):
 
     def run(weight, loss):
         network.zero_grad()
-        situation = Situation.begin(practice_of(scenes), network)
+        episode_state = EpisodeState.begin(practice_of(scenes), network)
         options = LossOptions(lpips_weight=weight)
         result = run_episode(
-            network, InnerRates(), situation, 1, options, torch.Generator().manual_seed(1), perceptual=loss
+            network, InnerRates(), episode_state, 1, options, torch.Generator().manual_seed(1), perceptual=loss
         )
         gradient = torch.cat([p.grad.reshape(-1) for p in network.parameters() if p.grad is not None]).clone()
-        targets = situation.practice.targets
-        mean = sum(image_pull(situation.practice.objective, view, absolute)[0] for view in targets) / len(targets)
+        targets = episode_state.task.targets
+        mean = sum(image_loss_gradient(episode_state.task.objective, view, absolute)[0] for view in targets) / len(
+            targets
+        )
         return result.meta_loss, gradient, mean
 
     plain, gradient, mean = run(0.5, None)

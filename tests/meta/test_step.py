@@ -12,7 +12,7 @@ from meta.clouds import RATES, SMALL, begin, random_sequence, stirred
 from splatopt.core.schema import GAUSSIAN_TENSORS, rotation_matrices
 from splatopt.meta.constants import ROW_FEATURES, SCENE_FEATURES
 from splatopt.meta.features import build_inputs
-from splatopt.meta.frames import quaternion_to_turn, to_own_axes, to_world, turn_to_quaternion
+from splatopt.meta.frames import quaternion_to_rotation_vector, rotation_vector_to_quaternion, to_own_axes, to_world
 from splatopt.meta.neighbours import nearest_others
 from splatopt.meta.network import SIZES, LearnedNetwork
 from splatopt.meta.step import learned_step
@@ -149,23 +149,27 @@ def test_scaling_and_moving_the_world_scales_and_moves_the_update():
 def test_a_half_turn_of_the_world_turns_the_update():
     network = stirred(LearnedNetwork(SMALL)).double()
     sequence = random_sequence(25, 3)
-    turn = torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)  # about x
+    signs = torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)  # about x
 
-    def turned(values):
+    def half_turned(values):
         w, x, y, z = values["quats"].unbind(dim=1)  # (0, 1, 0, 0) ∘ q
         # Basis functions of degree 1 are y, z and x, in this order.
         bands = values["sh_rest"] * torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64)[:, None]
-        return values | {"means": values["means"] * turn, "quats": torch.stack([-x, w, -z, y], dim=1), "sh_rest": bands}
+        return values | {
+            "means": values["means"] * signs,
+            "quats": torch.stack([-x, w, -z, y], dim=1),
+            "sh_rest": bands,
+        }
 
     other = replace(
         sequence,
-        parameters=turned(sequence.parameters),
-        gradients=[turned(gradient) for gradient in sequence.gradients],
+        parameters=half_turned(sequence.parameters),
+        gradients=[half_turned(gradient) for gradient in sequence.gradients],
     )
     with torch.no_grad():
         trail, _ = follow(network, sequence)
         rotated, _ = follow(network, other)
-    expected = turned(trail[-1])
+    expected = half_turned(trail[-1])
     for name in GAUSSIAN_TENSORS:
         torch.testing.assert_close(rotated[-1][name], expected[name], rtol=1e-9, atol=1e-9)
 
@@ -178,9 +182,11 @@ def test_a_general_turn_leaves_what_depends_on_the_cloud_alone():
     rotations = rotation_matrices(quats)
     torch.testing.assert_close(rotations @ rotations.mT, torch.eye(3, dtype=torch.float64).expand(9, 3, 3))
     torch.testing.assert_close(to_world(rotations, to_own_axes(rotations, vectors)), vectors)
-    torch.testing.assert_close(quaternion_to_turn(quats, turn_to_quaternion(quats, vectors)), vectors)
+    torch.testing.assert_close(
+        quaternion_to_rotation_vector(quats, rotation_vector_to_quaternion(quats, vectors)), vectors
+    )
     small = 1e-6
-    moved = rotation_matrices(quats + small * turn_to_quaternion(quats, vectors))
+    moved = rotation_matrices(quats + small * rotation_vector_to_quaternion(quats, vectors))
     zero = torch.zeros(9, dtype=torch.float64)
     x, y, z = (2 * vectors).unbind(dim=1)
     spin = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=1).reshape(9, 3, 3)
@@ -191,7 +197,7 @@ def test_the_gradient_through_an_unroll_of_two_is_that_of_finite_differences():
     network = stirred(LearnedNetwork(SMALL), size=0.1).double()
     sequence = random_sequence(7, 2)
     generator = torch.Generator().manual_seed(4)
-    pull = [
+    weights = [
         {
             name: torch.randn(value.shape, generator=generator, dtype=torch.float64)
             for name, value in sequence.parameters.items()
@@ -203,7 +209,7 @@ def test_the_gradient_through_an_unroll_of_two_is_that_of_finite_differences():
         trail, _ = follow(network, sequence)
         return sum(
             (after[name] * weight[name]).sum()
-            for after, weight in zip(trail, pull, strict=True)
+            for after, weight in zip(trail, weights, strict=True)
             for name in GAUSSIAN_TENSORS
         )
 

@@ -47,7 +47,7 @@ class Toy(Quadratic):
             name: torch.where(seen.reshape(-1, *[1] * (value.dim() - 1)), value, 0.0)
             for name, value in super().gradient(batch).gradient.items()
         }
-        return Evaluation(loss=self.loss() / 100, gradient=gradient, seen=seen, facts={})
+        return Evaluation(loss=self.loss() / 100, gradient=gradient, seen=seen, metrics={})
 
 
 def moved(

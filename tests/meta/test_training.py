@@ -17,17 +17,17 @@ import pytest
 import torch
 
 import splatopt
-from meta.toys import EPISODES, PRACTICE, SCENES, SHAPE, begin, make_scenes
+from meta.toys import EPISODES, SCENES, SHAPE, TASKS, begin, make_scenes
 from splatopt.cli import main
 from splatopt.commands import meta_train as command_module
 from splatopt.commands.meta_train import MetaTrainOptions, meta_train
 from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.core.checks import InputError
-from splatopt.data.made import write_scenes
+from splatopt.data.synthetic import write_scenes
 from splatopt.meta.episode import LossOptions, run_episode
 from splatopt.meta.inner import InnerRates
 from splatopt.meta.network import SIZES, LearnedNetwork
-from splatopt.meta.practice import scene_folders
+from splatopt.meta.tasks import scene_folders
 from splatopt.meta.training import MetaTrainConfig, MetaTrainer
 from splatopt.meta.weights import load_weights
 
@@ -35,10 +35,10 @@ from splatopt.meta.weights import load_weights
 def config(scenes, out, **changed):
     settings = {
         "steps": 6,
-        "lanes": 2,
+        "streams": 2,
         "save_every": 3,
         "validate_every": 6,
-        "practice": PRACTICE,
+        "tasks": TASKS,
         "episodes": EPISODES,
     }
     return MetaTrainConfig(out=out, network=SHAPE, rates=InnerRates(), scenes=scenes, **(settings | changed))
@@ -55,14 +55,14 @@ def test_a_run_goes_on_bit_exactly(scenes, tmp_path):
     for one, other in ((straight.network, resumed.network), (straight.average, resumed.average)):
         for (name, value), again in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
             assert torch.equal(value, again), name
-    for one, other in zip(straight.lanes, resumed.lanes, strict=True):
+    for one, other in zip(straight.streams, resumed.streams, strict=True):
         tensors, scalars = one.state()
         again, numbers = other.state()
         assert scalars == numbers
         assert all(torch.equal(value, again[name]) for name, value in tensors.items())
     loaded = load_weights(str(tmp_path / "resumed" / "weights.safetensors"))
     assert torch.equal(loaded.network.enter.weight, straight.average.enter.weight)
-    assert loaded.facts["meta_steps"] == 6
+    assert loaded.metadata["meta_steps"] == 6
 
 
 def test_a_request_to_stop_keeps_the_step_at_hand(scenes, tmp_path, monkeypatch):
@@ -83,7 +83,7 @@ def test_a_request_to_stop_keeps_the_step_at_hand(scenes, tmp_path, monkeypatch)
     assert resumed.step == 2
     resumed.run()
     for name in ("straight", "stopped"):
-        assert load_weights(str(tmp_path / name / "weights.safetensors")).facts["meta_steps"] == 6
+        assert load_weights(str(tmp_path / name / "weights.safetensors")).metadata["meta_steps"] == 6
     files = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("straight", "stopped")]
     assert files[0] == files[1]
 
@@ -133,8 +133,8 @@ def test_the_command_that_is_stopped_says_how_to_go_on(scenes, tmp_path, process
     assert last.startswith("splatopt: stopped")
     assert f"; {kept} is kept; go on with: " in last
     assert last.endswith(f"splatopt {shlex.join(words)}")
-    for lane in (run / "lanes").iterdir():
-        assert (lane / kept).is_dir()
+    for stream in (run / "streams").iterdir():
+        assert (stream / kept).is_dir()
 
 
 def test_two_processes_give_the_result_of_one(scenes, tmp_path):
@@ -142,7 +142,7 @@ def test_two_processes_give_the_result_of_one(scenes, tmp_path):
         "data": Path(scenes[0]).parent,
         "steps": 4,
         "save_every": 4,
-        "practice": PRACTICE,
+        "tasks": TASKS,
         "episodes": EPISODES,
         "size": "tiny",
     }
@@ -173,7 +173,7 @@ def test_the_log_holds_validations_by_meta_steps_and_hours(scenes, tmp_path, mon
     from splatopt.meta import training
 
     monkeypatch.setattr(training, "validate", lambda *args, **named: {10: 12.5})
-    trainer = MetaTrainer(config(scenes, tmp_path / "run", validation=scenes, steps=2, lanes=1, validate_every=1))
+    trainer = MetaTrainer(config(scenes, tmp_path / "run", validation=scenes, steps=2, streams=1, validate_every=1))
     seen = []
     trainer.run(seen.append)
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
@@ -190,10 +190,10 @@ def test_meta_train_refuses_what_cannot_be(scenes, tmp_path):
     for options, message in (
         ({"size": "tinny"}, "did you mean tiny"),
         ({"processes": 0}, "--processes"),
-        ({"data": tmp_path}, "made scenes"),
+        ({"data": tmp_path}, "synthetic scenes"),
         ({"data": folder, "validation": folder}, "same scene"),
         ({"steps": 0}, "steps"),
-        ({"processes": 3, "lanes": 2, "data": folder}, "--lanes"),
+        ({"processes": 3, "streams": 2, "data": folder}, "--streams"),
     ):
         with pytest.raises(InputError, match=message):
             meta_train(MetaTrainOptions(out=tmp_path / "run", **options))
@@ -226,21 +226,21 @@ def test_scenes_that_were_made_alike_are_not_validated_on(scenes, tmp_path, monk
 
 def test_another_run_in_the_same_folder_is_refused(scenes, tmp_path):
     folder = Path(scenes[0]).parent
-    settings = {"out": tmp_path / "run", "data": folder, "practice": PRACTICE, "episodes": EPISODES, "save_every": 1}
+    settings = {"out": tmp_path / "run", "data": folder, "tasks": TASKS, "episodes": EPISODES, "save_every": 1}
     meta_train(MetaTrainOptions(steps=1, **settings))
     with pytest.raises(InputError, match="seed"):
         meta_train(MetaTrainOptions(steps=1, seed=4, **settings))
     meta_train(MetaTrainOptions(steps=2, **settings))
-    assert load_weights(str(tmp_path / "run" / "weights.safetensors")).facts["meta_steps"] == 2
+    assert load_weights(str(tmp_path / "run" / "weights.safetensors")).metadata["meta_steps"] == 2
 
 
 def test_a_run_is_the_same_by_any_name_of_its_folders(scenes, tmp_path, monkeypatch):
-    settings = {"data": Path(scenes[0]).parent, "practice": PRACTICE, "episodes": EPISODES, "save_every": 1}
+    settings = {"data": Path(scenes[0]).parent, "tasks": TASKS, "episodes": EPISODES, "save_every": 1}
     meta_train(MetaTrainOptions(out=tmp_path / "run", steps=1, **settings))
     monkeypatch.chdir(tmp_path)
     settings["data"] = Path(os.path.relpath(settings["data"]))
     meta_train(MetaTrainOptions(out=Path("run"), steps=2, **settings))
-    assert load_weights("run/weights.safetensors").facts["meta_steps"] == 2
+    assert load_weights("run/weights.safetensors").metadata["meta_steps"] == 2
 
 
 def three_views(folder):
@@ -251,9 +251,13 @@ def three_views(folder):
 
 
 def test_a_start_that_failed_does_not_block_the_corrected_command(scenes, tmp_path):
-    settings = {"data": Path(scenes[0]).parent, "steps": 1, "practice": PRACTICE, "episodes": EPISODES}
+    settings = {"data": Path(scenes[0]).parent, "steps": 1, "tasks": TASKS, "episodes": EPISODES}
     out, few = tmp_path / "run", three_views(tmp_path / "few")
-    for wrong, message in (({"processes": 3}, "--lanes"), ({"device": "cuda:99"}, "cuda"), ({"data": few}, "3 views")):
+    for wrong, message in (
+        ({"processes": 3}, "--streams"),
+        ({"device": "cuda:99"}, "cuda"),
+        ({"data": few}, "3 views"),
+    ):
         with pytest.raises(InputError, match=message):
             meta_train(MetaTrainOptions(out=out, **(settings | wrong)))
         assert not out.exists() or not any(out.iterdir()), wrong
@@ -264,10 +268,10 @@ def test_a_start_that_failed_does_not_block_the_corrected_command(scenes, tmp_pa
 def test_a_start_is_forgotten_only_where_it_left_nothing(tmp_path):
     for name in ("config.json", "log.jsonl"):
         (tmp_path / name).write_text("{}")
-    (tmp_path / "lanes").mkdir()
+    (tmp_path / "streams").mkdir()
     command_module._forget_start(tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
-    (tmp_path / "lanes").rmdir()
+    (tmp_path / "streams").rmdir()
     command_module._forget_start(tmp_path)
     assert not list(tmp_path.iterdir())
     command_module._forget_start(tmp_path / "none")

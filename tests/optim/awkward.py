@@ -49,7 +49,7 @@ class AwkwardCloud(Quadratic):
         noise = {name: torch.randn(value.shape, generator=generator) for name, value in self.values.items()}
         gradient = {name: value.to(self.values[name]) for name, value in noise.items()}
         seen = (torch.rand(len(noise["means"]), generator=generator) < 0.8).to(self.values["means"].device)
-        return Evaluation(loss=1.0, gradient=gradient, seen=seen, facts={})
+        return Evaluation(loss=1.0, gradient=gradient, seen=seen, metrics={})
 
     def gauss_newton_blocks(self, batch: object) -> GaussNewtonBlocks:
         """Blocks of full rank, of low rank, and none at all."""

@@ -61,7 +61,7 @@ class Quadratic(Objective):
 
     def gradient(self, batch: object) -> Evaluation:
         gradient = {name: self.curvature[name] * (value - self.targets[name]) for name, value in self.values.items()}
-        return Evaluation(loss=self.loss(), gradient=gradient, seen=None, facts={})
+        return Evaluation(loss=self.loss(), gradient=gradient, seen=None, metrics={})
 
     def residuals(self, batch: object) -> Residuals:
         return tuple(self.curvature[name].sqrt() * (value - self.targets[name]) for name, value in self.values.items())

@@ -69,17 +69,17 @@ def test_a_row_without_curvature_stays_and_disturbs_no_other() -> None:
         torch.testing.assert_close(step[others], usual[name][others])
 
 
-def test_damping_keeps_rows_that_promise_little_well_inside_their_balls() -> None:
+def test_damping_keeps_rows_of_little_predicted_reduction_well_inside_their_balls() -> None:
     blocks, gradient, radii = problems()
-    promise = (gradient * radii).norm(dim=1)
+    predicted = (gradient * radii).norm(dim=1)
     packed, scale = pack_blocks(blocks), 1e-6  # hardly any curvature: all would go to the end of their radius
     lengths = []
-    for damping in (0.0, float(promise.mean())):
+    for damping in (0.0, float(predicted.mean())):
         multipliers = torch.zeros(len(blocks), dtype=torch.float64)
         step = solve_in_balls(packed, gradient, radii, scale, damping, multipliers, 30)
         lengths.append((step / radii).norm(dim=1))
     free, damped = lengths
-    torch.testing.assert_close(damped, torch.minimum(free, promise / promise.mean()), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(damped, torch.minimum(free, predicted / predicted.mean()), rtol=1e-3, atol=1e-6)
     assert (damped < 0.5).any()
 
 
@@ -100,9 +100,9 @@ def test_the_first_step_is_the_balls_minimum_of_each_rows_model() -> None:
     scale = options.overlap * 8.0  # κ before it has been measured
     expected = solve_in_balls(blocks.blocks, gradient, eta, scale, damping, torch.zeros(6, dtype=torch.float64), 40)
     # Quaternions take the step and are then brought back to the length that they had.
-    turned = before["quats"] + expected[:, 6:10]
-    turned *= before["quats"].norm(dim=1, keepdim=True) / turned.norm(dim=1, keepdim=True)
-    expected[:, 6:10] = turned - before["quats"]
+    rotated = before["quats"] + expected[:, 6:10]
+    rotated *= before["quats"].norm(dim=1, keepdim=True) / rotated.norm(dim=1, keepdim=True)
+    expected[:, 6:10] = rotated - before["quats"]
     torch.testing.assert_close(taken[:5], expected[:5], rtol=1e-9, atol=1e-12)
     assert taken[5].abs().max() == 0, "a row that was not seen must stay"
     rest = objective.values["sh_rest"] - before["sh_rest"]
@@ -179,7 +179,7 @@ def test_bad_options_and_missing_oracles_are_refused() -> None:
         {"damping": -1.0},
         {"momentum": 1.0},
         {"refresh": 0},
-        {"most_growth": 0.5},
+        {"max_growth": 0.5},
     ):
         with pytest.raises(ValueError, match=next(iter(bad))):
             BlockGaussNewtonOptions(**bad)

@@ -175,7 +175,7 @@ def test_a_quadratic_falls_and_types_stay(name, dtype):
         assert value is tensors[key], "parameters are written in place"
         assert value.dtype == dtype
         assert torch.isfinite(value).all()
-    others = {"near": torch.int64, "met_views": torch.int64, "average.ages": torch.float32}
+    others = {"near": torch.int64, "visited_views": torch.int64, "average.ages": torch.float32}
     for key, value in optimizer.state().tensors.items():
         assert value.dtype == others.get(key, dtype)
 
@@ -255,7 +255,7 @@ def test_row_edits_keep_the_state_of_kept_rows(name):
         if key.startswith("average.") and key != "average.ages":  # another version of the parameters: begins at them
             expected = objective.parameters[key.removeprefix("average.")][fresh]
         if key == "growth.largest":  # how large a row may become: a multiple of what it begins as
-            expected = objective.parameters["log_scales"][fresh].amax(dim=1) + math.log(optimizer.options.most_growth)
+            expected = objective.parameters["log_scales"][fresh].amax(dim=1) + math.log(optimizer.options.max_growth)
         assert torch.equal(value[fresh], expected)
     before = objective.loss()
     take(optimizer, 4, 100)

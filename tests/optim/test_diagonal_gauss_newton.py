@@ -221,15 +221,15 @@ def test_the_quaternion_of_a_sphere_keeps_its_length(name):
     torch.testing.assert_close(objective.values["quats"].norm(dim=1), torch.ones(6), rtol=1e-4, atol=0)
 
 
-def test_the_damping_is_a_share_of_what_the_step_before_promised():
+def test_the_damping_is_a_share_of_the_reduction_predicted_before():
     objective = Quadratic(rows=30, dtype=torch.float64)
     options = DiagonalGaussNewtonOptions(epsilon_start=START, epsilon_end=END, momentum=0.0, damping=0.5, refresh=1)
     run = DiagonalGaussNewton(objective, options)
     before, first = numpy_of(objective.parameters), numpy_of(objective.gradient(None).gradient)
     run.step(None, Progress(0, 4))
     for name, start in before.items():
-        promise = np.abs(first[name] * RADII[0]).mean()
-        assert run.state().scalars[f"promise.{name}"] == pytest.approx(promise, rel=1e-12)
+        predicted = np.abs(first[name] * RADII[0]).mean()
+        assert run.state().scalars[f"predicted.{name}"] == pytest.approx(predicted, rel=1e-12)
         step = first[name] / objective.curvature[name].numpy()
         moved = start - np.clip(step, -RADII[0], RADII[0])
         np.testing.assert_allclose(objective.values[name].numpy(), moved, rtol=1e-12)
@@ -302,7 +302,7 @@ def test_defaults_are_those_documented():
     assert (published.epsilon_start, published.epsilon_end, published.estimator) == (1e-6, 1e-8, "parameter")
     assert (published.momentum, published.curvature_decay, published.refresh, published.probes) == (0.9, 0.999, 10, 1)
     assert published.curvature_factor == 1.0
-    assert (published.most_logit, ours.most_logit) == (10.0, 0.5)
+    assert (published.max_logit, ours.max_logit) == (10.0, 0.5)
     assert (ours.epsilon_start, ours.epsilon_end, ours.estimator, ours.damping) == (3e-5, 1e-7, "exact", 1.0)
     assert published.damping == 0.0
     assert (AdamTrustRegionOptions().epsilon_start, AdamTrustRegionOptions().epsilon_end) == (1e-6, 1e-8)

@@ -81,7 +81,7 @@ def test_the_loss_of_a_field_falls(name):
     before = objective.gradient(EVERYTHING).loss
     evaluation = optimizer.step(EVERYTHING, Progress(0, 100))
     assert evaluation.loss == pytest.approx(before, rel=1e-5)
-    assert evaluation.facts["psnr"] > 0
+    assert evaluation.metrics["psnr"] > 0
     take(optimizer, 1, 99)
     assert objective.gradient(EVERYTHING).loss < 0.2 * before
 

@@ -41,7 +41,7 @@ CASES = [
     ("tr2-paper", {"estimator": "exact", "refresh": 2}),
     ("tr2", {"refresh": 2, "curvature_factor": 3.0, "damping": 0.0}),
     ("tr2", {"refresh": 2}),
-    ("tr2", {"epsilon_start": 0.3, "most_relative_distance": 0.9}),
+    ("tr2", {"epsilon_start": 0.3, "max_relative_distance": 0.9}),
 ]
 
 
@@ -94,7 +94,7 @@ def test_a_fused_step_with_blocks_is_as_good_as_the_one_in_float64(monkeypatch, 
         scene = AwkwardCloud(dtype, rows, rest)
         before = {name: value.clone() for name, value in scene.values.items()}
         optimizer = BlockGaussNewton(scene, options)
-        kept = {f"reach.{group}.factor": factor for group, factor in enumerate(reach)}
+        kept = {f"radius_factors.{group}.factor": factor for group, factor in enumerate(reach)}
         state = optimizer.state()
         optimizer.load_state(OptimizerState(state.tensors, {**state.scalars, **kept}))
         optimizer.step(None, Progress(0, 10))
@@ -133,14 +133,14 @@ class Louder(AwkwardCloud):
 
 
 def test_what_damps_a_step_is_the_mean_over_all_rows_seen_whether_they_may_move_or_not() -> None:
-    promises = {}
+    predictions = {}
     for dtype in (torch.float64, torch.float32):
         optimizer = BlockGaussNewton(Louder(dtype, 60, 3), BlockGaussNewtonOptions())
-        promises[dtype] = []
+        predictions[dtype] = []
         for step in range(3):
             optimizer.step(None, Progress(step, 10))
-            promises[dtype].append(optimizer.state().scalars["promise"])
-    assert promises[torch.float32] == pytest.approx(promises[torch.float64], rel=1e-4)
+            predictions[dtype].append(optimizer.state().scalars["predicted"])
+    assert predictions[torch.float32] == pytest.approx(predictions[torch.float64], rel=1e-4)
 
 
 @pytest.mark.parametrize("rows", [1, 16, 83])

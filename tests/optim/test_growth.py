@@ -26,8 +26,8 @@ def test_all_axes_keep_to_a_multiple_of_the_longest_one_at_the_start() -> None:
     bound = GrowthBound(tensors, 4.0)
     tensors["log_scales"] += torch.tensor([[1.0, 3.0, -1.0], [2.0, 0.5, 0.0]])
     bound.hold(tensors)
-    most = math.log(4)
-    expected = torch.tensor([[1.0, most, -3.0], [3 + most, 3.5, 3.0]], dtype=torch.float64)
+    upper = math.log(4)
+    expected = torch.tensor([[1.0, upper, -3.0], [3 + upper, 3.5, 3.0]], dtype=torch.float64)
     assert torch.equal(tensors["log_scales"], expected)
     assert torch.equal(tensors["means"], cloud()["means"])
 
@@ -69,7 +69,7 @@ def test_saved_bounds_are_taken_up_and_those_of_another_scene_refused() -> None:
 
 @pytest.mark.parametrize("growth", [-1.0, 0.5, math.inf, math.nan])
 def test_a_growth_that_is_none_is_refused(growth: float) -> None:
-    with pytest.raises(InputError, match="most_growth"):
+    with pytest.raises(InputError, match="max_growth"):
         check_growth(growth)
 
 
@@ -84,10 +84,10 @@ def test_optimizers_keep_to_it_and_go_on_with_it(name: str) -> None:
         return objective
 
     entry = find_optimizer(name)
-    options = entry.options(most_growth=1.1)
+    options = entry.options(max_growth=1.1)
     objective = scene()
     start = objective.values["log_scales"].clone()
-    most = start.amax(dim=1, keepdim=True) + math.log(1.1) + 1e-6
+    upper = start.amax(dim=1, keepdim=True) + math.log(1.1) + 1e-6
     optimizer = entry.optimizer(objective, options, torch.Generator().manual_seed(0))
     for step in range(60):
         optimizer.step(None, Progress(step, 120))
@@ -98,5 +98,5 @@ def test_optimizers_keep_to_it_and_go_on_with_it(name: str) -> None:
     for step in range(60, 120):
         again.step(None, Progress(step, 120))
     reached = objective.values["log_scales"]
-    assert (reached <= most).all()
-    assert ((reached > most - 1e-3).any(dim=1)[:-1]).sum() >= 4, "the bound must have been met"
+    assert (reached <= upper).all()
+    assert ((reached > upper - 1e-3).any(dim=1)[:-1]).sum() >= 4, "the bound must have been met"

@@ -49,11 +49,11 @@ def reached(cloud: dict[str, Tensor], radii: dict[str, Tensor], name: str, epsil
     radius = radii[name].expand(cloud[name].shape).reshape(COUNT, -1)
     for column in range(columns):
         for far in (-1e3, 1e3):
-            pushed = cloud[name].clone()
+            moved = cloud[name].clone()
             step = torch.full((COUNT,), far, dtype=torch.float64)
-            pushed.view(COUNT, -1)[:, column] += step.clamp(-radius[:, column], radius[:, column])
+            moved.view(COUNT, -1)[:, column] += step.clamp(-radius[:, column], radius[:, column])
             color = column if name == "sh_dc" else None
-            worst = torch.maximum(worst, squared_distances(cloud, cloud | {name: pushed}, color) / epsilon)
+            worst = torch.maximum(worst, squared_distances(cloud, cloud | {name: moved}, color) / epsilon)
     return worst
 
 
@@ -124,8 +124,8 @@ def test_the_closed_form_of_beta_is_the_second_derivative():
         rotation = rotation_matrices(quat[None])[0]
 
         def norm_squared(moved: Tensor, rotation: Tensor = rotation, scales: Tensor = scales) -> Tensor:
-            turned = rotation.T @ rotation_matrices(moved[None])[0]
-            return (scales[:, None] * turned / scales[None, :]).square().sum()
+            rotated = rotation.T @ rotation_matrices(moved[None])[0]
+            return (scales[:, None] * rotated / scales[None, :]).square().sum()
 
         dense = torch.func.hessian(norm_squared)(quat).diagonal()
         torch.testing.assert_close(closed[row], dense, rtol=1e-8, atol=1e-10)
@@ -151,7 +151,7 @@ def test_the_radii_of_one_gaussian_by_hand():
         "sh_rest": torch.zeros(1, 3, 3, dtype=torch.float64),
     }
     epsilon = 1e-4
-    radii = HellingerRadii(RadiusBounds(higher_bands=0.5, most_mean=0.05), length_scale=3.0).radii(cloud, epsilon)
+    radii = HellingerRadii(RadiusBounds(higher_bands=0.5, max_mean=0.05), length_scale=3.0).radii(cloud, epsilon)
     factor = -8 * math.log(1 - 2e-4)
     assert radii["means"][0].tolist() == pytest.approx([math.sqrt(factor * 4), math.sqrt(factor), 0.15])
     assert radii["log_scales"].expand(1, 3)[0].tolist() == pytest.approx([0.02] * 3)
@@ -184,10 +184,10 @@ def test_radii_are_finite_and_within_the_bounds_wherever_a_cloud_may_go(bounds, 
             assert torch.isfinite(radius).all(), name
             assert (radius >= 0).all(), name
             assert torch.broadcast_shapes(radius.shape, cloud[name].shape) == cloud[name].shape
-        assert radii["log_scales"].max() <= bounds.most_log_scale * (1 + 1e-6)
-        assert radii["logit_opacities"].max() <= bounds.most_logit
-        assert radii["sh_dc"].max() <= bounds.most_color / SH_C0 * (1 + 1e-6)
-        assert (radii["quats"] <= bounds.most_quat * cloud["quats"].norm(dim=1, keepdim=True) * (1 + 1e-6)).all()
+        assert radii["log_scales"].max() <= bounds.max_log_scale * (1 + 1e-6)
+        assert radii["logit_opacities"].max() <= bounds.max_logit
+        assert radii["sh_dc"].max() <= bounds.max_color / SH_C0 * (1 + 1e-6)
+        assert (radii["quats"] <= bounds.max_quat * cloud["quats"].norm(dim=1, keepdim=True) * (1 + 1e-6)).all()
 
 
 def test_parameters_of_anything_else_share_one_constant():
@@ -201,10 +201,10 @@ def test_parameters_of_anything_else_share_one_constant():
     ("field", "value"),
     [
         ("opacity_floor", 0.0),
-        ("most_relative_distance", 1.0),
-        ("most_quat", -0.1),
-        ("most_quat", 0.5),
-        ("most_color", float("inf")),
+        ("max_relative_distance", 1.0),
+        ("max_quat", -0.1),
+        ("max_quat", 0.5),
+        ("max_color", float("inf")),
     ],
 )
 def test_bounds_without_sense_are_refused(field, value):
@@ -218,8 +218,8 @@ def test_quaternions_keep_their_lengths_and_unmoved_ones_every_bit():
     with quaternion_lengths_kept(cloud):
         cloud["quats"][:4] += 0.1
     torch.testing.assert_close(cloud["quats"].norm(dim=1), before.norm(dim=1))
-    turned = torch.nn.functional.normalize(before[:4] + 0.1, dim=1)
-    torch.testing.assert_close(torch.nn.functional.normalize(cloud["quats"][:4], dim=1), turned)
+    rotated = torch.nn.functional.normalize(before[:4] + 0.1, dim=1)
+    torch.testing.assert_close(torch.nn.functional.normalize(cloud["quats"][:4], dim=1), rotated)
     assert torch.equal(cloud["quats"][4:], before[4:])
     others = {"quats": torch.ones(2, 4)}
     with quaternion_lengths_kept(others):

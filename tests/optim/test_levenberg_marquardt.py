@@ -56,7 +56,7 @@ def test_a_step_solves_the_damped_system(preconditioner, extra):
     objective, optimizer = make(preconditioner=preconditioner, damping_start=0.5, hellinger_damping=extra, **WHOLE)
     expected, _ = solved(objective, ALL, 0.5, extra)
     step, evaluation = moved(objective, optimizer)
-    assert evaluation.facts["step_length"] == 1.0
+    assert evaluation.metrics["step_length"] == 1.0
     torch.testing.assert_close(step, expected, rtol=1e-8, atol=1e-10)
 
 
@@ -66,9 +66,9 @@ def test_on_a_quadratic_the_model_is_the_loss():
         before = objective.value(ALL)
         evaluation = optimizer.step(ALL, Progress(step, 4))
         assert evaluation.loss == before
-        assert evaluation.facts["gain_ratio"] == pytest.approx(1.0, rel=1e-6)
-        assert evaluation.facts["damping"] == max(0.5 / 2**step, 0.2)
-        assert evaluation.facts["psnr"] == VIEWS
+        assert evaluation.metrics["gain_ratio"] == pytest.approx(1.0, rel=1e-6)
+        assert evaluation.metrics["damping"] == max(0.5 / 2**step, 0.2)
+        assert evaluation.metrics["psnr"] == VIEWS
     assert objective.value(ALL) < before
 
 
@@ -87,7 +87,7 @@ def test_batches_are_solved_alone_and_weighed_by_their_diagonals():
     torch.testing.assert_close(objective.layout.flatten(evaluation.gradient), gradient)
     assert evaluation.seen.tolist() == [True, True, True, False]
     change = objective.value(ALL) - before
-    assert evaluation.facts["gain_ratio"] == pytest.approx(change / (float(gradient @ expected) + bend / 2), rel=1e-6)
+    assert evaluation.metrics["gain_ratio"] == pytest.approx(change / (float(gradient @ expected) + bend / 2), rel=1e-6)
 
 
 def test_batches_of_other_sizes_count_by_their_views():
@@ -100,13 +100,13 @@ def test_batches_of_other_sizes_count_by_their_views():
 
 
 def test_curvature_may_be_of_a_share_of_the_views_that_goes_round():
-    objective, optimizer = make(damping_start=3.0, damping_least=3.0, **(WHOLE | {"curvature_share": 0.34}))
+    objective, optimizer = make(damping_start=3.0, damping_min=3.0, **(WHOLE | {"curvature_share": 0.34}))
     for microbatch in ((0, 3), (1, 4), (2, 5), (0, 3)):
         expected, _ = solved(objective, ALL, 3.0, 1e-4, curvature_views=microbatch)
         objective.multiplied.clear()
         step, evaluation = moved(objective, optimizer)
         assert set(objective.multiplied) == {microbatch}
-        torch.testing.assert_close(step, expected * evaluation.facts["step_length"], rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(step, expected * evaluation.metrics["step_length"], rtol=1e-7, atol=1e-9)
 
 
 def test_so_may_the_line_search():
@@ -136,14 +136,14 @@ class Steep(Views):
 
 @pytest.mark.parametrize(("halvings", "length"), [(4, 1 / 8), (3, 1 / 8), (2, 1 / 4)])
 def test_the_line_search_halves_for_as_long_as_it_helps(halvings, length):
-    objective, optimizer = make(Steep(), damping_start=1e-6, damping_least=1e-6, halvings=halvings, **WHOLE)
+    objective, optimizer = make(Steep(), damping_start=1e-6, damping_min=1e-6, halvings=halvings, **WHOLE)
     expected, _ = solved(objective, ALL, 1e-6, 0.0)
     step, evaluation = moved(objective, optimizer)
     if length * Steep.factor == 1:
-        assert evaluation.facts["step_length"] == length
+        assert evaluation.metrics["step_length"] == length
         torch.testing.assert_close(step, expected, rtol=1e-4, atol=1e-6)
     else:
-        assert evaluation.facts["step_length"] == 0, "twice the Newton step does not lower a quadratic"
+        assert evaluation.metrics["step_length"] == 0, "twice the Newton step does not lower a quadratic"
         assert step.count_nonzero() == 0
 
 
@@ -157,12 +157,12 @@ class Uphill(Views):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_step_that_does_not_help_is_taken_back_bit_for_bit(dtype):
-    objective, optimizer = make(Uphill(dtype=dtype), damping_start=1.0, damping_most=3.0)
+    objective, optimizer = make(Uphill(dtype=dtype), damping_start=1.0, damping_max=3.0)
     before = {name: value.clone() for name, value in objective.parameters.items()}
     for damping in (1.0, 2.0, 3.0, 3.0):
-        facts = optimizer.step(ALL, NOW).facts
-        assert (facts["damping"], facts["step_length"]) == (damping, 0.0)
-        assert facts["gain_ratio"] < 0
+        metrics = optimizer.step(ALL, NOW).metrics
+        assert (metrics["damping"], metrics["step_length"]) == (damping, 0.0)
+        assert metrics["gain_ratio"] < 0
         for name, value in objective.parameters.items():
             assert torch.equal(value, before[name]), name
 
@@ -171,7 +171,7 @@ def test_rows_that_no_view_sees_stay_bit_for_bit():
     objective, optimizer = make()
     before = {name: value[-1].clone() for name, value in objective.parameters.items()}
     for step in range(3):
-        assert optimizer.step(ALL, Progress(step, 3)).facts["step_length"] > 0
+        assert optimizer.step(ALL, Progress(step, 3)).metrics["step_length"] > 0
     for name, value in objective.parameters.items():
         assert torch.equal(value[-1], before[name]), name
         assert torch.isfinite(value).all()
@@ -191,7 +191,7 @@ def test_a_scene_is_polished_and_what_is_behind_all_cameras_stays(renderer, prec
     )
     before = {name: value.clone() for name, value in objective.parameters.items()}
     start = objective.value([0, 1, 2])
-    kept = [optimizer.step([0, 1, 2], Progress(step, 2)).facts["step_length"] > 0 for step in range(2)]
+    kept = [optimizer.step([0, 1, 2], Progress(step, 2)).metrics["step_length"] > 0 for step in range(2)]
     assert any(kept)
     assert objective.value([0, 1, 2]) < 0.99 * start
     for name, value in objective.parameters.items():
@@ -223,7 +223,7 @@ def test_a_loss_that_breaks_down_on_the_way_is_taken_back():
     objective, optimizer = make(Cliff())
     step, evaluation = moved(objective, optimizer)
     assert step.count_nonzero() == 0
-    assert (evaluation.facts["step_length"], evaluation.facts["gain_ratio"]) == (0.0, 0.0)
+    assert (evaluation.metrics["step_length"], evaluation.metrics["gain_ratio"]) == (0.0, 0.0)
 
 
 def test_the_state_is_two_numbers():
@@ -255,7 +255,7 @@ def test_only_the_block_preconditioner_asks_for_blocks():
     with pytest.raises(MissingOracleError, match="block preconditioner.*gauss_newton_blocks"):
         make(Blockless())
     _, optimizer = make(Blockless(), preconditioner="diagonal")
-    assert optimizer.step(ALL, NOW).facts["step_length"] > 0
+    assert optimizer.step(ALL, NOW).metrics["step_length"] > 0
 
 
 def test_memory_is_counted_in_parameters_and_one_view():
@@ -324,18 +324,18 @@ def test_more_views_than_there_are_are_refused(options, said):
         ({"batches": 0}, "batches must be at least 1, got 0"),
         ({"halvings": -1}, "halvings must be at least 0"),
         ({"memory_mebibytes": -5}, "memory_mebibytes must be at least 0"),
-        ({"damping_least": 0.0}, "0 < damping_least"),
+        ({"damping_min": 0.0}, "0 < damping_min"),
         (
-            {"damping_least": 3.0},
-            "damping_least <= damping_start <= damping_most, all finite, got 3.0, 2.0 and 10000.0",
+            {"damping_min": 3.0},
+            "damping_min <= damping_start <= damping_max, all finite, got 3.0, 2.0 and 10000.0",
         ),
-        ({"damping_start": 0.0}, "damping_most, all finite, got 0.2, 0.0 and 10000.0"),
-        ({"damping_most": 1.0}, "damping_least <= damping_start <= damping_most"),
-        ({"damping_most": math.inf}, "all finite, got 0.2, 2.0 and inf"),
+        ({"damping_start": 0.0}, "damping_max, all finite, got 0.2, 0.0 and 10000.0"),
+        ({"damping_max": 1.0}, "damping_min <= damping_start <= damping_max"),
+        ({"damping_max": math.inf}, "all finite, got 0.2, 2.0 and inf"),
         ({"curvature_share": 0.0}, "curvature_share must be above 0 and at most 1"),
         ({"search_share": 1.5}, "search_share must be above 0 and at most 1"),
         ({"tolerance": 1.0}, "tolerance must be at least 0 and below 1"),
-        ({"least_gain": -0.1}, "least_gain must be at least 0"),
+        ({"min_gain": -0.1}, "min_gain must be at least 0"),
         ({"hellinger_damping": math.nan}, "hellinger_damping must be a number of at least 0"),
     ],
 )

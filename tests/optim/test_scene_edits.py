@@ -23,7 +23,7 @@ DEGREES = {"momentum": 1, "exp_avg": 1, "slow": 1, "exp_avg_sq": 2, "curvature":
 CLEARED = ("momentum", "exp_avg", "exp_avg_sq", "slow")
 """What the reset of one parameter clears."""
 
-NOT_BY_ROW = ("near", "met_views")
+NOT_BY_ROW = ("near", "visited_views")
 """Saved tensors that are found anew, or that know no rows."""
 
 
@@ -66,7 +66,7 @@ def row_by_row(optimizer: Optimizer, edit: SceneEdit) -> dict[str, Tensor]:
             elif edit.fresh[row]:
                 new[row] = 0
             if key == "growth.largest" and edit.fresh[row]:
-                new[row] = parameters["log_scales"][row].max() + math.log(optimizer.options.most_growth)
+                new[row] = parameters["log_scales"][row].max() + math.log(optimizer.options.max_growth)
             if kind in CLEARED and name in edit.resets and edit.resets[name][row]:
                 new[row] = 0
         found[key] = new

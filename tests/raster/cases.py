@@ -59,9 +59,9 @@ def look_from(position: tuple[float, float, float], turn: float = 0.2, tilt: flo
     return pose
 
 
-def make_camera(width: int, height: int, focal: float = 1.0, turned: bool = True) -> Camera:
+def make_camera(width: int, height: int, focal: float = 1.0, rotated: bool = True) -> Camera:
     """Return a camera 4 units before the origin; ``focal`` in image widths, principal point off centre."""
-    pose = look_from((0.7, -0.3, -4.0)) if turned else look_from((0.0, 0.0, -4.0), 0.0, 0.0)
+    pose = look_from((0.7, -0.3, -4.0)) if rotated else look_from((0.0, 0.0, -4.0), 0.0, 0.0)
     return Camera(
         world_to_camera=pose,
         fx=focal * width,
@@ -197,7 +197,7 @@ def of_degree(degree: int, count: int = 100) -> CloudBuilder:
 
 def _cases() -> tuple[RenderCase, ...]:
     wide, odd, mild = make_camera(64, 48), make_camera(37, 23), make_camera(48, 32)
-    straight = make_camera(48, 32, turned=False)
+    straight = make_camera(48, 32, rotated=False)
     grey = RenderOptions(background=(0.2, 0.5, 0.9))
     antialiased = RenderOptions(background=(1.0, 1.0, 1.0), footprint=Footprint.ANTIALIASED)
     degrees = [RenderCase(f"degree_{k}", of_degree(k), odd, grey, seed=(110, 11, 112, 13)[k]) for k in range(4)]

@@ -68,12 +68,12 @@ def image_and_gradient(renderer, view: TinyView):
 def products(renderer, view: TinyView, kind: Loss):
     view_of = scene(renderer, view, kind)
     residuals = renderer.residuals(*view_of)
-    pushed = renderer.jvp(*view_of, direction(renderer, view))
+    jvp_value = renderer.jvp(*view_of, direction(renderer, view))
     cotangent = torch.randn(residuals.shape, generator=torch.Generator().manual_seed(6)).to(residuals)
-    pulled, both = empty(view_of[0]), empty(view_of[0])
-    renderer.vjp(*view_of, cotangent, WeightedSum(pulled, 0.5, overwrite=True))
+    vjp_value, both = empty(view_of[0]), empty(view_of[0])
+    renderer.vjp(*view_of, cotangent, WeightedSum(vjp_value, 0.5, overwrite=True))
     renderer.gauss_newton_product(*view_of, direction(renderer, view), WeightedSum(both, 0.5, overwrite=True))
-    return pulled | {f"{name} of JTJv": value for name, value in both.items()} | {"r": residuals, "Jv": pushed}
+    return vjp_value | {f"{name} of JTJv": value for name, value in both.items()} | {"r": residuals, "Jv": jvp_value}
 
 
 def curvature(renderer, view: TinyView, kind: Loss):

@@ -47,8 +47,8 @@ def splats_by_loop(cloud: GaussianCloud, camera: Camera, options: RenderOptions)
         x, y, z = pose[:3, :3] @ arrays["means"][i] + pose[:3, 3]
         if z <= 0.01:
             continue
-        turn = Rotation.from_quat(arrays["quats"][i], scalar_first=True).as_matrix()
-        covariance = turn @ np.diag(np.exp(arrays["log_scales"][i]) ** 2) @ turn.T
+        rotation = Rotation.from_quat(arrays["quats"][i], scalar_first=True).as_matrix()
+        covariance = rotation @ np.diag(np.exp(arrays["log_scales"][i]) ** 2) @ rotation.T
         margin_x, margin_y = 0.3 * 0.5 * camera.width / camera.fx, 0.3 * 0.5 * camera.height / camera.fy
         tx = z * min(max(x / z, -(camera.cx / camera.fx + margin_x)), (camera.width - camera.cx) / camera.fx + margin_x)
         ty = z * min(
@@ -203,7 +203,7 @@ def test_renderer_by_blocks_accumulates_the_dense_gradient(case: RenderCase):
 
 
 def test_seen_is_what_is_blended_and_is_only_added_to():
-    camera = make_camera(20, 12, turned=False)
+    camera = make_camera(20, 12, rotated=False)
     cloud = random_cloud(torch.Generator().manual_seed(0), 4, sh_degree=0)
     cloud.means = torch.tensor([[0, 0, 0.0], [0, 0, -9.0], [50, 0, 0.0], [0, 0, 1.0]], dtype=torch.float64)
     cloud.log_scales = torch.full((4, 3), -1.0, dtype=torch.float64)

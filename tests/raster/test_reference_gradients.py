@@ -59,7 +59,7 @@ def test_gradcheck(name, footprint):
 def test_gradcheck_where_the_jacobian_is_clamped(name):
     """A wide Gaussian far beside the image: its slope is clamped, its footprint still reaches in."""
     cloud = small_cloud(2)
-    camera = make_camera(7, 5, turned=False)
+    camera = make_camera(7, 5, rotated=False)
     cloud.means = torch.tensor([[6.0, 0.1, 0.3], [-0.2, -5.0, 0.1]], dtype=torch.float64)
     cloud.log_scales = torch.tensor([[1.0, 0.8, 0.9], [0.9, 1.1, 0.7]], dtype=torch.float64)
     cloud.logit_opacities = torch.full((2,), 2.0, dtype=torch.float64)
@@ -97,11 +97,11 @@ def test_forward_and_reverse_products_agree(footprint):
     for _ in range(3):
         along = random_like(values, generator)
         outputs, moved = torch.func.jvp(function, values, along)
-        back_outputs, pull = torch.func.vjp(function, *values)
+        back_outputs, vjp = torch.func.vjp(function, *values)
         assert torch.equal(outputs, back_outputs)
         weights = torch.randn(outputs.shape, generator=generator, dtype=outputs.dtype)
-        pulled = sum((a * b).sum() for a, b in zip(pull(weights), along, strict=True))
-        assert float(moved @ weights) == pytest.approx(float(pulled), rel=1e-10)
+        vjp_value = sum((a * b).sum() for a, b in zip(vjp(weights), along, strict=True))
+        assert float(moved @ weights) == pytest.approx(float(vjp_value), rel=1e-10)
 
 
 def test_function_transforms_give_the_same_jacobian_and_hessian():

@@ -156,12 +156,14 @@ def test_products_agree_with_the_dense_jacobian(options, footprint):
     place = scene(footprint)
     jacobian = residual_jacobian(place, options) @ image_jacobian(footprint)
     tangent = random_tangent(place.cloud, 5)
-    pushed = RENDERER.jvp(*place.asked(options), tangent)
-    torch.testing.assert_close(pushed.flatten(), jacobian @ flat(tangent), rtol=1e-9, atol=1e-12)
-    cotangent = torch.randn(pushed.shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
-    pulled = flat(vjp(place, options, cotangent))
-    torch.testing.assert_close(pulled, jacobian.T @ cotangent.flatten(), rtol=1e-9, atol=1e-12)
-    assert float(pushed.flatten() @ cotangent.flatten()) == pytest.approx(float(flat(tangent) @ pulled), rel=1e-11)
+    jvp_value = RENDERER.jvp(*place.asked(options), tangent)
+    torch.testing.assert_close(jvp_value.flatten(), jacobian @ flat(tangent), rtol=1e-9, atol=1e-12)
+    cotangent = torch.randn(jvp_value.shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    vjp_value = flat(vjp(place, options, cotangent))
+    torch.testing.assert_close(vjp_value, jacobian.T @ cotangent.flatten(), rtol=1e-9, atol=1e-12)
+    assert float(jvp_value.flatten() @ cotangent.flatten()) == pytest.approx(
+        float(flat(tangent) @ vjp_value), rel=1e-11
+    )
 
 
 @pytest.mark.parametrize("name", GAUSSIAN_TENSORS)
@@ -178,8 +180,8 @@ def test_the_residuals_pulled_back_are_the_gradient():
     place = scene()
     gradient, seen = place.zeros(), torch.zeros(6, dtype=torch.bool)
     RENDERER.accumulate_gradient(*place.asked(FREE), WeightedSum(gradient, overwrite=True), seen)
-    pulled = vjp(place, FREE, RENDERER.residuals(*place.asked(FREE)))
-    torch.testing.assert_close(flat(pulled), flat(gradient), rtol=1e-9, atol=1e-13)
+    vjp_value = vjp(place, FREE, RENDERER.residuals(*place.asked(FREE)))
+    torch.testing.assert_close(flat(vjp_value), flat(gradient), rtol=1e-9, atol=1e-13)
 
 
 def test_what_is_added_is_weighted():
@@ -299,18 +301,18 @@ def test_at_zero_error_everything_is_finite():
     residuals = RENDERER.residuals(*place.asked(L1Ssim()))
     assert residuals.abs().max() < 1e-6
     tangent = random_tangent(place.cloud, 2)
-    pushed = RENDERER.jvp(*place.asked(L1Ssim()), tangent)
+    jvp_value = RENDERER.jvp(*place.asked(L1Ssim()), tangent)
     # |∂r₁/∂x| is at most √((1-λ) / (2n·floor)), times the change of the image.
     change = RENDERER.jvp(*place.asked(SquaredError()), tangent) * math.sqrt(360)
     limit = math.sqrt(0.8 / (2 * 360 / 255))
-    assert (pushed[0].abs() <= limit * change[0].abs() * (1 + 1e-9)).all()
+    assert (jvp_value[0].abs() <= limit * change[0].abs() * (1 + 1e-9)).all()
     diagonal, blocks, rest = place.zeros(), torch.zeros(6, 105).double(), torch.zeros(6, 3, 3).double()
     RENDERER.accumulate_diagonal(*place.asked(L1Ssim()), WeightedSum(diagonal, 1.0, overwrite=True))
     RENDERER.accumulate_blocks(*place.asked(L1Ssim()), block_sum(blocks, rest, 1.0))
-    pulled = vjp(place, L1Ssim(), torch.ones_like(pushed))
+    vjp_value = vjp(place, L1Ssim(), torch.ones_like(jvp_value))
     product = place.zeros()
     RENDERER.hvp(*place.asked(L1Ssim()), tangent, WeightedSum(product, overwrite=True))
-    for part in (pushed, flat(diagonal), blocks, rest, flat(pulled), flat(product)):
+    for part in (jvp_value, flat(diagonal), blocks, rest, flat(vjp_value), flat(product)):
         assert torch.isfinite(part).all()
 
 
@@ -319,10 +321,10 @@ def test_at_exactly_no_difference_the_absolute_error_has_no_slope():
     image[0, 0, 0] += 1e-9
     loss = L1Ssim(ssim_weight=0.0, floor_absolute=0.01)
     one = torch.ones_like(image)
-    pushed = loss.residual_jvp(image, torch.full_like(image, 0.5), one[..., :1], one)
-    assert float(pushed[0, 0, 0, 0]) == pytest.approx(math.sqrt(1 / (2 * 12 * 0.01)), rel=1e-12)
-    assert pushed.shape == (1, 2, 2, 3)
-    assert not pushed[0].flatten()[1:].any()
+    jvp_value = loss.residual_jvp(image, torch.full_like(image, 0.5), one[..., :1], one)
+    assert float(jvp_value[0, 0, 0, 0]) == pytest.approx(math.sqrt(1 / (2 * 12 * 0.01)), rel=1e-12)
+    assert jvp_value.shape == (1, 2, 2, 3)
+    assert not jvp_value[0].flatten()[1:].any()
 
 
 def degenerate() -> Scene:
@@ -346,11 +348,11 @@ def test_rows_that_are_not_drawn_get_exactly_zero(footprint):
     RENDERER.accumulate_diagonal(*place.asked(L1Ssim()), WeightedSum(diagonal, 1.0, overwrite=True))
     RENDERER.accumulate_blocks(*place.asked(L1Ssim()), block_sum(blocks, rest, 1.0, overwrite=True))
     tangent = random_tangent(place.cloud, 3)
-    pushed = RENDERER.jvp(*place.asked(L1Ssim()), tangent)
-    pulled = vjp(place, L1Ssim(), torch.ones_like(pushed))
+    jvp_value = RENDERER.jvp(*place.asked(L1Ssim()), tangent)
+    vjp_value = vjp(place, L1Ssim(), torch.ones_like(jvp_value))
     product = place.zeros()
     RENDERER.hvp(*place.asked(L1Ssim()), tangent, WeightedSum(product, overwrite=True))
-    per_row = [part for result in (diagonal, pulled, product) for part in result.values()]
+    per_row = [part for result in (diagonal, vjp_value, product) for part in result.values()]
     for part in (*per_row, blocks, rest):
         assert torch.isfinite(part).all()
         assert not part[dark].any()
@@ -358,8 +360,8 @@ def test_rows_that_are_not_drawn_get_exactly_zero(footprint):
     lit = {name: part.clone() for name, part in tangent.items()}
     for part in lit.values():
         part[dark] = 0
-    assert torch.isfinite(pushed).all()
-    assert torch.equal(pushed, RENDERER.jvp(*place.asked(L1Ssim()), lit))
+    assert torch.isfinite(jvp_value).all()
+    assert torch.equal(jvp_value, RENDERER.jvp(*place.asked(L1Ssim()), lit))
 
 
 def test_a_row_that_is_not_drawn_and_overflows_has_no_curvature():
@@ -387,12 +389,12 @@ def test_awkward_shapes_work(name):
     RENDERER.accumulate_diagonal(*place.asked(L1Ssim()), WeightedSum(diagonal, 1.0, overwrite=True))
     RENDERER.accumulate_blocks(*place.asked(L1Ssim()), block_sum(blocks, rest, 1.0))
     tangent = random_tangent(cloud, 1)
-    pushed = RENDERER.jvp(*place.asked(L1Ssim()), tangent)
-    pulled = vjp(place, L1Ssim(), pushed)
+    jvp_value = RENDERER.jvp(*place.asked(L1Ssim()), tangent)
+    vjp_value = vjp(place, L1Ssim(), jvp_value)
     product = place.zeros()
     RENDERER.hvp(*place.asked(L1Ssim()), tangent, WeightedSum(product, overwrite=True))
     torch.testing.assert_close(rest, diagonal["sh_rest"])
-    assert float(pushed.square().sum()) == pytest.approx(float(flat(tangent) @ flat(pulled)), rel=1e-9, abs=1e-15)
+    assert float(jvp_value.square().sum()) == pytest.approx(float(flat(tangent) @ flat(vjp_value)), rel=1e-9, abs=1e-15)
     assert bool(flat(diagonal).any()) == (name in ("degree_0", "degree_3_at_1"))
     if name == "degree_3_at_1":
         assert diagonal["sh_rest"][:, :3].any()

@@ -13,8 +13,9 @@ from splatopt.core.typed import field_names
 from splatopt.fit.config import FitConfig
 from splatopt.optim.first_order import AdamOptions
 from splatopt.runs.config import RunConfig, SavingOptions, SettingGroup
+from splatopt.runs.renamed import renamed
 from splatopt.runs.resuming import is_as_asked, is_free
-from splatopt.runs.saved_options import read_options, renamed
+from splatopt.runs.unread import read_options
 from splatopt.train.config import TrainConfig
 
 SCENE, FIELD = TrainConfig.of("/data/fox"), FitConfig.of("/data/photo.png")

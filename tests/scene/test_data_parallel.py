@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from core.crew import in_threads
+from core.process_group import in_threads
 from optim.views import VIEWS, Views
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Evaluation, MissingOracleError, Oracle
@@ -30,7 +30,7 @@ def every_answer(objective, inner: Views, batch: tuple[int, ...]) -> dict[str, t
     v = tangent(inner)
     evaluation = objective.gradient(batch)
     found: dict = {f"gradient.{name}": part.clone() for name, part in evaluation.gradient.items()}
-    found |= {"loss": evaluation.loss, "psnr": evaluation.facts["psnr"], "seen": evaluation.seen.clone()}
+    found |= {"loss": evaluation.loss, "psnr": evaluation.metrics["psnr"], "seen": evaluation.seen.clone()}
     found |= {"value": objective.value(batch), "form": objective.gauss_newton_form(batch, v)}
     u = objective.residuals(batch)
     for kind, parts in (("residual", u), ("jvp", objective.jvp(batch, v))):
@@ -53,7 +53,7 @@ def every_answer(objective, inner: Views, batch: tuple[int, ...]) -> dict[str, t
     return found
 
 
-class Facts(Views):
+class ExtraMetrics(Views):
     """The mean over views of a fact, as objectives give it."""
 
     def gradient(self, batch):
@@ -64,11 +64,11 @@ class Facts(Views):
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("batch", BATCHES)
 def test_all_oracles_answer_as_in_one_process(count, batch):
-    alone = Facts()
+    alone = ExtraMetrics()
     expected = every_answer(alone, alone, batch)
 
     def work(processes):
-        inner = Facts()
+        inner = ExtraMetrics()
         return every_answer(DataParallel(inner, processes), inner, batch)
 
     answers = in_threads(count, work)
@@ -147,6 +147,6 @@ def test_what_fails_in_one_process_fails_in_all():
 
     assert in_threads(3, work) == [
         ("InputError", "process 1: no such capture"),
-        ("SpokenForError", "no such capture"),
-        ("SpokenForError", "no such capture"),
+        ("ReportedElsewhereError", "no such capture"),
+        ("ReportedElsewhereError", "no such capture"),
     ]

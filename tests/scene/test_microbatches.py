@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from optim.views import VIEWS, Views
-from scene.test_data_parallel import Facts, every_answer
+from scene.test_data_parallel import ExtraMetrics, every_answer
 from splatopt.scene.microbatches import ExhaustedError, Microbatched, is_exhaustion
 
 ALL = tuple(range(VIEWS))
 
 
-class Cramped(Facts):
+class Cramped(ExtraMetrics):
     """Fits at most ``room`` views, and raises ``error`` over more."""
 
     def __init__(self, room: int, error: BaseException | None = None) -> None:
@@ -37,7 +37,7 @@ class Cramped(Facts):
 @pytest.mark.parametrize("batch", [ALL, (2, 0, 1), (4,)])
 @pytest.mark.parametrize("room", [1, 2, 3])
 def test_all_oracles_answer_as_with_enough_memory(batch, room):
-    alone = Facts()
+    alone = ExtraMetrics()
     expected = every_answer(alone, alone, batch)
     inner = Cramped(room)
     answers = every_answer(Microbatched(inner, lambda max_parts: None), inner, batch)

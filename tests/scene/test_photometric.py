@@ -41,7 +41,7 @@ def test_the_gradient_is_that_of_the_mean_over_views(capture):
         torch.testing.assert_close(evaluation.gradient[name], gradient, rtol=1e-5, atol=1e-9)
     assert evaluation.loss == pytest.approx(sum(loss.item() for loss in losses) / 3, rel=1e-6)
     expected_psnr = sum(-10 * math.log10(loss.item()) for loss in losses) / 3
-    assert evaluation.facts["psnr"] == pytest.approx(expected_psnr, rel=1e-6)
+    assert evaluation.metrics["psnr"] == pytest.approx(expected_psnr, rel=1e-6)
     assert evaluation.seen is not None
     assert evaluation.seen.tolist() == [True] + [False] * (len(objective.cloud) - 1)
 

@@ -91,8 +91,8 @@ def test_residuals_have_the_loss_as_half_their_square(options):
 
 def test_the_residuals_pulled_back_are_the_gradient_of_the_batch():
     objective = make(FREE)
-    pulled = objective.vjp([0, 1, 2], objective.residuals([0, 1, 2]))
-    torch.testing.assert_close(flat(pulled), flat(objective.gradient([0, 1, 2]).gradient), rtol=1e-9, atol=1e-13)
+    vjp_value = objective.vjp([0, 1, 2], objective.residuals([0, 1, 2]))
+    torch.testing.assert_close(flat(vjp_value), flat(objective.gradient([0, 1, 2]).gradient), rtol=1e-9, atol=1e-13)
 
 
 @pytest.mark.parametrize("options", [L1Ssim(), SquaredError()])
@@ -103,8 +103,8 @@ def test_products_are_adjoint_over_batches(options):
     cotangent = tuple(
         torch.randn(part.shape, generator=generator, dtype=torch.float64) for part in objective.empty_residuals([1, 2])
     )
-    pushed = objective.jvp([1, 2], tangent)
-    left = sum(float((a * b).sum()) for a, b in zip(pushed, cotangent, strict=True))
+    jvp_value = objective.jvp([1, 2], tangent)
+    left = sum(float((a * b).sum()) for a, b in zip(jvp_value, cotangent, strict=True))
     assert left == pytest.approx(float(flat(objective.vjp([1, 2], cotangent)) @ flat(tangent)), rel=1e-11)
     assert abs(left) > 1e-4
 
@@ -155,13 +155,13 @@ def test_the_blocks_names_are_those_of_the_blocks():
 def test_a_jvp_is_the_change_of_the_residuals():
     objective = make(SquaredError())
     tangent = random_tangent(objective, 2)
-    pushed = objective.jvp([0, 1], tangent)
+    jvp_value = objective.jvp([0, 1], tangent)
     found = []
     for step in (1e-6, -2e-6):
         for name, value in objective.parameters.items():
             value.add_(tangent[name], alpha=step)
         found.append(objective.residuals([0, 1]))
-    for ahead, behind, expected in zip(*found, pushed, strict=True):
+    for ahead, behind, expected in zip(*found, jvp_value, strict=True):
         torch.testing.assert_close((ahead - behind) / 2e-6, expected, rtol=1e-5, atol=1e-8)
 
 
@@ -255,11 +255,11 @@ def test_each_oracle_has_buffers_of_its_own_that_follow_edits_of_rows():
     gradient = objective.gradient([0]).gradient
     kept = flat(gradient)
     diagonal = objective.exact_gauss_newton_diagonal([0])
-    pulled = objective.vjp([0], objective.residuals([0]))
+    vjp_value = objective.vjp([0], objective.residuals([0]))
     objective.exact_hvp([0], random_tangent(objective, 1))
     assert torch.equal(flat(gradient), kept)
     assert objective.exact_gauss_newton_diagonal([1])["means"].data_ptr() == diagonal["means"].data_ptr()
-    assert pulled["means"].data_ptr() != diagonal["means"].data_ptr()
+    assert vjp_value["means"].data_ptr() != diagonal["means"].data_ptr()
     first = flat(objective.exact_gauss_newton_diagonal([1]))
     objective.exact_gauss_newton_diagonal([0, 2])
     assert torch.equal(first, flat(objective.exact_gauss_newton_diagonal([1]))), "cleared between calls"

@@ -349,7 +349,7 @@ def test_a_gradient_that_stays_broken(train, tmp_path, monkeypatch):
         (["--lm.views", "4"], "options of 'lm' are given, but the optimizer is 'adam'"),
         (["--optimizer", "lm", "--lm.iterations", "0"], "iterations must be at least 1, got 0"),
         (["--optimizer", "lm", "--lm.views", "-1"], "views must be at least 0, got -1"),
-        (["--optimizer", "lm", "--lm.damping-least", "5"], "damping_least <= damping_start"),
+        (["--optimizer", "lm", "--lm.damping-min", "5"], "damping_min <= damping_start"),
         (["--optimizer", "lm", "--lm.preconditioner", "chol"], "chol"),
         (["--optimizer", "lm"], "which PhotometricObjective on the toy backend does not give"),
         (["--init", "scene.obj"], "--init must be"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.crew import finish, in_threads, start
+from core.process_group import finish, in_threads, start
 from splatopt.core import native
 from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.core.checks import InputError
@@ -21,11 +21,11 @@ from splatopt.train.config import TrainConfig
 from splatopt.train.events import Stepped
 from splatopt.train.loop import train
 from splatopt.train.machine import own_threads, process_device
-from splatopt.train.workplace import Workplace, fingerprint
+from splatopt.train.process_context import ProcessContext, fingerprint
 from train.toys import Listener, ToyRenderer, lines, load_toy_capture, make_toy_capture
 
 needs_native = pytest.mark.skipif(not native.available(), reason="the native module is not installed")
-WORKER = str(Path(__file__).with_name("run_launched.py"))
+WORKER = str(Path(__file__).with_name("run_distributed.py"))
 
 
 @pytest.fixture(scope="module")
@@ -183,12 +183,12 @@ def test_states_that_differ_are_found(settings):
     capture = load_toy_capture(settings().folder.parent / "capture")
 
     def work(processes):
-        place = Workplace(torch.device("cpu"), capture, processes)
+        context = ProcessContext(torch.device("cpu"), capture, processes)
         state = {"cloud.means": torch.zeros(3, 3), "sampler": torch.tensor([1, 2])}
-        place.check_alike(state, 4)
+        context.check_alike(state, 4)
         state["cloud.means"][1, 2] = 1e-30 * processes.rank
         with pytest.raises(InputError, match="differ in cloud.means at step 4: all processes must read the same"):
-            place.check_alike(state, 4)
+            context.check_alike(state, 4)
 
     in_threads(2, work)
 

@@ -54,7 +54,7 @@ class Wide(Adam):
     def step(self, batch, progress):
         self.told.append((progress.step, progress.horizon))
         evaluation = super().step(batch, progress)
-        return replace(evaluation, facts={**evaluation.facts, "breadth": len(batch)})
+        return replace(evaluation, metrics={**evaluation.metrics, "breadth": len(batch)})
 
 
 @pytest.fixture(autouse=True)

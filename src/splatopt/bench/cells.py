@@ -150,7 +150,7 @@ def make_cells(suite: Suite, out: Path, overrides: Mapping[str, object], data: P
     return sorted(cells, key=lambda cell: suite.seeds.index(cell.seed))
 
 
-def make_clocks(
+def make_timing_cells(
     suite: Suite, out: Path, overrides: Mapping[str, object], data: Path | None = None
 ) -> dict[tuple[str, str], Cell]:
     """Return, by scene and setting, the plain Adam run whose seconds are everyone's time in ``fixed-time``.

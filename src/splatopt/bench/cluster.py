@@ -9,15 +9,15 @@ from types import ModuleType
 
 from splatopt.bench.cells import Cell, load_plugins_of
 from splatopt.bench.records import CellRecord
-from splatopt.bench.runner import Outcome, Place, Say, describe, run_process, said_of, split_kept
+from splatopt.bench.runner import Outcome, Say, SuiteFolder, describe, run_process, said_of, split_finished
 from splatopt.core.checks import InputError
-from splatopt.core.requests import stop_requests
+from splatopt.core.stop_signals import stop_requests
 
 _LOCAL = re.compile(r"local(?::(\d{1,4}))?")
 
 
 def run_cells_on_ray(
-    place: Place, cells: Sequence[Cell], say: Say, address: str, *, lpips_weights: str | None = None
+    suite_folder: SuiteFolder, cells: Sequence[Cell], say: Say, address: str, *, lpips_weights: str | None = None
 ) -> list[Outcome]:
     """Run what is left of ``cells`` as tasks of Ray; one that fails does not stop the others.
 
@@ -25,7 +25,7 @@ def run_cells_on_ray(
     same paths, and have this version installed.
 
     Args:
-        place: The suite's folder, absolute.
+        suite_folder: The suite's folder, absolute.
         cells: All of them; those that are done, or failed before, are kept.
         say: Takes a line for each.
         address: A cluster's address, ``auto`` for the one at hand, ``local`` for one on this machine, ``local:2``
@@ -38,12 +38,12 @@ def run_cells_on_ray(
     """
     ray = _connect(address)
     try:
-        kept, left = split_kept(place, cells, say)
+        kept, left = split_finished(suite_folder, cells, say)
         task = ray.remote(_run)
         running = {}
         for cell in left:
             reference = task.options(num_cpus=max(1, cell.config.processes.threads), max_retries=0).remote(
-                str(place.out), cell.to_json(), lpips_weights
+                str(suite_folder.out), cell.to_json(), lpips_weights
             )
             running[reference] = cell
         outcomes = dict(kept)
@@ -52,7 +52,7 @@ def run_cells_on_ray(
             with stop_requests([], _interrupt):
                 (reference, *_), _ = ray.wait(list(running), num_returns=1)
             cell = running.pop(reference)
-            outcomes[cell.name] = _outcome(ray, place, cell, reference)
+            outcomes[cell.name] = _outcome(ray, suite_folder, cell, reference)
             say(f"{len(outcomes)}/{len(cells)}  {describe(cell)}: {said_of(outcomes[cell.name])}")
         return [outcomes[cell.name] for cell in cells]
     finally:
@@ -69,16 +69,16 @@ def _run(out: str, cell: CellRecord, lpips_weights: str | None) -> None:
     from pathlib import Path
 
     load_plugins_of(cell, "the task")
-    run_process(Place(Path(out)), Cell.from_json(cell, "the task"), lpips_weights)
+    run_process(SuiteFolder(Path(out)), Cell.from_json(cell, "the task"), lpips_weights)
 
 
-def _outcome(ray: ModuleType, place: Place, cell: Cell, reference: object) -> Outcome:
+def _outcome(ray: ModuleType, suite_folder: SuiteFolder, cell: Cell, reference: object) -> Outcome:
     """How a task's cell ended; one whose node was lost has failed."""
     try:
         ray.get(reference)
     except ray.exceptions.RayError as error:
         return Outcome(cell, {}, f"its task was lost: {' '.join(str(error).split())[:300]}")
-    return place.outcome(cell) or Outcome(
+    return suite_folder.outcome(cell) or Outcome(
         cell, {}, "its node left nothing in the suite's folder; is the folder shared?"
     )
 

@@ -151,11 +151,11 @@ def _curve(cell: CellRecord) -> dict[str, object]:
 
 
 def _header(results: Results, found: Sequence[Group]) -> str:
-    """Title, and what was compared in a line of facts."""
+    """Title, and what was compared in a line."""
     cells = results.cells
     counts = {name: len({cell[name] for cell in cells}) for name in ("scene", "label", "seed")}
     protocols = ", ".join(dict.fromkeys(cell["protocol"]["name"] for cell in cells))
-    facts = {
+    metrics = {
         "protocol": protocols,
         "scenes": counts["scene"],
         "entries": counts["label"],
@@ -164,7 +164,7 @@ def _header(results: Results, found: Sequence[Group]) -> str:
         "compared with": ", ".join(dict.fromkeys(group.reference for group in found)) or "–",
     }
     boxes = "".join(
-        f"<div><span>{escape(name)}</span><b>{escape(str(value))}</b></div>" for name, value in facts.items()
+        f"<div><span>{escape(name)}</span><b>{escape(str(value))}</b></div>" for name, value in metrics.items()
     )
     rules = dict.fromkeys(str(cell["protocol"].get("rule", "")) for cell in cells)
     lead = " ".join(f"{rule[:1].upper()}{rule[1:]}." for rule in rules if rule)

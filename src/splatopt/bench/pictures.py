@@ -25,11 +25,11 @@ from splatopt.train.run import open_run
 
 FOLDER = "pictures"
 INDEX = "index.json"
-PHOTOGRAPH = "photograph"
+TARGET = "photograph"
 
 _MAX_SIDE = 640
-_MOST_BYTES = 8 << 20
-_MOST_PICTURES = 2000
+_MAX_BYTES = 8 << 20
+_MAX_PICTURES = 2000
 
 
 @dataclass(frozen=True)
@@ -45,26 +45,26 @@ class Picture:
     images: Mapping[str, str]
 
 
-def draw_pictures(out: Path, cells: Sequence[Cell], most: int) -> None:
+def draw_pictures(out: Path, cells: Sequence[Cell], max_views: int) -> None:
     """Render held-out views of each entry's first seed and keep them in the suite's folder.
 
     Args:
         out: The suite's folder.
         cells: Those that are done.
-        most: So many views of each scene at most, spread evenly; 0 for none.
+        max_views: So many views of each scene at most, spread evenly; 0 for none.
     """
     folder = out / FOLDER
     first: dict[tuple[str, str, str], Cell] = {}
     for cell in cells:
         first.setdefault((cell.scene, cell.setting, cell.label), cell)
     entries: list[dict[str, str]] = []
-    for cell in first.values() if most > 0 else ():
-        entries += _draw(folder, cell, most, {(one["scene"], one["setting"]) for one in entries})
+    for cell in first.values() if max_views > 0 else ():
+        entries += _draw(folder, cell, max_views, {(one["scene"], one["setting"]) for one in entries})
     if entries:
         write_json(folder / INDEX, {"pictures": entries})
 
 
-def _draw(folder: Path, cell: Cell, most: int, photographed: set[tuple[str, str]]) -> list[dict[str, str]]:
+def _draw(folder: Path, cell: Cell, max_views: int, with_target: set[tuple[str, str]]) -> list[dict[str, str]]:
     """Render the views of one cell; the first of a scene brings the photographs."""
     make_folder(folder)
     run = open_run(cell.config.folder)
@@ -73,15 +73,15 @@ def _draw(folder: Path, cell: Cell, most: int, photographed: set[tuple[str, str]
     capture = run.open_capture()
     objective = run.objective(capture)
     entries = []
-    for number, view in enumerate(spread(capture.split.test or capture.split.train, most)):
+    for number, view in enumerate(spread(capture.split.test or capture.split.train, max_views)):
         camera = capture.cameras[view]
         with quiet_torch(objective.renderer):
             image = objective.renderer.render(objective.cloud, camera, objective.options).image
         drawn = {cell.label: (image.clamp(0, 1) * 255).round().to(torch.uint8)}
-        if (cell.scene, cell.setting) not in photographed:
-            drawn = {PHOTOGRAPH: capture.images[view], **drawn}
+        if (cell.scene, cell.setting) not in with_target:
+            drawn = {TARGET: capture.images[view], **drawn}
         for label, picture in drawn.items():
-            name = f"{cell.name}.{number}{'.photo' if label == PHOTOGRAPH else ''}.webp"
+            name = f"{cell.name}.{number}{'.photo' if label == TARGET else ''}.webp"
             replace_file(folder / name, _webp(picture))
             place = {"protocol": str(cell.protocol["name"]), "scene": cell.scene, "setting": cell.setting}
             entries.append({**place, "view": camera.name, "label": label, "file": name})
@@ -116,7 +116,7 @@ def load_pictures(folders: Sequence[Path]) -> list[Picture]:
     pictures = []
     for (_, scene, setting, view), images in found.items():
         # The photograph stands first.
-        ordered = dict(sorted(images.items(), key=lambda item: item[0] != PHOTOGRAPH))
+        ordered = dict(sorted(images.items(), key=lambda item: item[0] != TARGET))
         pictures.append(Picture(", ".join(part for part in (scene, setting, view) if part), ordered))
     return [picture for picture in pictures if len(picture.images) > 1]
 
@@ -127,7 +127,7 @@ def _entries(path: Path) -> list[dict[str, str]]:
         return []
     names = ("protocol", "scene", "setting", "view", "label", "file")
     try:
-        found = Fields(values, str(path)).objects("pictures", _MOST_PICTURES)
+        found = Fields(values, str(path)).objects("pictures", _MAX_PICTURES)
         entries = [{name: one.text(name) for name in names} for one in found]
         # A name with folders in it would lead elsewhere.
         if any(Path(one["file"]).name != one["file"] or "\0" in one["file"] for one in entries):
@@ -139,7 +139,7 @@ def _entries(path: Path) -> list[dict[str, str]]:
 
 def _data_uri(path: Path) -> str:
     try:
-        content = read_bounded(path, _MOST_BYTES)
+        content = read_bounded(path, _MAX_BYTES)
         with Image.open(io.BytesIO(content)) as image:
             if image.format != "WEBP":
                 raise InputError(f"{path} is no picture of a report; delete it, or run the suite again")

@@ -10,7 +10,7 @@ from splatopt.core.checks import InputError
 from splatopt.core.reading import read_object
 from splatopt.core.typed import Fields
 
-_MOST_RECORD_BYTES = 256 << 20
+_MAX_RECORD_BYTES = 256 << 20
 
 
 class Point(TypedDict):
@@ -80,7 +80,7 @@ def read_record(path: Path) -> CellRecord:
     Raises:
         InputError: It is damaged.
     """
-    values = read_object(path, _MOST_RECORD_BYTES)
+    values = read_object(path, _MAX_RECORD_BYTES)
     if values is None:
         return {}
     cell = Fields(values, str(path))

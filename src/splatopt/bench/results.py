@@ -20,7 +20,7 @@ FORMAT = "splatopt-results"
 VERSION = 1
 """Raised when a file can no longer be read by older code."""
 
-_MOST_BYTES = 256 << 20
+_MAX_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def load_results(path: Path) -> Results:
     """
     path = path / "results.json" if path.is_dir() else path
     try:
-        values = read_json(path, _MOST_BYTES)
+        values = read_json(path, _MAX_BYTES)
     except AbsentFileError as error:
         raise InputError(f"the results {error}; give a results.json") from error
     except DamagedFileError as error:

@@ -19,7 +19,7 @@ from splatopt.bench.records import CellRecord, read_failure, read_record
 from splatopt.bench.worker import FAILED, STOPPED
 from splatopt.core.checks import InputError, quoted
 from splatopt.core.files import append_only, make_folder
-from splatopt.core.requests import stop_requests
+from splatopt.core.stop_signals import stop_requests
 from splatopt.core.typed import Fields
 from splatopt.runs.folder import read_json, write_json
 from splatopt.scene.initialization import FromPoints, has_points
@@ -46,7 +46,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Place:
+class SuiteFolder:
     """A suite's folder.
 
     Attributes:
@@ -77,18 +77,18 @@ class Place:
         return None if failure is None else Outcome(cell, read_record(cell.config.folder / RECORD), failure)
 
 
-def run_process(place: Place, cell: Cell, lpips_weights: str | None) -> Outcome:
+def run_process(suite_folder: SuiteFolder, cell: Cell, lpips_weights: str | None) -> Outcome:
     """Run one cell in a process of its own.
 
     Args:
-        place: The suite's folder.
+        suite_folder: The suite's folder.
         cell: What to run.
         lpips_weights: Folder of LPIPS backbones.
 
     Raises:
         KeyboardInterrupt: We were asked to stop; the cell has written a checkpoint.
     """
-    request = place.request(cell)
+    request = suite_folder.request(cell)
     make_folder(request.parent)
     write_json(request, {"cell": cell.to_json(), "lpips_weights": lpips_weights})
     command = [sys.executable, "-m", "splatopt.bench.worker", str(request)]
@@ -105,9 +105,9 @@ def run_process(place: Place, cell: Cell, lpips_weights: str | None) -> Outcome:
         raise KeyboardInterrupt
     if record:
         return Outcome(cell, record, None)
-    if code != FAILED or place.failure(cell) is None:
+    if code != FAILED or suite_folder.failure(cell) is None:
         write_json(request.with_suffix(".failed"), {"reason": _death(code, request.with_suffix(".log"))})
-    return Outcome(cell, read_record(cell.config.folder / RECORD), place.failure(cell))
+    return Outcome(cell, read_record(cell.config.folder / RECORD), suite_folder.failure(cell))
 
 
 def _death(code: int, log: Path) -> str:
@@ -133,16 +133,21 @@ def _forwarding(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
         yield requests
 
 
-Launch = Callable[[Place, Cell, str | None], Outcome]
+Launch = Callable[[SuiteFolder, Cell, str | None], Outcome]
 
 
 def run_cells(
-    place: Place, cells: Sequence[Cell], say: Say, *, lpips_weights: str | None = None, launch: Launch = run_process
+    suite_folder: SuiteFolder,
+    cells: Sequence[Cell],
+    say: Say,
+    *,
+    lpips_weights: str | None = None,
+    launch: Launch = run_process,
 ) -> list[Outcome]:
     """Run what is left of ``cells``, one after the other; one that fails does not stop the others.
 
     Args:
-        place: The suite's folder.
+        suite_folder: The suite's folder.
         cells: All of them; those that are done, or failed before, are kept.
         say: Takes a line for each.
         lpips_weights: Folder of LPIPS backbones.
@@ -152,7 +157,7 @@ def run_cells(
         InputError: A folder is another cell's, or a scene cannot be read; nothing has been run then.
         KeyboardInterrupt: We were asked to stop.
     """
-    kept, _ = split_kept(place, cells, say)
+    kept, _ = split_finished(suite_folder, cells, say)
     outcomes, began, ran = [], time.monotonic(), 0
     for number, cell in enumerate(cells, start=1):
         outcome = kept.get(cell.name)
@@ -160,16 +165,16 @@ def run_cells(
             left = len([one for one in cells[number - 1 :] if one.name not in kept])
             ahead = f", about {_clock((time.monotonic() - began) / ran * left)} left" if ran else ""
             say(f"{number}/{len(cells)}  {describe(cell)} …{ahead}")
-            outcome = launch(place, cell, lpips_weights)
+            outcome = launch(suite_folder, cell, lpips_weights)
             ran += 1
             say(f"{' ' * len(f'{number}/{len(cells)}')}  {said_of(outcome)}")
         outcomes.append(outcome)
     return outcomes
 
 
-def split_kept(place: Place, cells: Sequence[Cell], say: Say) -> tuple[dict[str, Outcome], list[Cell]]:
+def split_finished(suite_folder: SuiteFolder, cells: Sequence[Cell], say: Say) -> tuple[dict[str, Outcome], list[Cell]]:
     """Return the cells that ended before, by name, and those that are left, whose scenes can be read."""
-    kept = {cell.name: outcome for cell in cells if (outcome := place.outcome(cell))}
+    kept = {cell.name: outcome for cell in cells if (outcome := suite_folder.outcome(cell))}
     left = [cell for cell in cells if cell.name not in kept]
     check_scenes(left)
     if kept:
@@ -213,7 +218,7 @@ def check_scenes(cells: Sequence[Cell]) -> None:
 
 
 def with_times(
-    place: Place,
+    suite_folder: SuiteFolder,
     cells: Sequence[Cell],
     clocks: Mapping[tuple[str, str], Cell],
     say: Say,
@@ -225,7 +230,7 @@ def with_times(
     What was measured is stored in the suite's folder and used again when it goes on.
 
     Args:
-        place: The suite's folder.
+        suite_folder: The suite's folder.
         cells: Without times.
         clocks: By scene and setting, the run whose seconds are everyone's time.
         say: Takes a line for each measurement.
@@ -234,7 +239,7 @@ def with_times(
     Raises:
         InputError: A measurement failed, or the stored ones come from another machine.
     """
-    path = place.state / "times.json"
+    path = suite_folder.state / "times.json"
     machine, times = _stored_times(path)
     here = _machine(cells[0].config)
     if machine not in (None, here):
@@ -246,7 +251,7 @@ def with_times(
     for key, clock in clocks.items():
         if "/".join(key) not in times:
             say(f"measuring the time of {clock.config.schedule.steps:,} Adam steps: {describe(clock)} …")
-            outcome = place.outcome(clock) or launch(place, clock, None)
+            outcome = suite_folder.outcome(clock) or launch(suite_folder, clock, None)
             if outcome.failure is not None:
                 raise InputError(f"the time on scene {clock.scene!r} could not be measured: {outcome.failure}")
             times["/".join(key)] = round(float(outcome.record["points"][-1]["seconds"]), 3)
@@ -261,7 +266,7 @@ def _stored_times(path: Path) -> tuple[str | None, dict[str, float]]:
         return None, {}
     stored = Fields(values, str(path))
     seconds = stored.object("seconds")
-    return stored.text("machine"), {name: seconds.number(name, least=0) for name in seconds.values}
+    return stored.text("machine"), {name: seconds.number(name, minimum=0) for name in seconds.values}
 
 
 def _machine(config: TrainConfig) -> str:

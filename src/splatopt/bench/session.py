@@ -9,17 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from splatopt.bench.cells import Cell, check_overrides, make_cells, make_clocks
+from splatopt.bench.cells import Cell, check_overrides, make_cells, make_timing_cells
 from splatopt.bench.cluster import run_cells_on_ray
 from splatopt.bench.measure import locked
 from splatopt.bench.pictures import FOLDER as PICTURES
 from splatopt.bench.pictures import INDEX, draw_pictures
 from splatopt.bench.results import Results, result_cell, save_results
-from splatopt.bench.runner import Launch, Outcome, Place, Say, run_cells, run_process, with_times
+from splatopt.bench.runner import Launch, Outcome, Say, SuiteFolder, run_cells, run_process, with_times
 from splatopt.bench.suite import Suite
 from splatopt.core.checks import InputError
 from splatopt.core.files import partial_path, sweep
-from splatopt.core.requests import way_on
+from splatopt.core.stop_signals import resume_hint
 from splatopt.runs.folder import RunFolder, read_json, write_json
 
 _FORMAT = "splatopt-suite-1"
@@ -52,7 +52,7 @@ class Start:
 class _Plan:
     """All runs of a suite: its cells, and those whose seconds are everyone's time."""
 
-    place: Place
+    suite_folder: SuiteFolder
     cells: list[Cell]
     clocks: dict[tuple[str, str], Cell]
 
@@ -72,28 +72,28 @@ def run_suite(suite: Suite, out: Path, start: Start, *, say: Say, launch: Launch
             than what was run there.
         KeyboardInterrupt: It was stopped; the message says how to go on.
     """
-    check_place(out)
+    check_suite_folder(out)
     plan = _plan(suite, out, start)
-    place = plan.place
+    suite_folder = plan.suite_folder
     with contextlib.ExitStack() as alone:
-        lock = alone.enter_context(locked(place.state / "suite.lock", f"a suite in {out}"))
-        _sweep(place, [*plan.clocks.values(), *plan.cells])
+        lock = alone.enter_context(locked(suite_folder.state / "suite.lock", f"a suite in {out}"))
+        _sweep(suite_folder, [*plan.clocks.values(), *plan.cells])
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()
         described = {"format": _FORMAT, "command": start.command, **suite.to_json()}
-        if not (place.out / "suite.json").exists():
-            write_json(place.out / "suite.json", described)
+        if not (suite_folder.out / "suite.json").exists():
+            write_json(suite_folder.out / "suite.json", described)
         told = f"what is done is kept, go on with: {start.command}"
-        alone.enter_context(way_on(lambda: told))
+        alone.enter_context(resume_hint(lambda: told))
         try:
             outcomes = _run(plan, start, say, launch)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"stopped; {told}") from None
         results = gather(suite, start.command, outcomes, side_by_side=start.ray is not None)
-        write_json(place.out / "suite.json", described)
-        save_results(place.out / "results.json", results)
-        draw_pictures(place.out, [outcome.cell for outcome in outcomes if outcome.failure is None], start.views)
+        write_json(suite_folder.out / "suite.json", described)
+        save_results(suite_folder.out / "results.json", results)
+        draw_pictures(suite_folder.out, [outcome.cell for outcome in outcomes if outcome.failure is None], start.views)
     return results
 
 
@@ -106,24 +106,24 @@ def _plan(suite: Suite, out: Path, start: Start) -> _Plan:
         # Nodes have other working folders, and cells share a node's processors.
         out, settings = out.resolve(), settings | {"threads": settings.get("threads") or 1}
     cells = make_cells(suite, out, settings, start.data)
-    clocks = make_clocks(suite, out, settings, start.data) if suite.protocol.budget_steps else {}
-    return _Plan(Place(out), cells, clocks)
+    clocks = make_timing_cells(suite, out, settings, start.data) if suite.protocol.budget_steps else {}
+    return _Plan(SuiteFolder(out), cells, clocks)
 
 
 def _run(plan: _Plan, start: Start, say: Say, launch: Launch) -> list[Outcome]:
     """Run what is left of a plan."""
-    place, cells = plan.place, plan.cells
+    suite_folder, cells = plan.suite_folder, plan.cells
     if start.retry:
-        _set_failures_aside(place, [*plan.clocks.values(), *cells], say)
+        _set_failures_aside(suite_folder, [*plan.clocks.values(), *cells], say)
     if plan.clocks:
-        cells = with_times(place, cells, plan.clocks, say, launch=launch)
+        cells = with_times(suite_folder, cells, plan.clocks, say, launch=launch)
     weights = str(start.lpips_weights.resolve()) if start.lpips_weights else None
     if start.ray is not None:
-        return run_cells_on_ray(place, cells, say, start.ray, lpips_weights=weights)
-    return run_cells(place, cells, say, lpips_weights=weights, launch=launch)
+        return run_cells_on_ray(suite_folder, cells, say, start.ray, lpips_weights=weights)
+    return run_cells(suite_folder, cells, say, lpips_weights=weights, launch=launch)
 
 
-def check_place(out: Path) -> None:
+def check_suite_folder(out: Path) -> None:
     """Make sure that a suite may be run in ``out``; raises InputError where something else is there."""
     if not out.exists():
         return
@@ -135,27 +135,27 @@ def check_place(out: Path) -> None:
         )
 
 
-def _sweep(place: Place, cells: list[Cell]) -> None:
+def _sweep(suite_folder: SuiteFolder, cells: list[Cell]) -> None:
     """Remove what a kill left half written, in the suite's folder and in its cells'."""
     written = ("suite.json", "results.json", "tables.md", "tables.tex", "tables.csv", "report.html")
-    files = [place.out / name for name in written]
-    files += [place.state / "times.json", place.out / PICTURES / INDEX]
+    files = [suite_folder.out / name for name in written]
+    files += [suite_folder.state / "times.json", suite_folder.out / PICTURES / INDEX]
     for cell in cells:
-        files += [place.request(cell), place.request(cell).with_suffix(".failed")]
+        files += [suite_folder.request(cell), suite_folder.request(cell).with_suffix(".failed")]
         RunFolder(cell.config.folder).sweep_if_idle()
-    sweep([*(partial_path(file) for file in files), *(place.out / PICTURES).glob(".*.webp.partial")])
+    sweep([*(partial_path(file) for file in files), *(suite_folder.out / PICTURES).glob(".*.webp.partial")])
 
 
-def _set_failures_aside(place: Place, cells: list[Cell], say: Say) -> None:
+def _set_failures_aside(suite_folder: SuiteFolder, cells: list[Cell], say: Say) -> None:
     """Make room for cells that failed; what they left is renamed."""
     for cell in cells:
-        if place.failure(cell) is None:
+        if suite_folder.failure(cell) is None:
             continue
         number = 1
-        while (kept := place.out / "failed" / f"{cell.name}.{number}").exists():
+        while (kept := suite_folder.out / "failed" / f"{cell.name}.{number}").exists():
             number += 1
         kept.mkdir(parents=True)
-        request = place.request(cell)
+        request = suite_folder.request(cell)
         for path in (cell.config.folder, request.with_suffix(".log"), request.with_suffix(".failed")):
             if path.exists():
                 path.rename(kept / path.name)

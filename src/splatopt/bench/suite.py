@@ -27,8 +27,8 @@ OWN_SETTINGS = frozenset(
 """Settings of a run that are the suite's own business, and no setting of it."""
 
 _Moment = TypeVar("_Moment", int, float)
-_MOST_SEEDS = 1000
-_MOST_BYTES = 1 << 20
+_MAX_SEEDS = 1000
+_MAX_BYTES = 1 << 20
 
 
 def setting_names() -> set[str]:
@@ -159,7 +159,7 @@ def read_suite(path: Path, plugins: Sequence[PluginFile] = ()) -> Suite:
         InputError: It cannot be read, or something in it is unknown or impossible; names the place.
     """
     try:
-        values = tomllib.loads(read_bounded(path, _MOST_BYTES).decode("utf-8"))
+        values = tomllib.loads(read_bounded(path, _MAX_BYTES).decode("utf-8"))
     except DamagedFileError as error:
         raise InputError(f"the suite {error}; give a suite's .toml file") from error
     except (ValueError, RecursionError) as error:  # of numbers too long for Python as well
@@ -307,10 +307,10 @@ def _optimizer(value: object, where: str, protocol: Protocol) -> OptimizerEntry:
 def _seeds(value: object, where: str) -> tuple[int, ...]:
     """A number of seeds, from 0, or their list."""
     if isinstance(value, int) and not isinstance(value, bool):
-        value = list(range(value)) if 1 <= value <= _MOST_SEEDS else []
+        value = list(range(value)) if 1 <= value <= _MAX_SEEDS else []
     seeds = typed(value, tuple[int, ...], f"{where}: seeds")
-    if not 1 <= len(seeds) <= _MOST_SEEDS or min(seeds) < 0:
-        raise InputError(f"{where}: seeds must be a number from 1 to {_MOST_SEEDS}, or a list of seeds of at least 0")
+    if not 1 <= len(seeds) <= _MAX_SEEDS or min(seeds) < 0:
+        raise InputError(f"{where}: seeds must be a number from 1 to {_MAX_SEEDS}, or a list of seeds of at least 0")
     _check_unique(seeds, "seed", where)
     return seeds
 

@@ -13,7 +13,7 @@ from splatopt.bench.cells import Cell, load_plugins_of
 from splatopt.bench.environment import REPRODUCING
 from splatopt.bench.measure import RECORD
 from splatopt.bench.records import CellRecord, read_record
-from splatopt.bench.runner import Launch, Place, Say, describe, run_process
+from splatopt.bench.runner import Launch, Say, SuiteFolder, describe, run_process
 from splatopt.core.checks import InputError
 from splatopt.runs.folder import RunFolder
 
@@ -70,7 +70,7 @@ def verify(
     with tempfile.TemporaryDirectory(prefix="splatopt-verify-") as folder:
         again = _again(cell, Path(folder), data, overrides or {})
         say(f"running again: {describe(again)} …")
-        outcome = launch(Place(Path(folder)), again, None)
+        outcome = launch(SuiteFolder(Path(folder)), again, None)
         if outcome.failure is not None:
             raise InputError(f"the cell could not be run again: {outcome.failure}")
         return _compared(record, outcome.record, run, again.config.folder)

@@ -12,7 +12,7 @@ from splatopt.bench.cells import Cell, load_plugins_of
 from splatopt.bench.lpips_scores import measure_lpips
 from splatopt.bench.measure import run_cell
 from splatopt.core.checks import InputError
-from splatopt.core.requests import ENDED, answered
+from splatopt.core.stop_signals import ENDED, handled_stop_signals
 from splatopt.runs.folder import read_json, write_json
 
 DONE, FAILED, STOPPED = 0, 1, ENDED
@@ -57,6 +57,6 @@ def _end_with_parent() -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with answered(for_good=True):
+    with handled_stop_signals(for_good=True):
         CODE = main(Path(sys.argv[1]))
     sys.exit(CODE)

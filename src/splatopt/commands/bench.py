@@ -289,7 +289,7 @@ class TableOptions:
 
 def table(options: TableOptions) -> int:
     """Refresh the tables of a page; 1 where they only were to be checked, and are stale."""
-    from splatopt.bench.insert import refreshed
+    from splatopt.bench.page_tables import refreshed
     from splatopt.core.checkpoint import replace_file
 
     text, wanted = refreshed(options.page)

@@ -11,8 +11,8 @@ from typing import Any
 
 from splatopt.commands.parsing import run_command
 from splatopt.core.checks import InputError, nearest_names, say, shown
-from splatopt.data.made.folder import write_scenes
-from splatopt.data.made.scene import SceneOptions
+from splatopt.data.synthetic.folder import write_scenes
+from splatopt.data.synthetic.scene import SceneOptions
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class MakeOptions(SceneOptions):
     scenes: int = 200
     """Scenes in all, those already there included. Unit: scenes. Source: see docs/data.md."""
 
-    out: Path = Path("made")
+    out: Path = Path("synthetic")
     """Folder to write scene-0000, scene-0001, … into."""
 
     seed: int = 0

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from splatopt.commands.parsing import Answered, parse_options
+from splatopt.commands.parsing import HelpShown, parse_options
 from splatopt.core.checks import InputError, say, shown
 from splatopt.core.files import make_folder, own_folder, whole_folder
 from splatopt.core.version import __version__
@@ -235,7 +235,7 @@ def main() -> int:
             DemoOptions, "python -m splatopt.commands.demo", sys.argv[1:], description=DemoOptions.__doc__
         )
         _say(run_demo(options, console), console)
-    except Answered:
+    except HelpShown:
         return 0
     except InputError as error:
         say(f"splatopt: {error}", file=sys.stderr)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from splatopt.commands.opened import open_told
+from splatopt.commands.open_run import open_with_warnings
 from splatopt.commands.parsing import load_given, positional, run_command
 from splatopt.core.checks import say, shown
 from splatopt.runs.plugins import PluginFiles
@@ -33,7 +33,7 @@ class EvalOptions:
 
 
 def _eval(options: EvalOptions) -> int:
-    run = open_told(options.run, options.renderer, options.device)
+    run = open_with_warnings(options.run, options.renderer, options.device)
     scores = run.evaluate(run.open_capture())
     table = Table("view", "PSNR, dB", "SSIM", title=f"{scores.subset} views, split {scores.split}, step {run.steps}")
     for view in scores.views:

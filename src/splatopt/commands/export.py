@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from splatopt.commands.opened import open_told
+from splatopt.commands.open_run import open_with_warnings
 from splatopt.commands.parsing import positional, run_command
 from splatopt.core.checks import InputError, say
 
@@ -24,7 +24,7 @@ class ExportOptions:
 def _export(options: ExportOptions) -> int:
     if options.scene.exists():
         raise InputError(f"{options.scene} exists already; give another path")
-    run = open_told(options.run)
+    run = open_with_warnings(options.run)
     run.export(options.scene)
     say(f"{len(run.cloud):,} Gaussians of step {run.steps} written to {options.scene}")
     return 0

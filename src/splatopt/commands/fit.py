@@ -7,7 +7,7 @@ from dataclasses import make_dataclass
 from pathlib import Path
 from typing import Any
 
-from splatopt.commands.optimizer_columns import chosen_options, option_columns
+from splatopt.commands.optimizer_fields import chosen_options, option_columns
 from splatopt.commands.parsing import flat, load_given, run_command, values_in
 from splatopt.core.checks import say
 from splatopt.core.optimizer import OPTIMIZERS

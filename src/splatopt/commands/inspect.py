@@ -62,12 +62,12 @@ def _inspect(options: InspectOptions) -> int:
     return 0
 
 
-def _listed(names: Sequence[str], most: int = 10) -> str:
+def _listed(names: Sequence[str], max_names: int = 10) -> str:
     """Names with their count, the first few spelt out."""
     if not names:
         return "none"
-    more = f", and {len(names) - most} more" if len(names) > most else ""
-    return f"{len(names)}: {', '.join(cut(name) for name in names[:most])}{more}"
+    more = f", and {len(names) - max_names} more" if len(names) > max_names else ""
+    return f"{len(names)}: {', '.join(cut(name) for name in names[:max_names])}{more}"
 
 
 def main(words: list[str]) -> int:

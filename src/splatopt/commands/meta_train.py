@@ -19,17 +19,17 @@ import torch
 from splatopt.commands.parsing import run_command
 from splatopt.core.checkpoint import latest_path, sweep_checkpoints
 from splatopt.core.checks import InputError, nearest_names, quoted, say
-from splatopt.core.files import held, make_folder, partial_path, sweep
+from splatopt.core.files import locked, make_folder, partial_path, sweep
 from splatopt.core.reading import read_object
-from splatopt.core.requests import stop_requests, way_on
+from splatopt.core.stop_signals import resume_hint, stop_requests
 from splatopt.core.version import __version__
-from splatopt.data.made import made_from
+from splatopt.data.synthetic import synthetic_options_of
 from splatopt.meta.episode import LossOptions
 from splatopt.meta.inner import InnerRates
-from splatopt.meta.lane import EpisodeOptions, Variant
 from splatopt.meta.log import LogLine
 from splatopt.meta.network import SIZES
-from splatopt.meta.practice import PracticeOptions, scene_folders
+from splatopt.meta.stream import EpisodeOptions, Variant
+from splatopt.meta.tasks import MetaTaskOptions, scene_folders
 from splatopt.meta.training import MetaTrainConfig, MetaTrainer, write_config
 from splatopt.runs.program import program
 
@@ -45,7 +45,7 @@ _REFUSAL = "refusal-"
 
 @dataclass(frozen=True)
 class MetaTrainOptions:
-    """Train the network of the learned step on made scenes; given the same --out again, a run goes on."""
+    """Train the network of the learned step on synthetic scenes; given the same --out again, a run goes on."""
 
     out: Path = Path("runs/meta")
     """Folder of the run: log.jsonl, checkpoints, weights.safetensors and weights.json."""
@@ -60,7 +60,7 @@ class MetaTrainOptions:
     """Folder of scenes that splatopt data make wrote; scenes are made while training when None."""
 
     validation: Path | None = None
-    """Folder of made scenes to validate on, others than those of --data; no validation when None."""
+    """Folder of synthetic scenes to validate on, others than those of --data; no validation when None."""
 
     steps: int = 20_000
     """Meta-steps, over which the learning rate falls. Unit: meta-steps. Source: docs/meta.md."""
@@ -69,11 +69,11 @@ class MetaTrainOptions:
     """Stop after so many meta-steps, the learning rate going by --steps all the same; 0 for all of them.
     Unit: meta-steps."""
 
-    lanes: int = 2
+    streams: int = 2
     """Episodes of one meta-step, each from its own stream of scenes. Unit: episodes. Source: as many as processes."""
 
     processes: int = 1
-    """Processes that share out the lanes; the result is the same for any number. Unit: processes."""
+    """Processes that share out the streams; the result is the same for any number. Unit: processes."""
 
     seed: int = 0
     """Decides on everything."""
@@ -102,7 +102,7 @@ class MetaTrainOptions:
     them the meta-loss goes without LPIPS."""
 
     rates: InnerRates = field(default_factory=InnerRates)
-    practice: PracticeOptions = field(default_factory=PracticeOptions)
+    tasks: MetaTaskOptions = field(default_factory=MetaTaskOptions)
     episodes: EpisodeOptions = field(default_factory=EpisodeOptions)
     losses: LossOptions = field(default_factory=LossOptions)
 
@@ -122,7 +122,7 @@ def meta_train(options: MetaTrainOptions, typed: str = "the same command") -> in
     described = _described(options)
     _check_goes_on(options.out, described)
     make_folder(options.out)
-    with held(options.out, f"the run in {options.out}"), way_on(lambda: _way_on(options.out, typed)):
+    with locked(options.out, f"the run in {options.out}"), resume_hint(lambda: _resume_hint(options.out, typed)):
         begun = _check_goes_on(options.out, described)
         _sweep(options.out)
         if begun:
@@ -139,11 +139,11 @@ def meta_train(options: MetaTrainOptions, typed: str = "the same command") -> in
                 _forget_start(options.out)
             raise
         except KeyboardInterrupt as stopped:
-            raise KeyboardInterrupt(f"{str(stopped) or 'stopped'}; {_way_on(options.out, typed)}") from None
+            raise KeyboardInterrupt(f"{str(stopped) or 'stopped'}; {_resume_hint(options.out, typed)}") from None
     return 0
 
 
-def _way_on(out: Path, typed: str) -> str:
+def _resume_hint(out: Path, typed: str) -> str:
     """Say which checkpoint is kept, and what to type to go on from it."""
     kept = latest_path(out / "checkpoints")
     if kept is None:
@@ -154,7 +154,7 @@ def _way_on(out: Path, typed: str) -> str:
 def _sweep(out: Path) -> None:
     """Remove what a kill left half written."""
     sweep([partial_path(out / name) for name in ("config.json", "log.jsonl", "weights.safetensors", "weights.json")])
-    for folder in (out / "checkpoints", *(out / "lanes").glob("lane-*")):
+    for folder in (out / "checkpoints", *(out / "streams").glob("stream-*")):
         sweep_checkpoints(folder)
 
 
@@ -265,8 +265,8 @@ def _config(options: MetaTrainOptions) -> MetaTrainConfig:
         raise InputError(f"there is no size {options.size!r}; {nearest_names(options.size, SIZES)}")
     if options.processes < 1:
         raise InputError(f"--processes must be at least 1, got {options.processes}")
-    if options.processes > options.lanes:
-        raise InputError(f"--processes must be at most --lanes, {options.lanes}, got {options.processes}")
+    if options.processes > options.streams:
+        raise InputError(f"--processes must be at most --streams, {options.streams}, got {options.processes}")
     scenes = scene_folders(options.data) if options.data else ()
     validation = scene_folders(options.validation)[: options.validation_scenes] if options.validation else ()
     _check_others(scenes, validation)
@@ -296,8 +296,8 @@ def _check_others(scenes: Sequence[str], validation: Sequence[str]) -> None:
 
 
 def _world(scene: Path) -> tuple[object, ...]:
-    """Return what decides on a made scene's world, whatever its photographs; the folder where that is not known."""
-    mark = made_from(scene)
+    """Return what decides on a synthetic scene's world, not its images; the folder where that is not known."""
+    mark = synthetic_options_of(scene)
     if mark is None or "own_seed" not in mark:
         return (str(scene.resolve()),)
     return str(mark["own_seed"]), str(mark.get("kinds"))

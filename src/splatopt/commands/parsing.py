@@ -18,7 +18,7 @@ _RULE = re.compile(r"[─-]{3,}")
 _INDENT = " " * 4
 
 
-class Answered(Exception):  # noqa: N818 - no error: the parser has said all there is to say
+class HelpShown(Exception):  # noqa: N818 - no error: the parser has said all there is to say
     """Help was asked for, and has been printed."""
 
 
@@ -33,7 +33,7 @@ def parse_options(options: Any, program: str, words: Sequence[str], **settings: 
 
     Raises:
         InputError: The words are wrong: one sentence of what tyro shows as a box.
-        Answered: Help was asked for.
+        HelpShown: Help was asked for.
     """
     import tyro
 
@@ -45,7 +45,7 @@ def parse_options(options: Any, program: str, words: Sequence[str], **settings: 
         if end.code:
             sentence = _sentence(said.getvalue(), words)
             raise InputError(f"{sentence}{' See' if sentence.endswith('?') else '; see'} {program} --help") from None
-        raise Answered from None
+        raise HelpShown from None
     sys.stderr.write(said.getvalue())
     return parsed
 
@@ -148,7 +148,7 @@ def run_command(options: Any, run: Callable[[Any], int], name: str, words: list[
     forms = (tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff, tyro.conf.EnumChoicesFromValues)
     try:
         parsed = parse_options(options, f"splatopt {name}", words, config=forms)
-    except Answered:
+    except HelpShown:
         return 0
     return run(parsed)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from splatopt.commands.opened import open_told
+from splatopt.commands.open_run import open_with_warnings
 from splatopt.commands.parsing import load_given, positional, run_command
 from splatopt.core.checks import InputError, say
 from splatopt.data.camera_paths import orbit, spiral
@@ -55,7 +55,7 @@ class RenderRunOptions:
 def _render(options: RenderRunOptions) -> int:
     if options.fps < 1:
         raise InputError(f"--fps must be at least 1, got {options.fps}")
-    run = open_told(options.run, options.renderer, options.device)
+    run = open_with_warnings(options.run, options.renderer, options.device)
     capture = run.open_capture()
     differs = run.difference_from(capture)
     if differs:

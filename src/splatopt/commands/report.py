@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from splatopt.commands.fit import report_fit
-from splatopt.commands.opened import open_told
+from splatopt.commands.open_run import open_with_warnings
 from splatopt.commands.parsing import load_given, positional, run_command
 from splatopt.core.checks import InputError, say
 from splatopt.report.pictures import run_pictures
@@ -43,7 +43,7 @@ def _report(options: ReportOptions) -> int:
         RunFolder(options.run, FIELD_FORMAT).sweep_if_idle()
         say(f"written to {report_fit(options.run, options.views)}")
         return 0
-    run = open_told(options.run, options.renderer, options.device)
+    run = open_with_warnings(options.run, options.renderer, options.device)
     pictures = []
     if options.views:
         machine, capture = run.machine, run.open_capture()

@@ -8,14 +8,14 @@ from typing import Any
 
 import splatopt.meta
 import splatopt.optim  # noqa: F401 - both register optimizers
-from splatopt.commands.optimizer_columns import chosen_loss_options, chosen_options, option_columns
+from splatopt.commands.optimizer_fields import chosen_loss_options, chosen_options, option_columns
 from splatopt.commands.parsing import flat, load_given, run_command, values_in
 from splatopt.core.checks import InputError, say
 from splatopt.core.optimizer import OPTIMIZERS, find_optimizer, optimizer_names, option_prefix
 from splatopt.core.processes import LostProcessError, Processes, find_launch, join
 from splatopt.optim.zoo import ZooOptions
 from splatopt.raster.loss_registry import LOSSES, find_loss
-from splatopt.runs.launched import part_ways, quietly
+from splatopt.runs.distributed_command import part_ways, quietly
 from splatopt.train.chosen_loss import USUAL_LOSS
 from splatopt.train.config import TrainConfig
 from splatopt.train.loop import train

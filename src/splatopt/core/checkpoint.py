@@ -26,15 +26,15 @@ from splatopt.core.reading import AbsentFileError, parse_tensors, read_bounded, 
 from splatopt.core.typed import Fields, Json
 
 FORMAT = "splatopt-checkpoint-1"
-KEPT = 2
+KEPT_CHECKPOINTS = 2
 """Checkpoints that are kept: the newest, and the one before in case the newest is damaged."""
 
 _NAME = re.compile(r"step-(\d+)")
 _HIDDEN = re.compile(r"\.(step-\d+)\.(partial|before|dropped)")
 _TENSORS = "tensors.safetensors"
 _SCALARS = "checkpoint.json"
-_MOST_BYTES = 2**40
-_MOST_STEPS = 10**15
+_MAX_BYTES = 2**40
+_MAX_STEPS = 10**15
 
 
 class DamagedCheckpointError(InputError):
@@ -69,7 +69,7 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write ``checkpoint`` below ``folder`` and drop all but the newest KEPT.
+    """Write ``checkpoint`` below ``folder`` and drop all but the newest KEPT_CHECKPOINTS.
 
     Args:
         folder: The run's folder of checkpoints; made if absent.
@@ -155,12 +155,12 @@ def _load(folder: Path) -> Checkpoint:
     header = Fields(read_json(described), str(described))
     if header.text("format") != FORMAT:
         raise header.refusal("format", FORMAT)
-    step, size, digest = header.count("step", _MOST_STEPS), header.count("bytes"), header.text("sha256")
+    step, size, digest = header.count("step", _MAX_STEPS), header.count("bytes"), header.text("sha256")
     scalars = header.object("scalars").values
     named = _NAME.fullmatch(folder.name)
     if named and int(named[1]) != step:
         raise header.refusal("step", f"{int(named[1])}, as its folder says")
-    data = read_bounded(tensors, _MOST_BYTES)
+    data = read_bounded(tensors, _MAX_BYTES)
     if len(data) != size:
         raise DamagedCheckpointError(f"{tensors} is damaged: it should hold {size:,} bytes, and holds {len(data):,}")
     if hashlib.sha256(data).hexdigest() != digest:
@@ -292,9 +292,9 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 
 def _drop_old(folder: Path, newest: int) -> None:
-    """Remove what is older than the KEPT newest, and later ones that a return to ``newest`` made stale."""
+    """Remove what is older than the KEPT_CHECKPOINTS newest, and later ones that a return to ``newest`` made stale."""
     existing = _checkpoints(folder)
-    kept = [path for step, path in existing if step <= newest][-KEPT:]
+    kept = [path for step, path in existing if step <= newest][-KEPT_CHECKPOINTS:]
     for _, path in existing:
         if path not in kept:
             # Half of one must never lie under its name.

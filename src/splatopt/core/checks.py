@@ -9,16 +9,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-LARGEST_POSITIVE = 1e30
+MAX_POSITIVE = 1e30
 """Of rates, factors and the like; single precision ends at 3e38."""
 
-LARGEST_COUNT = 1_000_000
+MAX_COUNT = 1_000_000
 """Of probes, iterations and the like."""
 
-LONGEST_QUOTE = 80
+MAX_QUOTE_LETTERS = 80
 """What is quoted from a file is cut at so many characters."""
 
-_LONGEST_PATH = 400
+_MAX_PATH_LETTERS = 400
 
 # Controls, marks of direction, halves of pairs, what is not assigned, and separators of lines and paragraphs.
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
@@ -45,9 +45,9 @@ def _escaped(one: str) -> str:
 
 
 def cut(text: object) -> str:
-    """Return what a file says, shown, and cut at LONGEST_QUOTE characters."""
+    """Return what a file says, shown, and cut at MAX_QUOTE_LETTERS characters."""
     text = str(text)
-    return shown(text if len(text) <= LONGEST_QUOTE else text[: LONGEST_QUOTE - 1] + "…")
+    return shown(text if len(text) <= MAX_QUOTE_LETTERS else text[: MAX_QUOTE_LETTERS - 1] + "…")
 
 
 def quoted(text: object) -> str:
@@ -58,7 +58,9 @@ def quoted(text: object) -> str:
 def short(path: Path) -> str:
     """Return a path whose names may come from a file, shown; of one that no person typed the middle is left out."""
     text = str(path)
-    return shown(text if len(text) <= _LONGEST_PATH else f"{text[: _LONGEST_PATH // 2]}…{text[-LONGEST_QUOTE:]}")
+    return shown(
+        text if len(text) <= _MAX_PATH_LETTERS else f"{text[: _MAX_PATH_LETTERS // 2]}…{text[-MAX_QUOTE_LETTERS:]}"
+    )
 
 
 @runtime_checkable
@@ -113,22 +115,22 @@ def writing(path: Path) -> Iterator[None]:
 def nearest_names(name: str, known: Iterable[str]) -> str:
     """Return a hint for a misspelt name: its nearest known names, or all of them."""
     names = sorted(known)
-    close = difflib.get_close_matches(name[:LONGEST_QUOTE], names, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name[:MAX_QUOTE_LETTERS], names, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names)}"
 
 
-def check_not_endless(name: str, count: int) -> None:
-    """Raise InputError where something is to be done more than LARGEST_COUNT times within a step, or between two."""
-    if count > LARGEST_COUNT:
-        raise InputError(f"{name} must be at most {LARGEST_COUNT:,}, got {count:,}")
+def check_max_count(name: str, count: int) -> None:
+    """Raise InputError where something is to be done more than MAX_COUNT times within a step, or between two."""
+    if count > MAX_COUNT:
+        raise InputError(f"{name} must be at most {MAX_COUNT:,}, got {count:,}")
 
 
 def check_positive(name: str, value: float) -> None:
-    """Raise InputError unless ``value`` is a number above zero, and at most LARGEST_POSITIVE."""
+    """Raise InputError unless ``value`` is a number above zero, and at most MAX_POSITIVE."""
     if not 0 < value < float("inf"):
         raise InputError(f"{name} must be a positive number, got {value}")
-    if value > LARGEST_POSITIVE:
-        raise InputError(f"{name} must be at most {LARGEST_POSITIVE:g}, got {value}")
+    if value > MAX_POSITIVE:
+        raise InputError(f"{name} must be at most {MAX_POSITIVE:g}, got {value}")
 
 
 def check_fraction(name: str, value: float) -> None:

@@ -21,14 +21,14 @@ from typing import BinaryIO
 from splatopt.core.checks import InputError, writing
 from splatopt.core.reading import parse_json
 
-_LONGEST_NAME = 255 - len("..partial")
+_MAX_NAME_BYTES = 255 - len("..partial")
 """Bytes of a file's name that leave room for what a part's name adds."""
 
 
 def partial_path(path: Path) -> Path:
     """Return where ``path`` is written before it is whole."""
     name = path.name
-    if len(os.fsencode(name)) > _LONGEST_NAME:
+    if len(os.fsencode(name)) > _MAX_NAME_BYTES:
         name = hashlib.sha256(os.fsencode(name)).hexdigest() + path.suffix
     return path.with_name(f".{name}.partial")
 
@@ -155,11 +155,11 @@ def own_folder(folder: Path, what: str) -> Iterator[None]:
         InputError: Another process is at work in it.
     """
     if folder.is_dir() and not folder.is_symlink():
-        with held(folder, what):
+        with locked(folder, what):
             discard(folder)
     discard(folder)
     folder.mkdir()
-    with held(folder, what):
+    with locked(folder, what):
         try:
             yield
         finally:
@@ -199,7 +199,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def held(folder: Path, what: str, *, shared: bool = False) -> Iterator[None]:
+def locked(folder: Path, what: str, *, shared: bool = False) -> Iterator[None]:
     """Hold a folder for this process alone; the system lets go of it when the process ends, however it ends.
 
     Args:

@@ -36,7 +36,7 @@ class GraphObjective(Objective):
         """Return ½‖r‖² on ``batch`` with its graph, a scalar."""
         return 0.5 * self.residual(batch).square().sum()
 
-    def facts(self, loss: float) -> Mapping[str, float]:
+    def metrics(self, loss: float) -> Mapping[str, float]:
         """Return what is worth logging beside the loss."""
         return {}
 
@@ -74,7 +74,7 @@ class GraphObjective(Objective):
 
     def evaluation(self, loss: float, gradients: Sequence[Tensor]) -> Evaluation:
         """Return the record of a loss and its gradients, one per leaf in order."""
-        return Evaluation(loss, dict(zip(self._leaves, gradients, strict=True)), None, self.facts(loss))
+        return Evaluation(loss, dict(zip(self._leaves, gradients, strict=True)), None, self.metrics(loss))
 
     def residuals(self, batch: Batch) -> Residuals:
         """Return (r,) without its graph."""
@@ -97,8 +97,8 @@ class GraphObjective(Objective):
         with torch.enable_grad():
             residual = self.residual(batch)
             cotangent = torch.zeros_like(residual, requires_grad=True)
-            pulled = torch.autograd.grad(residual, list(self._leaves.values()), cotangent, create_graph=True)
-            inner = _inner(self._leaves, pulled, tangent)
+            vjp_value = torch.autograd.grad(residual, list(self._leaves.values()), cotangent, create_graph=True)
+            inner = _inner(self._leaves, vjp_value, tangent)
             return (torch.autograd.grad(inner, cotangent)[0],)
 
     def exact_hvp(self, batch: Batch, tangent: Tensors) -> Tensors:

@@ -51,13 +51,13 @@ class Evaluation:
         gradient: ∂loss/∂θ for every named parameter, in the parameter's shape. The buffers
             may be reused by the next evaluation: whoever keeps them clones them.
         seen: Rows (Gaussians) that the batch touches, (N,) bool, or None where rows mean nothing.
-        facts: Further numbers worth logging, for example ``psnr``.
+        metrics: Further numbers worth logging, for example ``psnr``.
     """
 
     loss: float
     gradient: Tensors
     seen: Tensor | None
-    facts: Mapping[str, float]
+    metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -123,12 +123,12 @@ class Question:
 
 _GRADIENT, _JVP, _VJP = (frozenset({oracle}) for oracle in (Oracle.GRADIENT, Oracle.JVP, Oracle.VJP))
 _DIAGONAL, _BLOCKS = frozenset({Oracle.GAUSS_NEWTON_DIAGONAL}), frozenset({Oracle.GAUSS_NEWTON_BLOCKS})
-_EVALUATION = {"loss": Combine.NUMBER, "gradient": Combine.MEAN, "seen": Combine.ANY, "facts": Combine.NUMBER}
+_EVALUATION = {"loss": Combine.NUMBER, "gradient": Combine.MEAN, "seen": Combine.ANY, "metrics": Combine.NUMBER}
 _ROW_BLOCKS = {"names": Combine.SAME, "blocks": Combine.MEAN, "diagonal": Combine.MEAN}
 
 QUESTIONS: Mapping[str, Question] = {
     **dict.fromkeys(("parameters", "oracles", "length_scale", "backend", "block_names"), Question(Combine.SAME)),
-    **dict.fromkeys(("require", "held", "parts", "views", "split", "edit_rows"), Question(Combine.SAME)),
+    **dict.fromkeys(("require", "fixed_parameters", "parts", "views", "split", "edit_rows"), Question(Combine.SAME)),
     "empty_residuals": Question(Combine.SAME, _VJP),
     "gradient": Question(_EVALUATION, _GRADIENT, Evaluation),
     "value": Question(Combine.NUMBER, _GRADIENT),
@@ -211,8 +211,8 @@ class Objective(ABC):
         """The parameters whose entries make up a row's block in :meth:`gauss_newton_blocks`."""
         return tuple(self.parameters)
 
-    def held(self) -> AbstractContextManager[None]:
-        """Promise that, while it is open, the parameters are the same whenever a question is asked.
+    def fixed_parameters(self) -> AbstractContextManager[None]:
+        """Say that, while it is open, the parameters are the same whenever a question is asked.
 
         What was computed to answer one, such as a drawn view, may then serve the next. In between they may be moved
         and put back; who asks at another point meanwhile holds that one, within this.
@@ -309,8 +309,8 @@ class Objective(ABC):
             MissingOracleError: This objective lacks ``jvp``.
         """
         parts = self.parts(batch)
-        pushed = (self.jvp(part, tangent) for part in parts)
-        return sum(float((part * part).sum(dtype=torch.float64)) for view in pushed for part in view) / len(parts)
+        jvp_value = (self.jvp(part, tangent) for part in parts)
+        return sum(float((part * part).sum(dtype=torch.float64)) for view in jvp_value for part in view) / len(parts)
 
     def gauss_newton_diagonal(
         self, batch: Batch, estimator: DiagonalEstimator, generator: torch.Generator | None = None

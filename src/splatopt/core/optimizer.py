@@ -68,7 +68,7 @@ class Optimizer(ABC, Generic[Options]):
 
     needs: ClassVar[frozenset[Oracle]]
 
-    notices: list[str]
+    warnings: list[str]
     """Sentences about what happened in a step, for a person to read; whoever runs the optimizer takes them out."""
 
     threads: int = 0
@@ -95,7 +95,7 @@ class Optimizer(ABC, Generic[Options]):
         self.objective = objective
         self.options = options
         self.generator = generator
-        self.notices: list[str] = []
+        self.warnings: list[str] = []
         self._state_parts: list[StatePart] = []
 
     @property

@@ -29,7 +29,7 @@ class LostProcessError(RuntimeError):
     """Another process of the run ended, or did not answer in time."""
 
 
-class SpokenForError(InputError):
+class ReportedElsewhereError(InputError):
     """The run ends for a reason that another process tells; this one has nothing to add."""
 
 
@@ -125,7 +125,7 @@ class Processes:
             largest = dist.ReduceOp.MAX
             _wait(lambda: [dist.all_reduce(mask.view(torch.uint8), largest, async_op=True) for mask in masks])
 
-    def spread(self, tensors: Iterable[tuple[Tensor, int]]) -> None:
+    def broadcast(self, tensors: Iterable[tuple[Tensor, int]]) -> None:
         """Write into each tensor what it is in the process that is named with it."""
         if self.world_size > 1:
             self._meet()
@@ -153,7 +153,7 @@ class Processes:
             bytes(row[:size].tolist()).decode("utf-8", "surrogatepass") for row, size in zip(found, sizes, strict=True)
         ]
 
-    def of_first(self, make: Callable[[], str]) -> str:
+    def broadcast_text(self, make: Callable[[], str]) -> str:
         """Return the text that the first process makes; the others wait for it."""
         return self.texts(make() if self.is_first else "")[0]
 
@@ -162,7 +162,7 @@ class Processes:
 
         Raises:
             InputError: In the first process, with the sentence of the lowest that failed.
-            SpokenForError: In the others.
+            ReportedElsewhereError: In the others.
         """
         if self.world_size == 1:
             return action()
@@ -178,7 +178,7 @@ class Processes:
         if failed is None:
             return answer  # type: ignore[return-value] # there is one where nothing was raised
         if not self.is_first:
-            raise SpokenForError(problems[failed])
+            raise ReportedElsewhereError(problems[failed])
         if failure is not None:
             raise failure
         raise InputError(f"process {failed}: {problems[failed]}")
@@ -191,9 +191,9 @@ class Processes:
             problem = (
                 f"the processes of one run must have the same version of splatopt, got {listed}; install one for all"
             )
-            raise InputError(problem) if self.is_first else SpokenForError(problem)
+            raise InputError(problem) if self.is_first else ReportedElsewhereError(problem)
 
-    def may_speak(self, what: str) -> bool:
+    def claim_report(self, what: str) -> bool:
         """Whether no process has asked this of ``what`` before; true once among those that still live."""
         if self.world_size == 1 or self._store is None:
             return True

@@ -21,15 +21,15 @@ from torch import Tensor
 from splatopt.core.checks import InputError, quoted, shown
 from splatopt.core.typed import Json
 
-MOST_JSON_BYTES = 64 << 20
-MOST_DEPTH = 48
+MAX_JSON_BYTES = 64 << 20
+MAX_DEPTH = 48
 """Lists and objects within each other."""
 
-_MOST_DIGITS = 20
-_LARGEST_WHOLE = 2**64 - 1
+_MAX_DIGITS = 20
+_MAX_INTEGER = 2**64 - 1
 
-_MOST_AXES = 16
-_MOST_NUMBERS = 2**48
+_MAX_AXES = 16
+_MAX_NUMBERS = 2**48
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -54,12 +54,12 @@ class AbsentFileError(DamagedFileError):
     """There is no such file."""
 
 
-def read_bounded(path: Path, most: int = MOST_JSON_BYTES) -> bytes:
+def read_bounded(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
     """Return what a regular file holds.
 
     Args:
         path: The file; links are followed.
-        most: Bytes that it may have; never more than the machine's memory.
+        max_bytes: Bytes that it may have; never more than the machine's memory.
 
     Raises:
         AbsentFileError: There is none.
@@ -78,9 +78,9 @@ def read_bounded(path: Path, most: int = MOST_JSON_BYTES) -> bytes:
         if not stat.S_ISREG(found.st_mode):
             what = "a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"
             raise DamagedFileError(f"{path} cannot be read: it is {what}")
-        most = min(most, int(psutil.virtual_memory().total))
-        if found.st_size > most:
-            raise DamagedFileError(f"{path} cannot be read: it holds {found.st_size:,} bytes, more than {most:,}")
+        max_bytes = min(max_bytes, int(psutil.virtual_memory().total))
+        if found.st_size > max_bytes:
+            raise DamagedFileError(f"{path} cannot be read: it holds {found.st_size:,} bytes, more than {max_bytes:,}")
         with open(descriptor, "rb", closefd=False) as file:
             return file.read(found.st_size)
     except OSError as error:
@@ -89,32 +89,32 @@ def read_bounded(path: Path, most: int = MOST_JSON_BYTES) -> bytes:
         os.close(descriptor)
 
 
-def read_json(path: Path, most: int = MOST_JSON_BYTES) -> Json:
+def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Json:
     """Return the JSON that a file holds.
 
     Args:
         path: The file.
-        most: Bytes that it may have.
+        max_bytes: Bytes that it may have.
 
     Raises:
         AbsentFileError: There is none.
         DamagedFileError: It cannot be read, or is not JSON of the form above.
     """
-    return parse_json(read_bounded(path, most), str(path))
+    return parse_json(read_bounded(path, max_bytes), str(path))
 
 
-def read_object(path: Path, most: int = MOST_JSON_BYTES) -> dict[str, Json] | None:
+def read_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Json] | None:
     """Return the JSON object that a file holds; None where there is no file.
 
     Args:
         path: The file.
-        most: Bytes that it may have.
+        max_bytes: Bytes that it may have.
 
     Raises:
         DamagedFileError: It cannot be read, or is no JSON object of the form above.
     """
     try:
-        values = read_json(path, most)
+        values = read_json(path, max_bytes)
     except AbsentFileError:
         return None
     if not isinstance(values, dict):
@@ -143,7 +143,7 @@ def parse_json(data: bytes, where: str) -> Json:
     except UnicodeDecodeError as error:
         raise DamagedFileError(f"{where} cannot be read: it is not UTF-8 (byte {error.start})") from error
     except RecursionError as error:
-        raise DamagedFileError(f"{where} cannot be read: it is nested more than {MOST_DEPTH} deep") from error
+        raise DamagedFileError(f"{where} cannot be read: it is nested more than {MAX_DEPTH} deep") from error
     except json.JSONDecodeError as error:
         raise DamagedFileError(f"{where} cannot be read: it is not JSON ({error})") from error
     except _ValueRefusedError as error:
@@ -161,7 +161,7 @@ def _no_number(word: str) -> float:
 
 
 def _whole(digits: str) -> int:
-    if len(digits.lstrip("-")) > _MOST_DIGITS or abs(int(digits)) > _LARGEST_WHOLE:
+    if len(digits.lstrip("-")) > _MAX_DIGITS or abs(int(digits)) > _MAX_INTEGER:
         raise _ValueRefusedError(f"{quoted(digits)} is not a whole number of at most 64 bits")
     return int(digits)
 
@@ -185,7 +185,7 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, Json]:
 def _check_form(value: object, where: str) -> None:
     """Refuse what is nested too deep, and text that is no Unicode."""
     level = [value]
-    for _ in range(MOST_DEPTH + 1):
+    for _ in range(MAX_DEPTH + 1):
         following: list[Json] = []
         for one in level:
             if isinstance(one, dict):
@@ -198,7 +198,7 @@ def _check_form(value: object, where: str) -> None:
         if not following:
             return
         level = following
-    raise DamagedFileError(f"{where} cannot be read: it is nested more than {MOST_DEPTH} deep")
+    raise DamagedFileError(f"{where} cannot be read: it is nested more than {MAX_DEPTH} deep")
 
 
 def _check_text(text: str, where: str) -> None:
@@ -228,7 +228,7 @@ def parse_tensors(data: bytes, where: str) -> dict[str, Tensor]:
         dtype, shape = _DTYPES.get(entry["dtype"]), tuple(entry["shape"])
         if dtype is None:
             raise DamagedFileError(f"{where} cannot be read: {quoted(name)} is of the type {quoted(entry['dtype'])}")
-        if len(shape) > _MOST_AXES or math.prod(max(1, length) for length in shape) > _MOST_NUMBERS:
+        if len(shape) > _MAX_AXES or math.prod(max(1, length) for length in shape) > _MAX_NUMBERS:
             raise DamagedFileError(f"{where} cannot be read: {quoted(name)} is of the shape {quoted(shape)}")
         # An empty buffer cannot be viewed.
         flat = torch.frombuffer(entry["data"], dtype=dtype) if len(entry["data"]) else torch.empty(0, dtype=dtype)

@@ -29,22 +29,22 @@ from splatopt.core.checks import InputError, nearest_names, quoted, shown
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 _CHANGED = "the file was changed since it was written"
 
-MOST_LETTERS = 100_000
+MAX_LETTERS = 100_000
 """Of a text."""
 
-MOST_SETTING_LETTERS = 10_000
+MAX_SETTING_LETTERS = 10_000
 """Of a text that is a setting, such as a path."""
 
-MOST_ENTRIES = 100_000
+MAX_ENTRIES = 100_000
 """Of a list."""
 
-LARGEST = 1e15
+MAX_NUMBER = 1e15
 """No number is larger; sums and squares of such numbers are still finite."""
 
-LARGEST_WHOLE = 2**63 - 1
+MAX_INTEGER = 2**63 - 1
 """No whole number that is a setting is larger."""
 
-_Made = TypeVar("_Made")
+_Dataclass = TypeVar("_Dataclass")
 
 
 @runtime_checkable
@@ -120,7 +120,7 @@ def field_names(kind: type) -> set[str]:
     return {item.name for item in dataclasses.fields(kind)}
 
 
-def read_dataclass(value: object, kind: type[_Made], what: str, where: str) -> _Made:
+def read_dataclass(value: object, kind: type[_Dataclass], what: str, where: str) -> _Dataclass:
     """Return the dataclass that a JSON object holds; what it does not name is at its default.
 
     Args:
@@ -137,7 +137,7 @@ def read_dataclass(value: object, kind: type[_Made], what: str, where: str) -> _
     return make(kind, typed_fields(value, kind, field_names(kind), what, where), where)
 
 
-def make(kind: type[_Made], settings: Mapping[str, object], where: str) -> _Made:
+def make(kind: type[_Dataclass], settings: Mapping[str, object], where: str) -> _Dataclass:
     """Return ``kind`` with ``settings``, whose types were checked.
 
     Args:
@@ -192,11 +192,11 @@ def typed(value: object, hint: Any, where: str) -> Any:  # noqa: PLR0911 - one f
     fits = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
     if not fits or (isinstance(value, float) and math.isnan(value)):
         raise InputError(f"{where} must be {_WORDS.get(hint, hint.__name__)}, got {told(value)}")
-    if isinstance(value, int) and abs(value) > LARGEST_WHOLE:
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
         raise InputError(f"{where} must be a whole number of at most 63 bits, got {told(value)}")
-    if isinstance(value, str) and (len(value) > MOST_SETTING_LETTERS or "\0" in value):
+    if isinstance(value, str) and (len(value) > MAX_SETTING_LETTERS or "\0" in value):
         raise InputError(
-            f"{where} must be a text of at most {MOST_SETTING_LETTERS:,} letters, none of them NUL, got {told(value)}"
+            f"{where} must be a text of at most {MAX_SETTING_LETTERS:,} letters, none of them NUL, got {told(value)}"
         )
     return value
 
@@ -207,8 +207,8 @@ def _typed_tuple(value: object, inner: tuple[object, ...], where: str) -> tuple[
     hints = [inner[0]] * len(value) if inner[-1] is Ellipsis else list(inner)
     if len(hints) != len(value):
         raise InputError(f"{where} must hold {len(hints)} values, got {len(value)}")
-    if len(value) > MOST_ENTRIES:
-        raise InputError(f"{where} must hold at most {MOST_ENTRIES:,} values, got {len(value):,}")
+    if len(value) > MAX_ENTRIES:
+        raise InputError(f"{where} must hold at most {MAX_ENTRIES:,} values, got {len(value):,}")
     return tuple(typed(one, hint, where) for one, hint in zip(value, hints, strict=True))
 
 
@@ -261,43 +261,45 @@ class Fields:
     def text(self, name: str) -> str:
         """Return a text."""
         value = self.values.get(name)
-        if not isinstance(value, str) or len(value) > MOST_LETTERS:
+        if not isinstance(value, str) or len(value) > MAX_LETTERS:
             raise self.refusal(name, "a text")
         return value
 
-    def number(self, name: str, least: float = -LARGEST, most: float = LARGEST) -> float:
-        """Return a number from ``least`` to ``most``."""
+    def number(self, name: str, minimum: float = -MAX_NUMBER, maximum: float = MAX_NUMBER) -> float:
+        """Return a number from ``minimum`` to ``maximum``."""
         value = self.values.get(name)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
-            raise self.refusal(name, "a number of a reasonable size" + f", at least {least:g}" * (least >= 0))
+        if not isinstance(value, int | float) or isinstance(value, bool) or not minimum <= value <= maximum:
+            raise self.refusal(name, "a number of a reasonable size" + f", at least {minimum:g}" * (minimum >= 0))
         return value
 
     def any_number(self, name: str) -> float:
         """Return a number that is finite, however large."""
         return self.number(name, -sys.float_info.max, sys.float_info.max)
 
-    def count(self, name: str, most: int = 2**62) -> int:
-        """Return a whole number from 0 to ``most``."""
+    def count(self, name: str, maximum: int = 2**62) -> int:
+        """Return a whole number from 0 to ``maximum``."""
         value = self.values.get(name)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
-            raise self.refusal(name, f"a whole number from 0 to {most:,}")
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= maximum:
+            raise self.refusal(name, f"a whole number from 0 to {maximum:,}")
         return value
 
-    def entries(self, name: str, most: int = MOST_ENTRIES) -> list[Json]:
+    def entries(self, name: str, maximum: int = MAX_ENTRIES) -> list[Json]:
         """Return a list of at most so many entries."""
         value = self.values.get(name)
-        if not isinstance(value, list) or len(value) > most:
-            raise self.refusal(name, f"a list of at most {most:,}")
+        if not isinstance(value, list) or len(value) > maximum:
+            raise self.refusal(name, f"a list of at most {maximum:,}")
         return value
 
-    def texts(self, name: str, most: int = MOST_ENTRIES) -> list[str]:
+    def texts(self, name: str, maximum: int = MAX_ENTRIES) -> list[str]:
         """Return a list of texts."""
-        return [Fields({name: one}, self.where).text(name) for one in self.entries(name, most)]
+        return [Fields({name: one}, self.where).text(name) for one in self.entries(name, maximum)]
 
     def object(self, name: str) -> Fields:
         """Return an object within this one."""
         return Fields(self.values.get(name), f"{self.where}: {name}")
 
-    def objects(self, name: str, most: int = MOST_ENTRIES) -> list[Fields]:
+    def objects(self, name: str, maximum: int = MAX_ENTRIES) -> list[Fields]:
         """Return a list of objects."""
-        return [Fields(one, f"{self.where}: {name} {at}") for at, one in enumerate(self.entries(name, most), start=1)]
+        return [
+            Fields(one, f"{self.where}: {name} {at}") for at, one in enumerate(self.entries(name, maximum), start=1)
+        ]

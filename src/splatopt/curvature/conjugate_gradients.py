@@ -62,14 +62,14 @@ def conjugate_gradients(
     first = energy = inner(residual, step)
     done = 0
     while done < iterations and energy > 0 and energy > tolerance**2 * first:
-        pushed = product(step)
+        applied = product(step)
         done += 1
-        curvature = inner(step, pushed)
+        curvature = inner(step, applied)
         length = energy / curvature if curvature > 0 else math.inf
         if not math.isfinite(length) or not math.isfinite(curvature):
             break
         x.add_(step, alpha=length)
-        residual.sub_(pushed, alpha=length)
+        residual.sub_(applied, alpha=length)
         preconditioned = residual if precondition is None else precondition(residual)
         before, energy = energy, inner(residual, preconditioned)
         step.mul_(energy / before).add_(preconditioned)

@@ -65,8 +65,8 @@ def diagonal_by_parameter_probes(
     def estimates() -> Iterable[Tensors]:
         for _ in range(count):
             probe = {name: rademacher(parameter, generator) for name, parameter in parameters.items()}
-            pulled = vjp(jvp(probe))
-            yield {name: probe[name].mul_(pulled[name]) for name in parameters}
+            vjp_value = vjp(jvp(probe))
+            yield {name: probe[name].mul_(vjp_value[name]) for name in parameters}
 
     return _mean(estimates(), count)
 
@@ -88,8 +88,8 @@ def diagonal_by_residual_probes(
 
     def estimates() -> Iterable[Tensors]:
         for _ in range(count):
-            pulled = vjp(tuple(rademacher(residual, generator) for residual in residuals))
-            yield {name: part.square() for name, part in pulled.items()}
+            vjp_value = vjp(tuple(rademacher(residual, generator) for residual in residuals))
+            yield {name: part.square() for name, part in vjp_value.items()}
 
     return _mean(estimates(), count)
 

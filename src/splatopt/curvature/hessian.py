@@ -61,7 +61,7 @@ class CentralDifference:
         """Return ∇²L v; the parameters are moved meanwhile and put back, bit for bit."""
 
         def gradient() -> Tensors:
-            with objective.held():  # each point is one of its own, also where θ is held
+            with objective.fixed_parameters():  # each point is one of its own, also where θ is held
                 return objective.gradient(batch).gradient
 
         return central_difference(gradient, objective.parameters, tangent, self.relative_step)

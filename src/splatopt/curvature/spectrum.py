@@ -17,7 +17,7 @@ from splatopt.curvature.hessian import ExactHessian
 ZERO = 1e-10
 """Eigenvalues below this share of the largest count as zero; rounding leaves about the machine epsilon of it."""
 
-_MOST_DENSE = 20_000
+_MAX_DENSE = 20_000
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ def dense_hessian(objective: Objective, batch: Batch, method: HessianProduct | N
         InputError: There are more parameters.
     """
     product, size = hessian_operator(objective, batch, method)
-    if size > _MOST_DENSE:
-        raise InputError(f"a dense Hessian of {size} parameters does not fit; use Lanczos, or at most {_MOST_DENSE}")
+    if size > _MAX_DENSE:
+        raise InputError(f"a dense Hessian of {size} parameters does not fit; use Lanczos, or at most {_MAX_DENSE}")
     like = next(iter(objective.parameters.values()))
     columns = torch.stack([product(unit) for unit in torch.eye(size, dtype=like.dtype, device=like.device)])
     return (columns + columns.T) / 2

@@ -1,4 +1,4 @@
-"""Captures: posed photographs from COLMAP, Blender, nerfstudio, instant-ngp, or made up here."""
+"""Captures: posed photographs from COLMAP, Blender, nerfstudio, instant-ngp, or synthetic ones."""
 
 from splatopt.data.capture import Capture, CaptureOptions, Split, load_capture
 from splatopt.data.images import ImageStore, UnreadableImageError

@@ -239,7 +239,7 @@ class CameraMaker:
         return full.resized(*target_size(pinhole, self.options))
 
 
-_MOST_DOUBTS = 3
+_MAX_DOUBTS = 3
 _OUTLIER = 1000.0
 
 
@@ -247,8 +247,8 @@ def _doubts(source: Source) -> list[str]:
     """What is seldom meant: lenses unlike any other, and a camera that stands far from all others."""
     lenses = dict.fromkeys(image.lens for image in source.images)
     said = [sentence for lens in lenses for sentence in lens.doubts]
-    if len(said) > _MOST_DOUBTS:
-        said = [*said[:_MOST_DOUBTS], f"{len(said) - _MOST_DOUBTS} more cameras are as unusual"]
+    if len(said) > _MAX_DOUBTS:
+        said = [*said[:_MAX_DOUBTS], f"{len(said) - _MAX_DOUBTS} more cameras are as unusual"]
     if len(source.images) > 2:
         poses = torch.stack([image.world_to_camera for image in source.images])
         centers = -(poses[:, :3, :3].transpose(1, 2) @ poses[:, :3, 3:])[..., 0]

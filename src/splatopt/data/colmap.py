@@ -34,8 +34,8 @@ PROCEDURAL_MARK = "procedural.json"
 
 _DAMAGED = "is cut short or damaged; copy it again or run COLMAP's model_converter"
 _POINT_BYTES = 51  # id 8, position 24, colour 3, error 8, track length 8
-_SMALLEST_IMAGE = 4 + 56 + 4 + 1 + 8
-_SMALLEST_CAMERA = 24 + 3 * 8
+_MIN_IMAGE_BYTES = 4 + 56 + 4 + 1 + 8
+_MIN_CAMERA_BYTES = 24 + 3 * 8
 _CHUNK = 65_536
 _QUATERNION_LENGTHS = (1e-3, 1e3)
 _USUAL_LENGTHS = (0.9, 1.1)
@@ -142,7 +142,7 @@ def _add_camera(lenses: dict[int, Lens], number: int, lens: Lens, warnings: list
 
 def _cameras_binary(path: Path, warnings: list[str]) -> dict[int, Lens]:
     file, lenses = _Bytes(path), dict[int, Lens]()
-    for _ in range(file.count(_SMALLEST_CAMERA)):
+    for _ in range(file.count(_MIN_CAMERA_BYTES)):
         number, model_number, width, height = file.take("<IiQQ")
         model = lens_model(int(model_number), str(path))
         parameters = file.take(f"<{model.parameter_count}d")
@@ -154,7 +154,7 @@ def _cameras_binary(path: Path, warnings: list[str]) -> dict[int, Lens]:
 
 def _images_binary(path: Path) -> list[_RegisteredImage]:
     file, images = _Bytes(path), []
-    for _ in range(file.count(_SMALLEST_IMAGE)):
+    for _ in range(file.count(_MIN_IMAGE_BYTES)):
         values = file.take("<I7dI")
         name = file.text()
         file.skip(24 * file.count(24))
@@ -260,7 +260,7 @@ def _suffix(folder: Path) -> str | None:
 def _registered(folder: Path) -> int:
     """Return how many images the model in ``folder`` says it has, read cheaply."""
     if _suffix(folder) == ".bin":
-        return _Bytes(folder / "images.bin").count(_SMALLEST_IMAGE)
+        return _Bytes(folder / "images.bin").count(_MIN_IMAGE_BYTES)
     lines = _lines(folder / "images.txt")
     count = 0
     for line in lines:
@@ -316,8 +316,8 @@ def _say_what_is_odd(registered: list[_RegisteredImage], images: Path, warnings:
     twice = [number for number, count in Counter(image.number for image in registered).items() if count > 1]
     if twice:
         warnings.append(f"{images} gives the image number {twice[0]} to several images; they are told apart by name")
-    least, most = _USUAL_LENGTHS
-    odd = [image for image in registered if not least <= image.pose.length <= most]
+    minimum, maximum = _USUAL_LENGTHS
+    odd = [image for image in registered if not minimum <= image.pose.length <= maximum]
     if odd:
         warnings.append(
             f"{images}: {len(odd)} rotations are quaternions whose length is not 1, such as {odd[0].pose.length:.3g} "

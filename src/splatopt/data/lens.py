@@ -27,10 +27,10 @@ _keep_termination()
 MAX_SIDE = 100_000
 """Longest image side that is believed, pixels; anything longer is a damaged file."""
 
-SMALLEST_FOCAL, LARGEST_FOCAL = 1e-2, 1e4
+MIN_FOCAL, MAX_FOCAL = 1e-2, 1e4
 """Focal lengths that are believed, in longer sides of the image: fields of view from 179 to 0.006 degrees."""
 
-FARTHEST_PRINCIPAL_POINT = 10.0
+MAX_PRINCIPAL_POINT = 10.0
 """How far outside the image a principal point is believed, in longer sides; that of a cropped image lies outside."""
 
 _USUAL_FOCAL = (0.1, 100.0)
@@ -149,7 +149,7 @@ class Lens:
             raise InputError(f"{self.where}: a camera parameter is NaN or infinite; mend or remove this camera")
         self._check_focal_lengths()
         across, down = self._beyond_the_image()
-        if max(across, down) > FARTHEST_PRINCIPAL_POINT * self.longer_side:
+        if max(across, down) > MAX_PRINCIPAL_POINT * self.longer_side:
             raise InputError(
                 f"{self.where}: the principal point must lie in the image or near it, got {self.principal_point} for "
                 f"{self.width}x{self.height} pixels; mend this camera"
@@ -161,12 +161,12 @@ class Lens:
         focal = self.focal_lengths
         if min(focal) <= 0:
             raise InputError(f"{self.where}: focal lengths must be positive, got {min(focal)}; mend this camera")
-        least, most = SMALLEST_FOCAL * self.longer_side, LARGEST_FOCAL * self.longer_side
+        minimum, maximum = MIN_FOCAL * self.longer_side, MAX_FOCAL * self.longer_side
         for value in focal:
-            if not least <= value <= most:
+            if not minimum <= value <= maximum:
                 raise InputError(
                     f"{self.where}: no lens has a focal length of {value} pixels for an image of "
-                    f"{self.width}x{self.height}; expected {least:g} to {most:g}, mend this camera"
+                    f"{self.width}x{self.height}; expected {minimum:g} to {maximum:g}, mend this camera"
                 )
 
     def _check_distortion(self) -> None:

@@ -16,13 +16,13 @@ from splatopt.core.checks import InputError, quoted
 from splatopt.core.files import whole_file
 from splatopt.data.mesh_files import check_mesh_file
 
-LARGEST_FILE = 2 << 30
+MAX_FILE_BYTES = 2 << 30
 """Larger mesh files are refused, bytes."""
 
 BOX = 0.9
 """A mesh is scaled until its longest side reaches from -BOX to BOX."""
 
-FARTHEST = 1e10
+MAX_DISTANCE = 1e10
 """Largest coordinate of a mesh: corners are joined by their coordinates in units of 1e-8, as whole numbers."""
 
 _NO_MESHES = frozenset({"bz2", "zip", "tar.bz2", "tar.gz", "dxf", "xyz"})
@@ -83,8 +83,8 @@ def load_mesh(path: Path) -> Mesh:
 
     if not path.is_file():
         raise InputError(f"no mesh at {path}: expected a file such as model.obj, model.ply or model.stl")
-    if path.stat().st_size > LARGEST_FILE:
-        raise InputError(f"mesh {path} is larger than {LARGEST_FILE >> 30} GiB; make it coarser")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise InputError(f"mesh {path} is larger than {MAX_FILE_BYTES >> 30} GiB; make it coarser")
     if not is_mesh_name(path):
         raise InputError(f"mesh {path} has an ending that cannot be read; save it as .obj, .ply, .stl or .off")
     check_mesh_file(path)
@@ -120,9 +120,9 @@ def _check_triangles(path: Path, vertices: np.ndarray, faces: np.ndarray) -> Non
         )
     if not np.isfinite(vertices).all():
         raise InputError(f"mesh {path} holds infinite coordinates")
-    if np.abs(vertices).max() > FARTHEST:
+    if np.abs(vertices).max() > MAX_DISTANCE:
         raise InputError(
-            f"mesh {path} reaches {np.abs(vertices).max():.3g} from the origin, expected {FARTHEST:g} at most"
+            f"mesh {path} reaches {np.abs(vertices).max():.3g} from the origin, expected {MAX_DISTANCE:g} at most"
         )
     if faces.min() < 0 or faces.max() >= len(vertices):
         raise InputError(f"mesh {path} is damaged: a face names a corner that is not among its {len(vertices)}")
@@ -205,8 +205,8 @@ def crossings_above(mesh: Mesh, points: Float[Tensor, "count 3"]) -> Int[Tensor,
         mesh: Watertight.
         points: (N, 3).
     """
-    turn = _turn()
-    corners, turned = mesh.corners @ turn.T, points.double() @ turn.T
+    rotation = _generic_rotation()
+    corners, rotated = mesh.corners @ rotation.T, points.double() @ rotation.T
     side = max(1, min(512, round(math.sqrt(len(corners)))))
     low = corners[..., :2].amin(dim=(0, 1))
     size = (corners[..., :2].amax(dim=(0, 1)) - low).clamp(min=1e-12) / side
@@ -214,7 +214,7 @@ def crossings_above(mesh: Mesh, points: Float[Tensor, "count 3"]) -> Int[Tensor,
     while side > 1 and int(_spans(corners, low, size, side)[1].prod(dim=1).sum()) > _LISTED:
         size, side = size * (side / (side // 2)), side // 2
     starts, listed = _cells(corners, low, size, side)
-    cell = ((turned[:, :2] - low) / size).floor().long()
+    cell = ((rotated[:, :2] - low) / size).floor().long()
     within = ((cell >= 0) & (cell < side)).all(dim=1)
     number = (cell[:, 0] * side + cell[:, 1]).clamp(0, side * side - 1)
     candidates = torch.where(within, starts[number + 1] - starts[number], 0)
@@ -224,7 +224,7 @@ def crossings_above(mesh: Mesh, points: Float[Tensor, "count 3"]) -> Int[Tensor,
         owner = torch.repeat_interleave(torch.arange(begin, end), counts)
         offset = torch.arange(len(owner)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
         face = listed[starts[number[owner]] + offset]
-        crossings[begin:end].index_add_(0, owner - begin, _crossed_above(corners[face], turned[owner]))
+        crossings[begin:end].index_add_(0, owner - begin, _crossed_above(corners[face], rotated[owner]))
     return crossings
 
 
@@ -259,7 +259,7 @@ def winding_numbers(mesh: Mesh, points: Float[Tensor, "count 3"]) -> Float[Tenso
     return total
 
 
-def _turn() -> Tensor:
+def _generic_rotation() -> Tensor:
     """A rotation by odd angles about z, then x."""
     (ca, sa), (cb, sb) = ((math.cos(angle), math.sin(angle)) for angle in (0.7310585, 0.4180239))
     about_z = torch.tensor([[ca, -sa, 0], [sa, ca, 0], [0, 0, 1]], dtype=torch.float64)

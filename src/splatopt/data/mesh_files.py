@@ -12,7 +12,7 @@ from typing import NoReturn
 from splatopt.core.checks import InputError, quoted
 from splatopt.data.ply_table import check_rows
 
-MOST_FACES = 20_000_000
+MAX_FACES = 20_000_000
 """Faces that the instances of a glTF scene may add up to; more where the file itself is larger."""
 
 _GLB_HEADER = struct.Struct("<4sIIII")
@@ -145,7 +145,7 @@ def _check_gltf(path: Path) -> None:
     ]
     shown = [_whole(node.get("mesh", -1)) for node in _objects(values, "nodes")]
     total = sum(faces[mesh] for mesh in shown if 0 <= mesh < len(faces))
-    if total > max(MOST_FACES, size):
+    if total > max(MAX_FACES, size):
         _refuse(path, f"its instances add up to {total} faces")
 
 

@@ -24,7 +24,7 @@ MAX_HEADER = 16 << 20
 """Longest header that is read, bytes; the usual one takes two thousand."""
 
 MAX_PROPERTIES = 4096
-"""Most properties of an element; a Gaussian of degree 3 has 62."""
+"""Properties of an element at most; a Gaussian of degree 3 has 62."""
 
 _TYPES = {
     **dict.fromkeys(("char", "int8"), "i1"),
@@ -66,7 +66,7 @@ class _Element:
         """The scalar properties as a structured type."""
         return np.dtype([(one.name, f"{order}{one.kind}") for one in self.properties if not one.length])
 
-    def smallest_row(self, order: str) -> int:
+    def min_row_bytes(self, order: str) -> int:
         """Bytes of a row whose lists are empty; a number in text takes a digit and a separator."""
         if not order:
             return max(1, 2 * len(self.properties))
@@ -201,14 +201,15 @@ class _Reader:
         element.properties.append(_Property(words[-1], str(kinds[-1]), str(kinds[0]) if is_list else ""))
 
     def _check_size(self, file: BinaryIO, elements: list[_Element], order: str) -> None:
-        needed = sum(one.count * one.smallest_row(order) for one in elements)
+        needed = sum(one.count * one.min_row_bytes(order) for one in elements)
         present = self.path.stat().st_size - file.tell()
         # The last number in text may lack its separator.
         if present + (not order) >= needed:
             return
-        most = max(elements, key=lambda one: one.count * one.smallest_row(order))
+        largest = max(elements, key=lambda one: one.count * one.min_row_bytes(order))
         self.refuse(
-            f"it claims {most.count} {'points' if most.name == 'vertex' else f'rows of {quoted(most.name)}'}, so that "
+            f"it claims {largest.count} {'points' if largest.name == 'vertex' else f'rows of {quoted(largest.name)}'}, "
+            "so that "
             f"the header promises at least {needed} bytes of data but the file holds {present}; it is truncated"
         )
 

@@ -16,7 +16,7 @@ DEVICE_BYTES = 256 << 20
 
 
 @runtime_checkable
-class Photographs(Protocol):
+class HostImages(Protocol):
     """Photographs on the host by view index; ``splatopt.data.ImageStore`` is one."""
 
     def __getitem__(self, index: int) -> Tensor:
@@ -32,7 +32,7 @@ class DeviceImages:
     when ``budget_bytes`` are spent.
     """
 
-    def __init__(self, images: Photographs, device: torch.device, budget_bytes: int = DEVICE_BYTES) -> None:
+    def __init__(self, images: HostImages, device: torch.device, budget_bytes: int = DEVICE_BYTES) -> None:
         """Take photographs from ``images``, which must be safe to use from several threads.
 
         Args:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from splatopt.core.checks import InputError, writing
 from splatopt.data.colmap_text import whole_capture, write_model, write_points
-from splatopt.data.still_life import StillLife
+from splatopt.data.demo_scene import DemoScene
 
 _FIELD_OF_VIEW = math.radians(50)
 _ORBIT_RADIUS = 3.8
@@ -51,7 +51,7 @@ def _rays(pose: np.ndarray, focal: float, pixels: np.ndarray, size: tuple[int, i
     return (-rotation.T @ pose[:3, 3]).astype(np.float32), directions.astype(np.float32)
 
 
-def _render(scene: StillLife, pose: np.ndarray, focal: float, size: tuple[int, int]) -> np.ndarray:
+def _render(scene: DemoScene, pose: np.ndarray, focal: float, size: tuple[int, int]) -> np.ndarray:
     """Return an image, (height, width, 3) uint8, each pixel the mean of a grid of rays."""
     width, height = size
     steps = (np.arange(_SAMPLES_PER_SIDE) + 0.5) / _SAMPLES_PER_SIDE
@@ -64,7 +64,7 @@ def _render(scene: StillLife, pose: np.ndarray, focal: float, size: tuple[int, i
 
 
 def _points(
-    scene: StillLife, poses: Sequence[np.ndarray], focal: float, size: tuple[int, int], count: int
+    scene: DemoScene, poses: Sequence[np.ndarray], focal: float, size: tuple[int, int], count: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return positions (count, 3) with noise and colours (count, 3) of surface points that the cameras see."""
     rng, positions, colors = scene.generator, [], []
@@ -108,11 +108,11 @@ def make_capture(
         )
     mark = {"made_by": "splatopt", "seed": seed, "views": views, "width": width, "height": height, "points": points}
     with whole_capture(folder, mark) as partial:
-        _write_capture(partial, StillLife(seed), views, (width, height), points)
+        _write_capture(partial, DemoScene(seed), views, (width, height), points)
     return folder
 
 
-def _write_capture(folder: Path, scene: StillLife, views: int, size: tuple[int, int], points: int) -> None:
+def _write_capture(folder: Path, scene: DemoScene, views: int, size: tuple[int, int], points: int) -> None:
     model, images = folder / "sparse" / "0", folder / "images"
     model.mkdir(parents=True)
     images.mkdir()

@@ -63,10 +63,11 @@ def sparse_split(capture: Capture, count: int) -> Split:
     own_test = capture.split.name == "blender"
     candidates = capture.split.train if own_test else tuple(range(len(capture.cameras)))
     candidates = tuple(sorted(candidates, key=lambda index: capture.cameras[index].name))
-    most = len(candidates) - (0 if own_test else 1)
-    if not 1 <= count <= most:
+    max_count = len(candidates) - (0 if own_test else 1)
+    if not 1 <= count <= max_count:
         raise InputError(
-            f"input views must lie between 1 and {most} for capture {capture.path}, which has {len(candidates)} to "
+            f"input views must lie between 1 and {max_count} for capture {capture.path}, which has {len(candidates)} "
+            "to "
             f"choose from, got {count}"
         )
     positions = camera_centers([capture.cameras[index] for index in candidates])

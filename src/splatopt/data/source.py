@@ -17,11 +17,11 @@ from splatopt.data.lens import Lens
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".JPG", ".JPEG", ".PNG", ".webp", ".tif", ".tiff", ".bmp")
 """Endings that are tried where a capture names an image without one."""
 
-FARTHEST = 1e12
+MAX_DISTANCE = 1e12
 """Positions farther from the origin are not believed, world units: their squares leave float32."""
 
 _ROTATION_TOLERANCE = 1e-2
-_SMALLEST_SCALE, _LARGEST_SCALE = 1e-6, 1e6
+_MIN_SCALE, _MAX_SCALE = 1e-6, 1e6
 _SAME_POSE = 1e-6
 
 
@@ -89,7 +89,7 @@ class Source:
 
 
 def finite_points(positions: np.ndarray, colors: np.ndarray, warnings: list[str]) -> Points:
-    """Return the points whose positions are finite and not beyond FARTHEST; the others are counted in ``warnings``.
+    """Return the points whose positions are finite and not beyond MAX_DISTANCE; the others are counted in ``warnings``.
 
     Args:
         positions: (P, 3).
@@ -100,12 +100,14 @@ def finite_points(positions: np.ndarray, colors: np.ndarray, warnings: list[str]
         narrow = np.ascontiguousarray(positions, dtype=np.float32)
     finite = np.asarray(np.isfinite(positions).all(axis=1))
     with np.errstate(invalid="ignore"):
-        good = finite & np.asarray((np.abs(narrow) <= FARTHEST).all(axis=1))
+        good = finite & np.asarray((np.abs(narrow) <= MAX_DISTANCE).all(axis=1))
     if not finite.all():
         warnings.append(f"{int((~finite).sum())} of {len(good)} points have a position that is not finite; left out")
     if not good[finite].all():
         far = int((finite & ~good).sum())
-        warnings.append(f"{far} of {len(good)} points lie more than {FARTHEST:g} world units from the origin; left out")
+        warnings.append(
+            f"{far} of {len(good)} points lie more than {MAX_DISTANCE:g} world units from the origin; left out"
+        )
     return Points(
         torch.from_numpy(np.ascontiguousarray(narrow[good])),
         torch.from_numpy(np.array(colors[good], dtype=np.uint8).reshape(-1, 3)),
@@ -115,9 +117,10 @@ def finite_points(positions: np.ndarray, colors: np.ndarray, warnings: list[str]
 def check_translation(translation: np.ndarray, where: str) -> None:
     """Raise InputError where a camera's translation, (3,), is farther away than anything that can be rendered."""
     distance = float(np.abs(translation).max())
-    if distance > FARTHEST:
+    if distance > MAX_DISTANCE:
         raise InputError(
-            f"{where}: the camera stands {distance:.3g} world units from the origin, expected at most {FARTHEST:g}; "
+            f"{where}: the camera stands {distance:.3g} world units from the origin, expected at most "
+            f"{MAX_DISTANCE:g}; "
             "remove this view or mend its pose"
         )
 
@@ -187,8 +190,8 @@ def rigid(matrix: np.ndarray, where: str) -> np.ndarray:
         raise InputError(f"{where}: the pose holds a NaN or an infinite number; remove this view or mend its pose")
     check_translation(matrix[:3, 3], where)
     linear = matrix[:3, :3]
-    scale = float(np.linalg.norm(linear[:, 0])) if np.abs(linear).max() < 2 * _LARGEST_SCALE else np.inf
-    if not _SMALLEST_SCALE < scale < _LARGEST_SCALE:
+    scale = float(np.linalg.norm(linear[:, 0])) if np.abs(linear).max() < 2 * _MAX_SCALE else np.inf
+    if not _MIN_SCALE < scale < _MAX_SCALE:
         raise InputError(f"{where}: the pose must be a rotation and a shift, got one that scales by {scale:.3g}")
     determinant = float(np.linalg.det(linear / scale))
     scale *= abs(determinant) ** (1 / 3)

@@ -13,7 +13,7 @@ from splatopt.core.graph import mean_squared_residual
 from splatopt.fields.task import Task, in_chunks
 from splatopt.metrics.image import SSIM_WINDOW, psnr, ssim
 
-MOST_DECIBELS = 100.0
+MAX_DECIBELS = 100.0
 """PSNR of an image that equals its target; infinity would have no mean and no JSON."""
 
 
@@ -45,7 +45,7 @@ class ImageTask(Task):
         """Return √(2/n)·(f(x) - y) for the pixels ``batch``."""
         return mean_squared_residual(self.module(self.points[batch]), self.colors[batch])
 
-    def facts(self, loss: float) -> Mapping[str, float]:
+    def metrics(self, loss: float) -> Mapping[str, float]:
         """Return the PSNR of the batch, dB; the loss is its mean squared error."""
         return {"psnr": decibels(loss)}
 
@@ -56,7 +56,7 @@ class ImageTask(Task):
     def score(self) -> Mapping[str, float]:
         """Return PSNR and SSIM of the whole image; no SSIM where a side is below its window."""
         predicted = self.predict()
-        scores = {"psnr": min(psnr(predicted, self.image), MOST_DECIBELS)}
+        scores = {"psnr": min(psnr(predicted, self.image), MAX_DECIBELS)}
         if min(self.image.shape[:2]) >= SSIM_WINDOW:
             scores["ssim"] = ssim(predicted, self.image)
         return scores
@@ -73,5 +73,5 @@ def pixel_centres(height: int, width: int) -> Float[Tensor, "pixels 2"]:
 def decibels(squared_error: float) -> float:
     """Return -10·log10(mean squared error), at most 100."""
     if squared_error == 0:
-        return MOST_DECIBELS
-    return min(-10 * math.log10(squared_error), MOST_DECIBELS)
+        return MAX_DECIBELS
+    return min(-10 * math.log10(squared_error), MAX_DECIBELS)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from splatopt.core.checks import InputError, check_positive
 from splatopt.fields.sinc import sinc
 
-LARGEST_WIDTH = 8192
+MAX_WIDTH = 8192
 """More features a layer than this are refused: one weight matrix would take 256 MiB."""
 
 
@@ -42,8 +42,8 @@ class Architecture:
         """Refuse sizes that make no network."""
         if min(self.inputs, self.outputs) < 1:
             raise ValueError(f"a field needs an input and an output, got {self.inputs} and {self.outputs}")
-        if not 1 <= self.width <= LARGEST_WIDTH:
-            raise InputError(f"the width of a field must lie between 1 and {LARGEST_WIDTH}, got {self.width}")
+        if not 1 <= self.width <= MAX_WIDTH:
+            raise InputError(f"the width of a field must lie between 1 and {MAX_WIDTH}, got {self.width}")
         if not 0 <= self.depth <= 100:
             raise InputError(f"the depth of a field must lie between 0 and 100 hidden layers, got {self.depth}")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from splatopt.core.camera import Camera
 from splatopt.core.graph import mean_squared_residual
-from splatopt.fields.image import MOST_DECIBELS, decibels
+from splatopt.fields.image import MAX_DECIBELS, decibels
 from splatopt.fields.networks import Field, draw_linear, undrawn_linear
 from splatopt.fields.task import Task, in_chunks
 from splatopt.metrics.image import SSIM_WINDOW, psnr, ssim
@@ -50,7 +50,7 @@ class RadianceField(nn.Module):
 
 
 @runtime_checkable
-class Photographs(Protocol):
+class Images(Protocol):
     """Images by view, (H, W, 3) uint8."""
 
     def __getitem__(self, view: int) -> Tensor:
@@ -108,8 +108,8 @@ def camera_rays(camera: Camera, pixels: Tensor) -> Rays:
     x = (pixels % camera.width + 0.5 - camera.cx) / camera.fx
     y = (torch.div(pixels, camera.width, rounding_mode="floor") + 0.5 - camera.cy) / camera.fy
     local = torch.stack([x, y, torch.ones_like(x)], dim=-1).double()
-    turned = local @ camera.world_to_camera[:3, :3].double()
-    directions = (turned / turned.norm(dim=-1, keepdim=True)).float()
+    rotated = local @ camera.world_to_camera[:3, :3].double()
+    directions = (rotated / rotated.norm(dim=-1, keepdim=True)).float()
     return Rays(camera.center.float().expand_as(directions), directions)
 
 
@@ -129,7 +129,7 @@ class RadianceTask(Task):
         self,
         field: nn.Module,
         cameras: Sequence[Camera],
-        images: Photographs,
+        images: Images,
         bounds: Bounds,
         *,
         train: Sequence[int],
@@ -181,7 +181,7 @@ class RadianceTask(Task):
         """Return √(2/n)·(C - y)."""
         return mean_squared_residual(self.shade(batch.rays, batch.jitter), batch.colors)
 
-    def facts(self, loss: float) -> Mapping[str, float]:
+    def metrics(self, loss: float) -> Mapping[str, float]:
         """Return the PSNR of the batch, dB; the loss is its mean squared error."""
         return {"psnr": decibels(loss)}
 
@@ -208,14 +208,14 @@ class RadianceTask(Task):
         image = in_chunks(lambda part: self.shade(camera_rays(camera, part), middle), pixels, chunk=1024)
         return image.clamp(0, 1).reshape(camera.height, camera.width, 3)
 
-    def photograph(self, view: int) -> UInt8[Tensor, "height width 3"]:
+    def image(self, view: int) -> UInt8[Tensor, "height width 3"]:
         """Return the photograph of a view."""
         return self.images[view]
 
     def score(self) -> Mapping[str, float]:
         """Return mean PSNR and SSIM over the test views; no SSIM where a side is below its window."""
-        pairs = [(self.render(view), self.photograph(view).float() / 255) for view in self.test]
-        scores = {"psnr": sum(min(psnr(*pair), MOST_DECIBELS) for pair in pairs) / len(pairs)}
+        pairs = [(self.render(view), self.image(view).float() / 255) for view in self.test]
+        scores = {"psnr": sum(min(psnr(*pair), MAX_DECIBELS) for pair in pairs) / len(pairs)}
         if min(min(image.shape[:2]) for image, _ in pairs) >= SSIM_WINDOW:
             scores["ssim"] = sum(ssim(*pair) for pair in pairs) / len(pairs)
         return scores

@@ -22,15 +22,15 @@ def check_fit(checkpoint: Checkpoint) -> None:
     check_finite(checkpoint, FIELD)
     numbers = checkpoint.fields
     with damage_in(numbers.where):
-        numbers.number("seconds", least=0)
+        numbers.number("seconds", minimum=0)
         sampler = numbers.object("sampler")
         size, batch = sampler.count("size"), sampler.count("batch")
         sampler.count("seed")
-        sampler.count("position", most=size + batch)
+        sampler.count("position", maximum=size + batch)
         loss = numbers.entries("loss")
         if len(loss) != 2:
             raise numbers.refusal("loss", "a sum and a count")
         mean = Fields({"sum": loss[0], "count": loss[1]}, f"{numbers.where}: loss")
-        mean.number("sum", least=0, most=sys.float_info.max)
+        mean.number("sum", minimum=0, maximum=sys.float_info.max)
         mean.count("count")
         check_state_numbers(numbers.object("optimizer"))

@@ -37,10 +37,10 @@ class FitStepped(RunStepped):
     """One step was taken.
 
     Attributes:
-        facts: What the task says beside the loss, such as ``psnr`` of the batch.
+        metrics: What the task says beside the loss, such as ``psnr`` of the batch.
     """
 
-    facts: Mapping[str, float]
+    metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class FitProgress:
                 self._line.close()
 
     def _step(self, event: FitStepped) -> None:
-        for name, value in {"loss": event.loss, **event.facts}.items():
+        for name, value in {"loss": event.loss, **event.metrics}.items():
             before = self._means.setdefault(name, value)
             self._means[name] = before + (1 - _SMOOTHING) * (value - before)
         shown = "  ".join(_written(name, value) for name, value in self._means.items())

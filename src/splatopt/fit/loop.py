@@ -30,12 +30,12 @@ from splatopt.fit.setup import OpenedTask, open_task
 from splatopt.optim.field_optimizers import find_field_optimizer, make_field_optimizer
 from splatopt.runs.checkpoint_content import OPTIMIZER, load_optimizer
 from splatopt.runs.events import Warned
+from splatopt.runs.finite_checks import non_finite
 from splatopt.runs.folder import FIELD_FORMAT, MetricsLog, RunFolder, write_json
-from splatopt.runs.guards import non_finite
 from splatopt.runs.memory import resident_megabytes
 from splatopt.runs.plugins import load_again, plugins_missing, recorded_plugins
 from splatopt.runs.records import read_evaluation
-from splatopt.runs.resumable import KeptRun, checkpoint_to_resume, is_due
+from splatopt.runs.resumable import ResumableRun, checkpoint_to_resume, is_due
 from splatopt.runs.trained_on import check_resumed, check_unchanged
 from splatopt.scene.microbatches import is_exhaustion
 
@@ -133,7 +133,7 @@ def _reopen(config: FitConfig) -> tuple[FitConfig, Checkpoint | None, list[str]]
     return resumed.resolved(), checkpoint, warnings
 
 
-class _Fitter(KeptRun):
+class _Fitter(ResumableRun):
     """One fit in progress."""
 
     verb, command, examples, check = "fitting", "fit", "examples", check_fit
@@ -279,7 +279,7 @@ class _Fitter(KeptRun):
         self.loss_count += 1
         self.seconds += time.perf_counter() - began
         self._after_step()
-        self.tell(FitStepped(self.step, self.steps, self.seconds, evaluation.loss, evaluation.facts))
+        self.tell(FitStepped(self.step, self.steps, self.seconds, evaluation.loss, evaluation.metrics))
 
     def _after_step(self) -> None:
         self.over = self.step >= self.steps
@@ -306,7 +306,7 @@ class _Fitter(KeptRun):
             "loss": loss,
             "memory_mb": round(resident_megabytes(), 1),
         }
-        line |= self.task.facts(loss)
+        line |= self.task.metrics(loss)
         self.log.append(line | {f"score_{name}": value for name, value in scores.items()})
         self.loss_sum, self.loss_count = 0.0, 0
 

@@ -60,8 +60,8 @@ def check_field_memory(config: FitConfig, task: Task, batch: int) -> MemoryEstim
     raise InputError(f"{needed.sentence}, and {have}; {_REMEDIES}")
 
 
-def _estimate(config: FitConfig, task: Task, batch: int, most: int) -> MemoryEstimate:
-    """Count what the fit takes, trying no more than ``most`` bytes."""
+def _estimate(config: FitConfig, task: Task, batch: int, max_bytes: int) -> MemoryEstimate:
+    """Count what the fit takes, trying no more than ``max_bytes`` bytes."""
     generator = torch.Generator().manual_seed(config.schedule.seed)
     made: list[Optimizer] = []
 
@@ -77,7 +77,7 @@ def _estimate(config: FitConfig, task: Task, batch: int, most: int) -> MemoryEst
         return task.draw(torch.arange(min(examples, task.size)), generator)
 
     def count(work: Callable[[], Any]) -> int:
-        return count_memory(config.schedule.optimizer, work, CountedMemory(most, SECONDS), _REMEDIES)
+        return count_memory(config.schedule.optimizer, work, CountedMemory(max_bytes, SECONDS), _REMEDIES)
 
     some = max(2, min(batch, _SOME // (config.data.samples if isinstance(task, RadianceTask) else 1)))
     kind = find_field_optimizer(config.schedule.optimizer).entry.optimizer

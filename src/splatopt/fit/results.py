@@ -66,7 +66,7 @@ def result_pictures(config: FitConfig, task: Task) -> list[ResultPicture]:
         return [ResultPicture("image", _bytes(task.image), _bytes(task.predict()))]
     if isinstance(task, RadianceTask):
         return [
-            ResultPicture(task.cameras[view].name or f"view {view}", task.photograph(view), _bytes(task.render(view)))
+            ResultPicture(task.cameras[view].name or f"view {view}", task.image(view), _bytes(task.render(view)))
             for view in task.test
         ]
     if isinstance(task, OccupancyTask):

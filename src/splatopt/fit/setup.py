@@ -22,7 +22,7 @@ from splatopt.fields.task import Task
 from splatopt.fit.config import FitConfig
 from splatopt.fit.options import TaskKind
 
-MOST_HELD_OUT = 100_000
+MAX_HELD_OUT = 100_000
 """Points that occupancy is scored on, at most."""
 
 _SLOW_PAIRS = 2_000_000_000
@@ -106,14 +106,14 @@ def _image_task(config: FitConfig, generator: torch.Generator) -> ImageTask:
 def _occupancy_task(config: FitConfig, mesh: Mesh, generator: torch.Generator) -> OccupancyTask:
     field = make_field(config.network.field, config.network.architecture(3, 1), generator, **config.network.constants)
     training = sample_points(mesh, config.data.points, generator)
-    held_out = sample_points(mesh, min(config.data.points, MOST_HELD_OUT), generator)
+    held_out = sample_points(mesh, min(config.data.points, MAX_HELD_OUT), generator)
     return OccupancyTask(field, training, held_out)
 
 
 def _mesh_warnings(config: FitConfig, mesh: Mesh) -> tuple[str, ...]:
     if mesh.watertight:
         return ()
-    pairs = len(mesh.faces) * (config.data.points + min(config.data.points, MOST_HELD_OUT))
+    pairs = len(mesh.faces) * (config.data.points + min(config.data.points, MAX_HELD_OUT))
     slow = "; that took points times faces, a coarser mesh or fewer --points is quicker" if pairs > _SLOW_PAIRS else ""
     return (f"the mesh is not watertight, so winding numbers decided what lies inside{slow}",)
 
@@ -134,11 +134,11 @@ def _radiance_task(config: FitConfig, capture: Capture, generator: torch.Generat
     )
 
 
-def _spread(views: tuple[int, ...], most: int) -> tuple[int, ...]:
+def _spread(views: tuple[int, ...], max_views: int) -> tuple[int, ...]:
     """At most so many views, evenly spread; all for 0."""
-    if most == 0 or len(views) <= most:
+    if max_views == 0 or len(views) <= max_views:
         return views
-    return tuple(views[index * len(views) // most] for index in range(most))
+    return tuple(views[index * len(views) // max_views] for index in range(max_views))
 
 
 def scene_bounds(capture: Capture) -> Bounds:
@@ -161,12 +161,12 @@ def scene_bounds(capture: Capture) -> Bounds:
         everything = torch.cat(depths).sort().values
         if len(everything):
             near, far = (float(everything[int(share * (len(everything) - 1))]) for share in (0.01, 0.99))
-            return Bounds(center.float(), _reach(cameras, center, far * 1.1), near * 0.9, far * 1.1)
+            return Bounds(center.float(), _radius_factors(cameras, center, far * 1.1), near * 0.9, far * 1.1)
     distance = float(torch.stack([(camera.center.double() - center).norm() for camera in cameras]).median())
     return Bounds(center.float(), distance / 2, distance / 2, distance * 1.5)
 
 
-def _reach(cameras: list, center: torch.Tensor, far: float) -> float:
+def _radius_factors(cameras: list, center: torch.Tensor, far: float) -> float:
     """How far from ``center`` a sample can lie along the axis of a camera, world units."""
     ends = [camera.center.double() + far * camera.world_to_camera[2, :3].double() for camera in cameras]
     return float(torch.stack([(end - center).norm() for end in ends]).median())

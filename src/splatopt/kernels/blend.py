@@ -117,14 +117,14 @@ def blend_kernel(
     inside = pixels_inside(view, x, y)
     begin, end = tl.load(tile_begin + tile), tl.load(tile_begin + tile + 1)
     max_alpha, min_alpha = number(view, MAX_ALPHA), number(view, MIN_ALPHA)
-    least = number(view, MIN_TRANSMITTANCE)
+    min_transmittance = number(view, MIN_TRANSMITTANCE)
     # Pixels outside the image have ended before they begin.
     running = tl.where(inside, 1.0, 0.0)
     final = running
     red, green, blue, z_sum = tl.zeros_like(final), tl.zeros_like(final), tl.zeros_like(final), tl.zeros_like(final)
     reached = tl.zeros_like(x)
     start = begin
-    while (start < end) & (tl.max(running) >= least):
+    while (start < end) & (tl.max(running) >= min_transmittance):
         at = start + tl.arange(0, BATCH_SIZE)
         live = at < end
         splat = load_batch(splats, gaussians, at, live)
@@ -133,7 +133,7 @@ def blend_kernel(
         alpha = tl.where(alpha >= min_alpha, alpha, 0.0)
         # T only falls, so all the Gaussians behind the one that would take it below the threshold fail here too.
         after = running[None, :] * tl.cumprod(1 - alpha, axis=0)
-        used = (alpha > 0) & (after >= least)
+        used = (alpha > 0) & (after >= min_transmittance)
         weight = tl.where(used, alpha / (1 - alpha) * after, 0.0)
         color = load_colors(splat, live)
         red += tl.sum(weight * color[0], axis=0)

@@ -160,10 +160,10 @@ def sum_pairs_kernel(
     field = program % FIELDS
     begin = tl.load(slot_begin + row, row < N, 0).to(tl.int64)
     count = tl.load(slot_count + row, row < N, 0)
-    most = tl.max(count)
+    max_count = tl.max(count)
     total = tl.zeros([BLOCK, TOGETHER], tl.float32)
-    done = most * 0
-    while done < most:
+    done = max_count * 0
+    while done < max_count:
         k = done + tl.arange(0, TOGETHER)
         at = (begin[:, None] + k[None, :]) * FIELDS + field
         total += tl.load(pairs + at, k[None, :] < count[:, None], 0.0)

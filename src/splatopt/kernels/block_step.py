@@ -107,10 +107,10 @@ def _solved_upper(factor, right):
         for k in tl.static_range(step):
             entry -= factor[SIZE - 1 - step][step - k] * x[k]
         x = x + (entry * factor[SIZE - 1 - step][0],)
-    turned = ()
+    solution = ()
     for r in tl.static_range(SIZE):
-        turned = turned + (x[SIZE - 1 - r],)
-    return turned
+        solution = solution + (x[SIZE - 1 - r],)
+    return solution
 
 
 @jit
@@ -123,7 +123,7 @@ def _squared_length(x):
 
 @jit
 def _block_step(
-    bounds, values, gradient, momentum, blocks, seen, multipliers, colors, promised,
+    bounds, values, gradient, momentum, blocks, seen, multipliers, colors, predicted_out,
     count, decay, correction, scale, damping, factorisations,
     MEASURE_ONLY: tl.constexpr, ALL_SEEN: tl.constexpr, CONDITIONAL: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -148,8 +148,8 @@ def _block_step(
         right = right + (-correction * eta[r] * slope[r],)
         scaled = scaled + (scale * eta[r],)
         trace += scaled[r] * eta[r] * tl.load(block + LANES * (r * (r + 1) // 2 + r), mask=drawn, other=0.0)
-    promise = tl.sqrt(_squared_length(right))
-    tl.store(promised + program, tl.sum(tl.where(drawn, promise, 0.0)))
+    predicted = tl.sqrt(_squared_length(right))
+    tl.store(predicted_out + program, tl.sum(tl.where(drawn, predicted, 0.0)))
     if not MEASURE_ONLY:
         # Of a Gaussian without any curvature nothing is known about how far it may go: it stays.
         lanes = drawn & (trace > 0)
@@ -204,13 +204,13 @@ def block_step(
     """
     count = values.means.shape[0]
     programs = cdiv(count, ROWS)
-    promised = values.means.new_empty(programs)
+    predicted_out = values.means.new_empty(programs)
     if not programs:
         return 0.0
     colors = torch.empty_like(values.sh_dc)
     _block_step[(programs,)](
         bounds, values, gradient, momentum, blocks, multipliers if seen is None else seen.view(torch.uint8),
-        multipliers, colors, promised, count, 1 - decay, correction, scale, damping, factorisations,
+        multipliers, colors, predicted_out, count, 1 - decay, correction, scale, damping, factorisations,
         MEASURE_ONLY=measure_only, ALL_SEEN=seen is None, CONDITIONAL=bounds.conditional_variance, ROWS=ROWS,
         num_warps=WARPS,
     )  # fmt: skip
@@ -219,7 +219,7 @@ def block_step(
         rule = Rule(1 - decay, factor=scale / correction)
         clouds = (values, gradient, momentum, curvature)
         move_coefficients("curvature", colors, clouds, rule, bounds.higher_bands)
-    return float(promised.sum(dtype=torch.float64))
+    return float(predicted_out.sum(dtype=torch.float64))
 
 
 @jit

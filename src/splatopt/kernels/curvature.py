@@ -1,8 +1,8 @@
 """From a splat's curvature sums to the Gauss-Newton diagonal and the 14x14 block of its Gaussian.
 
 A program takes ``BLOCK`` Gaussians by 16 columns: the eleven geometric parameters and the three base colours, the last
-two empty. One push through the projection along the unit directions gives a (six numbers) and b (three) of all
-columns at once, and
+two empty. One Jacobian product through the projection along the unit directions gives a (six numbers) and b (three) of
+all columns at once, and
 
     (JᵀJ)_ij = aᵢᵀ Φ aⱼ + Σ_c (b_ci X_c·aⱼ + b_cj X_c·aᵢ + b_ci b_cj Y_c).
 """
@@ -21,7 +21,7 @@ from splatopt.kernels.jit import jit
 from splatopt.kernels.projection import SPLAT, CloudPointers, SplatBuffers
 from splatopt.kernels.projection_backward import add_or_write, passes_of
 from splatopt.kernels.spherical_harmonics import C0, sh_basis
-from splatopt.kernels.tangent import color_by_mean, push_geometry
+from splatopt.kernels.tangent import color_by_mean, geometry_jvp
 
 SIZE = tl.constexpr(BLOCK_SIZE)
 PACKED = tl.constexpr(PACKED_BLOCK)
@@ -67,7 +67,7 @@ def columns_of(
     d_mean = (one_hot(column, 0), one_hot(column, 1), one_hot(column, 2))
     d_log_scale = (one_hot(column, 3), one_hot(column, 4), one_hot(column, 5))
     d_quat = (one_hot(column, 6), one_hot(column, 7), one_hot(column, 8), one_hot(column, 9))
-    pushed = push_geometry(
+    jvp_value = geometry_jvp(
         view,
         point,
         footprint,
@@ -79,7 +79,7 @@ def columns_of(
         one_hot(column, 10),
         ANTIALIASED,
     )
-    a = (pushed.constant, pushed.t_u, pushed.t_v, pushed.n_uu, 2 * pushed.n_uv, pushed.n_vv)
+    a = (jvp_value.constant, jvp_value.t_u, jvp_value.t_v, jvp_value.n_uu, 2 * jvp_value.n_uv, jvp_value.n_vv)
     direction, inverse = unit_direction(point.offset)
     splat = splats + row.to(tl.int64) * SPLAT
     red = color_by_mean(rest, row, drawn, direction, inverse, 0, K, BANDS)

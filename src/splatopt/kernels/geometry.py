@@ -188,8 +188,8 @@ def rotation_of(q):
 
 
 @jit
-def turn(row, rotation):
-    """Return a row vector times a matrix given by its rows."""
+def rotated_row(row, rotation):
+    """Return a row vector times a matrix that is given by its rows."""
     return (
         row[0] * rotation[0][0] + row[1] * rotation[1][0] + row[2] * rotation[2][0],
         row[0] * rotation[0][1] + row[1] * rotation[1][1] + row[2] * rotation[2][1],
@@ -231,7 +231,7 @@ def project_footprint(view, point, log_scale, quat):
     unit = (quat[0] * inverse_norm, quat[1] * inverse_norm, quat[2] * inverse_norm, quat[3] * inverse_norm)
     rotation = rotation_of(unit)
     scale = (tl.exp(log_scale[0]), tl.exp(log_scale[1]), tl.exp(log_scale[2]))
-    row_x, row_y = times(turn(image_x, rotation), scale), times(turn(image_y, rotation), scale)
+    row_x, row_y = times(rotated_row(image_x, rotation), scale), times(rotated_row(image_y, rotation), scale)
     cross = cross3(row_x, row_y)
     cross_squared = dot3(cross, cross)
     xx, yy, low_pass = dot3(row_x, row_x), dot3(row_y, row_y), number(view, LOW_PASS)

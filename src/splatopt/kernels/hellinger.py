@@ -108,10 +108,10 @@ def hellinger_radii(bounds, cloud, row, inside, CONDITIONAL: tl.constexpr):
         stretch = stretch + (32 * squared_sinh(ratio),)
         doubled = DOUBLE * tl.minimum(tl.maximum(scale[c], -LOG_SCALE_BOUND), LOG_SCALE_BOUND)
         variance = variance + (tl.exp(doubled),)
-    turns = ((xx, yy, zz), (ww, zz, yy), (zz, ww, xx), (yy, xx, ww))
+    rotations = ((xx, yy, zz), (ww, zz, yy), (zz, ww, xx), (yy, xx, ww))
     quat = ()
     for c in tl.static_range(4):
-        curvature = turns[c][0] * stretch[0] + turns[c][1] * stretch[1] + turns[c][2] * stretch[2]
+        curvature = rotations[c][0] * stretch[0] + rotations[c][1] * stretch[1] + rotations[c][2] * stretch[2]
         reach = tl.sqrt(eightfold / tl.maximum(curvature, 1e-30))
         quat = quat + (bounds.shape * tl.minimum(reach, bounds.max_quat) * length,)
 

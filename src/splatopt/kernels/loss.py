@@ -58,8 +58,8 @@ class ResidualSlopes:
     Attributes:
         absolute: a; ∂r₁/∂x = a·sign(x - y)/√max(|x - y|, floor_absolute).
         dissimilarity: d; ∂r₂/∂SSIM = -d/√max(1 - SSIM, floor_dissimilarity).
-        floor_absolute: Least |x - y| in a derivative.
-        floor_dissimilarity: Least 1 - SSIM in a derivative.
+        floor_absolute: Lower bound of |x - y| in a derivative.
+        floor_dissimilarity: Lower bound of 1 - SSIM in a derivative.
     """
 
     absolute: float

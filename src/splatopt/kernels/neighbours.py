@@ -31,7 +31,7 @@ GROUP = 64
 WARPS = 8
 """Warps of a program: its 64 × 64 keys of 64 bits are 32 registers of each thread then; with four they spill."""
 
-MOST_NEIGHBOURS = 64
+MAX_NEIGHBOURS = 64
 """So many neighbours of each of a leaf's points still fit into a program's registers."""
 
 _NONE: tl.constexpr = tl.constexpr(0x7F800000 << 32)
@@ -81,16 +81,16 @@ def _searched(best, points, order, leaf, count, own, x, y, z, LEAF: tl.constexpr
     index = tl.load(order + at, mask=inside, other=-1)
     key = (squared.to(tl.int32, bitcast=True).to(tl.int64) << 32) | index[None, :].to(tl.int64)
     key = tl.where(inside[None, :] & (index[None, :] != own[:, None]), key, _NONE)
-    worst, least = tl.max(best, axis=1), tl.min(key, axis=1)
+    worst, nearest = tl.max(best, axis=1), tl.min(key, axis=1)
     # One candidate of each point a round, as long as any point still gets nearer.
-    while tl.max((least < worst).to(tl.int32), axis=0) > 0:
-        taken = (best == worst[:, None]) & (least < worst)[:, None]
+    while tl.max((nearest < worst).to(tl.int32), axis=0) > 0:
+        taken = (best == worst[:, None]) & (nearest < worst)[:, None]
         # Where several places are free the first of them is filled, not all.
         place = tl.arange(0, best.shape[1])[None, :]
         first = tl.min(tl.where(taken, place, best.shape[1]), axis=1)
-        best = tl.where(place == first[:, None], least[:, None], best)
-        key = tl.where(key == least[:, None], _NONE, key)
-        worst, least = tl.max(best, axis=1), tl.min(key, axis=1)
+        best = tl.where(place == first[:, None], nearest[:, None], best)
+        key = tl.where(key == nearest[:, None], _NONE, key)
+        worst, nearest = tl.max(best, axis=1), tl.min(key, axis=1)
     return best
 
 
@@ -144,8 +144,8 @@ def nearest_neighbours(points: Float[Tensor, "n 3"], count: int) -> tuple[Int[Te
         InputError: There are too few points, k is out of range, or a position is none.
     """
     total = points.shape[0]
-    if not 1 <= count <= MOST_NEIGHBOURS:
-        raise InputError(f"the number of neighbours must be 1 to {MOST_NEIGHBOURS}, got {count}")
+    if not 1 <= count <= MAX_NEIGHBOURS:
+        raise InputError(f"the number of neighbours must be 1 to {MAX_NEIGHBOURS}, got {count}")
     if total <= count:
         raise InputError(
             f"{count} nearest neighbours need at least {count + 1} points, got {total}; ask for fewer neighbours, or "

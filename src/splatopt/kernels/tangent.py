@@ -36,9 +36,9 @@ from splatopt.kernels.geometry import (
     number,
     project_footprint,
     project_point,
+    rotated_row,
     three,
     times,
-    turn,
     unit_direction,
     whitening,
 )
@@ -119,7 +119,7 @@ def jacobian_tangent(view, point, footprint, d_mean):
 
 
 @jit
-def push_geometry(
+def geometry_jvp(
     view, point, footprint, a, transparency, d_mean, d_log_scale, d_quat, d_logit, ANTIALIASED: tl.constexpr
 ):
     """Return how the exponent changes along a direction of the eleven geometric parameters."""
@@ -134,10 +134,10 @@ def push_geometry(
     )
     d_rotation = rotation_tangent(q, d_unit)
     row_x, row_y = footprint.row_x, footprint.row_y
-    turned_x = add3(turn(d_image_x, footprint.rotation), turn(footprint.image_x, d_rotation))
-    turned_y = add3(turn(d_image_y, footprint.rotation), turn(footprint.image_y, d_rotation))
-    d_row_x = add3(times(turned_x, footprint.scale), times(row_x, d_log_scale))
-    d_row_y = add3(times(turned_y, footprint.scale), times(row_y, d_log_scale))
+    rotated_x = add3(rotated_row(d_image_x, footprint.rotation), rotated_row(footprint.image_x, d_rotation))
+    rotated_y = add3(rotated_row(d_image_y, footprint.rotation), rotated_row(footprint.image_y, d_rotation))
+    d_row_x = add3(times(rotated_x, footprint.scale), times(row_x, d_log_scale))
+    d_row_y = add3(times(rotated_y, footprint.scale), times(row_y, d_log_scale))
     s_xx, s_yy = 2 * dot3(row_x, d_row_x), 2 * dot3(row_y, d_row_y)
     s_xy = dot3(row_x, d_row_y) + dot3(row_y, d_row_x)
     constant = transparency * d_logit * LOG2_E
@@ -206,16 +206,16 @@ def project_jvp_kernel(
     transparency = 1.0 / (1.0 + tl.exp(tl.load(logits + row, drawn, 0.0)))
     d_mean, d_logit = load_three(v_means, row, drawn), tl.load(v_logits + row, drawn, 0.0)
     d_log_scale, d_quat = load_three(v_log_scales, row, drawn), load_four(v_quats, row, drawn)
-    pushed = push_geometry(
+    jvp_value = geometry_jvp(
         view, point, footprint, whitening(footprint), transparency, d_mean, d_log_scale, d_quat, d_logit, ANTIALIASED
     )
     at = out + row.to(tl.int64) * 9
-    tl.store(at, pushed.constant, drawn)
-    tl.store(at + 1, pushed.t_u, drawn)
-    tl.store(at + 2, pushed.t_v, drawn)
-    tl.store(at + 3, pushed.n_uu, drawn)
-    tl.store(at + 4, pushed.n_uv, drawn)
-    tl.store(at + 5, pushed.n_vv, drawn)
+    tl.store(at, jvp_value.constant, drawn)
+    tl.store(at + 1, jvp_value.t_u, drawn)
+    tl.store(at + 2, jvp_value.t_v, drawn)
+    tl.store(at + 3, jvp_value.n_uu, drawn)
+    tl.store(at + 4, jvp_value.n_uv, drawn)
+    tl.store(at + 5, jvp_value.n_vv, drawn)
     direction, inverse = unit_direction(point.offset)
     basis = sh_basis(direction[0], direction[1], direction[2])
     splat = splats + row.to(tl.int64) * SPLAT

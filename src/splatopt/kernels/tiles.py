@@ -54,9 +54,9 @@ def rows_kernel(order, row_first, row_count, row_begin, gaussians, rows, N, BLOC
     count = tl.load(row_count + gaussian, at < N, 0)
     first = tl.load(row_first + gaussian, at < N, 0)
     begin = tl.load(row_begin + at, at < N, 0)
-    most = tl.max(count)
-    done = most * 0
-    while done < most:
+    max_count = tl.max(count)
+    done = max_count * 0
+    while done < max_count:
         tl.store(gaussians + begin + done, gaussian.to(tl.int32), done < count)
         tl.store(rows + begin + done, first + done, done < count)
         done += 1
@@ -131,9 +131,9 @@ def entries_kernel(
     tile = tl.load(rows + at, inside, 0) * tiles_x + tl.load(first + at, inside, 0)
     columns = tl.load(count + at, inside, 0)
     slot = tl.load(begin + at, inside, 0)
-    most = tl.max(columns)
-    done = most * 0
-    while done < most:
+    max_count = tl.max(columns)
+    done = max_count * 0
+    while done < max_count:
         tl.store(keys + slot + done, (tile + done).to(keys.dtype.element_ty), done < columns)
         tl.store(owners + slot + done, gaussian, done < columns)
         done += 1

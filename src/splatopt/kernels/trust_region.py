@@ -59,10 +59,10 @@ def moved(value, gradient, first, second, at, inside, radius, rule, step_size, d
         change, m, v = adam_change(g, m, v, step_size, rule.decay1, rule.beta2, rule.decay2, rule.root, rule.epsilon)
         change = tl.minimum(tl.maximum(change, -radius), radius)
         tl.store(second + at, v, mask=inside)
-        promise = tl.abs(change)
+        predicted = tl.abs(change)
     else:
         m += (g - m) * rule.decay1
-        promise = tl.abs(m * radius)
+        predicted = tl.abs(m * radius)
         if KIND == "sign":
             change = tl.where(m > 0, radius, tl.where(m < 0, -radius, 0.0))
         else:
@@ -71,7 +71,7 @@ def moved(value, gradient, first, second, at, inside, radius, rule, step_size, d
             curvature = tl.maximum(rule.factor * d * (radius * radius) + damping, TINY)
             change = radius * tl.minimum(tl.maximum(tl.div_rn(m * radius, curvature), -1.0), 1.0)
     tl.store(first + at, m, mask=inside)
-    return now - change, promise
+    return now - change, predicted
 
 
 @jit
@@ -84,13 +84,13 @@ def move_columns(
     total = tl.zeros(row.shape, tl.float32)
     counted = tl.zeros(row.shape, tl.float32)
     for c in tl.static_range(WIDTH):
-        column, promise = moved(
+        column, predicted = moved(
             value, gradient, first, second, WIDTH * row + c, inside, radius[c], rule, step_size, damping, KIND
         )
         new = new + (column,)
-        promise = tl.where(inside, promise, 0.0)
-        total += promise
-        counted += tl.where(promise > 0, 1.0, 0.0)
+        predicted = tl.where(inside, predicted, 0.0)
+        total += predicted
+        counted += tl.where(predicted > 0, 1.0, 0.0)
     return new, total, counted
 
 
@@ -110,7 +110,7 @@ def lengths_kept(new, length):
 
 @jit
 def _move_rows(
-    bounds, values, gradient, first, second, colors, promised, count, rule, step_sizes, damping,
+    bounds, values, gradient, first, second, colors, predicted_out, count, rule, step_sizes, damping,
     KIND: tl.constexpr, CONDITIONAL: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
@@ -130,14 +130,14 @@ def _move_rows(
         else:
             store_columns(values[tensor], row, inside, new, 1.0, WIDTHS[tensor])
         if KIND == "curvature":
-            tl.store(promised + 10 * program + 2 * tensor, tl.sum(total))
-            tl.store(promised + 10 * program + 2 * tensor + 1, tl.sum(counted))
+            tl.store(predicted_out + 10 * program + 2 * tensor, tl.sum(total))
+            tl.store(predicted_out + 10 * program + 2 * tensor + 1, tl.sum(counted))
     store_columns(colors, row, inside, radii.color, 1.0, 3)
 
 
 @jit
 def _move_coefficients(
-    value, gradient, first, second, colors, promised, count, rule, step_size, damping, higher_bands,
+    value, gradient, first, second, colors, predicted_out, count, rule, step_size, damping, higher_bands,
     KIND: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """``WIDTH`` numbers belong to a Gaussian, three for a coefficient."""
@@ -145,12 +145,12 @@ def _move_coefficients(
     at = program.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
     radius = higher_bands * tl.load(colors + 3 * (at // WIDTH) + at % 3, mask=inside, other=0.0)
-    new, promise = moved(value, gradient, first, second, at, inside, radius, rule, step_size, damping, KIND)
+    new, predicted = moved(value, gradient, first, second, at, inside, radius, rule, step_size, damping, KIND)
     tl.store(value + at, new, mask=inside)
     if KIND == "curvature":
-        promise = tl.where(inside, promise, 0.0)
-        tl.store(promised + 2 * program, tl.sum(promise))
-        tl.store(promised + 2 * program + 1, tl.sum(tl.where(promise > 0, 1.0, 0.0)))
+        predicted = tl.where(inside, predicted, 0.0)
+        tl.store(predicted_out + 2 * program, tl.sum(predicted))
+        tl.store(predicted_out + 2 * program + 1, tl.sum(tl.where(predicted > 0, 1.0, 0.0)))
 
 
 def move_coefficients(
@@ -179,13 +179,13 @@ def move_coefficients(
     values = clouds[0]
     count = values.sh_rest.numel()
     programs = cdiv(count, COEFFICIENTS)
-    promised = values.means.new_empty(programs, 2)
+    predicted_out = values.means.new_empty(programs, 2)
     if programs:
         _move_coefficients[(programs,)](
-            *(cloud.sh_rest for cloud in clouds), colors, promised, count, rule,
+            *(cloud.sh_rest for cloud in clouds), colors, predicted_out, count, rule,
             step_size, damping, higher_bands, KIND=kind, WIDTH=3 * values.sh_rest.shape[1], BLOCK=COEFFICIENTS,
         )  # fmt: skip
-    return promised.sum(dim=0, dtype=torch.float64)
+    return predicted_out.sum(dim=0, dtype=torch.float64)
 
 
 def _clipped_step(
@@ -200,14 +200,14 @@ def _clipped_step(
     values = clouds[0]
     count = values.means.shape[0]
     programs = cdiv(count, ROWS)
-    colors, promised = torch.empty_like(values.sh_dc), values.means.new_empty(programs, 5, 2)
+    colors, predicted_out = torch.empty_like(values.sh_dc), values.means.new_empty(programs, 5, 2)
     if programs:
         _move_rows[(programs,)](
-            bounds, *clouds, colors, promised, count, rule, step_sizes, damping,
+            bounds, *clouds, colors, predicted_out, count, rule, step_sizes, damping,
             KIND=kind, CONDITIONAL=bounds.conditional_variance, ROWS=ROWS,
         )  # fmt: skip
     rest = move_coefficients(kind, colors, clouds, rule, bounds.higher_bands, step_sizes[5], damping[5])
-    return torch.cat([promised.sum(dim=0, dtype=torch.float64), rest[None]])
+    return torch.cat([predicted_out.sum(dim=0, dtype=torch.float64), rest[None]])
 
 
 def sign_step(
@@ -253,5 +253,7 @@ def curvature_step(
         The mean of |mη| over each tensor's entries where it is not 0, from one wait for the device.
     """
     rule = Rule(1 - decay, factor=factor)
-    promised = _clipped_step("curvature", bounds, (values, gradient, momentum, curvature), rule, damping=tuple(damping))
-    return (promised[:, 0] / promised[:, 1].clamp_min(1)).tolist()
+    predicted_out = _clipped_step(
+        "curvature", bounds, (values, gradient, momentum, curvature), rule, damping=tuple(damping)
+    )
+    return (predicted_out[:, 0] / predicted_out[:, 1].clamp_min(1)).tolist()

@@ -1,6 +1,6 @@
 """The checkpoint buffer: scenes on their way, from which episodes go on.
 
-Situations are kept by how deep they are, in steps taken, so that an episode can begin from a young one as likely as
+Episode states are kept by how deep they are, in steps taken, so that an episode can begin from a young one as likely as
 from an old one. One that has grown into a deeper class that is full pushes out the one there longest, but seldom;
 otherwise it leaves itself, so that the deep ones can grow deeper than they would by queueing.
 
@@ -18,9 +18,9 @@ from torch import Tensor
 from splatopt.core.schema import GAUSSIAN_TENSORS
 from splatopt.core.state import OptimizerState
 from splatopt.core.typed import Fields
-from splatopt.meta.episode import Situation
+from splatopt.meta.episode import EpisodeState
 from splatopt.meta.inner import InnerState
-from splatopt.meta.practice import Guise, bind
+from splatopt.meta.tasks import Augmentation, bind
 from splatopt.raster.renderer import Renderer
 from splatopt.scene.gaussians import GaussianCloud
 
@@ -30,60 +30,60 @@ DEPTHS = (40, 400)
 
 @dataclass
 class CheckpointBuffer:
-    """Situations by depth.
+    """Episode states by depth.
 
     Attributes:
         capacity: Situations in each class at most.
         deepest: Steps after which one is not kept any longer.
-        push: Probability that a newcomer pushes out the one longest there, where its class is full.
+        eviction: Probability that a newcomer pushes out the one longest there, where its class is full.
         classes: The situations, in the order in which they came.
     """
 
     capacity: int = 8
     deepest: int = 6000
-    push: float = 0.2
-    classes: list[list[Situation]] = field(default_factory=lambda: [[] for _ in range(len(DEPTHS) + 1)])
+    eviction: float = 0.2
+    classes: list[list[EpisodeState]] = field(default_factory=lambda: [[] for _ in range(len(DEPTHS) + 1)])
 
     def __len__(self) -> int:
         return sum(len(kept) for kept in self.classes)
 
-    def put(self, situation: Situation, came_from: int | None, generator: torch.Generator) -> bool:
-        """Keep ``situation``; False where it was not kept.
+    def put(self, episode_state: EpisodeState, came_from: int | None, generator: torch.Generator) -> bool:
+        """Keep ``episode_state``; False where it was not kept.
 
         Args:
-            situation: What to keep.
+            episode_state: What to keep.
             came_from: The class that it was taken from, None for a new one.
             generator: Decides whether a newcomer to a full class is let in.
         """
-        steps = situation.state.steps
+        steps = episode_state.state.steps
         if steps > self.deepest:
             return False
         place = sum(steps >= depth for depth in DEPTHS)
         kept = self.classes[place]
         if len(kept) >= self.capacity:
             is_newcomer = place != came_from
-            if is_newcomer and place > 0 and float(torch.rand((), generator=generator)) >= self.push:
+            if is_newcomer and place > 0 and float(torch.rand((), generator=generator)) >= self.eviction:
                 return False
             kept.pop(0)
-        kept.append(situation)
+        kept.append(episode_state)
         return True
 
-    def take(self, generator: torch.Generator) -> tuple[Situation, int]:
-        """Take out one situation, from each class that holds any equally likely; return it and its class."""
+    def take(self, generator: torch.Generator) -> tuple[EpisodeState, int]:
+        """Take out one episode state, from each class that holds any equally likely; return it and its class."""
         filled = [place for place, kept in enumerate(self.classes) if kept]
         place = filled[int(torch.randint(len(filled), (), generator=generator))]
         kept = self.classes[place]
         return kept.pop(int(torch.randint(len(kept), (), generator=generator))), place
 
     def state(self) -> tuple[dict[str, Tensor], list[dict[str, object]]]:
-        """Return all tensors by name, and one JSON record for each situation."""
+        """Return all tensors by name, and one JSON record for each episode state."""
         tensors: dict[str, Tensor] = {}
         records: list[dict[str, object]] = []
         for place, kept in enumerate(self.classes):
-            for situation in kept:
+            for episode_state in kept:
                 prefix = f"{len(records)}."
-                tensors |= {prefix + name: value for name, value in situation_tensors(situation).items()}
-                records.append(situation_record(situation) | {"class": place})
+                tensors |= {prefix + name: value for name, value in episode_state_tensors(episode_state).items()}
+                records.append(episode_state_record(episode_state) | {"class": place})
         return tensors, records
 
     def load(
@@ -104,23 +104,23 @@ class CheckpointBuffer:
             )
 
 
-def situation_tensors(situation: Situation) -> dict[str, Tensor]:
-    """Return the tensors of one situation by name."""
-    cloud = {f"cloud.{name}": value for name, value in situation.practice.objective.parameters.items()}
-    return cloud | situation.state.tensors() | {"near": situation.near}
+def episode_state_tensors(episode_state: EpisodeState) -> dict[str, Tensor]:
+    """Return the tensors of one episode state by name."""
+    cloud = {f"cloud.{name}": value for name, value in episode_state.task.objective.parameters.items()}
+    return cloud | episode_state.state.tensors() | {"near": episode_state.near}
 
 
-def situation_record(situation: Situation) -> dict[str, object]:
-    """Return what JSON must hold of one situation."""
-    practice = situation.practice
+def episode_state_record(episode_state: EpisodeState) -> dict[str, object]:
+    """Return what JSON must hold of one episode state."""
+    task = episode_state.task
     return {
-        "scene": practice.scene,
-        "inputs": list(practice.inputs),
-        "targets": list(practice.targets),
-        "view_batch": practice.view_batch,
-        "guise": asdict(practice.guise),
-        "horizon": situation.horizon,
-    } | situation.state.scalars()
+        "scene": task.scene,
+        "inputs": list(task.inputs),
+        "targets": list(task.targets),
+        "view_batch": task.view_batch,
+        "augmentation": asdict(task.augmentation),
+        "horizon": episode_state.horizon,
+    } | episode_state.state.scalars()
 
 
 def restored(
@@ -129,13 +129,13 @@ def restored(
     renderer: Renderer,
     latent_width: int,
     device: torch.device | str = "cpu",
-) -> Situation:
-    """Return the situation of :func:`situation_tensors` and :func:`situation_record`."""
+) -> EpisodeState:
+    """Return the episode state of :func:`episode_state_tensors` and :func:`episode_state_record`."""
     cloud = GaussianCloud(**{name: tensors[f"cloud.{name}"].to(device, copy=True) for name in GAUSSIAN_TENSORS})
-    shown = record.object("guise")
-    guise = Guise(tuple(shown.entries("turn")), shown.number("pace"))
+    shown = record.object("augmentation")
+    augmentation = Augmentation(tuple(shown.entries("quaternion")), shown.number("extent_factor"))
     inputs, targets = record.entries("inputs"), record.entries("targets")
-    practice = bind(record.text("scene"), cloud, inputs, targets, renderer, record.count("view_batch"), guise)
-    state = InnerState.begin(practice.objective.parameters, latent_width)
+    task = bind(record.text("scene"), cloud, inputs, targets, renderer, record.count("view_batch"), augmentation)
+    state = InnerState.begin(task.objective.parameters, latent_width)
     state.load(OptimizerState(tensors, record.values))
-    return Situation(practice, state, tensors["near"].to(device, copy=True), record.count("horizon"))
+    return EpisodeState(task, state, tensors["near"].to(device, copy=True), record.count("horizon"))

@@ -38,12 +38,12 @@ from splatopt.meta.features import build_inputs
 from splatopt.meta.inner import InnerRates, InnerState, by_row
 from splatopt.meta.neighbours import NEIGHBOUR_REFRESH, nearest_others
 from splatopt.meta.network import LearnedNetwork
-from splatopt.meta.perceptual import ImageLoss, image_pull
-from splatopt.meta.practice import Practice
+from splatopt.meta.perceptual import ImageLoss, image_loss_gradient
 from splatopt.meta.step import Step, clock_of, learned_step
+from splatopt.meta.tasks import MetaTask
 from splatopt.optim.averaging import RunningAverage, average_weight
 
-_LEAST_LOSS = 1e-4
+_MIN_LOSS = 1e-4
 _ZERO = 1e-3
 """A normalised gradient below this counts as zero."""
 
@@ -74,27 +74,27 @@ class LossOptions:
 
 
 @dataclass
-class Situation:
+class EpisodeState:
     """A scene on its way: what is fitted, and what the optimizer remembers.
 
     Attributes:
-        practice: Scene and views; its cloud is moved by :func:`run_episode` and :func:`roll_out`.
+        task: Scene and views; its cloud is moved by :func:`run_episode` and :func:`roll_out`.
         state: The learned run's memory.
         near: Nearest others of each Gaussian.
         horizon: Steps that a network with a clock believes it has.
     """
 
-    practice: Practice
+    task: MetaTask
     state: InnerState
     near: Tensor
     horizon: int = 0
 
     @classmethod
-    def begin(cls, practice: Practice, network: LearnedNetwork, horizon: int = 0) -> Situation:
-        """Return ``practice`` before the first step."""
-        parameters = practice.objective.parameters
+    def begin(cls, task: MetaTask, network: LearnedNetwork, horizon: int = 0) -> EpisodeState:
+        """Return ``task`` before the first step."""
+        parameters = task.objective.parameters
         near = nearest_others(parameters["means"], network.options.neighbours)
-        return cls(practice, InnerState.begin(parameters, network.options.latent), near, horizon)
+        return cls(task, InnerState.begin(parameters, network.options.latent), near, horizon)
 
 
 @dataclass(frozen=True)
@@ -119,32 +119,32 @@ class EpisodeResult:
 def evaluate_step(
     network: LearnedNetwork,
     rates: InnerRates,
-    situation: Situation,
+    episode_state: EpisodeState,
     parameters: Tensors,
     views: Sequence[int],
 ) -> tuple[Step, float, dict[str, Tensor]]:
-    """Evaluate the gradient at the situation's cloud, and the network's step there.
+    """Evaluate the gradient at the episode state's cloud, and the network's step there.
 
     Args:
         network: Predicts the step.
         rates: The Adam inside.
-        situation: Where the scene stands; its memory takes the evaluation in.
-        parameters: The values of the situation's cloud, with the graph that led to them.
+        episode_state: Where the scene stands; its memory takes the evaluation in.
+        parameters: The values of the episode state's cloud, with the graph that led to them.
         views: The step's views.
 
     Returns:
         The step, the loss on ``views`` and its gradient (in buffers that the next evaluation reuses).
     """
-    state, objective = situation.state, situation.practice.objective
+    state, objective = episode_state.state, episode_state.task.objective
     if state.steps % NEIGHBOUR_REFRESH == 0:
-        situation.near = nearest_others(objective.parameters["means"], network.options.neighbours)
+        episode_state.near = nearest_others(objective.parameters["means"], network.options.neighbours)
     with torch.no_grad():
         evaluation = objective.gradient(views)
         state.observe(evaluation.gradient, evaluation.loss, evaluation.seen, rates)
         seen = torch.ones_like(state.age, dtype=torch.bool) if evaluation.seen is None else evaluation.seen.clone()
     inputs = build_inputs(parameters, evaluation.gradient, state, rates, objective.length_scale, seen)
-    clock = clock_of(network, state.steps - 1, situation.horizon)
-    step = learned_step(network, inputs, state, rates, objective.length_scale, situation.near, clock)
+    clock = clock_of(network, state.steps - 1, episode_state.horizon)
+    step = learned_step(network, inputs, state, rates, objective.length_scale, episode_state.near, clock)
     return step, evaluation.loss, dict(evaluation.gradient)
 
 
@@ -152,19 +152,21 @@ def evaluate_step(
 def roll_out(
     network: LearnedNetwork,
     rates: InnerRates,
-    situation: Situation,
+    episode_state: EpisodeState,
     steps: int,
     generator: torch.Generator,
     average: RunningAverage | None = None,
 ) -> bool:
     """Let the network as it is take ``steps`` steps, and ``average`` follow; False where the numbers broke down."""
-    objective = situation.practice.objective
+    objective = episode_state.task.objective
     for _ in range(steps):
         parameters = objective.parameters
-        step, loss, _ = evaluate_step(network, rates, situation, parameters, situation.practice.draw_views(generator))
+        step, loss, _ = evaluate_step(
+            network, rates, episode_state, parameters, episode_state.task.draw_views(generator)
+        )
         if not math.isfinite(loss) or not _finite(step.changes):
             return False
-        situation.state.latent = step.latent
+        episode_state.state.latent = step.latent
         for name, parameter in parameters.items():
             parameter.add_(step.changes[name])
         if average is not None:
@@ -175,7 +177,7 @@ def roll_out(
 def run_episode(
     network: LearnedNetwork,
     rates: InnerRates,
-    situation: Situation,
+    episode_state: EpisodeState,
     steps: int,
     options: LossOptions,
     generator: torch.Generator,
@@ -188,7 +190,7 @@ def run_episode(
     Args:
         network: Its ``.grad`` is added to.
         rates: The Adam inside.
-        situation: Where it begins; stands after the last step when this returns.
+        episode_state: Where it begins; stands after the last step when this returns.
         steps: T.
         options: The meta-loss.
         generator: Draws the views.
@@ -198,36 +200,36 @@ def run_episode(
     Returns:
         What was seen, or None where the numbers broke down: then no gradient was added.
     """
-    practice, objective = situation.practice, situation.practice.objective
+    task, objective = episode_state.task, episode_state.task.objective
     values = {name: value.clone() for name, value in objective.parameters.items()}
     averages = values
     # A new scene is looked at after every step: its first ones are taken once.
-    looks = steps if situation.state.steps == 0 else max(1, steps // 3)
-    found = _MetaLoss(practice, options, steps, looks)
+    looks = steps if episode_state.state.steps == 0 else max(1, steps // 3)
+    found = _MetaLoss(task, options, steps, looks)
     for number in range(steps):
-        step, input_loss, gradient = evaluate_step(network, rates, situation, values, practice.draw_views(generator))
+        step, input_loss, gradient = evaluate_step(network, rates, episode_state, values, task.draw_views(generator))
         if not math.isfinite(input_loss) or not _finite(step.changes):
             return None
         if number:  # the loss of the input views at what the step before left
             found.add_inputs(values, input_loss, gradient)
         found.note(step, gradient if delta_penalty else None)
         values = {name: value + step.changes[name] for name, value in values.items()}
-        averages = _averaged(averages, values, situation.state.age, number, rates)
-        situation.state.latent = step.latent
+        averages = _averaged(averages, values, episode_state.state.age, number, rates)
+        episode_state.state.latent = step.latent
         if number >= steps - looks and not found.look_at(averages, perceptual):
             return None
         _move(objective.parameters, values)
     found.surrogate().backward()
-    situation.state = situation.state.clone()
-    psnr = _psnr(practice, averages)
+    episode_state.state = episode_state.state.clone()
+    psnr = _psnr(task, averages)
     _move(objective.parameters, values)
     return EpisodeResult(found.value, tuple(found.targets), psnr, found.gates, found.moved)
 
 
-def _psnr(practice: Practice, values: Tensors) -> float:
+def _psnr(task: MetaTask, values: Tensors) -> float:
     """Return the mean PSNR of the held-out views at ``values``, where the objective stands then."""
-    _move(practice.objective.parameters, values)
-    return practice.objective.gradient(practice.targets).facts["psnr"]
+    _move(task.objective.parameters, values)
+    return task.objective.gradient(task.targets).metrics["psnr"]
 
 
 class _MetaLoss:
@@ -241,20 +243,20 @@ class _MetaLoss:
         moved: Mean length of its corrections.
     """
 
-    def __init__(self, practice: Practice, options: LossOptions, steps: int, looks: int) -> None:
+    def __init__(self, task: MetaTask, options: LossOptions, steps: int, looks: int) -> None:
         """Begin where the objective stands; ``looks`` of the ``steps`` are looked at from the held-out views."""
         self.value, self.gates, self.moved = 0.0, 0.0, 0.0
         self.targets: list[float] = []
         self.penalty = torch.zeros(())
-        self._practice, self._options, self._steps, self._looks = practice, options, steps, looks
-        self._before = _view_losses(practice)
+        self._practice, self._options, self._steps, self._looks = task, options, steps, looks
+        self._before = _view_losses(task)
         self._weighted: list[tuple[Tensor, Tensor]] = []
 
     def add_inputs(self, values: Tensors, loss: float, gradient: Tensors) -> None:
         """Add the loss of a step's input views at ``values``."""
         inputs_weight = self._options.inputs_weight
-        self.value += inputs_weight * math.log(max(loss, _LEAST_LOSS)) / self._steps
-        weight = inputs_weight / (self._steps * max(loss, _LEAST_LOSS))
+        self.value += inputs_weight * math.log(max(loss, _MIN_LOSS)) / self._steps
+        weight = inputs_weight / (self._steps * max(loss, _MIN_LOSS))
         self._pull(values, {name: weight * gradient[name] for name in GAUSSIAN_TENSORS})
 
     def look_at(self, averages: Tensors, perceptual: ImageLoss | None) -> bool:
@@ -265,18 +267,18 @@ class _MetaLoss:
         """
         options, looks, before = self._options, self._looks, self._before
         _move(self._practice.objective.parameters, averages)
-        now, pull = _target_pull(self._practice, before, options)
+        now, slope = _target_gradient(self._practice, before, options)
         if not all(math.isfinite(loss) for loss in now):
             return False
         rise = sum(max(0.0, new - old) for new, old in zip(now, before, strict=True)) / len(now)
         self.targets.append(sum(now) / len(now))
-        scale = max(self.targets[-1], _LEAST_LOSS)
+        scale = max(self.targets[-1], _MIN_LOSS)
         self.value += (math.log(scale) + options.stability_weight * rise / scale) / looks
-        self._pull(averages, {name: pull[name] / looks for name in GAUSSIAN_TENSORS})
+        self._pull(averages, {name: slope[name] / looks for name in GAUSSIAN_TENSORS})
         if perceptual is not None and options.lpips_weight:
-            distance, pull = _perceptual_pull(self._practice, perceptual)
+            distance, slope = _perceptual_gradient(self._practice, perceptual)
             self.value += options.lpips_weight * distance / looks
-            self._pull(averages, {name: options.lpips_weight / looks * pull[name] for name in GAUSSIAN_TENSORS})
+            self._pull(averages, {name: options.lpips_weight / looks * slope[name] for name in GAUSSIAN_TENSORS})
         self._before = now
         return True
 
@@ -303,8 +305,8 @@ def _averaged(averages: Tensors, values: Tensors, ages: Tensor, number: int, rat
     return {name: torch.lerp(averages[name], value, by_row(weight, value)) for name, value in values.items()}
 
 
-def _target_pull(
-    practice: Practice, before: Sequence[float], options: LossOptions
+def _target_gradient(
+    task: MetaTask, before: Sequence[float], options: LossOptions
 ) -> tuple[list[float], dict[str, Tensor]]:
     """Return each held-out view's loss, and the gradient of their part of the meta-loss by θ.
 
@@ -312,25 +314,25 @@ def _target_pull(
     """
     losses: list[float] = []
     total: dict[str, Tensor] = {}
-    for view, old in zip(practice.targets, before, strict=True):
-        evaluation = practice.objective.gradient((view,))
+    for view, old in zip(task.targets, before, strict=True):
+        evaluation = task.objective.gradient((view,))
         losses.append(evaluation.loss)
         weight = 1 + (options.stability_weight if evaluation.loss > old else 0.0)
         for name, gradient in evaluation.gradient.items():
             total[name] = total[name].add_(gradient, alpha=weight) if name in total else weight * gradient
-    scale = 1 / (len(losses) * max(sum(losses) / len(losses), _LEAST_LOSS))
+    scale = 1 / (len(losses) * max(sum(losses) / len(losses), _MIN_LOSS))
     return losses, {name: gradient.mul_(scale) for name, gradient in total.items()}
 
 
-def _perceptual_pull(practice: Practice, loss: ImageLoss) -> tuple[float, dict[str, Tensor]]:
+def _perceptual_gradient(task: MetaTask, loss: ImageLoss) -> tuple[float, dict[str, Tensor]]:
     """Return the mean of an image loss over the held-out views, and its gradient by θ."""
-    pulls = [image_pull(practice.objective, view, loss) for view in practice.targets]
-    mean = {name: torch.stack([pull[name] for _, pull in pulls]).mean(dim=0) for name in GAUSSIAN_TENSORS}
-    return sum(value for value, _ in pulls) / len(pulls), mean
+    slopes = [image_loss_gradient(task.objective, view, loss) for view in task.targets]
+    mean = {name: torch.stack([slope[name] for _, slope in slopes]).mean(dim=0) for name in GAUSSIAN_TENSORS}
+    return sum(value for value, _ in slopes) / len(slopes), mean
 
 
-def _view_losses(practice: Practice) -> list[float]:
-    return [practice.objective.value((view,)) for view in practice.targets]
+def _view_losses(task: MetaTask) -> list[float]:
+    return [task.objective.value((view,)) for view in task.targets]
 
 
 def _delta_penalty(step: Step, gradient: Tensors) -> Tensor:

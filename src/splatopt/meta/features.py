@@ -19,7 +19,7 @@ from torch import Tensor
 from splatopt.core.objective import Tensors
 from splatopt.core.schema import GAUSSIAN_TENSORS, rotation_matrices
 from splatopt.meta.constants import AGES, MIN_SQUARE
-from splatopt.meta.frames import quaternion_to_turn, to_own_axes
+from splatopt.meta.frames import quaternion_to_rotation_vector, to_own_axes
 from splatopt.meta.inner import SLOW_GROUPS, InnerRates, InnerState, by_row, corrections, roots
 
 
@@ -137,7 +137,7 @@ def _own(part: Tensors, rotations: Tensor, unit_quats: Tensor) -> Float[Tensor, 
     columns = [
         to_own_axes(rotations, part["means"]),
         part["log_scales"],
-        quaternion_to_turn(unit_quats, part["quats"]),
+        quaternion_to_rotation_vector(unit_quats, part["quats"]),
         part["logit_opacities"][:, None],
         part["sh_dc"],
     ]

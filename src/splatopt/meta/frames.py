@@ -17,13 +17,13 @@ def to_world(rotations: Float[Tensor, "n 3 3"], vectors: Float[Tensor, "n 3"]) -
     return (rotations * vectors[:, None, :]).sum(dim=2)
 
 
-def quaternion_to_turn(quats: Float[Tensor, "n 4"], changes: Float[Tensor, "n 4"]) -> Float[Tensor, "n 3"]:
-    """Return the imaginary part of q̄ ∘ c: how a change of the quaternion turns about the Gaussian's own axes."""
+def quaternion_to_rotation_vector(quats: Float[Tensor, "n 4"], changes: Float[Tensor, "n 4"]) -> Float[Tensor, "n 3"]:
+    """Return the imaginary part of q̄ ∘ c: a quaternion's change as half a rotation vector about its own axes."""
     w, v = quats[:, :1], quats[:, 1:]
     return w * changes[:, 1:] - changes[:, :1] * v - torch.linalg.cross(v, changes[:, 1:])
 
 
-def turn_to_quaternion(quats: Float[Tensor, "n 4"], turns: Float[Tensor, "n 3"]) -> Float[Tensor, "n 4"]:
-    """Return q ∘ (0, t): the change of a unit quaternion that turns by t about the Gaussian's own axes."""
+def rotation_vector_to_quaternion(quats: Float[Tensor, "n 4"], vectors: Float[Tensor, "n 3"]) -> Float[Tensor, "n 4"]:
+    """Return q ∘ (0, t): a unit quaternion's change for half a rotation vector t about its own axes."""
     w, v = quats[:, :1], quats[:, 1:]
-    return torch.cat([-(v * turns).sum(dim=1, keepdim=True), w * turns + torch.linalg.cross(v, turns)], dim=1)
+    return torch.cat([-(v * vectors).sum(dim=1, keepdim=True), w * vectors + torch.linalg.cross(v, vectors)], dim=1)

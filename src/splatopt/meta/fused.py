@@ -11,7 +11,7 @@ from splatopt.core.objective import Evaluation, Tensors
 from splatopt.core.schema import GAUSSIAN_TENSORS
 from splatopt.meta.constants import LANES, SCENE_FEATURES, TILE_OUTPUTS
 from splatopt.meta.features import history_features
-from splatopt.meta.inner import LEAST_SHARE, InnerRates, InnerState
+from splatopt.meta.inner import MIN_SHARE, InnerRates, InnerState
 from splatopt.meta.network import Block, LearnedNetwork
 
 
@@ -79,7 +79,7 @@ class FusedNetwork:
         numbers = native.LearnedNumbers(
             scene=history_features(state) + ([] if clock is None else clock.tolist()),
             rates=[rates.of(name, length_scale) for name in GAUSSIAN_TENSORS],
-            ageing=(rates.patience, rates.fall, handover, LEAST_SHARE),
+            ageing=(rates.patience, rates.fall, handover, MIN_SHARE),
             betas=(rates.beta1, rates.beta2, rates.beta_slow),
             epsilon=rates.epsilon,
         )

@@ -23,7 +23,7 @@ LOSS_DECAYS = (0.8, 0.98, 0.998)
 """Decays of the running means of the loss whose ratios say whether it still falls. Unit: fraction a step."""
 
 
-LEAST_SHARE = 0.01
+MIN_SHARE = 0.01
 """Shares of the network below count as none. Unit: fraction. Source: own choice."""
 
 
@@ -31,8 +31,8 @@ LEAST_SHARE = 0.01
 class InnerRates:
     """Adam's rates per group, at a Gaussian's first step, and its decays: what an untrained network steps like.
 
-    Rates fall with the Gaussian's age, see :meth:`fallen`. The values are those of ``adam-searched``, searched on made
-    scenes at 8 views a step.
+    Rates fall with the Gaussian's age, see :meth:`fallen`. The values are those of ``adam-searched``, searched on
+    synthetic scenes at 8 views a step.
     """
 
     means: float = SearchedAdamOptions.means_rate
@@ -65,19 +65,19 @@ class InnerRates:
 
     patience: float = 100.0
     """Times that a Gaussian was seen after which its rates have fallen to 2^-fall, as (1 + age/patience)^-fall. That
-    knows no horizon, and a Gaussian that is added later begins anew. Unit: steps. Source: swept on made scenes."""
+    knows no horizon, and a Gaussian that is added later begins anew. Unit: steps. Source: swept on synthetic scenes."""
 
     fall: float = 1.0
-    """Power of that fall. Unit: none. Source: swept on made scenes."""
+    """Power of that fall. Unit: none. Source: swept on synthetic scenes."""
 
     handover: float = 8.0
     """Times that a Gaussian was seen after which half of what the network adds is left, as 1/(1 + age/handover): late,
     the step is Adam's, which comes to rest; after a hundred times as many the network is not asked any more. Unit:
-    steps. Source: 8 and 14 compared on made scenes, docs/meta.md."""
+    steps. Source: 8 and 14 compared on synthetic scenes, docs/meta.md."""
 
     average_power: float = 20.0
     """k of the running average of iterates, which is what the learned step leaves: about the last 1/(k+1) of the
-    steps count; 0 for the last iterate alone. Unit: none. Source: 0 to 20 tried on made scenes, docs/meta.md."""
+    steps count; 0 for the last iterate alone. Unit: none. Source: 0 to 20 tried on synthetic scenes, docs/meta.md."""
 
     epsilon: float = SearchedAdamOptions.epsilon
     """Added to the root of the mean square. Unit: of the gradient. Source: 3DGS."""
@@ -108,7 +108,7 @@ class InnerRates:
         A share below a hundredth is none: such a Gaussian takes Adam's step, and has nothing to say to others.
         """
         share = (age - 1).clamp_(min=0).div_(self.handover).add_(1).reciprocal_()
-        return share.mul_(share >= LEAST_SHARE)
+        return share.mul_(share >= MIN_SHARE)
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from splatopt.core.checks import InputError, check_not_endless, check_positive
+from splatopt.core.checks import InputError, check_max_count, check_positive
 from splatopt.core.objective import Batch, Evaluation, Objective, Oracle, Tensors
 from splatopt.core.optimizer import Optimizer, Progress, register
 from splatopt.core.scene_edit import SceneEdit
@@ -22,12 +22,12 @@ from splatopt.meta.step import adam_changes, clock_of, learned_step
 from splatopt.meta.weights import LearnedWeights, load_weights
 from splatopt.optim.averaging import RunningAverage
 from splatopt.optim.growth import GrowthBound, check_growth
-from splatopt.optim.met_views import MetViews, check_full_color_views
+from splatopt.optim.visited_views import VisitedViews, check_full_color_views
 
 _WATCHED = 1
 """Which of the running losses is watched: the one over some fifty steps."""
 
-_LARGEST = 1e300
+_MAX_NUMBER = 1e300
 """Written for a lowest loss that there is not yet: JSON knows no infinity."""
 
 
@@ -50,13 +50,13 @@ class LearnedOptions:
     fallback_window: int = 100
     """For how long it must stay there. Unit: steps. Source: twice what the average looks back."""
 
-    most_growth: float = 16.0
+    max_growth: float = 16.0
     """No Gaussian becomes larger than this multiple of what it began as; 0 for no bound. Unit: factor.
-    Source: made scenes, docs/meta.md."""
+    Source: synthetic scenes, docs/meta.md."""
 
     full_color_views: int = 32
-    """Different views met from which on the colour's higher bands take their whole rate; with fewer, that share of
-    it; 0 for the whole rate always. Unit: views. Source: made scenes, docs/meta.md."""
+    """Different views visited from which on the colour's higher bands take their whole rate; with fewer, that share of
+    it; 0 for the whole rate always. Unit: views. Source: synthetic scenes, docs/meta.md."""
 
     averaged: bool = True
     """Whether the scene is the running average of the iterates and not the last one. Unit: none. Source: the late
@@ -69,9 +69,9 @@ class LearnedOptions:
         if self.fallback_window < 1:
             raise InputError(f"fallback_window must be at least 1 step, got {self.fallback_window}")
         for name in ("neighbour_refresh", "fallback_window", "full_color_views"):
-            check_not_endless(name, getattr(self, name))
+            check_max_count(name, getattr(self, name))
         check_positive("fallback_rise", self.fallback_rise)
-        check_growth(self.most_growth)
+        check_growth(self.max_growth)
         check_full_color_views(self.full_color_views)
 
 
@@ -80,10 +80,10 @@ class Learned(Optimizer):
 
     It knows no horizon and has no schedule. What it leaves in the objective is the running average of its iterates;
     gradient and step are taken at the last iterate. Rows that the views did not see keep their last iterate, moments
-    and latent state; their average still moves towards that iterate. No row becomes larger than ``most_growth`` times
-    what it began as, and while few different views were met the colour's higher bands take shorter steps (see
-    ``splatopt.optim.met_views``). Where the network gives a number that is not finite, that row takes Adam's step; when
-    the loss stays above its lowest for a window of steps, all do from then on, and ``facts["fallback"]`` is 1.
+    and latent state; their average still moves towards that iterate. No row becomes larger than ``max_growth`` times
+    what it began as, and while few different views were visited the colour's higher bands take shorter steps (see
+    ``splatopt.optim.visited_views``). Where the network gives a number that is not finite, that row takes Adam's step;
+    when the loss stays above its lowest for a window of steps, all do from then on, and ``metrics["fallback"]`` is 1.
 
     Of the parts that other optimizers are composed of it shares the bound on growth alone: the network gives direction
     and length of a step in one.
@@ -105,8 +105,8 @@ class Learned(Optimizer):
         self._network = self.weights.network.to(next(iter(objective.parameters.values())))
         self._inner = self.remember(InnerState.begin(objective.parameters, self._network.options.latent))
         power = self.weights.rates.average_power
-        self._growth = self.remember(GrowthBound(objective.parameters, options.most_growth))
-        self._met_views = self.remember(MetViews(options.full_color_views))
+        self._growth = self.remember(GrowthBound(objective.parameters, options.max_growth))
+        self._visited_views = self.remember(VisitedViews(options.full_color_views))
         averages = options.averaged and power
         self._average = self.remember(RunningAverage(objective.parameters, power)) if averages else None
         self._near: Tensor | None = None
@@ -129,7 +129,7 @@ class Learned(Optimizer):
 
     def _step(self, batch: Batch, progress: Progress) -> Evaluation:
         evaluation = self.objective.gradient(batch)
-        self._met_views.meet(self.objective.views(batch))
+        self._visited_views.visit(self.objective.views(batch))
         state = self._inner
         if not len(state.age):
             return evaluation
@@ -145,7 +145,7 @@ class Learned(Optimizer):
         self._growth.hold(self.objective.parameters)
         if not self._fallen:
             self._watch_loss()
-        return replace(evaluation, facts={**evaluation.facts, "fallback": float(self._fallen)})
+        return replace(evaluation, metrics={**evaluation.metrics, "fallback": float(self._fallen)})
 
     def _step_natively(self, evaluation: Evaluation, seen: Tensor, near: Tensor | None, clock: Tensor | None) -> None:
         self._fused = self._fused or FusedNetwork(self._network, self.threads, self.instructions)
@@ -167,9 +167,9 @@ class Learned(Optimizer):
         self._move(adam_changes(inputs, self._inner, rates, self.objective.length_scale))
 
     def _rates(self) -> InnerRates:
-        """Return the Adam's rates, of the higher bands what the views that were met leave of theirs."""
+        """Return the Adam's rates, of the higher bands what the visited views leave of theirs."""
         rates = self.weights.rates
-        return replace(rates, sh_rest=self._met_views.color_share() * rates.sh_rest)
+        return replace(rates, sh_rest=self._visited_views.color_share() * rates.sh_rest)
 
     def _move(self, changes: Tensors) -> None:
         for name, parameter in self.objective.parameters.items():
@@ -201,7 +201,7 @@ class Learned(Optimizer):
         self._above = self._above + 1 if high else 0
         if self._above >= self.options.fallback_window:
             self._fallen = True
-            self.notices.append(
+            self.warnings.append(
                 f"the loss has stayed {self.options.fallback_rise:.0%} above its lowest for "
                 f"{self.options.fallback_window} steps: from step {self._inner.steps} on the learned step is Adam's"
             )
@@ -210,7 +210,7 @@ class Learned(Optimizer):
         """Return the run's memory; neighbours are kept as well, since they were found some steps ago."""
         declared = super().state()
         near = {} if self._near is None else {"near": self._near}
-        own = {"fallen": int(self._fallen), "lowest": min(self._lowest, _LARGEST), "above": self._above}
+        own = {"fallen": int(self._fallen), "lowest": min(self._lowest, _MAX_NUMBER), "above": self._above}
         own["weights"] = self.weights.mark
         return OptimizerState({**declared.tensors, **near}, {**declared.scalars, **own})
 

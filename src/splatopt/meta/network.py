@@ -35,7 +35,7 @@ from splatopt.meta.constants import MAX_LOG_GATE, ROW_FEATURES, SCENE_FEATURES
 CORRECTED: Mapping[str, int] = MappingProxyType(
     {"means": 3, "log_scales": 3, "quats": 3, "logit_opacities": 1, "sh_dc": 3}
 )
-"""Numbers of a direction by the group that they correct, in their order; a turn has three."""
+"""Numbers of a direction by the group that they correct, in their order; a rotation has three."""
 
 DIRECTIONS = sum(CORRECTED.values())
 """Numbers of a direction."""
@@ -126,8 +126,8 @@ class Attention(nn.Module):
         """Return what the neighbours say; a Gaussian none of whose neighbours was seen hears nothing."""
         query, key, value = self.query_key_value(h).split(self.inner, dim=1)
         scores = (key[near] * query[:, None, :]).sum(dim=2) / math.sqrt(self.inner)
-        heard = seen[near]
-        shares = torch.softmax(scores.masked_fill(~heard, -1e9), dim=1) * heard
+        seen_neighbours = seen[near]
+        shares = torch.softmax(scores.masked_fill(~seen_neighbours, -1e9), dim=1) * seen_neighbours
         mixed: Tensor = self.out((shares[:, :, None] * value[near]).sum(dim=1))
         return mixed
 

@@ -18,7 +18,7 @@ ImageLoss = Callable[[Tensor, Tensor], Tensor]
 """A differentiable distance of two images (H, W, 3) with values in [0, 1]."""
 
 
-def image_pull(objective: PhotometricObjective, view: int, loss: ImageLoss) -> tuple[float, dict[str, Tensor]]:
+def image_loss_gradient(objective: PhotometricObjective, view: int, loss: ImageLoss) -> tuple[float, dict[str, Tensor]]:
     """Return ``loss`` of one rendered view against its photograph, and its gradient by θ.
 
     The squared error's residuals are r = (x - y)/√n with n = 3·H·W, so that ∂loss/∂θ = √n · Jᵀ ∂loss/∂x. The render
@@ -44,6 +44,6 @@ def image_pull(objective: PhotometricObjective, view: int, loss: ImageLoss) -> t
     return float(value.detach()), gradient
 
 
-def can_pull(objective: PhotometricObjective) -> bool:
-    """Whether the objective's renderer gives what :func:`image_pull` asks for."""
+def gives_image_loss_gradient(objective: PhotometricObjective) -> bool:
+    """Whether the objective's renderer gives what :func:`image_loss_gradient` asks for."""
     return Oracle.VJP in objective.oracles

@@ -22,20 +22,20 @@ from splatopt.core.schema import GAUSSIAN_TENSORS
 from splatopt.core.typed import Fields
 from splatopt.meta.inner import LOSS_DECAYS, InnerState
 from splatopt.meta.network import NetworkOptions
-from splatopt.meta.practice import kept_capture
+from splatopt.meta.tasks import cached_capture
 from splatopt.scene.saved import saved_cloud
 
 NETWORK, AVERAGE, ADAMW = "network.", "average.", "adamw."
 """What the names of the network's tensors begin with."""
 
 CURRENT, BUFFER = "current.", "buffer."
-"""What the names of a lane's situations begin with."""
+"""What the names of a stream's episode states begin with."""
 
-_MADE = re.compile(r"made:[0-9]{1,18}")
+_SYNTHETIC = re.compile(r"synthetic:[0-9]{1,18}")
 _CLASSES = 3
-_MOST_SITUATIONS = 1000
-_MOST_STEPS = 10**9
-_MOST_VIEWS = 10_000
+_MAX_STATES = 1000
+_MAX_STEPS = 10**9
+_MAX_VIEWS = 10_000
 
 
 def check_network(checkpoint: Checkpoint, network: nn.Module) -> None:
@@ -56,16 +56,16 @@ def check_network(checkpoint: Checkpoint, network: nn.Module) -> None:
     if kept:  # none before the first step
         check_like(kept, known, f"{where}: {ADAMW}")
     with damage_in(checkpoint.fields.where):
-        checkpoint.fields.number("seconds", least=0)
+        checkpoint.fields.number("seconds", minimum=0)
 
 
-def check_lane(checkpoint: Checkpoint, network: NetworkOptions, scenes: Sequence[str]) -> None:
-    """Make sure that a checkpoint holds a lane of a run with this network on these scenes.
+def check_stream(checkpoint: Checkpoint, network: NetworkOptions, scenes: Sequence[str]) -> None:
+    """Make sure that a checkpoint holds a stream of a run with this network on these scenes.
 
     Args:
-        checkpoint: The lane's.
+        checkpoint: The stream's.
         network: Its network's shape.
-        scenes: Keys of the captures that it practises on; none where scenes are made while training.
+        scenes: Keys of the captures that it trains on; none where scenes are made while training.
 
     Raises:
         DamagedCheckpointError: It does not; names the checkpoint.
@@ -75,25 +75,25 @@ def check_lane(checkpoint: Checkpoint, network: NetworkOptions, scenes: Sequence
     others = [name for name in checkpoint.tensors if not name.startswith((CURRENT, BUFFER))]
     check_tensor_names(others, ("generator",), where)
     check_generator(checkpoint.tensors["generator"], f"{where}: generator")
-    lane = checkpoint.fields
-    with damage_in(lane.where):
-        lane.count("episodes", _MOST_STEPS)
-        lane.count("fresh_scenes", _MOST_STEPS)
-        records = lane.objects("buffer", _MOST_SITUATIONS)
+    stream = checkpoint.fields
+    with damage_in(stream.where):
+        stream.count("episodes", _MAX_STEPS)
+        stream.count("fresh_scenes", _MAX_STEPS)
+        records = stream.objects("buffer", _MAX_STATES)
         for record in records:
             record.count("class", _CLASSES - 1)
     found = below(checkpoint.tensors, BUFFER)
     numbers = {str(number) for number in range(len(records))}
     check_tensor_names({name.partition(".")[0] for name in found}, numbers, f"{where}: the buffer")
     for number, record in enumerate(records):
-        _check_situation(below(found, f"{number}."), record, network, scenes)
-    if "current" in lane:
-        with damage_in(lane.where):
-            record = lane.object("current")
-        _check_situation(below(checkpoint.tensors, CURRENT), record, network, scenes)
+        _check_episode_state(below(found, f"{number}."), record, network, scenes)
+    if "current" in stream:
+        with damage_in(stream.where):
+            record = stream.object("current")
+        _check_episode_state(below(checkpoint.tensors, CURRENT), record, network, scenes)
 
 
-def _check_situation(
+def _check_episode_state(
     tensors: Mapping[str, Tensor], record: Fields, network: NetworkOptions, scenes: Sequence[str]
 ) -> None:
     where = record.where
@@ -107,9 +107,9 @@ def _check_situation(
         raise DamagedCheckpointError(f"{where}: near names Gaussians that there are not")
     with damage_in(where):
         scene = _check_numbers(record)
-        if not (_is_among(scene, scenes) if scenes else _MADE.fullmatch(scene)):
-            raise record.refusal("scene", "one of --data" if scenes else "made:NUMBER")
-    views = len(kept_capture(scene).cameras)
+        if not (_is_among(scene, scenes) if scenes else _SYNTHETIC.fullmatch(scene)):
+            raise record.refusal("scene", "one of --data" if scenes else "synthetic:NUMBER")
+    views = len(cached_capture(scene).cameras)
     with damage_in(where):
         for name in ("inputs", "targets"):
             chosen = [Fields({name: one}, where).count(name, views - 1) for one in record.entries(name, views)]
@@ -123,16 +123,19 @@ def _is_among(scene: str, scenes: Sequence[str]) -> bool:
 
 
 def _check_numbers(record: Fields) -> str:
-    """Check the numbers of a situation, and return its scene."""
-    if not record.count("view_batch", _MOST_VIEWS):
+    """Check the numbers of an episode state, and return its scene."""
+    if not record.count("view_batch", _MAX_VIEWS):
         raise record.refusal("view_batch", "at least 1")
-    record.count("horizon", _MOST_STEPS)
-    record.count("steps", _MOST_STEPS)
+    record.count("horizon", _MAX_STEPS)
+    record.count("steps", _MAX_STEPS)
     for place in range(len(LOSS_DECAYS)):
         record.any_number(f"loss_{place}")
-    guise = record.object("guise")
-    guise.number("pace", least=1e-9)
-    turn = [Fields({"turn": one}, guise.where).number("turn", -1.0, 1.0) for one in guise.entries("turn", 4)]
-    if len(turn) != 4 or sum(one * one for one in turn) < 0.5:
-        raise guise.refusal("turn", "a unit quaternion")
+    augmentation = record.object("augmentation")
+    augmentation.number("extent_factor", minimum=1e-9)
+    quaternion = [
+        Fields({"quaternion": one}, augmentation.where).number("quaternion", -1.0, 1.0)
+        for one in augmentation.entries("quaternion", 4)
+    ]
+    if len(quaternion) != 4 or sum(one * one for one in quaternion) < 0.5:
+        raise augmentation.refusal("quaternion", "a unit quaternion")
     return record.text("scene")

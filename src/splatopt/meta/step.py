@@ -10,7 +10,7 @@ from torch import Tensor
 
 from splatopt.core.schema import GAUSSIAN_TENSORS
 from splatopt.meta.features import AdamInputs, Inputs
-from splatopt.meta.frames import to_world, turn_to_quaternion
+from splatopt.meta.frames import rotation_vector_to_quaternion, to_world
 from splatopt.meta.inner import InnerRates, InnerState, adam_step, by_row
 from splatopt.meta.network import CORRECTED, LearnedNetwork
 
@@ -68,7 +68,7 @@ def learned_step(
 ) -> Step:
     """Return the step of ``network`` on ``inputs``.
 
-    Δθ_g = exp(gate_g) · (Adam's step of g + rate_g · correction_g), the correction turned from the Gaussian's own axes
+    Δθ_g = exp(gate_g) · (Adam's step of g + rate_g · correction_g), the correction rotated from the Gaussian's own axes
     into the world's, gates and correction shrinking with age. Rows that were not seen keep θ and latent state; those
     that the network has no share in any more take Adam's step and keep their latent state.
 
@@ -86,11 +86,11 @@ def learned_step(
     prediction = network(inputs.rows, scene, state.latent, near, inputs.asked)
     share = inputs.share[:, None]
     gates = share * prediction.gates
-    mean, scales, turn, opacity, color = (share * prediction.correction).split(list(CORRECTED.values()), dim=1)
+    mean, scales, rotation, opacity, color = (share * prediction.correction).split(list(CORRECTED.values()), dim=1)
     corrections = {
         "means": to_world(inputs.rotations, mean),
         "log_scales": scales,
-        "quats": turn_to_quaternion(inputs.unit_quats, turn),
+        "quats": rotation_vector_to_quaternion(inputs.unit_quats, rotation),
         "logit_opacities": opacity.squeeze(1),
         "sh_dc": color,
     }

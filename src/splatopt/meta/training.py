@@ -26,15 +26,15 @@ from splatopt.core.checkpoint import (
 from splatopt.core.checks import InputError, check_positive, writing
 from splatopt.core.files import append_only, make_folder, trim_lines
 from splatopt.core.reading import parse_json
-from splatopt.core.requests import stop_requests
+from splatopt.core.stop_signals import stop_requests
 from splatopt.meta.episode import EpisodeResult, LossOptions
 from splatopt.meta.inner import InnerRates
-from splatopt.meta.lane import EpisodeOptions, Lane, LaneOptions, Variant
 from splatopt.meta.log import LogLine, TrainLine, validations
 from splatopt.meta.network import LearnedNetwork, NetworkOptions
 from splatopt.meta.perceptual import ImageLoss
-from splatopt.meta.practice import PracticeOptions
-from splatopt.meta.saved import ADAMW, AVERAGE, NETWORK, check_lane, check_network
+from splatopt.meta.saved import ADAMW, AVERAGE, NETWORK, check_network, check_stream
+from splatopt.meta.stream import EpisodeOptions, EpisodeStream, StreamOptions, Variant
+from splatopt.meta.tasks import MetaTaskOptions
 from splatopt.meta.validation import Curve, validate
 from splatopt.meta.weights import save_weights
 from splatopt.metrics.lpips import find_lpips
@@ -55,14 +55,14 @@ class MetaTrainConfig:
         scenes: Keys of captures to practise on; none to make scenes while training.
         validation: Keys of captures to validate on.
         steps: Meta-steps, over which the learning rate falls.
-        lanes: Episodes of one meta-step.
+        streams: Episodes of one meta-step.
         seed: Decides on everything.
         learning_rate: Of AdamW on the network's weights, at its highest.
         warmup: Meta-steps over which it rises.
         average: Decay of the running mean of the weights that is kept and validated.
         validate_every: Meta-steps between validations.
         save_every: Meta-steps between checkpoints.
-        practice: How scenes are drawn.
+        tasks: How scenes are drawn.
         episodes: How episodes begin and end.
         losses: The meta-loss.
         threads: Threads of each process.
@@ -77,14 +77,14 @@ class MetaTrainConfig:
     scenes: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
     steps: int = 20_000
-    lanes: int = 2
+    streams: int = 2
     seed: int = 0
     learning_rate: float = 1e-3
     warmup: int = 100
     average: float = 0.999
     validate_every: int = 1000
     save_every: int = 500
-    practice: PracticeOptions = field(default_factory=PracticeOptions)
+    tasks: MetaTaskOptions = field(default_factory=MetaTaskOptions)
     episodes: EpisodeOptions = field(default_factory=EpisodeOptions)
     losses: LossOptions = field(default_factory=LossOptions)
     threads: int = 1
@@ -93,7 +93,7 @@ class MetaTrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot train, and give the network the variant's shape."""
-        for name in ("steps", "lanes", "validate_every", "save_every", "warmup"):
+        for name in ("steps", "streams", "validate_every", "save_every", "warmup"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         check_positive("learning_rate", self.learning_rate)
@@ -106,7 +106,7 @@ class MetaTrainConfig:
 
 
 class MetaTrainer:
-    """Trains one network; several processes each run some of the lanes and share their gradients."""
+    """Trains one network; several processes each run some of the streams and share their gradients."""
 
     def __init__(self, config: MetaTrainConfig, rank: int = 0, world_size: int = 1) -> None:
         """Begin, or go on from the newest checkpoint that is whole in the run's folder.
@@ -124,7 +124,7 @@ class MetaTrainer:
         self.optimizer = torch.optim.AdamW(self.network.parameters(), config.learning_rate, weight_decay=1e-4)
         self.renderer = open_backend(backend, config.threads)
         self.perceptual, self.left_out = self._find_perceptual()
-        self.lanes = [self._lane(number) for number in range(rank, config.lanes, world_size)]
+        self.streams = [self._stream(number) for number in range(rank, config.streams, world_size)]
         self.step = 0
         self.seconds = 0.0
         self.recent: list[EpisodeResult] = []
@@ -133,10 +133,10 @@ class MetaTrainer:
         self.stopping = False
         self._resume()
 
-    def _lane(self, number: int) -> Lane:
+    def _stream(self, number: int) -> EpisodeStream:
         config = self.config
-        options = LaneOptions(config.rates, config.variant, config.practice, config.episodes, config.losses)
-        return Lane(
+        options = StreamOptions(config.rates, config.variant, config.tasks, config.episodes, config.losses)
+        return EpisodeStream(
             number,
             config.seed,
             config.scenes,
@@ -181,15 +181,15 @@ class MetaTrainer:
             raise KeyboardInterrupt(f"stopped after meta-step {self.step:,} of {self.config.steps:,}")
 
     def _meta_step(self) -> None:
-        """One episode in each lane, the mean of their gradients, one step of AdamW."""
+        """One episode in each stream, the mean of their gradients, one step of AdamW."""
         config = self.config
         for parameter in self.network.parameters():
             # None would keep AdamW from counting the step: episodes of one step never use the latent state.
             parameter.grad = torch.zeros_like(parameter)
         done = 0
-        for lane in self.lanes:
+        for stream in self.streams:
             before = [self._gradient(parameter).clone() for parameter in self.network.parameters()]
-            result = lane.run(self.network)
+            result = stream.run(self.network)
             if result is None or not self._gradient_is_finite():
                 for parameter, gradient in zip(self.network.parameters(), before, strict=True):
                     parameter.grad = gradient
@@ -253,8 +253,10 @@ class MetaTrainer:
             "step": self.step,
             "hours": self.seconds / 3600,
             "learning_rate": self._learning_rate(),
-            "depths": [sum(len(lane.buffer.classes[place]) for lane in self.lanes) for place in range(3)],
-            "deepest": max((s.state.steps for lane in self.lanes for c in lane.buffer.classes for s in c), default=0),
+            "depths": [sum(len(stream.buffer.classes[place]) for stream in self.streams) for place in range(3)],
+            "deepest": max(
+                (s.state.steps for stream in self.streams for c in stream.buffer.classes for s in c), default=0
+            ),
         }
         if self.recent:
             record |= {
@@ -298,10 +300,10 @@ class MetaTrainer:
         watch(self._log({"kind": "validation", "step": self.step, "hours": self.seconds / 3600, "psnr": found}))
 
     def save(self) -> None:
-        """Write each lane's checkpoint, then the network's, then the weights as they can be used."""
-        for lane in self.lanes:
-            tensors, scalars = lane.state()
-            save_checkpoint(self._lane_folder(lane.number), Checkpoint(self.step, tensors, scalars))
+        """Write each stream's checkpoint, then the network's, then the weights as they can be used."""
+        for stream in self.streams:
+            tensors, scalars = stream.state()
+            save_checkpoint(self._stream_folder(stream.number), Checkpoint(self.step, tensors, scalars))
         if self.world_size > 1:
             torch.distributed.barrier()
         if self.rank:
@@ -313,16 +315,16 @@ class MetaTrainer:
         self._write_weights()
 
     def _write_weights(self) -> None:
-        facts: dict[str, object] = {
+        metadata: dict[str, object] = {
             "meta_steps": self.step,
             "hours": round(self.seconds / 3600, 3),
             "seed": self.config.seed,
         }
-        facts |= {"variant": self.config.variant.value, "lanes": self.config.lanes}
-        save_weights(self.config.out / "weights.safetensors", self.average, self.config.rates, facts)
+        metadata |= {"variant": self.config.variant.value, "streams": self.config.streams}
+        save_weights(self.config.out / "weights.safetensors", self.average, self.config.rates, metadata)
 
-    def _lane_folder(self, number: int) -> Path:
-        return self.config.out / "lanes" / f"lane-{number}"
+    def _stream_folder(self, number: int) -> Path:
+        return self.config.out / "streams" / f"stream-{number}"
 
     def _resume(self) -> None:
         checkpoint, damages = latest_checkpoint(self.config.out / "checkpoints", self._check)
@@ -336,16 +338,16 @@ class MetaTrainer:
         self.average.load_state_dict(below(tensors, AVERAGE))
         _load_optimizer(self.optimizer, tensors)
         self.step, self.seconds = checkpoint.step, float(checkpoint.scalars["seconds"])
-        for lane in self.lanes:
-            kept = load_checkpoint(self._lane_folder(lane.number) / f"step-{self.step:06d}")
-            lane.load(kept.tensors, kept.fields, self.config.network.latent)
+        for stream in self.streams:
+            kept = load_checkpoint(self._stream_folder(stream.number) / f"step-{self.step:06d}")
+            stream.load(kept.tensors, kept.fields, self.config.network.latent)
 
     def _check(self, checkpoint: Checkpoint) -> None:
-        """Raise DamagedCheckpointError unless network and all lanes are there, those of other processes too."""
+        """Raise DamagedCheckpointError unless network and all streams are there, those of other processes too."""
         check_network(checkpoint, self.network)
-        for number in range(self.config.lanes):
-            kept = load_checkpoint(self._lane_folder(number) / f"step-{checkpoint.step:06d}")
-            check_lane(kept, self.config.network, self.config.scenes)
+        for number in range(self.config.streams):
+            kept = load_checkpoint(self._stream_folder(number) / f"step-{checkpoint.step:06d}")
+            check_stream(kept, self.config.network, self.config.scenes)
 
 
 def _by_step(curve: Curve) -> dict[str, float]:

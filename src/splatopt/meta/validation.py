@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
-from splatopt.meta.episode import Situation, roll_out
+from splatopt.meta.episode import EpisodeState, roll_out
 from splatopt.meta.inner import InnerRates
 from splatopt.meta.network import LearnedNetwork
-from splatopt.meta.practice import PracticeOptions, draw_practice
+from splatopt.meta.tasks import MetaTaskOptions, draw_task
 from splatopt.optim.averaging import RunningAverage
 from splatopt.raster.renderer import Renderer
 
@@ -46,17 +46,17 @@ def validate(
         device: Where network and clouds lie.
     """
     sums = dict.fromkeys(steps, 0.0)
-    shares = PracticeOptions.plain(sparse)
+    shares = MetaTaskOptions.plain(sparse)
     for number, scene in enumerate(scenes):
         generator = torch.Generator().manual_seed(1_000_003 * seed + number)
-        practice = draw_practice(scene, renderer, shares, generator, device)
-        situation = Situation.begin(practice, network, horizon=max(steps))
-        parameters = practice.objective.parameters
+        task = draw_task(scene, renderer, shares, generator, device)
+        episode_state = EpisodeState.begin(task, network, horizon=max(steps))
+        parameters = task.objective.parameters
         average = RunningAverage(parameters, rates.average_power)
         for step in steps:
-            fine = roll_out(network, rates, situation, step - situation.state.steps, generator, average)
+            fine = roll_out(network, rates, episode_state, step - episode_state.state.steps, generator, average)
             average.exchange(parameters)
-            psnr = practice.objective.gradient(practice.targets).facts["psnr"] if fine else math.nan
+            psnr = task.objective.gradient(task.targets).metrics["psnr"] if fine else math.nan
             average.exchange(parameters)
             sums[step] += psnr if math.isfinite(psnr) else 0.0
     return {step: total / len(scenes) for step, total in sums.items()}

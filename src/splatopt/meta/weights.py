@@ -25,8 +25,8 @@ from splatopt.meta.network import LearnedNetwork, NetworkOptions
 
 FORMAT = "splatopt-learned-2"
 SHIPPED = Path(__file__).parent / "weights"
-_MOST_BYTES = 64 * 2**20
-_MOST_TEXT = 2**20
+_MAX_BYTES = 64 * 2**20
+_MAX_TEXT = 2**20
 _Part = TypeVar("_Part", NetworkOptions, InnerRates)
 
 
@@ -37,13 +37,13 @@ class LearnedWeights:
     Attributes:
         network: In evaluation mode, without gradients.
         rates: The Adam inside.
-        facts: How it was trained: command, seed, hours, machine.
+        metadata: How it was trained: command, seed, hours, machine.
         digest: SHA-256 of the tensors' file, hexadecimal.
     """
 
     network: LearnedNetwork
     rates: InnerRates
-    facts: Mapping[str, object]
+    metadata: Mapping[str, object]
     digest: str
 
     @property
@@ -58,7 +58,7 @@ def shipped_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in SHIPPED.glob("*.json")))
 
 
-def save_weights(path: Path, network: LearnedNetwork, rates: InnerRates, facts: Mapping[str, object]) -> Path:
+def save_weights(path: Path, network: LearnedNetwork, rates: InnerRates, metadata: Mapping[str, object]) -> Path:
     """Write weights to ``path`` (NAME.safetensors) and NAME.json beside it; each is replaced whole.
 
     Returns:
@@ -71,7 +71,7 @@ def save_weights(path: Path, network: LearnedNetwork, rates: InnerRates, facts: 
         "rates": asdict(rates),
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
-        "facts": dict(facts),
+        "metadata": dict(metadata),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     described = path.with_suffix(".json")
@@ -96,7 +96,7 @@ def load_weights(name: str) -> LearnedWeights:
             ".safetensors file that splatopt meta-train wrote"
         )
     header = _read_header(path.with_suffix(".json"))
-    data = _read(path, _MOST_BYTES)
+    data = _read(path, _MAX_BYTES)
     digest = hashlib.sha256(data).hexdigest()
     if len(data) != header.get("bytes") or digest != header.get("sha256"):
         raise InputError(
@@ -127,24 +127,24 @@ def load_weights(name: str) -> LearnedWeights:
             )
     network.load_state_dict(tensors)
     network.requires_grad_(False).eval()
-    facts = header.get("facts")
-    return LearnedWeights(network, rates, facts if isinstance(facts, dict) else {}, digest)
+    metadata = header.get("metadata")
+    return LearnedWeights(network, rates, metadata if isinstance(metadata, dict) else {}, digest)
 
 
 def _shape(shape: Sequence[int] | None) -> str:
     return "absent" if shape is None else str(tuple(shape))
 
 
-def _read(path: Path, most: int) -> bytes:
+def _read(path: Path, max_bytes: int) -> bytes:
     try:
-        return read_bounded(path, most)
+        return read_bounded(path, max_bytes)
     except DamagedFileError as error:
         raise InputError(f"weights {error}") from error
 
 
 def _read_header(path: Path) -> dict[str, object]:
     try:
-        header = parse_json(_read(path, _MOST_TEXT), str(path))
+        header = parse_json(_read(path, _MAX_TEXT), str(path))
     except DamagedFileError as error:
         raise InputError(f"{path}, which describes the weights beside it, cannot be read: {error}") from error
     found = header.get("format") if isinstance(header, dict) else None

@@ -23,7 +23,7 @@ INPUT_RANGE = "images in [0, 1], scaled to [-1, 1] as the networks were calibrat
 """Stated beside every number: feeding [0, 1] unscaled gives other ones."""
 
 MIN_SIDE = 32
-"""Least side of an image, pixels: of a smaller one AlexNet's last stages have nothing left."""
+"""Smallest side of an image, pixels: of a smaller one AlexNet's last stages have nothing left."""
 
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)

@@ -107,7 +107,7 @@ class Averaged(Optimizer):
         """
         self.inner = inner
         super().__init__(inner.objective, inner.options, inner.generator)
-        self.notices = inner.notices
+        self.warnings = inner.warnings
         self._average = self.remember(RunningAverage(inner.objective.parameters, power))
 
     @property

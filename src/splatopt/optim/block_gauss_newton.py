@@ -1,6 +1,6 @@
 """Block Gauss-Newton with a trust region: each Gaussian's own curvature, whole.
 
-A Gaussian's position, size, turn, opacity and colour explain one another's errors, which a diagonal cannot
+A Gaussian's position, size, rotation, opacity and colour explain one another's errors, which a diagonal cannot
 see: its 14×14 block of JᵀJ can. Every Gaussian takes the step that minimises its own quadratic model within
 one ball of Hellinger radii:
 
@@ -16,7 +16,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from splatopt.core.checks import InputError, check_fraction, check_not_endless, check_positive
+from splatopt.core.checks import InputError, check_fraction, check_max_count, check_positive
 from splatopt.core.objective import Oracle
 from splatopt.core.optimizer import register
 from splatopt.optim.growth import GrowthBound, check_growth
@@ -26,7 +26,7 @@ from splatopt.optim.parts.block_solve import BlockSolve
 from splatopt.optim.parts.bounds import HellingerBall
 from splatopt.optim.parts.composed import ComposedOptimizer, Parts
 from splatopt.optim.parts.projections import QuaternionLengths
-from splatopt.optim.reach import Reach
+from splatopt.optim.radius_factors import RadiusFactors
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class BlockGaussNewtonOptions(TrustRegionOptions):
     epsilon_end: float = 3e-6
     """ε when the run ends; in between it decays exponentially. Unit: opacity. Source: own experiments."""
 
-    most_relative_distance: float = 1.25e-3
+    max_relative_distance: float = 1.25e-3
     """ε/α counts as at most this: at first, faint Gaussians move no further than opaque ones. Unit: fraction.
     Source: own experiments."""
 
@@ -57,17 +57,17 @@ class BlockGaussNewtonOptions(TrustRegionOptions):
     """Factor on the measured overlap κ. Unit: factor. Source: own experiments."""
 
     damping: float = 0.18
-    """No multiplier lies below this share of the mean |ηg| over the rows seen, what their balls promise to first
-    order; rows that promise little then stay inside theirs. 0 for none. Unit: factor. Source: own experiments."""
+    """No multiplier lies below this share of the mean |ηg| over the rows seen, their balls' predicted reduction to
+    first order; rows with little of it then stay inside theirs. 0 for none. Unit: factor. Source: own experiments."""
 
     factorisations: int = 2
     """Cholesky factorisations a step. Unit: factorisations. Source: own experiments."""
 
-    most_growth: float = 16.0
+    max_growth: float = 16.0
     """No Gaussian becomes larger than this multiple of what it began as; 0 for no bound. Unit: factor.
     Source: docs/optim.md."""
 
-    least_reach: float = 1.0
+    min_reach: float = 1.0
     """Below 1: where steps make views worse that they did not know, the radii of their types (places, shapes, looks)
     shrink, to this share at least. 1 for radii that ε alone decides. Unit: fraction. Source: own experiments."""
 
@@ -75,9 +75,9 @@ class BlockGaussNewtonOptions(TrustRegionOptions):
         """Refuse radii that are not positive, decays that never forget, and no refresh at all."""
         super().__post_init__()
         check_positive("overlap", self.overlap)
-        check_growth(self.most_growth)
-        if not 0 < self.least_reach <= 1:
-            raise InputError(f"least_reach must lie above 0 and be at most 1, got {self.least_reach}")
+        check_growth(self.max_growth)
+        if not 0 < self.min_reach <= 1:
+            raise InputError(f"min_reach must lie above 0 and be at most 1, got {self.min_reach}")
         if not 0 <= self.damping < math.inf:
             raise InputError(f"damping must be at least 0, got {self.damping}")
         for name in ("momentum", "memory"):
@@ -85,7 +85,7 @@ class BlockGaussNewtonOptions(TrustRegionOptions):
         for name in ("refresh", "factorisations"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-            check_not_endless(name, getattr(self, name))
+            check_max_count(name, getattr(self, name))
 
 
 class BlockGaussNewton(ComposedOptimizer):
@@ -101,8 +101,8 @@ class BlockGaussNewton(ComposedOptimizer):
     def compose(self) -> Parts:
         """Return blocks solved in balls whose radii adapt; lengths of quaternions and growth are held."""
         options, objective = self.options, self.objective
-        reach = self.remember(Reach(tuple(objective.parameters), options.least_reach))
-        ball = HellingerBall(options, objective.length_scale, reach)
+        radius_factors = self.remember(RadiusFactors(tuple(objective.parameters), options.min_reach))
+        ball = HellingerBall(options, objective.length_scale, radius_factors)
         direction = BlockSolve(
             self,
             ball,
@@ -113,8 +113,10 @@ class BlockGaussNewton(ComposedOptimizer):
             damping=options.damping,
             factorisations=options.factorisations,
         )
-        growth = self.remember(GrowthBound(objective.parameters, options.most_growth))
-        return Parts(direction, ball, AdaptiveRadius(objective, direction, reach), (QuaternionLengths(), growth))
+        growth = self.remember(GrowthBound(objective.parameters, options.max_growth))
+        return Parts(
+            direction, ball, AdaptiveRadius(objective, direction, radius_factors), (QuaternionLengths(), growth)
+        )
 
 
 register(

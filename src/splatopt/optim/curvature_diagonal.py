@@ -65,8 +65,8 @@ class CurvatureDiagonal(torch.optim.Optimizer):
             warmup: First steps that all refresh, at least 1.
             interval: Steps between refreshes later.
             first_probes: Probes of the first refresh.
-            floor: Least |D| in parts of the root mean square of its tensor's. Rows of H that are zero by chance, as an
-                idle unit's, would else step by rate · m̂ / damping on the day that they are not.
+            floor: Lower bound of |D| in parts of the root mean square of its tensor's. Rows of H that are zero by
+                chance, as an idle unit's, would else step by rate · m̂ / damping on the day that they are not.
             generator: Source of the probes; one with seed 0 when None. Its state is the caller's to keep: it is not in
                 ``state_dict``, nor are ``warmup``, ``interval``, ``first_probes`` and ``floor``.
 

@@ -13,9 +13,9 @@ with the momentum m ← θ₁m + (1-θ₁)g of the gradient g, and D a running m
 the model m·Δ + ½D·Δ² over |Δ| ≤ η in each entry; where D ≤ 0 (a noisy estimate may be negative) its minimum is
 at the end of the radius, and where m = 0 nothing moves.
 
-In units of its radius, x = Δ/η, an entry promises h = mη to first order, and its damped step is -h/(Dη² + δ). With
-δ a tensor's mean |h| of the step before, entries that promise much go to the end of their radii, and those that
-promise little stay inside: noise in a Gaussian that hardly matters no longer moves it as far as any other.
+In units of its radius, x = Δ/η, an entry's first-order predicted reduction is h = mη, and its damped step is -h/(Dη² +
+δ). With δ a tensor's mean |h| of the step before, entries with a large one go to the end of their radii, and those with
+a small one stay inside: noise in a Gaussian that hardly matters no longer moves it as far as any other.
 
 The objective's loss and its residuals r are both means over pixels and over the views of a batch (loss = ½‖r‖²),
 so gradient and diagonal estimate the same mean and Δ = -m/D needs no factor M/|S| for the number of views,
@@ -28,7 +28,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
-from splatopt.core.checks import InputError, check_fraction, check_not_endless, check_positive
+from splatopt.core.checks import InputError, check_fraction, check_max_count, check_positive
 from splatopt.core.objective import DiagonalEstimator
 from splatopt.core.optimizer import register
 from splatopt.curvature.estimators import Exact, ParameterProbes, ResidualProbes
@@ -91,7 +91,7 @@ class DiagonalGaussNewtonOptions(TrustRegionOptions):
     Unit: factor. Source: 3DGS²-TR has none."""
 
     damping: float = 1.0
-    """δ of each tensor over the mean |mη| of its entries; entries that promise less than that stay inside their radii.
+    """δ of each tensor over the mean |mη| of its entries; entries that predict less than that stay inside their radii.
     0 for none. Unit: factor. Source: own experiments; 3DGS²-TR has none."""
 
     refresh: int = 10
@@ -119,7 +119,7 @@ class DiagonalGaussNewtonOptions(TrustRegionOptions):
         if self.probes < 1:
             raise InputError(f"the number of probes must be at least 1, got {self.probes}; one is the usual choice")
         for name in ("refresh", "probes"):
-            check_not_endless(name, getattr(self, name))
+            check_max_count(name, getattr(self, name))
 
     def make_estimator(self) -> DiagonalEstimator:
         """Return the estimator that the options name."""

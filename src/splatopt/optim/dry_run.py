@@ -39,16 +39,16 @@ class CountedMemory(TorchDispatchMode):
         peak: The most bytes that lived at once.
     """
 
-    def __init__(self, most: int, seconds: float = math.inf, largest: tuple[int, str] | None = None) -> None:
+    def __init__(self, max_bytes: int, seconds: float = math.inf, largest: tuple[int, str] | None = None) -> None:
         """Begin with nothing.
 
         Args:
-            most: Bytes that may live at once.
+            max_bytes: Bytes that may live at once.
             seconds: For how long it may go on, looked at between operations.
             largest: Bytes that no single tensor may reach, and why, as the end of a sentence.
         """
         super().__init__()
-        self.most, self.largest = most, largest
+        self.max_bytes, self.largest = max_bytes, largest
         self.live = self.peak = 0
         self._seconds, self._until = seconds, time.perf_counter() + seconds
         self._known: dict[int, weakref.ref] = {}
@@ -87,7 +87,7 @@ class CountedMemory(TorchDispatchMode):
             return
         bound = math.prod(sorted(_numbers(leaf) for leaf in leaves if not isinstance(leaf, int))[-2:])
         bound *= math.prod(max(1, abs(leaf)) for leaf in leaves if isinstance(leaf, int))
-        if 16 * bound < min(self.most - self.live, self.largest[0] if self.largest else self.most):
+        if 16 * bound < min(self.max_bytes - self.live, self.largest[0] if self.largest else self.max_bytes):
             return
         empty = [_without_numbers(leaf) for leaf in leaves]
         given = _storages(empty)
@@ -101,8 +101,8 @@ class CountedMemory(TorchDispatchMode):
         if self.largest and max(sizes, default=0) >= self.largest[0]:
             raise TooCostlyError(self.largest[1])
         needed = self.live + sum(sizes)
-        if needed > self.most:
-            asked, free = gibibytes(needed), gibibytes(self.most)
+        if needed > self.max_bytes:
+            asked, free = gibibytes(needed), gibibytes(self.max_bytes)
             raise TooCostlyError(f"needs {asked} GiB of memory at once in its first steps, and may take {free}")
 
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from splatopt.core.checks import InputError, check_fraction, check_not_endless, check_positive, nearest_names
+from splatopt.core.checks import InputError, check_fraction, check_max_count, check_positive, nearest_names
 from splatopt.core.graph import GraphObjective
 from splatopt.core.objective import Batch, Objective, Oracle
 from splatopt.core.optimizer import OPTIMIZERS, Entry, Optimizer
@@ -45,7 +45,7 @@ class _Checked:
             elif item.name in self._counts:
                 if value < 1:
                     raise InputError(f"{item.name} must be at least 1, got {value}")
-                check_not_endless(item.name, value)
+                check_max_count(item.name, value)
             else:
                 check_positive(item.name, value)
 
@@ -105,8 +105,9 @@ class EsgdOptions(_Checked):
     for some seeds."""
 
     floor: float | None = None
-    """Least of the diagonal, in parts of its tensor's root mean square; when None, 0.1 for relu and relu-pe, whose
-    Hessian has rows that are zero by chance, and 0 for the others. Unit: fraction. Source: measured, docs/fields.md."""
+    """Lower bound of the diagonal, in parts of its tensor's root mean square; when None, 0.1 for relu and relu-pe,
+    whose Hessian has rows that are zero by chance, and 0 for the others. Unit: fraction. Source: measured,
+    docs/fields.md."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class AdaHessianOptions(_Checked):
     """Probes of the first step. Unit: probes. Source: as of ESGD."""
 
     floor: float | None = None
-    """Least of the diagonal, in parts of its tensor's root mean square; when None, 0.1 for adahessian-e on relu
+    """Lower bound of the diagonal, in parts of its tensor's root mean square; when None, 0.1 for adahessian-e on relu
     and relu-pe, and 0 otherwise. Unit: fraction. Source: measured, docs/fields.md."""
 
 
@@ -309,7 +310,7 @@ class FieldEntry:
         rate: Rate for the fields with smooth activations; None where the optimizer knows its own.
         relu_rate: Rate for ReLU, bare or with positional encoding.
         full_batch: Whether it needs one batch of everything.
-        relu_floor: Least of its diagonal for ReLU.
+        relu_floor: Lower bound of its diagonal for ReLU.
     """
 
     entry: Entry

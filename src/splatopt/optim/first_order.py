@@ -129,35 +129,36 @@ class TunedAdamOptions(DecayingRates, AdamOptions):
 
 @dataclass(frozen=True)
 class SearchedAdamOptions(TunedAdamOptions):
-    """Adam with every group's rate and both decays searched on made scenes, at 8 views a step.
+    """Adam with every group's rate and both decays searched on synthetic scenes, at 8 views a step.
 
     What ``learned`` begins as, and the baseline that it has to beat. ``python -m benchmarks.search_rates`` found the
     numbers; with ``final_factor`` and ``means_final_factor`` at 1 the rates are held.
     """
 
     means_rate: float = 1.024e-2
-    """Rate of the means at step 0. Unit: scene extents per step. Source: searched on made scenes, 64 times 3DGS'."""
+    """Rate of the means at step 0. Unit: scene extents per step. Source: searched on synthetic scenes, 64 times
+    3DGS'."""
 
     scales_rate: float = 0.16
-    """Rate of the log-scales. Unit: per step. Source: searched on made scenes, 32 times 3DGS'."""
+    """Rate of the log-scales. Unit: per step. Source: searched on synthetic scenes, 32 times 3DGS'."""
 
     quats_rate: float = 0.064
-    """Rate of the quaternions. Unit: per step. Source: searched on made scenes, 64 times 3DGS'."""
+    """Rate of the quaternions. Unit: per step. Source: searched on synthetic scenes, 64 times 3DGS'."""
 
     opacities_rate: float = 0.4
-    """Rate of the logit opacities. Unit: per step. Source: searched on made scenes, 8 times 3DGS'."""
+    """Rate of the logit opacities. Unit: per step. Source: searched on synthetic scenes, 8 times 3DGS'."""
 
     sh_dc_rate: float = 0.04
-    """Rate of the colour's constant band. Unit: per step. Source: searched on made scenes, 16 times 3DGS'."""
+    """Rate of the colour's constant band. Unit: per step. Source: searched on synthetic scenes, 16 times 3DGS'."""
 
     sh_rest_rate: float = 4e-3
-    """Rate of the colour's higher bands. Unit: per step. Source: searched on made scenes, 32 times 3DGS'."""
+    """Rate of the colour's higher bands. Unit: per step. Source: searched on synthetic scenes, 32 times 3DGS'."""
 
     beta1: float = 0.7
-    """Decay of the mean of gradients. Unit: fraction. Source: searched on made scenes."""
+    """Decay of the mean of gradients. Unit: fraction. Source: searched on synthetic scenes."""
 
     beta2: float = 0.95
-    """Decay of the mean of squared gradients. Unit: fraction. Source: searched on made scenes."""
+    """Decay of the mean of squared gradients. Unit: fraction. Source: searched on synthetic scenes."""
 
     rate_factor: float = 1.0
     """Multiplies all rates. Unit: factor. Source: searched rates are taken as they are."""
@@ -171,11 +172,11 @@ class SearchedAdamOptions(TunedAdamOptions):
 
     final_factor: float = 0.03
     """What every rate but the means' has been multiplied by, decaying exponentially, when the run ends.
-    Unit: factor. Source: swept on made scenes over 2,000 steps."""
+    Unit: factor. Source: swept on synthetic scenes over 2,000 steps."""
 
     means_final_factor: float = 0.03
     """What the means' rate has been multiplied by, decaying exponentially, when the run ends.
-    Unit: factor. Source: swept on made scenes over 2,000 steps."""
+    Unit: factor. Source: swept on synthetic scenes over 2,000 steps."""
 
     def __post_init__(self) -> None:
         """Refuse a patience or a fall that means nothing."""
@@ -215,4 +216,4 @@ class Adam(ComposedOptimizer):
 
 register("adam", Adam, AdamOptions, help="Adam with the rates of 3DGS; the default")
 register("adam-tuned", Adam, TunedAdamOptions, help="Adam with all rates of 3DGS raised, and all decaying")
-register("adam-searched", Adam, SearchedAdamOptions, help="Adam with rates and decays searched on made scenes")
+register("adam-searched", Adam, SearchedAdamOptions, help="Adam with rates and decays searched on synthetic scenes")

@@ -47,15 +47,15 @@ def _over_diagonal(direction: MomentumOverDiagonal, bound: HellingerBox, at: Poi
     fused = direction.fused_passes(*clouds)
     if fused is None:
         return False
-    promises = fused.passes.curvature_step(
+    predictions = fused.passes.curvature_step(
         bound.fused(fused),
         *map(fused.cloud, clouds),
         decay=direction.decay,
         factor=direction.factor,
         damping=[direction.damping(name) for name in GAUSSIAN_TENSORS],
     )
-    for name, promise in zip(GAUSSIAN_TENSORS, promises, strict=True):
-        direction.note(name, promise)
+    for name, predicted in zip(GAUSSIAN_TENSORS, predictions, strict=True):
+        direction.note(name, predicted)
     return True
 
 
@@ -68,7 +68,7 @@ def _blocks(direction: BlockSolve, bound: HellingerBall, at: Point) -> bool:
     rows = len(direction.multipliers.values) if at.seen is None else int(at.seen.count_nonzero())
 
     def step(damping: float, measure_only: bool) -> float:
-        promised = fused.passes.block_step(
+        predicted = fused.passes.block_step(
             bounds,
             values,
             gradient,
@@ -77,14 +77,14 @@ def _blocks(direction: BlockSolve, bound: HellingerBall, at: Point) -> bool:
             direction.diagonal["sh_rest"],
             at.seen,
             direction.multipliers.values,
-            decay=direction.decay if at.heard else 1.0,
-            correction=1.0 if measure_only else direction.correction(at.heard),
+            decay=direction.decay if at.updates else 1.0,
+            correction=1.0 if measure_only else direction.correction(at.updates),
             scale=direction.scale,
             damping=damping,
             factorisations=direction.factorisations,
             measure_only=measure_only,
         )
-        return promised / max(1, rows)
+        return predicted / max(1, rows)
 
     if direction.steps.value == 1:
         direction.note(step(0.0, measure_only=True))

@@ -40,7 +40,7 @@ from splatopt.core.optimizer import Progress
 from splatopt.core.schema import GAUSSIAN_TENSORS, rotation_matrices
 from splatopt.optim.fused import BoundsT, CloudT, FusedPasses
 
-_MOST_QUAT = 0.5
+_MAX_QUAT = 0.5
 
 MeanVariance = Literal["marginal", "conditional"]
 """Which variance V_c bounds a mean along world axis c: Σ_cc, the marginal one, as published, for which H² exceeds ε
@@ -55,23 +55,23 @@ class RadiusBounds:
     opacity_floor: float = 0.01
     """Opacities below count as this in the formulas. Unit: fraction. Source: own experiments."""
 
-    most_relative_distance: float = 0.02
+    max_relative_distance: float = 0.02
     """ε/α counts as at most this. Unit: fraction. Source: own experiments."""
 
-    most_mean: float = 0.02
+    max_mean: float = 0.02
     """Largest step of a mean along an axis; huge Gaussians would leap out of the scene. Unit: the scene's length.
     Source: own experiments."""
 
-    most_log_scale: float = 0.15
+    max_log_scale: float = 0.15
     """Largest step of a log-scale. Unit: per step. Source: own experiments."""
 
-    most_quat: float = 0.1
+    max_quat: float = 0.1
     """Largest step of a quaternion's entry. Unit: quaternion's norm. Source: own experiments."""
 
-    most_logit: float = 0.5
+    max_logit: float = 0.5
     """Largest step of a logit opacity. Unit: per step. Source: own experiments."""
 
-    most_color: float = 0.1
+    max_color: float = 0.1
     """Largest step of a colour channel. Unit: colour in [0, 1]. Source: own experiments."""
 
     color_floor: float = 0.01
@@ -92,13 +92,13 @@ class RadiusBounds:
             value = getattr(self, field.name)
             if field.name != "mean_variance" and not 0 < value < math.inf:
                 raise InputError(f"the trust region's {field.name} must be a positive number, got {value}")
-        for name in ("opacity_floor", "most_relative_distance"):
+        for name in ("opacity_floor", "max_relative_distance"):
             if getattr(self, name) >= 1:
                 raise InputError(f"the trust region's {name} must lie below 1, got {getattr(self, name)}")
-        if self.most_quat >= _MOST_QUAT:
+        if self.max_quat >= _MAX_QUAT:
             raise InputError(
-                f"the trust region's most_quat must lie below {_MOST_QUAT}, where a step can reach the zero "
-                f"quaternion, got {self.most_quat}"
+                f"the trust region's max_quat must lie below {_MAX_QUAT}, where a step can reach the zero "
+                f"quaternion, got {self.max_quat}"
             )
 
 
@@ -109,22 +109,22 @@ class PublishedBounds(RadiusBounds):
     opacity_floor: float = 1e-6
     """Opacities below count as this in the formulas. Unit: fraction. Source: finiteness alone."""
 
-    most_relative_distance: float = 0.99
+    max_relative_distance: float = 0.99
     """ε/α counts as at most this. Unit: fraction. Source: finiteness alone."""
 
-    most_mean: float = 1e6
+    max_mean: float = 1e6
     """Largest step of a mean along an axis. Unit: the scene's length. Source: finiteness alone."""
 
-    most_log_scale: float = 2.0
+    max_log_scale: float = 2.0
     """Largest step of a log-scale. Unit: per step. Source: finiteness alone."""
 
-    most_quat: float = 0.25
+    max_quat: float = 0.25
     """Largest step of a quaternion's entry. Unit: quaternion's norm. Source: finiteness alone, for spheres."""
 
-    most_logit: float = 10.0
+    max_logit: float = 10.0
     """Largest step of a logit opacity. Unit: per step. Source: finiteness alone, for opacities near 1."""
 
-    most_color: float = 2.0
+    max_color: float = 2.0
     """Largest step of a colour channel. Unit: colour in [0, 1]. Source: finiteness alone."""
 
     higher_bands: float = 1.0
@@ -181,7 +181,7 @@ class HellingerRadii:
     def __init__(self, bounds: RadiusBounds, length_scale: float = 1.0) -> None:
         """Keep the bounds and the scene's length, world units."""
         self.bounds = bounds
-        self._most_mean = bounds.most_mean * length_scale
+        self._max_mean = bounds.max_mean * length_scale
 
     def radii(
         self, parameters: Tensors, epsilon: float, factors: Mapping[str, float] | None = None
@@ -200,22 +200,22 @@ class HellingerRadii:
         bounds = self.bounds
         logits, log_scales, quats = parameters["logit_opacities"], parameters["log_scales"], parameters["quats"]
         opacity = logits.sigmoid().clamp_min_(bounds.opacity_floor)
-        relative = (epsilon / opacity).clamp_max_(bounds.most_relative_distance)
+        relative = (epsilon / opacity).clamp_max_(bounds.max_relative_distance)
         # 8·(-ln(1 - ε/α)): what V_c is multiplied and β_c is divided by.
         eightfold = torch.log1p(-relative).mul_(-8)[:, None]
         # 2·√(ε/α)/(1-α); 1-α from the logit, for α that rounds to 1.
         logit = relative.sqrt().mul_(2).div_((-logits).sigmoid_().clamp_min_(torch.finfo(logits.dtype).tiny))
         color = (0.5 + SH_C0 * parameters["sh_dc"]).clamp_min_(bounds.color_floor)
-        color = color.mul_(4 * relative[:, None]).sqrt_().clamp_max_(bounds.most_color).div_(SH_C0)
-        most_quat = bounds.most_quat * quats.norm(dim=1, keepdim=True)
+        color = color.mul_(4 * relative[:, None]).sqrt_().clamp_max_(bounds.max_color).div_(SH_C0)
+        max_quat = bounds.max_quat * quats.norm(dim=1, keepdim=True)
         radii = {
             "means": mean_variances(log_scales, quats, bounds.mean_variance)
             .mul_(eightfold)
             .sqrt_()
-            .clamp_max_(self._most_mean),
-            "log_scales": (2 * relative).sqrt_().clamp_max_(bounds.most_log_scale)[:, None],
-            "quats": torch.minimum((eightfold / quaternion_curvature(log_scales, quats)).sqrt_(), most_quat),
-            "logit_opacities": logit.clamp_max_(bounds.most_logit),
+            .clamp_max_(self._max_mean),
+            "log_scales": (2 * relative).sqrt_().clamp_max_(bounds.max_log_scale)[:, None],
+            "quats": torch.minimum((eightfold / quaternion_curvature(log_scales, quats)).sqrt_(), max_quat),
+            "logit_opacities": logit.clamp_max_(bounds.max_logit),
             "sh_dc": color,
             "sh_rest": (bounds.higher_bands * color)[:, None, :],
         }
@@ -224,10 +224,10 @@ class HellingerRadii:
     def fused_bounds(
         self, passes: FusedPasses[BoundsT, CloudT], epsilon: float, factors: Mapping[str, float] | None = None
     ) -> BoundsT:
-        """Return what the fused passes make the same radii from; they take one factor for each of ``reach.TYPES``."""
+        """Return what the fused passes make the same radii from, with a factor for each of ``TYPES``."""
         factors = factors or {}
-        numbers = {f.name.replace("most_", "max_"): getattr(self.bounds, f.name) for f in fields(RadiusBounds)}
-        numbers["max_mean"] = self._most_mean
+        numbers = {field.name: getattr(self.bounds, field.name) for field in fields(RadiusBounds)}
+        numbers["max_mean"] = self._max_mean
         conditional = numbers.pop("mean_variance") == "conditional"
         numbers |= {
             "place": factors.get("means", 1.0),
@@ -241,7 +241,7 @@ class HellingerRadii:
 def quaternion_lengths_kept(parameters: Tensors) -> Iterator[None]:
     """Scale a cloud's quaternions, on leaving, to the lengths that they had on entering.
 
-    A quaternion's length turns nothing, so no distance bounds it. Near spheres every step is as long as the cap,
+    A quaternion's length rotates nothing, so no distance bounds it. Near spheres every step is as long as the cap,
     a share of the length, and mostly at right angles to the quaternion, so lengths grow exponentially until
     their squares overflow. What has not been changed stays bit for bit, and parameters that are no cloud's are
     left alone.
@@ -270,9 +270,9 @@ def mean_variances(
 def quaternion_curvature(log_scales: Float[Tensor, "n 3"], quats: Float[Tensor, "n 4"]) -> Float[Tensor, "n 4"]:
     """Return β_c, the second derivative of ‖S(I+E)S⁻¹‖² along each entry of the quaternion.
 
-    With v_c = Im(q̄ e_c)/‖q‖², half the turn about the Gaussian's own axes that δe_c makes, and r_k the
+    With v_c = Im(q̄ e_c)/‖q‖², half the rotation about the Gaussian's own axes that δe_c makes, and r_k the
     ratio of the two other axes' scales: β_c = 8 Σ_k v_ck² (r_k - 1/r_k)², (r - 1/r)² = 4 sinh²(ln r).
-    It is 0 for a sphere, which no turn changes.
+    It is 0 for a sphere, which no rotation changes.
     """
     first, second, third = log_scales.unbind(dim=1)
     ratios = torch.stack([second - third, third - first, first - second], dim=1)
@@ -280,8 +280,8 @@ def quaternion_curvature(log_scales: Float[Tensor, "n 3"], quats: Float[Tensor, 
     squares = quats.square()
     norm_squared = squares.sum(dim=1, keepdim=True).clamp_min_(torch.finfo(quats.dtype).tiny)
     w, x, y, z = squares.div_(norm_squared).unbind(dim=1)
-    turns = torch.stack([x, y, z, w, z, y, z, w, x, y, x, w], dim=1).view(-1, 4, 3)
-    return (turns * stretch[:, None, :]).sum(dim=2).div_(norm_squared)
+    rotations = torch.stack([x, y, z, w, z, y, z, w, x, y, x, w], dim=1).view(-1, 4, 3)
+    return (rotations * stretch[:, None, :]).sum(dim=2).div_(norm_squared)
 
 
 def squared_distances(before: Tensors, after: Tensors, channel: int | None = None) -> Float[Tensor, " n"]:

@@ -27,7 +27,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from splatopt.core.checks import InputError, check_fraction, check_not_endless, check_positive
+from splatopt.core.checks import InputError, check_fraction, check_max_count, check_positive
 from splatopt.core.objective import DiagonalEstimator, HessianProduct, Objective
 from splatopt.core.optimizer import Progress, register
 from splatopt.curvature.estimators import Exact, ResidualProbes
@@ -96,10 +96,10 @@ class HessianDiagonalOptions(DecayingRates):
         super().__post_init__()
         check_fraction("beta1", self.beta1)
         check_fraction("beta2", self.beta2)
-        for name, least in (("refresh", 1), ("warmup", 0), ("probes", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
-            check_not_endless(name, getattr(self, name))
+        for name, minimum in (("refresh", 1), ("warmup", 0), ("probes", 1)):
+            if getattr(self, name) < minimum:
+                raise InputError(f"{name} must be at least {minimum}, got {getattr(self, name)}")
+            check_max_count(name, getattr(self, name))
         _check_choice("product", self.product, get_args(ProductName))
         check_positive("relative_step", self.relative_step)
 
@@ -179,7 +179,7 @@ class SophiaOptions(HessianDiagonalOptions):
     """γ, multiplies the curvature; the smaller, the more is clipped. Unit: factor. Source: own experiments."""
 
     epsilon: float = 1e-15
-    """Least value of γ·curvature. Unit: loss. Source: Liu et al. 2023."""
+    """Lower bound of γ·curvature. Unit: loss. Source: Liu et al. 2023."""
 
     def __post_init__(self) -> None:
         """Refuse factors that are none."""

@@ -23,7 +23,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, get_args
 
-from splatopt.core.checks import InputError, check_not_endless
+from splatopt.core.checks import InputError, check_max_count
 from splatopt.core.devices import free_memory
 from splatopt.core.objective import Batch, Evaluation, Oracle
 from splatopt.core.optimizer import Progress, register
@@ -73,17 +73,17 @@ class LevenbergMarquardtOptions:
     damping_start: float = 2.0
     """λ at the first step. Unit: factor. Source: own experiments."""
 
-    damping_least: float = 0.2
+    damping_min: float = 0.2
     """λ does not fall below. Unit: factor. Source: own experiments; 3DGS-LM takes 1e-4."""
 
-    damping_most: float = 1e4
+    damping_max: float = 1e4
     """λ does not rise above. Unit: factor. Source: 3DGS-LM."""
 
     hellinger_damping: float = 1e-4
     """h, what λ damps besides diag(JᵀJ); 0 for nothing. Unit: loss per squared Hellinger distance.
     Source: own experiments; 3DGS-LM has none."""
 
-    least_gain: float = 1e-5
+    min_gain: float = 1e-5
     """A step is kept where its gain ratio is above. Unit: fraction. Source: 3DGS-LM."""
 
     halvings: int = 4
@@ -100,21 +100,21 @@ class LevenbergMarquardtOptions:
 
     def __post_init__(self) -> None:
         """Refuse steps that look at nothing or that cannot end, and bounds in the wrong order."""
-        at_least = {"views": 0, "batches": 1, "iterations": 1, "halvings": 0, "memory_mebibytes": 0}
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise InputError(f"lm's {name} must be at least {least}, got {getattr(self, name)}")
+        min_values = {"views": 0, "batches": 1, "iterations": 1, "halvings": 0, "memory_mebibytes": 0}
+        for name, minimum in min_values.items():
+            if getattr(self, name) < minimum:
+                raise InputError(f"lm's {name} must be at least {minimum}, got {getattr(self, name)}")
             if name != "memory_mebibytes":
-                check_not_endless(f"lm's {name}", getattr(self, name))
-        if not 0 < self.damping_least <= self.damping_start <= self.damping_most < math.inf:
+                check_max_count(f"lm's {name}", getattr(self, name))
+        if not 0 < self.damping_min <= self.damping_start <= self.damping_max < math.inf:
             raise InputError(
-                "lm's damping must satisfy 0 < damping_least <= damping_start <= damping_most, all finite, got "
-                f"{self.damping_least}, {self.damping_start} and {self.damping_most}"
+                "lm's damping must satisfy 0 < damping_min <= damping_start <= damping_max, all finite, got "
+                f"{self.damping_min}, {self.damping_start} and {self.damping_max}"
             )
         for name in ("curvature_share", "search_share"):
             if not 0 < getattr(self, name) <= 1:
                 raise InputError(f"lm's {name} must be above 0 and at most 1, got {getattr(self, name)}")
-        for name in ("tolerance", "least_gain"):
+        for name in ("tolerance", "min_gain"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"lm's {name} must be at least 0 and below 1, got {getattr(self, name)}")
         if not 0 <= self.hellinger_damping < math.inf:
@@ -126,7 +126,7 @@ class LevenbergMarquardtOptions:
 class LevenbergMarquardt(ComposedOptimizer):
     """Damped Gauss-Newton steps over many views at once, kept only where the loss falls.
 
-    The evaluation's facts say what became of a step: ``damping`` (λ that it was solved with), ``step_length`` (γ,
+    The evaluation's metrics say what became of a step: ``damping`` (λ that it was solved with), ``step_length`` (γ,
     0 where it was taken back) and ``gain_ratio`` (ρ, 0 where there was none to measure). Where loss or gradient
     are not finite, nothing moves.
     """
@@ -156,8 +156,8 @@ class LevenbergMarquardt(ComposedOptimizer):
             direction,
             lengths,
             damping,
-            damping_range=(options.damping_least, options.damping_most),
-            least_gain=options.least_gain,
+            damping_range=(options.damping_min, options.damping_max),
+            min_gain=options.min_gain,
             halvings=options.halvings,
             search_share=options.search_share,
         )

@@ -17,13 +17,13 @@ from splatopt.core.objective import Tensors
 from splatopt.optim.types import Group
 
 _COUNTS = ("step", "steps")
-_LARGEST_NUMBER = 1e15
+_MAX_NUMBER = 1e15
 _FIXED = (
     *("beta", "momentum", "decay", "interval", "history", "warmup", "max_iter", "max_eval"),
     *("clip", "damping", "eps", "floor"),
 )
 """What settings begin with that no optimizer changes as it goes; nor does any change a truth value or a pair."""
-_LARGEST_COUNT = 2.0**53
+_MAX_COUNT = 2.0**53
 _ANEW = "resume the run that wrote it, or start a new one"
 
 
@@ -83,9 +83,9 @@ def _alike(value: Any, mine: Any) -> bool:
     if isinstance(mine, int | float) and isinstance(value, Tensor):
         return value.numel() == 1
     if isinstance(mine, int | float):
-        least = 0 if mine >= 0 else -_LARGEST_NUMBER
+        minimum = 0 if mine >= 0 else -_MAX_NUMBER
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return is_number and (value == mine or least <= value <= _LARGEST_NUMBER)
+        return is_number and (value == mine or minimum <= value <= _MAX_NUMBER)
     return True
 
 
@@ -102,7 +102,7 @@ def check_like(state: Mapping[str, Mapping[str, Any]], like: Mapping[str, Mappin
     for name in state:
         for key, wanted in like.get(name, {}).items():
             value: Any = state[name].get(key)
-            if not _fits(value, wanted) or (key in _COUNTS and not 0 <= float(value) <= _LARGEST_COUNT):
+            if not _fits(value, wanted) or (key in _COUNTS and not 0 <= float(value) <= _MAX_COUNT):
                 raise misfit(key, name)
 
 
@@ -131,7 +131,7 @@ def misfit_of_history(kept: Mapping[str, Any], size: int, history: int) -> str |
         history: Steps that it remembers at most.
     """
     counts = [kept.get(key) for key in ("n_iter", "func_evals")]
-    if not all(isinstance(count, int) and 0 <= count <= _LARGEST_COUNT for count in counts):
+    if not all(isinstance(count, int) and 0 <= count <= _MAX_COUNT for count in counts):
         return "n_iter"
     if not counts[0]:
         return None

@@ -65,7 +65,7 @@ def native_loss(problem: ViewProblem) -> object:
     return module.LossRule(penalty=loss.native_penalty, count=problem.count, **loss.native_numbers(problem.count))
 
 
-def native_photograph(problem: ViewProblem) -> object:
+def native_target(problem: ViewProblem) -> object:
     """Return the photograph and its weights as the native module takes them; the problem keeps them alive."""
     module = native.load()
     assert module is not None
@@ -113,7 +113,7 @@ class NativeRenderer(Renderer):
         assert module is not None
         self.rasterizer = module.Rasterizer(native_constants(), self._workers)
         self._views: dict[tuple[int, RenderOptions], tuple[Camera, object]] = {}
-        self._held = False
+        self._fixed_parameters = False
         self._drawn: tuple[int, int, RenderOptions, bool] | None = None  # while held, what was drawn last
 
     @property
@@ -166,7 +166,7 @@ class NativeRenderer(Renderer):
         """Return the loss of the view that was drawn last, and keep ∂loss/∂image for the backward pass."""
         rule = native_loss(problem)
         if rule is not None:
-            return ViewLoss(*self.rasterizer.loss(native_photograph(problem), rule))
+            return ViewLoss(*self.rasterizer.loss(native_target(problem), rule))
         loss, gradient = problem.loss_gradient(self._image(problem))
         self.rasterizer.set_image_gradient(gradient.contiguous())
         return loss
@@ -188,7 +188,7 @@ class NativeRenderer(Renderer):
         if rule is None:
             return problem.residuals(self._image(problem))
         out = self._empty_residuals(problem)
-        self.rasterizer.residuals(native_photograph(problem), rule, out)
+        self.rasterizer.residuals(native_target(problem), rule, out)
         return out
 
     def _empty_residuals(self, problem: ViewProblem) -> Tensor:
@@ -211,7 +211,7 @@ class NativeRenderer(Renderer):
             self.rasterizer.image_jvp(cloud, direction, change)
             return problem.residual_jvp(self._image(problem), change)
         out = self._empty_residuals(problem)
-        self.rasterizer.jvp(cloud, direction, native_photograph(problem), rule, out)
+        self.rasterizer.jvp(cloud, direction, native_target(problem), rule, out)
         return out
 
     def vjp(self, gaussians: Gaussians, problem: ViewProblem, cotangent: Tensor, into: WeightedSum) -> None:
@@ -227,7 +227,7 @@ class NativeRenderer(Renderer):
             along = problem.residual_vjp(self._image(problem), cotangent)
             self.rasterizer.set_image_gradient(along.contiguous())
         else:
-            self.rasterizer.set_cotangent(native_photograph(problem), rule, cotangent.contiguous())
+            self.rasterizer.set_cotangent(native_target(problem), rule, cotangent.contiguous())
         self._backward(cloud, into, torch.zeros(gaussians.means.shape[0], dtype=torch.bool))
 
     def gauss_newton_product(
@@ -256,7 +256,7 @@ class NativeRenderer(Renderer):
         if rule is None:
             self.rasterizer.set_image_gradient(problem.pixel_curvature(self._image(problem)).contiguous())
         else:
-            self.rasterizer.set_pixel_curvature(native_photograph(problem), rule)
+            self.rasterizer.set_pixel_curvature(native_target(problem), rule)
 
     def backpropagate(
         self, gaussians: Gaussians, options: RenderOptions, image_gradient: Tensor, gradient: Mapping[str, Tensor]
@@ -280,20 +280,20 @@ class NativeRenderer(Renderer):
         if self._drawn != asked:
             self._drawn = None
             self.rasterizer.forward(self._view(camera, options), cloud, with_depth)
-            self._drawn = asked if self._held else None
+            self._drawn = asked if self._fixed_parameters else None
         return cloud
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def fixed_parameters(self) -> Iterator[None]:
         """Draw a view once, though several questions about it follow each other; see :class:`Renderer`.
 
         What was drawn before it opens, or before it ends, is drawn anew.
         """
-        outer, self._held, self._drawn = self._held, True, None
+        outer, self._fixed_parameters, self._drawn = self._fixed_parameters, True, None
         try:
             yield
         finally:
-            self._held, self._drawn = outer, None
+            self._fixed_parameters, self._drawn = outer, None
 
     def _view(self, camera: Camera, options: RenderOptions) -> object:
         # Keyed by identity: cameras are frozen, and the kept reference keeps the id from being reused.

@@ -107,7 +107,7 @@ class PixelLoss(Loss):
     """λ, a fraction."""
 
     floor_dissimilarity: float
-    """Least 1 - SSIM in ∂r₂/∂x."""
+    """Lower bound of 1 - SSIM in ∂r₂/∂x."""
 
     native_parameter: ClassVar[str | None] = None
     """The field that the native penalty is told as its parameter."""
@@ -228,8 +228,8 @@ class L1Ssim(PixelLoss):
 
     Attributes:
         ssim_weight: λ, a fraction.
-        floor_absolute: Least |x - y| in ∂r₁/∂x, in colours from 0 to 1; one step of an 8-bit image.
-        floor_dissimilarity: Least 1 - SSIM in ∂r₂/∂x.
+        floor_absolute: Lower bound of |x - y| in ∂r₁/∂x, in colours from 0 to 1; one step of an 8-bit image.
+        floor_dissimilarity: Lower bound of 1 - SSIM in ∂r₂/∂x.
     """
 
     native_penalty: ClassVar[str | None] = "absolute"
@@ -287,7 +287,7 @@ class Charbonnier(PixelLoss):
     Attributes:
         epsilon: ε > 0, the difference below which the penalty is nearly a square; in colours from 0 to 1.
         ssim_weight: λ, a fraction.
-        floor_dissimilarity: Least 1 - SSIM in ∂r₂/∂x.
+        floor_dissimilarity: Lower bound of 1 - SSIM in ∂r₂/∂x.
     """
 
     native_penalty: ClassVar[str | None] = "charbonnier"

@@ -31,8 +31,8 @@ class Renderer(ABC):
     def oracles(self) -> frozenset[Oracle]:
         """The derivative questions that this renderer can answer."""
 
-    def held(self) -> AbstractContextManager[None]:
-        """Promise that, while it is open, the Gaussians are the same whenever a question is asked.
+    def fixed_parameters(self) -> AbstractContextManager[None]:
+        """Say that, while it is open, the Gaussians are the same whenever a question is asked.
 
         A view that was drawn last need then not be drawn again.
         """

@@ -13,9 +13,9 @@ WIDTH, HEIGHT = 460, 250
 """Size of a chart in its own units; the page scales it."""
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 14, 40
-_MOST_POINTS = 600
-_LARGEST = 1e100
-_LEAST_RANGE = 1e-12
+_MAX_POINTS = 600
+_MAX_NUMBER = 1e100
+_MIN_RANGE = 1e-12
 """Of an axis; of one that does not begin at 0, in units of what it shows."""
 
 
@@ -111,7 +111,7 @@ def line_chart(title: str, x_label: str, series: Sequence[Series]) -> str:
 
 
 def _is_drawn(value: float) -> bool:
-    return math.isfinite(value) and abs(value) <= _LARGEST
+    return math.isfinite(value) and abs(value) <= _MAX_NUMBER
 
 
 def _draw(mark: Mark, placed: Sequence[tuple[float, float]]) -> str:
@@ -133,15 +133,15 @@ def _range(values: Sequence[float], *, anchor: bool) -> tuple[float, float]:
     low, high = min(values), max(values)
     if anchor:
         low = min(low, 0.0)
-        return low, high if high - low > _LEAST_RANGE else low + 1.0
-    flat = high - low <= _LEAST_RANGE * max(abs(high), abs(low), 1e-3)
+        return low, high if high - low > _MIN_RANGE else low + 1.0
+    flat = high - low <= _MIN_RANGE * max(abs(high), abs(low), 1e-3)
     margin = max(abs(high), 1e-6) * 0.1 if flat else 0.06 * (high - low)
     return (max(0.0, low - margin) if low >= 0 else low - margin), high + margin
 
 
 def _thinned(line: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Keep every so many-th point of a long line, and its last."""
-    every = math.ceil(len(line) / _MOST_POINTS)
+    every = math.ceil(len(line) / _MAX_POINTS)
     return list(line) if every <= 1 else [*line[:-1:every], line[-1]]
 
 

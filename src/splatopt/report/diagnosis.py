@@ -54,7 +54,7 @@ class DiagnosePlan(ActivationConstants):
     """Hidden layers. Unit: layers."""
 
     side: int = field(default=16, metadata=bounds(2))
-    """The made-up image that is fitted has so many pixels along each edge. Unit: pixels."""
+    """The synthetic image that is fitted has so many pixels along each edge. Unit: pixels."""
 
     draws: int = field(default=10, metadata=bounds(1))
     """Starts, each with an image of its own. Unit: starts."""
@@ -130,7 +130,7 @@ class Diagnosis:
         return sum(all(low < high for low, high in itertools.pairwise(draw)) for draw in values)
 
 
-def made_up_image(side: int, generator: torch.Generator) -> Tensor:
+def synthetic_image(side: int, generator: torch.Generator) -> Tensor:
     """Return a grey image of eight waves of random direction and length, (side, side, 1), float64 in [0, 1]."""
     axis = torch.linspace(-1, 1, side, dtype=torch.float64)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
@@ -156,7 +156,7 @@ def diagnose_field(plan: DiagnosePlan, name: str) -> Diagnosis:
     for seed in range(plan.seed, plan.seed + plan.draws):
         generator = torch.Generator().manual_seed(seed)
         small = make_field(name, Architecture(2, 1, plan.width, plan.depth), generator, **plan.of_field(name)).double()
-        task = ImageTask(small, made_up_image(plan.side, generator))
+        task = ImageTask(small, synthetic_image(plan.side, generator))
         hessian = dense_hessian(task, torch.arange(task.size))
         pixels = torch.randperm(task.size, generator=generator)[: plan.pixels]
         product, size = hessian_operator(task, pixels)

@@ -31,27 +31,27 @@ class ViewPictures:
 
     Attributes:
         name: What the capture calls the view; its scores are found by it.
-        photo: The photograph, (H, W, 3), uint8.
+        image: The photograph, (H, W, 3), uint8.
         start: The render before the first step, in the same form, or None where it is not known.
         trained: The render at the end.
     """
 
     name: str
-    photo: Tensor
+    image: Tensor
     start: Tensor | None
     trained: Tensor
 
     def __post_init__(self) -> None:
         """Refuse pictures of different sizes."""
         for other in (self.start, self.trained):
-            if other is not None and other.shape != self.photo.shape:
+            if other is not None and other.shape != self.image.shape:
                 raise ValueError(
-                    f"pictures of view {self.name!r} must be {tuple(self.photo.shape)}, got {tuple(other.shape)}"
+                    f"pictures of view {self.name!r} must be {tuple(self.image.shape)}, got {tuple(other.shape)}"
                 )
 
 
 def run_pictures(
-    config: TrainConfig, capture: Capture, trained: GaussianCloud, steps: int, machine: Machine, most: int = 4
+    config: TrainConfig, capture: Capture, trained: GaussianCloud, steps: int, machine: Machine, max_views: int = 4
 ) -> list[ViewPictures]:
     """Render held-out views of a run before and after, or training views where there are no others.
 
@@ -61,7 +61,7 @@ def run_pictures(
         trained: Its scene.
         steps: Optimizer steps that the scene has seen.
         machine: What renders, and where.
-        most: So many views at most, spread evenly.
+        max_views: So many views at most, spread evenly.
     """
     start = starting_cloud(config, capture, torch.Generator().manual_seed(config.schedule.seed)).to(machine.device)
     trained, renderer = trained.to(machine.device), machine.renderer
@@ -71,17 +71,17 @@ def run_pictures(
     return [
         ViewPictures(
             name=capture.cameras[view].name,
-            photo=capture.images[view],
+            image=capture.images[view],
             start=_drawn(renderer, start, capture.cameras[view], first),
             trained=_drawn(renderer, trained, capture.cameras[view], last),
         )
-        for view in spread(capture.split.test or capture.split.train, most)
+        for view in spread(capture.split.test or capture.split.train, max_views)
     ]
 
 
-def spread(views: tuple[int, ...], most: int) -> list[int]:
-    """Return at most ``most`` of ``views``, evenly spread and in order."""
-    count = min(most, len(views))
+def spread(views: tuple[int, ...], max_views: int) -> list[int]:
+    """Return at most ``max_views`` of ``views``, evenly spread and in order."""
+    count = min(max_views, len(views))
     return [views[index * len(views) // count] for index in range(count)]
 
 

@@ -188,9 +188,9 @@ def _by_view(scores: Mapping[str, object]) -> dict[str, Mapping[str, object]]:
 
 def _view(pictures: ViewPictures, before: Mapping[str, object], after: Mapping[str, object]) -> str:
     """One row of pictures with its scores."""
-    difference = (pictures.trained.int() - pictures.photo.int()).abs() * DIFFERENCE_GAIN
+    difference = (pictures.trained.int() - pictures.image.int()).abs() * DIFFERENCE_GAIN
     columns = [
-        ("photograph", pictures.photo),
+        ("photograph", pictures.image),
         ("start", pictures.start),
         ("trained", pictures.trained),
         ("difference", difference.clamp(0, 255).to(torch.uint8)),

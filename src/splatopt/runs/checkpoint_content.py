@@ -20,7 +20,7 @@ from splatopt.core.typed import Fields
 OPTIMIZER = "optimizer."
 """What the names of an optimizer's tensors begin with."""
 
-_LARGEST_COUNT = 2**53
+_MAX_COUNT = 2**53
 
 
 def check_tensors(checkpoint: Checkpoint, groups: tuple[str, ...], single: tuple[str, ...]) -> None:
@@ -63,7 +63,7 @@ def load_optimizer(optimizer: Optimizer, checkpoint: Checkpoint) -> None:
         for name, number in fresh.scalars.items():
             # Settings among them may be -1, which some take for none.
             if name in numbers and isinstance(number, int) and number >= 0:
-                numbers.count(name, most=_LARGEST_COUNT)
+                numbers.count(name, maximum=_MAX_COUNT)
     with damage_in(checkpoint.where):
         for name, value in state.tensors.items():
             like = fresh.tensors.get(name)

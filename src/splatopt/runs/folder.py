@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 
 from splatopt.core.checkpoint import replace_file, sweep_checkpoints
 from splatopt.core.checks import InputError
-from splatopt.core.files import append_only, held, make_folder, partial_path, sweep, trim_lines
+from splatopt.core.files import append_only, locked, make_folder, partial_path, sweep, trim_lines
 from splatopt.core.reading import read_object
 from splatopt.core.typed import Json, told
 
@@ -121,7 +121,7 @@ class RunFolder:
         return all(path.name == partial_path(self.config).name for path in self.path.iterdir())
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Keep other processes from this run until the block is done; the folder is made if absent.
 
         What a kill left half written goes away, before anything else is written.
@@ -130,20 +130,20 @@ class RunFolder:
             InputError: Another process is at work on it.
         """
         make_folder(self.path)
-        with held(self.path, f"the run in {self.path}"):
+        with locked(self.path, f"the run in {self.path}"):
             self._sweep()
             yield
 
     def check_idle(self) -> None:
         """Raise InputError where another process is at work on this run."""
         if self.path.is_dir():
-            with held(self.path, f"the run in {self.path}", shared=True):
+            with locked(self.path, f"the run in {self.path}", shared=True):
                 pass
 
     def sweep_if_idle(self) -> None:
         """Remove what a kill left half written, unless a process that is at work here may still write it."""
         if self.path.is_dir():
-            with contextlib.suppress(InputError, PermissionError), held(self.path, ""):
+            with contextlib.suppress(InputError, PermissionError), locked(self.path, ""):
                 self._sweep()
 
     def _sweep(self) -> None:

@@ -8,10 +8,10 @@ from splatopt.core.checks import InputError
 from splatopt.core.reading import AbsentFileError, DamagedFileError, parse_json, read_bounded, read_object
 from splatopt.core.typed import Fields, Json
 
-_MOST_METRICS_BYTES = 1 << 30
+_MAX_METRICS_BYTES = 1 << 30
 _TEXTS = ("protocol", "split", "subset", "task", "optimizer")
 _COUNTS = ("step", "steps", "gaussians")
-_AT_LEAST_ZERO = ("seconds", "epoch", "memory_mb")
+_NON_NEGATIVE = ("seconds", "epoch", "memory_mb")
 _OF_VIEW = {"name", "psnr", "ssim"}
 _NUMBERS = ("psnr", "ssim", "iou", "loss", "test_psnr", "test_ssim")
 
@@ -57,8 +57,8 @@ def _check_entries(record: Fields) -> None:
             record.text(name)
         elif name in _COUNTS:
             record.count(name)
-        elif name in _AT_LEAST_ZERO:
-            record.number(name, least=0)
+        elif name in _NON_NEGATIVE:
+            record.number(name, minimum=0)
         elif name in _NUMBERS or name.startswith("score_"):
             record.any_number(name)
 
@@ -72,7 +72,7 @@ def read_metrics(path: Path) -> list[dict[str, Json]]:
         InputError: A line is damaged; names it.
     """
     try:
-        *lines, _ = read_bounded(path, _MOST_METRICS_BYTES).split(b"\n")
+        *lines, _ = read_bounded(path, _MAX_METRICS_BYTES).split(b"\n")
     except AbsentFileError:
         return []
     return [_metrics_line(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]

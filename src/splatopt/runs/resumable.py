@@ -16,10 +16,10 @@ from splatopt.core.checkpoint import Checkpoint, latest_checkpoint, latest_path,
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Tensors
 from splatopt.core.processes import Processes
-from splatopt.core.requests import stop_requests, way_on
+from splatopt.core.stop_signals import resume_hint, stop_requests
 from splatopt.runs.events import Ended, Saved, Warned
+from splatopt.runs.finite_checks import non_finite
 from splatopt.runs.folder import MetricsLog, NoLog, RunFolder
-from splatopt.runs.guards import non_finite
 from splatopt.runs.program import program
 from splatopt.runs.records import read_evaluation, read_metrics
 
@@ -40,7 +40,7 @@ class NonFiniteError(InputError):
     """A gradient, a loss or a parameter became NaN or infinite for the second time in a run."""
 
 
-class KeptRun(ABC):
+class ResumableRun(ABC):
     """A run in progress that loses at most the steps since its last checkpoint; subclasses take the steps."""
 
     verb: ClassVar[str]
@@ -142,10 +142,10 @@ class KeptRun(ABC):
         if not self.processes.is_first:
             yield
             return
-        with self.folder.held():
+        with self.folder.locked():
             if not self.resumed:
                 self.folder.check_free()
-            with way_on(self.way_on):
+            with resume_hint(self.resume_hint):
                 yield
 
     def take_steps(self, quiet: AbstractContextManager[None]) -> None:
@@ -211,7 +211,7 @@ class KeptRun(ABC):
         return f"{self.verb} goes on without any checkpoint; free some space on the disk"
 
     def roll_back(self, problem: str) -> None:
-        """Go back to the last good checkpoint once; stop with the facts the second time."""
+        """Go back to the last good checkpoint once; stop with what was seen the second time."""
         if self.rolled_back:
             raise NonFiniteError(
                 f"{self.verb} stopped: {problem}, after it had already gone back once ({self.rolled_back}); "
@@ -235,11 +235,11 @@ class KeptRun(ABC):
             self._save()
         if self.saved is None and self.processes.is_first:
             return InterruptedRunError(f"stopped at step {self.step}, before there was a checkpoint to go on from")
-        return InterruptedRunError(f"stopped at step {self.step} of {self.planned}, {self.way_on()}")
+        return InterruptedRunError(f"stopped at step {self.step} of {self.planned}, {self.resume_hint()}")
 
     def lost(self) -> LostRunError:
         """Say that another process was lost, and how to go on."""
-        return LostRunError(f"another process of the run was lost at step {self.step}; {self.way_on()}")
+        return LostRunError(f"another process of the run was lost at step {self.step}; {self.resume_hint()}")
 
     def exhausted(self, where: str, needed: str) -> OutOfMemoryError:
         """Say that memory ran out, and how to go on.
@@ -249,10 +249,10 @@ class KeptRun(ABC):
             needed: The estimate, as a sentence.
         """
         return OutOfMemoryError(
-            f"memory ran out {where}in step {self.step + 1}: {needed}; take {self.remedies}; {self.way_on()}"
+            f"memory ran out {where}in step {self.step + 1}: {needed}; take {self.remedies}; {self.resume_hint()}"
         )
 
-    def way_on(self) -> str:
+    def resume_hint(self) -> str:
         """Say which checkpoint is kept, and what to type to go on from it."""
         kept = self.saved or latest_path(self.folder.checkpoints)
         target, out = shlex.quote(self.target), shlex.quote(str(self.folder.path))

@@ -97,7 +97,7 @@ class DataParallel(WrappedObjective):
         if own is not None:
             assert isinstance(own, tuple | list)
             found[positions] = [part.contiguous().mul_(factor) for part in own]
-        self.processes.spread([(part, at % self.processes.world_size) for at, part in enumerate(found)])
+        self.processes.broadcast([(part, at % self.processes.world_size) for at, part in enumerate(found)])
         return tuple(found)
 
     def _blank_where_none(self, name: str, row: Question, own: object) -> object:
@@ -105,7 +105,7 @@ class DataParallel(WrappedObjective):
         parameters = self.parameters
         shapes = [value.shape for value in parameters.values()]
         if name not in self._forms or self._forms[name][0] != shapes:
-            self._forms[name] = shapes, self.processes.of_first(lambda: outline(row, own))
+            self._forms[name] = shapes, self.processes.broadcast_text(lambda: outline(row, own))
         if own is not None:
             return own
         return blank(row, self._forms[name][1], next(iter(parameters.values())).device)

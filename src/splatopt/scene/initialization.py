@@ -27,7 +27,7 @@ START_OPACITY = 0.1
 """Opacity of every Gaussian at the start; 3DGS."""
 
 _NEIGHBOURS = 3
-_LEAST_SQUARED_DISTANCE = 1e-7
+_MIN_SQUARED_DISTANCE = 1e-7
 """World units²; 3DGS. Keeps points that coincide from becoming Gaussians without size."""
 _LONE_DISTANCE = 0.1
 """World units: the size of a Gaussian that has no neighbour at all."""
@@ -54,7 +54,7 @@ def neighbour_distances(positions: Float[Tensor, "p 3"]) -> Float[Tensor, " p"]:
     distances, _ = cKDTree(points).query(points, k=min(count, _NEIGHBOURS + 1))
     # The nearest of all is the point itself, or one that coincides with it.
     squared = torch.from_numpy(distances[:, 1:]).square().mean(dim=1)
-    return squared.clamp_min(_LEAST_SQUARED_DISTANCE).sqrt().to(positions.dtype)
+    return squared.clamp_min(_MIN_SQUARED_DISTANCE).sqrt().to(positions.dtype)
 
 
 def _cloud(positions: Tensor, colors: Tensor, sh_degree: int) -> GaussianCloud:

@@ -152,9 +152,9 @@ class PhotometricObjective(Objective):
         """The renderer's name."""
         return self.renderer.name
 
-    def held(self) -> AbstractContextManager[None]:
-        """Promise the renderer."""
-        return self.renderer.held()
+    def fixed_parameters(self) -> AbstractContextManager[None]:
+        """Say so to the renderer."""
+        return self.renderer.fixed_parameters()
 
     @property
     def block_names(self) -> tuple[str, ...]:
@@ -173,14 +173,14 @@ class PhotometricObjective(Objective):
         self.options = replace(self.options, sh_degree=degree)
 
     def gradient(self, batch: Sequence[int]) -> Evaluation:
-        """Return the mean loss over the views of ``batch``, its gradient, and the mean PSNR as a fact."""
+        """Return the mean loss over the views of ``batch``, its gradient, and the mean PSNR as a metric."""
         weight = _weight(batch)
         loss = psnr = 0.0
         for problem, into in self._sums(batch, self._gradient):
             result = self.renderer.accumulate_gradient(self.cloud, problem, into, self._seen)
             loss += weight * result.loss
             psnr += weight * decibels(result.squared_error)
-        return Evaluation(loss=loss, gradient=self._gradient, seen=self._seen, facts={"psnr": psnr})
+        return Evaluation(loss=loss, gradient=self._gradient, seen=self._seen, metrics={"psnr": psnr})
 
     def problem(self, view: int) -> ViewProblem:
         """Return what a renderer is asked about one view."""

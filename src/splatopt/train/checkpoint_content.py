@@ -44,7 +44,7 @@ def check_scene(checkpoint: Checkpoint) -> None:
         DamagedCheckpointError: It does not; names the checkpoint.
     """
     with damage_in(checkpoint.fields.where):
-        checkpoint.fields.number("seconds", least=0)
+        checkpoint.fields.number("seconds", minimum=0)
     scene_of(checkpoint)
 
 

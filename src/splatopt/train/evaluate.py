@@ -12,7 +12,7 @@ from splatopt.metrics.image import SSIM_WINDOW
 from splatopt.raster.threads import quiet_torch
 from splatopt.scene.photometric import PhotometricObjective, ViewScore
 
-MOST_DECIBELS = 100.0
+MAX_DECIBELS = 100.0
 """PSNR of a render that equals its photograph, dB; infinity would have no mean and no JSON."""
 
 PROTOCOL = (
@@ -70,7 +70,7 @@ def evaluate(objective: PhotometricObjective, capture: Capture, watch: Callable[
     with quiet_torch(objective.renderer):
         scores = objective.evaluate(_scored(capture), watch)
     # The score stands first in min(), which returns a NaN only from there.
-    capped = tuple(replace(score, psnr=min(score.psnr, MOST_DECIBELS)) for score in scores)
+    capped = tuple(replace(score, psnr=min(score.psnr, MAX_DECIBELS)) for score in scores)
     return Scores(capture.split.name, subset, capped)
 
 

@@ -25,7 +25,7 @@ from splatopt.runs.events import Warned
 from splatopt.runs.folder import MetricsLog, MetricSums, NoLog, RunFolder, write_json
 from splatopt.runs.memory import resident_megabytes
 from splatopt.runs.records import read_evaluation
-from splatopt.runs.resumable import KeptRun, is_due
+from splatopt.runs.resumable import ResumableRun, is_due
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.microbatches import ExhaustedError, is_exhaustion
 from splatopt.scene.ply import save_ply
@@ -33,17 +33,17 @@ from splatopt.train.checkpoint_content import CLOUD, check_degree, check_trainin
 from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import Scores, evaluate, evaluation_record, scores_before
 from splatopt.train.events import Callback, Evaluated, Started, Stepped
+from splatopt.train.finite_rows import FiniteRows, RowResets
 from splatopt.train.machine import Machine, machine_around, open_machine
 from splatopt.train.opening import Opening, open_training
 from splatopt.train.preflight import MemoryEstimate, check_memory
+from splatopt.train.process_context import ProcessContext
 from splatopt.train.result import CheckpointError, TrainResult
 from splatopt.train.sampler import ViewSampler
 from splatopt.train.setup import make_objective, make_optimizer, starting_cloud, training_positions
-from splatopt.train.sound_rows import RowResets, SoundRows
 from splatopt.train.stages import Stage, stage_at
-from splatopt.train.workplace import Workplace
 
-_MOST_NAMES = 8
+_MAX_NAMES = 8
 """Views that a message names."""
 
 
@@ -96,7 +96,7 @@ def train(
         return trainer.run()
 
 
-class _Trainer(KeptRun):
+class _Trainer(ResumableRun):
     """One run in progress."""
 
     verb, command, examples, check = "training", "train", "views", check_training
@@ -113,7 +113,7 @@ class _Trainer(KeptRun):
         resumed = config.saving.resume
         super().__init__(RunFolder(config.folder), config.data.capture, callbacks, processes, resumed=resumed)
         self.machine = machine
-        self.place = Workplace(machine.device, capture, processes)
+        self.context = ProcessContext(machine.device, capture, processes)
         self.needed: MemoryEstimate | None = None
         self.config = config
         self.plan = config.schedule.plan
@@ -160,10 +160,10 @@ class _Trainer(KeptRun):
     def _bind(self, cloud: GaussianCloud) -> None:
         """Make the objective around ``cloud``, and what optimizers ask in its place."""
         if self.needed is None:
-            self.needed = check_memory(self.config, self.capture, cloud, self.renderer, self.place)
-        cloud = cloud.to(self.place.device)
-        self.objective = make_objective(self.config, self.capture, cloud, self.renderer, self.place.images)
-        self.guarded = SoundRows(self.place.guard(self.objective, lambda sentence: self.tell(Warned(sentence))))
+            self.needed = check_memory(self.config, self.capture, cloud, self.renderer, self.context)
+        cloud = cloud.to(self.context.device)
+        self.objective = make_objective(self.config, self.capture, cloud, self.renderer, self.context.images)
+        self.guarded = FiniteRows(self.context.guard(self.objective, lambda sentence: self.tell(Warned(sentence))))
 
     def _begin_stage(self, position: int) -> None:
         """Start the optimizer of one stage anew."""
@@ -233,7 +233,7 @@ class _Trainer(KeptRun):
 
     def run(self) -> TrainResult:
         """Take the remaining steps and leave scene and scores."""
-        config, views, device = self.config, len(self.capture.split.train), str(self.place.device)
+        config, views, device = self.config, len(self.capture.split.train), str(self.context.device)
         gaussians = len(self.objective.cloud)
         self.tell(
             Started(
@@ -255,7 +255,7 @@ class _Trainer(KeptRun):
             where = "over a single view " if isinstance(error, ExhaustedError) else "beside the views "
             raise self.exhausted(where, needed) from error
         finally:
-            self.place.close()
+            self.context.close()
             self.close()
 
     def _start(self) -> None:
@@ -267,26 +267,26 @@ class _Trainer(KeptRun):
         began = time.perf_counter()
         stage = self.stage
         views = self._draw()
-        self.place.expect((*views, *self.sampler.upcoming(len(views))))
+        self.context.expect((*views, *self.sampler.upcoming(len(views))))
         self._set_degree(self.step)
         evaluation = self.optimizer.step(
             views, Progress(self.step - stage.begin, self.config.schedule.horizon or stage.steps)
         )
         reset, problem = 0, self._non_finite(evaluation, views)
         if not problem:
-            reset, problem = self.resets.mend(self.objective, self.optimizer, self.guarded, self.step + 1)
+            reset, problem = self.resets.reset_broken(self.objective, self.optimizer, self.guarded, self.step + 1)
         self.guarded.forget()
         if problem:
             self.roll_back(problem)
             return
         self.step += 1
-        for notice in self.optimizer.notices:
+        for notice in self.optimizer.warnings:
             self.tell(Warned(notice))
-        self.optimizer.notices.clear()
-        psnr = evaluation.facts["psnr"]
+        self.optimizer.warnings.clear()
+        psnr = evaluation.metrics["psnr"]
         self.sums.add(evaluation.loss, psnr, reset)
         times = (self.seconds + time.perf_counter() - began, self.saved_at_seconds, self.looked_at_seconds)
-        self.seconds, self.saved_at_seconds, self.looked_at_seconds = self.place.seconds(*times)
+        self.seconds, self.saved_at_seconds, self.looked_at_seconds = self.context.seconds(*times)
         self._after_step(evaluation)
         self.tell(Stepped(self.step, self.planned, self.seconds, evaluation.loss, psnr, self.objective.cloud, stage))
 
@@ -314,7 +314,7 @@ class _Trainer(KeptRun):
     def _check_alike(self) -> None:
         """Make sure that all processes are in the same state."""
         if self.processes.world_size > 1:
-            self.place.check_alike(self._checkpoint().tensors, self.step)
+            self.context.check_alike(self._checkpoint().tensors, self.step)
 
     def _is_over(self) -> bool:
         """Whether all steps were taken, or the time is up."""
@@ -342,7 +342,7 @@ class _Trainer(KeptRun):
         }
         if self.sums.reset_rows:
             line["reset_rows"] = self.sums.reset_rows
-        line |= {name: value for name, value in evaluation.facts.items() if name != "psnr"}
+        line |= {name: value for name, value in evaluation.metrics.items() if name != "psnr"}
         if scores:
             line |= {"test_psnr": scores.psnr, "test_ssim": scores.ssim}
         self.log.append(line)
@@ -352,7 +352,7 @@ class _Trainer(KeptRun):
         broken = self.guarded.problem
         if broken is None and math.isfinite(evaluation.loss):
             return None
-        names = [self.capture.cameras[view].name for view in views[:_MOST_NAMES]]
+        names = [self.capture.cameras[view].name for view in views[:_MAX_NAMES]]
         more = f" and {len(views) - len(names)} more" if len(views) > len(names) else ""
         where = f"step {self.step + 1} (view {', '.join(names)}{more})"
         return f"{broken or f'the loss is {evaluation.loss}'} at {where}"
@@ -365,7 +365,7 @@ class _Trainer(KeptRun):
     def _evaluate(self) -> Scores:
         """Score the held-out views as the last step rendered; its time is not counted."""
         self._set_degree(max(0, self.step - 1))
-        scores = self.place.scores(lambda: evaluate(self.objective, self.capture))
+        scores = self.context.scores(lambda: evaluate(self.objective, self.capture))
         self.tell(Evaluated(self.step, self.seconds, scores, self.objective.cloud))
         return scores
 
@@ -378,7 +378,7 @@ class _Trainer(KeptRun):
         write_json(self.folder.evaluation, record)
 
     def _finish(self) -> TrainResult:
-        (self.seconds,) = self.place.seconds(self.seconds)
+        (self.seconds,) = self.context.seconds(self.seconds)
         after = self._evaluate()
         self._write_scores(after)
         if self.processes.is_first:

@@ -33,8 +33,8 @@ from splatopt.raster.types import RenderOptions
 from splatopt.runs.memory import GIBIBYTE, SCORING, MemoryEstimate
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.train.config import TrainConfig
+from splatopt.train.process_context import ProcessContext
 from splatopt.train.setup import make_optimizer
-from splatopt.train.workplace import Workplace
 
 FACTOR = 1.5
 """The measured peak lies within this factor of the estimate, on the CPU with the native renderer."""
@@ -42,14 +42,14 @@ FACTOR = 1.5
 _FLOAT = 4
 _TILE = 16
 _SAMPLE_ROWS, _SAMPLE_VIEWS, _TWIN_ROWS = 2048, 6, 16
-_TRIED_ROWS = (256, 16_384)
+_TRIAL_ROWS = (256, 16_384)
 """Rows that an optimizer is tried on whose needs nobody knows, at least and at most. With fewer, 59 numbers for each of
 a few copies are as many as a matrix over rows has; where there are more, what an optimizer does to a dimension that is
 too long for it, it does to this one."""
 
 
 def check_memory(
-    config: TrainConfig, capture: Capture, cloud: GaussianCloud, renderer: Renderer, place: Workplace
+    config: TrainConfig, capture: Capture, cloud: GaussianCloud, renderer: Renderer, context: ProcessContext
 ) -> MemoryEstimate:
     """Return what the run will need.
 
@@ -58,13 +58,13 @@ def check_memory(
         capture: What is trained on.
         cloud: Where training begins, on the host.
         renderer: What renders.
-        place: Where; its device is asked what is free.
+        context: Where; its device is asked what is free.
 
     Raises:
         InputError: It needs more than ``--max-memory``, or than what is free; says how much.
     """
-    needed = estimate_memory(config, capture, cloud, renderer, on_host=place.device.type == "cpu")
-    allowed = round(config.processes.max_memory * GIBIBYTE) or free_memory(place)
+    needed = estimate_memory(config, capture, cloud, renderer, on_host=context.device.type == "cpu")
+    allowed = round(config.processes.max_memory * GIBIBYTE) or free_memory(context)
     if needed.total <= allowed:
         return needed
     have = (
@@ -78,10 +78,10 @@ def check_memory(
     )
 
 
-def free_memory(place: Workplace) -> int:
+def free_memory(context: ProcessContext) -> int:
     """Return the bytes that one process of the run may take: on CUDA of its device, else its share of the host's."""
-    share = 1 if place.device.type == "cuda" else place.processes.launch.local_world_size
-    return devices.free_memory(place.device) // share
+    share = 1 if context.device.type == "cuda" else context.processes.launch.local_world_size
+    return devices.free_memory(context.device) // share
 
 
 def estimate_memory(
@@ -101,15 +101,15 @@ def estimate_memory(
     pixels = max(camera.width * camera.height for camera in cameras)
     pairs = count_tile_pairs(cloud, cameras, config)
     hungers = [measure_optimizer(name, config, cloud, renderer, on_host=on_host) for name in config.schedule.optimizers]
-    hunger = max(hungers, key=lambda one: one.row_bytes)
+    optimizer_memory = max(hungers, key=lambda one: one.row_bytes)
     kept = min(config.data.cache_mebibytes << 20, 3 * sum(camera.width * camera.height for camera in cameras))
     residuals = 2 * 3 * _FLOAT * pixels if any(one.residuals for one in hungers) else 0
     return MemoryEstimate(
         {
             "parameters": count * numbers * _FLOAT,
             "gradient": count * (numbers * _FLOAT + 1),
-            f"optimizer {hunger.name}": count * hunger.row_bytes,
-            "renderer": renderer.memory_needed(count, pixels, pairs, hunger.asked),
+            f"optimizer {optimizer_memory.name}": count * optimizer_memory.row_bytes,
+            "renderer": renderer.memory_needed(count, pixels, pairs, optimizer_memory.asked),
             "residuals": residuals,
             "photographs": kept if on_host else min(DEVICE_BYTES, kept),
             "scoring": SCORING * pixels,
@@ -147,7 +147,7 @@ def _tile_pairs(cloud: GaussianCloud, camera: Camera, options: RenderOptions) ->
 
 
 @dataclass(frozen=True)
-class Hunger:
+class OptimizerMemory:
     """What an optimizer takes.
 
     Attributes:
@@ -166,7 +166,7 @@ class Hunger:
 
 def measure_optimizer(
     name: str, config: TrainConfig, cloud: GaussianCloud, renderer: Renderer, *, on_host: bool
-) -> Hunger:
+) -> OptimizerMemory:
     """Find out what an optimizer takes by making one for a few rows; one that others wrote takes some steps as well.
 
     Args:
@@ -180,12 +180,14 @@ def measure_optimizer(
         InputError: It is one that others wrote, and takes more than a run can give.
     """
     foreign = len(cloud) > 0 and issubclass(find_optimizer(name).optimizer, TorchOptimizer)
-    rows = min(max(len(cloud), _TRIED_ROWS[0]), _TRIED_ROWS[1]) if foreign else min(_TWIN_ROWS, len(cloud))
+    rows = min(max(len(cloud), _TRIAL_ROWS[0]), _TRIAL_ROWS[1]) if foreign else min(_TWIN_ROWS, len(cloud))
     chosen = torch.arange(rows) % max(1, len(cloud))
-    twin = _Twin(GaussianCloud(**{key: value.cpu()[chosen] for key, value in cloud.tensors.items()}), renderer)
+    twin = _SampleObjective(
+        GaussianCloud(**{key: value.cpu()[chosen] for key, value in cloud.tensors.items()}), renderer
+    )
     held = needed = 0
     if foreign:
-        made, peak = _tried(name, config, twin, len(cloud))
+        made, peak = _trial_step(name, config, twin, len(cloud))
     else:
         made, peak = _made(name, config, twin), 0
     for optimizer in made:
@@ -195,17 +197,17 @@ def measure_optimizer(
     checkpoint = 2 * (_bytes(twin.parameters.values()) + held) if on_host else 0
     for_a_while = max(needed, twin.temporary_bytes, checkpoint)
     row_bytes = math.ceil((held + twin.buffer_bytes + for_a_while) / max(1, rows))
-    return Hunger(name, row_bytes, bool(twin.asked & _WITH_RESIDUALS), twin.asked)
+    return OptimizerMemory(name, row_bytes, bool(twin.asked & _WITH_RESIDUALS), twin.asked)
 
 
-def _made(name: str, config: TrainConfig, twin: _Twin) -> list[Optimizer]:
+def _made(name: str, config: TrainConfig, twin: _SampleObjective) -> list[Optimizer]:
     """The optimizer; none where it refuses, which it does again, in better words, when it is made for the run."""
     with contextlib.suppress(InputError):
         return [make_optimizer(name, config, twin, torch.Generator().manual_seed(0))]
     return []
 
 
-def _tried(name: str, config: TrainConfig, twin: _Twin, count: int) -> tuple[list[Optimizer], int]:
+def _trial_step(name: str, config: TrainConfig, twin: _SampleObjective, count: int) -> tuple[list[Optimizer], int]:
     """The optimizer after a few steps, and the bytes that it took at its peak.
 
     Args:
@@ -235,7 +237,7 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-class _Twin(Objective):
+class _SampleObjective(Objective):
     """A few rows of the scene that an optimizer can be made for; notes which questions it will ask."""
 
     def __init__(self, cloud: GaussianCloud, renderer: Renderer) -> None:

@@ -96,7 +96,7 @@ class Run:
         """
         self.check_capture(capture, "its scores")
         check_scorable(capture)
-        with self.folder.held():
+        with self.folder.locked():
             return self._score(capture, renderer, watch)
 
     def _score(self, capture: Capture, renderer: Renderer | None, watch: Callable[[int], None] | None) -> Scores:

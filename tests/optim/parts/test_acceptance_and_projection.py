@@ -19,7 +19,7 @@ from splatopt.optim.parts.block_solve import BlockSolve
 from splatopt.optim.parts.gain_ratio import GainRatio
 from splatopt.optim.parts.gauss_newton_solve import GaussNewtonSolve, QuadraticModel
 from splatopt.optim.parts.projections import QuaternionLengths
-from splatopt.optim.reach import Reach
+from splatopt.optim.radius_factors import RadiusFactors
 
 DAMPING = 0.5
 
@@ -71,7 +71,7 @@ def gain_ratio(objective: Quadratic, direction: GaussNewtonSolve, damping: Numbe
         QuaternionLengths(),
         damping,
         damping_range=(0.4, 0.9),
-        least_gain=1e-5,
+        min_gain=1e-5,
         halvings=3,
         search_share=1.0,
     )
@@ -85,7 +85,7 @@ def test_a_step_that_keeps_its_promise_is_kept_and_damps_the_next_one_less() -> 
     acceptance.take(trial)
     for name, value in objective.values.items():
         assert torch.equal(value, before[name] + trial.step[name])
-    assert acceptance.facts == {"damping": DAMPING, "step_length": 1.0, "gain_ratio": pytest.approx(1.0)}
+    assert acceptance.metrics == {"damping": DAMPING, "step_length": 1.0, "gain_ratio": pytest.approx(1.0)}
     assert damping.value == 0.4, "half, but not below the least"
 
 
@@ -97,8 +97,8 @@ def test_a_step_that_climbs_is_taken_back_bit_for_bit_and_damps_the_next_one_mor
     acceptance = gain_ratio(objective, direction, damping)
     acceptance.take(away)
     assert all(torch.equal(value, before[name]) for name, value in objective.values.items())
-    assert acceptance.facts["step_length"] == 0.0
-    assert acceptance.facts["gain_ratio"] < 0
+    assert acceptance.metrics["step_length"] == 0.0
+    assert acceptance.metrics["gain_ratio"] < 0
     assert damping.value == 0.9, "twice, but not above the most"
 
 
@@ -108,7 +108,7 @@ def test_a_model_that_promises_no_fall_gains_nothing() -> None:
     direction.model = QuadraticModel(1.0, 0.0)
     acceptance = gain_ratio(objective, direction, damping)
     acceptance.take(trial)
-    assert (acceptance.facts["step_length"], acceptance.facts["gain_ratio"]) == (0.0, 0.0)
+    assert (acceptance.metrics["step_length"], acceptance.metrics["gain_ratio"]) == (0.0, 0.0)
 
 
 def test_always_takes_a_trial_whole() -> None:
@@ -123,7 +123,7 @@ def test_always_takes_a_trial_whole() -> None:
 def test_an_adaptive_radius_judges_only_what_has_not_heard_its_batch(heard: bool) -> None:
     objective = Quadratic(dtype=torch.float64, gaussians=True)
     optimizer = BlockGaussNewton(objective, BlockGaussNewtonOptions(momentum=0.5))
-    direction, reach = optimizer.direction, Reach(tuple(objective.parameters), 0.1)
+    direction, reach = optimizer.direction, RadiusFactors(tuple(objective.parameters), 0.1)
     assert isinstance(direction, BlockSolve)
     acceptance = AdaptiveRadius(objective, direction, reach)
     assert [acceptance.judges(step) for step in (1, 2)] == [False, True]
@@ -134,7 +134,7 @@ def test_an_adaptive_radius_judges_only_what_has_not_heard_its_batch(heard: bool
     before, loss = copies(objective), objective.loss()
     # Against the gradient, but ten times too far for the means: their part promises much, and the loss rises.
     step = {name: (-20.0 if name == "means" else -0.1) * gradient[name] for name in before}
-    assert direction.promised(step, ("means",)) == pytest.approx(
+    assert direction.predicted(step, ("means",)) == pytest.approx(
         20 * float(gradient["means"].square().sum()) / (1 - 0.5)
     )
     acceptance.take(Trial(None, Evaluation(loss, gradient, None, {}), step, heard))
@@ -143,16 +143,16 @@ def test_an_adaptive_radius_judges_only_what_has_not_heard_its_batch(heard: bool
     assert set(step) == set(before), "the trial itself stays whole"
     assert reach.factors["means"] == (1.0 if heard else 0.8)
     assert reach.factors["sh_dc"] == 1.0
-    assert acceptance.facts["reach_means"] == reach.factors["means"]
+    assert acceptance.metrics["radius_factor_means"] == reach.factors["means"]
 
 
 def test_radii_that_are_fixed_are_never_judged() -> None:
     objective = Quadratic(dtype=torch.float64, gaussians=True)
     direction = BlockGaussNewton(objective, BlockGaussNewtonOptions()).direction
     assert isinstance(direction, BlockSolve)
-    fixed = AdaptiveRadius(objective, direction, Reach(tuple(objective.parameters), 1.0))
+    fixed = AdaptiveRadius(objective, direction, RadiusFactors(tuple(objective.parameters), 1.0))
     assert not any(fixed.judges(step) for step in range(5))
-    assert fixed.facts == {}
+    assert fixed.metrics == {}
 
 
 def test_projections_bring_back_around_a_move_or_after_a_step() -> None:
@@ -167,5 +167,5 @@ def test_projections_bring_back_around_a_move_or_after_a_step() -> None:
     torch.testing.assert_close(values["log_scales"], scales + 1.0)
     turning.hold(values)
     growth.hold(values)
-    most = scales.amax(dim=1, keepdim=True) + torch.tensor(2.0).double().log()
-    torch.testing.assert_close(values["log_scales"], torch.minimum(scales + 1.0, most))
+    maximum = scales.amax(dim=1, keepdim=True) + torch.tensor(2.0).double().log()
+    torch.testing.assert_close(values["log_scales"], torch.minimum(scales + 1.0, maximum))

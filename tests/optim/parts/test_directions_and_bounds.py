@@ -22,7 +22,7 @@ from splatopt.optim.parts.composed import ComposedOptimizer, Parts
 from splatopt.optim.parts.diagonal import CorrectedMean, MomentumOverDiagonal, RawMean, Weighting
 from splatopt.optim.parts.direction import Change, Point, Quotient, Share, Solved
 from splatopt.optim.parts.sign import MomentumSign
-from splatopt.optim.reach import Reach
+from splatopt.optim.radius_factors import RadiusFactors
 
 RADIUS = 0.5
 OPTIONS = TrustRegionOptions(epsilon_start=RADIUS**2 / 8, epsilon_end=RADIUS**2 / 8)
@@ -123,7 +123,7 @@ def test_the_clipped_step_minimises_the_model_of_each_entry() -> None:
     assert (model(value) <= model(candidates).amin(dim=0) + 1e-12).all()
 
 
-def test_damping_keeps_entries_that_promise_little_inside_their_radii() -> None:
+def test_damping_keeps_entries_of_little_predicted_reduction_inside_their_radii() -> None:
     objective = One(torch.zeros(4, dtype=torch.float64), doubles(0, 0, 0.4, 0))
     direction, box = over_diagonal(objective, damping=0.5)
     direction.note("weights", 0.5)
@@ -167,7 +167,7 @@ def bounded(kind: str, change: Change) -> list[float]:
     bounds = {
         "none": Unbounded(),
         "box": a_box({"weights": parameter}),
-        "ball": HellingerBall(OPTIONS, 1.0, Reach(("weights",), 1.0)),
+        "ball": HellingerBall(OPTIONS, 1.0, RadiusFactors(("weights",), 1.0)),
         "rates": RateBox(DecayingRates(rate=0.25, rate_factor=2.0, final_factor=0.25), 1.0),
     }
     bound = bounds[kind]
@@ -207,7 +207,7 @@ def test_a_change_that_means_nothing_to_a_bound_is_refused(kind: str, change: Ch
 
 def test_the_radii_of_a_box_and_of_a_ball_are_those_of_the_distance_at_hand() -> None:
     options = TrustRegionOptions(epsilon_start=1 / 8, epsilon_end=1 / 800)
-    box, reach = HellingerBox(options, 1.0), Reach(("weights",), 0.1)
+    box, reach = HellingerBox(options, 1.0), RadiusFactors(("weights",), 0.1)
     ball, parameters = HellingerBall(options, 1.0, reach), {"weights": torch.ones(2, 3, dtype=torch.float64)}
     for step, radius in ((0, 1.0), (2, 0.1)):
         box.begin(Progress(step, 2))

@@ -19,20 +19,20 @@ class Trial:
         batch: What its evaluation was on.
         evaluation: Loss and gradient where it begins.
         step: The change of every parameter.
-        heard: Whether the step knows of the batch's gradient.
+        updates: Whether the step knows of the batch's gradient.
     """
 
     batch: Batch
     evaluation: Evaluation
     step: dict[str, Tensor]
-    heard: bool
+    updates: bool
 
 
 class Acceptance(ABC):
     """Takes a step, or a part of it, or none."""
 
     @property
-    def facts(self) -> Mapping[str, float]:
+    def metrics(self) -> Mapping[str, float]:
         """What the last step's evaluation says beside, for a run's metrics."""
         return {}
 

@@ -57,7 +57,7 @@ class BlockSolve(Direction):
             memory: Decay of the mean of blocks.
             refresh: Steps from one look at the curvature to the next.
             overlap: Factor on κ.
-            damping: Least multiplier over what the step before promised.
+            damping: Lower bound of multiplier over the predicted reduction of the step before.
             factorisations: Cholesky factorisations a step.
         """
         super().__init__(host)
@@ -68,7 +68,7 @@ class BlockSolve(Direction):
         self._names = self.objective.block_names
         rest = [name for name in parameters if name not in self._names]
         self._kappa = host.remember(Number("kappa", 0.0))
-        self._promise = host.remember(Number("promise", 0.0))
+        self._predicted = host.remember(Number("predicted", 0.0))
         self.momentum = host.remember(PerParameter("momentum", parameters, degree=1))
         self._age = host.remember(PerRow("age", parameters, saved_as="age"))
         self.multipliers = host.remember(PerRow("multipliers", parameters, saved_as="multipliers"))
@@ -151,45 +151,45 @@ class BlockSolve(Direction):
         """s, what the blocks are multiplied by."""
         return self._overlap * self.overlap_factor
 
-    # ------------------------------------------------------------------ what is promised
+    # ------------------------------------------------------------------ predicted reduction
 
-    def listen(self, gradient: Tensors) -> None:
+    def update_momentum(self, gradient: Tensors) -> None:
         """Take the gradient into the momentum, m ← m + (1-θ₁)(g - m)."""
         for name, mean in self.momentum.values.items():
             mean.lerp_(gradient[name], 1 - self.decay)
 
-    def correction(self, heard: bool) -> float:
+    def correction(self, updates: bool) -> float:
         """Return what the momentum is multiplied by for its start, 1/(1-θ₁ᵗ).
 
         Args:
-            heard: Whether this step's gradient is in it.
+            updates: Whether this step's gradient is in it.
         """
-        return 1 / (1 - self.decay ** (self.steps.value if heard else self.steps.value - 1))
+        return 1 / (1 - self.decay ** (self.steps.value if updates else self.steps.value - 1))
 
-    def promised(self, step: Tensors, names: Iterable[str]) -> float:
+    def predicted(self, step: Tensors, names: Iterable[str]) -> float:
         """Return -ĝᵀd over the parameters ``names``, ĝ without this step's gradient."""
         slope = sum(float((self.momentum[name] * step[name]).sum(dtype=torch.float64)) for name in names)
-        return -slope * self.correction(heard=False)
+        return -slope * self.correction(updates=False)
 
     @property
     def damping(self) -> float:
-        """The least multiplier, from what the step before promised."""
-        return self._damping * self._promise.value
+        """The least multiplier, from the predicted reduction of the step before."""
+        return self._damping * self._predicted.value
 
-    def note(self, promise: float) -> None:
-        """Keep what a step promised; of one with a row that broke down it is no number."""
-        if math.isfinite(promise):
-            self._promise.value = promise
+    def note(self, predicted: float) -> None:
+        """Keep a step's predicted reduction; of one with a row that broke down it is no number."""
+        if math.isfinite(predicted):
+            self._predicted.value = predicted
 
     # ------------------------------------------------------------------ where to
 
     def changes(self, at: Point) -> Iterator[tuple[str, Change]]:
         """Yield the steps of the rows that were seen and whose curvature is known."""
-        if at.heard:
-            self.listen(at.gradient)
+        if at.updates:
+            self.update_momentum(at.gradient)
         rows = (torch.ones_like(self._age.values) if at.seen is None else at.seen).nonzero().squeeze(1)
         radii = self._ball.radii({name: value[rows] for name, value in at.parameters.items()})
-        correction = self.correction(at.heard)
+        correction = self.correction(at.updates)
         damping = self._damping_over(rows, radii, correction)
         known = (self.blocks.diagonal[rows] > 0).any(dim=1)
         rows, radii = rows[known], {name: eta[known] for name, eta in radii.items()}
@@ -202,10 +202,10 @@ class BlockSolve(Direction):
 
     def _damping_over(self, rows: Tensor, radii: Tensors, correction: float) -> float:
         """λ mean |h| over ``rows``, all that were seen, at the step before; at the first one it is its own."""
-        promises = (self._mean_gradient(rows, correction) * side_by_side(radii, self._names)).norm(dim=1)
-        promise = float(promises.mean()) if len(rows) else 0.0
-        damping = self._damping * promise if self.steps.value == 1 else self.damping
-        self.note(promise)
+        predictions = (self._mean_gradient(rows, correction) * side_by_side(radii, self._names)).norm(dim=1)
+        predicted = float(predictions.mean()) if len(rows) else 0.0
+        damping = self._damping * predicted if self.steps.value == 1 else self.damping
+        self.note(predicted)
         return damping
 
     def _block_changes(

@@ -105,7 +105,7 @@ def solve_in_balls(
         gradient: g, (N, B).
         radii: η > 0, (N, B).
         scale: Factor on B.
-        damping: Least multiplier.
+        damping: Lower bound of multiplier.
         multipliers: μ of each row to begin with, (N,); becomes the next one.
         factorisations: Factorisations, each with one Newton step on μ.
     """

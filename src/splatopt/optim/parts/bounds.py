@@ -14,7 +14,7 @@ from splatopt.core.optimizer import Progress
 from splatopt.optim.fused import BoundsT, CloudT, FusedPasses
 from splatopt.optim.hellinger import HellingerRadii, TrustRegionOptions
 from splatopt.optim.parts.direction import Change, Quotient, Share, Solved
-from splatopt.optim.reach import Reach
+from splatopt.optim.radius_factors import RadiusFactors
 
 
 class StepBound(ABC):
@@ -93,11 +93,11 @@ class HellingerBall(StepBound):
     Parameters that are in no row's ball keep to |d_k| ≤ η_k, a ball of one dimension.
     """
 
-    def __init__(self, options: TrustRegionOptions, length_scale: float, reach: Reach) -> None:
+    def __init__(self, options: TrustRegionOptions, length_scale: float, radius_factors: RadiusFactors) -> None:
         """Keep how ε shrinks, the scene's length, world units, and the factors on the radii."""
         self._options = options
         self._radii = HellingerRadii(options, length_scale)
-        self._reach = reach
+        self._radius_factors = radius_factors
         self._epsilon = math.nan
 
     def begin(self, progress: Progress) -> None:
@@ -106,7 +106,7 @@ class HellingerBall(StepBound):
 
     def radii(self, parameters: Tensors) -> dict[str, Tensor]:
         """Return η of every parameter, in its shape; the direction asks for the rows that it solves."""
-        radii = self._radii.radii(parameters, self._epsilon, self._reach.factors)
+        radii = self._radii.radii(parameters, self._epsilon, self._radius_factors.factors)
         return {name: eta.expand_as(parameters[name]) for name, eta in radii.items()}
 
     def apply(self, name: str, parameter: Tensor, change: Change) -> None:
@@ -117,7 +117,7 @@ class HellingerBall(StepBound):
 
     def fused(self, passes: FusedPasses[BoundsT, CloudT]) -> BoundsT:
         """Return what fused passes make the same radii from."""
-        return self._radii.fused_bounds(passes, self._epsilon, self._reach.factors)
+        return self._radii.fused_bounds(passes, self._epsilon, self._radius_factors.factors)
 
 
 @runtime_checkable

@@ -69,9 +69,9 @@ class ComposedOptimizer(Optimizer):
             if not direction.usable:
                 return evaluation
             direction.steps.value += 1
-            unheard = direction.measured and acceptance.judges(direction.steps.value)
-            if unheard or direction.wants_trial:
-                trial = self._try(batch, evaluation, heard=not unheard)
+            is_held_out = direction.measured and acceptance.judges(direction.steps.value)
+            if is_held_out or direction.wants_trial:
+                trial = self._try(batch, evaluation, updates=not is_held_out)
         if trial is None:
             self._move(self.objective.parameters, evaluation)
         else:
@@ -79,17 +79,17 @@ class ComposedOptimizer(Optimizer):
         for projection in self.projections:
             projection.hold(self.objective.parameters)
         direction.release()
-        return _with_facts(evaluation, acceptance.facts)
+        return _with_facts(evaluation, acceptance.metrics)
 
-    def _try(self, batch: Batch, evaluation: Evaluation, heard: bool) -> Trial:
-        step = self.direction.trial(lambda parameters: self._move(parameters, evaluation, heard))
+    def _try(self, batch: Batch, evaluation: Evaluation, updates: bool) -> Trial:
+        step = self.direction.trial(lambda parameters: self._move(parameters, evaluation, updates))
         self.direction.learn(batch, step)
-        return Trial(batch, evaluation, step, heard)
+        return Trial(batch, evaluation, step, updates)
 
-    def _move(self, parameters: Tensors, evaluation: Evaluation, heard: bool = True) -> None:
+    def _move(self, parameters: Tensors, evaluation: Evaluation, updates: bool = True) -> None:
         """Move all of ``parameters`` once."""
         direction, bound = self.direction, self.bound
-        at = Point(parameters, evaluation.gradient, evaluation.seen, heard)
+        at = Point(parameters, evaluation.gradient, evaluation.seen, updates)
         if self._fused_step is not None and self._fused_step(direction, bound, at):
             return
         bound.measure(parameters)
@@ -101,5 +101,5 @@ class ComposedOptimizer(Optimizer):
         bound.release()
 
 
-def _with_facts(evaluation: Evaluation, facts: Mapping[str, float]) -> Evaluation:
-    return replace(evaluation, facts={**evaluation.facts, **facts}) if facts else evaluation
+def _with_facts(evaluation: Evaluation, metrics: Mapping[str, float]) -> Evaluation:
+    return replace(evaluation, metrics={**evaluation.metrics, **metrics}) if metrics else evaluation

@@ -59,7 +59,7 @@ class MomentumOverDiagonal(Direction):
     """-m / (factor·D + δ/η²), D a running mean of diag(JᵀJ), measured at every so many-th step.
 
     The diagonal is measured on the batch of its step, which the gradient is of as well. δ of a tensor is a share of
-    what its step before promised, the mean of |mη| over the entries where that is not 0.
+    its predicted reduction of the step before, the mean of |mη| over the entries where that is not 0.
     """
 
     asks_twice: ClassVar[bool] = True
@@ -85,7 +85,7 @@ class MomentumOverDiagonal(Direction):
             weighting: What each measurement weighs in D.
             decay: θ₁, of the mean of gradients.
             factor: What D is multiplied by.
-            damping: δ over what the step before promised.
+            damping: δ over the predicted reduction of the step before.
             refresh: Steps from one measurement to the next.
         """
         host.objective.require(host.needs | estimator.needs, type(host).__name__)
@@ -96,7 +96,7 @@ class MomentumOverDiagonal(Direction):
         parameters = self.objective.parameters
         self.momentum = host.remember(PerParameter("momentum", parameters, degree=1))
         self.curvature = host.remember(PerParameter("curvature", parameters, degree=2, resettable=False))
-        self._promise = host.remember(_Promises(tuple(parameters)))
+        self._predicted = host.remember(_PredictedReductions(tuple(parameters)))
 
     def evaluate(self, batch: Batch, progress: Progress) -> Evaluation:
         """Return loss and gradient; where it is due, take the diagonal on this batch into D."""
@@ -110,7 +110,7 @@ class MomentumOverDiagonal(Direction):
 
     def damping(self, name: str) -> float:
         """Return δ of the parameter ``name``, from the step before."""
-        return self._damping * self._promise.values.get(name, 0.0)
+        return self._damping * self._predicted.values.get(name, 0.0)
 
     def changes(self, at: Point) -> Iterator[tuple[str, Change]]:
         """Yield m / (factor·D + δ/η²) in shares of η; beyond any radius where that divides by 0, but 0 for m = 0."""
@@ -118,32 +118,32 @@ class MomentumOverDiagonal(Direction):
             gradient = at.gradient[name]
             radius, curvature = self._box.radii[name], self.curvature[name]
             momentum = self.momentum[name].lerp_(gradient, 1 - self.decay)
-            promise = momentum * radius
+            predicted = momentum * radius
             # At the smallest number instead of 0, the quotient is beyond any radius for m ≠ 0, and 0 for m = 0.
             scaled = (self.factor * curvature * radius**2).add_(self.damping(name))
             scaled.clamp_min_(torch.finfo(curvature.dtype).tiny)
-            yield name, Share(torch.div(promise, scaled, out=scaled))
-            total = float(promise.abs().sum(dtype=torch.float64))
-            self.note(name, total / max(1, int(promise.count_nonzero())))
+            yield name, Share(torch.div(predicted, scaled, out=scaled))
+            total = float(predicted.abs().sum(dtype=torch.float64))
+            self.note(name, total / max(1, int(predicted.count_nonzero())))
 
-    def note(self, name: str, promise: float) -> None:
-        """Keep what a step promised; of one with a row that broke down it is no number."""
-        if math.isfinite(promise):
-            self._promise.values[name] = promise
+    def note(self, name: str, predicted: float) -> None:
+        """Keep a step's predicted reduction; of one with a row that broke down it is no number."""
+        if math.isfinite(predicted):
+            self._predicted.values[name] = predicted
 
 
-class _Promises(StatePart):
-    """What the last step promised, by parameter."""
+class _PredictedReductions(StatePart):
+    """The last step's predicted reduction, by parameter."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
         self.values: dict[str, float] = {}
 
     def scalars(self) -> dict[str, float | int]:
-        return {f"promise.{name}": value for name, value in self.values.items()}
+        return {f"predicted.{name}": value for name, value in self.values.items()}
 
     def load(self, state: OptimizerState) -> None:
-        self.values = {name: float(state.scalars.get(f"promise.{name}", 0.0)) for name in self._names}
+        self.values = {name: float(state.scalars.get(f"predicted.{name}", 0.0)) for name in self._names}
 
 
 def _along_rows(per_row: Tensor, tensor: Tensor) -> Tensor:

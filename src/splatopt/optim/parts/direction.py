@@ -51,20 +51,20 @@ class Point:
         parameters: What is moved, in place: the objective's own, or copies.
         gradient: ∂loss/∂θ at the point where the step began.
         seen: Rows that the batch touches, (N,) bool; None for all.
-        heard: Whether means of gradients take this gradient in.
+        updates: Whether means of gradients take this gradient in.
     """
 
     parameters: Tensors
     gradient: Tensors
     seen: Tensor | None
-    heard: bool = True
+    updates: bool = True
 
 
 class Direction(ABC):
     """Asks the objective, keeps means of what it hears, and says how every parameter should change."""
 
     asks_twice: ClassVar[bool] = False
-    """Whether it asks several questions at one point, which the objective is then promised."""
+    """Whether it asks several questions at one point, which the objective is then told."""
 
     def __init__(self, host: Optimizer) -> None:
         """Declare the state.
@@ -78,7 +78,7 @@ class Direction(ABC):
 
     def at_one_point(self) -> AbstractContextManager[None]:
         """Return what is open while questions are asked."""
-        return self.objective.held() if self.asks_twice else nullcontext()
+        return self.objective.fixed_parameters() if self.asks_twice else nullcontext()
 
     def evaluate(self, batch: Batch, progress: Progress) -> Evaluation:
         """Return loss and gradient, having measured the curvature that is due; ``steps`` steps are done."""

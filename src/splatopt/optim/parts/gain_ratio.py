@@ -15,8 +15,8 @@ from splatopt.optim.parts.projections import Projection
 class GainRatio(Acceptance):
     """θ ← θ + γΔ where ρ, actual over predicted change of the loss, is above a least gain; else nothing moves.
 
-    λ is halved where the step was kept, and doubled where it was taken back. Facts: ``damping`` (λ that the step was
-    solved with), ``step_length`` (γ, 0 where it was taken back) and ``gain_ratio`` (ρ, 0 where there was none to
+    λ is halved where the step was kept, and doubled where it was taken back. ExtraMetrics: ``damping`` (λ that the step
+    was solved with), ``step_length`` (γ, 0 where it was taken back) and ``gain_ratio`` (ρ, 0 where there was none to
     measure).
     """
 
@@ -28,7 +28,7 @@ class GainRatio(Acceptance):
         damping: Number[float],
         *,
         damping_range: tuple[float, float],
-        least_gain: float,
+        min_gain: float,
         halvings: int,
         search_share: float,
     ) -> None:
@@ -40,26 +40,26 @@ class GainRatio(Acceptance):
             projection: Around every move.
             damping: λ.
             damping_range: Least and most λ.
-            least_gain: ρ above which a step is kept.
+            min_gain: ρ above which a step is kept.
             halvings: Most halvings of γ.
             search_share: Share of the views that the search looks at.
         """
         self._objective, self._direction, self._projection = objective, direction, projection
         self._damping, self._range = damping, damping_range
-        self._least_gain, self._halvings, self._search_share = least_gain, halvings, search_share
-        self._facts: dict[str, float] = {}
+        self._least_gain, self._halvings, self._search_share = min_gain, halvings, search_share
+        self._metrics: dict[str, float] = {}
 
     @property
-    def facts(self) -> Mapping[str, float]:
+    def metrics(self) -> Mapping[str, float]:
         """What became of the last step."""
-        return self._facts
+        return self._metrics
 
     def take(self, trial: Trial) -> None:
         """Search along the trial, keep what the loss has fallen by, and adapt λ."""
         length, gain = self._walk(trial.batch, trial.evaluation.loss, trial.step)
-        self._facts = {"damping": self._damping.value, "step_length": length, "gain_ratio": gain}
-        least, most = self._range
-        self._damping.value = min(max(self._damping.value * (0.5 if length > 0 else 2), least), most)
+        self._metrics = {"damping": self._damping.value, "step_length": length, "gain_ratio": gain}
+        minimum, maximum = self._range
+        self._damping.value = min(max(self._damping.value * (0.5 if length > 0 else 2), minimum), maximum)
 
     def _walk(self, batch: Batch, before: float, tangent: Tensors) -> tuple[float, float]:
         """Move by γΔ, or not at all where the loss does not fall; returns γ, 0 for the latter, and ρ."""

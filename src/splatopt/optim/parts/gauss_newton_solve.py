@@ -83,12 +83,12 @@ class GaussNewtonSolve(Direction):
         self._preconditioner, self._hellinger_damping = preconditioner, hellinger_damping
         self._radii = HellingerRadii(RadiusBounds(), self.objective.length_scale)
         self._solved: _Solved | None = None
-        self._turn = 0
+        self._position = 0
         self.model = QuadraticModel(0.0, 0.0)
 
     def evaluate(self, batch: Batch, progress: Progress) -> Evaluation:
         """Return the mean of the batches' evaluations, having solved each of them."""
-        self._turn = self.steps.value
+        self._position = self.steps.value
         objective, layout = self.objective, FlatLayout(self.objective.parameters)
         batches = objective.split(batch, self._batches)
         weights = [len(objective.parts(views)) / len(objective.parts(batch)) for views in batches]
@@ -139,7 +139,7 @@ class GaussNewtonSolve(Direction):
     def some(self, views: Batch, share: float) -> Batch:
         """Return a share of ``views``, other ones at every step."""
         pieces = self.objective.split(views, round(1 / share))
-        return pieces[self._turn % len(pieces)]
+        return pieces[self._position % len(pieces)]
 
     def _solve(self, views: Batch, gradient: Tensor, distances: Tensor, layout: FlatLayout) -> tuple[Tensor, Tensor]:
         """Return Δ of one batch and its diag(JᵀJ)."""
@@ -150,8 +150,8 @@ class GaussNewtonSolve(Direction):
         some = self.some(views, self._curvature_share)
 
         def product(vector: Tensor) -> Tensor:
-            pulled = self.objective.gauss_newton_product(some, layout.unflatten(vector))
-            return layout.flatten(pulled).addcmul_(damping, vector)
+            applied = self.objective.gauss_newton_product(some, layout.unflatten(vector))
+            return layout.flatten(applied).addcmul_(damping, vector)
 
         solution = conjugate_gradients(
             product,
@@ -194,7 +194,7 @@ class _MeanEvaluation:
     def __init__(self, layout: FlatLayout) -> None:
         self._layout = layout
         self._loss = 0.0
-        self._facts: dict[str, float] = {}
+        self._metrics: dict[str, float] = {}
         self._seen: Tensor | None = None
         self._gradient: Tensor | None = None
 
@@ -202,8 +202,8 @@ class _MeanEvaluation:
         """Count one batch by its share of the views, and return a copy of its gradient."""
         gradient = self._layout.flatten(evaluation.gradient)
         self._loss += weight * evaluation.loss
-        for name, value in evaluation.facts.items():
-            self._facts[name] = self._facts.get(name, 0.0) + weight * value
+        for name, value in evaluation.metrics.items():
+            self._metrics[name] = self._metrics.get(name, 0.0) + weight * value
         if evaluation.seen is not None:
             self._seen = evaluation.seen.clone() if self._seen is None else self._seen | evaluation.seen
         self._gradient = gradient * weight if self._gradient is None else self._gradient.add_(gradient, alpha=weight)
@@ -222,7 +222,7 @@ class _MeanEvaluation:
 
     def result(self) -> Evaluation:
         """Return the mean."""
-        return Evaluation(self._loss, self._layout.unflatten(self.gradient), self._seen, self._facts)
+        return Evaluation(self._loss, self._layout.unflatten(self.gradient), self._seen, self._metrics)
 
 
 class _Combination:
