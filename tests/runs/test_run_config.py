@@ -88,8 +88,8 @@ class Renamed:
 
 
 def test_options_that_began_with_most_and_least_begin_with_max_and_min():
-    assert read_options({"most_step": 5.0, "least_step": 0.5}, Renamed, "here") == Renamed(5.0, 0.5)
-    assert read_options({"most_of_all": 4}, Renamed, "here") == Renamed(most_of_all=4)
+    assert read_options({"most_step": 5.0, "least_step": 0.5}, lambda: Renamed, "here") == Renamed(5.0, 0.5)
+    assert read_options({"most_of_all": 4}, lambda: Renamed, "here") == Renamed(most_of_all=4)
     assert renamed({"most_other": 1, "start": 2}, {"max_step"}) == {"most_other": 1, "start": 2}
     with pytest.raises(InputError, match="here: there is no option 'most_other'"):
-        read_options({"most_other": 1}, Renamed, "here")
+        read_options({"most_other": 1}, lambda: Renamed, "here")
