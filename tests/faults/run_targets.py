@@ -18,7 +18,7 @@ from PIL import Image
 from splatopt.bench import session, verify
 from splatopt.bench.cells import Cell
 from splatopt.bench.measure import run_cell
-from splatopt.bench.runner import Outcome, Place
+from splatopt.bench.runner import Outcome, SuiteFolder
 from splatopt.cli import main
 from splatopt.commands import parsing
 from splatopt.core.checks import InputError
@@ -64,13 +64,13 @@ def run_quietly(words: tuple[str, ...]) -> tuple[int, str]:
     return code, said.getvalue()
 
 
-def launch_here(place: Place, cell: Cell, lpips_weights: str | None) -> Outcome:
+def launch_here(suite_folder: SuiteFolder, cell: Cell, lpips_weights: str | None) -> Outcome:
     """Run a cell of a suite in this process."""
     try:
         return Outcome(cell, run_cell(cell), None)
     except InputError as error:
-        place.state.mkdir(parents=True, exist_ok=True)
-        write_json(place.request(cell).with_suffix(".failed"), {"reason": str(error)[:1000]})
+        suite_folder.state.mkdir(parents=True, exist_ok=True)
+        write_json(suite_folder.request(cell).with_suffix(".failed"), {"reason": str(error)[:1000]})
         return Outcome(cell, {}, str(error))
 
 

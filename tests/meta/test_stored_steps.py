@@ -22,7 +22,7 @@ from splatopt.core.objective import Evaluation
 from splatopt.core.optimizer import Progress
 from splatopt.core.schema import GAUSSIAN_TENSORS
 from splatopt.meta import learned as learned_module
-from splatopt.meta.features import ROW_FEATURES, SCENE_FEATURES
+from splatopt.meta.constants import ROW_FEATURES, SCENE_FEATURES
 from splatopt.meta.learned import Learned, LearnedOptions
 from splatopt.meta.network import LearnedNetwork
 
