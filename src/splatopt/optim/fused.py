@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeAlias, TypedDict, TypeVar, Unpack, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,6 +18,27 @@ BoundsT = TypeVar("BoundsT")
 CloudT = TypeVar("CloudT")
 Bounds_contra = TypeVar("Bounds_contra", contravariant=True)
 Cloud_contra = TypeVar("Cloud_contra", contravariant=True)
+
+
+class ClippedAdamNumbers(TypedDict):
+    """The numbers of Adam's clipped step: rates of the six tensors; ``step`` counts from 1."""
+
+    rates: list[float]
+    beta1: float
+    beta2: float
+    epsilon: float
+    step: int
+
+
+class BlockNumbers(TypedDict):
+    """The numbers of a step with blocks; with ``measure_only`` nothing moves."""
+
+    decay: float
+    correction: float
+    scale: float
+    damping: float
+    factorisations: int
+    measure_only: bool
 
 
 @runtime_checkable
@@ -43,12 +64,7 @@ class TrustRegionPasses(Protocol[Bounds_contra, Cloud_contra]):
         gradient: Cloud_contra,
         exp_avg: Cloud_contra,
         exp_avg_sq: Cloud_contra,
-        *,
-        rates: list[float],
-        beta1: float,
-        beta2: float,
-        epsilon: float,
-        step: int,
+        **numbers: Unpack[ClippedAdamNumbers],
     ) -> None:
         """Take Adam's step clipped to the radii; rates of the six tensors, ``step`` counts from 1."""
         ...
@@ -78,13 +94,7 @@ class TrustRegionPasses(Protocol[Bounds_contra, Cloud_contra]):
         rest_curvature: Tensor,
         seen: Tensor | None,
         multipliers: Tensor,
-        *,
-        decay: float,
-        correction: float,
-        scale: float,
-        damping: float,
-        factorisations: int,
-        measure_only: bool = False,
+        **numbers: Unpack[BlockNumbers],
     ) -> float:
         """Take steps with 14×14 blocks within balls; returns the sum of |ηg| over the rows that were seen."""
         ...

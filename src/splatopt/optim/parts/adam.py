@@ -82,8 +82,7 @@ class AdamMoments(Direction):
             rate=self.rates[name],
             step=self.steps.value,
             options=self.options,
-            threads=self._host.threads,
-            isa=self._host.instructions,
+            workers=(self._host.threads, self._host.instructions),
         )
 
 
@@ -115,8 +114,7 @@ def adam_update(
     rate: float,
     step: int,
     options: Decays,
-    threads: int = 0,
-    isa: str = "auto",
+    workers: tuple[int, str] = (0, "auto"),
 ) -> None:
     """Move ``parameter`` and both means in place by one step of Adam that nothing bounds.
 
@@ -128,8 +126,8 @@ def adam_update(
         rate: Learning rate of this tensor.
         step: t, 1 at the first step.
         options: Betas and epsilon.
-        threads: Threads of the fused pass, 0 for one per processor; the result does not depend on it.
-        isa: Instruction set of the fused pass; the result does not depend on it where it has fused sums.
+        workers: Threads of the fused pass, 0 for one per processor, and its instruction set; the result does not
+            depend on them where the set has fused sums.
     """
     if not (_fits_native(parameter, gradient) and available()):
         change = adam_quotient(gradient, exp_avg, exp_avg_sq, rate, step, options)
@@ -145,8 +143,8 @@ def adam_update(
         beta2=options.beta2,
         epsilon=options.epsilon,
         step=step,
-        threads=threads,
-        isa=isa,
+        threads=workers[0],
+        isa=workers[1],
     )
 
 
