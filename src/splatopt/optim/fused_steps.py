@@ -95,8 +95,7 @@ def _blocks(direction: BlockSolve, bound: HellingerBall, at: Point) -> bool:
 def _adam(direction: AdamMoments, bound: Unbounded, at: Point) -> bool:
     """Parameters need not be a cloud's: one launch for all of them on a GPU, and one by one on the CPU."""
     if not kernels.takes([*at.parameters.values(), *at.gradient.values()]):
-        for name, parameter in at.parameters.items():
-            direction.update(name, parameter, at.gradient[name])
+        direction.update(at)
         return True
     from splatopt.kernels import adam
 

@@ -72,18 +72,20 @@ class AdamMoments(Direction):
             moments = self.exp_avg[name], self.exp_avg_sq[name]
             yield name, adam_quotient(gradient, *moments, self.rates[name], self.steps.value, self.options)
 
-    def update(self, name: str, parameter: Tensor, gradient: Tensor) -> None:
-        """Take the whole step of one parameter, in a native pass where it fits."""
-        adam_update(
-            parameter,
-            gradient,
-            self.exp_avg[name],
-            self.exp_avg_sq[name],
-            rate=self.rates[name],
-            step=self.steps.value,
-            options=self.options,
-            workers=(self._host.threads, self._host.instructions),
-        )
+    def update(self, at: Point) -> None:
+        """Take the whole step of every parameter, one by one, in a native pass where it fits."""
+        step, workers = self.steps.value, (self._host.threads, self._host.instructions)
+        for name, parameter in at.parameters.items():
+            adam_update(
+                parameter,
+                at.gradient[name],
+                self.exp_avg[name],
+                self.exp_avg_sq[name],
+                rate=self.rates[name],
+                step=step,
+                options=self.options,
+                workers=workers,
+            )
 
 
 def adam_quotient(

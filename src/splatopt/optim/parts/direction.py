@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -43,8 +43,7 @@ class Solved:
 Change = Quotient | Share | Solved
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """What a move is made of.
 
     Attributes:
