@@ -247,11 +247,10 @@ def ssim_weight(source: Source) -> Iterator[Offender]:
 
 
 def tensor_names(source: Source) -> Iterator[Offender]:
-    """Literals that list the Gaussian tensors' names."""
+    """Tuples and lists of the Gaussian tensors' names."""
     for file in source.python:
         for node in ast.walk(file.tree):
             listed = node.elts if isinstance(node, ast.Tuple | ast.List | ast.Set) else []
-            listed = node.keys if isinstance(node, ast.Dict) else listed
             texts = {one.value for one in listed if isinstance(one, ast.Constant)}
             if len(texts & GAUSSIAN_TENSORS) >= MIN_TENSORS:
                 yield Offender(file.path, node.lineno, "lists the tensors' names")

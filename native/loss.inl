@@ -169,7 +169,7 @@ inline void gradient_row(const Constants& k, const View& view, const Weights& we
 // enters, on_window(row, ring) of each row in [begin - halo, end + halo) whose windows are complete.
 template <class Weights, class Penalty, class OnSource, class OnWindow>
 inline void sweep(const Constants& k, const View& view, const Penalty& penalty, const float* image,
-                  const Photograph& photograph, int channel, int begin, int end, int halo, float* scratch,
+                  const TargetImage& target, int channel, int begin, int end, int halo, float* scratch,
                   const OnSource& on_source, const OnWindow& on_window) {
     const int64_t width = padded_width(view);
     float* ring = scratch + (kAllMaps + 1) * width;
@@ -179,8 +179,8 @@ inline void sweep(const Constants& k, const View& view, const Penalty& penalty, 
             clear_slot<kSourceMaps>(view, ring, ring_slot(r));
         } else {
             double penalties, squared;
-            target_row(view, photograph.bytes, channel, r, scratch + kTargetMap * width + kMargin);
-            source_rows(view, Weights(view, photograph, r), penalty, image + static_cast<int64_t>(r) * view.stride,
+            target_row(view, target.bytes, channel, r, scratch + kTargetMap * width + kMargin);
+            source_rows(view, Weights(view, target, r), penalty, image + static_cast<int64_t>(r) * view.stride,
                         scratch, &penalties, &squared);
             filter_across<kSourceMaps>(k, view, scratch, ring, ring_slot(r));
             on_source(r, penalties, squared);
@@ -202,11 +202,11 @@ inline SecondSweep second_sweep(const View& view, float* scratch) {
 
 template <class Weights, class Penalty>
 inline void photometric_loss_of(const Constants& k, const View& view, const LossRule& rule, const Penalty& penalty,
-                                const float* image, const Photograph& photograph, int channel, int begin, int end,
+                                const float* image, const TargetImage& target, int channel, int begin, int end,
                                 float* scratch, float* gradient, LossSums& sums) {
     const SecondSweep second = second_sweep(view, scratch);
-    const Vec ssim_scale(static_cast<float>(-rule.ssim_weight / rule.divisor()));
-    const Vec pixel_scale(static_cast<float>((1.0 - rule.ssim_weight) / rule.divisor()));
+    const Vec ssim_scale(static_cast<float>(-rule.ssim_scale()));
+    const Vec pixel_scale(static_cast<float>(rule.penalty_scale()));
     sums = {};
     const auto on_source = [&](int row, double penalties, double squared) {
         if (row < begin || row >= end) return;
@@ -217,7 +217,7 @@ inline void photometric_loss_of(const Constants& k, const View& view, const Loss
         if (row < 0 || row >= view.height) {
             clear_slot<kDerivativeMaps>(view, second.ring, ring_slot(row));
         } else {
-            const Weights weights(view, photograph, row);
+            const Weights weights(view, target, row);
             const auto factor = [&](int x, Vec) { return weights.weighted(x, ssim_scale); };
             const double ssim = derivative_rows(k, view, weights, row, ring, second.derivatives, factor);
             if (row >= begin && row < end) sums.ssim += ssim;
@@ -226,21 +226,21 @@ inline void photometric_loss_of(const Constants& k, const View& view, const Loss
         const int out = row - kHalfWindow;
         if (out < begin) return;
         const int64_t at = static_cast<int64_t>(out) * view.stride;
-        const Weights weights(view, photograph, out);
-        target_row(view, photograph.bytes, channel, out, second.target);
+        const Weights weights(view, target, out);
+        target_row(view, target.bytes, channel, out, second.target);
         gradient_row(k, view, weights, out, second.ring, image + at, second.target, gradient + at,
                      [&](int x, Vec a, Vec b) { return weights.weighted(x, pixel_scale * penalty.slope(a - b)); });
     };
-    sweep<Weights>(k, view, penalty, image, photograph, channel, begin, end, kHalfWindow, scratch, on_source,
+    sweep<Weights>(k, view, penalty, image, target, channel, begin, end, kHalfWindow, scratch, on_source,
                    on_window);
 }
 
 // Rows [begin, end) of one channel: the loss's sums and its gradient.
 void photometric_loss(const Constants& k, const View& view, const LossRule& rule, const float* image,
-                      const Photograph& photograph, int channel, int begin, int end, float* scratch, float* gradient,
+                      const TargetImage& target, int channel, int begin, int end, float* scratch, float* gradient,
                       LossSums& sums) {
-    with_penalty_and_weights(rule, photograph, [&](const auto& penalty, auto* weights) {
-        photometric_loss_of<WeightsOf<decltype(weights)>>(k, view, rule, penalty, image, photograph, channel, begin,
+    with_penalty_and_weights(rule, target, [&](const auto& penalty, auto* weights) {
+        photometric_loss_of<WeightsOf<decltype(weights)>>(k, view, rule, penalty, image, target, channel, begin,
                                                           end, scratch, gradient, sums);
     });
 }

@@ -56,7 +56,7 @@ inline void with_penalty(const LossRule& rule, const Work& work) {
 
 // What pixels count, sixteen of one row at a time.
 struct AllAlike {
-    explicit AllAlike(const View&, const Photograph&, int) {}
+    explicit AllAlike(const View&, const TargetImage&, int) {}
     Vec weighted(int, Vec value) const { return value; }
     Vec rooted(int, Vec value) const { return value; }
     Vec counted(int, Vec value) const { return value; }
@@ -64,8 +64,8 @@ struct AllAlike {
 struct ByWeights {
     const float* row;
     int width;
-    ByWeights(const View& view, const Photograph& photograph, int at)
-        : row(photograph.weights + static_cast<int64_t>(at) * view.width), width(view.width) {}
+    ByWeights(const View& view, const TargetImage& target, int at)
+        : row(target.weights + static_cast<int64_t>(at) * view.width), width(view.width) {}
     Vec weight(int x) const { return load_part(row + x, first_lanes(width - x)); }
     Vec weighted(int x, Vec value) const { return weight(x) * value; }         // w·value
     Vec rooted(int x, Vec value) const { return sqrt(weight(x)) * value; }     // √w·value
@@ -78,9 +78,9 @@ using WeightsOf = std::remove_const_t<std::remove_pointer_t<Pointer>>;
 
 // Calls work with the rule's penalty and, as a null pointer's, with the type of the photograph's weights.
 template <class Work>
-inline void with_penalty_and_weights(const LossRule& rule, const Photograph& photograph, const Work& work) {
+inline void with_penalty_and_weights(const LossRule& rule, const TargetImage& target, const Work& work) {
     with_penalty(rule, [&](const auto& penalty) {
-        if (photograph.weights)
+        if (target.weights)
             work(penalty, static_cast<const ByWeights*>(nullptr));
         else
             work(penalty, static_cast<const AllAlike*>(nullptr));

@@ -16,9 +16,9 @@ void clear_range(float* p, int64_t begin, int64_t end, int64_t width) {
 
 }  // namespace
 
-void Rasterizer::residuals(const Photograph& photograph, const LossRule& rule, float* out) {
+void Rasterizer::residuals(const TargetImage& target, const LossRule& rule, float* out) {
     sweep_bands([&](int channel, int begin, int end, float* scratch, int64_t) {
-        kernels_.residuals(constants_, view_, rule, plane(channel), photograph, channel, begin, end, scratch, out);
+        kernels_.residuals(constants_, view_, rule, plane(channel), target, channel, begin, end, scratch, out);
     });
 }
 
@@ -45,28 +45,28 @@ void Rasterizer::image_jvp(const Cloud& cloud, const Cloud& tangent, float* out)
     copy_planes(tangent_planes_.data(), out);
 }
 
-void Rasterizer::jvp(const Cloud& cloud, const Cloud& tangent, const Photograph& photograph, const LossRule& rule,
+void Rasterizer::jvp(const Cloud& cloud, const Cloud& tangent, const TargetImage& target, const LossRule& rule,
                      float* out) {
     const Stopwatch watch(timings_.jvp);
     draw_tangent(cloud, tangent);
     sweep_bands([&](int channel, int begin, int end, float* scratch, int64_t) {
         const float* along = tangent_planes_.data() + plane_size() * channel;
-        kernels_.residual_jvp(constants_, view_, rule, plane(channel), along, photograph, channel, begin, end, scratch,
+        kernels_.residual_jvp(constants_, view_, rule, plane(channel), along, target, channel, begin, end, scratch,
                               out);
     });
 }
 
-void Rasterizer::set_cotangent(const Photograph& photograph, const LossRule& rule, const float* cotangent) {
+void Rasterizer::set_cotangent(const TargetImage& target, const LossRule& rule, const float* cotangent) {
     sweep_bands([&](int channel, int begin, int end, float* scratch, int64_t) {
-        kernels_.residual_vjp(constants_, view_, rule, plane(channel), photograph, channel, begin, end, scratch,
+        kernels_.residual_vjp(constants_, view_, rule, plane(channel), target, channel, begin, end, scratch,
                               cotangent, plane(kGradient + channel));
     });
 }
 
-void Rasterizer::set_pixel_curvature(const Photograph& photograph, const LossRule& rule) {
+void Rasterizer::set_pixel_curvature(const TargetImage& target, const LossRule& rule) {
     const Stopwatch watch(timings_.pixel_curvature);
     sweep_bands([&](int channel, int begin, int end, float* scratch, int64_t) {
-        kernels_.pixel_curvature(constants_, view_, rule, plane(channel), photograph, channel, begin, end, scratch,
+        kernels_.pixel_curvature(constants_, view_, rule, plane(channel), target, channel, begin, end, scratch,
                                  plane(kGradient + channel));
     });
 }

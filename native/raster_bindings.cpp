@@ -90,23 +90,23 @@ LossRule make_loss_rule(const std::string& penalty, float penalty_parameter, flo
 }
 
 // What a view is compared with, and its size.
-struct HeldPhotograph {
-    Photograph photograph;
+struct HeldTarget {
+    TargetImage target;
     int height, width;
 };
 
-HeldPhotograph hold_photograph(const Bytes3& bytes, const std::optional<Floats2>& weights) {
+HeldTarget hold_target(const Bytes3& bytes, const std::optional<Floats2>& weights) {
     require(!weights || (weights->shape(0) == bytes.shape(0) && weights->shape(1) == bytes.shape(1)),
-            "weights must be (H, W), as the photograph");
+            "weights must be (H, W), as the target image");
     return {{bytes.data(), weights ? weights->data() : nullptr},
             static_cast<int>(bytes.shape(0)),
             static_cast<int>(bytes.shape(1))};
 }
 
-const Photograph& fitting(const Rasterizer& self, const HeldPhotograph& held) {
+const TargetImage& fitting(const Rasterizer& self, const HeldTarget& held) {
     require(held.height == self.height() && held.width == self.width(),
-            "the photograph must have the rendered image's size");
-    return held.photograph;
+            "the target image must have the rendered image's size");
+    return held.target;
 }
 
 template <class Image>
@@ -118,7 +118,7 @@ void require_image(const Rasterizer& self, const Image& image) {
 
 template <class Residuals>
 void require_residuals(const Rasterizer& self, const LossRule& rule, const Residuals& residuals) {
-    require(residuals.shape(0) == (rule.ssim_weight == 0 ? 1u : 2u) &&
+    require(residuals.shape(0) == (rule.has_ssim() ? 2u : 1u) &&
                 static_cast<int>(residuals.shape(1)) == self.height() &&
                 static_cast<int>(residuals.shape(2)) == self.width() && residuals.shape(3) == 3,
             "residuals must be (2, H, W, 3), or (1, H, W, 3) for losses without SSIM");
@@ -132,10 +132,10 @@ void require_sums(const Cloud& cloud, const HeldTensors& into) {
     require(into.count == cloud.count && into.rest == cloud.rest, "sums must have their parameters' shapes");
 }
 
-std::tuple<double, double> loss(Rasterizer& self, const HeldPhotograph& photograph, const LossRule& rule) {
-    const Photograph& target = fitting(self, photograph);
+std::tuple<double, double> loss(Rasterizer& self, const HeldTarget& target, const LossRule& rule) {
+    const TargetImage& fitted = fitting(self, target);
     nb::gil_scoped_release release;
-    const ViewLoss found = self.loss(target, rule);
+    const ViewLoss found = self.loss(fitted, rule);
     return {found.loss, found.squared_error};
 }
 
@@ -153,11 +153,11 @@ void backward(Rasterizer& self, const Cloud& cloud, double weight, const HeldTen
     self.backward(cloud, static_cast<float>(weight), overwrite, into.tensors, reinterpret_cast<uint8_t*>(seen.data()));
 }
 
-void residuals(Rasterizer& self, const HeldPhotograph& photograph, const LossRule& rule, const OutFloats4& out) {
-    const Photograph& target = fitting(self, photograph);
+void residuals(Rasterizer& self, const HeldTarget& target, const LossRule& rule, const OutFloats4& out) {
+    const TargetImage& fitted = fitting(self, target);
     require_residuals(self, rule, out);
     nb::gil_scoped_release release;
-    self.residuals(target, rule, out.data());
+    self.residuals(fitted, rule, out.data());
 }
 
 void image_jvp(Rasterizer& self, const Cloud& cloud, const Cloud& tangent, const OutFloats3& out) {
@@ -167,27 +167,27 @@ void image_jvp(Rasterizer& self, const Cloud& cloud, const Cloud& tangent, const
     self.image_jvp(cloud, tangent, out.data());
 }
 
-void jvp(Rasterizer& self, const Cloud& cloud, const Cloud& tangent, const HeldPhotograph& photograph,
+void jvp(Rasterizer& self, const Cloud& cloud, const Cloud& tangent, const HeldTarget& target,
          const LossRule& rule, const OutFloats4& out) {
-    const Photograph& target = fitting(self, photograph);
+    const TargetImage& fitted = fitting(self, target);
     require_residuals(self, rule, out);
     require_tangent(cloud, tangent);
     nb::gil_scoped_release release;
-    self.jvp(cloud, tangent, target, rule, out.data());
+    self.jvp(cloud, tangent, fitted, rule, out.data());
 }
 
-void set_cotangent(Rasterizer& self, const HeldPhotograph& photograph, const LossRule& rule,
+void set_cotangent(Rasterizer& self, const HeldTarget& target, const LossRule& rule,
                    const Floats4& cotangent) {
-    const Photograph& target = fitting(self, photograph);
+    const TargetImage& fitted = fitting(self, target);
     require_residuals(self, rule, cotangent);
     nb::gil_scoped_release release;
-    self.set_cotangent(target, rule, cotangent.data());
+    self.set_cotangent(fitted, rule, cotangent.data());
 }
 
-void set_pixel_curvature(Rasterizer& self, const HeldPhotograph& photograph, const LossRule& rule) {
-    const Photograph& target = fitting(self, photograph);
+void set_pixel_curvature(Rasterizer& self, const HeldTarget& target, const LossRule& rule) {
+    const TargetImage& fitted = fitting(self, target);
     nb::gil_scoped_release release;
-    self.set_pixel_curvature(target, rule);
+    self.set_pixel_curvature(fitted, rule);
 }
 
 void diagonal(Rasterizer& self, const Cloud& cloud, double weight, const HeldTensors& into, bool overwrite) {
@@ -285,11 +285,11 @@ void bind_inputs(nb::module_& m) {
              nb::kw_only(), "penalty"_a, "penalty_parameter"_a = 0.0f, "ssim_weight"_a, "count"_a, "pixel_scale"_a,
              "pixel_half_scale"_a, "ssim_half_scale"_a, "floor_dissimilarity"_a);
 
-    nb::class_<HeldPhotograph>(m, "Photograph",
+    nb::class_<HeldTarget>(m, "TargetImage",
                                "Pointers to (H, W, 3) bytes and their (H, W) weights, kept alive by the caller.")
         .def("__init__",
-             [](HeldPhotograph* self, const Bytes3& bytes, const std::optional<Floats2>& weights) {
-                 new (self) HeldPhotograph(hold_photograph(bytes, weights));
+             [](HeldTarget* self, const Bytes3& bytes, const std::optional<Floats2>& weights) {
+                 new (self) HeldTarget(hold_target(bytes, weights));
              },
              "bytes"_a, "weights"_a.none());
 }
@@ -302,18 +302,18 @@ void bind_raster(nb::module_& m) {
         .def(nb::init<const Constants&, std::shared_ptr<Workers>>(), "constants"_a, "workers"_a)
         .def("forward", &Rasterizer::forward, "view"_a, "cloud"_a, "with_depth"_a = false,
              nb::call_guard<nb::gil_scoped_release>(), "Project, bin and blend.")
-        .def("loss", &loss, "photograph"_a, "rule"_a,
+        .def("loss", &loss, "target"_a, "rule"_a,
              "Loss and mean squared error of the last view; keeps dL/dimage for backward.")
         .def("set_image_gradient", &set_image_gradient, "gradient"_a,
              "Take dL/dimage (H, W, 3), or the pixels' curvature, from outside.")
         .def("backward", &backward, "cloud"_a, "weight"_a, "into"_a, "seen"_a, "overwrite"_a = false,
              "Add weight · dL/dθ to the six gradients and mark what was drawn.")
-        .def("residuals", &residuals, "photograph"_a, "rule"_a, "out"_a, "Residuals of the last view.")
+        .def("residuals", &residuals, "target"_a, "rule"_a, "out"_a, "Residuals of the last view.")
         .def("image_jvp", &image_jvp, "cloud"_a, "tangent"_a, "out"_a, "∂image/∂θ · tangent for the last view.")
-        .def("jvp", &jvp, "cloud"_a, "tangent"_a, "photograph"_a, "rule"_a, "out"_a, "J · tangent for the last view.")
-        .def("set_cotangent", &set_cotangent, "photograph"_a, "rule"_a, "cotangent"_a,
+        .def("jvp", &jvp, "cloud"_a, "tangent"_a, "target"_a, "rule"_a, "out"_a, "J · tangent for the last view.")
+        .def("set_cotangent", &set_cotangent, "target"_a, "rule"_a, "cotangent"_a,
              "Keep J_imageᵀ · cotangent for backward.")
-        .def("set_pixel_curvature", &set_pixel_curvature, "photograph"_a, "rule"_a,
+        .def("set_pixel_curvature", &set_pixel_curvature, "target"_a, "rule"_a,
              "Keep the curvature of the residuals in each pixel for diagonal and blocks.")
         .def("diagonal", &diagonal, "cloud"_a, "weight"_a, "into"_a, "overwrite"_a = false,
              "Add weight · diag(JᵀJ) of the last view.")

@@ -90,12 +90,12 @@ void Rasterizer::forward(const View& view, const Cloud& cloud, bool with_depth) 
     });
 }
 
-ViewLoss Rasterizer::loss(const Photograph& photograph, const LossRule& rule) {
+ViewLoss Rasterizer::loss(const TargetImage& target, const LossRule& rule) {
     const Stopwatch watch(timings_.loss);
     const int64_t bands = tasks_of(view_.height, kLossRows);
     ensure(loss_sums_, bands * 3);
     sweep_bands([&](int channel, int begin, int end, float* scratch, int64_t task) {
-        kernels_.photometric_loss(constants_, view_, rule, plane(channel), photograph, channel, begin, end, scratch,
+        kernels_.photometric_loss(constants_, view_, rule, plane(channel), target, channel, begin, end, scratch,
                                   plane(kGradient + channel), loss_sums_[task]);
     });
     LossSums total{};
@@ -104,9 +104,7 @@ ViewLoss Rasterizer::loss(const Photograph& photograph, const LossRule& rule) {
         total.penalty += loss_sums_[task].penalty;
         total.squared += loss_sums_[task].squared;
     }
-    const double n = rule.divisor();
-    return {(1.0 - rule.ssim_weight) * total.penalty / n + rule.ssim_weight * (rule.count / n - total.ssim / n),
-            total.squared / n};
+    return {rule.value(total), total.squared / rule.divisor()};
 }
 
 void Rasterizer::set_image_gradient(const float* gradient) {

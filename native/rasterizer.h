@@ -68,21 +68,21 @@ public:
     // Projects, bins and blends; with_depth also fills alpha and depth.
     void forward(const View& view, const Cloud& cloud, bool with_depth);
     // Loss of the rendered image, and dL/dimage kept for backward.
-    ViewLoss loss(const Photograph& photograph, const LossRule& rule);
+    ViewLoss loss(const TargetImage& target, const LossRule& rule);
     // dL/dimage given as (H, W, 3) instead.
     void set_image_gradient(const float* gradient);
     // Adds weight · dL/dθ, for the cloud that forward saw; with overwrite, to nothing instead of what is there.
     void backward(const Cloud& cloud, float weight, bool overwrite, const CloudTensors& gradient, uint8_t* seen);
 
     // The residual view, for the view that forward drew; residuals are (kinds, H, W, 3).
-    void residuals(const Photograph& photograph, const LossRule& rule, float* out);
+    void residuals(const TargetImage& target, const LossRule& rule, float* out);
     // ∂image/∂θ · tangent, (H, W, 3).
     void image_jvp(const Cloud& cloud, const Cloud& tangent, float* out);
-    void jvp(const Cloud& cloud, const Cloud& tangent, const Photograph& photograph, const LossRule& rule, float* out);
+    void jvp(const Cloud& cloud, const Cloud& tangent, const TargetImage& target, const LossRule& rule, float* out);
     // dL/dimage = J_imageᵀ · cotangent, kept for backward.
-    void set_cotangent(const Photograph& photograph, const LossRule& rule, const float* cotangent);
+    void set_cotangent(const TargetImage& target, const LossRule& rule, const float* cotangent);
     // W, kept in the place of dL/dimage for diagonal and blocks.
-    void set_pixel_curvature(const Photograph& photograph, const LossRule& rule);
+    void set_pixel_curvature(const TargetImage& target, const LossRule& rule);
     // Adds weight · Σ W (∂image/∂θ)², with the W at hand.
     void diagonal(const Cloud& cloud, float weight, bool overwrite, const CloudTensors& out);
     // Adds weight · each Gaussian's own block of JᵀJ, 105 floats, and the diagonal of sh_rest.

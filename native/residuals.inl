@@ -27,37 +27,37 @@ inline void ignore_source(int, double, double) {}
 
 template <class Weights, class Penalty>
 inline void residuals_of(const Constants& k, const View& view, const LossRule& rule, const Penalty& penalty,
-                         const float* image, const Photograph& photograph, int channel, int begin, int end,
+                         const float* image, const TargetImage& target, int channel, int begin, int end,
                          float* scratch, float* out) {
     float* y_row = second_sweep(view, scratch).target;
     const auto on_window = [&](int row, const float* ring) {
         Vec taps[kWindow];
         ring_taps(k, row, taps);
-        target_row(view, photograph.bytes, channel, row, y_row);
-        const Weights weights(view, photograph, row);
+        target_row(view, target.bytes, channel, row, y_row);
+        const Weights weights(view, target, row);
         const float* pixels = image + static_cast<int64_t>(row) * view.stride;
         float* first = out + row_offset(view, row);
         for (int x = 0; x < view.width; x += kLanes, ring += kWindow * kSourceMaps * kLanes) {
             const Vec d = Vec::load(pixels + x) - Vec::load(y_row + x);
             store_interleaved(view, first, x, channel, weights.rooted(x, penalty.residual(d)));
-            if (rule.ssim_weight == 0) continue;
+            if (!rule.has_ssim()) continue;
             const Vec lack = max(Vec(1.0f) - window_at(k, taps, ring).ssim, Vec(0.0f));
             store_interleaved(view, first + image_floats(view), x, channel,
                               weights.rooted(x, Vec(2.0f * rule.ssim_half_scale) * sqrt(lack)));
         }
     };
-    sweep<Weights>(k, view, penalty, image, photograph, channel, begin, end, 0, scratch, ignore_source, on_window);
+    sweep<Weights>(k, view, penalty, image, target, channel, begin, end, 0, scratch, ignore_source, on_window);
 }
 
 template <class Weights, class Penalty>
 inline void residual_jvp_of(const Constants& k, const View& view, const LossRule& rule, const Penalty& penalty,
-                            const float* image, const float* tangent, const Photograph& photograph, int channel,
+                            const float* image, const float* tangent, const TargetImage& target, int channel,
                             int begin, int end, float* scratch, float* out) {
     const SecondSweep second = second_sweep(view, scratch);
     const int64_t width = padded_width(view);
     // The second ring holds the windows' sums of dx, x dx and y dx, filled in step with the first.
     const auto on_source = [&](int row, double, double) {
-        const Weights weights(view, photograph, row);
+        const Weights weights(view, target, row);
         const float* dx = tangent + static_cast<int64_t>(row) * view.stride;
         for (int x = 0; x < view.width; x += kLanes) {
             const Mask inside = first_lanes(view.width - x);
@@ -75,8 +75,8 @@ inline void residual_jvp_of(const Constants& k, const View& view, const LossRule
             clear_slot<kDerivativeMaps>(view, second.ring, ring_slot(row + kHalfWindow));
         Vec taps[kWindow];
         ring_taps(k, row, taps);
-        target_row(view, photograph.bytes, channel, row, second.target);
-        const Weights weights(view, photograph, row);
+        target_row(view, target.bytes, channel, row, second.target);
+        const Weights weights(view, target, row);
         const int64_t at = static_cast<int64_t>(row) * view.stride;
         float* first = out + row_offset(view, row);
         for (int x = 0; x < view.width; x += kLanes) {
@@ -85,7 +85,7 @@ inline void residual_jvp_of(const Constants& k, const View& view, const LossRule
             const Vec d = Vec::load(image + at + x) - Vec::load(second.target + x);
             const Vec own = penalty.residual_slope(d) * Vec::load(tangent + at + x);
             store_interleaved(view, first, x, channel, weights.rooted(x, own));
-            if (rule.ssim_weight == 0) continue;
+            if (!rule.has_ssim()) continue;
             const Window w = window_at(k, taps, source_column);
             const auto sum = [&](DerivativeMap map) { return ring_sum<kDerivativeMaps>(taps, column, map); };
             const Vec change = fmadd(w.by_mean, sum(kByMean),
@@ -95,19 +95,19 @@ inline void residual_jvp_of(const Constants& k, const View& view, const LossRule
         }
     };
     for (int slot = 0; slot < kWindow; ++slot) clear_slot<kDerivativeMaps>(view, second.ring, slot);
-    sweep<Weights>(k, view, penalty, image, photograph, channel, begin, end, 0, scratch, on_source, on_window);
+    sweep<Weights>(k, view, penalty, image, target, channel, begin, end, 0, scratch, on_source, on_window);
 }
 
 template <class Weights, class Penalty>
 inline void residual_vjp_of(const Constants& k, const View& view, const LossRule& rule, const Penalty& penalty,
-                            const float* image, const Photograph& photograph, int channel, int begin, int end,
+                            const float* image, const TargetImage& target, int channel, int begin, int end,
                             float* scratch, const float* cotangent, float* gradient) {
     const SecondSweep second = second_sweep(view, scratch);
     const auto on_window = [&](int row, const float* ring) {
-        if (row < 0 || row >= view.height || rule.ssim_weight == 0) {
+        if (row < 0 || row >= view.height || !rule.has_ssim()) {
             clear_slot<kDerivativeMaps>(view, second.ring, ring_slot(row));
         } else {
-            const Weights weights(view, photograph, row);
+            const Weights weights(view, target, row);
             const float* u = cotangent + image_floats(view) + row_offset(view, row);
             const auto factor = [&](int x, Vec ssim) {
                 return weights.rooted(x, ssim_slope(rule, ssim) * load_interleaved(view, u, x, channel));
@@ -118,36 +118,36 @@ inline void residual_vjp_of(const Constants& k, const View& view, const LossRule
         const int out = row - kHalfWindow;
         if (out < begin) return;
         const int64_t at = static_cast<int64_t>(out) * view.stride;
-        const Weights weights(view, photograph, out);
+        const Weights weights(view, target, out);
         const float* u = cotangent + row_offset(view, out);
-        target_row(view, photograph.bytes, channel, out, second.target);
+        target_row(view, target.bytes, channel, out, second.target);
         gradient_row(k, view, weights, out, second.ring, image + at, second.target, gradient + at,
                      [&](int x, Vec a, Vec b) {
                          const Vec slope = penalty.residual_slope(a - b);
                          return weights.rooted(x, slope * load_interleaved(view, u, x, channel));
                      });
     };
-    sweep<Weights>(k, view, penalty, image, photograph, channel, begin, end, kHalfWindow, scratch, ignore_source,
+    sweep<Weights>(k, view, penalty, image, target, channel, begin, end, kHalfWindow, scratch, ignore_source,
                    on_window);
 }
 
 template <class Weights, class Penalty>
 inline void pixel_curvature_of(const Constants& k, const View& view, const LossRule& rule, const Penalty& penalty,
-                               const float* image, const Photograph& photograph, int channel, int begin, int end,
+                               const float* image, const TargetImage& target, int channel, int begin, int end,
                                float* scratch, float* out) {
     float* y_row = second_sweep(view, scratch).target;
     const Vec center(k.window[kHalfWindow] * k.window[kHalfWindow]), two(2.0f);
     const auto on_window = [&](int row, const float* ring) {
         Vec taps[kWindow];
         ring_taps(k, row, taps);
-        target_row(view, photograph.bytes, channel, row, y_row);
-        const Weights weights(view, photograph, row);
+        target_row(view, target.bytes, channel, row, y_row);
+        const Weights weights(view, target, row);
         const int64_t at = static_cast<int64_t>(row) * view.stride;
         for (int x = 0; x < view.width; x += kLanes, ring += kWindow * kSourceMaps * kLanes) {
             const Vec a = Vec::load(image + at + x), b = Vec::load(y_row + x);
             const Vec by_pixel = penalty.residual_slope(a - b);
             Vec by_window(0.0f);
-            if (rule.ssim_weight != 0) {
+            if (rule.has_ssim()) {
                 const Window w = window_at(k, taps, ring);
                 by_window =
                     ssim_slope(rule, w.ssim) * (center * (w.by_mean + two * a * w.by_squares + b * w.by_product));
@@ -156,34 +156,34 @@ inline void pixel_curvature_of(const Constants& k, const View& view, const LossR
             keep(first_lanes(view.width - x), weights.weighted(x, curvature)).store(out + at + x);
         }
     };
-    sweep<Weights>(k, view, penalty, image, photograph, channel, begin, end, 0, scratch, ignore_source, on_window);
+    sweep<Weights>(k, view, penalty, image, target, channel, begin, end, 0, scratch, ignore_source, on_window);
 }
 
 // Rows [begin, end) of the residuals.
 void residuals(const Constants& k, const View& view, const LossRule& rule, const float* image,
-               const Photograph& photograph, int channel, int begin, int end, float* scratch, float* out) {
-    with_penalty_and_weights(rule, photograph, [&](const auto& penalty, auto* weights) {
-        residuals_of<WeightsOf<decltype(weights)>>(k, view, rule, penalty, image, photograph, channel, begin, end,
+               const TargetImage& target, int channel, int begin, int end, float* scratch, float* out) {
+    with_penalty_and_weights(rule, target, [&](const auto& penalty, auto* weights) {
+        residuals_of<WeightsOf<decltype(weights)>>(k, view, rule, penalty, image, target, channel, begin, end,
                                                    scratch, out);
     });
 }
 
 // Rows [begin, end) of J_image · tangent, over whole windows.
 void residual_jvp(const Constants& k, const View& view, const LossRule& rule, const float* image,
-                  const float* tangent, const Photograph& photograph, int channel, int begin, int end, float* scratch,
+                  const float* tangent, const TargetImage& target, int channel, int begin, int end, float* scratch,
                   float* out) {
-    with_penalty_and_weights(rule, photograph, [&](const auto& penalty, auto* weights) {
-        residual_jvp_of<WeightsOf<decltype(weights)>>(k, view, rule, penalty, image, tangent, photograph, channel,
+    with_penalty_and_weights(rule, target, [&](const auto& penalty, auto* weights) {
+        residual_jvp_of<WeightsOf<decltype(weights)>>(k, view, rule, penalty, image, tangent, target, channel,
                                                       begin, end, scratch, out);
     });
 }
 
 // Rows [begin, end) of J_imageᵀ · cotangent, over whole windows.
 void residual_vjp(const Constants& k, const View& view, const LossRule& rule, const float* image,
-                  const Photograph& photograph, int channel, int begin, int end, float* scratch,
+                  const TargetImage& target, int channel, int begin, int end, float* scratch,
                   const float* cotangent, float* gradient) {
-    with_penalty_and_weights(rule, photograph, [&](const auto& penalty, auto* weights) {
-        residual_vjp_of<WeightsOf<decltype(weights)>>(k, view, rule, penalty, image, photograph, channel, begin, end,
+    with_penalty_and_weights(rule, target, [&](const auto& penalty, auto* weights) {
+        residual_vjp_of<WeightsOf<decltype(weights)>>(k, view, rule, penalty, image, target, channel, begin, end,
                                                       scratch, cotangent, gradient);
     });
 }
@@ -191,9 +191,9 @@ void residual_vjp(const Constants& k, const View& view, const LossRule& rule, co
 // Rows [begin, end) of W = Σ (∂r/∂x)², which a pixel has through its own residuals alone: of a window, the derivative
 // by its centre pixel (3DGS-LM).
 void pixel_curvature(const Constants& k, const View& view, const LossRule& rule, const float* image,
-                     const Photograph& photograph, int channel, int begin, int end, float* scratch, float* out) {
-    with_penalty_and_weights(rule, photograph, [&](const auto& penalty, auto* weights) {
-        pixel_curvature_of<WeightsOf<decltype(weights)>>(k, view, rule, penalty, image, photograph, channel, begin,
+                     const TargetImage& target, int channel, int begin, int end, float* scratch, float* out) {
+    with_penalty_and_weights(rule, target, [&](const auto& penalty, auto* weights) {
+        pixel_curvature_of<WeightsOf<decltype(weights)>>(k, view, rule, penalty, image, target, channel, begin,
                                                          end, scratch, out);
     });
 }

@@ -48,26 +48,34 @@ struct Cloud {
 enum class Penalty { absolute, squared, charbonnier };
 inline constexpr const char* kPenaltyNames[] = {"absolute", "squared", "charbonnier"};
 
+// Weighted sums over pixels that a loss is made of: SSIM, ρ(x - y) and (x - y)².
+struct LossSums {
+    double ssim, penalty, squared;
+};
+
 // A loss (1-λ)·Σwρ(x-y)/n + λ·(1 - ΣwSSIM/n), n = 3Σw, and its residuals: see loss.inl and residuals.inl.
 struct LossRule {
     Penalty penalty;
     float penalty_parameter;  // the penalty's own number
     float ssim_weight;        // λ
     double count;             // n, 0 where nothing counts
-    double divisor() const { return count > 0 ? count : 1.0; }
     float pixel_scale;        // √((1-λ)/n)
     float pixel_half_scale;   // √((1-λ)/2n)
     float ssim_half_scale;    // √(λ/2n)
     float floor_dissimilarity;
-};
 
-// Weighted sums over pixels that a loss is made of: SSIM, ρ(x - y) and (x - y)².
-struct LossSums {
-    double ssim, penalty, squared;
+    bool has_ssim() const { return ssim_weight != 0; }
+    double divisor() const { return count > 0 ? count : 1.0; }
+    double penalty_scale() const { return (1.0 - ssim_weight) / divisor(); }
+    double ssim_scale() const { return ssim_weight / divisor(); }
+    double value(const LossSums& sums) const {
+        const double n = divisor();
+        return (1.0 - ssim_weight) * sums.penalty / n + ssim_weight * (count / n - sums.ssim / n);
+    }
 };
 
 // What a rendered image is compared with.
-struct Photograph {
+struct TargetImage {
     const uint8_t* bytes;  // (H, W, 3)
     const float* weights;  // (H, W), null where all pixels count alike
 };
@@ -214,17 +222,17 @@ struct Kernels {
                            TileScratch&, const TileState&, const float* const* image_gradient,
                            SplatDerivative* pair_gradient);
     // Rows [begin, end) of one channel: the loss's sums and its gradient. Scratch holds loss_scratch_floats.
-    void (*photometric_loss)(const Constants&, const View&, const LossRule&, const float* image, const Photograph&,
+    void (*photometric_loss)(const Constants&, const View&, const LossRule&, const float* image, const TargetImage&,
                              int channel, int begin, int end, float* scratch, float* gradient, LossSums& sums);
     int64_t (*loss_scratch_floats)(const View&);
     // The residual view of the loss: rows [begin, end) of one channel, residuals (kinds, H, W, 3) in memory.
-    void (*residuals)(const Constants&, const View&, const LossRule&, const float* image, const Photograph&,
+    void (*residuals)(const Constants&, const View&, const LossRule&, const float* image, const TargetImage&,
                       int channel, int begin, int end, float* scratch, float* out);
     void (*residual_jvp)(const Constants&, const View&, const LossRule&, const float* image, const float* tangent,
-                         const Photograph&, int channel, int begin, int end, float* scratch, float* out);
-    void (*residual_vjp)(const Constants&, const View&, const LossRule&, const float* image, const Photograph&,
+                         const TargetImage&, int channel, int begin, int end, float* scratch, float* out);
+    void (*residual_vjp)(const Constants&, const View&, const LossRule&, const float* image, const TargetImage&,
                          int channel, int begin, int end, float* scratch, const float* cotangent, float* gradient);
-    void (*pixel_curvature)(const Constants&, const View&, const LossRule&, const float* image, const Photograph&,
+    void (*pixel_curvature)(const Constants&, const View&, const LossRule&, const float* image, const TargetImage&,
                             int channel, int begin, int end, float* scratch, float* out);
     void (*project_jvp)(const Constants&, const View&, const Cloud&, const Cloud& tangent, int64_t begin, int64_t end,
                         const Splat*, const uint8_t* visible, SplatDerivative* splat_tangent);

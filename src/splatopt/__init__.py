@@ -16,6 +16,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from splatopt.core.plugins import announce
 from splatopt.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from splatopt.train.result import TrainResult
     from splatopt.train.run import Run, open_run
     from splatopt.train.verb import train
+
+announce("splatopt.optimizers", "splatopt.optim", "splatopt.meta")
 
 _HOMES = {
     "splatopt.core.camera": ("Camera",),

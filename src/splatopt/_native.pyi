@@ -93,7 +93,7 @@ class LossRule:
 
     def __init__(self, *, penalty: str, penalty_parameter: float = 0.0, ssim_weight: float, count: float, pixel_scale: float, pixel_half_scale: float, ssim_half_scale: float, floor_dissimilarity: float) -> None: ...
 
-class Photograph:
+class TargetImage:
     """
     Pointers to (H, W, 3) bytes and their (H, W) weights, kept alive by the caller.
     """
@@ -108,7 +108,7 @@ class Rasterizer:
     def forward(self, view: View, cloud: Cloud, with_depth: bool = False) -> None:
         """Project, bin and blend."""
 
-    def loss(self, photograph: Photograph, rule: LossRule) -> tuple[float, float]:
+    def loss(self, target: TargetImage, rule: LossRule) -> tuple[float, float]:
         """
         Loss and mean squared error of the last view; keeps dL/dimage for backward.
         """
@@ -119,19 +119,19 @@ class Rasterizer:
     def backward(self, cloud: Cloud, weight: float, into: CloudTensors, seen: Annotated[NDArray[numpy.bool_], dict(shape=(None,), order='C', device='cpu')], overwrite: bool = False) -> None:
         """Add weight · dL/dθ to the six gradients and mark what was drawn."""
 
-    def residuals(self, photograph: Photograph, rule: LossRule, out: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None, None), order='C', device='cpu')]) -> None:
+    def residuals(self, target: TargetImage, rule: LossRule, out: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None, None), order='C', device='cpu')]) -> None:
         """Residuals of the last view."""
 
     def image_jvp(self, cloud: Cloud, tangent: Cloud, out: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu')]) -> None:
         """∂image/∂θ · tangent for the last view."""
 
-    def jvp(self, cloud: Cloud, tangent: Cloud, photograph: Photograph, rule: LossRule, out: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None, None), order='C', device='cpu')]) -> None:
+    def jvp(self, cloud: Cloud, tangent: Cloud, target: TargetImage, rule: LossRule, out: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None, None), order='C', device='cpu')]) -> None:
         """J · tangent for the last view."""
 
-    def set_cotangent(self, photograph: Photograph, rule: LossRule, cotangent: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None, None), order='C', device='cpu', writable=False)]) -> None:
+    def set_cotangent(self, target: TargetImage, rule: LossRule, cotangent: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None, None), order='C', device='cpu', writable=False)]) -> None:
         """Keep J_imageᵀ · cotangent for backward."""
 
-    def set_pixel_curvature(self, photograph: Photograph, rule: LossRule) -> None:
+    def set_pixel_curvature(self, target: TargetImage, rule: LossRule) -> None:
         """
         Keep the curvature of the residuals in each pixel for diagonal and blocks.
         """

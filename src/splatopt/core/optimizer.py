@@ -152,7 +152,7 @@ class Entry:
     help: str
 
 
-OPTIMIZERS: Registry[Entry] = Registry("optimizer", "splatopt.optimizers", ("splatopt.optim", "splatopt.meta"))
+OPTIMIZERS: Registry[Entry] = Registry("optimizer", "splatopt.optimizers")
 """All optimizers of scenes; those that others registered are optimizers of fields as well."""
 
 _FAMILIES: dict[str, Callable[[str], Entry]] = {}

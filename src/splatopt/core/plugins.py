@@ -98,16 +98,30 @@ class _Registered(Generic[Entry]):
     source: _Source | None
 
 
+_announced: dict[str, tuple[str, ...]] = {}
+
+
+def announce(group: str, *modules: str) -> None:
+    """Name the modules that register splatopt's own entries of a registry below them, when they are imported.
+
+    Args:
+        group: The registry's entry points, such as ``splatopt.optimizers``.
+        modules: The first look-up imports them.
+    """
+    _announced[group] = modules
+
+
 class Registry(Generic[Entry]):
     """Names of one kind of thing, with what each stands for."""
 
-    def __init__(self, kind: str, group: str, own: Sequence[str]) -> None:
+    def __init__(self, kind: str, group: str, own: Sequence[str] = ()) -> None:
         """Begin without names.
 
         Args:
             kind: The word for one of them, such as ``optimizer``.
             group: The entry points of installed packages, such as ``splatopt.optimizers``.
-            own: Modules that register splatopt's own when they are imported, which the first look-up does.
+            own: Modules that register splatopt's own when they are imported, which the first look-up does; those of
+                rooms above are named with :func:`announce`.
         """
         self.kind = kind
         self.group = group
@@ -188,7 +202,8 @@ class Registry(Generic[Entry]):
         return self._entries[name]
 
     def _load_own(self) -> None:
-        for module in self._own:
+        own, self._own = (*self._own, *_announced.pop(self.group, ())), ()
+        for module in own:
             importlib.import_module(module)
         self._own = ()
 

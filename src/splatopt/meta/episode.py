@@ -295,8 +295,8 @@ class _MetaLoss:
 
     def surrogate(self) -> Tensor:
         """Return what has the meta-loss's gradient, that of ``penalty`` included, by the network's weights."""
-        pulled = sum((value * weight).sum() for value, weight in self._weighted)
-        return self._options.delta_weight * self.penalty + pulled
+        product = sum((value * weight).sum() for value, weight in self._weighted)
+        return self._options.delta_weight * self.penalty + product
 
 
 def _averaged(averages: Tensors, values: Tensors, ages: Tensor, number: int, rates: InnerRates) -> dict[str, Tensor]:

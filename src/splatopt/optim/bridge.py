@@ -86,9 +86,9 @@ class TorchOptimizer(Optimizer):
     def _bind(self) -> None:
         """Point a new optimizer at the objective's parameters."""
         self._leaves = self._find_leaves()
-        self.torch, self._order = self._made_for(self._leaves)
+        self.torch, self._order = self._optimizer_of(self._leaves)
 
-    def _made_for(self, leaves: Tensors) -> tuple[torch.optim.Optimizer, list[str]]:
+    def _optimizer_of(self, leaves: Tensors) -> tuple[torch.optim.Optimizer, list[str]]:
         """Return an optimizer of ``leaves``, and their names in the order of its groups."""
         names = list(leaves)
         parts = [[name] for name in names] if self.rates(Progress(0, 1)) else [names]
@@ -191,7 +191,7 @@ class TorchOptimizer(Optimizer):
         """What is kept of each parameter after one step, seen on copies; what that draws is put back."""
         kept = self.generator.get_state() if self.generator is not None else None
         leaves = {name: nn.Parameter(leaf.detach().clone()) for name, leaf in self._leaves.items()}
-        made, order = self._made_for(leaves)
+        made, order = self._optimizer_of(leaves)
         found = first_state(made, leaves, order)
         if self.generator is not None and kept is not None:
             self.generator.set_state(kept)

@@ -112,13 +112,13 @@ class _Checker:
             "half the squared norm of the residuals", residuals.square().sum() / 2, self.loss.value(*self.case.all)
         )
         tangent, cotangent = self._random(image.shape), self._random(residuals.shape)
-        pushed = self.loss.residual_jvp(*self.case.all, tangent)
-        self._shape("residual_jvp", pushed, residuals.shape)
+        jvp_value = self.loss.residual_jvp(*self.case.all, tangent)
+        self._shape("residual_jvp", jvp_value, residuals.shape)
         change = self._difference(lambda x: self.loss.residuals(x, target, weights), tangent)
-        self._same("residual_jvp", pushed, change)
-        pulled = self.loss.residual_vjp(*self.case.all, cotangent)
-        self._shape("residual_vjp", pulled, image.shape)
-        self._same("⟨v, Jᵀu⟩", (tangent * pulled).sum(), (pushed * cotangent).sum())
+        self._same("residual_jvp", jvp_value, change)
+        vjp_value = self.loss.residual_vjp(*self.case.all, cotangent)
+        self._shape("residual_vjp", vjp_value, image.shape)
+        self._same("⟨v, Jᵀu⟩", (tangent * vjp_value).sum(), (jvp_value * cotangent).sum())
         self._same("Jᵀr", self.loss.residual_vjp(*self.case.all, residuals), self.gradient)
 
     def check_curvature(self) -> None:
@@ -128,9 +128,9 @@ class _Checker:
         for place in places:
             unit = torch.zeros_like(self.case.image).reshape(-1)
             unit[place] = 1.0
-            pushed = self.loss.residual_jvp(*self.case.all, unit.reshape(found.shape)).reshape(-1, found.numel())
-            self._same("pixel_curvature", found.reshape(-1)[place], pushed[:, place].square().sum())
-            others = pushed[:, torch.arange(found.numel()) != place]
+            jvp_value = self.loss.residual_jvp(*self.case.all, unit.reshape(found.shape)).reshape(-1, found.numel())
+            self._same("pixel_curvature", found.reshape(-1)[place], jvp_value[:, place].square().sum())
+            others = jvp_value[:, torch.arange(found.numel()) != place]
             if getattr(self.loss, "pixelwise", False) and others.count_nonzero():
                 raise self._wrong("pixelwise is set, but a residual depends on another pixel or channel than its own")
 

@@ -70,7 +70,7 @@ def native_target(problem: ViewProblem) -> object:
     module = native.load()
     assert module is not None
     weights = problem.weights
-    return module.Photograph(problem.image, None if weights is None else weights.contiguous())
+    return module.TargetImage(problem.image, None if weights is None else weights.contiguous())
 
 
 def native_cloud(gaussians: Gaussians, options: RenderOptions) -> object:

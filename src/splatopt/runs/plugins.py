@@ -20,7 +20,7 @@ from splatopt.core.typed import Fields
 from splatopt.runs.folder import RunFolder, read_json
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_MOST_FILES = 1000
+_MAX_FILES = 1000
 
 PluginFiles = Annotated[
     tuple[
@@ -65,7 +65,7 @@ def plugins_from_json(values: Any, where: str) -> tuple[PluginFile, ...]:
     if values is None:
         return ()
     found = []
-    for one in Fields({"plugins": values}, where).objects("plugins", _MOST_FILES):
+    for one in Fields({"plugins": values}, where).objects("plugins", _MAX_FILES):
         path, digest = Path(one.text("path")), one.text("sha256")
         if not path.is_absolute() or not _DIGEST.fullmatch(digest):
             raise InputError(f"{one.where} must be an absolute path with a SHA-256 digest; the file was changed")

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from splatopt.core.checks import InputError
 from splatopt.core.typed import read_dataclass
-from splatopt.raster.constants import SSIM_WEIGHT
 from splatopt.raster.loss_registry import find_loss
 from splatopt.raster.losses import Image, L1Ssim, Loss, Weights
 from splatopt.raster.torch_loss import TorchLoss
@@ -20,13 +19,13 @@ USUAL_LOSS = "l1-ssim"
 """Its options are one, ``--ssim-weight``."""
 
 
-def checked_loss_options(name: str, options: Any, ssim_weight: float) -> Any:
+def checked_loss_options(name: str, options: Any, usual: L1Ssim) -> Any:
     """Return the loss that ``options`` describe, its defaults where they are None; None for the usual one.
 
     Args:
         name: The loss.
         options: An instance of its class, or its fields by name, as a suite gives them.
-        ssim_weight: That of the usual loss.
+        usual: The usual loss, as ``--ssim-weight`` makes it.
 
     Raises:
         InputError: There is no such loss, or the options are another's.
@@ -38,10 +37,10 @@ def checked_loss_options(name: str, options: Any, ssim_weight: float) -> Any:
         if options is not None:
             raise InputError(f"the loss {USUAL_LOSS} takes its share of SSIM from --ssim-weight, and no other options")
         return None
-    if ssim_weight != SSIM_WEIGHT:
+    if usual != L1Ssim():
         raise InputError(
-            f"--ssim-weight {ssim_weight:g} is the share of SSIM in the loss {USUAL_LOSS}, and the loss is {name}; "
-            f"leave it out, or give the loss's own options, as `splatopt train --loss {name} --help` lists them"
+            f"--ssim-weight {usual.shares.ssim:g} is the share of SSIM in the loss {USUAL_LOSS}, and the loss is "
+            f"{name}; leave it out, or give the loss's own options, as `splatopt train --loss {name} --help` lists them"
         )
     if isinstance(options, Mapping):
         return read_dataclass(dict(options), kind, "option", f"the options of the loss {name!r}")
@@ -65,12 +64,12 @@ class UnknownLoss(TorchLoss):
         raise InputError(self.reason)
 
 
-def chosen_loss(name: str, options: Any, ssim_weight: float) -> Loss:
+def chosen_loss(name: str, options: Any, usual: L1Ssim) -> Loss:
     """Return the loss of a run."""
     if isinstance(options, UnreadOptions):
         return UnknownLoss(options.reason)
     if name == USUAL_LOSS:
-        return L1Ssim(ssim_weight)
+        return usual
     return options
 
 

@@ -15,7 +15,7 @@ from splatopt.core.devices import check_device_name
 from splatopt.core.native import check_instructions_name
 from splatopt.core.optimizer import find_optimizer
 from splatopt.raster.constants import SSIM_WEIGHT
-from splatopt.raster.losses import Loss
+from splatopt.raster.losses import L1Ssim, Loss
 from splatopt.raster.render import check_renderer_name
 from splatopt.raster.types import Footprint, RenderOptions
 from splatopt.runs import config as runs
@@ -105,13 +105,13 @@ class SceneOptions(runs.SettingGroup):
         """Refuse what no run can do."""
         super().__post_init__()
         parse_initialization(self.init, self.random_points)
-        options = checked_loss_options(self.loss, self.loss_options, self.ssim_weight)
+        options = checked_loss_options(self.loss, self.loss_options, L1Ssim(self.ssim_weight))
         object.__setattr__(self, "loss_options", options)
         RenderOptions(self.background or (0.0, 0.0, 0.0), self.footprint, self.sh_degree)
 
     def make_loss(self) -> Loss:
         """Return the run's loss."""
-        return chosen_loss(self.loss, self.loss_options, self.ssim_weight)
+        return chosen_loss(self.loss, self.loss_options, L1Ssim(self.ssim_weight))
 
     @cached_property
     def initialization(self) -> Initialization:

@@ -189,7 +189,7 @@ def measure_optimizer(
     if foreign:
         made, peak = _trial_step(name, config, twin, len(cloud))
     else:
-        made, peak = _made(name, config, twin), 0
+        made, peak = _optimizers_of(name, config, twin), 0
     for optimizer in made:
         held = optimizer.state_bytes()
         needed = max(peak - held, optimizer.memory_needed((0,)))
@@ -200,7 +200,7 @@ def measure_optimizer(
     return OptimizerMemory(name, row_bytes, bool(twin.asked & _WITH_RESIDUALS), twin.asked)
 
 
-def _made(name: str, config: TrainConfig, twin: _SampleObjective) -> list[Optimizer]:
+def _optimizers_of(name: str, config: TrainConfig, twin: _SampleObjective) -> list[Optimizer]:
     """The optimizer; none where it refuses, which it does again, in better words, when it is made for the run."""
     with contextlib.suppress(InputError):
         return [make_optimizer(name, config, twin, torch.Generator().manual_seed(0))]
@@ -219,7 +219,7 @@ def _trial_step(name: str, config: TrainConfig, twin: _SampleObjective, count: i
     made: list[Optimizer] = []
 
     def work() -> None:
-        made.extend(_made(name, config, twin))
+        made.extend(_optimizers_of(name, config, twin))
         for step in range(STEPS):
             for optimizer in made:
                 optimizer.step((0,), Progress(step, config.schedule.horizon or config.schedule.total_steps))

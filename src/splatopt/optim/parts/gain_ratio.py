@@ -46,7 +46,7 @@ class GainRatio(Acceptance):
         """
         self._objective, self._direction, self._projection = objective, direction, projection
         self._damping, self._range = damping, damping_range
-        self._least_gain, self._halvings, self._search_share = min_gain, halvings, search_share
+        self._min_gain, self._halvings, self._search_share = min_gain, halvings, search_share
         self._metrics: dict[str, float] = {}
 
     @property
@@ -76,7 +76,7 @@ class GainRatio(Acceptance):
         length, after = self._search(batch, move)
         change = self._direction.model.change(length)
         gain = (after - before) / change if change < 0 and math.isfinite(after) else 0.0
-        if gain > self._least_gain:
+        if gain > self._min_gain:
             return length, gain
         for name, value in kept.items():
             parameters[name].copy_(value)

@@ -138,8 +138,8 @@ class GaussNewtonSolve(Direction):
 
     def some(self, views: Batch, share: float) -> Batch:
         """Return a share of ``views``, other ones at every step."""
-        pieces = self.objective.split(views, round(1 / share))
-        return pieces[self._position % len(pieces)]
+        microbatches = self.objective.split(views, round(1 / share))
+        return microbatches[self._position % len(microbatches)]
 
     def _solve(self, views: Batch, gradient: Tensor, distances: Tensor, layout: FlatLayout) -> tuple[Tensor, Tensor]:
         """Return Δ of one batch and its diag(JᵀJ)."""
