@@ -191,7 +191,7 @@ def test_kfac_needs_a_network_and_the_curvature_diagonals_a_hessian():
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 def test_esgd_starts_sine_well_for_every_seed(seed):
-    """With the published start, one probe and D corrected by steps, some seeds fell apart here; see docs/fields.md."""
+    """With the published start, one probe and D corrected by steps, some seeds fell apart: docs/results/fields.md."""
     side = 48
     x = torch.linspace(-1, 1, side)
     waves = torch.rand(6, 3, generator=generator(seed)) * 30 - 15

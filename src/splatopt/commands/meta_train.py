@@ -54,7 +54,7 @@ class MetaTrainOptions:
     """Shape of the network: tiny, small or base. Source: docs/meta.md."""
 
     variant: Variant = Variant.FULL
-    """The whole method, or the method without one of its parts. Source: the ablations of docs/meta.md."""
+    """The whole method, or the method without one of its parts. Source: the ablations of docs/results/learned.md."""
 
     data: Path | None = None
     """Folder of scenes that splatopt data make wrote; scenes are made while training when None."""
@@ -63,7 +63,7 @@ class MetaTrainOptions:
     """Folder of synthetic scenes to validate on, others than those of --data; no validation when None."""
 
     steps: int = 20_000
-    """Meta-steps, over which the learning rate falls. Unit: meta-steps. Source: docs/meta.md."""
+    """Meta-steps, over which the learning rate falls. Unit: meta-steps. Source: docs/results/learned.md."""
 
     until: int = 0
     """Stop after so many meta-steps, the learning rate going by --steps all the same; 0 for all of them.

@@ -40,7 +40,7 @@ class CentralDifference:
     gradient's jump over 2h, while the exact product counts them as zero. Where a float32 scene is so small that the
     default step meets none, it is off by 1e-4 to 4e-4 of the product's norm. A photograph's thousands of pixels have
     kinks within any step that float32 resolves; there nothing comes near the exact product, a short step is mostly
-    the noise of single kinks, and one of 0.01 averages over them: see ``docs/curvature.md``.
+    the noise of single kinks, and one of 0.01 averages over them: see ``docs/results/curvature.md``.
 
     Attributes:
         relative_step: h‖v‖ / (1 + ‖θ‖).

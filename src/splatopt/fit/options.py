@@ -64,7 +64,8 @@ class ActivationConstants(runs.SettingGroup):
     """σ of gaussian; 0.05 for images, 0.09 for occupancy, 0.1 for nerf when None. Source: Chng et al. 2025."""
 
     omega: float | None = None
-    """ω of sine (30), wavelet (10) and sinc (20) when None. Source: SIREN, WIRE; sinc's measured, docs/fields.md."""
+    """ω of sine (30), wavelet (10) and sinc (20) when None. Source: SIREN, WIRE; sinc's measured,
+    docs/results/fields.md."""
 
     scale: float | None = None
     """Inverse width of wavelet's envelope; 10 when None. Source: WIRE."""

@@ -73,11 +73,12 @@ class InnerRates:
     handover: float = 8.0
     """Times that a Gaussian was seen after which half of what the network adds is left, as 1/(1 + age/handover): late,
     the step is Adam's, which comes to rest; after a hundred times as many the network is not asked any more. Unit:
-    steps. Source: 8 and 14 compared on synthetic scenes, docs/meta.md."""
+    steps. Source: 8 and 14 compared on synthetic scenes, docs/results/learned.md."""
 
     average_power: float = 20.0
     """k of the running average of iterates, which is what the learned step leaves: about the last 1/(k+1) of the
-    steps count; 0 for the last iterate alone. Unit: none. Source: 0 to 20 tried on synthetic scenes, docs/meta.md."""
+    steps count; 0 for the last iterate alone. Unit: none. Source: 0 to 20 tried on synthetic scenes,
+    docs/results/learned.md."""
 
     epsilon: float = SearchedAdamOptions.epsilon
     """Added to the root of the mean square. Unit: of the gradient. Source: 3DGS."""

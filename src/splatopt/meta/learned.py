@@ -60,7 +60,7 @@ class LearnedOptions:
 
     averaged: bool = True
     """Whether the scene is the running average of the iterates and not the last one. Unit: none. Source: the late
-    steps scatter, docs/meta.md."""
+    steps scatter, docs/results/learned.md."""
 
     def __post_init__(self) -> None:
         """Refuse what can never be met."""

@@ -39,7 +39,7 @@ class EpisodeOptions:
 
     unroll: int = 16
     """Steps of an episode at most. Unit: steps. Source: 6 in Learn2Splat; with 8 for all, late steps came out too
-    short, with 16 for all the first ten gained nothing, docs/meta.md."""
+    short, with 16 for all the first ten gained nothing, docs/results/learned.md."""
 
     outlook: int = 6
     """An episode from a state of so many steps takes half to all of those and so many more, within ``unroll``: what

@@ -101,7 +101,7 @@ class EsgdOptions(_Checked):
     """Steps between refreshes after that. Unit: steps. Source: Chng et al. 2025."""
 
     first_probes: int = 10
-    """Probes of the first refresh. Unit: probes. Source: measured, docs/fields.md: with one, sine starts badly
+    """Probes of the first refresh. Unit: probes. Source: measured, docs/results/fields.md: with one, sine starts badly
     for some seeds."""
 
     floor: float | None = None
@@ -139,7 +139,7 @@ class AdaHessianOptions(_Checked):
 
     floor: float | None = None
     """Lower bound of the diagonal, in parts of its tensor's root mean square; when None, 0.1 for adahessian-e on relu
-    and relu-pe, and 0 otherwise. Unit: fraction. Source: measured, docs/fields.md."""
+    and relu-pe, and 0 otherwise. Unit: fraction. Source: measured, docs/results/fields.md."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class KfacOptions(_Checked):
     """Decay of the factors, per refresh. Unit: fraction. Source: Martens and Grosse 2015."""
 
     damping: float = 1.0
-    """λ. Unit: of the Gauss-Newton matrix. Source: measured, docs/fields.md; Martens and Grosse adapt it."""
+    """λ. Unit: of the Gauss-Newton matrix. Source: measured, docs/results/fields.md; Martens and Grosse adapt it."""
 
     interval: int = 10
     """Steps between refreshes of factors and inverses. Unit: steps. Source: Martens and Grosse 2015."""

@@ -74,15 +74,15 @@ class DecayingRates(GaussianRates):
     """The rates of 3DGS multiplied by one factor, and all decaying exponentially."""
 
     rate_factor: float = 3.0
-    """Multiplies all rates. Unit: factor. Source: swept on lego_200, see docs/optim.md."""
+    """Multiplies all rates. Unit: factor. Source: swept on lego_200, see docs/results/optim.md."""
 
     final_factor: float = 0.4
     """What every rate but the means' has been multiplied by, decaying exponentially, when the run ends.
-    Unit: factor. Source: swept on lego_200, see docs/optim.md."""
+    Unit: factor. Source: swept on lego_200, see docs/results/optim.md."""
 
     means_final_factor: float = 0.4
     """What the means' rate has been multiplied by, decaying exponentially, when the run ends.
-    Unit: factor. Source: swept on lego_200, see docs/optim.md."""
+    Unit: factor. Source: swept on lego_200, see docs/results/optim.md."""
 
     def __post_init__(self) -> None:
         """Refuse factors that cannot descend."""

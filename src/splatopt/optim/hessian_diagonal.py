@@ -60,15 +60,15 @@ class HessianDiagonalOptions(DecayingRates):
 
     rate_factor: float = 4.0
     """Multiplies all rates, which here bound the steps. Unit: factor. Source: swept on fox and lego_200, see
-    docs/optim.md."""
+    docs/results/optim.md."""
 
     final_factor: float = 0.1
     """What every rate but the means' has been multiplied by, decaying exponentially, when the run ends.
-    Unit: factor. Source: swept on fox, see docs/optim.md."""
+    Unit: factor. Source: swept on fox, see docs/results/optim.md."""
 
     means_final_factor: float = 0.1
     """What the means' rate has been multiplied by, decaying exponentially, when the run ends.
-    Unit: factor. Source: swept on fox, see docs/optim.md."""
+    Unit: factor. Source: swept on fox, see docs/results/optim.md."""
 
     beta1: float = 0.9
     """Decay of the mean of gradients. Unit: fraction. Source: Kingma and Ba 2015."""
