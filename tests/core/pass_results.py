@@ -9,6 +9,7 @@ from meta.clouds import RATES, SMALL, begin, random_sequence, stirred
 from optim.awkward import AwkwardCloud
 from raster.cases import find_case, random_cloud
 from splatopt.core import native
+from splatopt.core.objective import Evaluation
 from splatopt.core.optimizer import Progress, find_optimizer
 from splatopt.core.schema import PACKED_BLOCK
 from splatopt.meta.fused import FusedNetwork
@@ -99,8 +100,9 @@ def _learned(isa: str) -> Tensor:
     native.nearest_others(parameters["means"].contiguous(), near, 1)
     gradient = {name: value.float() for name, value in sequence.gradients[0].items()}
     state = begin(parameters, network)
-    passes, seen = FusedNetwork(network), sequence.seen[0]
-    passes.step(parameters, gradient, state, sequence.losses[0], seen, near, RATES, 2.0, None, 2, isa)
+    passes, seen = FusedNetwork(network, 2, isa), sequence.seen[0]
+    evaluation = Evaluation(sequence.losses[0], gradient, seen, {})
+    passes.step(parameters, evaluation, seen, state, near, RATES, 2.0, None)
     return _joined(parameters) - before
 
 

@@ -44,7 +44,7 @@ class Lion(Optimizer):
 
 def made(source: str, name: str, monkeypatch: pytest.MonkeyPatch, objective: Quadratic) -> Optimizer:
     """Return the optimizer that a file registers as ``name``, with its defaults."""
-    monkeypatch.setattr(protocol, "_REGISTRY", dict(protocol._REGISTRY))
+    monkeypatch.setattr(protocol.OPTIMIZERS, "_entries", dict(protocol.OPTIMIZERS._entries))
     names = {name: getattr(splatopt, name) for name in ("Optimizer", "Oracle", "register")}
     exec(compile(source, f"{name}.py", "exec"), {"dataclass": protocol.dataclass, **names})
     entry = find_optimizer(name)

@@ -63,7 +63,7 @@ def test_one_that_asks_for_the_gradient_fits_and_goes_on(names, image, tmp_path)
     result = fit_field(config.changed(out=tmp_path / "run"))
     assert result.after["psnr"] > result.before["psnr"]
     resumed = fit_field(FitConfig.of(image, out=tmp_path / "run", resume=True, steps=8))
-    assert (resumed.steps, resumed.config.optimizer_options) == (8, StepOptions(2e-3))
+    assert (resumed.steps, resumed.config.schedule.optimizer_options) == (8, StepOptions(2e-3))
 
 
 def test_a_fit_whose_optimizer_is_unknown_can_be_looked_at(names, image, tmp_path):

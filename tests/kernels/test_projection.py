@@ -10,9 +10,9 @@ from kernels.interpreter import NO_TRITON
 pytest.importorskip("triton", reason=NO_TRITON)
 
 from kernels.views import TINY, prepare
+from splatopt.core import constants as truth_of_harmonics
 from splatopt.kernels import spherical_harmonics
 from splatopt.kernels.geometry import HALF_LOG2_E
-from splatopt.raster import spherical_harmonics as truth_of_harmonics
 from splatopt.raster.constants import MIN_ALPHA
 from splatopt.raster.reference_projection import project_reference
 

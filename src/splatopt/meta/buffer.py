@@ -137,5 +137,6 @@ def restored(
     inputs, targets = record.entries("inputs"), record.entries("targets")
     task = bind(record.text("scene"), cloud, inputs, targets, renderer, record.count("view_batch"), augmentation)
     state = InnerState.begin(task.objective.parameters, latent_width)
-    state.load(OptimizerState(tensors, record.values))
+    numbers = {name: value for name, value in record.values.items() if isinstance(value, int | float)}
+    state.load(OptimizerState(tensors, numbers))
     return EpisodeState(task, state, tensors["near"].to(device, copy=True), record.count("horizon"))

@@ -44,7 +44,7 @@ def solved(objective: Quadratic) -> tuple[GaussNewtonSolve, Trial, Number[float]
     evaluation = direction.evaluate(None, Progress(0, 1))
     step = direction.trial(lambda parameters: None)
     direction.learn(None, step)
-    return direction, Trial(None, evaluation, step, heard=True), damping
+    return direction, Trial(None, evaluation, step, updates=True), damping
 
 
 def test_a_damped_direction_and_its_model_are_those_of_the_normal_equations() -> None:
@@ -93,7 +93,7 @@ def test_a_step_that_climbs_is_taken_back_bit_for_bit_and_damps_the_next_one_mor
     objective = Quadratic(dtype=torch.float64)
     direction, trial, damping = solved(objective)
     before = copies(objective)
-    away = Trial(None, trial.evaluation, {name: -10 * step for name, step in trial.step.items()}, heard=True)
+    away = Trial(None, trial.evaluation, {name: -10 * step for name, step in trial.step.items()}, updates=True)
     acceptance = gain_ratio(objective, direction, damping)
     acceptance.take(away)
     assert all(torch.equal(value, before[name]) for name, value in objective.values.items())
@@ -115,7 +115,7 @@ def test_always_takes_a_trial_whole() -> None:
     objective = Quadratic(dtype=torch.float64)
     before = copies(objective)
     step = {name: torch.full_like(value, 0.25) for name, value in objective.values.items()}
-    Always(objective).take(Trial(None, objective.gradient(None), step, heard=True))
+    Always(objective).take(Trial(None, objective.gradient(None), step, updates=True))
     assert all(torch.equal(value, before[name] + 0.25) for name, value in objective.values.items())
 
 

@@ -207,8 +207,8 @@ def test_a_change_that_means_nothing_to_a_bound_is_refused(kind: str, change: Ch
 
 def test_the_radii_of_a_box_and_of_a_ball_are_those_of_the_distance_at_hand() -> None:
     options = TrustRegionOptions(epsilon_start=1 / 8, epsilon_end=1 / 800)
-    box, reach = HellingerBox(options, 1.0), RadiusFactors(("weights",), 0.1)
-    ball, parameters = HellingerBall(options, 1.0, reach), {"weights": torch.ones(2, 3, dtype=torch.float64)}
+    box, factors = HellingerBox(options, 1.0), RadiusFactors(("weights",), 0.1)
+    ball, parameters = HellingerBall(options, 1.0, factors), {"weights": torch.ones(2, 3, dtype=torch.float64)}
     for step, radius in ((0, 1.0), (2, 0.1)):
         box.begin(Progress(step, 2))
         ball.begin(Progress(step, 2))
@@ -217,7 +217,7 @@ def test_the_radii_of_a_box_and_of_a_ball_are_those_of_the_distance_at_hand() ->
         assert ball.radii(parameters)["weights"].tolist() == [[pytest.approx(radius)] * 3] * 2
     box.release()
     assert box.radii == {}
-    reach.judge(1.0, 3.0, 1.0)
+    factors.update(1.0, 3.0, 1.0)
     assert float(ball.radii(parameters)["weights"][0, 0]) == pytest.approx(0.08)
 
 
