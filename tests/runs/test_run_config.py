@@ -13,7 +13,7 @@ from splatopt.core.typed import field_names
 from splatopt.fit.config import FitConfig
 from splatopt.optim.first_order import AdamOptions
 from splatopt.runs.config import RunConfig, SavingOptions, SettingGroup
-from splatopt.runs.renamed import renamed
+from splatopt.runs.renamed import renamed, renamed_states
 from splatopt.runs.resuming import is_as_asked, is_free
 from splatopt.runs.unread import read_options
 from splatopt.train.config import TrainConfig
@@ -93,3 +93,17 @@ def test_options_that_began_with_most_and_least_begin_with_max_and_min():
     assert renamed({"most_other": 1, "start": 2}, {"max_step"}) == {"most_other": 1, "start": 2}
     with pytest.raises(InputError, match="here: there is no option 'most_other'"):
         read_options({"most_other": 1}, lambda: Renamed, "here")
+
+
+def test_states_of_optimizers_of_version_0_1_have_the_names_of_today():
+    old = {"promise": 1.0, "promise.means": 2.0, "reach.turn": 3.0, "reach.0.factor": 4.0, "reach.1.promised": 5.0}
+    assert renamed_states({**old, "kappa": 6.0, "met_views": 7.0, "promised": 8.0}) == {
+        "predicted": 1.0,
+        "predicted.means": 2.0,
+        "radius_factors.position": 3.0,
+        "radius_factors.0.factor": 4.0,
+        "radius_factors.1.predicted": 5.0,
+        "kappa": 6.0,
+        "visited_views": 7.0,
+        "promised": 8.0,
+    }

@@ -16,6 +16,7 @@ from splatopt.core.checks import InputError, quoted
 from splatopt.core.optimizer import Optimizer
 from splatopt.core.state import OptimizerState
 from splatopt.core.typed import Fields
+from splatopt.runs.renamed import renamed_states
 
 OPTIMIZER = "optimizer."
 """What the names of an optimizer's tensors begin with."""
@@ -57,7 +58,8 @@ def load_optimizer(optimizer: Optimizer, checkpoint: Checkpoint) -> None:
     Raises:
         DamagedCheckpointError: The state does not fit the optimizer; names the checkpoint.
     """
-    state = OptimizerState(below(checkpoint.tensors, OPTIMIZER), checkpoint.scalars["optimizer"])
+    tensors = renamed_states(below(checkpoint.tensors, OPTIMIZER))
+    state = OptimizerState(tensors, renamed_states(checkpoint.scalars["optimizer"]))
     fresh, numbers = optimizer.state(), checkpoint.fields.object("optimizer")
     with damage_in(numbers.where):
         for name, number in fresh.scalars.items():

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
+from typing import TypeVar
+
+Value = TypeVar("Value")
 
 # The format of config.json is that of version 0.1, whose files hold these names.
 _RENAMED = {
@@ -11,6 +15,26 @@ _RENAMED = {
     "damping_most": "damping_max",  # words: old
 }
 _RENAMED_PREFIXES = {"most_": "max_", "least_": "min_"}
+
+
+_RENAMED_STATES = (
+    (re.compile(r"^promise\b"), "predicted"),
+    (re.compile(r"^reach\.turn$"), "radius_factors.position"),
+    (re.compile(r"^reach\.(\d+)\.promised$"), r"radius_factors.\1.predicted"),
+    (re.compile(r"^reach\."), "radius_factors."),
+    (re.compile(r"^met_views$"), "visited_views"),
+)
+
+
+def renamed_states(values: Mapping[str, Value]) -> dict[str, Value]:
+    """Return an optimizer's saved tensors or numbers under the names of today."""
+    found = {}
+    for name, value in values.items():
+        today = name
+        for before, now in _RENAMED_STATES:
+            today = before.sub(now, today)
+        found[today] = value
+    return found
 
 
 def renamed(values: Mapping[str, object], known: Collection[str]) -> dict[str, object]:
