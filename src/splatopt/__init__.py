@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from splatopt.core.plugins import announce
+from splatopt.core.announced import announce
 from splatopt.core.version import __version__ as __version__
 
 if TYPE_CHECKING:

@@ -169,9 +169,9 @@ def test_a_run_can_leave_the_average_of_its_iterates_and_resume(settings):
     with pytest.raises(InterruptedRunError):
         train(settings("parts", average=4.0), [Listener(17)], renderer=ToyRenderer())
     assert_same(straight, train(settings("parts", average=4.0, resume=True), renderer=ToyRenderer()))
-    kept = latest_checkpoint(straight.folder / "checkpoints")[0].tensors
+    kept, last = (latest_checkpoint(one.folder / "checkpoints")[0].tensors for one in (straight, plain))
     # The steps themselves are the same: the last iterate is that of a run without an average.
-    assert torch.equal(kept["optimizer.average.means"], plain.cloud.means)
+    assert torch.equal(kept["optimizer.average.means"], last["cloud.means"])
     assert not torch.equal(straight.cloud.means, plain.cloud.means)
 
 
@@ -238,12 +238,12 @@ def test_a_damaged_checkpoint_is_passed_over(settings):
     config = settings("parts")
     with pytest.raises(InterruptedRunError):
         train(config, [Listener(20)], renderer=ToyRenderer())
-    newest = config.folder / "checkpoints" / "step-000020" / "tensors.safetensors"
+    newest = max((config.folder / "checkpoints").glob("step-*")) / "tensors.safetensors"
     newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
     listener = Listener()
     resumed = train(settings("parts", resume=True), [listener], renderer=ToyRenderer())
     assert listener.of(Started)[0].step == 14
-    assert "step-000020" in listener.of(Warned)[0].message
+    assert newest.parent.name in listener.of(Warned)[0].message
     assert_same(straight, resumed)
 
 

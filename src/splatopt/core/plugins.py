@@ -22,6 +22,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from splatopt.core.announced import ANNOUNCED
 from splatopt.core.checks import InputError, nearest_names, quoted, short
 from splatopt.core.reading import AbsentFileError, DamagedFileError, read_bounded
 
@@ -98,19 +99,6 @@ class _Registered(Generic[Entry]):
     source: _Source | None
 
 
-_announced: dict[str, tuple[str, ...]] = {}
-
-
-def announce(group: str, *modules: str) -> None:
-    """Name the modules that register splatopt's own entries of a registry below them, when they are imported.
-
-    Args:
-        group: The registry's entry points, such as ``splatopt.optimizers``.
-        modules: The first look-up imports them.
-    """
-    _announced[group] = modules
-
-
 class Registry(Generic[Entry]):
     """Names of one kind of thing, with what each stands for."""
 
@@ -121,7 +109,7 @@ class Registry(Generic[Entry]):
             kind: The word for one of them, such as ``optimizer``.
             group: The entry points of installed packages, such as ``splatopt.optimizers``.
             own: Modules that register splatopt's own when they are imported, which the first look-up does; those of
-                rooms above are named with :func:`announce`.
+                rooms above are named with ``core.announced.announce``.
         """
         self.kind = kind
         self.group = group
@@ -202,7 +190,7 @@ class Registry(Generic[Entry]):
         return self._entries[name]
 
     def _load_own(self) -> None:
-        own, self._own = (*self._own, *_announced.pop(self.group, ())), ()
+        own, self._own = (*self._own, *ANNOUNCED.pop(self.group, ())), ()
         for module in own:
             importlib.import_module(module)
         self._own = ()
