@@ -25,7 +25,6 @@ inline Vec squared_sinh(Vec x) {
 }
 
 inline Radii hellinger_radii(const TrustBounds& k, const CloudTensors& cloud, int64_t i, Mask lanes) {
-    constexpr float kY0 = 0.28209479f;  // kSh0 but for the last bit: results so far were made with this one
     const Vec one(1.0f), two(2.0f);
     Radii out;
 
@@ -38,8 +37,8 @@ inline Radii hellinger_radii(const TrustBounds& k, const CloudTensors& cloud, in
     out.log_scale = min(sqrt(two * relative), Vec(k.max_log_scale));
     for (int c = 0; c < 3; ++c) {
         const Vec dc = gather(cloud.sh_dc + 3 * i + c, 3, lanes);
-        const Vec color = max(fmadd(Vec(kY0), dc, Vec(0.5f)), Vec(k.color_floor));
-        out.color[c] = min(sqrt(color * Vec(4.0f) * relative), Vec(k.max_color)) * Vec(1.0f / kY0);
+        const Vec color = max(fmadd(Vec(kSh0), dc, Vec(0.5f)), Vec(k.color_floor));
+        out.color[c] = min(sqrt(color * Vec(4.0f) * relative), Vec(k.max_color)) * Vec(1.0f / kSh0);
     }
 
     Vec log_scale[3], q[4];

@@ -17,8 +17,10 @@ import splatopt
 from splatopt.cli import main
 from splatopt.core import native
 from splatopt.core.checkpoint import latest_checkpoint
+from splatopt.core.frame import Frame
 from splatopt.raster.cpu import NativeRenderer
 from splatopt.report import views as views_module
+from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.ply import load_ply
 
 
@@ -35,9 +37,13 @@ def test_export_gives_the_trained_scene(run_folder, tmp_path, capsys):
     path = tmp_path / "out.ply"
     assert main(["export", str(run_folder), str(path)]) == 0
     exported, trained = load_ply(path), latest_checkpoint(run_folder / "checkpoints")[0].tensors
-    assert torch.equal(exported.means, trained["cloud.means"])
+    local = GaussianCloud(**{name.removeprefix("cloud."): value for name, value in trained.items() if "cloud." in name})
+    frame = Frame.parse(json.loads((run_folder / "config.json").read_text())["trained_on"]["frame"])
+    assert torch.equal(exported.means, local.in_world(frame).means)
     assert torch.equal(exported.sh_dc, trained["cloud.sh_dc"])
-    assert "200 Gaussians of step 30" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "200 Gaussians of step 30" in shown
+    assert "in the capture's own frame\n" in shown
     assert main(["export", str(run_folder), str(tmp_path / "out.obj")]) == 2
 
 

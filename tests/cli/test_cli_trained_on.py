@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from splatopt.cli import main
+from splatopt.core.frame import WORLD
 from splatopt.data.mesh import write_mesh
 from train.toys import make_toy_capture
 
@@ -96,7 +97,9 @@ def test_a_run_without_a_fingerprint_goes_on_with_a_warning_and_has_one_then(own
     assert main([*words, "--steps", "31"]) == 0
     error = " ".join(capsys.readouterr().err.split())
     assert f"the run in {run} is of an older version, which kept no fingerprint" in error
-    assert json.loads((run / "config.json").read_text())["trained_on"] == kept
+    found = json.loads((run / "config.json").read_text())["trained_on"]
+    assert found | {"frame": ""} == kept | {"frame": ""}
+    assert found["frame"] == WORLD.text  # what kept no fingerprint was trained in the capture's own frame
     assert main([*words, "--steps", "32"]) == 0
     assert "fingerprint" not in capsys.readouterr().err
 

@@ -156,7 +156,7 @@ def test_extent_is_that_of_the_training_cameras() -> None:
     cameras = [_camera(0, 0, 0), _camera(2, 0, 0), _camera(1, 3, 0)]
     assert scene_extent(cameras, None) == pytest.approx(1.1 * 2.0)
     assert scene_extent([_camera(5, 5, 5)] * 2, None) == 1.0
-    points = Points(torch.tensor([[5.0, 5, 9], [5, 5, 8], [8, 9, 5]]), torch.zeros(3, 3, dtype=torch.uint8))
+    points = Points(torch.tensor([[5.0, 5, 9], [5, 5, 8], [8, 9, 5]]).double(), torch.zeros(3, 3, dtype=torch.uint8))
     assert scene_extent([_camera(5, 5, 5)] * 2, points) == pytest.approx(1.1 * 4)
 
 

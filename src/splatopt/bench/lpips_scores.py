@@ -35,7 +35,7 @@ def measure_lpips(result: TrainResult, folder: str | None = None) -> CellRecord:
     scores: dict[str, list[float]] = {network: [] for network in usable}
     for view in views:
         with quiet_torch(renderer):
-            image = renderer.render(result.cloud, capture.cameras[view], options).image.clamp(0, 1)
+            image = renderer.render(objective.cloud, objective.cameras[view], options).image.clamp(0, 1)
         target = capture.images[view].float() / 255
         for network, net in usable.items():
             scores[network].append(net(image.cpu(), target))

@@ -193,7 +193,8 @@ def _leave(out: Path, result: TrainResult, machine: Machine) -> DemoResult:
             "version": __version__,
         },
     )
-    pictures = run_pictures(result.config, result.capture, result.cloud, result.steps, machine)
+    capture, cloud = result.capture.localised(result.frame), result.cloud.in_local(result.frame)
+    pictures = run_pictures(result.config, capture, cloud, result.steps, machine)
     report = write_report(out, pictures, title="A procedural scene, trained on the CPU", command="make demo")
     return DemoResult(out, result, report)
 

@@ -26,7 +26,8 @@ def _export(options: ExportOptions) -> int:
         raise InputError(f"{options.scene} exists already; give another path")
     run = open_with_warnings(options.run)
     run.export(options.scene)
-    say(f"{len(run.cloud):,} Gaussians of step {run.steps} written to {options.scene}")
+    far = f", where float32 holds positions to {run.frame.spacing:.2g}" if run.frame.is_far else ""
+    say(f"{len(run.cloud):,} Gaussians of step {run.steps} written to {options.scene}, in the capture's own frame{far}")
     return 0
 
 

@@ -48,7 +48,7 @@ def _report(options: ReportOptions) -> int:
     if options.views:
         machine, capture = run.machine, run.open_capture()
         run.check_capture(capture, "the pictures (which --views 0 leaves out)")
-        pictures = run_pictures(run.config, capture, run.cloud, run.steps, machine, options.views)
+        pictures = run_pictures(run.config, capture, run.trained, run.steps, machine, options.views)
     say(f"written to {write_report(run.folder.path, pictures)}")
     return 0
 

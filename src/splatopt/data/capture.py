@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError, cut, quoted, short, shown
+from splatopt.core.frame import WORLD, Frame
 from splatopt.data.images import ImageHeader, ImageSource, ImageStore, UnreadableImageError, read_header
 from splatopt.data.lens import Lens, Pinhole
 from splatopt.data.readers import read_source
@@ -87,6 +88,8 @@ class Capture:
         camera_models: COLMAP's names of the lenses before undistortion, sorted.
         background: What a renderer should put behind the scene: the option's colour where an image is
             see-through, else black, as 3DGS does for photographs.
+        frame: The frame that cameras and points are in; the capture's own, unless :meth:`localised` made it.
+        own: The same capture in its own frame, of one that :meth:`localised` made.
     """
 
     name: str
@@ -99,10 +102,29 @@ class Capture:
     warnings: tuple[str, ...]
     camera_models: tuple[str, ...]
     background: tuple[float, float, float]
+    frame: Frame = WORLD
+    own: Capture | None = None
+
+    def localised(self, frame: Frame | None = None) -> Capture:
+        """Return the capture in the frame that it is trained in, see ``splatopt.core.frame``.
+
+        One that is in such a frame comes back as it is.
+
+        Args:
+            frame: That frame; when None, the one of all its cameras.
+        """
+        if not self.frame.is_world:
+            return self
+        if frame is None:
+            poses = [camera.world_to_camera for camera in self.cameras]
+            frame = Frame.around(poses, None if self.points is None else self.points.positions)
+        cameras = tuple(replace(one, world_to_camera=frame.pose(one.world_to_camera)) for one in self.cameras)
+        points = self.points and Points(frame.to_local(self.points.positions), self.points.colors)
+        return replace(self, cameras=cameras, points=points, frame=frame, own=self)
 
     @property
     def extent(self) -> float:
-        """3DGS' scene extent: 1.1 times the largest distance of a training camera from their mean, world units."""
+        """3DGS' scene extent: 1.1 times the largest distance of a training camera from their mean, in ``frame``."""
         return scene_extent([self.cameras[index] for index in self.split.train], self.points)
 
 

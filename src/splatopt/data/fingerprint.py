@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from splatopt.core.frame import FRAME_KEY
 from splatopt.data.capture import Capture
 from splatopt.data.mesh import Mesh
 
@@ -21,11 +22,12 @@ _PIXEL_GRID, _POSE_GRID = 1e-5, 1e-8
 
 
 def fingerprint_capture(capture: Capture) -> dict[str, str]:
-    """Return the fingerprint of a capture as it is trained on: views, cameras, split and number of points.
+    """Return the fingerprint of a capture as it is trained on: views, cameras, split, number of points and frame.
 
-    Photographs count by their size alone: reading the pixels of all would take long.
+    Cameras are those of the capture's own frame. Photographs count by their size alone: reading the pixels of all would
+    take long.
     """
-    cameras, split = capture.cameras, capture.split
+    cameras, split = (capture.own or capture).cameras, capture.split
     poses = torch.stack([camera.world_to_camera.double() for camera in cameras]).numpy()
     intrinsics = [(one.width, one.height, one.fx, one.fy, one.cx, one.cy) for one in cameras]
     return {
@@ -37,6 +39,7 @@ def fingerprint_capture(capture: Capture) -> dict[str, str]:
         "split": f"{split.name} ({len(split.train)} training and {len(split.test)} test views)",
         "held out": _digest(json.dumps(split.test).encode()),
         "points": str(0 if capture.points is None else len(capture.points)),
+        FRAME_KEY: capture.frame.text,
     }
 
 

@@ -30,7 +30,7 @@ class Points:
     """Sparse points of a capture.
 
     Attributes:
-        positions: (P, 3) float32, world units.
+        positions: (P, 3) float64, world units.
         colors: (P, 3) uint8, red, green, blue.
     """
 
@@ -41,7 +41,7 @@ class Points:
         """Check shapes and types."""
         count = self.positions.shape[0]
         for name, tensor, dtype in (
-            ("positions", self.positions, torch.float32),
+            ("positions", self.positions, torch.float64),
             ("colors", self.colors, torch.uint8),
         ):
             if tuple(tensor.shape) != (count, 3) or tensor.dtype != dtype:
@@ -109,7 +109,7 @@ def finite_points(positions: np.ndarray, colors: np.ndarray, warnings: list[str]
             f"{far} of {len(good)} points lie more than {MAX_DISTANCE:g} world units from the origin; left out"
         )
     return Points(
-        torch.from_numpy(np.ascontiguousarray(narrow[good])),
+        torch.from_numpy(np.ascontiguousarray(positions[good], dtype=np.float64)),
         torch.from_numpy(np.array(colors[good], dtype=np.uint8).reshape(-1, 3)),
     )
 

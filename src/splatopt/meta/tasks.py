@@ -163,8 +163,8 @@ def synthetic_scene_key(seed: int) -> str:
 def cached_capture(scene: str) -> Capture:
     """Return the capture of a key: a folder's path, or ``synthetic:SEED``; the last few hundred stay in memory."""
     if scene.startswith(_SYNTHETIC):
-        return make_scene(int(scene.removeprefix(_SYNTHETIC)))
-    return load_capture(Path(scene))
+        return make_scene(int(scene.removeprefix(_SYNTHETIC))).localised()
+    return load_capture(Path(scene)).localised()
 
 
 class CachedImages:

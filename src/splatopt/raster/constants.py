@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 NEAR_PLANE = 0.01
-"""Gaussians whose centre lies nearer than this along z are not drawn; world units."""
+"""Gaussians whose centre lies nearer than this along z are not drawn; units of the scene, see ``core/frame.py``."""
 
 LOW_PASS = 0.3
 """Added to the projected covariance's diagonal, pixels² (EWA low-pass; Zwicker et al. 2001, 3DGS)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from splatopt.core.checks import InputError
+from splatopt.core.frame import FRAME_KEY, Frame
 from splatopt.runs.folder import TRAINED_ON, RunFolder, read_json
 
 _SAID = {
@@ -98,6 +99,19 @@ def check_unchanged(folder: RunFolder, path: str, found: Mapping[str, str], what
             f"{path} is no longer what the run in {folder.path} was trained on, and {what} would be of something "
             f"else: {differs}; put it back as it was"
         )
+
+
+def training_frame(folder: RunFolder) -> Frame | None:
+    """Return the frame that a run is trained in; None where an older version trained in the capture's own.
+
+    Raises:
+        InputError: What ``config.json`` holds in its place is no frame.
+    """
+    kept = _kept(folder) or {}
+    try:
+        return Frame.parse(kept[FRAME_KEY]) if FRAME_KEY in kept else None
+    except InputError as error:
+        raise InputError(f"{folder.config}: {error}") from error
 
 
 def _kept(folder: RunFolder) -> Mapping[str, str] | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from splatopt.core.checks import InputError
+from splatopt.core.frame import Frame
 from splatopt.core.scene_edit import SceneEdit
 from splatopt.core.schema import SH_REST_COUNTS, sh_degree_of, tensor_shapes
 
@@ -68,6 +70,20 @@ class GaussianCloud:
     def clone(self) -> GaussianCloud:
         """Return a copy that shares no memory, detached and contiguous."""
         return self.map(lambda tensor: tensor.detach().clone().contiguous())
+
+    def in_local(self, frame: Frame) -> GaussianCloud:
+        """Return the cloud, which is in a capture's own frame, in the one that the capture is trained in."""
+        moved = {"means": frame.to_local(self.means), "log_scales": self.log_scales - math.log(frame.unit)}
+        return self._moved(moved)
+
+    def in_world(self, frame: Frame) -> GaussianCloud:
+        """Return the cloud, which is in a capture's training frame, in the capture's own."""
+        moved = {"means": frame.to_world(self.means), "log_scales": self.log_scales + math.log(frame.unit)}
+        return self._moved(moved)
+
+    def _moved(self, moved: dict[str, Tensor]) -> GaussianCloud:
+        tensors = self.tensors
+        return GaussianCloud(**{**tensors, **{name: value.to(tensors[name].dtype) for name, value in moved.items()}})
 
     def edit_rows(self, edit: SceneEdit) -> None:
         """Replace the rows by those that ``edit`` gathers and writes."""

@@ -28,9 +28,9 @@ START_OPACITY = 0.1
 
 _NEIGHBOURS = 3
 _MIN_SQUARED_DISTANCE = 1e-7
-"""World units²; 3DGS. Keeps points that coincide from becoming Gaussians without size."""
+"""Squared units of the training frame; 3DGS. Keeps points that coincide from becoming Gaussians without size."""
 _LONE_DISTANCE = 0.1
-"""World units: the size of a Gaussian that has no neighbour at all."""
+"""Units of the training frame: the size of a Gaussian that has no neighbour at all."""
 _CUBE_SHARE = 0.9
 """Half side of the random cube as a share of what the cameras see; 1.3 for the Blender scenes, as 3DGS."""
 
@@ -265,7 +265,7 @@ class FromScene(Initialization):
 
     def cloud(self, capture: Capture, sh_degree: int, generator: torch.Generator) -> GaussianCloud:
         """Return the cloud that training begins from."""
-        return load_ply(self.path).with_sh_degree(sh_degree)
+        return load_ply(self.path).with_sh_degree(sh_degree).in_local(capture.frame)
 
 
 def parse_initialization(init: str, random_points: int) -> Initialization:

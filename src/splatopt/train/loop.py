@@ -381,8 +381,9 @@ class _Trainer(ResumableRun):
         (self.seconds,) = self.context.seconds(self.seconds)
         after = self._evaluate()
         self._write_scores(after)
+        cloud = self.objective.cloud.in_world(self.capture.frame)
         if self.processes.is_first:
-            save_ply(self.objective.cloud, self.folder.scene)
+            save_ply(cloud, self.folder.scene)
         if self.save_failure and not self.saved:
             raise CheckpointError(
                 f"training came to its end and left {self.folder.scene}, but no checkpoint could be written to "
@@ -391,8 +392,9 @@ class _Trainer(ResumableRun):
         return TrainResult(
             folder=self.folder.path,
             config=self.config,
-            capture=self.capture,
-            cloud=self.objective.cloud,
+            capture=self.capture.own or self.capture,
+            frame=self.capture.frame,
+            cloud=cloud,
             steps=self.step,
             seconds=self.seconds,
             before=self.before,

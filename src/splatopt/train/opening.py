@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from splatopt.core.checkpoint import Checkpoint
+from splatopt.core.frame import WORLD
 from splatopt.data import Capture
 from splatopt.data.fingerprint import fingerprint_capture
 from splatopt.raster.render import Backend
 from splatopt.runs.folder import RunFolder
 from splatopt.runs.plugins import load_again, recorded_plugins
 from splatopt.runs.resumable import checkpoint_to_resume
-from splatopt.runs.trained_on import check_resumed
+from splatopt.runs.trained_on import check_resumed, training_frame
 from splatopt.train.checkpoint_content import check_training
 from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import check_scorable
@@ -26,7 +28,7 @@ class Opening:
 
     Attributes:
         config: With everything spelt out that was left to be chosen.
-        capture: What is trained on.
+        capture: What is trained on, in its training frame.
         checkpoint: Where to go on; None for a new run.
         warnings: One sentence each.
         backend: What renders, and where; None where the renderer is given.
@@ -58,9 +60,10 @@ def open_training(config: TrainConfig, capture: Capture | None, *, has_renderer:
     else:
         if config.saving.out is not None:
             RunFolder(config.folder).check_free()
-        capture = capture or open_capture(config)
+        capture = (capture or open_capture(config)).localised()
         config = config.resolved(capture.name, capture.background)
         RunFolder(config.folder).check_free()
+        warnings += _far_from_origin(capture)
     check_scorable(capture)
     backend = None
     if not has_renderer:
@@ -88,6 +91,24 @@ def _reopen(config: TrainConfig, capture: Capture | None) -> tuple[TrainConfig, 
     warnings += again.warnings
     if checkpoint is not None and len(saved.schedule.plan) + len(resumed.schedule.plan) > 2:
         check_continues(resumed.schedule.plan, saved.schedule.plan, checkpoint.step)
-    capture = capture or open_capture(resumed)
+    frame = training_frame(folder)
+    if frame is None and checkpoint is not None and checkpoint.step == 0:
+        checkpoint = None  # an older version's run without a step begins anew, in the training frame
+    elif frame is None:
+        frame = WORLD
+    capture = (capture or open_capture(resumed)).localised(frame)
     warnings += check_resumed(folder, resumed.data.capture, fingerprint_capture(capture))
     return resumed, capture, checkpoint, warnings
+
+
+def _far_from_origin(capture: Capture) -> list[str]:
+    """Return a sentence where a scene file, which holds float32, cannot say where the scene's Gaussians lie."""
+    frame = capture.frame
+    if not frame.is_far:
+        return []
+    distance = math.hypot(*frame.origin)
+    return [
+        f"the capture lies {distance:.3g} world units from its origin, where float32 holds positions to "
+        f"{frame.spacing:.2g}: "
+        "it is trained around the cameras, without that loss, but scene.ply, in the capture's own frame, has it"
+    ]

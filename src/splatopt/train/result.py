@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from splatopt.core.checks import InputError
+from splatopt.core.frame import Frame
 from splatopt.data import Capture
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.train.config import TrainConfig
@@ -23,8 +24,9 @@ class TrainResult:
     Attributes:
         folder: The run's folder.
         config: What it was told, resolved.
-        capture: What it was trained on.
-        cloud: The trained scene.
+        capture: What it was trained on, in its own frame.
+        frame: The frame that it was trained in.
+        cloud: The trained scene, in the capture's own frame.
         steps: Optimizer steps taken.
         seconds: Seconds of training, evaluation not counted.
         before: Scores before the first step.
@@ -34,6 +36,7 @@ class TrainResult:
     folder: Path
     config: TrainConfig
     capture: Capture
+    frame: Frame
     cloud: GaussianCloud
     steps: int
     seconds: float

@@ -10,13 +10,14 @@ from typing import Any
 
 from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.core.checks import InputError
+from splatopt.core.frame import WORLD, Frame
 from splatopt.data import Capture
 from splatopt.data.fingerprint import fingerprint_capture
 from splatopt.raster.renderer import Renderer
 from splatopt.runs.folder import RunFolder, write_json
 from splatopt.runs.plugins import plugins_missing
 from splatopt.runs.records import read_evaluation
-from splatopt.runs.trained_on import changed_since, check_unchanged
+from splatopt.runs.trained_on import changed_since, check_unchanged, training_frame
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.photometric import PhotometricObjective
 from splatopt.scene.ply import load_ply, save_ply
@@ -34,8 +35,9 @@ class Run:
     Attributes:
         folder: Its files.
         config: What it was told.
-        cloud: The scene of its newest whole checkpoint, or of ``scene.ply`` where that is later: a disk that
-            was full may have kept the last checkpoints away.
+        trained: The scene of its newest whole checkpoint, or of ``scene.ply`` where that is later: a disk that
+            was full may have kept the last checkpoints away. In the training frame.
+        frame: That frame.
         steps: Optimizer steps that the scene has seen.
         seconds: Seconds of training that it took.
         warnings: One sentence for each checkpoint that is damaged, and for a device that is not here.
@@ -43,10 +45,16 @@ class Run:
 
     folder: RunFolder
     config: TrainConfig
-    cloud: GaussianCloud
+    trained: GaussianCloud
+    frame: Frame
     steps: int
     seconds: float
     warnings: tuple[str, ...]
+
+    @cached_property
+    def cloud(self) -> GaussianCloud:
+        """The scene in the capture's own frame."""
+        return self.trained.in_world(self.frame)
 
     @cached_property
     def machine(self) -> Machine:
@@ -54,20 +62,24 @@ class Run:
         return open_machine(self.config)
 
     def open_capture(self) -> Capture:
-        """Load the capture that it was trained on, at the same size and split."""
+        """Load the capture that it was trained on, at the same size and split, in the training frame."""
         try:
-            return open_capture(self.config)
+            return open_capture(self.config).localised(self.frame)
         except InputError as error:
             missing = plugins_missing(self.config.processes.plugins)
             raise InputError(f"{error}{missing}") if missing else error from None
 
     def difference_from(self, capture: Capture) -> str | None:
         """Return in words how ``capture`` differs from what the run was trained on; None where nothing shows it."""
-        return changed_since(self.folder, fingerprint_capture(capture), apart=("points",))
+        return changed_since(self.folder, fingerprint_capture(self._local(capture)), apart=("points",))
 
     def check_capture(self, capture: Capture, what: str) -> None:
         """Raise InputError where ``capture`` is not what the run was trained on, so that ``what`` would mislead."""
-        check_unchanged(self.folder, str(capture.path), fingerprint_capture(capture), what)
+        check_unchanged(self.folder, str(capture.path), fingerprint_capture(self._local(capture)), what)
+
+    def _local(self, capture: Capture) -> Capture:
+        """Return a capture, given in its own frame or in the training frame, in the latter."""
+        return capture.localised(self.frame)
 
     def objective(self, capture: Capture, renderer: Renderer | None = None) -> PhotometricObjective:
         """Bind the scene to its capture, rendered as the last step rendered it.
@@ -76,7 +88,7 @@ class Run:
             capture: What it was trained on.
             renderer: What renders; the configuration's when None.
         """
-        cloud = self.cloud if renderer else self.cloud.to(self.machine.device)
+        cloud, capture = self.trained if renderer else self.trained.to(self.machine.device), self._local(capture)
         objective = make_objective(self.config, capture, cloud, renderer or self.machine.renderer)
         objective.sh_degree = self.config.scene.sh_degree_at(max(0, self.steps - 1))
         return objective
@@ -100,14 +112,14 @@ class Run:
             return self._score(capture, renderer, watch)
 
     def _score(self, capture: Capture, renderer: Renderer | None, watch: Callable[[int], None] | None) -> Scores:
-        scores = evaluate(self.objective(capture, renderer), capture, watch)
+        scores = evaluate(self.objective(capture, renderer), self._local(capture), watch)
         record, _ = _record(self.folder)
         # A record of the same step also counts the writing of the checkpoint that we were read from.
         seconds = record.get("seconds", self.seconds) if record.get("steps") == self.steps else self.seconds
         before = Scores.from_json(record["before"], scores.split, scores.subset) if record.get("before") else None
         write_json(
             self.folder.evaluation,
-            evaluation_record(before, scores, steps=self.steps, seconds=seconds, gaussians=len(self.cloud)),
+            evaluation_record(before, scores, steps=self.steps, seconds=seconds, gaussians=len(self.trained)),
         )
         return scores
 
@@ -130,7 +142,7 @@ def open_run(path: Path | str, renderer: str | None = None, device: str | None =
         InputError: There is no run, or it holds no scene yet.
     """
     folder = RunFolder(Path(path))
-    config = TrainConfig.read(folder)
+    config, frame = TrainConfig.read(folder), training_frame(folder) or WORLD
     folder.sweep_if_idle()
     warnings: list[str] = []
     if renderer is not None or device is not None:
@@ -147,14 +159,14 @@ def open_run(path: Path | str, renderer: str | None = None, device: str | None =
         cloud = scene_of(checkpoint).clone()
         check_degree(cloud, config.scene.sh_degree, checkpoint.where)
         warnings += damages
-        return Run(folder, config, cloud, checkpoint.step, float(checkpoint.scalars["seconds"]), tuple(warnings))
+        return Run(folder, config, cloud, frame, checkpoint.step, float(checkpoint.scalars["seconds"]), tuple(warnings))
     if not folder.scene.is_file():
         detail = f" ({damages[0]})" if damages else ""
         raise InputError(f"{folder.path} holds neither a whole checkpoint{detail} nor a scene.ply; train it first")
     warnings += [f"{damage}; using {folder.scene.name}" for damage in damages if checkpoint is None]
-    cloud, steps = load_ply(folder.scene), record.get("steps", config.schedule.total_steps)
+    cloud, steps = load_ply(folder.scene).in_local(frame), record.get("steps", config.schedule.total_steps)
     check_degree(cloud, config.scene.sh_degree, str(folder.scene))
-    return Run(folder, config, cloud, steps, record.get("seconds", 0.0), tuple(warnings))
+    return Run(folder, config, cloud, frame, steps, record.get("seconds", 0.0), tuple(warnings))
 
 
 def _record(folder: RunFolder) -> tuple[dict[str, Any], list[str]]:

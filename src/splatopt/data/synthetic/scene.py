@@ -118,7 +118,7 @@ class SyntheticScene:
             images=ImageStore.decoded(
                 [ImageSource(view.path, lens, width, height) for view in posed], options.background, images
             ),
-            points=Points(torch.from_numpy(self.positions.astype(np.float32)), torch.from_numpy(self.colors)),
+            points=Points(torch.from_numpy(self.positions.astype(np.float64)), torch.from_numpy(self.colors)),
             split=make_split(posed, options.test_every),
             warnings=(),
             camera_models=("PINHOLE",),
