@@ -227,7 +227,7 @@ def cost(arguments: argparse.Namespace) -> None:
         running = []
         for name in names:
             generator = torch.Generator().manual_seed(0)
-            task, _ = open_task(FitConfig.of(target, field=field).resolved(), generator)
+            task = open_task(FitConfig.of(target, field=field).resolved(), generator).task
             running.append((task, make_field_optimizer(name, task, field, None, generator)))
         seconds: list[list[float]] = [[] for _ in names]
         # Turns of 100 steps, so that each has one of the later refreshes in every turn; the first 100 warm up.

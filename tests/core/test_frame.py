@@ -42,8 +42,8 @@ def test_half_of_the_cameras_stand_within_the_usual_distance():
     cameras = poses()
     frame = Frame.around(cameras)
     local = centers([frame.pose(pose) for pose in cameras])
-    assert local.median(dim=0).values.abs().max() < 1e-12
-    assert local.norm(dim=1).median() == pytest.approx(USUAL_DISTANCE, rel=1e-12)
+    assert local.quantile(0.5, dim=0).abs().max() < 1e-12
+    assert local.norm(dim=1).quantile(0.5) == pytest.approx(USUAL_DISTANCE, rel=1e-12)
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e3])
@@ -118,3 +118,27 @@ def test_precision_is_the_spacing_of_float32_there():
     assert frame.is_far
     assert not Frame((5.0, 4.0, 3.0), 1.0).is_far
     assert not Frame((5e5, 4.6e6, 300.0), 1e6).is_far
+
+
+def test_two_cameras_have_a_size():
+    pose = torch.eye(4, dtype=torch.float64)
+    other = pose.clone()
+    other[0, 3] = -1000.0
+    frame = Frame.around([pose, other])
+    assert frame.origin == (500.0, 0.0, 0.0)
+    assert frame.unit == pytest.approx(500 / USUAL_DISTANCE)
+
+
+@pytest.mark.parametrize("center", [(0.0, 0.0, 0.0), (1.0, 2.0, 3.0)])
+def test_rounding_is_no_size(center):
+    """Cameras that turn on the spot come out of an inverse a little apart."""
+    generator = torch.Generator().manual_seed(3)
+    points = torch.randn(200, 3, dtype=torch.float64, generator=generator) * 5 + torch.tensor(center)
+    spot = []
+    for pose in poses(12):
+        noise = 1e-11 * torch.randn(3, dtype=torch.float64, generator=generator)
+        turned = pose.clone()
+        turned[:3, 3] = -turned[:3, :3] @ (torch.tensor(center, dtype=torch.float64) + noise)
+        spot.append(turned)
+    frame = Frame.around(spot, points)
+    assert frame.to_local(points).norm(dim=1).quantile(0.5) == pytest.approx(USUAL_DISTANCE, rel=1e-6)

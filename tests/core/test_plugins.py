@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 import sys
 import textwrap
 from dataclasses import dataclass
@@ -241,3 +242,33 @@ def test_the_packages_own_names_are_taken_whatever_was_imported_before(tmp_path)
     said = r"mine\.py, line 4: an optimizer named 'tr2' is registered already: in .*diagonal_gauss_newton\.py:\d+"
     with pytest.raises(InputError, match=said):
         splatopt.train(tmp_path, plugins=[path])
+
+
+def test_what_a_plugin_brings_in_of_splatopts_own_stays_when_it_fails_or_changes(tmp_path):
+    script = """
+        import sys
+        from pathlib import Path
+        from splatopt.core.checks import InputError
+        from splatopt.core.optimizer import optimizer_names
+        from splatopt.core.plugins import load_plugin
+
+        path = Path(sys.argv[1])
+        path.write_text("import splatopt\\nfrom splatopt import register_loss, register_reader\\n"
+                        "splatopt.optimizer_names()\\n1/0\\n")
+        try:
+            load_plugin(path)
+        except InputError as error:
+            assert "ZeroDivisionError" in str(error)
+        else:
+            raise AssertionError("it was loaded")
+        for text in ("import splatopt\\n", "import splatopt  # changed\\n"):
+            path.write_text(text)
+            load_plugin(path)
+            from splatopt.data.readers import READERS
+            from splatopt.raster.loss_registry import LOSSES
+            assert {"adam", "learned"} <= set(optimizer_names())
+            assert "l1-ssim" in LOSSES.names() and "colmap" in READERS.names()
+    """
+    file = write(tmp_path / "script.py", script)
+    done = subprocess.run([sys.executable, file, tmp_path / "one.py"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -85,6 +85,8 @@ NO = torch.tensor([False, False])
         ((torch.tensor([0, 1]), torch.tensor([True])), "fresh"),
         ((torch.tensor([0, 1]), NO, {}, {"a": torch.tensor([True])}), r"resets\['a'\]"),
         ((torch.tensor([0, 1]), NO, {}, {}, {"a": torch.tensor([1, 2])}), r"factors\['a'\]"),
+        ((torch.tensor([0, 1]), NO, {}, {}, {"a": torch.tensor([1.0, 0.0])}), r"factors\['a'\]"),
+        ((torch.tensor([0, -1]), NO), "source"),
     ],
 )
 def test_columns_that_do_not_fit_are_named(columns, named):

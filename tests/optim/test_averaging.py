@@ -12,6 +12,7 @@ from splatopt.core.optimizer import Progress, find_optimizer
 from splatopt.core.scene_edit import SceneEdit
 from splatopt.core.state import OptimizerState
 from splatopt.optim.averaging import Averaged, RunningAverage
+from splatopt.optim.bridge import bridge
 
 
 def adam(objective: Quadratic):
@@ -160,3 +161,16 @@ def test_the_inner_optimizer_is_asked_for_what_it_needs():
     before = objective.loss()
     optimizer.step((0,), Progress(0, 5))
     assert objective.loss() < before
+
+
+def test_a_torch_optimizer_steps_from_the_last_iterate_too():
+    def run(power: float | None) -> tuple[list[float], Quadratic]:
+        objective = Quadratic(dtype=torch.float64)
+        kind = bridge(lambda groups, options, generator: torch.optim.SGD(groups, lr=0.1))
+        inner = kind(objective, None, None)
+        optimizer = inner if power is None else Averaged(inner, power)
+        return [optimizer.step(None, Progress(step, 6)).loss for step in range(6)], objective
+
+    (alone, _), (averaged, objective) = run(None), run(3.0)
+    assert averaged == pytest.approx(alone, rel=1e-12)
+    assert objective.loss() < alone[0]

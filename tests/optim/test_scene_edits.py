@@ -199,3 +199,11 @@ def test_a_reset_of_opacities_leaves_all_else(name):
         if key.endswith(".logit_opacities") and key.partition(".")[0] in CLEARED:
             expected[[0, 2]] = 0
         assert torch.equal(value, expected), key
+
+
+def test_an_edit_of_a_parameter_that_there_is_not_is_refused():
+    objective = quadratic("adam", rows=3)
+    optimizer = make("adam", objective)
+    reset = SceneEdit.in_place(3, resets={"opacities": torch.tensor([True, False, False])})
+    with pytest.raises(ValueError, match="an edit is of opacities, and the parameters are means"):
+        optimizer.edit_rows(reset)

@@ -97,7 +97,7 @@ def test_options_that_began_with_most_and_least_begin_with_max_and_min():
 
 def test_states_of_optimizers_of_version_0_1_have_the_names_of_today():
     old = {"promise": 1.0, "promise.means": 2.0, "reach.turn": 3.0, "reach.0.factor": 4.0, "reach.1.promised": 5.0}
-    assert renamed_states({**old, "kappa": 6.0, "met_views": 7.0, "promised": 8.0}) == {
+    assert renamed_states({**old, "kappa": 6.0, "met_views": 7.0, "promised": 8.0}, ("steps", "kappa")) == {
         "predicted": 1.0,
         "predicted.means": 2.0,
         "radius_factors.position": 3.0,
@@ -107,3 +107,8 @@ def test_states_of_optimizers_of_version_0_1_have_the_names_of_today():
         "visited_views": 7.0,
         "promised": 8.0,
     }
+
+
+def test_states_of_other_optimizers_keep_their_names():
+    theirs = {"reach.means": 1.0, "promise": 2.0}
+    assert renamed_states(theirs, theirs) == theirs

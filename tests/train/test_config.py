@@ -11,6 +11,7 @@ from splatopt.core.checks import InputError
 from splatopt.optim.first_order import AdamOptions
 from splatopt.raster.types import Footprint
 from splatopt.train.config import TrainConfig
+from splatopt.train.sampler import ViewChoice
 
 BLACK = (0.0, 0.0, 0.0)
 
@@ -117,3 +118,14 @@ def test_resuming_may_change_what_leaves_past_steps_alone():
 def test_resuming_with_another_past_is_refused(settings, flag):
     with pytest.raises(InputError, match=flag):
         TrainConfig.of("fox", out=Path("run"), resume=True, **settings).resuming(SAVED)
+
+
+def test_settings_by_name_are_taken_as_in_a_file():
+    config = TrainConfig.of("here", view_choice="farthest", footprint="antialiased", eval_at=[3, 5], init=Path("a.ply"))
+    assert config.schedule.view_choice is ViewChoice.FARTHEST
+    assert config.scene.footprint is Footprint.ANTIALIASED
+    assert config.scoring.eval_at == (3, 5)
+    assert config.scene.init == "a.ply"
+    assert TrainConfig.of("here", view_choice=ViewChoice.FARTHEST) == TrainConfig.of("here", view_choice="farthest")
+    with pytest.raises(InputError, match="view_choice must be shuffled or farthest"):
+        TrainConfig.of("here", view_choice="near")

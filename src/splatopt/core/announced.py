@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 ANNOUNCED: dict[str, tuple[str, ...]] = {}
-"""Modules by the registry that they add to; each is taken out when they have been imported."""
+"""Modules by the registry that they add to."""
 
 
 def announce(group: str, *modules: str) -> None:
@@ -13,4 +13,4 @@ def announce(group: str, *modules: str) -> None:
         group: The registry's entry points, such as ``splatopt.optimizers``.
         modules: The first look-up imports them.
     """
-    ANNOUNCED[group] = modules
+    ANNOUNCED[group] = (*ANNOUNCED.get(group, ()), *modules)

@@ -30,6 +30,12 @@ USUAL_DISTANCE = 3.5
 _MAX_SPACING = 1e-4
 """Of positions in a scene file, local units."""
 
+_TURNED_ON_THE_SPOT = 1e-6
+"""Cameras that are spread over a smaller share of the points' distance than this stand in one place."""
+
+_MAX_POINTS = 1_000_000
+"""Points that are looked at."""
+
 _SAME_PLACE = 1e-12
 """Cameras whose median distance from their middle is a smaller share of their distance from the origin stand in one
 place: float64 hardly tells them apart."""
@@ -58,11 +64,12 @@ class Frame:
         """
         stacked = torch.stack([pose.double() for pose in poses])
         centers = -(stacked[:, :3, :3].transpose(1, 2) @ stacked[:, :3, 3:])[..., 0]
-        origin = centers.median(dim=0).values
-        distance = float((centers - origin).norm(dim=1).median())
-        if distance <= _SAME_PLACE * float(origin.norm()):
-            apart = origin[None] if points is None or not len(points) else points.double()
-            distance = float((apart - origin).norm(dim=1).median())
+        origin = centers.quantile(0.5, dim=0)
+        distance = float((centers - origin).norm(dim=1).quantile(0.5))
+        apart = origin[None] if points is None or not len(points) else points[:_MAX_POINTS].double()
+        reach = float((apart - origin).norm(dim=1).quantile(0.5))
+        if distance <= max(_SAME_PLACE * float(origin.norm()), _TURNED_ON_THE_SPOT * reach):
+            distance = reach
         x, y, z = origin.tolist()
         return cls((x, y, z), distance / USUAL_DISTANCE if distance > 0 else 1.0)
 
@@ -103,7 +110,7 @@ class Frame:
         sees no difference between a point and a multiple of it.
         """
         pose = world_to_camera.double().clone()
-        pose[:3, 3] = (pose[:3, :3] @ self._origin() + pose[:3, 3]) / self.unit
+        pose[:3, 3] = (pose[:3, :3] @ self._origin().to(pose.device) + pose[:3, 3]) / self.unit
         return pose
 
     @property

@@ -139,8 +139,11 @@ class Optimizer(ABC, Generic[Options]):
 
     def edit_rows(self, edit: SceneEdit) -> None:
         """Follow an edit of the parameters' rows, which have been edited already."""
+        parameters = self.objective.parameters
+        if unknown := sorted({*edit.values, *edit.resets, *edit.factors} - set(parameters)):
+            raise ValueError(f"an edit is of {', '.join(unknown)}, and the parameters are {', '.join(parameters)}")
         for part in self._state_parts:
-            part.edit_rows(edit, self.objective.parameters)
+            part.edit_rows(edit, parameters)
 
 
 @dataclass(frozen=True)
@@ -173,11 +176,15 @@ def register(name: str, optimizer: type[Optimizer], options: type, help: str = "
     place = calling_place()
     if not (isinstance(optimizer, type) and issubclass(optimizer, Optimizer)):
         raise InputError(f"the optimizer {name!r} in {place} must be a class that derives from Optimizer")
+    if lacks := sorted(getattr(optimizer, "__abstractmethods__", ())):
+        raise InputError(f"the optimizer {name!r} in {place} lacks {' and '.join(lacks)}()")
+    if not hasattr(optimizer, "needs"):
+        raise InputError(f"the optimizer {name!r} in {place} must say what it `needs`: a frozenset of Oracle")
     if not (isinstance(options, type) and dataclasses.is_dataclass(options)):
         raise InputError(f"the options of the optimizer {name!r} in {place} must be a dataclass, got {options!r}")
     try:
         options()
-    except TypeError as error:
+    except Exception as error:
         raise InputError(
             f"the options of the optimizer {name!r} in {place} cannot be made without arguments ({error}); give every "
             "field a default"

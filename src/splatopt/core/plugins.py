@@ -29,7 +29,7 @@ from splatopt.core.reading import AbsentFileError, DamagedFileError, read_bounde
 Entry = TypeVar("Entry")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_LARGEST_FILE = 1 << 24
+_MAX_BYTES = 1 << 24
 _CHECKERS = ("jaxtyping", "beartype")
 """Packages whose frames stand between caller and called while types are checked."""
 
@@ -114,6 +114,7 @@ class Registry(Generic[Entry]):
         self.kind = kind
         self.group = group
         self._own = tuple(own)
+        self._loading = False
         self._entries: dict[str, _Registered[Entry]] = {}
         _REGISTRIES.append(self)
 
@@ -136,7 +137,8 @@ class Registry(Generic[Entry]):
                 f"{_article(self.kind)} named {name!r} is registered already: in {self._entries[name].place}, and now "
                 f"in {place}; give one of them another name"
             )
-        source = _sources[-1] if _sources else None
+        # What is splatopt's own stays known when the plug-in whose loading brought it in is forgotten.
+        source = _sources[-1] if _sources and not place.own else None
         origin = Origin.OWN if place.own else source.origin if source is not None else Origin.GIVEN
         self._entries[name] = _Registered(entry, place, origin, source)
 
@@ -190,10 +192,14 @@ class Registry(Generic[Entry]):
         return self._entries[name]
 
     def _load_own(self) -> None:
-        own, self._own = (*self._own, *ANNOUNCED.pop(self.group, ())), ()
-        for module in own:
-            importlib.import_module(module)
-        self._own = ()
+        if self._loading:
+            return
+        self._loading = True
+        try:
+            for module in (*self._own, *ANNOUNCED.get(self.group, ())):
+                importlib.import_module(module)
+        finally:
+            self._loading = False
 
     def _points(self) -> list[importlib.metadata.EntryPoint]:
         return list(importlib.metadata.entry_points(group=self.group))
@@ -312,6 +318,8 @@ def as_plugins(given: object) -> tuple[PluginFile, ...]:
     """Return a list of plug-in files, loading those that are given by their path; one given twice counts once."""
     if not isinstance(given, Sequence) or isinstance(given, str):
         raise InputError(f"plugins must be a list of Python files, got {quoted(str(given))}; write [{str(given)!r}]")
+    if odd := [one for one in given if not isinstance(one, str | Path | PluginFile)]:
+        raise InputError(f"plugins must be a list of Python files, got {quoted(str(odd[0]))} in it")
     found = [one if isinstance(one, PluginFile) else load_plugin(one) for one in given]
     return tuple({one.path: one for one in found}.values())
 
@@ -328,13 +336,7 @@ def load_plugin(path: Path | str) -> PluginFile:
         InputError: It cannot be read, or fails; names the file and the line.
     """
     path = Path(path).expanduser().resolve()
-    told = f"the plug-in {short(path)}"
-    try:
-        source = read_bounded(path, _LARGEST_FILE)
-    except AbsentFileError as error:
-        raise InputError(f"{told} is not there; give a Python file with --plugin") from error
-    except DamagedFileError as error:
-        raise InputError(f"{told} cannot be read ({error}); give a Python file with --plugin") from error
+    told, source = f"the plug-in {short(path)}", _source_of(path)
     found = PluginFile(path, hashlib.sha256(source).hexdigest())
     if _files.get(path) == found:
         return found
@@ -346,6 +348,21 @@ def load_plugin(path: Path | str) -> PluginFile:
         _execute(path, source, f"splatopt_plugin_{found.sha256[:16]}")
     _files[path] = found
     return found
+
+
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a plug-in file, which is not run; raises InputError where it cannot be read."""
+    return hashlib.sha256(_source_of(path)).hexdigest()
+
+
+def _source_of(path: Path) -> bytes:
+    try:
+        return read_bounded(path, _MAX_BYTES)
+    except AbsentFileError as error:
+        raise InputError(f"the plug-in {short(path)} is not there; give a Python file with --plugin") from error
+    except DamagedFileError as error:
+        told = f"the plug-in {short(path)} cannot be read ({error})"
+        raise InputError(f"{told}; give a Python file with --plugin") from error
 
 
 def _execute(path: Path, source: bytes, name: str) -> None:

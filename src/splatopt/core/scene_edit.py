@@ -72,6 +72,10 @@ class SceneEdit:
                 raise ValueError(
                     f"factors[{name!r}] must be float of shape {tuple(shape)}, got {tuple(factor.shape)} {factor.dtype}"
                 )
+            if not bool((torch.isfinite(factor) & (factor > 0)).all()):
+                raise ValueError(f"factors[{name!r}] must be positive numbers")
+        if len(self.source) and int(self.source.min()) < 0:
+            raise ValueError(f"source must be rows from 0 on, got {int(self.source.min())}")
 
     @classmethod
     def keep(cls, mask: Tensor) -> SceneEdit:
@@ -131,7 +135,10 @@ class SceneEdit:
         return moved
 
     def then(self, later: SceneEdit) -> SceneEdit:
-        """Return the one edit that does what this one and ``later``, whose N is this one's M, do in turn."""
+        """Return the one edit that does what this one and ``later``, whose N is this one's M, do in turn.
+
+        Only what a fresh row begins with is seen once: a bound on its growth is that of its last values.
+        """
         source = later.source
 
         def both(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor], name: str, default: Tensor) -> Tensor:

@@ -108,12 +108,14 @@ class Capture:
     def localised(self, frame: Frame | None = None) -> Capture:
         """Return the capture in the frame that it is trained in, see ``splatopt.core.frame``.
 
-        One that is in such a frame comes back as it is.
+        One that is in that frame comes back as it is.
 
         Args:
             frame: That frame; when None, the one of all its cameras.
         """
-        if not self.frame.is_world:
+        if self.own is not None and frame not in (None, self.frame):
+            return self.own.localised(frame)
+        if self.own is not None:
             return self
         if frame is None:
             poses = [camera.world_to_camera for camera in self.cameras]

@@ -248,7 +248,7 @@ class _MetaLoss:
         self.value, self.gates, self.moved = 0.0, 0.0, 0.0
         self.targets: list[float] = []
         self.penalty = torch.zeros(())
-        self._practice, self._options, self._steps, self._looks = task, options, steps, looks
+        self._task, self._options, self._steps, self._looks = task, options, steps, looks
         self._before = _view_losses(task)
         self._weighted: list[tuple[Tensor, Tensor]] = []
 
@@ -266,8 +266,8 @@ class _MetaLoss:
             False where a loss is not finite; nothing was added then.
         """
         options, looks, before = self._options, self._looks, self._before
-        _move(self._practice.objective.parameters, averages)
-        now, slope = _target_gradient(self._practice, before, options)
+        _move(self._task.objective.parameters, averages)
+        now, slope = _target_gradient(self._task, before, options)
         if not all(math.isfinite(loss) for loss in now):
             return False
         rise = sum(max(0.0, new - old) for new, old in zip(now, before, strict=True)) / len(now)
@@ -276,7 +276,7 @@ class _MetaLoss:
         self.value += (math.log(scale) + options.stability_weight * rise / scale) / looks
         self._pull(averages, {name: slope[name] / looks for name in GAUSSIAN_TENSORS})
         if perceptual is not None and options.lpips_weight:
-            distance, slope = _perceptual_gradient(self._practice, perceptual)
+            distance, slope = _perceptual_gradient(self._task, perceptual)
             self.value += options.lpips_weight * distance / looks
             self._pull(averages, {name: options.lpips_weight / looks * slope[name] for name in GAUSSIAN_TENSORS})
         self._before = now

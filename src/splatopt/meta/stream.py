@@ -100,7 +100,7 @@ class StreamOptions:
 
 
 class EpisodeStream:
-    """One stream of episodes, the same whichever process runs it and however many lanes there are."""
+    """One stream of episodes, the same whichever process runs it and however many processes there are."""
 
     def __init__(
         self,

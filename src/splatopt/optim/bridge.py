@@ -118,7 +118,14 @@ class TorchOptimizer(Optimizer):
             _make_contiguous(state)
         return evaluation
 
+    def _follow_parameters(self) -> None:
+        """Point the leaves at the parameters' memory of now: an average keeps two versions, which change places."""
+        if not isinstance(self.objective, GraphObjective):
+            for name, value in self.objective.parameters.items():
+                self._leaves[name].data = value.detach()
+
     def _step(self, batch: Batch, progress: Progress) -> Evaluation:
+        self._follow_parameters()
         self._set_rates(progress)
         if self.feed is Feed.GRAPH:
             return self._differentiating_step(batch)

@@ -133,5 +133,8 @@ class FusedStep(Protocol):
 
 def find_fused_step(direction: Direction, bound: StepBound, projections: Sequence[Projection]) -> FusedStep | None:
     """Return the fused step of a combination of parts, or None where there is none."""
-    keeps_lengths = any(isinstance(projection, QuaternionLengths) for projection in projections)
+    around = [one for one in projections if type(one).around is not Projection.around]
+    if not all(isinstance(one, QuaternionLengths) for one in around):
+        return None
+    keeps_lengths = bool(around)
     return _FUSED.get((type(direction), type(bound), keeps_lengths))

@@ -95,7 +95,7 @@ class RadiusFactors(StatePart):
 
     def scalars(self) -> dict[str, float | int]:
         """Return what :meth:`load` takes."""
-        kept: dict[str, float | int] = {"radius_factors.position": float(self._position)}
+        kept: dict[str, float | int] = {"radius_factors.position": self._position}
         for group in range(len(self.groups)):
             kept[f"radius_factors.{group}.factor"] = self._factors[group]
             kept[f"radius_factors.{group}.actual"] = self._actual[group]

@@ -84,6 +84,7 @@ class _Checker:
 
     def __init__(self, loss: Loss, case: _Case, generator: torch.Generator, tolerance: float) -> None:
         self.loss, self.case, self.generator, self.tolerance = loss, case, generator, tolerance
+        self._shape("value", loss.value(*case.all), ())
         self.gradient = loss.value_and_gradient(*case.all)[1]
 
     def check_value(self) -> None:

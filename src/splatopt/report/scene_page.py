@@ -15,6 +15,7 @@ import torch
 
 from splatopt.core.checks import InputError
 from splatopt.core.optimizer import find_optimizer, option_prefix
+from splatopt.core.typed import field_names
 from splatopt.core.version import __version__
 from splatopt.raster.loss_registry import find_loss
 from splatopt.report.charts import Mark, Series, line_chart, running_mean
@@ -272,7 +273,15 @@ def _options(config: Mapping[str, object]) -> dict[str, dict[str, object]]:
     if not isinstance(options, dict):
         return {}
     by_name = options if config.get("stages") else {str(config.get("optimizer")): options}
-    return {name: each for name, each in by_name.items() if isinstance(each, dict)}
+    return {name: _of_today(name, each) for name, each in by_name.items() if isinstance(each, dict)}
+
+
+def _of_today(optimizer: str, options: dict[str, object]) -> dict[str, object]:
+    """Options under the names of today, of an optimizer that is known here."""
+    try:
+        return renamed(options, field_names(find_optimizer(optimizer).options))
+    except InputError:
+        return options
 
 
 def _optimizer_defaults(name: str) -> dict[str, object] | None:

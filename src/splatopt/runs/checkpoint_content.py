@@ -58,9 +58,9 @@ def load_optimizer(optimizer: Optimizer, checkpoint: Checkpoint) -> None:
     Raises:
         DamagedCheckpointError: The state does not fit the optimizer; names the checkpoint.
     """
-    tensors = renamed_states(below(checkpoint.tensors, OPTIMIZER))
-    state = OptimizerState(tensors, renamed_states(checkpoint.scalars["optimizer"]))
     fresh, numbers = optimizer.state(), checkpoint.fields.object("optimizer")
+    tensors = renamed_states(below(checkpoint.tensors, OPTIMIZER), fresh.tensors)
+    state = OptimizerState(tensors, renamed_states(checkpoint.scalars["optimizer"], fresh.scalars))
     with damage_in(numbers.where):
         for name, number in fresh.scalars.items():
             # Settings among them may be -1, which some take for none.

@@ -157,7 +157,14 @@ class RunConfig(ABC):
             settings["out"] = Path(str(settings["out"]))
         if "plugins" in settings:  # before the settings that name what they register are checked
             settings["plugins"] = as_plugins(settings["plugins"])
-        return cls._grouped({cls.subject: str(subject), **settings})
+        words = (str, list, tuple, Path, Enum)  # of settings that are chosen by a word, or are a row of numbers
+        plain = {
+            name: _as_in_a_file(value)
+            for name, value in settings.items()
+            if name not in _APART and isinstance(value, words)
+        }
+        typed = cls.typed_settings(plain, known, "the settings")
+        return cls._grouped({cls.subject: str(subject), **settings, **typed})
 
     @classmethod
     @functools.cache
@@ -304,6 +311,11 @@ class RunConfig(ABC):
             saved: What the run was started with.
             chosen: All settings but the options of optimizers and losses.
         """
+
+
+def _as_in_a_file(value: object) -> object:
+    """A setting as JSON holds it, tuples as lists."""
+    return list(value) if isinstance(value, tuple) else _plain(value)
 
 
 def _plain(value: object) -> object:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import tyro
 
 from splatopt.core.checks import InputError, quoted, short
-from splatopt.core.plugins import PluginFile, load_plugin, loaded_plugins
+from splatopt.core.plugins import PluginFile, digest_of, load_plugin, loaded_plugins
 from splatopt.core.typed import Fields
 from splatopt.runs.folder import RunFolder, read_json
 
@@ -94,8 +94,8 @@ class FoundPlugins:
 def load_again(plugins: Sequence[PluginFile], run: str) -> FoundPlugins:
     """Load the plug-ins of a run that is gone on with.
 
-    One that was loaded already, with the same digest or under the same file name, takes the place of the recorded one:
-    that is how a file that was moved is given again with ``--plugin``.
+    One that was loaded already, with the same digest or, where the recorded file is gone, under the same file name,
+    takes its place: that is how a file that was moved is given again with ``--plugin``.
 
     Args:
         plugins: As recorded.
@@ -124,6 +124,12 @@ def load_again(plugins: Sequence[PluginFile], run: str) -> FoundPlugins:
 
 def load_unchanged(plugins: Sequence[PluginFile], run: str) -> tuple[PluginFile, ...]:
     """Load plug-ins as :func:`load_again` does, and return them; raises InputError where one has changed as well."""
+    for kept in plugins:
+        if _given_again(kept) is None and kept.path.is_file() and digest_of(kept.path) != kept.sha256:
+            raise InputError(
+                f"the plug-in {short(kept.path)} has changed since {run} was started; put it back as it was, or begin "
+                "anew with another --out"
+            )
     found = load_again(plugins, run)
     if found.warnings:
         raise InputError(f"{found.warnings[0]}; put it back as it was, or begin anew with another --out")
@@ -134,8 +140,9 @@ def _given_again(kept: PluginFile) -> PluginFile | None:
     """What was loaded in place of a recorded plug-in; None where nothing was."""
     loaded = loaded_plugins()
     same = [one for one in loaded if one.sha256 == kept.sha256]
-    named = [one for one in loaded if one.path.name == kept.path.name and one.path != kept.path]
-    return next(iter([*same, *named]), None)
+    if same or kept.path.is_file():
+        return next(iter(same), None)
+    return next((one for one in loaded if one.path.name == kept.path.name), None)
 
 
 def plugins_missing(plugins: Sequence[PluginFile]) -> str:

@@ -26,15 +26,24 @@ _RENAMED_STATES = (
 )
 
 
-def renamed_states(values: Mapping[str, Value]) -> dict[str, Value]:
-    """Return an optimizer's saved tensors or numbers under the names of today."""
-    found = {}
+def renamed_states(values: Mapping[str, Value], known: Collection[str]) -> dict[str, Value]:
+    """Return an optimizer's saved tensors or numbers under the names of today.
+
+    Args:
+        values: By the names that a checkpoint holds.
+        known: Names that the optimizer has for its own; others' states are called what they call them.
+    """
+    found, stems = {}, {_stem(name) for name in known}
     for name, value in values.items():
         today = name
         for before, now in _RENAMED_STATES:
             today = before.sub(now, today)
-        found[today] = value
+        found[name if _stem(name) in stems else today] = value
     return found
+
+
+def _stem(name: str) -> str:
+    return name.partition(".")[0]
 
 
 def renamed(values: Mapping[str, object], known: Collection[str]) -> dict[str, object]:

@@ -38,7 +38,7 @@ class Stepped(RunStepped):
 
     Attributes:
         psnr: PSNR of the step's training views, dB.
-        cloud: The live cloud; whoever keeps it clones it.
+        cloud: The live cloud, in the training frame; whoever keeps it clones it.
         stage: The stage that took the step, which in a run without --stages is the whole run; None where it is
             not told.
     """
@@ -56,7 +56,7 @@ class Evaluated:
         step: Steps done.
         seconds: Seconds of training so far, without evaluation.
         scores: Of the held-out views.
-        cloud: The live cloud; whoever keeps it clones it.
+        cloud: The live cloud, in the training frame; whoever keeps it clones it.
     """
 
     step: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shutil
 import time
 from collections.abc import Sequence
 
@@ -151,6 +152,8 @@ class _Trainer(ResumableRun):
     def open_folder(self, checkpoint: Checkpoint | None) -> None:
         """Write what the run was told, and open its log behind ``checkpoint``."""
         if self.processes.is_first:
+            if checkpoint is None:  # an older version's, in another frame, of a run that begins anew
+                shutil.rmtree(self.folder.checkpoints / "step-000000", ignore_errors=True)
             self.folder.write_config(self.config, __version__, fingerprint_capture(self.capture))
         self.log = MetricsLog(self.folder.metrics) if self.processes.is_first else NoLog()
         if checkpoint is not None:

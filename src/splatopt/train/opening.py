@@ -92,10 +92,10 @@ def _reopen(config: TrainConfig, capture: Capture | None) -> tuple[TrainConfig, 
     if checkpoint is not None and len(saved.schedule.plan) + len(resumed.schedule.plan) > 2:
         check_continues(resumed.schedule.plan, saved.schedule.plan, checkpoint.step)
     frame = training_frame(folder)
-    if frame is None and checkpoint is not None and checkpoint.step == 0:
-        checkpoint = None  # an older version's run without a step begins anew, in the training frame
-    elif frame is None:
+    if frame is None and checkpoint is not None and checkpoint.step > 0:
         frame = WORLD
+    elif frame is None:
+        checkpoint = None  # an older version's run without a step begins anew, in the training frame
     capture = (capture or open_capture(resumed)).localised(frame)
     warnings += check_resumed(folder, resumed.data.capture, fingerprint_capture(capture))
     return resumed, capture, checkpoint, warnings

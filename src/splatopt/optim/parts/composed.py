@@ -63,6 +63,7 @@ class ComposedOptimizer(Optimizer):
         """Take one step on ``batch`` and return the evaluation at the point it started from."""
         direction, acceptance = self.direction, self.acceptance
         self.bound.begin(progress)
+        direction.release()  # of a step that an error ended
         trial = None
         with direction.at_one_point():
             evaluation = direction.evaluate(batch, progress)

@@ -15,7 +15,7 @@ from splatopt.optim.parts.projections import Projection
 class GainRatio(Acceptance):
     """θ ← θ + γΔ where ρ, actual over predicted change of the loss, is above a least gain; else nothing moves.
 
-    λ is halved where the step was kept, and doubled where it was taken back. ExtraMetrics: ``damping`` (λ that the step
+    λ is halved where the step was kept, and doubled where it was taken back. Metrics: ``damping`` (λ that the step
     was solved with), ``step_length`` (γ, 0 where it was taken back) and ``gain_ratio`` (ρ, 0 where there was none to
     measure).
     """
