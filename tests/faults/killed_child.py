@@ -266,7 +266,7 @@ def _trace(path: Path) -> None:
         return take_steps(self, *arguments)
 
     def noted_run(self, *arguments):
-        note(f"begun {self.config.folder / 'checkpoints'} {self.step}")
+        note(f"begun {self.config.out / 'checkpoints'} {self.step}")
         return run(self, *arguments)
 
     def noted_save(folder, checkpoint):

@@ -61,8 +61,8 @@ def test_a_run_is_the_same_on_every_set_but_for_rounding(large, tmp_path, optimi
         scores[isa] = json.loads((out / "eval.json").read_text())
     first = scores[native.instruction_sets()[0]]
     for isa, found in scores.items():
-        # Adam's first steps are the gradient's sign, which rounding decides where a gradient is next to nothing.
-        assert found["psnr"] == pytest.approx(first["psnr"], abs=0.1 if optimizer == "learned" else 0.02), isa
+        # Adam's first steps are the gradient's sign, and lm's search takes or leaves a step: rounding may decide both.
+        assert found["psnr"] == pytest.approx(first["psnr"], abs=0.1 if optimizer in ("learned", "lm") else 0.02), isa
         assert found["before"]["psnr"] == pytest.approx(first["before"]["psnr"], abs=1e-4), isa
     if {"avx512", "avx2"} <= scores.keys():
         assert scores["avx512"]["before"] == scores["avx2"]["before"], "scores of one scene"
