@@ -31,8 +31,13 @@ def large(tmp_path_factory) -> Path:
     return make_toy_capture(tmp_path_factory.mktemp("capture") / "large", width=112, height=104, points=1700)
 
 
-def run(capture: Path, out: Path, optimizer: str, *words: str) -> Path:
-    words = ("--optimizer", optimizer, "--steps", str(STEPS[optimizer]), "--sh-interval", "3", *words)
+BEFORE_ROUNDING_DECIDES = {**STEPS, "learned": 1, "lm": 1}
+"""Of these one step: after it the turns of round Gaussians, whose gradient is rounding, and lm's choice between taking
+and leaving a step make runs differ for good."""
+
+
+def run(capture: Path, out: Path, optimizer: str, *words: str, steps: dict[str, int] = STEPS) -> Path:
+    words = ("--optimizer", optimizer, "--steps", str(steps[optimizer]), "--sh-interval", "3", *words)
     assert main(["train", str(capture), *words, "--out", str(out)]) == 0
     return out
 
@@ -55,14 +60,15 @@ def test_a_run_has_the_same_bits_at_any_number_of_threads(large, tmp_path, optim
 def test_a_run_is_the_same_on_every_set_but_for_rounding(large, tmp_path, optimizer):
     scores = {}
     for isa in native.instruction_sets():
-        out = run(large, tmp_path / isa, optimizer, "--instructions", isa)
+        out = run(large, tmp_path / isa, optimizer, "--instructions", isa, steps=BEFORE_ROUNDING_DECIDES)
         config = json.loads((out / "config.json").read_text())
         assert config["instructions"] == isa
         scores[isa] = json.loads((out / "eval.json").read_text())
     first = scores[native.instruction_sets()[0]]
     for isa, found in scores.items():
-        # Adam's first steps are the gradient's sign, and lm's search takes or leaves a step: rounding may decide both.
-        assert found["psnr"] == pytest.approx(first["psnr"], abs=0.1 if optimizer in ("learned", "lm") else 0.02), isa
+        # Adam's first steps are the gradient's sign, which rounding decides where a gradient is next to nothing.
+        bound = {"learned": 0.1, "lm": 1e-3}.get(optimizer, 0.02)
+        assert found["psnr"] == pytest.approx(first["psnr"], abs=bound), isa
         assert found["before"]["psnr"] == pytest.approx(first["before"]["psnr"], abs=1e-4), isa
     if {"avx512", "avx2"} <= scores.keys():
         assert scores["avx512"]["before"] == scores["avx2"]["before"], "scores of one scene"
