@@ -29,16 +29,18 @@ class Summands:
         numbers: Whose mean is taken.
         tensors: Whose mean is taken.
         masks: Of which any counts.
+        greatest: Of which the greatest counts.
     """
 
     numbers: dict[Key, float] = field(default_factory=dict)
     tensors: dict[Key, Tensor] = field(default_factory=dict)
     masks: dict[Key, Tensor] = field(default_factory=dict)
+    greatest: dict[Key, Tensor] = field(default_factory=dict)
 
     def add(self, key: Key, combine: Combine, value: object) -> None:
         """Put ``value``, a number or a tensor, where it belongs."""
         if isinstance(value, Tensor):
-            (self.masks if combine is Combine.ANY else self.tensors)[key] = value
+            self._tensors(combine)[key] = value
         elif isinstance(value, float | int):
             self.numbers[key] = value
 
@@ -46,7 +48,10 @@ class Summands:
         """Return what :meth:`add` put."""
         if combine is Combine.NUMBER:
             return self.numbers[key]
-        return (self.masks if combine is Combine.ANY else self.tensors)[key]
+        return self._tensors(combine)[key]
+
+    def _tensors(self, combine: Combine) -> dict[Key, Tensor]:
+        return {Combine.ANY: self.masks, Combine.MAX: self.greatest}.get(combine, self.tensors)
 
 
 def take_apart(row: Question, answer: object) -> Summands:
@@ -104,6 +109,7 @@ def combined(row: Question, answers: Iterable[tuple[float, object]]) -> object:
                 {key: factor * number for key, number in own.numbers.items()},
                 {key: tensor * factor for key, tensor in own.tensors.items()},
                 {key: mask.clone() for key, mask in own.masks.items()},
+                {key: tensor.clone() for key, tensor in own.greatest.items()},
             )
             continue
         for key, number in own.numbers.items():
@@ -112,6 +118,8 @@ def combined(row: Question, answers: Iterable[tuple[float, object]]) -> object:
             total.tensors[key].add_(tensor, alpha=factor)
         for key, mask in own.masks.items():
             total.masks[key] |= mask
+        for key, tensor in own.greatest.items():
+            torch.maximum(total.greatest[key], tensor, out=total.greatest[key])
     if total is None:
         raise ValueError("a batch must have at least one microbatch, got none")
     return put_together(row, like, total)

@@ -10,13 +10,14 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NoReturn, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from splatopt.core.checks import InputError
+from splatopt.core.row_statistics import ErrorMap, RowStatistics
 from splatopt.core.scene_edit import SceneEdit
 
 Batch: TypeAlias = Any
@@ -36,6 +37,7 @@ class Oracle(enum.Enum):
     GAUSS_NEWTON_DIAGONAL = "gauss_newton_diagonal"
     GAUSS_NEWTON_BLOCKS = "gauss_newton_blocks"
     HVP = "hvp"
+    STATISTICS = "statistics"
 
 
 class MissingOracleError(InputError):
@@ -88,6 +90,8 @@ class Combine(enum.Enum):
     """Numbers: Σ share · number."""
     ANY = "any"
     """Masks: true where one is."""
+    MAX = "max"
+    """Tensors: the greatest of each entry."""
     STACK = "stack"
     """Residuals, one tensor per part: every part's own, times √share."""
     SAME = "same"
@@ -124,6 +128,7 @@ class Question:
 _GRADIENT, _JVP, _VJP = (frozenset({oracle}) for oracle in (Oracle.GRADIENT, Oracle.JVP, Oracle.VJP))
 _DIAGONAL, _BLOCKS = frozenset({Oracle.GAUSS_NEWTON_DIAGONAL}), frozenset({Oracle.GAUSS_NEWTON_BLOCKS})
 _EVALUATION = {"loss": Combine.NUMBER, "gradient": Combine.MEAN, "seen": Combine.ANY, "metrics": Combine.NUMBER}
+_STATISTICS = {field.name: Combine.MEAN for field in fields(RowStatistics)} | {"max_weight": Combine.MAX}
 _ROW_BLOCKS = {"names": Combine.SAME, "blocks": Combine.MEAN, "diagonal": Combine.MEAN}
 
 QUESTIONS: Mapping[str, Question] = {
@@ -142,6 +147,7 @@ QUESTIONS: Mapping[str, Question] = {
     "gauss_newton_blocks": Question(_ROW_BLOCKS, _BLOCKS, GaussNewtonBlocks),
     "hvp": Question(Combine.MEAN, composed=True),
     "exact_hvp": Question(Combine.MEAN, frozenset({Oracle.HVP})),
+    "statistics": Question(_STATISTICS, frozenset({Oracle.STATISTICS}), RowStatistics),
 }
 """Every public name of :class:`Objective`, once. An objective around another answers by its row, or is not made."""
 
@@ -366,6 +372,18 @@ class Objective(ABC):
             MissingOracleError: This objective does not give it; a central difference needs the gradient alone.
         """
         self._refuse(Oracle.HVP)
+
+    def statistics(self, batch: Batch, error: ErrorMap) -> RowStatistics:
+        """Return what each row does in the views of ``batch``, and how much error lies where it does it.
+
+        Args:
+            batch: Where.
+            error: Makes the image e of a rendered view and its photograph.
+
+        Raises:
+            MissingOracleError: This objective does not give it.
+        """
+        self._refuse(Oracle.STATISTICS)
 
     def edit_rows(self, edit: SceneEdit) -> None:
         """Gather the parameters' rows and write the edit's values; other data of rows are gathered with them.

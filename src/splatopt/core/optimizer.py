@@ -31,15 +31,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
 import torch
-from torch import Tensor
 
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Batch, Evaluation, Objective, Oracle
 from splatopt.core.plugins import Registry, calling_place
 from splatopt.core.scene_edit import SceneEdit
-from splatopt.core.state import OptimizerState, StatePart
-
-StatePartType = TypeVar("StatePartType", bound=StatePart)
+from splatopt.core.state import Stateful
 
 Options = TypeVar("Options")
 """An optimizer's own frozen dataclass."""
@@ -63,7 +60,7 @@ class Progress:
         return min(1.0, self.step / max(1, self.horizon))
 
 
-class Optimizer(ABC, Generic[Options]):
+class Optimizer(Stateful, ABC, Generic[Options]):
     """A policy that asks an objective for derivatives and writes its parameters in place."""
 
     needs: ClassVar[frozenset[Oracle]]
@@ -91,12 +88,12 @@ class Optimizer(ABC, Generic[Options]):
         Raises:
             MissingOracleError: The objective lacks an oracle of ``needs``.
         """
+        super().__init__()
         objective.require(self.needs, type(self).__name__)
         self.objective = objective
         self.options = options
         self.generator = generator
         self.warnings: list[str] = []
-        self._state_parts: list[StatePart] = []
 
     @property
     def batch_size(self) -> int | None:
@@ -117,25 +114,6 @@ class Optimizer(ABC, Generic[Options]):
     @abstractmethod
     def step(self, batch: Batch, progress: Progress) -> Evaluation:
         """Take one step on ``batch`` and return the evaluation at the point it started from."""
-
-    def remember(self, part: StatePartType) -> StatePartType:
-        """Declare a part of the state, and return it: it is saved, loaded and follows row edits from now on."""
-        self._state_parts.append(part)
-        return part
-
-    def state(self) -> OptimizerState:
-        """Return all that was declared with :meth:`remember`; tensors may be views: whoever keeps them clones them."""
-        tensors: dict[str, Tensor] = {}
-        scalars: dict[str, float | int] = {}
-        for part in self._state_parts:
-            tensors |= part.tensors()
-            scalars |= part.scalars()
-        return OptimizerState(tensors, scalars)
-
-    def load_state(self, state: OptimizerState) -> None:
-        """Go on from ``state``; raises InputError where it does not fit."""
-        for part in self._state_parts:
-            part.load(state)
 
     def edit_rows(self, edit: SceneEdit) -> None:
         """Follow an edit of the parameters' rows, which have been edited already."""

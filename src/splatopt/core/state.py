@@ -39,7 +39,7 @@ class OptimizerState:
 
 
 class StatePart(ABC):
-    """One part of an optimizer's state."""
+    """One part of the state of an optimizer or a density strategy."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Return its tensors by the names that they are saved under; they may be views."""
@@ -60,6 +60,36 @@ class StatePart(ABC):
             edit: The edit.
             parameters: The parameters, edited already.
         """
+
+
+StatePartType = TypeVar("StatePartType", bound=StatePart)
+
+
+class Stateful:
+    """What has a state that is declared part by part with :meth:`remember`: optimizers and density strategies."""
+
+    def __init__(self) -> None:
+        """Begin without any part."""
+        self._state_parts: list[StatePart] = []
+
+    def remember(self, part: StatePartType) -> StatePartType:
+        """Declare a part of the state, and return it: it is saved, loaded and follows row edits from now on."""
+        self._state_parts.append(part)
+        return part
+
+    def state(self) -> OptimizerState:
+        """Return all that was declared with :meth:`remember`; tensors may be views: whoever keeps them clones them."""
+        tensors: dict[str, Tensor] = {}
+        scalars: dict[str, float | int] = {}
+        for part in self._state_parts:
+            tensors |= part.tensors()
+            scalars |= part.scalars()
+        return OptimizerState(tensors, scalars)
+
+    def load_state(self, state: OptimizerState) -> None:
+        """Go on from ``state``; raises InputError where it does not fit."""
+        for part in self._state_parts:
+            part.load(state)
 
 
 class PerParameter(StatePart):

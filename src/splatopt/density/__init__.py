@@ -1,0 +1,1 @@
+"""Density strategies: which Gaussians there are, decided between steps."""
