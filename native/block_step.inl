@@ -18,9 +18,11 @@ struct Factor {
 constexpr int packed(int row, int column) { return row * (row + 1) / 2 + column; }
 
 // Column C of the Cholesky factor of A + μI: its entries stay in registers, what earlier columns take from them
-// is independent from entry to entry.
+// is independent from entry to entry. The pivots of a matrix without negative eigenvalues are at least the shift. A
+// block of a huge Gaussian may have one, by rounding of its sums; a pivot that falls below is raised until no entry of
+// its column exceeds √(trace + shift), which those of a true block never do (Gill and Murray 1974).
 template <int C>
-inline void factorise_column(const Vec* a, Vec shift, Vec floor, Factor& f) {
+inline void factorise_column(const Vec* a, Vec shift, Vec trace, Factor& f) {
     Vec column[kBlockRows];
 #pragma GCC unroll 14
     for (int r = C; r < kBlockRows; ++r) column[r] = a[packed(r, C)];
@@ -30,11 +32,18 @@ inline void factorise_column(const Vec* a, Vec shift, Vec floor, Factor& f) {
 #pragma GCC unroll 14
         for (int r = C; r < kBlockRows; ++r) column[r] = fnmadd(f.l[k][r], factor, column[r]);
     }
-    const Vec inverse = Vec(1.0f) / sqrt(max(column[C], floor));
+    const Vec least = shift * Vec(0.25f);
+    Vec pivot = column[C];
+    if (any(pivot < least)) {
+        Vec largest(0.0f);
+        for (int r = C + 1; r < kBlockRows; ++r) largest = max(largest, column[r] * column[r]);
+        pivot = select(pivot < least, max(least, largest / (trace + shift)), pivot);
+    }
+    const Vec inverse = Vec(1.0f) / sqrt(pivot);
     f.l[C][C] = inverse;
 #pragma GCC unroll 14
     for (int r = C + 1; r < kBlockRows; ++r) f.l[C][r] = column[r] * inverse;
-    if constexpr (C + 1 < kBlockRows) factorise_column<C + 1>(a, shift, floor, f);
+    if constexpr (C + 1 < kBlockRows) factorise_column<C + 1>(a, shift, trace, f);
 }
 
 // x ← L⁻¹ x
@@ -68,7 +77,7 @@ inline void solve_in_ball(const Vec* a, Vec trace, const Vec* h, Vec damping, in
     Factor factor;
     mu = max(mu, damping);
     for (int round = 0; round < rounds; ++round) {
-        factorise_column<0>(a, mu + floor, floor * Vec(1e-3f), factor);
+        factorise_column<0>(a, mu + floor, trace, factor);
         Vec q[kBlockRows];
         for (int r = 0; r < kBlockRows; ++r) x[r] = -h[r];
         solve_lower(factor, x);

@@ -10,7 +10,7 @@ from kernels.interpreter import NO_TRITON
 
 pytest.importorskip("triton", reason=NO_TRITON)
 
-from optim.awkward import AwkwardCloud, flattened
+from optim.awkward import AwkwardCloud, check_indefinite_blocks, flattened
 from splatopt import kernels
 from splatopt.core import native
 from splatopt.core.optimizer import Progress, find_optimizer
@@ -241,3 +241,7 @@ def test_a_saved_state_goes_on(device, name):
     for optimizer in optimizers:
         optimizer.step(None, Progress(1, 10))
     assert furthest(scenes[1].values, scenes[0].values, start, 12) <= (1 if name != "block-gn" else 100)
+
+
+def test_blocks_that_rounding_made_indefinite_break_no_row(device):
+    check_indefinite_blocks(device)

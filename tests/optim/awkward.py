@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from optim.quadratic import Quadratic
 from splatopt.core.objective import Evaluation, GaussNewtonBlocks, Tensors
+from splatopt.core.optimizer import Progress
 from splatopt.core.schema import BLOCK_TENSORS
-from splatopt.curvature.blocks import pack_blocks
+from splatopt.curvature.blocks import pack_blocks, unpack_blocks
+from splatopt.optim.block_gauss_newton import BlockGaussNewton, BlockGaussNewtonOptions
+from splatopt.optim.hellinger import HellingerRadii
 
 
 class AwkwardCloud(Quadratic):
@@ -63,6 +68,35 @@ class AwkwardCloud(Quadratic):
         blocks = pack_blocks((roots @ roots.mT).double())
         blocks = blocks.to(self.values["means"])
         return GaussNewtonBlocks(BLOCK_TENSORS, blocks, {"sh_rest": self.curvature["sh_rest"].clone()})
+
+
+class Indefinite(AwkwardCloud):
+    """Blocks with negative eigenvalues of up to 3e-4 of the trace, as rounding leaves those of huge Gaussians."""
+
+    def gauss_newton_blocks(self, batch: object) -> GaussNewtonBlocks:
+        found = super().gauss_newton_blocks(batch)
+        blocks = unpack_blocks(found.blocks)
+        generator = torch.Generator().manual_seed(5)
+        noise = torch.randn(blocks.shape, generator=generator).to(blocks)
+        trace = blocks.diagonal(dim1=1, dim2=2).sum(dim=1)
+        blocks += 3e-5 * trace[:, None, None] * (noise + noise.mT)
+        return replace(found, blocks=pack_blocks(blocks))
+
+
+def check_indefinite_blocks(device: torch.device | str) -> None:
+    """Check that a fused step on indefinite blocks stays within its balls, however small the multipliers are."""
+    options = BlockGaussNewtonOptions(damping=0.0, epsilon_start=1e-2, factorisations=4)
+    scene = Indefinite(torch.float32, 300, 3, device)
+    before = {name: value.clone() for name, value in scene.values.items()}
+    blocks = unpack_blocks(scene.gauss_newton_blocks(None).blocks.double())
+    assert (torch.linalg.eigvalsh(blocks)[:, 0] < -1e-5 * blocks.diagonal(dim1=1, dim2=2).sum(dim=1)).sum() > 40
+    BlockGaussNewton(scene, options).step(None, Progress(0, 10))
+    step = flattened(scene.values) - flattened(before)
+    radii = HellingerRadii(options, scene.length_scale).radii(before, options.epsilon_start)
+    eta = flattened({name: value.expand_as(before[name]) for name, value in radii.items()})
+    assert torch.isfinite(step).all()
+    # Turned quaternions keep their lengths, which no model sees.
+    assert ((step / eta)[:, [0, 1, 2, 3, 4, 5, 10, 11, 12, 13]].norm(dim=1) < 1 + 1e-3).all()
 
 
 def flattened(tensors: Tensors, names: tuple[str, ...] = BLOCK_TENSORS) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from optim.awkward import AwkwardCloud, flattened
+from optim.awkward import AwkwardCloud, check_indefinite_blocks, flattened
 from splatopt.core import native
 from splatopt.core.objective import Evaluation
 from splatopt.core.optimizer import Progress, find_optimizer
@@ -116,6 +116,13 @@ def test_a_fused_step_with_blocks_is_as_good_as_the_one_in_float64(monkeypatch, 
     assert error.median() < 1e-3, error.median()
     assert error.quantile(0.9) < 0.05, error.quantile(0.9)
     torch.testing.assert_close(models[torch.float32][1], models[torch.float64][1], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_blocks_that_rounding_made_indefinite_break_no_row(monkeypatch, isa) -> None:
+    workers = native.workers(2, isa)
+    monkeypatch.setattr(native, "workers", lambda *_: workers)
+    check_indefinite_blocks("cpu")
 
 
 class Louder(AwkwardCloud):

@@ -66,8 +66,11 @@ def _fold_columns(mean, gradient, row, inside, decay):
 
 
 @jit
-def _factorised(block, lanes, scaled, eta, shift, floor):
-    """The Cholesky factor of A + shift·I by columns, its diagonal inverted; column k holds rows k to 13."""
+def _factorised(block, lanes, scaled, eta, shift, trace):
+    """The Cholesky factor of A + shift·I by columns, its diagonal inverted; column k holds rows k to 13.
+
+    Pivots that rounding took below the shift are raised, as in the native pass.
+    """
     factor = ()
     for c in tl.static_range(SIZE):
         column = ()
@@ -78,7 +81,12 @@ def _factorised(block, lanes, scaled, eta, shift, floor):
             for k in tl.static_range(c):
                 entry -= factor[k][r - k] * factor[k][c - k]
             column = column + (entry,)
-        inverse = tl.div_rn(1.0, tl.sqrt_rn(tl.maximum(column[0], floor)))
+        least = shift * 0.25
+        largest = least * 0.0
+        for r in tl.static_range(1, SIZE - c):
+            largest = tl.maximum(largest, column[r] * column[r])
+        raised = tl.maximum(least, tl.div_rn(largest, trace + shift))
+        inverse = tl.div_rn(1.0, tl.sqrt_rn(tl.where(column[0] < least, raised, column[0])))
         finished = (inverse,)
         for r in tl.static_range(1, SIZE - c):
             finished = finished + (column[r] * inverse,)
@@ -159,7 +167,7 @@ def _block_step(
         x = right
         length = tl.zeros((ROWS,), tl.float32)
         for _ in range(factorisations):
-            factor = _factorised(block, lanes, scaled, eta, mu + floor, floor * 1e-3)
+            factor = _factorised(block, lanes, scaled, eta, mu + floor, trace)
             half = _solved_lower(factor, right)
             x = _solved_upper(factor, half)
             squared = _squared_length(x)
