@@ -12,6 +12,7 @@ from torch import Tensor
 from splatopt.core import native
 from splatopt.core.camera import Camera
 from splatopt.core.objective import Oracle
+from splatopt.core.row_statistics import GradientStatistics
 from splatopt.core.schema import GAUSSIAN_TENSORS, sh_degree_of
 from splatopt.raster import constants
 from splatopt.raster.losses import PixelLoss
@@ -149,9 +150,16 @@ class NativeRenderer(Renderer):
         return Rendering(image, alpha, depth)
 
     def accumulate_gradient(
-        self, gaussians: Gaussians, problem: ViewProblem, into: WeightedSum, seen: Tensor
+        self,
+        gaussians: Gaussians,
+        problem: ViewProblem,
+        into: WeightedSum,
+        seen: Tensor,
+        observed: GradientStatistics | None = None,
     ) -> ViewLoss:
         """Add ∂loss/∂θ of one view to ``into``; see :class:`Renderer`."""
+        if observed is not None:
+            self._refuse(Oracle.STATISTICS.value)
         cloud = self.draw(gaussians, problem.camera, problem.options)
         loss = self._loss(problem)
         self._backward(cloud, into, seen)
