@@ -115,7 +115,7 @@ class DensityEntry:
 
 
 STRATEGIES: Registry[DensityEntry] = Registry(
-    "density strategy", "splatopt.density", ("splatopt.density.adc", "splatopt.density.mcmc")
+    "density strategy", "splatopt.density", ("splatopt.density.adc", "splatopt.density.gain", "splatopt.density.mcmc")
 )
 
 
