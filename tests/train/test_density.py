@@ -188,7 +188,7 @@ def test_edits_that_are_damaged_are_named(scene, tmp_path):
         gone_on(copy)
 
 
-@pytest.mark.parametrize("strategy", ["adc", "mcmc"])
+@pytest.mark.parametrize("strategy", ["adc", pytest.param("mcmc", marks=pytest.mark.slow)])
 def test_stages_keep_the_strategy(strategy, scene, tmp_path):
     changes = {"stages": "adam:10,block-gn:10", "steps": None}
     whole = grown(scene, strategy, tmp_path / "whole", **changes)
@@ -339,7 +339,7 @@ def test_the_penalty_is_in_the_loss_of_every_step(scene, tmp_path):
     assert first[0] - first[1] == pytest.approx(2 * 0.1, rel=0.2), "opacities begin at 0.1"
 
 
-@pytest.mark.parametrize("strategy", ["adc", "mcmc"])
+@pytest.mark.parametrize("strategy", ["adc", pytest.param("mcmc", marks=pytest.mark.slow)])
 def test_microbatches_take_the_same_edits(strategy, scene, tmp_path, monkeypatch):
     whole = grown(scene, strategy, tmp_path / "whole", view_batch=4, steps=6)
     guard = ProcessContext.guard

@@ -65,7 +65,9 @@ def test_the_bits_are_the_same_with_1_2_and_8_threads(name, strategy, scene, tmp
     assert edits(found[0]) == edits(found[1]) == edits(found[2])
 
 
-@pytest.mark.parametrize("strategy", strategies())
+@pytest.mark.parametrize(
+    "strategy", [name if name == "mcmc" else pytest.param(name, marks=pytest.mark.slow) for name in strategies()]
+)
 def test_averages_follow_edits(strategy, scene, tmp_path):
     whole = grown(scene, strategy, tmp_path / "whole", average=5.0)
     copy = cut(whole.folder, 10)
