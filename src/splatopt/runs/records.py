@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from splatopt.core.checks import InputError
@@ -9,6 +10,7 @@ from splatopt.core.reading import AbsentFileError, DamagedFileError, parse_json,
 from splatopt.core.typed import Fields, Json
 
 _MAX_METRICS_BYTES = 1 << 30
+_MAX_POSITIONS = 1000
 _TEXTS = ("protocol", "split", "subset", "task", "optimizer")
 _COUNTS = ("step", "steps", "gaussians")
 _NON_NEGATIVE = ("seconds", "epoch", "memory_mb")
@@ -71,11 +73,43 @@ def read_metrics(path: Path) -> list[dict[str, Json]]:
     Raises:
         InputError: A line is damaged; names it.
     """
+    return _whole_lines(path, _metrics_line)
+
+
+def _whole_lines(path: Path, read: Callable[[bytes, str], dict[str, Json]]) -> list[dict[str, Json]]:
     try:
         *lines, _ = read_bounded(path, _MAX_METRICS_BYTES).split(b"\n")
     except AbsentFileError:
         return []
-    return [_metrics_line(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+    return [read(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def read_edits(path: Path) -> list[dict[str, Json]]:
+    """Return the whole lines of ``density.jsonl`` in order; none where there is no file.
+
+    Each has ``step``, ``added``, ``removed`` and ``gaussians``, and the positions of some that were added and removed,
+    ``added_at`` and ``removed_at``, in the capture's own frame. A last line that was cut short is left out.
+
+    Raises:
+        InputError: A line is damaged; names it.
+    """
+    return _whole_lines(path, _edit_line)
+
+
+def _edit_line(line: bytes, where: str) -> dict[str, Json]:
+    try:
+        record = Fields(parse_json(line, where), where)
+        for name in ("step", "added", "removed", "gaussians"):
+            record.count(name)
+        for name in ("added_at", "removed_at"):
+            for position in record.entries(name, _MAX_POSITIONS):
+                if len(Fields({name: position}, where).entries(name, 3)) != 3:
+                    raise record.refusal(name, "positions of three numbers")
+                for number in position:
+                    Fields({name: number}, where).any_number(name)
+    except InputError as error:
+        raise DamagedFileError(f"{error}; delete this line to leave it out") from error
+    return record.values
 
 
 def _metrics_line(line: bytes, where: str) -> dict[str, Json]:
