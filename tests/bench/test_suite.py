@@ -183,7 +183,13 @@ def test_a_setting_that_no_run_can_have_names_its_cell(capture):
         make_cells(suite, Path("out"), {})
 
 
-@pytest.mark.parametrize("path", sorted(SUITES.glob("*.toml")), ids=lambda path: path.stem)
+STANDARD = ("llff", "mip-nerf-360", "nerf-synthetic", "tanks-and-temples")
+"""Suites of data sets that everyone brings."""
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in sorted(SUITES.glob("*.toml")) if path.stem not in STANDARD], ids=lambda path: path.stem
+)
 def test_every_suite_of_the_repository_can_be_run(path, data_folder):
     suite = read_suite(path)
     assert len(make_cells(suite, Path("out"), {}, data_folder)) >= 6
@@ -198,3 +204,17 @@ def test_the_repository_has_a_suite_for_every_protocol():
 def test_a_suite_says_nothing_of_its_machine(tmp_path):
     values = {"scenes": [{"path": "fox"}], "optimizers": [{"name": "adam"}]}
     assert str(tmp_path) not in str(make_suite(values, "x", tmp_path, "t").to_json())
+
+
+def test_scenes_can_be_chosen(tmp_path, capture):
+    scenes = [{"path": str(capture), "name": name} for name in ("one", "two", "three")]
+    suite = toy_suite(capture, scenes=scenes)
+    assert suite.only(()) == suite
+    assert [scene.name for scene in suite.only(["three", "one"]).scenes] == ["one", "three"]
+    with pytest.raises(InputError, match="--only of the suite 'Toy suite': there is no scene 'tow'; did you mean two"):
+        suite.only(["tow"])
+
+
+def test_a_folder_of_scenes_that_is_not_there_is_named(tmp_path, capture):
+    with pytest.raises(InputError, match=f"there is no folder {tmp_path}/nowhere; --data names the one that holds"):
+        make_cells(toy_suite(capture), Path("out"), {}, tmp_path / "nowhere")

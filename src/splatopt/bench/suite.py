@@ -12,6 +12,7 @@ from typing import TypeVar
 import splatopt.meta
 import splatopt.optim  # noqa: F401 - both register optimizers
 from splatopt.bench.protocol import POINTS, SECONDS, Protocol, find_protocol
+from splatopt.bench.published import PublishedSet, find_published
 from splatopt.core.checks import InputError, shown
 from splatopt.core.optimizer import find_optimizer
 from splatopt.core.plugins import PluginFile, as_plugins
@@ -25,6 +26,9 @@ OWN_SETTINGS = frozenset(
     | {"plugins"}
 )
 """Settings of a run that are the suite's own business, and no setting of it."""
+
+_OTHER_PHOTOGRAPHS = ("downscale", "max_side")
+"""Settings with which no cell is comparable with published numbers."""
 
 _Moment = TypeVar("_Moment", int, float)
 _MAX_SEEDS = 1000
@@ -44,11 +48,13 @@ class SceneEntry:
         name: What tables call it.
         path: Its folder as the suite names it.
         settings: Settings of a run for this scene.
+        published_as: What published numbers call it; its name when None.
     """
 
     name: str
     path: str
     settings: Mapping[str, object]
+    published_as: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,7 @@ class Suite:
         reference: Label that others are compared with.
         folder: Where the suite file lies, from which scenes are looked for.
         plugins: Files that register optimizers, losses and readers, which every cell's process loads.
+        published: Numbers of others that reports show beside these cells.
     """
 
     title: str
@@ -112,10 +119,21 @@ class Suite:
     reference: str
     folder: Path
     plugins: tuple[PluginFile, ...] = ()
+    published: tuple[PublishedSet, ...] = ()
+
+    def only(self, names: Sequence[str]) -> Suite:
+        """Return the suite with these scenes alone; the whole suite where none is named.
+
+        Raises:
+            InputError: A name is none of its scenes'.
+        """
+        check_names(names, [scene.name for scene in self.scenes], "scene", f"--only of the suite {self.title!r}")
+        return replace(self, scenes=tuple(one for one in self.scenes if one.name in names or not names))
 
     def to_json(self) -> dict[str, object]:
         """Return the suite as JSON values; the folder, a place on one machine, is left out."""
-        values = asdict(replace(self, folder=Path(), plugins=())) | {"protocol": self.protocol.to_json()}
+        values = asdict(replace(self, folder=Path(), plugins=(), published=()))
+        values |= {"protocol": self.protocol.to_json(), "published": [one.to_json() for one in self.published]}
         del values["folder"]
         values["plugins"] = plugins_without_place(plugins_to_json(self.plugins))
         return {name: _json(value) for name, value in values.items()}
@@ -142,6 +160,7 @@ _KEYS = (
     "reference",
     "train",
     "plugins",
+    "published",
     "scenes",
     "settings",
     "optimizers",
@@ -201,6 +220,10 @@ def make_suite(
         _check_unique(names, what, where)
     reference = typed(values.get("reference", optimizers[0].label), str, f"{where}: reference")
     check_names([reference], [entry.label for entry in optimizers], "optimizer entry labelled", where)
+    published = _published(values.get("published", []), where, folder)
+    if published:
+        given = [common, *(one.settings for one in scenes), *(one.settings for one in settings)]
+        _check_comparable(protocol, [*given, *(one.settings for one in optimizers)], where)
     return Suite(
         title=typed(values.get("title", title), str, f"{where}: title"),
         protocol=protocol,
@@ -214,7 +237,23 @@ def make_suite(
         reference=reference,
         folder=folder,
         plugins=plugins,
+        published=published,
     )
+
+
+def _published(value: object, where: str, folder: Path) -> tuple[PublishedSet, ...]:
+    """The published sets that a suite names: one, or a list."""
+    named = typed([value] if isinstance(value, str) else value, tuple[str, ...], f"{where}: published")
+    return find_published(named, folder, where) if named else ()
+
+
+def _check_comparable(protocol: Protocol, settings: Sequence[Mapping[str, object]], where: str) -> None:
+    """Refuse published numbers beside cells that could not be compared with them."""
+    if protocol.name != "dense":
+        raise InputError(f"{where}: published numbers belong to the protocol dense; the suite's is {protocol.name}")
+    for name in _OTHER_PHOTOGRAPHS:
+        if any(name in one for one in settings):
+            raise InputError(f"{where}: published numbers are of whole photographs; leave out {name}, or published")
 
 
 def _protocol(values: Mapping[str, object], where: str) -> Protocol:
@@ -271,10 +310,11 @@ def _scene(value: object, where: str, protocol: Protocol) -> SceneEntry:
     if "path" not in values:
         raise InputError(f"{where}: path is missing; give the folder of a capture")
     path = typed(values.pop("path"), str, f"{where}: path")
+    published_as = typed(values.pop("published_as", None), str | None, f"{where}: published_as")
     name = typed(values.pop("name", Path(path).name), str, f"{where}: name")
     if not path or not name:
         raise InputError(f"{where}: path and name must not be empty")
-    return SceneEntry(name, path, _settings(values, f"{where} ({name})", protocol))
+    return SceneEntry(name, path, _settings(values, f"{where} ({name})", protocol), published_as)
 
 
 def _setting(value: object, where: str, protocol: Protocol) -> SettingEntry:

@@ -41,6 +41,9 @@ class RunOptions:
     data: Path | None = None
     """Look for scenes in this folder, by the last part of their path."""
 
+    only: tuple[str, ...] = ()
+    """Names of scenes of the suite's file; the others are left out, and what is done of them is kept."""
+
     scenes: tuple[str, ...] = ()
     """Without a suite's file: folders of captures."""
 
@@ -90,6 +93,8 @@ def _suite(options: RunOptions) -> Suite:
     """The suite's file, or one put together from the words."""
     from splatopt.bench.suite import make_suite, read_suite
 
+    if options.only and options.suite is None:
+        raise InputError("--only belongs to a suite's file; leave out of --scenes what is not to be run")
     loose = {"--scenes": options.scenes, "--optimizers": options.optimizers, "--set": options.set}
     if options.suite is not None:
         given = [name for name, value in loose.items() if value]
@@ -99,7 +104,7 @@ def _suite(options: RunOptions) -> Suite:
             raise InputError(
                 f"{' and '.join(given)} cannot stand beside a suite's file; write them into {options.suite}"
             )
-        return read_suite(options.suite, options.plugins)
+        return read_suite(options.suite, options.plugins).only(options.only)
     missing = [name for name in ("--scenes", "--optimizers") if not loose[name]]
     if missing:
         raise InputError(f"give a suite's file, or {' and '.join(missing)}")
