@@ -22,6 +22,7 @@ from splatopt.core.objective import (
     Residuals,
     Tensors,
 )
+from splatopt.core.row_statistics import GradientStatistics
 from splatopt.core.scene_edit import SceneEdit
 from splatopt.core.schema import BLOCK_TENSORS, PACKED_BLOCK
 from splatopt.raster.losses import L1Ssim, Loss
@@ -99,6 +100,7 @@ class PhotometricObjective(Objective):
         self.options = options or RenderOptions()
         self.loss = loss or L1Ssim()
         self.weights = weights
+        self.observed: GradientStatistics | None = None
         self._length_scale = length_scale
         self._allocate()
 
