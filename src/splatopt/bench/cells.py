@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+from splatopt.bench.entries import OptimizerEntry, SceneEntry, SettingEntry
 from splatopt.bench.protocol import Protocol
 from splatopt.bench.records import CellRecord, ProtocolRecord, PublishedPlace, check_published
-from splatopt.bench.suite import OptimizerEntry, SceneEntry, SettingEntry, Suite
+from splatopt.bench.suite import Suite
 from splatopt.core.checks import InputError
 from splatopt.core.optimizer import find_optimizer
 from splatopt.core.plugins import PluginFile
