@@ -14,6 +14,8 @@ from PIL import Image
 from splatopt.cli import main
 from splatopt.core.checks import InputError
 from splatopt.data import CaptureOptions, inspect_capture, load_capture
+from splatopt.data.colmap import read_colmap
+from splatopt.data.readers import READERS, register_reader
 from splatopt.train.config import TrainConfig
 from splatopt.train.setup import open_capture
 
@@ -130,3 +132,23 @@ def test_the_setting_reaches_the_capture_and_its_summary(tmp_path: Path) -> None
     assert "--images images_4" in found.next_command
     kept = TrainConfig.of(tmp_path, images="images_4").to_json()
     assert TrainConfig.from_json(json.loads(json.dumps(kept)), "here").data.images == "images_4"
+
+
+def test_a_reader_of_ones_own_may_know_other_folders(tmp_path: Path) -> None:
+    write_colmap(tmp_path)
+    shrink(tmp_path, "images_4", 4)
+    asked: list[str] = []
+
+    def read_images(path: Path, name: str):
+        asked.append(name)
+        return read_colmap(path, path / "sparse" / "0", [], name)
+
+    register_reader("mine", lambda path: True, lambda path: read_colmap(path, path / "sparse" / "0", []), read_images)
+    try:
+        capture = load_capture(tmp_path, CaptureOptions(images="images_4"))
+        assert asked == ["images_4"]
+        assert capture.cameras[0].width == WIDTH // 4
+        assert load_capture(tmp_path).cameras[0].width == WIDTH
+        assert asked == ["images_4"]
+    finally:
+        READERS.forget("mine")

@@ -32,7 +32,7 @@ from splatopt.core.reading import DamagedFileError, read_bounded
 from splatopt.core.typed import check_names, typed
 from splatopt.runs.plugins import plugins_to_json, plugins_without_place
 
-_OTHER_PHOTOGRAPHS = ("downscale", "max_side")
+_OTHER_IMAGES = ("downscale", "max_side")
 """Settings with which no cell is comparable with published numbers."""
 
 _Moment = TypeVar("_Moment", int, float)
@@ -210,7 +210,7 @@ def _check_comparable(protocol: Protocol, settings: Sequence[Mapping[str, object
     """Refuse published numbers beside cells that could not be compared with them."""
     if protocol.name != "dense":
         raise InputError(f"{where}: published numbers belong to the protocol dense; the suite's is {protocol.name}")
-    for name in _OTHER_PHOTOGRAPHS:
+    for name in _OTHER_IMAGES:
         if any(name in one for one in settings):
             raise InputError(f"{where}: published numbers are of whole photographs; leave out {name}, or published")
 
