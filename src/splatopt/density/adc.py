@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from splatopt.core.checks import InputError, check_max_count, check_positive
-from splatopt.core.objective import Objective
+from splatopt.core.objective import Objective, Oracle
 from splatopt.core.row_statistics import GradientStatistics
 from splatopt.core.scene_edit import SceneEdit, Written
 from splatopt.density.schedule import EditSchedule
@@ -79,6 +80,8 @@ class AdaptiveDensityControl(DensityStrategy[AdcOptions]):
     Differences: the number of rows keeps to a bound, those with the highest ḡ first; the rule on screen size, which
     never takes effect in 3DGS' code, is left out.
     """
+
+    needs: ClassVar[frozenset[Oracle]] = frozenset({Oracle.GRADIENT, Oracle.STATISTICS})
 
     def __init__(
         self, objective: Objective, options: AdcOptions, limits: DensityLimits, generator: torch.Generator

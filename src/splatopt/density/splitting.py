@@ -73,7 +73,7 @@ def transmittance_power(logits: Tensor, power: float | Tensor) -> Tensor:
 
 
 def turned(quats: Tensor, vectors: Tensor, *, transposed: bool = False) -> Tensor:
-    """Return R(q) v for each row, or R(q)ᵀ v, (K, 3); summed in one order whatever the number of threads."""
+    """Return R(q) v for each row, or R(q)ᵀ v, (..., K, 3); summed in one order whatever the number of threads."""
     rotations = rotation_matrices(quats)
     rotations = rotations.mT if transposed else rotations
-    return sum((rotations[:, :, axis] * vectors[:, axis, None] for axis in range(3)), torch.zeros_like(vectors))
+    return sum((rotations[:, :, axis] * vectors[..., axis, None] for axis in range(3)), torch.zeros_like(vectors))
