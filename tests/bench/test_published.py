@@ -141,7 +141,7 @@ def results_beside(one: PublishedSet = SET, scenes: tuple[str, ...] = ("one", "t
         made_cell(
             "adam", 0, [(0, 5.0), (7000, 20.0 + number), (9000, 22.0 + number)], scene=scene, name=f"{scene}.{number}"
         )
-        | {"published": {**place, "scene": scene}, "lpips": {"vgg": 0.5}}
+        | {"published": {**place, "scene": scene}, "lpips": {"vgg": 0.5}, "views_tested": 7}
         for number, scene in enumerate(scenes)
     ]
     made = made_results(*cells, reference="adam")
@@ -169,7 +169,8 @@ def test_published_rows_stand_beside_ours_and_are_marked():
         "[1] A method (arXiv:1234.56789); a large GPU; LPIPS by a network that is not said here: Theirs 0.3"
         in mean.note
     )
-    assert "the rules" in mean.note
+    assert "the rules. Ours: means of 14 held-out views and over seeds" in mean.note
+    assert "Ours: means of 7 held-out views" in first.note
 
 
 def test_a_mean_is_shown_beside_all_of_its_scenes_alone():

@@ -56,7 +56,9 @@ def _table(group: Group, one: PublishedSet, scene: str, scenes: Sequence[Cells])
     used = [column for column in range(len(_MEASURES)) if any(numbers[column] for _, numbers in rows)]
     columns = [_MEASURES[column].name for column in used]
     what = scene or f"Mean of {', '.join(one.scenes)}"
-    rule = "Ours: means over seeds, at the last step unless said"
+    tested = sum(max((cell.get("views_tested", 0) for cell in cells), default=0) for cells in scenes)
+    views = f" of {tested} held-out views" if tested else ""
+    rule = f"Ours: means{views} and over seeds, at the last step unless said"
     return Table(
         f"Published beside ours: {one.dataset}, {scene or 'mean'} ({group.name})",
         f"{what}: {one.protocol}. {rule}. {_references(one, theirs, works)}",
