@@ -17,9 +17,11 @@ from splatopt.core import plugins
 from splatopt.core.optimizer import OPTIMIZERS
 from splatopt.core.plugins import Origin
 from splatopt.data.readers import READERS
+from splatopt.density.strategy import STRATEGIES
 from splatopt.raster.loss_registry import LOSSES
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+REGISTRIES = (OPTIMIZERS, LOSSES, STRATEGIES, READERS)
 MAKE = "splatopt data make --scenes 1 --out scenes"
 
 
@@ -36,7 +38,7 @@ def empty_folder(tmp_path, monkeypatch) -> Path:
     """An empty folder to be in; what its plug-ins register is forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    before = {registry: set(registry.names()) for registry in (OPTIMIZERS, LOSSES, READERS)}
+    before = {registry: set(registry.names()) for registry in REGISTRIES}
     kept = dict(plugins._files)
     yield tmp_path
     for registry, names in before.items():
@@ -44,7 +46,7 @@ def empty_folder(tmp_path, monkeypatch) -> Path:
             registry.forget(name)
     plugins._files.clear()
     plugins._files.update(kept)
-    for name in ("lion", "soft_l1", "csv_reader"):
+    for name in ("lion", "soft_l1", "axis_split", "csv_reader"):
         sys.modules.pop(name, None)
 
 
@@ -75,7 +77,7 @@ def follow(page: str, scenes: Path, folder: Path) -> dict[str, str]:
 
 def forget_given() -> None:
     """What was registered belongs to a process of its own, which the test stands in for."""
-    for registry in (OPTIMIZERS, LOSSES, READERS):
+    for registry in REGISTRIES:
         for name in registry.names(Origin.GIVEN):
             registry.forget(name)
     plugins._files.clear()
@@ -119,6 +121,20 @@ def test_loss(scenes, empty_folder):
     check_bench("runs/bench", "soft_l1.py", 2)
     results = json.loads(Path("runs/bench/results.json").read_text())
     assert [cell["config"]["loss"] for cell in results["cells"]] == ["l1-ssim", "soft-l1"]
+
+
+def test_density(scenes, empty_folder):
+    files = follow("how-to-density.md", scenes, empty_folder)
+    assert len(files["axis_split.py"].splitlines()) <= 40
+    assert config_of("runs/split")["density_options"] == {"every": 10, "share": 0.1}
+    for run, added in (("runs/split", 3), ("runs/tr2", 2)):
+        edits = [json.loads(line) for line in Path(run, "density.jsonl").read_text().splitlines()]
+        assert len(edits) >= added
+        assert all(edit["added"] > 0 == edit["removed"] for edit in edits)
+    check_bench("runs/bench", "axis_split.py", 2)
+    results = json.loads(Path("runs/bench/results.json").read_text())
+    counts = [cell["points"][-1]["gaussians"] for cell in results["cells"]]
+    assert counts[1] > counts[0]
 
 
 def test_reader(scenes, empty_folder, capsys):

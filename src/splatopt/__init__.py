@@ -24,9 +24,12 @@ if TYPE_CHECKING:
     from splatopt.core.checks import InputError
     from splatopt.core.objective import Evaluation, Objective, Oracle
     from splatopt.core.optimizer import Optimizer, Progress, optimizer_names, register
+    from splatopt.core.row_statistics import GradientStatistics
+    from splatopt.core.scene_edit import SceneEdit, Written
     from splatopt.core.state import PerParameter
     from splatopt.data import Capture, CaptureOptions, inspect_capture, load_capture
     from splatopt.data.readers import register_reader
+    from splatopt.density.strategy import DensityStrategy, register_density
     from splatopt.fit.config import FitConfig
     from splatopt.fit.loop import fit_field, open_field
     from splatopt.fit.verb import fit
@@ -46,13 +49,17 @@ if TYPE_CHECKING:
     from splatopt.train.verb import train
 
 announce("splatopt.optimizers", "splatopt.optim", "splatopt.meta")
+announce("splatopt.density", "splatopt.density.adc", "splatopt.density.mcmc")
 
 _HOMES = {
     "splatopt.core.camera": ("Camera",),
     "splatopt.core.checks": ("InputError",),
     "splatopt.core.objective": ("Evaluation", "Objective", "Oracle"),
     "splatopt.core.optimizer": ("Optimizer", "Progress", "optimizer_names", "register"),
+    "splatopt.core.row_statistics": ("GradientStatistics",),
+    "splatopt.core.scene_edit": ("SceneEdit", "Written"),
     "splatopt.core.state": ("PerParameter",),
+    "splatopt.density.strategy": ("DensityStrategy", "register_density"),
     "splatopt.data": ("Capture", "CaptureOptions", "inspect_capture", "load_capture"),
     "splatopt.optim": ("Adam", "AdamOptions"),
     "splatopt.data.readers": ("register_reader",),
@@ -82,10 +89,12 @@ __all__ = [
     "Camera",
     "Capture",
     "CaptureOptions",
+    "DensityStrategy",
     "Evaluation",
     "FitConfig",
     "Footprint",
     "GaussianCloud",
+    "GradientStatistics",
     "InputError",
     "Objective",
     "Optimizer",
@@ -95,9 +104,11 @@ __all__ = [
     "Progress",
     "RenderOptions",
     "Run",
+    "SceneEdit",
     "TorchLoss",
     "TrainConfig",
     "TrainResult",
+    "Written",
     "check_loss",
     "fit",
     "fit_field",
@@ -109,6 +120,7 @@ __all__ = [
     "open_run",
     "optimizer_names",
     "register",
+    "register_density",
     "register_loss",
     "register_reader",
     "render",

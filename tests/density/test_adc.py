@@ -37,7 +37,9 @@ def fill(strategy: AdaptiveDensityControl, seed: int = 3) -> None:
         statistics.absolute.copy_(4 * mean.flip(0) * statistics.views)
 
 
-def published(rows: list[dict], gradients: list[float], options: AdcOptions, step: int, limit: int, noise) -> list[dict]:
+def published(
+    rows: list[dict], gradients: list[float], options: AdcOptions, step: int, limit: int, noise
+) -> list[dict]:
     """3DGS' densify_and_prune and reset_opacity on a list of Gaussians; ``noise`` draws ξ of the split ones."""
     threshold = options.min_absolute_gradient or options.min_gradient
     wanted = [row for row, gradient in enumerate(gradients) if gradient >= threshold]
@@ -150,8 +152,9 @@ def test_opacities_are_reset_every_3000_steps():
     strategy = strategy_on(objective)
     assert strategy.edit(step_taken(2999)) is None
     edit = strategy.edit(step_taken(3000))
-    before, after = objective.parameters["logit_opacities"], edit.parameter(
-        "logit_opacities", objective.parameters["logit_opacities"]
+    before, after = (
+        objective.parameters["logit_opacities"],
+        edit.parameter("logit_opacities", objective.parameters["logit_opacities"]),
     )
     kept = edit.gather(before)
     assert (kept.sigmoid() >= 0.005).all(), "transparent rows are pruned by the edit before the reset"
@@ -217,7 +220,9 @@ def test_its_state_goes_on():
     other.load_state(strategy.state())
     for name, value in strategy.state().tensors.items():
         assert torch.equal(value, other.state().tensors[name])
-    assert set(strategy.state().tensors) == {f"gradient_statistics.{name}" for name in ("views", "gradient", "max_radius")}
+    assert set(strategy.state().tensors) == {
+        f"gradient_statistics.{name}" for name in ("views", "gradient", "max_radius")
+    }
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from splatopt.density.budget import early, parabola
@@ -47,6 +49,6 @@ def test_a_parabola_comes_flat_to_its_end():
 def test_early_growth_adds_the_same_share_and_is_there_early():
     counts = [early(1000, 8000, fraction / 100) for fraction in (0, 5, 10, 15, 20, 25, 60)]
     assert (counts[0], counts[5], counts[6]) == (1000, 8000, 8000)
-    ratios = [after / before for before, after in zip(counts[:5], counts[1:6], strict=True)]
-    assert ratios == pytest.approx([8 ** 0.2] * 5, rel=2e-3)
+    ratios = [after / before for before, after in itertools.pairwise(counts[:6])]
+    assert ratios == pytest.approx([8**0.2] * 5, rel=2e-3)
     assert early(1000, 8000, 0.3, reached=0.6) == pytest.approx(1000 * 8**0.5, abs=1)

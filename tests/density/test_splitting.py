@@ -56,7 +56,9 @@ def test_a_sampled_split_draws_from_the_row():
     # 40,000 draws: a standard deviation of 0.7 % of each variance.
     scale = expected.diagonal().mean()
     torch.testing.assert_close(offsets.T @ offsets / len(offsets) / scale, expected / scale, rtol=0.03, atol=0.03)
-    torch.testing.assert_close(offsets.mean(dim=0) / scale.sqrt(), torch.zeros(3, dtype=torch.float64), rtol=0, atol=0.03)
+    torch.testing.assert_close(
+        offsets.mean(dim=0) / scale.sqrt(), torch.zeros(3, dtype=torch.float64), rtol=0, atol=0.03
+    )
     torch.testing.assert_close(found["log_scales"][0].exp() * 1.6, tensors["log_scales"][1].exp())
 
 

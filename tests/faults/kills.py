@@ -64,6 +64,14 @@ class Tally:
     faults: list[str] = field(default_factory=list)
 
 
+GROWING = ("--max-gaussians", "100")
+DENSITIES = {
+    name: (f"--{name}.start", "0", f"--{name}.every", "1", f"--{name}.horizon", "0", *own)
+    for name, own in {"adc": ("--adc.min-gradient", "5e-3"), "mcmc": ("--mcmc.growth", "0.1")}.items()
+}
+"""Strategies that edit after every step."""
+
+
 def commands(place: Path, optimizers: Sequence[str] = OPTIMIZERS) -> list[Command]:
     """Return all commands, on small things that lie in ``place``."""
     capture, photo, synthetic = str(place / "capture"), str(place / "photo.png"), str(place / "synthetic")
@@ -77,6 +85,16 @@ def commands(place: Path, optimizers: Sequence[str] = OPTIMIZERS) -> list[Comman
             _train_results,
         )
         for name in optimizers
+    ]
+    found += [
+        Command(
+            f"train adam, {name}",
+            ("train", capture, *GROWING, "--density", name, *own, "--steps", "8", *quick, "--out", "{out}"),
+            True,
+            None,
+            _train_results,
+        )
+        for name, own in DENSITIES.items()
     ]
     small = ("--width", "8", "--depth", "1", "--batch", "64", "--epochs", "2", "--log-every", "3", "--eval-every", "5")
     found.append(
@@ -129,7 +147,8 @@ def _lasting(path: Path, changing: Sequence[str]) -> str:
 
 def _train_results(out: Path) -> dict[str, str]:
     lines = _lasting(out / "metrics.jsonl", ("seconds", "memory_mb"))
-    return {"scene.ply": _digest(out / "scene.ply"), "metrics.jsonl": lines}
+    edits = _lasting(out / "density.jsonl", ()) if (out / "density.jsonl").exists() else ""
+    return {"scene.ply": _digest(out / "scene.ply"), "metrics.jsonl": lines, "density.jsonl": edits}
 
 
 def _fit_results(out: Path) -> dict[str, str]:

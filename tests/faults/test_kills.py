@@ -11,7 +11,7 @@ import pytest
 
 import splatopt
 from faults import campaign
-from faults.kills import OPTIMIZERS
+from faults.kills import DENSITIES, OPTIMIZERS
 from splatopt.cli import main
 from splatopt.core.checks import InputError
 from splatopt.runs.folder import FIELD_FORMAT, RunFolder
@@ -74,7 +74,8 @@ def test_a_handful_of_kills():
 def test_a_minute_of_kills_over_all_commands():
     counts = campaign.kills(1 / 60, seed=21, min_kills=60)
     check(counts)
-    commands = {*(f"train {name}" for name in OPTIMIZERS), "fit", "bench", "meta-train"}
+    trains = {*(f"train {name}" for name in OPTIMIZERS), *(f"train adam, {name}" for name in DENSITIES)}
+    commands = {*trains, "fit", "bench", "meta-train"}
     assert set(counts["kills"]) == commands
 
 
@@ -147,7 +148,8 @@ def test_a_part_of_a_scene_that_a_kill_left_goes_away(short, tmp_path):
 
 
 LEFT = (
-    *(".config.json.partial", ".metrics.jsonl.partial", ".eval.json.partial", ".scene.ply.partial"),
+    *(".config.json.partial", ".metrics.jsonl.partial", ".density.jsonl.partial", ".eval.json.partial"),
+    *(".scene.ply.partial",),
     *(".report.html.partial", ".cell.json.partial", ".scene.ply.123.tmp", "renders/.orbit.mp4.partial"),
     *("renders/orbit/.orbit-0001.png.partial", "renders/orbit/.frames.txt.partial", "views/.a.png.partial"),
     *("checkpoints/.step-000002.partial", "checkpoints/.step-000001.dropped"),

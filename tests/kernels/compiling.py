@@ -24,7 +24,16 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from splatopt.core.schema import GaussianTensors
-from splatopt.kernels import blend, blend_backward, blend_moments, curvature, projection, projection_backward, tangent
+from splatopt.kernels import (
+    blend,
+    blend_backward,
+    blend_moments,
+    curvature,
+    projection,
+    projection_backward,
+    statistics,
+    tangent,
+)
 from splatopt.kernels import tiles as tile_lists
 
 INTEGERS = {"row_first", "row_count", "row_begin", "gaussians", "rows", "first", "count", "begin", "owners", "slots"}
@@ -39,13 +48,21 @@ RENDERING = [
     (tile_lists.spans_kernel, {**TILE, "BLOCK": projection.ROWS}, 4),
     (tile_lists.entries_kernel, {"BLOCK": projection.ROWS}, 4),
     (blend.blend_kernel, {**TILE, "WITH_DEPTH": True, "BATCH_SIZE": blend.BATCH}, blend.WARPS),
-    (blend_backward.blend_backward_kernel, {**TILE, "BATCH_SIZE": blend_backward.BATCH}, blend_backward.WARPS),
+    (
+        blend_backward.blend_backward_kernel,
+        {**TILE, "ABSOLUTE_TOO": True, "BATCH_SIZE": blend_backward.BATCH},
+        blend_backward.WARPS,
+    ),
     (
         blend_backward.sum_pairs_kernel,
-        {"FIELDS": 36, "BLOCK": blend_backward.SUM_ROWS, "TOGETHER": blend_backward.SUM_PAIRS},
+        {"GREATEST": False, "FIELDS": 36, "BLOCK": blend_backward.SUM_ROWS, "TOGETHER": blend_backward.SUM_PAIRS},
         4,
     ),
-    (projection_backward.project_backward_kernel, {**DEGREE_3, "OVERWRITE": True, "BLOCK": projection.ROWS}, 4),
+    (
+        projection_backward.project_backward_kernel,
+        {**DEGREE_3, "SUMS": 9, "OVERWRITE": True, "BLOCK": projection.ROWS},
+        4,
+    ),
     (tangent.project_jvp_kernel, {**DEGREE_3, "BLOCK": projection.ROWS}, 4),
     (tangent.blend_jvp_kernel, {**TILE, "BATCH_SIZE": tangent.BATCH}, tangent.WARPS),
     (
@@ -54,6 +71,9 @@ RENDERING = [
         blend_moments.WARPS,
     ),
     (curvature.diagonal_kernel, {**DEGREE_3, "CROSS": True, "OVERWRITE": True, "BLOCK": curvature.DIAGONAL_ROWS}, 4),
+    (statistics.blend_statistics_kernel, {**TILE, "BATCH_SIZE": statistics.BATCH}, statistics.WARPS),
+    (statistics.project_cross_kernel, {"OVERWRITE": True, "BLOCK": projection.ROWS}, 4),
+    (statistics.observe_kernel, {"ABSOLUTE_TOO": True, "SPLITTING_TOO": True, "BLOCK": projection.ROWS}, 4),
     (curvature.blocks_kernel, {**DEGREE_3, "OVERWRITE": True, "BLOCK": curvature.BLOCK_ROWS}, 4),
 ]
 """Kernels of rendering, whose launches read what other kernels wrote, in their widest forms, and their warps."""

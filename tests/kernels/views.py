@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from raster.cases import RenderCase, find_case, make_camera
-from splatopt.kernels import blend, blend_backward, blend_moments, curvature, loss, tangent
+from splatopt.kernels import blend, blend_backward, blend_moments, curvature, loss, statistics, tangent
 from splatopt.kernels.projection import CloudPointers, SplatBuffers, project
 from splatopt.kernels.tiles import TileLists, make_tile_lists
 from splatopt.raster.gpu import cloud_pointers, view_numbers
@@ -16,7 +16,7 @@ from splatopt.scene.gaussians import GaussianCloud
 
 if not torch.cuda.is_available():
     # The interpreter's time goes by the number of operations, whatever their size.
-    blend.BATCH = blend_backward.BATCH = blend_moments.BATCH = tangent.BATCH = 16
+    blend.BATCH = blend_backward.BATCH = blend_moments.BATCH = statistics.BATCH = tangent.BATCH = 16
     curvature.BLOCK_ROWS = curvature.DIAGONAL_ROWS = loss.ROWS = 32
 
 GREY = RenderOptions(background=(0.2, 0.5, 0.9))

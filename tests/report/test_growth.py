@@ -14,11 +14,11 @@ from data.capture_cases import write_colmap
 from report.test_scene_page import NASTY, Elements, picture, write_run
 from splatopt.core.camera import Camera
 from splatopt.data import load_capture
+from splatopt.report import edits as edits_file
+from splatopt.report.edits import Edit, Edits, told_edits
 from splatopt.report.growth import growth_section, seen_at
 from splatopt.report.pictures import ViewPictures
 from splatopt.report.scene_page import write_report
-from splatopt.runs import records
-from splatopt.runs.records import Edit, Edits, read_edits
 
 
 def camera(**changes: float) -> Camera:
@@ -92,7 +92,7 @@ def test_a_damaged_line_is_left_out_and_counted(tmp_path: Path, damaged: str):
     run = write_run(tmp_path / "run")
     text = line(10, 4, 0, 104, added_at=[[0, 0, 0]]) + damaged + "\n" + line(20, 1, 0, 105)
     (run / "density.jsonl").write_text(text, encoding="latin-1")
-    told = read_edits(run / "density.jsonl")
+    told = told_edits(run / "density.jsonl")
     assert [edit.gaussians for edit in told.edits] == [104, 105]
     page = write_report(run, views(seen_by=camera())).read_text()
     assert "1 of 3 lines of density.jsonl are left out" in page
@@ -103,25 +103,25 @@ def test_a_damaged_line_is_left_out_and_counted(tmp_path: Path, damaged: str):
 def test_a_line_that_a_kill_cut_short_is_no_damage(tmp_path: Path):
     path = tmp_path / "density.jsonl"
     path.write_text(line(10, 4, 0, 104) + line(20, 1, 0, 105)[:20])
-    assert read_edits(path) == Edits((Edit(10, 4, 0, 104),))
+    assert told_edits(path) == Edits((Edit(10, 4, 0, 104),))
 
 
 def test_what_is_read_is_bounded(tmp_path: Path, monkeypatch):
     path = tmp_path / "density.jsonl"
     path.write_text(line(10, 4, 0, 104, added_at=[[0, 0, 0]] * 200) * 5)
-    assert {len(edit.added_at) for edit in read_edits(path).edits} == {records.MAX_POSITIONS}
-    monkeypatch.setattr(records, "MAX_EDITS", 2)
-    assert len(read_edits(path).edits) == 2
-    assert read_edits(path).unread == "3 of 5 lines of density.jsonl are left out"
-    monkeypatch.setattr(records, "_MAX_DENSITY_BYTES", 100)
-    assert read_edits(path).edits == ()
-    assert "more than 100" in read_edits(path).unread
-    assert "more than 100" in growth_section(read_edits(path), [], [])
+    assert {len(edit.added_at) for edit in told_edits(path).edits} == {edits_file.MAX_POSITIONS}
+    monkeypatch.setattr(edits_file, "MAX_EDITS", 2)
+    assert len(told_edits(path).edits) == 2
+    assert told_edits(path).unread == "3 of 5 lines of density.jsonl are left out"
+    monkeypatch.setattr(edits_file, "_MAX_BYTES", 100)
+    assert told_edits(path).edits == ()
+    assert "more than 100" in told_edits(path).unread
+    assert "more than 100" in growth_section(told_edits(path), [], [])
 
 
 def test_a_folder_or_a_pipe_in_its_place_is_said(tmp_path: Path):
     (tmp_path / "density.jsonl").mkdir()
-    assert "it is a folder" in read_edits(tmp_path / "density.jsonl").unread
+    assert "it is a folder" in told_edits(tmp_path / "density.jsonl").unread
 
 
 def test_at_most_so_many_positions_are_drawn(tmp_path: Path):

@@ -84,6 +84,59 @@ def test_two_processes_make_the_run_of_one_and_one_goes_on_with_it(capture, tmp_
 
 
 @needs_native
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["adc", "mcmc"])
+def test_two_processes_grow_the_scene_of_one(strategy, capture, tmp_path):
+    own = {"start": 0, "every": 1, "horizon": 0}
+    shared = (f"--{strategy}.{name}" for name in own)
+    words_of = [word for name, value in zip(shared, own.values(), strict=True) for word in (name, str(value))]
+    options = (
+        "--view-batch",
+        "3",
+        "--steps",
+        "6",
+        "--max-gaussians",
+        "90",
+        "--adam.epsilon",
+        "1e-3",
+        "--log-every",
+        "2",
+    )
+    if strategy == "adc":
+        own |= {"min_gradient": 5e-3}
+        words_of += ["--adc.min-gradient", "5e-3"]
+    two = finish(
+        start(2, [WORKER, "fine", *words(capture, tmp_path / "two", "--density", strategy, *words_of, *options)])
+    )
+    assert [code for code, _, _ in two] == [0, 0], two
+    one = train(
+        TrainConfig.of(
+            str(capture),
+            out=tmp_path / "one",
+            sh_interval=5,
+            view_batch=3,
+            steps=6,
+            log_every=2,
+            density=strategy,
+            density_options=own,
+            max_gaussians=90,
+            optimizer_options=AdamOptions(epsilon=1e-3),
+        )
+    )
+    edits = [
+        [(one["step"], one["added"], one["removed"]) for one in map(json.loads, (folder / "density.jsonl").open())]
+        for folder in (one.folder, tmp_path / "two")
+    ]
+    assert edits[0] == edits[1]
+    assert sum(added for _, added, _ in edits[0]) > 0
+    first, second = checkpoint_tensors(one.folder), checkpoint_tensors(tmp_path / "two")
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        if value.is_floating_point():
+            assert float((second[name] - value).norm()) <= 2e-3 * float(value.norm()), name
+
+
+@needs_native
 @pytest.mark.parametrize(("how", "seconds"), [("dies", "60"), pytest.param("hangs", "3", marks=pytest.mark.slow)])
 def test_a_lost_process_ends_the_run_with_a_checkpoint_and_a_way_on(capture, tmp_path, how, seconds):
     out = tmp_path / "run"

@@ -114,9 +114,7 @@ class DensityEntry:
     help: str
 
 
-STRATEGIES: Registry[DensityEntry] = Registry(
-    "density strategy", "splatopt.density", ("splatopt.density.adc", "splatopt.density.mcmc")
-)
+STRATEGIES: Registry[DensityEntry] = Registry("density strategy", "splatopt.density")
 
 
 def register_density(name: str, strategy: type[DensityStrategy], options: type, help: str = "") -> None:

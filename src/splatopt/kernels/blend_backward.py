@@ -33,6 +33,10 @@ from splatopt.kernels.view import BACKGROUND, MAX_ALPHA, MIN_ALPHA
 GRADIENT = 9
 """Floats that a pair hands to its Gaussian."""
 
+ABSOLUTE = 2
+"""Further ones where the absolute gradient is asked for, Σ |g u| and Σ |g (a12 u + a22 v)|: half of Σ |∂L/∂mean|, the
+first but for its factor a11."""
+
 BATCH = 4
 """Gaussians at a time; more are live at once than forward, so a batch is smaller."""
 
@@ -103,10 +107,12 @@ def blend_backward_kernel(
     image_gradient,
     pairs,
     tiles_x,
+    ABSOLUTE_TOO: tl.constexpr,
     TILE_SIZE: tl.constexpr,
     BATCH_SIZE: tl.constexpr,
 ):
-    """Write the nine sums of each entry of one tile."""
+    """Write the sums of each entry of one tile."""
+    FIELDS: tl.constexpr = 11 if ABSOLUTE_TOO else 9
     tile = tl.program_id(0)
     x, y = tile_pixels(tile, tiles_x, TILE_SIZE)
     inside = pixels_inside(view, x, y)
@@ -119,7 +125,7 @@ def blend_backward_kernel(
     behind = (behind + number(view, BACKGROUND + 2) * d_blue) * running
     max_alpha, min_alpha = number(view, MAX_ALPHA), number(view, MIN_ALPHA)
     start = (tl.max(reached) + BATCH_SIZE - 1) // BATCH_SIZE * BATCH_SIZE
-    clear_behind(pairs, slots, begin + start, end, 9)
+    clear_behind(pairs, slots, begin + start, end, FIELDS)
     while start > 0:
         start -= BATCH_SIZE
         position = start + tl.arange(0, BATCH_SIZE)
@@ -132,7 +138,7 @@ def blend_backward_kernel(
         passed = weight * along
         behind_each = behind[None, :] + tl.cumsum(passed, axis=0, reverse=True) - passed
         g = tl.where(unclamped <= max_alpha, passed - alpha * behind_each / (1 - alpha), 0.0) * LN_2
-        to = pairs + tl.load(slots + begin + position, live, 0).to(tl.int64) * 9
+        to = pairs + tl.load(slots + begin + position, live, 0).to(tl.int64) * FIELDS
         gu, gv = g * u, g * v
         tl.store(to, tl.sum(g, axis=1), live)
         tl.store(to + 1, tl.sum(gu, axis=1), live)
@@ -143,15 +149,27 @@ def blend_backward_kernel(
         tl.store(to + 6, tl.sum(weight * d_red[None, :], axis=1), live)
         tl.store(to + 7, tl.sum(weight * d_green[None, :], axis=1), live)
         tl.store(to + 8, tl.sum(weight * d_blue[None, :], axis=1), live)
+        if ABSOLUTE_TOO:
+            down = tl.load(splat + 3, live, 0.0)[:, None] * gu + tl.load(splat + 4, live, 0.0)[:, None] * gv
+            tl.store(to + 9, tl.sum(tl.abs(gu), axis=1), live)
+            tl.store(to + 10, tl.sum(tl.abs(down), axis=1), live)
         behind += tl.sum(passed, axis=0)
         running = tl.max(before, axis=0)
 
 
 @jit
 def sum_pairs_kernel(
-    pairs, slot_begin, slot_count, out, N, FIELDS: tl.constexpr, BLOCK: tl.constexpr, TOGETHER: tl.constexpr
+    pairs,
+    slot_begin,
+    slot_count,
+    out,
+    N,
+    GREATEST: tl.constexpr,
+    FIELDS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TOGETHER: tl.constexpr,
 ):
-    """Add the sums of each Gaussian's slots, in one fixed order.
+    """Add the sums of each Gaussian's slots, in one fixed order, or find the greatest, which are at least 0.
 
     The programs of one ``BLOCK``'s fields follow one another, so that what one reads of memory serves the next.
     """
@@ -166,17 +184,20 @@ def sum_pairs_kernel(
     while done < max_count:
         k = done + tl.arange(0, TOGETHER)
         at = (begin[:, None] + k[None, :]) * FIELDS + field
-        total += tl.load(pairs + at, k[None, :] < count[:, None], 0.0)
+        found = tl.load(pairs + at, k[None, :] < count[:, None], 0.0)
+        total = tl.maximum(total, found) if GREATEST else total + found
         done += TOGETHER
-    tl.store(out + row.to(tl.int64) * FIELDS + field, tl.sum(total, axis=1), row < N)
+    result = tl.max(total, axis=1) if GREATEST else tl.sum(total, axis=1)
+    tl.store(out + row.to(tl.int64) * FIELDS + field, result, row < N)
 
 
-def sum_pairs(pairs: Tensor, lists: TileLists) -> Tensor:
+def sum_pairs(pairs: Tensor, lists: TileLists, *, greatest: bool = False) -> Tensor:
     """Return, for each Gaussian, the sums of its slots' rows.
 
     Args:
         pairs: (M, F).
         lists: Who owns which slots.
+        greatest: Find the greatest instead, of numbers that are at least 0.
 
     Returns:
         (N, F), 0 for what is not drawn.
@@ -185,13 +206,27 @@ def sum_pairs(pairs: Tensor, lists: TileLists) -> Tensor:
     out = torch.empty(count, width, device=pairs.device)
     if count:
         sum_pairs_kernel[(triton.cdiv(count, SUM_ROWS) * width,)](
-            pairs, lists.slot_begin, lists.slot_count, out, count, FIELDS=width, BLOCK=SUM_ROWS, TOGETHER=SUM_PAIRS
+            pairs,
+            lists.slot_begin,
+            lists.slot_count,
+            out,
+            count,
+            GREATEST=greatest,
+            FIELDS=width,
+            BLOCK=SUM_ROWS,
+            TOGETHER=SUM_PAIRS,
         )
     return out
 
 
 def blend_backward(
-    view: Tensor, projected: SplatBuffers, lists: TileLists, drawn: Blended, image_gradient: Tensor
+    view: Tensor,
+    projected: SplatBuffers,
+    lists: TileLists,
+    drawn: Blended,
+    image_gradient: Tensor,
+    *,
+    absolute: bool = False,
 ) -> Tensor:
     """Take ∂L/∂image back to the splats.
 
@@ -201,11 +236,14 @@ def blend_backward(
         lists: Who touches which tile.
         drawn: What the forward pass left.
         image_gradient: ∂L/∂image, (H, W, 3), contiguous float32.
+        absolute: Whether Σ |g u| and Σ |g (a12 u + a22 v)| are wanted too.
 
     Returns:
         (N, 9): Σ g, Σ g w (2), Σ g (uu, uv, vv) with g = ∂L/∂log2 α, and ∂L/∂colour (3); 0 where nothing is drawn.
+        With ``absolute`` (N, 11), the two sums behind them.
     """
-    pairs = torch.empty(lists.slots.numel(), GRADIENT, device=image_gradient.device)
+    fields = GRADIENT + ABSOLUTE * absolute
+    pairs = torch.empty(lists.slots.numel(), fields, device=image_gradient.device)
     if lists.slots.numel():
         blend_backward_kernel[(lists.tiles_x * lists.tiles_y,)](
             view,
@@ -218,6 +256,7 @@ def blend_backward(
             image_gradient,
             pairs,
             lists.tiles_x,
+            ABSOLUTE_TOO=absolute,
             TILE_SIZE=TILE,
             BATCH_SIZE=BATCH,
             num_warps=WARPS,

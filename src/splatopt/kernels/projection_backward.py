@@ -168,13 +168,25 @@ def color_gradient(
 
 
 @jit
-def geometry_gradient(view, point, footprint, a, g, ANTIALIASED: tl.constexpr):
-    """Return ∂L/∂mean (world), ∂L/∂log_scales and ∂L/∂quats from a splat's first six sums."""
-    d_mean_x, d_mean_y = 2 * a[0] * g[1], 2 * (a[1] * g[1] + a[2] * g[2])
+def mean_gradient(a, g):
+    """Return ∂L/∂mean, in the image, from A and a splat's sums."""
+    return 2 * a[0] * g[1], 2 * (a[1] * g[1] + a[2] * g[2])
+
+
+@jit
+def covariance_gradient(a, g):
+    """Return ∂L/∂Σ, xx, xy and yy of a symmetric matrix, from A and a splat's sums."""
     t = a[1] * g[3] + a[2] * g[4]
     unit = 1.0 / HALF_LOG2_E
     s_xx, s_xy = a[0] * a[0] * g[3] * unit, a[0] * t * unit
-    s_yy = (a[1] * t + a[2] * (a[1] * g[4] + a[2] * g[5])) * unit
+    return s_xx, s_xy, (a[1] * t + a[2] * (a[1] * g[4] + a[2] * g[5])) * unit
+
+
+@jit
+def geometry_gradient(view, point, footprint, a, g, ANTIALIASED: tl.constexpr):
+    """Return ∂L/∂mean (world), ∂L/∂log_scales and ∂L/∂quats from a splat's first six sums."""
+    d_mean_x, d_mean_y = mean_gradient(a, g)
+    s_xx, s_xy, s_yy = covariance_gradient(a, g)
     d_a, d_b = rows_gradient(view, footprint, s_xx, s_xy, s_yy, g[0], ANTIALIASED)
     scale, rotation = footprint.scale, footprint.rotation
     d_log_scale = (
@@ -214,6 +226,7 @@ def project_backward_kernel(
     N,
     K: tl.constexpr,
     BANDS: tl.constexpr,
+    SUMS: tl.constexpr,
     ANTIALIASED: tl.constexpr,
     OVERWRITE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -224,7 +237,7 @@ def project_backward_kernel(
     drawn = tl.load(row_count + row, inside, 0) > 0
     point = project_point(view, load_three(means, row, drawn))
     footprint = project_footprint(view, point, load_three(log_scales, row, drawn), load_four(quats, row, drawn))
-    at = sums + row.to(tl.int64) * 9
+    at = sums + row.to(tl.int64) * SUMS
     w = tl.load(weight).to(tl.float32)
     g = (
         tl.load(at, drawn, 0.0) * w,
@@ -268,7 +281,7 @@ def project_backward(
         view: Of :func:`~splatopt.kernels.view.pack_view`.
         cloud: N Gaussians.
         projected: Their splats.
-        sums: (N, 9), of :func:`~splatopt.kernels.blend_backward.blend_backward`.
+        sums: (N, 9) or more, of :func:`~splatopt.kernels.blend_backward.blend_backward`.
         gradient: Six tensors in the cloud's shapes, added to.
         weight: Factor, one number on the device.
         antialiased: As projected.
@@ -286,6 +299,7 @@ def project_backward(
             cloud.count,
             K=cloud.coefficients,
             BANDS=cloud.bands,
+            SUMS=sums.shape[1],
             ANTIALIASED=antialiased,
             OVERWRITE=overwrite,
             BLOCK=ROWS,

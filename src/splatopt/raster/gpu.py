@@ -12,7 +12,7 @@ from torch import Tensor
 from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Oracle
-from splatopt.core.row_statistics import GradientStatistics
+from splatopt.core.row_statistics import ErrorMap, GradientStatistics
 from splatopt.core.schema import GAUSSIAN_TENSORS, GaussianTensors, sh_degree_of
 from splatopt.kernels.blend import Blended, blend
 from splatopt.kernels.blend_backward import blend_backward
@@ -20,6 +20,7 @@ from splatopt.kernels.blend_moments import blend_moments
 from splatopt.kernels.curvature import project_blocks, project_diagonal
 from splatopt.kernels.projection import CloudPointers, SplatBuffers, project
 from splatopt.kernels.projection_backward import project_backward
+from splatopt.kernels.statistics import blend_statistics, observe, project_statistics
 from splatopt.kernels.tangent import blend_jvp, project_jvp
 from splatopt.kernels.tiles import TileLists, make_tile_lists
 from splatopt.kernels.view import RenderingRule, pack_view
@@ -83,9 +84,12 @@ class _Drawn:
         """Return a factor as the kernels take it; filled in on the device, which nothing waits for."""
         return torch.full((), weight, device=self.device)
 
-    def vjp(self, image_gradient: Tensor, into: WeightedSum) -> None:
-        """Add (∂image/∂θ)ᵀ · ``image_gradient`` to ``into``."""
-        sums = blend_backward(self.numbers, self.splats, self.lists, self.blended, image_gradient)
+    def vjp(self, image_gradient: Tensor, into: WeightedSum, observed: GradientStatistics | None = None) -> None:
+        """Add (∂image/∂θ)ᵀ · ``image_gradient`` to ``into``, and what it says of rows to ``observed``."""
+        absolute = observed is not None and observed.absolute is not None
+        sums = blend_backward(self.numbers, self.splats, self.lists, self.blended, image_gradient, absolute=absolute)
+        if observed is not None:
+            observe(self.numbers, self.cloud, self.splats, sums, observed)
         project_backward(
             self.numbers,
             self.cloud,
@@ -136,7 +140,7 @@ class TritonRenderer(Renderer):
     @property
     def oracles(self) -> frozenset[Oracle]:
         """All but exact Hessian-vector products; a central difference of gradients stands in for those."""
-        return frozenset(Oracle) - {Oracle.HVP, Oracle.STATISTICS}
+        return frozenset(Oracle) - {Oracle.HVP}
 
     def render(self, gaussians: Gaussians, camera: Camera, options: RenderOptions) -> Rendering:
         """Render one view, without gradients."""
@@ -152,12 +156,10 @@ class TritonRenderer(Renderer):
         observed: GradientStatistics | None = None,
     ) -> ViewLoss:
         """Add ∂loss/∂θ of one view to ``into``; see :class:`Renderer`."""
-        if observed is not None:
-            self._refuse(Oracle.STATISTICS.value)
         drawn, here = self._ask(gaussians, problem)
         image_gradient = torch.empty_like(drawn.blended.image)
         loss = gpu_loss.view_loss(drawn.blended.image, here, image_gradient)
-        drawn.vjp(image_gradient, into)
+        drawn.vjp(image_gradient, into, observed)
         visible = drawn.splats.row_count > 0
         seen.copy_(visible if into.overwrite else seen | visible)
         return loss
@@ -218,6 +220,27 @@ class TritonRenderer(Renderer):
             drawn.factor(into.weight),
             antialiased=drawn.antialiased,
             overwrite=into.overwrite,
+        )
+
+    def statistics(self, gaussians: Gaussians, problem: ViewProblem, error: ErrorMap, into: WeightedSum) -> None:
+        """Add what each Gaussian does in one view to ``into``; see :class:`Renderer`."""
+        drawn, here = self._ask(gaussians, problem)
+        image = drawn.blended.image
+        image_gradient = torch.empty_like(image)
+        gpu_loss.view_loss(image, here, image_gradient)
+        # Where a pixel does not count, no row reaches it.
+        last = torch.where(here.counted(image), drawn.blended.last, 0)
+        found = blend_statistics(
+            drawn.numbers,
+            drawn.splats,
+            drawn.lists,
+            replace(drawn.blended, last=last),
+            image_gradient,
+            here.errors(image, error).contiguous(),
+        )
+        factor = drawn.factor(into.weight)
+        project_statistics(
+            drawn.numbers, drawn.cloud, drawn.splats, found, into.tensors, factor, overwrite=into.overwrite
         )
 
     def _ask(self, gaussians: Gaussians, problem: ViewProblem) -> tuple[_Drawn, ViewProblem]:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from splatopt.core.camera import Camera
 from splatopt.report.charts import Mark, Series, line_chart
+from splatopt.report.edits import Edit, Edits
 from splatopt.report.page import chart_card, escape, pairs
 from splatopt.report.pictures import ViewPictures, data_uri
-from splatopt.runs.records import Edit, Edits
 
 MAX_DRAWN = 1500
 """Positions of each kind that are drawn over a picture, so that they can be told apart."""

@@ -21,6 +21,7 @@ from splatopt.core.version import __version__
 from splatopt.density.strategy import find_density
 from splatopt.raster.loss_registry import find_loss
 from splatopt.report.charts import Mark, Series, line_chart, running_mean
+from splatopt.report.edits import told_edits
 from splatopt.report.growth import growth_section
 from splatopt.report.page import (
     chart_card,
@@ -34,7 +35,7 @@ from splatopt.report.page import (
 )
 from splatopt.report.pictures import ViewPictures, data_uri
 from splatopt.runs.folder import TRAINED_ON, RunFolder, read_json
-from splatopt.runs.records import read_edits, read_evaluation, read_metrics
+from splatopt.runs.records import read_evaluation, read_metrics
 from splatopt.runs.renamed import renamed
 from splatopt.train.config import TrainConfig
 
@@ -78,7 +79,7 @@ def write_report(
         _header(heading, scores, has_scene=folder.scene.exists()),
         _headline(scores, lines, staged=bool(config.get("stages"))),
         _curves(lines, scores),
-        growth_section(read_edits(folder.density), lines, pictures),
+        growth_section(told_edits(folder.density), lines, pictures),
         _gallery(pictures, scores),
         _provenance(config, command or _command(config, run_folder)),
     ]

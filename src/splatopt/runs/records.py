@@ -1,8 +1,8 @@
-"""What a run writes beside its checkpoints, read again and checked: eval.json, metrics.jsonl, density.jsonl."""
+"""What a run writes beside its checkpoints, read again and checked: eval.json and metrics.jsonl."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 from splatopt.core.checks import InputError
@@ -10,13 +10,7 @@ from splatopt.core.reading import AbsentFileError, DamagedFileError, parse_json,
 from splatopt.core.typed import Fields, Json
 
 _MAX_METRICS_BYTES = 1 << 30
-_MAX_DENSITY_BYTES = 256 << 20
-MAX_EDITS = 100_000
-"""Lines of ``density.jsonl`` that are read at most."""
-
-MAX_POSITIONS = 64
-"""Positions of added and of removed Gaussians that are read of a line, at most."""
-
+_MAX_POSITIONS = 1000
 _TEXTS = ("protocol", "split", "subset", "task", "optimizer")
 _COUNTS = ("step", "steps", "gaussians")
 _NON_NEGATIVE = ("seconds", "epoch", "memory_mb")
@@ -79,11 +73,44 @@ def read_metrics(path: Path) -> list[dict[str, Json]]:
     Raises:
         InputError: A line is damaged; names it.
     """
+    return _whole_lines(path, _metrics_line)
+
+
+def _whole_lines(path: Path, read: Callable[[bytes, str], dict[str, Json]]) -> list[dict[str, Json]]:
     try:
         *lines, _ = read_bounded(path, _MAX_METRICS_BYTES).split(b"\n")
     except AbsentFileError:
         return []
-    return [_metrics_line(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+    return [read(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def read_edits(path: Path) -> list[dict[str, Json]]:
+    """Return the whole lines of ``density.jsonl`` in order; none where there is no file.
+
+    Each has ``step``, ``added``, ``removed`` and ``gaussians``, and the positions of some that were added and removed,
+    ``added_at`` and ``removed_at``, in the capture's own frame. A last line that was cut short is left out.
+
+    Raises:
+        InputError: A line is damaged; names it.
+    """
+    return _whole_lines(path, edit_line)
+
+
+def edit_line(line: bytes, where: str) -> dict[str, Json]:
+    """Return what a line of ``density.jsonl`` holds; raises InputError where it is damaged."""
+    try:
+        record = Fields(parse_json(line, where), where)
+        for name in ("step", "added", "removed", "gaussians"):
+            record.count(name)
+        for name in ("added_at", "removed_at"):
+            for position in record.entries(name, _MAX_POSITIONS):
+                if len(Fields({name: position}, where).entries(name, 3)) != 3:
+                    raise record.refusal(name, "positions of three numbers")
+                for number in position:
+                    Fields({name: number}, where).any_number(name)
+    except InputError as error:
+        raise DamagedFileError(f"{error}; delete this line to leave it out") from error
+    return record.values
 
 
 def _metrics_line(line: bytes, where: str) -> dict[str, Json]:
@@ -97,77 +124,3 @@ def _metrics_line(line: bytes, where: str) -> dict[str, Json]:
     except InputError as error:
         raise DamagedFileError(f"{error}; delete this line to leave it out") from error
     return record.values
-
-
-@dataclass(frozen=True)
-class Edit:
-    """One edit of a scene's rows by its density strategy.
-
-    Attributes:
-        step: Optimizer steps that were done. Unit: steps.
-        added: Gaussians that it added.
-        removed: Gaussians that it removed.
-        gaussians: How many there are after it.
-        added_at: Where some of the added ones are, in the capture's own frame.
-        removed_at: Where some of the removed ones were, likewise.
-    """
-
-    step: int
-    added: int
-    removed: int
-    gaussians: int
-    added_at: tuple[tuple[float, float, float], ...] = ()
-    removed_at: tuple[tuple[float, float, float], ...] = ()
-
-
-@dataclass(frozen=True)
-class Edits:
-    """What ``density.jsonl`` holds.
-
-    Attributes:
-        edits: Those that could be read, in their order.
-        unread: What could not be, in a sentence; empty where all was.
-    """
-
-    edits: tuple[Edit, ...] = ()
-    unread: str = ""
-
-
-def read_edits(path: Path) -> Edits:
-    """Return the edits that a run's ``density.jsonl`` tells of; none where there is no file.
-
-    The file is for looking at alone, so that lines that are damaged are left out and counted. A last line without an
-    end was cut short by a kill.
-    """
-    try:
-        *lines, _ = read_bounded(path, _MAX_DENSITY_BYTES).split(b"\n")
-    except AbsentFileError:
-        return Edits()
-    except DamagedFileError as error:
-        return Edits(unread=str(error))
-    edits, first = [], ""
-    for number, line in enumerate(lines[:MAX_EDITS], start=1):
-        try:
-            edits.append(_edit(line, f"{path.name}, line {number}"))
-        except InputError as error:
-            first = first or str(error)
-    left_out = len(lines) - len(edits)
-    unread = f"{left_out} of {len(lines)} lines of {path.name} are left out" if left_out else ""
-    return Edits(tuple(edits), f"{unread}: {first}" if unread and first else unread)
-
-
-def _edit(line: bytes, where: str) -> Edit:
-    record = Fields(parse_json(line, where), where)
-    counts = {name: record.count(name) for name in ("step", "added", "removed", "gaussians")}
-    return Edit(**counts, added_at=_positions(record, "added_at"), removed_at=_positions(record, "removed_at"))
-
-
-def _positions(record: Fields, name: str) -> tuple[tuple[float, float, float], ...]:
-    """The positions of an edit, those of them that a page draws."""
-    found = []
-    for entry in record.entries(name)[:MAX_POSITIONS] if name in record else ():
-        if not isinstance(entry, list) or len(entry) != 3:
-            raise record.refusal(name, "a list of positions of three numbers")
-        x, y, z = (Fields({name: value}, record.where).any_number(name) for value in entry)
-        found.append((x, y, z))
-    return tuple(found)

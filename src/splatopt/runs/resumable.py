@@ -21,7 +21,7 @@ from splatopt.runs.events import Ended, Saved, Warned
 from splatopt.runs.finite_checks import non_finite
 from splatopt.runs.folder import MetricsLog, NoLog, RunFolder
 from splatopt.runs.program import program
-from splatopt.runs.records import read_evaluation, read_metrics
+from splatopt.runs.records import read_edits, read_evaluation, read_metrics
 
 
 class InterruptedRunError(KeyboardInterrupt):
@@ -293,6 +293,7 @@ def checkpoint_to_resume(folder: RunFolder, check: Callable[[Checkpoint], None])
         InputError: The run has progress, but no checkpoint is whole; or its metrics or scores are damaged.
     """
     read_metrics(folder.metrics)
+    read_edits(folder.density)
     read_evaluation(folder.evaluation)
     checkpoint, warnings = latest_checkpoint(folder.checkpoints, check)
     if checkpoint is not None:

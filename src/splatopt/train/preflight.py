@@ -110,7 +110,7 @@ def estimate_memory(
             "parameters": count * numbers * _FLOAT,
             "gradient": count * (numbers * _FLOAT + 1),
             f"optimizer {optimizer_memory.name}": count * optimizer_memory.row_bytes,
-            f"density {config.density.density}": count * strategy,
+            "density strategy": count * strategy,
             "renderer": renderer.memory_needed(count, pixels, pairs, optimizer_memory.asked),
             "residuals": residuals,
             "photographs": kept if on_host else min(DEVICE_BYTES, kept),

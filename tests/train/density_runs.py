@@ -1,0 +1,61 @@
+"""Short runs whose strategies edit often."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from splatopt.density.strategy import STRATEGIES
+from splatopt.train.config import TrainConfig
+from splatopt.train.loop import train
+from splatopt.train.result import TrainResult
+
+OFTEN = {"start": 0, "until": 10_000, "every": 1, "horizon": 0}
+"""An edit after every step."""
+
+OPTIONS = {
+    "adc": {**OFTEN, "min_gradient": 5e-3, "reset_every": 0},
+    "mcmc": {**OFTEN, "growth": 0.02},
+}
+"""Options of each strategy with which it edits after every step of a few."""
+
+
+def options_of(strategy: str, **changes) -> dict:
+    return OPTIONS.get(strategy, {}) | changes
+
+
+def grown(scene, strategy: str, folder: Path, callbacks=(), *, own=None, **changes) -> TrainResult:
+    settings = {"steps": 20, "checkpoint_every": 10, "log_every": 4, "threads": 1, "max_gaussians": 150} | changes
+    options = options_of(strategy, **(own or {}))
+    config = TrainConfig.of(str(scene), out=folder, density=strategy, density_options=options, **settings)
+    return train(config, callbacks)
+
+
+def edits(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "density.jsonl").read_text().splitlines()]
+
+
+def cut(folder: Path, step: int) -> Path:
+    """What a kill after the checkpoint of ``step`` leaves, without the scene."""
+    copy = folder.parent / f"{folder.name}-cut-{step}"
+    shutil.copytree(folder, copy)
+    (copy / "scene.ply").unlink()
+    for path in (copy / "checkpoints").iterdir():
+        if path.name > f"step-{step:06d}":
+            shutil.rmtree(path)
+    return copy
+
+
+def gone_on(folder: Path, **changes) -> TrainResult:
+    capture = json.loads((folder / "config.json").read_text())["capture"]
+    return train(TrainConfig.of(capture, out=folder, resume=True, threads=1, **changes))
+
+
+def same_scene(first: Path, second: Path) -> bool:
+    return (first / "scene.ply").read_bytes() == (second / "scene.ply").read_bytes()
+
+
+def strategies() -> tuple[str, ...]:
+    """splatopt's own."""
+    return STRATEGIES.names()
