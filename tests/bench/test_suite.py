@@ -183,7 +183,13 @@ def test_a_setting_that_no_run_can_have_names_its_cell(capture):
         make_cells(suite, Path("out"), {})
 
 
-@pytest.mark.parametrize("path", sorted(SUITES.glob("*.toml")), ids=lambda path: path.stem)
+STANDARD = ("llff", "mip-nerf-360", "nerf-synthetic", "tanks-and-temples")
+"""Suites of data sets that everyone brings."""
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in sorted(SUITES.glob("*.toml")) if path.stem not in STANDARD], ids=lambda path: path.stem
+)
 def test_every_suite_of_the_repository_can_be_run(path, data_folder):
     suite = read_suite(path)
     assert len(make_cells(suite, Path("out"), {}, data_folder)) >= 6
@@ -198,3 +204,76 @@ def test_the_repository_has_a_suite_for_every_protocol():
 def test_a_suite_says_nothing_of_its_machine(tmp_path):
     values = {"scenes": [{"path": "fox"}], "optimizers": [{"name": "adam"}]}
     assert str(tmp_path) not in str(make_suite(values, "x", tmp_path, "t").to_json())
+
+
+def test_scenes_can_be_chosen(tmp_path, capture):
+    scenes = [{"path": str(capture), "name": name} for name in ("one", "two", "three")]
+    suite = toy_suite(capture, scenes=scenes)
+    assert suite.only(()) == suite
+    assert [scene.name for scene in suite.only(["three", "one"]).scenes] == ["one", "three"]
+    with pytest.raises(InputError, match="--only of the suite 'Toy suite': there is no scene 'tow'; did you mean two"):
+        suite.only(["tow"])
+
+
+def test_a_folder_of_scenes_that_is_not_there_is_named(tmp_path, capture):
+    with pytest.raises(InputError, match=f"there is no folder {tmp_path}/nowhere; --data names the one that holds"):
+        make_cells(toy_suite(capture), Path("out"), {}, tmp_path / "nowhere")
+
+
+# ---------------------------------------------------------------------- density strategies
+
+
+def test_every_optimizer_goes_through_every_density_strategy(capture):
+    optimizers = [{"name": "adam"}, {"name": "tr2", "label": "second", "steps": 7}]
+    scenes = [{"path": str(capture), "name": "toy", "max_gaussians": 500}]
+    densities = ["none", "mcmc", {"name": "adc", "label": "adc, late", "options": {"start": 9}, "steps": 11}]
+    suite = toy_suite(capture, scenes=scenes, optimizers=optimizers, densities=densities, reference="adam + mcmc")
+    labels = ["adam", "adam + mcmc", "adam + adc, late", "second", "second + mcmc", "second + adc, late"]
+    assert [entry.label for entry in suite.optimizers] == labels
+    cells = {cell.label: cell.config for cell in make_cells(suite, Path("out"), {}) if cell.seed == 0}
+    asked = {label: (one.density.density, one.density.max_gaussians) for label, one in cells.items()}
+    assert asked == dict(zip(labels, [("none", None), ("mcmc", 500), ("adc", 500)] * 2, strict=True))
+    assert cells["adam + adc, late"].density.density_options.start == 9
+    assert cells["second + mcmc"].schedule.steps == 7
+    assert cells["second + adc, late"].schedule.steps == 11
+    assert cells["second + mcmc"].schedule.optimizer == "tr2"
+
+
+def test_an_entry_with_a_density_strategy_of_its_own_is_labelled_with_it(capture):
+    entries = [{"name": "adam"}, {"name": "adam", "density": "mcmc"}, {"name": "adam", "density": "adc", "label": "x"}]
+    suite = toy_suite(capture, optimizers=entries)
+    assert [entry.label for entry in suite.optimizers] == ["adam", "adam + mcmc", "x"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("densities = 'mcmc'\n" + MINIMAL, "densities must be a list of density strategies, got 'mcmc'"),
+        ("densities = ['mcmcm']\n" + MINIMAL, "densities 1: no density strategy is named 'mcmcm'; did you mean mcmc"),
+        ("densities = [{label = 'x'}]\n" + MINIMAL, "densities 1: name is missing"),
+        ("densities = ['none', 3]\n" + MINIMAL, "densities 2 must be a table, got 3"),
+        ("densities = ['mcmc', 'mcmc']\n" + MINIMAL, r"the label 'adam \+ mcmc' stands there twice"),
+        (
+            "densities = [{name = 'adc', options = {untl = 3}}]\n" + MINIMAL,
+            "densities 1: there is no option of adc 'untl'; did you mean until",
+        ),
+        ("densities = [{name = 'adc', options = {every = 0}}]\n" + MINIMAL, r"densities 1 \(adc\): every must be"),
+        ("densities = [{name = 'none', options = {every = 1}}]\n" + MINIMAL, "none is no strategy and has no options"),
+        ("densities = ['adc']\n" + MINIMAL + "density = 'mcmc'", "adam . mcmc names a density strategy, and densities"),
+    ],
+)
+def test_a_mistake_in_densities_is_named(tmp_path, text, said):
+    with pytest.raises(InputError, match=said):
+        read_suite(write(tmp_path, text))
+
+
+def test_the_suite_of_densities_has_the_bounds_of_its_scenes(data_folder):
+    cells = make_cells(read_suite(SUITES / "density.toml"), Path("out"), {}, data_folder)
+    strategies = {cell.config.density.density for cell in cells}
+    assert {"none", "adc", "mcmc"} <= strategies
+    assert len(cells) == 6 * 5 * 3 * len(strategies)
+    bounds = {"fox": 40_000, "fern": 60_000, "lego_200": 150_000, "lego_800": 150_000, "toy": 60_000, "castle": 20_000}
+    for cell in cells:
+        grows = cell.config.density.density != "none"
+        assert cell.config.density.max_gaussians == (bounds[cell.scene] if grows else None)
+        assert ("+" in cell.label) == grows

@@ -8,11 +8,12 @@ import io
 import pytest
 
 from bench.cases import HOSTILE, made_cell, made_results, two_labels
+from splatopt.bench.groups import groups
 from splatopt.bench.output import write_output
 from splatopt.bench.page_tables import refreshed
 from splatopt.bench.results import save_results
 from splatopt.bench.statistics import paired_bootstrap
-from splatopt.bench.summaries import groups, table_of_kind, tables, view_tables
+from splatopt.bench.summaries import table_of_kind, tables, view_tables
 from splatopt.bench.tables import Number, Table, bold_best, to_csv, to_html, to_latex, to_markdown
 from splatopt.core.checks import InputError
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+from splatopt.bench.entries import OptimizerEntry, SceneEntry, SettingEntry
 from splatopt.bench.protocol import Protocol
-from splatopt.bench.records import CellRecord, ProtocolRecord
-from splatopt.bench.suite import OptimizerEntry, SceneEntry, SettingEntry, Suite
+from splatopt.bench.records import CellRecord, ProtocolRecord, PublishedPlace, check_published
+from splatopt.bench.suite import Suite
 from splatopt.core.checks import InputError
 from splatopt.core.optimizer import find_optimizer
 from splatopt.core.plugins import PluginFile
@@ -51,6 +52,7 @@ class Cell:
         protocol: The rules.
         source: The scene's folder as the suite names it.
         config: What the run is told; ``out`` is its folder.
+        published: Which published numbers it may be shown beside; None for none.
     """
 
     scene: str
@@ -60,6 +62,7 @@ class Cell:
     protocol: ProtocolRecord
     source: str
     config: TrainConfig
+    published: PublishedPlace | None = None
 
     @property
     def name(self) -> str:
@@ -68,7 +71,7 @@ class Cell:
 
     def to_json(self) -> CellRecord:
         """Return the cell as JSON values."""
-        return {
+        values: CellRecord = {
             "scene": self.scene,
             "setting": self.setting,
             "label": self.label,
@@ -78,6 +81,7 @@ class Cell:
             # As JSON gives it back, tuples being lists there.
             "config": json.loads(json.dumps(self.config.to_json())),
         }
+        return values if self.published is None else {**values, "published": self.published}
 
     @classmethod
     def from_json(cls, values: object, where: str) -> Cell:
@@ -89,7 +93,9 @@ class Cell:
         texts = {name: typed(cell.values.get(name), str, f"{where}: {name}") for name in _CELL_TEXTS}
         protocol = cell.object("protocol")
         protocol.text("name")
-        return cls(**texts, seed=cell.count("seed"), protocol=cast(ProtocolRecord, protocol.values), config=config)
+        published = check_published(cell.object("published")) if "published" in cell else None
+        rules = cast(ProtocolRecord, protocol.values)
+        return cls(**texts, seed=cell.count("seed"), protocol=rules, config=config, published=published)
 
     def differs_from(self, other: Cell) -> str | None:
         """Return the first setting in which ``other`` would come to other numbers, in words; None where in none."""
@@ -139,16 +145,23 @@ def make_cells(suite: Suite, out: Path, overrides: Mapping[str, object], data: P
     cells = []
     for scene in suite.scenes:
         path = scene_folder(scene, suite.folder, data)
+        published = _published(suite, scene)
         for setting in suite.settings:
             for entry in suite.optimizers:
                 for seed in suite.seeds:
                     name = cell_name(scene.name, setting.name, entry.label, seed)
-                    folder = out / "cells" / name
-                    config = _config(suite, scene, setting, entry, seed, path, folder, overrides)
-                    protocol = suite.protocol.to_json()
-                    cells.append(Cell(scene.name, setting.name, entry.label, seed, protocol, scene.path, config))
+                    config = _config(suite, scene, setting, entry, seed, path, out / "cells" / name, overrides)
+                    whose = (scene.name, setting.name, entry.label, seed, suite.protocol.to_json(), scene.path)
+                    cells.append(Cell(*whose, config, published))
     _check_folders(cells)
     return sorted(cells, key=lambda cell: suite.seeds.index(cell.seed))
+
+
+def _published(suite: Suite, scene: SceneEntry) -> PublishedPlace | None:
+    """Which published numbers the cells of a scene may be shown beside."""
+    name = scene.published_as or scene.name
+    sets = [one.key for one in suite.published if name in one.scenes]
+    return {"sets": sets, "scene": name} if sets else None
 
 
 def make_timing_cells(
@@ -185,6 +198,10 @@ def scene_folder(scene: SceneEntry, folder: Path, data: Path | None) -> Path:
         InputError: It lies nowhere there.
     """
     path = Path(scene.path)
+    if data is not None and not data.is_dir():
+        raise InputError(
+            f"there is no folder {data}; --data names the one that holds the scenes, {path.name} among them"
+        )
     tried = [data / path.name] if data is not None else [folder / path, path]
     for place in tried:
         if place.is_dir():

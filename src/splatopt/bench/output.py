@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from splatopt.bench.groups import groups
 from splatopt.bench.page import make_page
 from splatopt.bench.pictures import load_pictures
 from splatopt.bench.results import Results, save_results
-from splatopt.bench.summaries import groups, tables
+from splatopt.bench.summaries import tables
 from splatopt.bench.tables import as_markdown, to_csv, to_latex, to_markdown
 from splatopt.core.checkpoint import replace_file
 from splatopt.core.checks import InputError

@@ -111,7 +111,9 @@ function curves() {
   const tip = make("div", { class: "tip", role: "status", hidden: "" });
   const group = chooser(controls, "Setting", "curve-group", () => { fillScenes(); redraw(); });
   const scene = chooser(controls, "Scene", "curve-scene", () => redraw());
-  segments(controls, "Metric", [["psnr", "PSNR"], ["ssim", "SSIM"]], state, "y", () => redraw());
+  const grows = data.groups.some((one) => one.scenes.some((scene) => scene.runs.some((run) => new Set(run.gaussians).size > 1)));
+  const metrics = { psnr: ["PSNR", "PSNR, dB", 2, 0.3], ssim: ["SSIM", "SSIM", 4, 0.005], ...grows && { gaussians: ["Gaussians", "Gaussians", 0, 0] } };
+  segments(controls, "Metric", Object.entries(metrics).map(([name, [short]]) => [name, short]), state, "y", () => redraw());
   segments(controls, "Against", [["step", "steps"], ["seconds", "seconds"]], state, "x", () => redraw());
   segments(controls, "Axis", [["log", "log"], ["linear", "linear"]], state, "scale", () => redraw());
   segments(controls, "Range", [["whole", "whole"], ["end", "end"]], state, "range", () => redraw());
@@ -157,7 +159,7 @@ function curves() {
     let yHigh = Math.max(...ys), yLow = Math.min(...ys);
     if (state.range === "end") {
       const ends = drawn.map((one) => one.mean.at(-1));
-      yLow = Math.max(yLow, Math.min(...ends) - 0.6 * (yHigh - Math.min(...ends)) - (state.y === "psnr" ? 0.3 : 0.005));
+      yLow = Math.max(yLow, Math.min(...ends) - 0.6 * (yHigh - Math.min(...ends)) - metrics[state.y][3]);
     }
     const margin = 0.05 * (yHigh - yLow) || 0.1;
     yLow -= margin; yHigh += margin;
@@ -173,7 +175,7 @@ function curves() {
     }
     const name = state.x === "step" ? "steps" : "seconds of training, evaluation not counted";
     svg.append(draw("text", { x: (LEFT + WIDTH - RIGHT) / 2, y: HEIGHT - 6, "text-anchor": "middle", class: "axis" }, name));
-    svg.append(draw("text", { x: 2, y: 14 }, state.y === "psnr" ? "PSNR, dB" : "SSIM"));
+    svg.append(draw("text", { x: 2, y: 14 }, metrics[state.y][1]));
     const clip = draw("clipPath", { id: "inside" });
     clip.append(draw("rect", { x: LEFT, y: TOP - 4, width: WIDTH - LEFT - RIGHT, height: HEIGHT - TOP - BOTTOM + 8 }));
     const lines = draw("g", { "clip-path": "url(#inside)" });
@@ -213,7 +215,7 @@ function curves() {
     if (cursor === null) return;
     const place = plot.to(plot.xLow) + cursor * (plot.to(plot.xHigh) - plot.to(plot.xLow));
     const x = plot.log ? 10 ** place : place;
-    const digits = state.y === "psnr" ? 2 : 4;
+    const digits = metrics[state.y][2];
     plot.marks.append(draw("line", { class: "cursor", x1: plot.px(x), x2: plot.px(x), y1: TOP, y2: HEIGHT - BOTTOM }));
     const rows = plot.drawn.filter((one) => x >= one.x[0] && x <= one.x.at(-1))
       .map((one) => ({ one, mean: at(one.x, one.mean, x, plot.to), sd: at(one.x, one.sd, x, plot.to) })).sort((a, b) => b.mean - a.mean);

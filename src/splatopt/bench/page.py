@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from splatopt.bench.environment import REPRODUCING
+from splatopt.bench.groups import Group, groups
 from splatopt.bench.pictures import Picture
 from splatopt.bench.records import CellRecord
 from splatopt.bench.results import Results
-from splatopt.bench.summaries import Group, groups, tables, view_tables
+from splatopt.bench.summaries import tables, view_tables
 from splatopt.bench.tables import to_html
 from splatopt.core.checks import shown
 from splatopt.report.page import escape
@@ -144,6 +145,7 @@ def _curve(cell: CellRecord) -> dict[str, object]:
         "seconds": [round(point["seconds"], 3) for point in points],
         "psnr": [round(point["psnr"], 4) for point in points],
         "ssim": [round(point["ssim"], 5) for point in points],
+        "gaussians": [point["gaussians"] for point in points],
     }
 
 

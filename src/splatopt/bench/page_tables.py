@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from splatopt.bench.groups import groups
 from splatopt.bench.results import load_results
-from splatopt.bench.summaries import KINDS, groups, table_of_kind
+from splatopt.bench.summaries import KINDS, table_of_kind
 from splatopt.bench.tables import to_markdown
 from splatopt.core.checks import InputError
 from splatopt.core.reading import read_bounded

@@ -44,6 +44,13 @@ class ProtocolRecord(TypedDict, total=False):
     budget_steps: int
 
 
+class PublishedPlace(TypedDict):
+    """Which published numbers a cell may be shown beside."""
+
+    sets: list[str]
+    scene: str
+
+
 class CellRecord(TypedDict, total=False):
     """What a cell leaves, as :func:`check_cell` knows it: see the page on benchmarks for each entry."""
 
@@ -72,6 +79,7 @@ class CellRecord(TypedDict, total=False):
     lpips_views: dict[str, list[float]]
     lpips_left_out: list[str]
     lpips_range: str
+    published: PublishedPlace
 
 
 def read_record(path: Path) -> CellRecord:
@@ -129,10 +137,17 @@ def check_cell(cell: Fields) -> None:
         if name in cell.values:
             cell.texts(name)
     check_views(cell, "views")
+    if "published" in cell.values:
+        check_published(cell.object("published"))
     if "lpips" in cell.values:
         networks = cell.object("lpips")
         for name in networks.values:
             networks.number(name)
+
+
+def check_published(place: Fields) -> PublishedPlace:
+    """Return which published numbers a cell names; raises InputError where it is not of that form."""
+    return {"sets": place.texts("sets"), "scene": place.text("scene")}
 
 
 def check_views(cell: Fields, name: str) -> None:

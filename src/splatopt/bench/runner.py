@@ -194,7 +194,7 @@ def said_of(outcome: Outcome) -> str:
     last = outcome.record["points"][-1]
     return (
         f"{last['psnr']:.2f} dB, SSIM {last['ssim']:.4f} after {last['step']:,} steps in {last['seconds']:.1f} s, "
-        f"{last['peak_memory_mb']:,.0f} MB"
+        f"{last['gaussians']:,} Gaussians, {last['peak_memory_mb']:,.0f} MB"
     )
 
 

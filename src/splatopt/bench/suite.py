@@ -11,86 +11,45 @@ from typing import TypeVar
 
 import splatopt.meta
 import splatopt.optim  # noqa: F401 - both register optimizers
+from splatopt.bench.entries import (
+    OptimizerEntry,
+    SceneEntry,
+    SettingEntry,
+    density_entries,
+    entries_of,
+    optimizer_entry,
+    scene_entry,
+    setting_entry,
+    settings_of,
+    table_of,
+    with_densities,
+)
 from splatopt.bench.protocol import POINTS, SECONDS, Protocol, find_protocol
+from splatopt.bench.published import PublishedSet, find_published
 from splatopt.core.checks import InputError, shown
-from splatopt.core.optimizer import find_optimizer
 from splatopt.core.plugins import PluginFile, as_plugins
 from splatopt.core.reading import DamagedFileError, read_bounded
-from splatopt.core.typed import check_names, field_names, typed, typed_fields
+from splatopt.core.typed import check_names, typed
 from splatopt.runs.plugins import plugins_to_json, plugins_without_place
-from splatopt.train.config import TrainConfig
 
-OWN_SETTINGS = frozenset(
-    {"capture", "out", "resume", "seed", "optimizer", "optimizer_options", "eval_at", "eval_at_seconds", "max_seconds"}
-    | {"plugins"}
-)
-"""Settings of a run that are the suite's own business, and no setting of it."""
+_OTHER_IMAGES = ("downscale", "max_side")
+"""Settings with which no cell is comparable with published numbers."""
 
 _Moment = TypeVar("_Moment", int, float)
 _MAX_SEEDS = 1000
 _MAX_BYTES = 1 << 20
 
 
-def setting_names() -> set[str]:
-    """Names of the settings that a suite, a scene, a setting or an optimizer entry may give."""
-    return TrainConfig.setting_names() - OWN_SETTINGS
-
-
-@dataclass(frozen=True)
-class SceneEntry:
-    """A scene of a suite.
-
-    Attributes:
-        name: What tables call it.
-        path: Its folder as the suite names it.
-        settings: Settings of a run for this scene.
-    """
-
-    name: str
-    path: str
-    settings: Mapping[str, object]
-
-
-@dataclass(frozen=True)
-class SettingEntry:
-    """A setting that all scenes and optimizers go through.
-
-    Attributes:
-        name: What tables call it; empty where a suite has but one.
-        settings: Its settings of a run.
-    """
-
-    name: str
-    settings: Mapping[str, object]
-
-
-@dataclass(frozen=True)
-class OptimizerEntry:
-    """An optimizer of a suite, with what it is told: an ablation is an entry as well.
-
-    Attributes:
-        label: What tables call it.
-        name: The registered optimizer.
-        options: Fields of its options' dataclass.
-        settings: Settings of a run for this entry.
-    """
-
-    label: str
-    name: str
-    options: Mapping[str, object]
-    settings: Mapping[str, object]
-
-
 @dataclass(frozen=True)
 class Suite:
-    """What is compared: scenes × settings × optimizers × seeds, under one protocol.
+    """What is compared: scenes × settings × optimizers (× density strategies) × seeds, under one protocol.
 
     Attributes:
         title: Heading of the report.
         protocol: The rules.
         scenes: At least one.
         settings: At least one.
-        optimizers: At least one.
+        optimizers: At least one; each with each density strategy, where the suite names any.
         seeds: Seeds of every cell.
         common: Settings of a run for all cells.
         points: Steps after which all are scored. Unit: steps.
@@ -98,6 +57,7 @@ class Suite:
         reference: Label that others are compared with.
         folder: Where the suite file lies, from which scenes are looked for.
         plugins: Files that register optimizers, losses and readers, which every cell's process loads.
+        published: Numbers of others that reports show beside these cells.
     """
 
     title: str
@@ -112,10 +72,21 @@ class Suite:
     reference: str
     folder: Path
     plugins: tuple[PluginFile, ...] = ()
+    published: tuple[PublishedSet, ...] = ()
+
+    def only(self, names: Sequence[str]) -> Suite:
+        """Return the suite with these scenes alone; the whole suite where none is named.
+
+        Raises:
+            InputError: A name is none of its scenes'.
+        """
+        check_names(names, [scene.name for scene in self.scenes], "scene", f"--only of the suite {self.title!r}")
+        return replace(self, scenes=tuple(one for one in self.scenes if one.name in names or not names))
 
     def to_json(self) -> dict[str, object]:
         """Return the suite as JSON values; the folder, a place on one machine, is left out."""
-        values = asdict(replace(self, folder=Path(), plugins=())) | {"protocol": self.protocol.to_json()}
+        values = asdict(replace(self, folder=Path(), plugins=(), published=()))
+        values |= {"protocol": self.protocol.to_json(), "published": [one.to_json() for one in self.published]}
         del values["folder"]
         values["plugins"] = plugins_without_place(plugins_to_json(self.plugins))
         return {name: _json(value) for name, value in values.items()}
@@ -142,9 +113,11 @@ _KEYS = (
     "reference",
     "train",
     "plugins",
+    "published",
     "scenes",
     "settings",
     "optimizers",
+    "densities",
 )
 
 
@@ -186,10 +159,15 @@ def make_suite(
     named = typed(values.get("plugins", []), tuple[str, ...], f"{where}: plugins")
     plugins = as_plugins([*plugins, *(folder / one for one in named)])
     protocol = _protocol(values, where)
-    common = _settings(_table(values.get("train", {}), f"{where}: train"), f"{where}: train", protocol)
-    scenes = tuple(_scene(one, f"{where}: {at}", protocol) for at, one in _entries(values, "scenes", where))
-    optimizers = tuple(_optimizer(one, f"{where}: {at}", protocol) for at, one in _entries(values, "optimizers", where))
-    settings = tuple(_setting(one, f"{where}: {at}", protocol) for at, one in _entries(values, "settings", where, ()))
+    common = settings_of(table_of(values.get("train", {}), f"{where}: train"), f"{where}: train", protocol)
+    scenes = tuple(scene_entry(one, f"{where}: {at}", protocol) for at, one in entries_of(values, "scenes", where))
+    optimizers = tuple(
+        optimizer_entry(one, f"{where}: {at}", protocol) for at, one in entries_of(values, "optimizers", where)
+    )
+    optimizers = with_densities(optimizers, density_entries(values.get("densities", []), where, protocol), where)
+    settings = tuple(
+        setting_entry(one, f"{where}: {at}", protocol) for at, one in entries_of(values, "settings", where, ())
+    )
     settings = settings or (SettingEntry("", {}),)
     if protocol.inputs:
         settings = _with_inputs(settings, protocol.inputs)
@@ -201,6 +179,10 @@ def make_suite(
         _check_unique(names, what, where)
     reference = typed(values.get("reference", optimizers[0].label), str, f"{where}: reference")
     check_names([reference], [entry.label for entry in optimizers], "optimizer entry labelled", where)
+    published = _published(values.get("published", []), where, folder)
+    if published:
+        given = [common, *(one.settings for one in scenes), *(one.settings for one in settings)]
+        _check_comparable(protocol, [*given, *(one.settings for one in optimizers)], where)
     return Suite(
         title=typed(values.get("title", title), str, f"{where}: title"),
         protocol=protocol,
@@ -214,7 +196,23 @@ def make_suite(
         reference=reference,
         folder=folder,
         plugins=plugins,
+        published=published,
     )
+
+
+def _published(value: object, where: str, folder: Path) -> tuple[PublishedSet, ...]:
+    """The published sets that a suite names: one, or a list."""
+    named = typed([value] if isinstance(value, str) else value, tuple[str, ...], f"{where}: published")
+    return find_published(named, folder, where) if named else ()
+
+
+def _check_comparable(protocol: Protocol, settings: Sequence[Mapping[str, object]], where: str) -> None:
+    """Refuse published numbers beside cells that could not be compared with them."""
+    if protocol.name != "dense":
+        raise InputError(f"{where}: published numbers belong to the protocol dense; the suite's is {protocol.name}")
+    for name in _OTHER_IMAGES:
+        if any(name in one for one in settings):
+            raise InputError(f"{where}: published numbers are of whole photographs; leave out {name}, or published")
 
 
 def _protocol(values: Mapping[str, object], where: str) -> Protocol:
@@ -236,74 +234,6 @@ def _with_inputs(settings: Sequence[SettingEntry], inputs: Sequence[int]) -> tup
         for count in inputs
         for one in settings
     )
-
-
-def _table(value: object, where: str) -> Mapping[str, object]:
-    if not isinstance(value, Mapping):
-        raise InputError(f"{where} must be a table, got {value!r}")
-    return value
-
-
-def _entries(
-    values: Mapping[str, object], name: str, where: str, default: Sequence[object] | None = None
-) -> list[tuple[str, object]]:
-    """The entries of a list, each with its place in words."""
-    entries = values.get(name, default)
-    if not isinstance(entries, list | tuple) or (not entries and default is None):
-        raise InputError(f"{where}: [[{name}]] must be given at least once")
-    return [(f"{name} {number}", one) for number, one in enumerate(entries, start=1)]
-
-
-def _settings(values: Mapping[str, object], where: str, protocol: Protocol) -> dict[str, object]:
-    """Fields of TrainConfig; none that the protocol fixes."""
-    apart = ("loss_options", "density_options")
-    given = {name: value for name, value in values.items() if name not in apart}
-    settings = TrainConfig.typed_settings(given, setting_names(), where)
-    for name in apart:
-        if name in values:
-            settings[name] = dict(_table(values[name], f"{where}: {name}"))
-    for name in settings:
-        if name in protocol.fixed or (protocol.inputs and name == "input_views"):
-            raise InputError(f"{where}: {name} is fixed by the protocol {protocol.name}; leave it out")
-    return settings
-
-
-def _scene(value: object, where: str, protocol: Protocol) -> SceneEntry:
-    values = dict(_table(value, where))
-    if "path" not in values:
-        raise InputError(f"{where}: path is missing; give the folder of a capture")
-    path = typed(values.pop("path"), str, f"{where}: path")
-    name = typed(values.pop("name", Path(path).name), str, f"{where}: name")
-    if not path or not name:
-        raise InputError(f"{where}: path and name must not be empty")
-    return SceneEntry(name, path, _settings(values, f"{where} ({name})", protocol))
-
-
-def _setting(value: object, where: str, protocol: Protocol) -> SettingEntry:
-    values = dict(_table(value, where))
-    name = typed(values.pop("name", ""), str, f"{where}: name")
-    if not name:
-        raise InputError(f"{where}: name is missing; tables need one")
-    return SettingEntry(name, _settings(values, f"{where} ({name})", protocol))
-
-
-def _optimizer(value: object, where: str, protocol: Protocol) -> OptimizerEntry:
-    values = dict(_table(value, where))
-    if "name" not in values:
-        raise InputError(f"{where}: name is missing; give a registered optimizer")
-    name = typed(values.pop("name"), str, f"{where}: name")
-    try:
-        options = find_optimizer(name).options
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
-    label = typed(values.pop("label", name), str, f"{where}: label")
-    given = _table(values.pop("options", {}), f"{where}: options")
-    chosen = typed_fields(given, options, field_names(options), f"option of {name}", where)
-    try:
-        options(**chosen)
-    except InputError as error:
-        raise InputError(f"{where} ({label}): {error}") from error
-    return OptimizerEntry(label, name, chosen, _settings(values, f"{where} ({label})", protocol))
 
 
 def _seeds(value: object, where: str) -> tuple[int, ...]:

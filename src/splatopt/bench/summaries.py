@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
+from splatopt.bench.groups import (
+    GAUSSIANS,
+    LPIPS,
+    MEMORY,
+    PSNR,
+    SECONDS,
+    SSIM,
+    Group,
+    Measure,
+    last,
+    mean_number,
+)
+from splatopt.bench.growth_tables import grows, growth_tables
+from splatopt.bench.published_tables import published_tables
 from splatopt.bench.records import CellRecord, Point, ViewScore
-from splatopt.bench.results import Results
 from splatopt.bench.statistics import (
     Comparison,
     area,
@@ -22,10 +34,6 @@ from splatopt.bench.statistics import (
 )
 from splatopt.bench.tables import Number, Table, bold_best
 
-_PointNumber = Literal["step", "seconds", "psnr", "ssim", "gaussians", "peak_memory_mb"]
-
-Cells = Sequence[CellRecord]
-
 STEPS = (1, 10, 50, 100, 500, 1000, 2000, 3000, 7000, 30_000)
 """Steps at which runs are compared."""
 
@@ -33,108 +41,16 @@ MOMENTS = (1, 2, 5, 10, 20, 30, 50, 70, 100, 200, 500, 1000, 2000, 5000)
 """Seconds of training at which runs are compared."""
 
 
-@dataclass(frozen=True)
-class Group:
-    """Cells that may be compared: one protocol and one setting.
-
-    Attributes:
-        protocol: Name of the protocol.
-        setting: Name of the setting.
-        cells: Those that are done.
-        reference: Label that others are compared with; the first label where the results' own has no cell here.
-    """
-
-    protocol: str
-    setting: str
-    cells: Cells
-    reference: str
-
-    @property
-    def name(self) -> str:
-        """Protocol and setting in words."""
-        return ", ".join(part for part in (self.protocol, self.setting) if part)
-
-    @property
-    def scenes(self) -> list[str]:
-        """Scenes in the order of the results."""
-        return list(dict.fromkeys(cell["scene"] for cell in self.cells))
-
-    @property
-    def labels(self) -> list[str]:
-        """Optimizer entries in the order of the results."""
-        return list(dict.fromkeys(cell["label"] for cell in self.cells))
-
-    def of(self, label: str, scene: str | None = None) -> list[CellRecord]:
-        """Cells of one label, on one scene or on all."""
-        return [cell for cell in self.cells if cell["label"] == label and scene in (None, cell["scene"])]
-
-    def span(self, scene: str) -> tuple[int, int]:
-        """Steps from which and up to which all cells on a scene were scored."""
-        cells = [cell for cell in self.cells if cell["scene"] == scene]
-        starts = [next((point["step"] for point in cell["points"] if point["step"] >= 1), 1) for cell in cells]
-        return max(starts), min(cell["points"][-1]["step"] for cell in cells)
-
-    def target(self, scene: str) -> float | None:
-        """Mean PSNR of the reference at its end on a scene, dB."""
-        found = summary([cell["points"][-1]["psnr"] for cell in self.of(self.reference, scene)])
-        return found.mean if found else None
-
-
-def groups(results: Results, reference: str | None = None) -> list[Group]:
-    """Return the groups of comparable cells, in the order of the results.
-
-    Args:
-        results: The cells.
-        reference: Label to compare with in place of the results' own.
-    """
-    keys = dict.fromkeys((cell["protocol"]["name"], cell["setting"]) for cell in results.done)
-    found = []
-    for protocol, setting in keys:
-        cells = [c for c in results.done if (c["protocol"]["name"], c["setting"]) == (protocol, setting)]
-        labels = [cell["label"] for cell in cells]
-        wanted = reference or results.reference
-        found.append(Group(protocol, setting, cells, wanted if wanted in labels else labels[0]))
-    return found
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A number of a cell.
-
-    Attributes:
-        name: Heading, with its unit.
-        form: How it is written.
-        better: 1 where higher is better, -1 where lower is, 0 where neither.
-        of: Gives it; None where the cell has none.
-    """
-
-    name: str
-    form: str
-    better: int
-    of: Callable[[CellRecord], float | None]
-
-
-def _last(name: _PointNumber) -> Callable[[CellRecord], float | None]:
-    return lambda cell: cell["points"][-1][name]
-
-
-def _lpips(network: str) -> Callable[[CellRecord], float | None]:
-    return lambda cell: cell.get("lpips", {}).get(network)
-
-
-PSNR = Measure("PSNR, dB", ".2f", 1, _last("psnr"))
-SSIM = Measure("SSIM", ".4f", 1, _last("ssim"))
-LPIPS = {network: Measure(f"LPIPS {network}", ".4f", -1, _lpips(network)) for network in ("vgg", "alex")}
-
-
 def tables(group: Group) -> list[Table]:
     """Return all tables of a group: qualities over scenes, the way to the reference's, each scene in full."""
     shown = [PSNR, SSIM, *(one for one in LPIPS.values() if any(one.of(cell) is not None for cell in group.cells))]
-    found = [_over_scenes(group, measure) for measure in shown]
+    shown += [GAUSSIANS] if grows(group.cells) else []
+    found = [_over_scenes(group, measure) for measure in shown] + published_tables(group)
     if len(group.labels) > 1:
         found += [_to_reach(group, "steps"), _to_reach(group, "seconds"), _significance(group)]
     for scene in group.scenes:
-        found += [_at_steps(group, scene), _at_seconds(group, scene), _of_scene(group, scene)]
+        found += [_at_steps(group, scene), _at_seconds(group, scene), *growth_tables(group, scene)]
+        found += [_of_scene(group, scene)]
     return [table for table in found if table.rows]
 
 
@@ -145,7 +61,9 @@ def view_tables(group: Group) -> list[Table]:
         names = dict.fromkeys(
             view["name"] for label in group.labels for cell in group.of(label, scene) for view in _views(cell)
         )
-        rows = [(name, [_number(group.of(label, scene), _of_view(name)) for label in group.labels]) for name in names]
+        rows = [
+            (name, [mean_number(group.of(label, scene), _of_view(name)) for label in group.labels]) for name in names
+        ]
         note = "PSNR of each scored view at the last step, dB; mean ± standard deviation over seeds."
         if rows:
             found.append(Table(f"{scene}, each view ({group.name})", note, "view", group.labels, rows))
@@ -167,7 +85,7 @@ def _over_scenes(group: Group, measure: Measure) -> Table:
     columns = [*group.scenes, *(["mean"] if several else [])]
     rows = []
     for label in group.labels:
-        numbers = [_number(group.of(label, scene), measure) for scene in group.scenes]
+        numbers = [mean_number(group.of(label, scene), measure) for scene in group.scenes]
         if several:
             whole = all(number is not None for number in numbers)
             means = [number.mean for number in numbers if number is not None and number.mean is not None]
@@ -176,13 +94,6 @@ def _over_scenes(group: Group, measure: Measure) -> Table:
     bold_best(rows, [measure.better] * len(columns))
     note = "At the last step; mean ± standard deviation over seeds."
     return Table(f"{measure.name} ({group.name})", note, "optimizer", columns, rows)
-
-
-def _number(cells: Cells, measure: Measure) -> Number | None:
-    """Mean and deviation of a number over seeds."""
-    values = [value for cell in cells if (value := measure.of(cell)) is not None]
-    found = summary(values)
-    return Number(found.mean, measure.form, found.sd, found.count) if found else None
 
 
 def _to_reach(group: Group, unit: str) -> Table:
@@ -207,8 +118,7 @@ def _reached(group: Group, label: str, scene: str, unit: str, form: str) -> Numb
     if not cells or target is None:
         return None
     if label == group.reference:
-        last = _last("step" if unit == "steps" else "seconds")
-        return _number(cells, Measure(unit, form, -1, last))
+        return mean_number(cells, Measure(unit, form, -1, last("step" if unit == "steps" else "seconds")))
     times = [getattr(found, unit) for cell in cells if (found := reach(cell["points"], target))]
     spread = summary(times)
     if spread is None:
@@ -276,7 +186,7 @@ def _at_moments(
         for moment in moments
         if moment <= longest
     ]
-    rows = [(label, [_number(group.of(label, scene), one) for one in measures]) for label in group.labels]
+    rows = [(label, [mean_number(group.of(label, scene), one) for one in measures]) for label in group.labels]
     rows = [(label, numbers) for label, numbers in rows if any(numbers)]
     bold_best(rows, [1] * len(measures))
     note = (
@@ -297,13 +207,13 @@ def _of_scene(group: Group, scene: str) -> Table:
         Measure("at step", ",.0f", 0, lambda cell: best_point(cell["points"])["step"]),
         Measure("worst drop after, dB", ".2f", -1, lambda cell: worst_drop(cell["points"])),
         Measure(f"area to {end:,}, dB", ".2f", 1, lambda cell: area(cell["points"], start, end)),
-        Measure("steps", ",.0f", 0, _last("step")),
-        Measure("seconds", ",.1f", 0, _last("seconds")),
+        Measure("steps", ",.0f", 0, last("step")),
+        Measure("seconds", ",.1f", 0, last("seconds")),
         Measure("ms a step", ",.1f", 0, lambda cell: _pace(cell["points"][-1])),
-        Measure("peak memory, MB", ",.0f", -1, _last("peak_memory_mb")),
-        Measure("Gaussians", ",.0f", 0, _last("gaussians")),
+        Measure("peak memory, MB", ",.0f", -1, last("peak_memory_mb")),
+        GAUSSIANS,
     ]
-    rows = [(label, [_number(group.of(label, scene), one) for one in measures]) for label in group.labels]
+    rows = [(label, [mean_number(group.of(label, scene), one) for one in measures]) for label in group.labels]
     rows = [(label, numbers) for label, numbers in rows if any(numbers)]
     bold_best(rows, [measure.better for measure in measures])
     note = (
@@ -317,9 +227,6 @@ def _pace(point: Point) -> float | None:
     return 1000 * point["seconds"] / point["step"] if point["step"] else None
 
 
-SECONDS = Measure("Seconds of training", ",.1f", 0, _last("seconds"))
-MEMORY = Measure("Peak memory, MB", ",.0f", -1, _last("peak_memory_mb"))
-
 KINDS: Mapping[str, Callable[[Group], Table]] = {
     **{
         name: lambda group, measure=measure: _over_scenes(group, measure)  # type: ignore[misc]
@@ -328,6 +235,7 @@ KINDS: Mapping[str, Callable[[Group], Table]] = {
             ("ssim", SSIM),
             ("lpips-vgg", LPIPS["vgg"]),
             ("lpips-alex", LPIPS["alex"]),
+            ("gaussians", GAUSSIANS),
             ("seconds", SECONDS),
             ("memory", MEMORY),
         )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Run a suite: scenes × settings × optimizers × seeds, one cell at a time, and sum it up.
+    """Run a suite: scenes × settings × optimizers × densities × seeds, one cell at a time, and sum it up.
 
     `splatopt bench suite.toml` runs a suite's file; `splatopt bench --scenes A B --optimizers adam tr2` needs
     none. What was interrupted goes on when the same command is given again, and what is done is kept.
@@ -41,11 +41,17 @@ class RunOptions:
     data: Path | None = None
     """Look for scenes in this folder, by the last part of their path."""
 
+    only: tuple[str, ...] = ()
+    """Names of scenes of the suite's file; the others are left out, and what is done of them is kept."""
+
     scenes: tuple[str, ...] = ()
     """Without a suite's file: folders of captures."""
 
     optimizers: tuple[str, ...] = ()
     """Without a suite's file: names of optimizers, each with its default options."""
+
+    densities: tuple[str, ...] = ()
+    """Without a suite's file: density strategies that every optimizer goes through, as in none adc mcmc."""
 
     seeds: int = 1
     """Without a suite's file: number of seeds, from 0."""
@@ -90,7 +96,10 @@ def _suite(options: RunOptions) -> Suite:
     """The suite's file, or one put together from the words."""
     from splatopt.bench.suite import make_suite, read_suite
 
+    if options.only and options.suite is None:
+        raise InputError("--only belongs to a suite's file; leave out of --scenes what is not to be run")
     loose = {"--scenes": options.scenes, "--optimizers": options.optimizers, "--set": options.set}
+    loose |= {"--densities": options.densities}
     if options.suite is not None:
         given = [name for name, value in loose.items() if value]
         given += [name for name, at in (("--steps", options.steps is not None), ("--seeds", options.seeds != 1)) if at]
@@ -99,7 +108,7 @@ def _suite(options: RunOptions) -> Suite:
             raise InputError(
                 f"{' and '.join(given)} cannot stand beside a suite's file; write them into {options.suite}"
             )
-        return read_suite(options.suite, options.plugins)
+        return read_suite(options.suite, options.plugins).only(options.only)
     missing = [name for name in ("--scenes", "--optimizers") if not loose[name]]
     if missing:
         raise InputError(f"give a suite's file, or {' and '.join(missing)}")
@@ -112,6 +121,7 @@ def _suite(options: RunOptions) -> Suite:
         "train": train,
         "scenes": [{"path": scene} for scene in options.scenes],
         "optimizers": [{"name": name} for name in options.optimizers],
+        "densities": list(options.densities),
     }
     title = f"{', '.join(options.optimizers)} on {', '.join(Path(scene).name for scene in options.scenes)}"
     return make_suite(values, "the command line", Path(), title, options.plugins)

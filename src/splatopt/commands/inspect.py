@@ -21,6 +21,9 @@ class InspectOptions:
     capture: Path
     """Folder of the capture: COLMAP, Blender, nerfstudio or instant-ngp."""
 
+    images: str | None = None
+    """Photographs of this folder beside images, such as images_4, for captures with a COLMAP model."""
+
     downscale: int = 1
     """Photographs this many times smaller. Unit: factor."""
 
@@ -37,7 +40,12 @@ class InspectOptions:
 def _inspect(options: InspectOptions) -> int:
     found = inspect_capture(
         options.capture,
-        CaptureOptions(downscale=options.downscale, max_side=options.max_side, test_every=options.test_every),
+        CaptureOptions(
+            images=options.images,
+            downscale=options.downscale,
+            max_side=options.max_side,
+            test_every=options.test_every,
+        ),
     )
     sizes = ", ".join(f"{size.width}x{size.height} ({size.views})" for size in found.sizes) or "none"
     rows = {

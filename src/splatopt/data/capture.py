@@ -24,6 +24,8 @@ class CaptureOptions:
     """How a capture is loaded.
 
     Attributes:
+        images: Name of the capture's folder whose photographs are used, such as ``images_4``, with the lenses rescaled
+            to their size; None for those that the capture itself names.
         downscale: Images are made this many times smaller, factor.
         max_side: Images whose longer side is larger are shrunk to this, pixels; None leaves them.
         background: What lies behind see-through images, red, green, blue in [0, 1].
@@ -32,6 +34,7 @@ class CaptureOptions:
         test_every: Every n-th view by name is held out (8 as in the literature, llffhold).
     """
 
+    images: str | None = None
     downscale: int = 1
     max_side: int | None = None
     background: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -318,7 +321,7 @@ def load_capture(path: Path, options: CaptureOptions | None = None) -> Capture:
     """
     options = options or CaptureOptions()
     path = Path(path)
-    source = read_source(path)
+    source = read_source(path, options.images)
     views, unreadable = check_views(source.images)
     if unreadable and not options.skip_missing:
         more = f" (and {len(unreadable) - 1} more)" if len(unreadable) > 1 else ""

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from splatopt.core.checks import InputError, quoted
 from splatopt.core.schema import rotation_entries
+from splatopt.data.image_folders import copies, named_folder
 from splatopt.data.lens import Lens, lens_model
 from splatopt.data.source import Points, PosedImage, Source, check_translation, finite_points, registered_once
 
@@ -298,8 +299,13 @@ def find_model(path: Path, warnings: list[str]) -> Path | None:
     return best
 
 
-def _image_folder(path: Path, warnings: list[str]) -> Path:
-    """Return the folder of the images: ``images``, or else that of ``images_2``, ``images_4``, … that shrinks least."""
+def _image_folder(path: Path, images: str | None, warnings: list[str]) -> Path:
+    """Return the folder of the images: ``images``, or else that of ``images_2``, ``images_4``, … that shrinks least.
+
+    Where a folder is asked for by name, it is that one.
+    """
+    if images is not None:
+        return named_folder(path, images)
     folder = path / "images"
     if folder.is_dir():
         return folder
@@ -325,13 +331,14 @@ def _say_what_is_odd(registered: list[_RegisteredImage], images: Path, warnings:
         )
 
 
-def read_colmap(path: Path, model: Path, warnings: list[str]) -> Source:
+def read_colmap(path: Path, model: Path, warnings: list[str], images_in: str | None = None) -> Source:
     """Read the model in ``model`` of the capture ``path``.
 
     Args:
         path: The capture, which holds ``images``.
         model: The folder found by :func:`find_model`.
         warnings: Sentences that go into the source.
+        images_in: Name of the folder beside ``images`` that holds the photographs; None for ``images``.
 
     Raises:
         InputError: A file is missing, damaged, or says what no capture can mean.
@@ -344,7 +351,8 @@ def read_colmap(path: Path, model: Path, warnings: list[str]) -> Source:
     points = None
     if points3d.is_file():
         points = _points_binary(points3d, warnings) if binary else _points_text(points3d, warnings)
-    folder = _image_folder(path, warnings)
+    folder = _image_folder(path, images_in, warnings)
+    files = None if images_in is None else copies(folder, [image.name for image in registered], warnings)
     views = []
     for image in sorted(registered, key=lambda image: image.name):
         if image.camera not in lenses:
@@ -352,7 +360,8 @@ def read_colmap(path: Path, model: Path, warnings: list[str]) -> Source:
                 f"{images}, image {quoted(image.name)}: its camera {image.camera} is not in {cameras.name}; "
                 "the model's files do not belong together"
             )
-        views.append(PosedImage(image.name, folder / image.name, image.pose.matrix, lenses[image.camera]))
+        file = folder / image.name if files is None else files[image.name]
+        views.append(PosedImage(image.name, file, image.pose.matrix, lenses[image.camera]))
     _say_what_is_odd(registered, images, warnings)
     views = registered_once(views, str(images), warnings)
     kind = "procedural" if (path / PROCEDURAL_MARK).is_file() else "colmap"

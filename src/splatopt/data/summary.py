@@ -122,7 +122,7 @@ def inspect_capture(path: Path, options: CaptureOptions | None = None) -> Captur
     """
     options = options or CaptureOptions()
     path = Path(path)
-    source = read_source(path)
+    source = read_source(path, options.images)
     found = _look(source.images, options)
     problems, split = list(found.problems), None
     try:
@@ -149,13 +149,15 @@ def inspect_capture(path: Path, options: CaptureOptions | None = None) -> Captur
         truncated=tuple(posed.name for posed in unreadable if os.path.isfile(posed.path)),
         problems=tuple(problems),
         warnings=gather_warnings(source, found.views, unreadable if options.skip_missing else ()),
-        next_command=_next_command(path, points=points, unreadable=len(unreadable)),
+        next_command=_next_command(path, options.images, points=points, unreadable=len(unreadable)),
     )
 
 
-def _next_command(path: Path, *, points: int, unreadable: int) -> str:
+def _next_command(path: Path, images: str | None, *, points: int, unreadable: int) -> str:
     """Return the command that trains on the capture as it is."""
     words = ["splatopt", "train", str(path), "--out", f"runs/{path.resolve().name}"]
+    if images is not None:
+        words += ["--images", images]
     if unreadable:
         words.append("--skip-missing")
     if not points:

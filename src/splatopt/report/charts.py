@@ -23,6 +23,7 @@ class Mark(Enum):
     """How a series is drawn: the class that the style sheet knows."""
 
     LINE = "line"
+    SECOND = "second"
     FAINT = "faint"
     DOTS = "dots"
 

@@ -34,12 +34,14 @@ class ViewPictures:
         image: The photograph, (H, W, 3), uint8.
         start: The render before the first step, in the same form, or None where it is not known.
         trained: The render at the end.
+        camera: Where the view stands in the capture's own frame, at the pictures' size; None where it is not known.
     """
 
     name: str
     image: Tensor
     start: Tensor | None
     trained: Tensor
+    camera: Camera | None = None
 
     def __post_init__(self) -> None:
         """Refuse pictures of different sizes."""
@@ -74,6 +76,7 @@ def run_pictures(
             image=capture.images[view],
             start=_drawn(renderer, start, capture.cameras[view], first),
             trained=_drawn(renderer, trained, capture.cameras[view], last),
+            camera=(capture.own or capture).cameras[view],
         )
         for view in spread(capture.split.test or capture.split.train, max_views)
     ]

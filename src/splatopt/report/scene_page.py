@@ -21,6 +21,8 @@ from splatopt.core.version import __version__
 from splatopt.density.strategy import find_density
 from splatopt.raster.loss_registry import find_loss
 from splatopt.report.charts import Mark, Series, line_chart, running_mean
+from splatopt.report.edits import told_edits
+from splatopt.report.growth import growth_section
 from splatopt.report.page import (
     chart_card,
     escape,
@@ -77,10 +79,11 @@ def write_report(
         _header(heading, scores, has_scene=folder.scene.exists()),
         _headline(scores, lines, staged=bool(config.get("stages"))),
         _curves(lines, scores),
+        growth_section(told_edits(folder.density), lines, pictures),
         _gallery(pictures, scores),
         _provenance(config, command or _command(config, run_folder)),
     ]
-    return write_page(run_folder / "report.html", heading, sections)
+    return write_page(run_folder / "report.html", heading, [section for section in sections if section])
 
 
 # ---------------------------------------------------------------------- numbers

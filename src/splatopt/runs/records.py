@@ -93,10 +93,11 @@ def read_edits(path: Path) -> list[dict[str, Json]]:
     Raises:
         InputError: A line is damaged; names it.
     """
-    return _whole_lines(path, _edit_line)
+    return _whole_lines(path, edit_line)
 
 
-def _edit_line(line: bytes, where: str) -> dict[str, Json]:
+def edit_line(line: bytes, where: str) -> dict[str, Json]:
+    """Return what a line of ``density.jsonl`` holds; raises InputError where it is damaged."""
     try:
         record = Fields(parse_json(line, where), where)
         for name in ("step", "added", "removed", "gaussians"):

@@ -50,6 +50,10 @@ class DataOptions(runs.SettingGroup):
     """Train on so many views alone, chosen far from each other, and hold out the rest; 0 for the capture's
     split. Unit: views."""
 
+    images: str | None = None
+    """Train on the photographs of this folder beside images, such as images_4, with the cameras rescaled to their size,
+    for captures with a COLMAP model; those that the capture itself names when None. Source: 3DGS."""
+
     downscale: int = field(default=1, metadata=bounds(1))
     """Train on photographs this many times smaller. Unit: factor."""
 

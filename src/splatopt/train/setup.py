@@ -27,6 +27,7 @@ def open_capture(config: TrainConfig) -> Capture:
     """Load the capture of ``config`` at the size, split and background it names."""
     data = config.data
     options = CaptureOptions(
+        images=data.images,
         downscale=data.downscale,
         max_side=data.max_side,
         skip_missing=data.skip_missing,
