@@ -121,7 +121,7 @@ class Capture:
             poses = [camera.world_to_camera for camera in self.cameras]
             frame = Frame.around(poses, None if self.points is None else self.points.positions)
         cameras = tuple(replace(one, world_to_camera=frame.pose(one.world_to_camera)) for one in self.cameras)
-        points = self.points and Points(frame.to_local(self.points.positions), self.points.colors)
+        points = self.points and replace(self.points, positions=frame.to_local(self.points.positions))
         return replace(self, cameras=cameras, points=points, frame=frame, own=self)
 
     @property

@@ -230,6 +230,11 @@ class FromPoints(Initialization):
         return start_from_points(capture.points.positions, capture.points.colors, sh_degree=sh_degree)
 
 
+def points_file(initialization: Initialization, capture: Capture) -> str:
+    """Return the name of the file beside the poses whose points are begun from; empty where it is something else."""
+    return capture.points.file if isinstance(initialization, FromPoints) and capture.points is not None else ""
+
+
 @dataclass(frozen=True)
 class Random(Initialization):
     """Gaussians of random places and colours where the cameras look.
