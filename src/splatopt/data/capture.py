@@ -327,7 +327,7 @@ def load_capture(path: Path, options: CaptureOptions | None = None) -> Capture:
     split = make_split([view.posed for view in views], options.test_every)
     cameras = tuple(maker.camera(view.posed, view.lens) for view in views)
     sources = [
-        ImageSource(view.posed.path, view.lens, camera.width, camera.height)
+        ImageSource(view.posed.path, view.lens, camera.width, camera.height, view.header.has_alpha)
         for view, camera in zip(views, cameras, strict=True)
     ]
     see_through = any(view.header.has_alpha for view in views)
