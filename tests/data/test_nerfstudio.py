@@ -13,7 +13,7 @@ from PIL import Image
 
 from splatopt.core.checks import InputError
 from splatopt.data import load_capture
-from splatopt.data.nerfstudio import read_ply_points
+from splatopt.data.point_files import read_ply_points
 
 INTRINSICS = {"fl_x": 60.0, "fl_y": 62.0, "cx": 41.0, "cy": 29.0, "w": WIDTH, "h": HEIGHT}
 PINHOLE = [60.0, 62, 41, 29]

@@ -12,8 +12,8 @@ from capture_cases import write_transforms
 
 from splatopt.cli import main
 from splatopt.core.checks import InputError
-from splatopt.data.nerfstudio import read_ply_points
 from splatopt.data.ply_table import MAX_HEADER, MAX_PROPERTIES, check_rows, read_vertices
+from splatopt.data.point_files import read_ply_points
 from splatopt.scene.ply import load_ply
 
 POINT = ["property float x", "property float y", "property float z"]

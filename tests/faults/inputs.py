@@ -28,7 +28,7 @@ from splatopt.core.checks import InputError, shown
 from splatopt.data import CaptureOptions, load_capture
 from splatopt.data.images import read_header, read_pixels
 from splatopt.data.mesh import load_mesh, sample_surface
-from splatopt.data.nerfstudio import read_ply_points
+from splatopt.data.point_files import read_ply_points
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.initialization import start_from_points
 from splatopt.scene.ply import load_ply, save_ply

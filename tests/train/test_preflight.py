@@ -51,7 +51,7 @@ def test_the_estimate_is_near_what_a_run_takes(scene, optimizer):
 @needs_native
 def test_pairs_of_gaussian_and_tile_are_near_the_renderers(scene):
     capture = load_capture(scene / "capture", CaptureOptions())
-    cloud = start_random(capture.cameras, 5000, sh_degree=0, generator=torch.Generator().manual_seed(0))
+    cloud = start_random(capture, 5000, sh_degree=0, generator=torch.Generator().manual_seed(0))
     renderer, entries = NativeRenderer(1), []
     for camera in capture.cameras:
         renderer.draw(cloud, camera, RenderOptions())
@@ -63,7 +63,7 @@ def test_pairs_of_gaussian_and_tile_are_near_the_renderers(scene):
 @needs_native
 def test_what_optimizers_keep_is_counted_per_gaussian(scene):
     capture = load_capture(scene / "capture", CaptureOptions())
-    cloud = start_random(capture.cameras, 100, sh_degree=3, generator=torch.Generator().manual_seed(0))
+    cloud = start_random(capture, 100, sh_degree=3, generator=torch.Generator().manual_seed(0))
     found = {
         name: measure_optimizer(name, TrainConfig.of("x", optimizer=name), cloud, NativeRenderer(1), on_host=False)
         for name in ("adam", "tr2", "block-gn", "lm")
@@ -83,7 +83,7 @@ def test_what_optimizers_keep_is_counted_per_gaussian(scene):
 def test_what_others_wrote_is_counted_by_trying_it(scene, name, kept, copies):
     pytest.importorskip("pytorch_optimizer", reason="the extra 'zoo' is not installed")
     capture = load_capture(scene / "capture", CaptureOptions())
-    cloud = start_random(capture.cameras, 400, sh_degree=3, generator=torch.Generator().manual_seed(0))
+    cloud = start_random(capture, 400, sh_degree=3, generator=torch.Generator().manual_seed(0))
     before = {key: value.clone() for key, value in cloud.tensors.items()}
     name = f"zoo:{name}"
     found = measure_optimizer(name, TrainConfig.of("x", optimizer=name), cloud, NativeRenderer(1), on_host=False)
@@ -99,7 +99,7 @@ def test_what_others_wrote_is_counted_by_trying_it(scene, name, kept, copies):
 def test_a_matrix_over_all_gaussians_is_refused(scene, count):
     pytest.importorskip("pytorch_optimizer", reason="the extra 'zoo' is not installed")
     capture = load_capture(scene / "capture", CaptureOptions())
-    cloud = start_random(capture.cameras, count, sh_degree=3, generator=torch.Generator().manual_seed(0))
+    cloud = start_random(capture, count, sh_degree=3, generator=torch.Generator().manual_seed(0))
     said = f"zoo:shampoo works with a matrix that has a row and a column for each of the {count:,} Gaussians; take"
     with pytest.raises(InputError, match=said):
         measure_optimizer("zoo:shampoo", TrainConfig.of("x"), cloud, NativeRenderer(1), on_host=False)

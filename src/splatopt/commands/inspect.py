@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from splatopt.commands.parsing import load_given, positional, run_command
-from splatopt.core.checks import cut, say
+from splatopt.core.checks import cut, say, shown
 from splatopt.data import CaptureOptions, inspect_capture
 from splatopt.runs.plugins import PluginFiles
 from splatopt.runs.program import program
@@ -53,7 +53,7 @@ def _inspect(options: InspectOptions) -> int:
         "views": str(found.views),
         "sizes": sizes,
         "camera model": ", ".join(found.camera_models) or "none",
-        "points": f"{found.points:,}",
+        "points": f"{found.points:,}" + (f" ({shown(found.points_file)})" if found.points_file else ""),
         "extent": f"{found.extent:.4g} world units",
         "split": f"{found.split}: {found.train} train, {found.test} test" if found.split else "none",
         "missing": _listed(found.missing),

@@ -124,7 +124,7 @@ class Capture:
             poses = [camera.world_to_camera for camera in self.cameras]
             frame = Frame.around(poses, None if self.points is None else self.points.positions)
         cameras = tuple(replace(one, world_to_camera=frame.pose(one.world_to_camera)) for one in self.cameras)
-        points = self.points and Points(frame.to_local(self.points.positions), self.points.colors)
+        points = self.points and replace(self.points, positions=frame.to_local(self.points.positions))
         return replace(self, cameras=cameras, points=points, frame=frame, own=self)
 
     @property
@@ -330,7 +330,7 @@ def load_capture(path: Path, options: CaptureOptions | None = None) -> Capture:
     split = make_split([view.posed for view in views], options.test_every)
     cameras = tuple(maker.camera(view.posed, view.lens) for view in views)
     sources = [
-        ImageSource(view.posed.path, view.lens, camera.width, camera.height)
+        ImageSource(view.posed.path, view.lens, camera.width, camera.height, view.header.has_alpha)
         for view, camera in zip(views, cameras, strict=True)
     ]
     see_through = any(view.header.has_alpha for view in views)

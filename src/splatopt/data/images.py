@@ -151,6 +151,11 @@ def read_pixels(
         UnreadableImageError: The file is missing, truncated or corrupt.
         InputError: It holds floating-point numbers.
     """
+    return over_background(_decoded(path, upright=upright), background)
+
+
+def _decoded(path: Path, *, upright: bool = False) -> UInt8[np.ndarray, "height width channels"]:
+    """Decode an image into 8-bit RGB, or RGBA where it is see-through; raises as :func:`read_pixels`."""
     with _open(path) as opened:
         image = opened
         if image.mode == "F":
@@ -171,7 +176,7 @@ def read_pixels(
             raise UnreadableImageError(
                 f"image {short(path)} is truncated or corrupt; replace it or go on without it with --skip-missing"
             ) from error
-    return over_background(pixels, background)
+    return pixels
 
 
 def over_background(
@@ -195,12 +200,14 @@ class ImageSource:
         lens: Intrinsics of the file, at its own size.
         width: Width after undistortion and resizing, pixels.
         height: Height after undistortion and resizing, pixels.
+        has_alpha: Whether the file is see-through.
     """
 
     path: Path
     lens: Lens
     width: int
     height: int
+    has_alpha: bool = False
 
 
 def load_pixels(source: ImageSource, background: tuple[float, float, float]) -> UInt8[np.ndarray, "height width 3"]:
@@ -209,7 +216,11 @@ def load_pixels(source: ImageSource, background: tuple[float, float, float]) -> 
     Raises:
         InputError: The file is unreadable or its size is no longer the lens's.
     """
-    pixels = read_pixels(source.path, background)
+    return _at_size(over_background(_decoded(source.path), background), source)
+
+
+def _at_size(pixels: UInt8[np.ndarray, "_ _ 3"], source: ImageSource) -> UInt8[np.ndarray, "height width 3"]:
+    """Undistort and resize what was decoded; raises InputError where it has not the size of the lens."""
     height, width = pixels.shape[:2]
     if (width, height) != (source.lens.width, source.lens.height):
         raise InputError(
@@ -285,6 +296,20 @@ class ImageStore:
         image = torch.from_numpy(load_pixels(self.sources[index], self.background))
         self._keep(index, image)
         return image
+
+    def with_alpha(self, index: int) -> tuple[UInt8[Tensor, "height width 3"], UInt8[Tensor, "height width"] | None]:
+        """Return view ``index``, and its alpha, 255 where it is opaque; None of a file that is not see-through.
+
+        Raises:
+            InputError: The file is missing, truncated or corrupt, and is named.
+        """
+        if not 0 <= index < len(self.sources) or not (source := self.sources[index]).has_alpha:
+            return self[index], None
+        decoded = _decoded(source.path)
+        image = torch.from_numpy(_at_size(over_background(decoded, self.background), source))
+        self._keep(index, image)
+        alpha = np.repeat(decoded[:, :, -1:], 3, axis=2) if decoded.shape[2] == 4 else np.full_like(decoded, 255)
+        return image, torch.from_numpy(_at_size(alpha, source)[:, :, 0].copy())
 
     def _keep(self, index: int, image: Tensor) -> None:
         size = image.numel()

@@ -32,10 +32,12 @@ class Points:
     Attributes:
         positions: (P, 3) float64, world units.
         colors: (P, 3) uint8, red, green, blue.
+        file: Name of the file that they are from, where it lies beside the poses; empty for those of a COLMAP model.
     """
 
     positions: Tensor
     colors: Tensor
+    file: str = ""
 
     def __post_init__(self) -> None:
         """Check shapes and types."""

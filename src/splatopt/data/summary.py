@@ -54,6 +54,7 @@ class CaptureSummary:
         problems: What keeps the capture from being trained on, one sentence each, beside unreadable images.
         warnings: One sentence each.
         next_command: What to type next.
+        points_file: Name of the file that the points are from, where it lies beside the poses.
     """
 
     name: str
@@ -72,6 +73,7 @@ class CaptureSummary:
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
     next_command: str
+    points_file: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,7 @@ def inspect_capture(path: Path, options: CaptureOptions | None = None) -> Captur
         problems=tuple(problems),
         warnings=gather_warnings(source, found.views, unreadable if options.skip_missing else ()),
         next_command=_next_command(path, options.images, points=points, unreadable=len(unreadable)),
+        points_file=source.points.file if source.points is not None else "",
     )
 
 

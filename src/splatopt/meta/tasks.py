@@ -14,7 +14,7 @@ from torch import Tensor
 from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError
 from splatopt.core.schema import rotation_matrices
-from splatopt.data import Capture, load_capture
+from splatopt.data import Capture, Split, load_capture
 from splatopt.data.selection import camera_centers, farthest_points
 from splatopt.data.synthetic import make_scene
 from splatopt.raster.renderer import Renderer
@@ -240,7 +240,8 @@ def draw_task(
     chosen = set(inputs)
     held_out = [view for view in order if view not in chosen]
     augmentation = _draw_augmentation(options, generator)
-    cloud = _start(capture, augmentation, options, generator).to(device)
+    seen = replace(capture, split=Split("inputs", tuple(sorted(inputs)), tuple(held_out)))
+    cloud = _start(seen, augmentation, options, generator).to(device)
     batch = options.view_batches[int(torch.randint(len(options.view_batches), (), generator=generator))]
     return bind(scene, cloud, sorted(inputs), held_out[: options.targets], renderer, batch, augmentation)
 
@@ -275,7 +276,7 @@ def _start(
     # A network attends to some neighbours of each Gaussian: a few points alone would end the run.
     if points is None or available < _MIN_POINTS or scattered:
         return start_random(
-            augmentation.cameras(capture.cameras),
+            replace(capture, cameras=tuple(augmentation.cameras(capture.cameras))),
             max(_MIN_POINTS, count),
             sh_degree=options.sh_degree,
             generator=generator,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -14,14 +13,14 @@ from jaxtyping import Float, UInt8
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from splatopt.core.camera import Camera
-from splatopt.core.checks import InputError, check_positive, quoted
+from splatopt.core.checks import InputError, quoted
 from splatopt.core.constants import SH_C0
 from splatopt.core.devices import free_memory
 from splatopt.core.schema import SH_REST_COUNTS
 from splatopt.data import Capture
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.ply import load_ply
+from splatopt.scene.ray_start import BYTES_OF_A_ROW, rows_on_rays
 
 START_OPACITY = 0.1
 """Opacity of every Gaussian at the start; 3DGS."""
@@ -31,8 +30,6 @@ _MIN_SQUARED_DISTANCE = 1e-7
 """Squared units of the training frame; 3DGS. Keeps points that coincide from becoming Gaussians without size."""
 _LONE_DISTANCE = 0.1
 """Units of the training frame: the size of a Gaussian that has no neighbour at all."""
-_CUBE_SHARE = 0.9
-"""Half side of the random cube as a share of what the cameras see; 1.3 for the Blender scenes, as 3DGS."""
 
 
 def neighbour_distances(positions: Float[Tensor, "p 3"]) -> Float[Tensor, " p"]:
@@ -57,8 +54,8 @@ def neighbour_distances(positions: Float[Tensor, "p 3"]) -> Float[Tensor, " p"]:
     return squared.clamp_min(_MIN_SQUARED_DISTANCE).sqrt().to(positions.dtype)
 
 
-def _cloud(positions: Tensor, colors: Tensor, sh_degree: int) -> GaussianCloud:
-    """Return round, faint Gaussians at ``positions`` with ``colors`` in [0, 1], seen alike from all sides."""
+def _cloud(positions: Tensor, colors: Tensor, sizes: Tensor, sh_degree: int) -> GaussianCloud:
+    """Return round, faint Gaussians of some ``sizes`` with ``colors`` in [0, 1], seen alike from all sides."""
     if sh_degree not in (0, 1, 2, 3):
         raise InputError(f"the spherical-harmonics degree must be 0, 1, 2 or 3, got {sh_degree}")
     count = positions.shape[0]
@@ -66,7 +63,7 @@ def _cloud(positions: Tensor, colors: Tensor, sh_degree: int) -> GaussianCloud:
     quats[:, 0] = 1
     return GaussianCloud(
         means=positions.contiguous(),
-        log_scales=neighbour_distances(positions).log()[:, None].repeat(1, 3),
+        log_scales=sizes.log()[:, None].repeat(1, 3),
         quats=quats,
         logit_opacities=torch.full((count,), math.log(START_OPACITY / (1 - START_OPACITY))),
         sh_dc=(colors - 0.5) / SH_C0,
@@ -101,91 +98,40 @@ def start_from_points(
             f"{bad} of {positions.shape[0]} points of the capture have NaN or infinite positions; mend the "
             f"capture or use --init random"
         )
-    return _cloud(positions.detach().cpu().float().clone(), colors.cpu().float() / 255, sh_degree)
-
-
-def start_in_cube(
-    count: int,
-    center: Float[Tensor, " 3"],
-    half_size: float,
-    sh_degree: int = 3,
-    generator: torch.Generator | None = None,
-) -> GaussianCloud:
-    """Scatter Gaussians of random colours evenly in a cube.
-
-    3DGS starts the Blender scenes with 100,000 in [-1.3, 1.3]³.
-
-    Args:
-        count: Number of Gaussians.
-        center: Middle of the cube, (3,), world units.
-        half_size: Half of its side, world units.
-        sh_degree: Degree at which colours are stored, 0 to 3.
-        generator: Source of randomness, on the CPU.
-
-    Returns:
-        ``count`` Gaussians, float32, sized and as opaque as :func:`start_from_points` makes them.
-
-    Raises:
-        InputError: ``count`` is below 1.
-        ValueError: ``half_size`` is not a positive number.
-    """
-    if count < 1:
-        raise InputError(f"a random initialization needs at least 1 Gaussian, got {count}")
-    check_positive("half_size", half_size)
-    unit = 2 * torch.rand(count, 3, generator=generator) - 1
-    colors = torch.rand(count, 3, generator=generator)
-    return _cloud(unit * half_size + center.to(unit), colors, sh_degree)
-
-
-def cube_of_interest(cameras: Sequence[Camera]) -> tuple[Tensor, float]:
-    """Return the centre and the half side of a cube that holds what the cameras look at.
-
-    The centre is the point nearest to all optical axes in the least-squares sense, and the cube fills
-    0.9 of what the median camera sees there. Where the axes are parallel, or the point lies behind
-    most cameras (a room seen from inside), the cube holds the cameras instead, with twice their spread.
-
-    Args:
-        cameras: At least one.
-
-    Returns:
-        Centre, (3,), float64, and half side; world units.
-    """
-    centers = torch.stack([camera.center for camera in cameras]).double()
-    axes = torch.stack([camera.world_to_camera[2, :3] for camera in cameras]).double()
-    across = torch.eye(3, dtype=torch.float64) - axes[:, :, None] * axes[:, None, :]
-    normal = across.mean(dim=0)
-    if float(torch.linalg.eigvalsh(normal)[0]) > 1e-3:
-        focus = torch.linalg.solve(normal, (across @ centers[:, :, None]).mean(dim=0)[:, 0])
-        depths = ((focus - centers) * axes).sum(dim=1)
-        slopes = torch.tensor(
-            [max(camera.width / camera.fx, camera.height / camera.fy) / 2 for camera in cameras], dtype=torch.float64
-        )
-        if float(depths.median()) > 0:
-            return focus, _CUBE_SHARE * float((depths * slopes).median())
-    middle = centers.mean(dim=0)
-    spread = float((centers - middle).norm(dim=1).max())
-    return middle, 2 * spread if spread > 0 else 1.0
+    positions = positions.detach().cpu().float().clone()
+    return _cloud(positions, colors.cpu().float() / 255, neighbour_distances(positions), sh_degree)
 
 
 def start_random(
-    cameras: Sequence[Camera], count: int, sh_degree: int = 3, generator: torch.Generator | None = None
+    capture: Capture, count: int, sh_degree: int = 3, generator: torch.Generator | None = None
 ) -> GaussianCloud:
-    """Scatter Gaussians of random colours where the cameras look; see :func:`cube_of_interest`.
+    """Scatter Gaussians over what the training views see, where their photographs agree.
+
+    Each lies on a ray through a random pixel, at a depth drawn by how well the photographs agree there, and has the
+    colours in which they see it; a tenth lies on a far sphere, unless photographs have alpha masks, which carve. See
+    :mod:`splatopt.scene.ray_start`. Round, opacity 0.1, as large as the root mean square distance to the 3 nearest
+    neighbours (on the sphere, to those on the sphere), but in no photograph larger than 4 spacings of as many rows that
+    are spread evenly over it.
 
     Args:
-        cameras: The capture's cameras, at least one.
+        capture: Its training views are looked at; nothing of its points and its held-out views is used.
         count: Number of Gaussians.
         sh_degree: Degree at which colours are stored, 0 to 3.
-        generator: Source of randomness, on the CPU.
+        generator: Source of randomness, on the CPU; PyTorch's own when None.
 
     Returns:
-        ``count`` Gaussians, float32.
+        ``count`` Gaussians, float32, in the frame of the capture's cameras.
 
     Raises:
-        InputError: ``count`` is below 1.
+        InputError: ``count`` is below 1, or a photograph cannot be read or shows nothing.
     """
-    center, half_size = cube_of_interest(cameras)
-    return start_in_cube(count, center, half_size, sh_degree, generator)
+    if count < 1:
+        raise InputError(f"a random initialization needs at least 1 Gaussian, got {count}")
+    rows = rows_on_rays(capture, count, generator or torch.default_generator)
+    sizes = torch.empty_like(rows.max_sizes)
+    for group in (rows.is_far, ~rows.is_far):
+        sizes[group] = torch.minimum(neighbour_distances(rows.positions[group]), rows.max_sizes[group])
+    return _cloud(rows.positions.float(), rows.colors, sizes.float(), sh_degree)
 
 
 # ---------------------------------------------------------------------- what a run is told
@@ -230,9 +176,14 @@ class FromPoints(Initialization):
         return start_from_points(capture.points.positions, capture.points.colors, sh_degree=sh_degree)
 
 
+def points_file(initialization: Initialization, capture: Capture) -> str:
+    """Return the name of the file beside the poses whose points are begun from; empty where it is something else."""
+    return capture.points.file if isinstance(initialization, FromPoints) and capture.points is not None else ""
+
+
 @dataclass(frozen=True)
 class Random(Initialization):
-    """Gaussians of random places and colours where the cameras look.
+    """Gaussians on random rays of the cameras, where photographs agree.
 
     Attributes:
         count: Number of Gaussians.
@@ -243,13 +194,13 @@ class Random(Initialization):
     def cloud(self, capture: Capture, sh_degree: int, generator: torch.Generator) -> GaussianCloud:
         """Return the cloud that training begins from; see :func:`start_random`."""
         numbers = 14 + 3 * ((sh_degree + 1) ** 2 - 1)
-        needed, free = 4 * numbers * self.count, free_memory(torch.device("cpu"))
+        needed, free = (4 * numbers + BYTES_OF_A_ROW) * self.count, free_memory(torch.device("cpu"))
         if needed > free:
             raise InputError(
                 f"--random-points {self.count:,} needs {needed / 2**30:.1f} GiB of memory, and "
                 f"{free / 2**30:.1f} are free; give fewer"
             )
-        return start_random(capture.cameras, self.count, sh_degree=sh_degree, generator=generator)
+        return start_random(capture, self.count, sh_degree=sh_degree, generator=generator)
 
 
 @dataclass(frozen=True)

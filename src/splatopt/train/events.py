@@ -22,6 +22,7 @@ class Started(RunStarted):
         renderer: Name of what renders.
         device: Where it computes.
         world_size: How many processes share the views.
+        points_file: Name of the file beside the poses whose points the scene began from; empty where it has none.
     """
 
     config: TrainConfig
@@ -30,6 +31,7 @@ class Started(RunStarted):
     renderer: str
     device: str = "cpu"
     world_size: int = 1
+    points_file: str = ""
 
 
 @dataclass(frozen=True)

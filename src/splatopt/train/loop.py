@@ -29,6 +29,7 @@ from splatopt.runs.folder import MetricsLog, MetricSums, NoLog, RunFolder, write
 from splatopt.runs.records import read_evaluation
 from splatopt.runs.resumable import ResumableRun, is_due
 from splatopt.scene.gaussians import GaussianCloud
+from splatopt.scene.initialization import points_file
 from splatopt.scene.microbatches import ExhaustedError, is_exhaustion
 from splatopt.scene.ply import save_ply
 from splatopt.train.checkpoint_content import CLOUD, check_degree, check_training, scene_of
@@ -265,12 +266,9 @@ class _Trainer(ResumableRun):
     def run(self) -> TrainResult:
         """Take the remaining steps and leave scene and scores."""
         config, views, device = self.config, len(self.capture.split.train), str(self.context.device)
-        gaussians = len(self.objective.cloud)
-        self.tell(
-            Started(
-                config, self.step, gaussians, views, self.renderer.name, device, world_size=self.processes.world_size
-            )
-        )
+        gaussians, world_size = len(self.objective.cloud), self.processes.world_size
+        origin = points_file(config.scene.initialization, self.capture)
+        self.tell(Started(config, self.step, gaussians, views, self.renderer.name, device, world_size, origin))
         try:
             self._check_alike()
             self.take_steps(quiet_torch(self.renderer))

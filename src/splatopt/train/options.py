@@ -76,10 +76,12 @@ class SceneOptions(runs.SettingGroup):
     """What the scene is, where it begins and what it is compared by."""
 
     init: str = "sfm"
-    """Where the cloud comes from: sfm (the capture's points), random, or the path of a .ply scene."""
+    """Where the cloud comes from: sfm (the capture's points), random (rays of the training views, where photographs
+    agree), or the path of a .ply scene."""
 
     random_points: int = field(default=20_000, metadata=bounds(1, _MAX_POINTS))
-    """Gaussians of a random initialization. Unit: Gaussians."""
+    """Gaussians of a random initialization; a tenth lies far behind the rest, unless photographs have alpha masks.
+    Unit: Gaussians."""
 
     sh_degree: int = 3
     """Highest spherical-harmonics degree of the colour, 0 to 3. Source: 3DGS."""

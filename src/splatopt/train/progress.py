@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from splatopt.core.checks import shown
 from splatopt.runs.events import Ended, Warned
 from splatopt.runs.live_line import LiveLine
 from splatopt.runs.memory import resident_megabytes
@@ -49,9 +50,10 @@ class ProgressLine:
     def _start(self, event: Started) -> None:
         schedule, saving = event.config.schedule, event.config.saving
         verb = "going on at step" if event.step or saving.resume else "training, step"
+        source = f" from {shown(event.points_file)}" if event.points_file and not event.step else ""
         self._line.say(
-            f"{verb} {event.step} of {schedule.total_steps}: {event.gaussians:,} Gaussians, {event.views} views, "
-            f"{_optimizers(schedule)}, {event.renderer} renderer{_place(event)} -> {saving.out}"
+            f"{verb} {event.step} of {schedule.total_steps}: {event.gaussians:,} Gaussians{source}, "
+            f"{event.views} views, {_optimizers(schedule)}, {event.renderer} renderer{_place(event)} -> {saving.out}"
         )
         self._line.open()
 
