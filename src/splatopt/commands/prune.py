@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -49,6 +50,11 @@ class PruneCommand:
         return self.out or run.with_name(f"{run.name}-pruned-{how_far}")
 
 
+def _cells(values: Sequence[str]) -> str:
+    """Write a row under the columns' names, all to the right."""
+    return "  ".join(f"{value:>{max(len(name), 6)}}" for name, value in zip(_COLUMNS, values, strict=True))
+
+
 def _row(one: PruneRound) -> str:
     values = (
         f"{one.gaussians:,}",
@@ -59,7 +65,7 @@ def _row(one: PruneRound) -> str:
         f"{one.ssim:.4f}",
         f"{one.seconds:.1f}",
     )
-    cells = "  ".join(f"{value:>{len(name)}}" for name, value in zip(_COLUMNS, values, strict=True))
+    cells = _cells(values)
     return cells if one.kept else f"{cells}  undone: beyond --max-loss"
 
 
@@ -75,7 +81,7 @@ class _Table:
             say(f"splatopt: warning: {what.message}", file=sys.stderr)
             return
         if not self._begun:
-            say("  ".join(_COLUMNS))
+            say(_cells(_COLUMNS))
         self._begun = True
         say(_row(what), flush=True)
 

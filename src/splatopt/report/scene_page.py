@@ -30,6 +30,7 @@ from splatopt.report.page import (
     write_page,
 )
 from splatopt.report.pictures import ViewPictures, data_uri
+from splatopt.report.pruning_curve import pruning_section
 from splatopt.runs.folder import TRAINED_ON, RunFolder, read_json
 from splatopt.runs.records import read_evaluation, read_metrics
 from splatopt.runs.renamed import renamed
@@ -75,6 +76,7 @@ def write_report(
         _header(heading, scores, has_scene=folder.scene.exists()),
         _headline(scores, lines, staged=bool(config.get("stages"))),
         _curves(lines, scores),
+        pruning_section(folder),
         _gallery(pictures, scores),
         _provenance(config, command or _command(config, run_folder)),
     ]

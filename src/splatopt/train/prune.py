@@ -21,7 +21,7 @@ from splatopt.runs.resumable import NonFiniteError
 from splatopt.scene.microbatches import is_exhaustion
 from splatopt.scene.ply import save_ply
 from splatopt.train.evaluate import Scores, check_scorable, evaluation_record, scores_before
-from splatopt.train.pruning import PruneOptions, PruneRound, RoundPlan, pruned_schedule, write_curve
+from splatopt.train.pruning import PruneCurve, PruneOptions, PruneRound, RoundPlan, pruned_schedule
 from splatopt.train.repair import Repair
 from splatopt.train.run import Run
 
@@ -190,7 +190,7 @@ class _Pruning:
         self.tell(one.undone())
 
     def _write_curve(self, scores: Scores) -> None:
-        write_curve(self.folder.pruning, self.options, self.run.folder.path, scores.subset, self.rounds)
+        PruneCurve.of(self.run.folder.path, scores.subset, self.options, self.rounds).write(self.folder.pruning)
 
     def _kept_so_far(self) -> str:
         """Say what there is of the new run."""

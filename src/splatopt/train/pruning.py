@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from splatopt.core.bounds import bounds
 from splatopt.core.checks import InputError
 from splatopt.core.optimizer import find_optimizer
+from splatopt.core.reading import read_object
+from splatopt.core.typed import Fields, Json
 from splatopt.density.removal import Criterion
 from splatopt.runs.config import SettingGroup
 from splatopt.runs.folder import write_json
@@ -135,18 +137,58 @@ class PruneRound:
         return replace(self, kept=False)
 
 
-def write_curve(path: Path, options: PruneOptions, run: Path, subset: str, rounds: Sequence[PruneRound]) -> None:
-    """Write ``pruning.json``: what was asked for, and quality against the number of Gaussians.
+@dataclass(frozen=True)
+class PruneCurve:
+    """What ``pruning.json`` holds.
 
-    Args:
-        path: The file.
-        options: What was asked for.
+    Attributes:
         run: The folder of the run that was pruned.
         subset: Which views ``psnr`` and ``ssim`` are of: test or train.
+        options: What was asked for, by name; what was not given is left out.
         rounds: The scene before, and after each round.
     """
-    asked = {name: value for name, value in asdict(options).items() if value is not None} | {"by": options.by.value}
-    write_json(path, {"run": str(run.absolute()), "subset": subset, **asked, "rounds": [asdict(one) for one in rounds]})
+
+    run: str
+    subset: str
+    options: Mapping[str, Json]
+    rounds: Sequence[PruneRound]
+
+    @classmethod
+    def of(cls, run: Path, subset: str, options: PruneOptions, rounds: Sequence[PruneRound]) -> PruneCurve:
+        """Return the curve of a run in the folder ``run``."""
+        given = {item.name: getattr(options, item.name) for item in fields(PruneOptions)}
+        asked = {name: value for name, value in given.items() if value is not None} | {"by": options.by.value}
+        return cls(str(run.absolute()), subset, asked, rounds)
+
+    def write(self, path: Path) -> None:
+        """Write the file in one move."""
+        rounds = [asdict(one) for one in self.rounds]
+        write_json(path, {"run": self.run, "subset": self.subset, "options": dict(self.options), "rounds": rounds})
+
+    @classmethod
+    def read(cls, path: Path) -> PruneCurve | None:
+        """Return what the file holds; None where there is none.
+
+        Raises:
+            InputError: It is damaged.
+        """
+        values = read_object(path)
+        if values is None:
+            return None
+        record = Fields(values, str(path))
+        options = record.object("options").values
+        try:
+            rounds = [_read_round(one) for one in record.objects("rounds")]
+            return cls(record.text("run"), record.text("subset"), options, rounds)
+        except InputError as error:
+            raise InputError(f"{error}; delete the file to leave the curve out") from error
+
+
+def _read_round(one: Fields) -> PruneRound:
+    numbers = {name: one.any_number(name) for name in ("loss", "train_psnr", "psnr", "ssim", "seconds")}
+    if not isinstance(one.values.get("kept"), bool):
+        raise one.refusal("kept", "true or false")
+    return PruneRound(one.count("gaussians"), one.count("steps"), **numbers, kept=one.values["kept"])
 
 
 def pruned_schedule(schedule: ScheduleOptions, taken: int, options: PruneOptions, repaired: int) -> dict[str, object]:
