@@ -128,7 +128,8 @@ class Repair:
         for notice in self._optimizer.warnings:
             self._warn(notice)
         self._optimizer.warnings.clear()
-        self._sums.add(evaluation.loss, evaluation.metrics["psnr"], reset)
+        self._sums.add(evaluation.loss, evaluation.metrics["psnr"])
+        self._sums.reset_rows += reset
 
     def _set_degree(self, step: int) -> None:
         self._objective.sh_degree = self._config.scene.sh_degree_at(step)
