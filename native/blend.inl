@@ -218,10 +218,11 @@ inline void reduce(const DerivativeFields<Vec>& sums, SplatDerivative& out) {
     reduce_nine(all, reinterpret_cast<float*>(&out));
 }
 
-// Per pair, over the tile's pixels: see DerivativeFields.
-void blend_backward(const Constants& k, const View& view, const Splat* splats, const Entry* entries, int64_t count,
-                    int tile, TileScratch& scratch, const TileState& state, const float* const* image_gradient,
-                    SplatDerivative* pair_gradient) {
+// Per pair, over the tile's pixels: see DerivativeFields and, for kAbsolute, ObservedFields.
+template <bool kAbsolute>
+void blend_tile_backward(const Constants& k, const View& view, const Splat* splats, const Entry* entries,
+                         int64_t count, int tile, TileScratch& scratch, const TileState& state,
+                         const float* const* image_gradient, SplatDerivative* pair_gradient) {
     if (!count) return;
     gather_tile(view, splats, entries, count, tile, scratch);
     load_tile_gradient(view, tile, state, image_gradient, scratch);
@@ -236,6 +237,7 @@ void blend_backward(const Constants& k, const View& view, const Splat* splats, c
         const LocalSplat& s = scratch.splats[i];
         const Vec zero(0.0f);
         DerivativeFields<Vec> sums{zero, zero, zero, zero, zero, zero, {zero, zero, zero}};
+        Vec absolute_x = zero, absolute_y = zero;
         for (; blocks; blocks &= blocks - 1) {
             const int block = __builtin_ctz(blocks), at = block * kLanes;
             const Vec x = Vec::load(kLaneX) + Vec(block % kTileBlocks * kBlock);
@@ -265,9 +267,24 @@ void blend_backward(const Constants& k, const View& view, const Splat* splats, c
             sums.color[0] = fmadd(w, red, sums.color[0]);
             sums.color[1] = fmadd(w, green, sums.color[1]);
             sums.color[2] = fmadd(w, blue, sums.color[2]);
+            if (kAbsolute) {
+                absolute_x += magnitude(gu);
+                absolute_y += magnitude(fmadd(Vec(s.whitening_xy), gu, Vec(s.whitening_yy) * gv));
+            }
         }
         reduce(sums, out);
+        if (kAbsolute) {
+            out.absolute_x = add_lanes(absolute_x * Vec(kLn2));
+            out.absolute_y = add_lanes(absolute_y * Vec(kLn2));
+        }
     }
+}
+
+void blend_backward(const Constants& k, const View& view, const Splat* splats, const Entry* entries, int64_t count,
+                    int tile, TileScratch& scratch, const TileState& state, const float* const* image_gradient,
+                    bool absolute, SplatDerivative* pair_gradient) {
+    const auto pass = absolute ? blend_tile_backward<true> : blend_tile_backward<false>;
+    pass(k, view, splats, entries, count, tile, scratch, state, image_gradient, pair_gradient);
 }
 
 // The bare loop that blending is measured against: one block, `splats` in the first-level cache, every pair

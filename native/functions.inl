@@ -30,7 +30,6 @@ inline Vec logarithm(Vec a) {
     return select(a < Vec(kInfinity), direct, a);
 }
 
-inline Vec magnitude(Vec a) { return max(-a, a); }
 inline Vec signed_as(Vec size, Vec a) { return select(a < Vec(0.0f), -size, size); }
 
 // With t = 1 - e^(-2|x|): tanh|x| = t / (2 - t).

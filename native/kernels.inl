@@ -15,6 +15,7 @@ namespace SPLATOPT_ISA {
 #include "projection.inl"
 #include "projection_backward.inl"
 #include "blend.inl"
+#include "statistics.inl"
 #include "penalties.inl"
 #include "loss.inl"
 #include "residuals.inl"
@@ -32,7 +33,8 @@ namespace SPLATOPT_ISA {
 
 constexpr Kernels kKernels = {
     .name = SPLATOPT_ISA_NAME, .project = project, .project_backward = project_backward, .block_spans = block_spans,
-    .blend = blend, .blend_backward = blend_backward, .photometric_loss = photometric_loss,
+    .blend = blend, .blend_backward = blend_backward,
+    .blend_statistics = blend_statistics, .project_statistics = project_statistics, .photometric_loss = photometric_loss,
     .loss_scratch_floats = loss_scratch_floats, .residuals = residuals, .residual_jvp = residual_jvp,
     .residual_vjp = residual_vjp, .pixel_curvature = pixel_curvature, .project_jvp = project_jvp,
     .blend_jvp = blend_jvp, .blend_moments = blend_moments, .project_diagonal = project_diagonal,

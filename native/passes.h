@@ -13,7 +13,8 @@ inline constexpr int64_t kProjectionTask = 512;   // Gaussians a task
 inline constexpr int64_t kAhead = 12;             // Gaussians that memory is asked for early, where access jumps about
 inline constexpr int kSquare = 4;                 // tiles a side of a square that one thread takes in a row
 inline constexpr int kLossRows = 48;              // image rows a task; twenty more are filtered as margin
-enum PlaneIndex { kRed, kGreen, kBlue, kGradient, kAlpha = kGradient + 3, kDepth, kPlanes };
+// Statistics of rows take the places of alpha and depth for what they read.
+enum PlaneIndex { kRed, kGreen, kBlue, kGradient, kAlpha = kGradient + 3, kDepth, kPlanes, kError = kAlpha, kCounted = kDepth };
 
 // Writes the seconds of its own life to where it is told.
 class Stopwatch {

@@ -1,4 +1,5 @@
-// Products with the Jacobian of the residuals, and Gauss-Newton curvature, for the view that was drawn last.
+// Products with the Jacobian of the residuals, Gauss-Newton curvature, and statistics of rows, for the view that was
+// drawn last.
 
 #include <cstring>
 
@@ -119,6 +120,60 @@ void Rasterizer::blocks(const Cloud& cloud, float weight, bool overwrite, float*
         }
         kernels_.project_blocks(constants_, view_, cloud, begin, end, splats_.data(), visible_.data(),
                                 splat_moments_.data(), weight, blocks, rest);
+    });
+}
+
+void Rasterizer::set_errors(const float* error, const float* weights) {
+    has_depth_ = false;  // it goes over alpha and depth
+    const int64_t rows = static_cast<int64_t>(view_.tiles_y) * kTile;
+    pool_.run(tasks_of(rows, kLossRows), [&](int64_t task, int) {
+        for (int64_t y = task * kLossRows; y < std::min(rows, (task + 1) * kLossRows); ++y) {
+            float *errors = plane(kError) + y * view_.stride, *counted = plane(kCounted) + y * view_.stride;
+            const int64_t inside = y < view_.height ? view_.width : 0;
+            for (int64_t x = 0, at = y * view_.width; x < inside; ++x, ++at) {
+                errors[x] = error[at];
+                counted[x] = weights && weights[at] <= 0.0f ? 0.0f : 1.0f;
+            }
+            for (int64_t x = inside; x < view_.stride; ++x) errors[x] = counted[x] = 0.0f;
+        }
+    });
+}
+
+void Rasterizer::statistics(const Cloud& cloud, const float* error, const float* weights, float weight, bool overwrite,
+                            const StatisticsTensors& out) {
+    const Stopwatch watch(timings_.statistics);
+    require_drawn(cloud);
+    clear_padding();
+    set_errors(error, weights);
+    if (pair_sums_.size() < entries_.size() * kStatisticFloats) ensure(pair_sums_, entries_.size() * kStatisticFloats);
+    static_assert(sizeof(RowSums) == sizeof(SplatDerivative));
+    ensure(splat_gradient_, count_);
+    auto* pair_sums = reinterpret_cast<RowSums*>(pair_sums_.data());
+    auto* sums = reinterpret_cast<RowSums*>(splat_gradient_.data());
+    const StatisticsPlanes planes{
+        {plane(kGradient), plane(kGradient + 1), plane(kGradient + 2)}, plane(kError), plane(kCounted)};
+    for_each_tile([&](int64_t tile, int thread) {
+        kernels_.blend_statistics(constants_, view_, splats_.data(), entries_.data() + tile_begin_[tile],
+                                  tile_begin_[tile + 1] - tile_begin_[tile], static_cast<int>(tile), *scratch_[thread],
+                                  tiles_[tile], planes, pair_sums);
+    });
+    pool_.run(tasks_of(count_, kProjectionTask), [&](int64_t task, int) {
+        const int64_t begin = task * kProjectionTask, end = std::min(count_, begin + kProjectionTask);
+        reduce_pairs(begin, end, kStatisticFloats, pair_sums_.data(), reinterpret_cast<float*>(sums));
+        for (int64_t i = begin; i < end; ++i) {
+            if (!visible_[i]) continue;
+            sums[i].max_weight = 0.0f;  // of which the sum means nothing
+            for (uint32_t p = 0; p < pair_count_[i]; ++p)
+                sums[i].max_weight = std::max(sums[i].max_weight, pair_sums[pair_begin_[i] + p].max_weight);
+        }
+        if (overwrite) {
+            for (float* each : {out.weight, out.max_weight, out.pixels, out.error, out.weighted_error,
+                                out.weighted_squared_error})
+                clear_range(each, begin, end, 1);
+            clear_range(out.color_cross, begin, end, 9);
+        }
+        kernels_.project_statistics(constants_, view_, cloud, begin, end, splats_.data(), visible_.data(), sums, weight,
+                                    out);
     });
 }
 

@@ -142,9 +142,55 @@ inline void point_gradient(const View& view, const Projected& p, const Vec d_ima
         mean[c] += d_point[0] * Vec(w[0][c]) + d_point[1] * Vec(w[1][c]) + d_point[2] * Vec(w[2][c]);
 }
 
+// P = ∂(mean in the image)/∂mean. The Jacobian of the covariance is clamped, the mean is not.
+inline void center_jacobian(const View& view, const Projected& p, Vec out[2][3]) {
+    const CameraRotation w(view);
+    for (int c = 0; c < 3; ++c) {
+        out[0][c] = p.j00 * (Vec(w[0][c]) - p.ratio_x * Vec(w[2][c]));
+        out[1][c] = p.j11 * (Vec(w[1][c]) - p.ratio_y * Vec(w[2][c]));
+    }
+}
+
+// Adds 2 ∂L/∂Σ - (o ∂L/∂o) Q, taken to the world, to the rows' splitting matrices.
+inline void add_splitting(const View& view, const Projected& p, const Whitening& a, const FootprintGradient& footprint,
+                          Vec log2_opacity, Mask lanes, float* splitting) {
+    const Vec two(2.0f), by_opacity = log2_opacity * Vec(kLog2e / kHalfLog2e);
+    const Vec s_xx = two * footprint.cov_xx - by_opacity * a.xx * a.xx;
+    const Vec s_xy = two * footprint.cov_xy - by_opacity * a.xx * a.xy;
+    const Vec s_yy = two * footprint.cov_yy - by_opacity * (a.xy * a.xy + a.yy * a.yy);
+    Vec jacobian[2][3];
+    center_jacobian(view, p, jacobian);
+    const Vec *x = jacobian[0], *y = jacobian[1];
+    for (int r = 0, n = 0; r < 3; ++r)
+        for (int c = r; c < 3; ++c, ++n)
+            scatter_add(splitting + n, 6, lanes,
+                        x[r] * (s_xx * x[c] + s_xy * y[c]) + y[r] * (s_xy * x[c] + s_yy * y[c]));
+}
+
+// Adds what these derivatives, which are of the view's own loss, say of their rows.
+inline void observe(const View& view, const Projected& p, const Whitening& a, const SplatDerivative* splat_gradient,
+                    int64_t i, Mask lanes, const ObservedTensors& out) {
+    const auto g = load_records<ObservedFields<Vec>>(splat_gradient + i, lanes);
+    const FootprintGradient footprint = footprint_gradient(a, g);
+    const Vec half_width(0.5f * view.width), half_height(0.5f * view.height), two(2.0f), half(0.5f);
+    const auto length = [&](Vec x, Vec y) {
+        x *= half_width;
+        y *= half_height;
+        return sqrt(fmadd(x, x, y * y));
+    };
+    scatter_add(out.views + i, 1, lanes, Vec(1.0f));
+    scatter_add(out.gradient + i, 1, lanes, length(footprint.mean_x, footprint.mean_y));
+    const Vec difference = half * (p.cov_xx - p.cov_yy);
+    const Vec longest = sqrt(fmadd(half, p.cov_xx + p.cov_yy, sqrt(fmadd(difference, difference, p.cov_xy * p.cov_xy))));
+    const Vec radius = longest * Vec(3.0f / (view.width > view.height ? view.width : view.height));
+    store_part(out.max_radius + i, lanes, max(load_part(out.max_radius + i, lanes), radius));
+    if (out.absolute) scatter_add(out.absolute + i, 1, lanes, length(two * a.xx * g.absolute_x, two * g.absolute_y));
+    if (out.splitting) add_splitting(view, p, a, footprint, g.log2_opacity, lanes, out.splitting + 6 * i);
+}
+
 void project_backward(const Constants& k, const View& view, const Cloud& cloud, int64_t begin, int64_t end,
                       const Splat* splats, const uint8_t* visible, const SplatDerivative* splat_gradient, float weight,
-                      bool overwrite, const CloudTensors& out, uint8_t* seen) {
+                      bool overwrite, const CloudTensors& out, uint8_t* seen, const ObservedTensors* observed) {
     for (int64_t i = begin; i < end; i += kLanes) {
         const int count = static_cast<int>(end - i < kLanes ? end - i : kLanes);
         if (overwrite) clear_rows(cloud, out, seen, i, count);
@@ -158,6 +204,7 @@ void project_backward(const Constants& k, const View& view, const Cloud& cloud, 
         project_covariance(k, view, cloud, i, lanes, p);
         const auto g = scaled(load_records<DerivativeFields<Vec>>(splat_gradient + i, lanes), Vec(weight));
         const FootprintGradient footprint = footprint_gradient(whitening_of(splats, i, lanes), g);
+        if (observed) observe(view, p, whitening_of(splats, i, lanes), splat_gradient, i, lanes, *observed);
         Vec d_half[2][3], d_rotated[2][3], d_image[2][3], d_rotation[3][3], d_quat[4], d_mean[3];
         half_gradient(k, view.antialiased, p, footprint.cov_xx, footprint.cov_xy, footprint.cov_yy, g.log2_opacity,
                       d_half);

@@ -103,6 +103,39 @@ HeldTarget hold_target(const Bytes3& bytes, const std::optional<Floats2>& weight
             static_cast<int>(bytes.shape(1))};
 }
 
+// What a gradient pass adds statistics to.
+struct HeldObserved {
+    ObservedTensors tensors;
+    int64_t count;
+};
+
+HeldObserved hold_observed(const OutFloats1& views, const OutFloats1& gradient, const OutFloats1& max_radius,
+                           const std::optional<OutFloats1>& absolute, const std::optional<OutFloats2>& splitting) {
+    const size_t n = views.shape(0);
+    require(gradient.shape(0) == n && max_radius.shape(0) == n && (!absolute || absolute->shape(0) == n) &&
+                (!splitting || (splitting->shape(0) == n && splitting->shape(1) == 6)),
+            "what is observed must be (N,), and the splitting matrices (N, 6)");
+    return {{views.data(), gradient.data(), max_radius.data(), absolute ? absolute->data() : nullptr,
+             splitting ? splitting->data() : nullptr},
+            static_cast<int64_t>(n)};
+}
+
+// What statistics are added to.
+struct HeldStatistics {
+    StatisticsTensors tensors;
+    int64_t count;
+};
+
+HeldStatistics hold_statistics(const std::array<OutFloats1, 6>& sums, const OutFloats3& color_cross) {
+    const size_t n = sums[0].shape(0);
+    for (const OutFloats1& each : sums) require(each.shape(0) == n, "statistics must be (N,)");
+    require(color_cross.shape(0) == n && color_cross.shape(1) == 3 && color_cross.shape(2) == 3,
+            "the cross terms must be (N, 3, 3)");
+    return {{sums[0].data(), sums[1].data(), sums[2].data(), sums[3].data(), sums[4].data(), sums[5].data(),
+             color_cross.data()},
+            static_cast<int64_t>(n)};
+}
+
 const TargetImage& fitting(const Rasterizer& self, const HeldTarget& held) {
     require(held.height == self.height() && held.width == self.width(),
             "the target image must have the rendered image's size");
@@ -146,11 +179,23 @@ void set_image_gradient(Rasterizer& self, const Floats3& gradient) {
 }
 
 void backward(Rasterizer& self, const Cloud& cloud, double weight, const HeldTensors& into, const OutBools& seen,
-              bool overwrite) {
+              bool overwrite, const HeldObserved* observed) {
     require_sums(cloud, into);
     require(static_cast<int64_t>(seen.size()) == cloud.count, "seen must be (N,)");
+    require(!observed || observed->count == cloud.count, "what is observed must have the Gaussians' rows");
     nb::gil_scoped_release release;
-    self.backward(cloud, static_cast<float>(weight), overwrite, into.tensors, reinterpret_cast<uint8_t*>(seen.data()));
+    self.backward(cloud, static_cast<float>(weight), overwrite, into.tensors, reinterpret_cast<uint8_t*>(seen.data()),
+                  observed ? &observed->tensors : nullptr);
+}
+
+void statistics(Rasterizer& self, const Cloud& cloud, const HeldTarget& target, const Floats2& error, double weight,
+                const HeldStatistics& into, bool overwrite) {
+    const TargetImage& fitted = fitting(self, target);
+    require(static_cast<int>(error.shape(0)) == self.height() && static_cast<int>(error.shape(1)) == self.width(),
+            "the errors must be (H, W), as what was rendered");
+    require(into.count == cloud.count, "statistics must have the Gaussians' rows");
+    nb::gil_scoped_release release;
+    self.statistics(cloud, error.data(), fitted.weights, static_cast<float>(weight), overwrite, into.tensors);
 }
 
 void residuals(Rasterizer& self, const HeldTarget& target, const LossRule& rule, const OutFloats4& out) {
@@ -236,6 +281,7 @@ nb::dict timings(const Rasterizer& self) {
     out["jvp"] = t.jvp;
     out["pixel_curvature"] = t.pixel_curvature;
     out["curvature"] = t.curvature;
+    out["statistics"] = t.statistics;
     return out;
 }
 
@@ -292,6 +338,27 @@ void bind_inputs(nb::module_& m) {
                  new (self) HeldTarget(hold_target(bytes, weights));
              },
              "bytes"_a, "weights"_a.none());
+
+    nb::class_<HeldObserved>(m, "ObservedTensors",
+                             "Pointers to what a gradient pass adds statistics of rows to, kept alive by the caller.")
+        .def("__init__",
+             [](HeldObserved* self, const OutFloats1& views, const OutFloats1& gradient, const OutFloats1& max_radius,
+                const std::optional<OutFloats1>& absolute, const std::optional<OutFloats2>& splitting) {
+                 new (self) HeldObserved(hold_observed(views, gradient, max_radius, absolute, splitting));
+             },
+             "views"_a, "gradient"_a, "max_radius"_a, "absolute"_a.none(), "splitting"_a.none());
+
+    nb::class_<HeldStatistics>(m, "StatisticsTensors",
+                               "Pointers to what statistics of rows are added to, kept alive by the caller.")
+        .def("__init__",
+             [](HeldStatistics* self, const OutFloats1& weight, const OutFloats1& max_weight, const OutFloats1& pixels,
+                const OutFloats1& error, const OutFloats1& weighted_error, const OutFloats1& weighted_squared_error,
+                const OutFloats3& color_cross) {
+                 new (self) HeldStatistics(hold_statistics(
+                     {weight, max_weight, pixels, error, weighted_error, weighted_squared_error}, color_cross));
+             },
+             nb::kw_only(), "weight"_a, "max_weight"_a, "pixels"_a, "error"_a, "weighted_error"_a,
+             "weighted_squared_error"_a, "color_cross"_a);
 }
 
 }  // namespace
@@ -307,7 +374,9 @@ void bind_raster(nb::module_& m) {
         .def("set_image_gradient", &set_image_gradient, "gradient"_a,
              "Take dL/dimage (H, W, 3), or the pixels' curvature, from outside.")
         .def("backward", &backward, "cloud"_a, "weight"_a, "into"_a, "seen"_a, "overwrite"_a = false,
-             "Add weight · dL/dθ to the six gradients and mark what was drawn.")
+             "observed"_a = nb::none(), "Add weight · dL/dθ to the six gradients and mark what was drawn.")
+        .def("statistics", &statistics, "cloud"_a, "target"_a, "error"_a, "weight"_a, "into"_a, "overwrite"_a = false,
+             "Add weight · the statistics of rows of the last view, with the dL/dimage at hand and errors (H, W).")
         .def("residuals", &residuals, "target"_a, "rule"_a, "out"_a, "Residuals of the last view.")
         .def("image_jvp", &image_jvp, "cloud"_a, "tangent"_a, "out"_a, "∂image/∂θ · tangent for the last view.")
         .def("jvp", &jvp, "cloud"_a, "tangent"_a, "target"_a, "rule"_a, "out"_a, "J · tangent for the last view.")

@@ -143,10 +143,10 @@ void Rasterizer::require_drawn(const Cloud& cloud) const {
 }
 
 void Rasterizer::backward(const Cloud& cloud, float weight, bool overwrite, const CloudTensors& gradient,
-                          uint8_t* seen) {
+                          uint8_t* seen, const ObservedTensors* observed) {
     require_drawn(cloud);
     clear_padding();
-    // The three spare floats of a slot are never read as numbers, but adding them must not meet NaNs.
+    // The spare floats of a slot are never read as numbers, but adding them must not meet NaNs.
     if (pair_sums_.size() < entries_.size() * kDerivativeFloats)
         pair_sums_.assign((entries_.size() + entries_.size() / 8) * kDerivativeFloats, 0.0f);
     auto* pair_gradient = reinterpret_cast<SplatDerivative*>(pair_sums_.data());
@@ -157,7 +157,8 @@ void Rasterizer::backward(const Cloud& cloud, float weight, bool overwrite, cons
         for_each_tile([&](int64_t tile, int thread) {
             kernels_.blend_backward(constants_, view_, splats_.data(), entries_.data() + tile_begin_[tile],
                                     tile_begin_[tile + 1] - tile_begin_[tile], static_cast<int>(tile),
-                                    *scratch_[thread], tiles_[tile], planes, pair_gradient);
+                                    *scratch_[thread], tiles_[tile], planes, observed && observed->absolute,
+                                    pair_gradient);
         });
     }
     const Stopwatch watch(timings_.project_backward);
@@ -166,7 +167,7 @@ void Rasterizer::backward(const Cloud& cloud, float weight, bool overwrite, cons
         reduce_pairs(begin, end, kDerivativeFloats, pair_sums_.data(),
                      reinterpret_cast<float*>(splat_gradient_.data()));
         kernels_.project_backward(constants_, view_, cloud, begin, end, splats_.data(), visible_.data(),
-                                  splat_gradient_.data(), weight, overwrite, gradient, seen);
+                                  splat_gradient_.data(), weight, overwrite, gradient, seen, observed);
     });
 }
 

@@ -55,7 +55,8 @@ using Buffer = std::vector<T, CacheAligned<T>>;
 
 // Seconds that the passes of the last view took.
 struct Timings {
-    double project, sort, bin, blend, loss, blend_backward, project_backward, jvp, pixel_curvature, curvature;
+    double project, sort, bin, blend, loss, blend_backward, project_backward, jvp, pixel_curvature, curvature,
+        statistics;
 };
 
 class Rasterizer {
@@ -72,7 +73,13 @@ public:
     // dL/dimage given as (H, W, 3) instead.
     void set_image_gradient(const float* gradient);
     // Adds weight · dL/dθ, for the cloud that forward saw; with overwrite, to nothing instead of what is there.
-    void backward(const Cloud& cloud, float weight, bool overwrite, const CloudTensors& gradient, uint8_t* seen);
+    // Where `observed` is given, statistics of the rows that were drawn are added there, without the weight.
+    void backward(const Cloud& cloud, float weight, bool overwrite, const CloudTensors& gradient, uint8_t* seen,
+                  const ObservedTensors* observed);
+    // Adds weight · the statistics of rows, with the dL/dimage at hand and errors (H, W); pixels of weight 0, where
+    // there are weights (H, W), count nowhere.
+    void statistics(const Cloud& cloud, const float* error, const float* weights, float weight, bool overwrite,
+                    const StatisticsTensors& out);
 
     // The residual view, for the view that forward drew; residuals are (kinds, H, W, 3).
     void residuals(const TargetImage& target, const LossRule& rule, float* out);
@@ -126,6 +133,8 @@ private:
     template <class Work>
     void sweep_bands(const Work& work);
     void clear_padding();
+    // Fills the planes of errors and of what counts; the padding beyond the image does not.
+    void set_errors(const float* error, const float* weights);
     void order_tiles();
     // Runs work(tile, thread) for every tile.
     template <class Work>

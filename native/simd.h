@@ -56,6 +56,7 @@ inline Vec load_channel(const uint8_t* p, int channel) {
 inline Vec operator-(Vec a) { return Vec(0.0f) - a; }
 inline Vec& operator+=(Vec& a, Vec b) { return a = a + b; }
 inline Vec& operator*=(Vec& a, Vec b) { return a = a * b; }
+inline Vec magnitude(Vec a) { return max(-a, a); }
 inline Vec clamp(Vec a, Vec low, Vec high) { return min(max(a, low), high); }
 inline Mask first_lanes(int count) { return from_bits(count >= kLanes ? 0xffffu : (1u << count) - 1u); }
 

@@ -60,6 +60,7 @@ inline Vec load_part(const float* p, Mask m) { return _mm512_maskz_loadu_ps(m.bi
 inline void store_part(float* p, Mask m, Vec a) { _mm512_mask_storeu_ps(p, m.bits, a.v); }
 // The sum of all lanes, in one order.
 inline float add_lanes(Vec a) { return _mm512_reduce_add_ps(a.v); }
+inline float max_lanes(Vec a) { return _mm512_reduce_max_ps(a.v); }
 // base[i * stride] += lane i, for the lanes of m.
 inline void scatter_add(float* base, int stride, Mask m, Vec value) {
     const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);

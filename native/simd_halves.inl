@@ -204,6 +204,12 @@ inline float add_lanes(Vec a) {
     std::memcpy(lanes, &eight, 32);
     return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
 }
+inline float max_lanes(Vec a) {
+    float lanes[kLanes];
+    a.store(lanes);
+    for (int i = 1; i < kLanes; ++i) lanes[0] = lanes[i] > lanes[0] ? lanes[i] : lanes[0];
+    return lanes[0];
+}
 inline void scatter_add(float* base, int stride, Mask m, Vec value) {
     const uint32_t bits = to_bits(m);
     float lanes[kLanes];

@@ -161,10 +161,46 @@ struct DerivativeFields {
     Real color[3];
 };
 constexpr int kDerivativeFields = 9;
-struct SplatDerivative : DerivativeFields<float> {
-    float unused[3];
+// With the sums over pixels of |∂L/∂log2 α · u| and |∂L/∂log2 α · (A_xy u + A_yy v)|, which are |∂L/∂mean| / 2 but for
+// A_xx; they are there where they are asked for.
+template <class Real>
+struct ObservedFields : DerivativeFields<Real> {
+    Real absolute_x, absolute_y;
+};
+struct SplatDerivative : ObservedFields<float> {
+    float unused;
 };
 constexpr int kDerivativeFloats = sizeof(SplatDerivative) / sizeof(float);
+
+// Where a gradient pass adds what it has of each row: see core/row_statistics.py.
+struct ObservedTensors {
+    float *views, *gradient, *max_radius;  // (N,)
+    float *absolute;                       // (N,), null where it is not asked for
+    float *splitting;                      // (N, 6), likewise
+};
+
+// Statistics of a row, or its part in one tile, with e the error and r_c = ∂L/∂C_c at a pixel: Σw, how many pixels, Σe,
+// Σwe, Σwe², Σ r_c w u and Σ r_c w v where α is not clamped, and the greatest w.
+template <class Real>
+struct StatisticFields {
+    Real weight, pixels, error, weighted_error, weighted_squared_error;
+    Real cross_u[3], cross_v[3];
+    Real max_weight;
+};
+using RowSums = StatisticFields<float>;
+constexpr int kStatisticFloats = sizeof(RowSums) / sizeof(float);
+
+// Where they are added, (N,) and (N, 3, 3).
+struct StatisticsTensors {
+    float *weight, *max_weight, *pixels, *error, *weighted_error, *weighted_squared_error, *color_cross;
+};
+
+// What they are made of beside the splats: e, ∂L/∂C, and whether a pixel counts (above 0).
+struct StatisticsPlanes {
+    const float* gradient[3];
+    const float* error;
+    const float* counted;
+};
 
 // Sums over a pair's pixels that its curvature is made of: see curvature.inl.
 enum MomentSum {
@@ -212,15 +248,19 @@ struct Kernels {
     void (*project)(const Constants&, const View&, const Cloud&, int64_t begin, int64_t end, Splat*, uint8_t* visible);
     void (*project_backward)(const Constants&, const View&, const Cloud&, int64_t begin, int64_t end,
                              const Splat*, const uint8_t* visible, const SplatDerivative* splat_gradient, float weight,
-                             bool overwrite, const CloudTensors&, uint8_t* seen);
+                             bool overwrite, const CloudTensors&, uint8_t* seen, const ObservedTensors* observed);
     // Columns [first, last] of 4-pixel blocks that the splat touches, per block row from row_begin on;
     // first > last where it touches none.
     void (*block_spans)(const View&, const Splat&, int row_begin, int row_end, int* first, int* last);
     void (*blend)(const Constants&, const View&, const Splat*, Entry*, int64_t count, int tile, TileScratch&,
                   TileState&, const BlendPlanes&);
     void (*blend_backward)(const Constants&, const View&, const Splat*, const Entry*, int64_t count, int tile,
-                           TileScratch&, const TileState&, const float* const* image_gradient,
+                           TileScratch&, const TileState&, const float* const* image_gradient, bool absolute,
                            SplatDerivative* pair_gradient);
+    void (*blend_statistics)(const Constants&, const View&, const Splat*, const Entry*, int64_t count, int tile,
+                             TileScratch&, const TileState&, const StatisticsPlanes&, RowSums* pair_sums);
+    void (*project_statistics)(const Constants&, const View&, const Cloud&, int64_t begin, int64_t end, const Splat*,
+                               const uint8_t* visible, const RowSums* sums, float weight, const StatisticsTensors&);
     // Rows [begin, end) of one channel: the loss's sums and its gradient. Scratch holds loss_scratch_floats.
     void (*photometric_loss)(const Constants&, const View&, const LossRule&, const float* image, const TargetImage&,
                              int channel, int begin, int end, float* scratch, float* gradient, LossSums& sums);

@@ -100,6 +100,20 @@ class TargetImage:
 
     def __init__(self, bytes: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, 3), order='C', device='cpu', writable=False)], weights: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)] | None) -> None: ...
 
+class ObservedTensors:
+    """
+    Pointers to what a gradient pass adds statistics of rows to, kept alive by the caller.
+    """
+
+    def __init__(self, views: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], gradient: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], max_radius: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], absolute: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')] | None, splitting: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')] | None) -> None: ...
+
+class StatisticsTensors:
+    """
+    Pointers to what statistics of rows are added to, kept alive by the caller.
+    """
+
+    def __init__(self, *, weight: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], max_weight: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], pixels: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], error: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], weighted_error: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], weighted_squared_error: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], color_cross: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu')]) -> None: ...
+
 class Rasterizer:
     """One view's passes in order, with the buffers they share."""
 
@@ -116,8 +130,13 @@ class Rasterizer:
     def set_image_gradient(self, gradient: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu', writable=False)]) -> None:
         """Take dL/dimage (H, W, 3), or the pixels' curvature, from outside."""
 
-    def backward(self, cloud: Cloud, weight: float, into: CloudTensors, seen: Annotated[NDArray[numpy.bool_], dict(shape=(None,), order='C', device='cpu')], overwrite: bool = False) -> None:
+    def backward(self, cloud: Cloud, weight: float, into: CloudTensors, seen: Annotated[NDArray[numpy.bool_], dict(shape=(None,), order='C', device='cpu')], overwrite: bool = False, observed: ObservedTensors | None = None) -> None:
         """Add weight · dL/dθ to the six gradients and mark what was drawn."""
+
+    def statistics(self, cloud: Cloud, target: TargetImage, error: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], weight: float, into: StatisticsTensors, overwrite: bool = False) -> None:
+        """
+        Add weight · the statistics of rows of the last view, with the dL/dimage at hand and errors (H, W).
+        """
 
     def residuals(self, target: TargetImage, rule: LossRule, out: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None, None), order='C', device='cpu')]) -> None:
         """Residuals of the last view."""

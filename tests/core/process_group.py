@@ -54,6 +54,12 @@ class ThreadProcesses(Processes):
         for position, mask in enumerate(masks):
             mask.copy_(torch.stack([theirs[position] for theirs in found]).any(dim=0))
 
+    def max(self, tensors: Iterable[Tensor]) -> None:
+        tensors = list(tensors)
+        found = self._exchange([tensor.clone() for tensor in tensors])
+        for position, tensor in enumerate(tensors):
+            tensor.copy_(torch.stack([theirs[position] for theirs in found]).amax(dim=0))
+
     def broadcast(self, tensors: Iterable[tuple[Tensor, int]]) -> None:
         tensors = list(tensors)
         found = self._exchange([tensor.clone() for tensor, _ in tensors])

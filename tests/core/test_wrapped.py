@@ -24,6 +24,7 @@ from splatopt.core.objective import (
     Oracle,
     Question,
 )
+from splatopt.core.row_statistics import RowStatistics, absolute_error
 from splatopt.core.scene_edit import SceneEdit
 from splatopt.core.wrapped import WrappedObjective, undeclared
 from splatopt.curvature.estimators import ParameterProbes, ResidualProbes
@@ -75,6 +76,8 @@ def flat(answer: object) -> dict[str, object]:
         return {"loss": answer.loss, "seen": answer.seen} | metrics | gradient
     if isinstance(answer, GaussNewtonBlocks):
         return {"names": answer.names, "blocks": answer.blocks} | dict(answer.diagonal)
+    if isinstance(answer, RowStatistics):
+        return dict(vars(answer))
     if isinstance(answer, dict):
         return answer
     if isinstance(answer, tuple | list) and answer and isinstance(answer[0], Tensor):
@@ -144,6 +147,7 @@ def ask_of(question: str) -> Callable[[Objective], object]:
         "needed": frozenset({Oracle.JVP}),
         "who": "someone",
         "edit": SceneEdit.in_place(2),
+        "error": absolute_error,
     }
 
     def ask(objective: Objective) -> object:
@@ -208,7 +212,7 @@ def test_held_is_promised_to_the_inner_objective():
 
 
 @dataclass(frozen=True)
-class Statistics:
+class Touches:
     """A record such as a later oracle may answer with."""
 
     label: tuple[str, ...]
@@ -233,7 +237,7 @@ class Curious(Whole):
     """Answers further questions, each declared in one row."""
 
     questions = Whole.questions | {
-        "statistics": Question(ROWS, frozenset({Oracle.GRADIENT}), Statistics),
+        "touches": Question(ROWS, frozenset({Oracle.GRADIENT}), Touches),
         "largest_view": Question(Combine.SAME),
         "trace": Question(Combine.NUMBER),
         "slopes": Question(Combine.MEAN),
@@ -242,11 +246,11 @@ class Curious(Whole):
         "both": Question(Combine.MEAN, composed=True),
     }
 
-    def statistics(self, batch, power: int = 1) -> Statistics:
+    def touches(self, batch, power: int = 1) -> Touches:
         where = torch.arange(VIEWS)
         touched = (where[:, None] == torch.tensor(list(batch))).any(dim=1)
         mean = torch.tensor([float(view) for view in batch], dtype=torch.float64).pow(power).mean()
-        return Statistics(("a", "b"), mean.expand(3).clone(), float(mean), touched, {"x": mean.expand(2, 2).clone()})
+        return Touches(("a", "b"), mean.expand(3).clone(), float(mean), touched, {"x": mean.expand(2, 2).clone()})
 
     def largest_view(self, batch) -> int:
         return max(batch)
@@ -269,8 +273,8 @@ class Curious(Whole):
 
 def further(objective: Objective) -> dict[str, object]:
     tangent = {key: torch.full_like(value, 0.5) for key, value in objective.parameters.items()}
-    found = objective.statistics(ALL, power=2)
-    assert isinstance(found, Statistics)
+    found = objective.touches(ALL, power=2)
+    assert isinstance(found, Touches)
     answers = {"label": found.label, "weight": found.weight, "error": found.error, "touched": found.touched}
     answers |= {"sums": found.sums["x"], "missing": found.missing}
     answers |= {"largest": objective.largest_view(ALL), "trace": objective.trace(ALL)}
@@ -289,15 +293,15 @@ def test_a_further_question_is_one_row(name):
 
 def test_a_number_of_rows_that_changes_is_told_to_those_without_a_part():
     class Growing(Curious):
-        def statistics(self, batch, power: int = 1) -> Statistics:
+        def touches(self, batch, power: int = 1) -> Touches:
             rows = len(self.values["weights"])
-            return Statistics(("a",), torch.ones(rows), 1.0, torch.ones(rows, dtype=torch.bool), {})
+            return Touches(("a",), torch.ones(rows), 1.0, torch.ones(rows, dtype=torch.bool), {})
 
     def work(processes):
         objective = DataParallel(inner := Growing(), processes)
-        sizes = [objective.statistics((1,)).weight.shape[0]]
+        sizes = [objective.touches((1,)).weight.shape[0]]
         inner.values = {name: torch.cat([value, value]) for name, value in inner.values.items()}
-        return [*sizes, objective.statistics((1,)).weight.shape[0], objective.statistics((1,)).touched.tolist()]
+        return [*sizes, objective.touches((1,)).weight.shape[0], objective.touches((1,)).touched.tolist()]
 
     assert in_threads(2, work) == [[4, 8, [True] * 8]] * 2
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from splatopt.core.objective import Evaluation, GaussNewtonBlocks, Objective, Oracle, Residuals, Tensors
+from splatopt.core.row_statistics import ErrorMap, RowStatistics
 from splatopt.curvature.blocks import apart, pack_blocks, side_by_side
 from splatopt.curvature.flat import FlatLayout
 
@@ -105,3 +106,15 @@ class Views(Objective):
         squares = apart(blocks.diagonal(dim1=1, dim2=2), {name: self.layout.shapes[name] for name in names})
         assert all(torch.equal(squares[name], diagonal[name]) for name in names)
         return GaussNewtonBlocks(names, pack_blocks(blocks), {"rest": diagonal["rest"]})
+
+    def statistics(self, batch: Sequence[int], error: ErrorMap) -> RowStatistics:
+        """Rows of A_v read as images: their error against ones, their sums, and the greatest of their entries."""
+        images = self.matrices[list(batch), : 3 * ROWS].reshape(len(batch), ROWS, 3, -1)
+        errors = error(images.movedim(2, 3), torch.ones_like(images.movedim(2, 3))).mean(dim=(0, 2))
+        sums = [(images + power).square().mean(dim=(0, 2, 3)) for power in range(5)]
+        names = ("weight", "pixels", "error", "weighted_error", "weighted_squared_error")
+        return RowStatistics(
+            **dict(zip(names, sums, strict=True)) | {"error": errors},
+            max_weight=images.amax(dim=(0, 2, 3)),
+            color_cross=images[..., :3].mean(dim=0),
+        )

@@ -9,6 +9,7 @@ from core.process_group import in_threads
 from optim.views import VIEWS, Views
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Evaluation, MissingOracleError, Oracle
+from splatopt.core.row_statistics import absolute_error
 from splatopt.curvature.estimators import Exact, ParameterProbes, ResidualProbes
 from splatopt.curvature.hessian import CentralDifference
 from splatopt.scene.data_parallel import DataParallel
@@ -47,6 +48,8 @@ def every_answer(objective, inner: Views, batch: tuple[int, ...]) -> dict[str, t
     for kind, ask in several.items():
         found |= {f"{kind}.{name}": part.clone() for name, part in ask().items()}
     found["generator"] = generator.get_state()
+    rows = objective.statistics(batch, absolute_error)
+    found |= {f"statistics.{name}": part.clone() for name, part in vars(rows).items()}
     blocks = objective.gauss_newton_blocks(batch)
     found |= {"blocks": blocks.blocks.clone(), "rest": blocks.diagonal["rest"].clone()}
     assert blocks.names == inner.block_names

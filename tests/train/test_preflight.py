@@ -128,7 +128,7 @@ class Exhausted(ToyRenderer):
         super().__init__()
         self.room, self.from_call, self.held = room, from_call, 0
 
-    def accumulate_gradient(self, gaussians, problem, into, seen):
+    def accumulate_gradient(self, gaussians, problem, into, seen, observed=None):
         self.held = 1 if into.overwrite else self.held + 1
         if self.held > self.room and self.calls >= self.from_call:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from splatopt.core.camera import Camera
 from splatopt.core.objective import Oracle
+from splatopt.core.row_statistics import GradientStatistics
 from splatopt.data import Capture, CaptureOptions, load_capture, make_capture
 from splatopt.raster.problem import ViewLoss, ViewProblem, WeightedSum
 from splatopt.raster.renderer import Renderer
@@ -60,6 +61,7 @@ class ToyRenderer(Renderer):
         problem: ViewProblem,
         into: WeightedSum,
         seen: Tensor,
+        observed: GradientStatistics | None = None,
     ) -> ViewLoss:
         camera, options = problem.camera, problem.options
         self.calls += 1

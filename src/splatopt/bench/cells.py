@@ -18,6 +18,7 @@ from splatopt.core.plugins import PluginFile
 from splatopt.core.typed import Fields, typed
 from splatopt.runs.plugins import load_unchanged, plugins_from_json, plugins_without_place
 from splatopt.train.config import TrainConfig
+from splatopt.train.density_options import NO_DENSITY
 
 LOOSE = (
     "capture",
@@ -211,6 +212,8 @@ def _config(
         **entry.settings,
         **overrides,
     }
+    if settings.get("density", NO_DENSITY) == NO_DENSITY:
+        settings.pop("max_gaussians", None)  # a scene's bound is of its cells that grow
     try:
         return TrainConfig.of(
             path,

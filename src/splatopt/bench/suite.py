@@ -256,10 +256,12 @@ def _entries(
 
 def _settings(values: Mapping[str, object], where: str, protocol: Protocol) -> dict[str, object]:
     """Fields of TrainConfig; none that the protocol fixes."""
-    given = {name: value for name, value in values.items() if name != "loss_options"}
+    apart = ("loss_options", "density_options")
+    given = {name: value for name, value in values.items() if name not in apart}
     settings = TrainConfig.typed_settings(given, setting_names(), where)
-    if "loss_options" in values:
-        settings["loss_options"] = dict(_table(values["loss_options"], f"{where}: loss_options"))
+    for name in apart:
+        if name in values:
+            settings[name] = dict(_table(values[name], f"{where}: {name}"))
     for name in settings:
         if name in protocol.fixed or (protocol.inputs and name == "input_views"):
             raise InputError(f"{where}: {name} is fixed by the protocol {protocol.name}; leave it out")

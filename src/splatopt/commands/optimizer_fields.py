@@ -1,4 +1,4 @@
-"""Options of many optimizers or losses, each under its own name on one command line."""
+"""Options of many optimizers, losses or density strategies, each under its own name on one command line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from splatopt.core.optimizer import option_prefix
 
 
 def option_columns(options: Mapping[str, type], kind: str = "optimizer") -> list[tuple[str, Any, Any]]:
-    """Return fields for ``make_dataclass``: the options of each optimizer or loss, with its name as their prefix.
+    """Return fields for ``make_dataclass``: the options of each optimizer, loss or strategy, with its name as prefix.
 
     Args:
         options: Dataclass of options by name, or by the name of an optimizer's family.
@@ -48,14 +48,24 @@ def chosen_options(
     return {prefixes[name]: getattr(parsed, field_name(name)) for name in options if name in prefixes}
 
 
-def chosen_loss_options(parsed: Any, losses: Mapping[str, type], loss: str) -> Any:
-    """Return the options of the loss that was chosen, None where it has none; raises InputError where another's are."""
-    for name, kind in losses.items():
-        if name != loss and getattr(parsed, field_name(name, "loss")) != kind():
-            raise InputError(f"options of {name!r} are given, but the loss is {loss!r}; add --loss {name}")
-    return getattr(parsed, field_name(loss, "loss")) if loss in losses else None
+def one_of_options(parsed: Any, options: Mapping[str, type], chosen: str, kind: str) -> Any:
+    """Return the options of the one loss or density strategy that was chosen, None where it has none.
+
+    Args:
+        parsed: An instance of the dataclass with the fields of :func:`option_columns`.
+        options: As given there.
+        chosen: Which one.
+        kind: What they are options of, which is also the flag that chooses: loss or density.
+
+    Raises:
+        InputError: Another's options were given.
+    """
+    for name, default in options.items():
+        if name != chosen and getattr(parsed, field_name(name, kind)) != default():
+            raise InputError(f"options of {name!r} are given, but the {kind} is {chosen!r}; add --{kind} {name}")
+    return getattr(parsed, field_name(chosen, kind)) if chosen in options else None
 
 
 def field_name(name: str, kind: str = "optimizer") -> str:
-    """The name of an optimizer or a loss as a field can be called, which no other field is."""
+    """The name of an optimizer, a loss or a strategy as a field can be called, which no other field is."""
     return f"{kind}_{''.join(letter if letter.isalnum() else '_' for letter in name)}"

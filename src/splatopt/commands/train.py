@@ -8,11 +8,12 @@ from typing import Any
 
 import splatopt.meta
 import splatopt.optim  # noqa: F401 - both register optimizers
-from splatopt.commands.optimizer_fields import chosen_loss_options, chosen_options, option_columns
+from splatopt.commands.optimizer_fields import chosen_options, one_of_options, option_columns
 from splatopt.commands.parsing import flat, load_given, run_command, values_in
 from splatopt.core.checks import InputError, say
 from splatopt.core.optimizer import OPTIMIZERS, find_optimizer, optimizer_names, option_prefix
 from splatopt.core.processes import LostProcessError, Processes, find_launch, join
+from splatopt.density.strategy import STRATEGIES, find_density
 from splatopt.optim.zoo import ZooOptions
 from splatopt.raster.loss_registry import LOSSES, find_loss
 from splatopt.runs.distributed_command import part_ways, quietly
@@ -23,19 +24,22 @@ from splatopt.train.progress import ProgressLine
 
 
 def train_options(words: list[str]) -> Any:
-    """Return TrainConfig, with the options of every registered optimizer and loss under its name.
+    """Return TrainConfig, with the options of every registered optimizer, loss and strategy under its name.
 
     Args:
-        words: The command line; where it asks for help, options of the optimizers and losses that it names alone are
-            there. What installed packages offer is there where it is named.
+        words: The command line; where it asks for help, options of what it names alone are there. What installed
+            packages offer is there where it is named.
     """
     optimizers, losses = _optimizer_options(_optimizers_named(words)), _loss_options(_losses_named(words))
+    strategies = _density_options(_strategies_named(words))
     if {"-h", "--help"} & set(words):
         named = {option_prefix(name) for name in _optimizers_named(words) or {"adam"}}
         optimizers = {name: kind for name, kind in optimizers.items() if name in named}
         losses = {name: kind for name, kind in losses.items() if name in _losses_named(words)}
+        strategies = {name: kind for name, kind in strategies.items() if name in _strategies_named(words)}
     columns: list[Any] = [("training", flat(TrainConfig))]
     columns += [*option_columns(optimizers), *option_columns(losses, "loss")]
+    columns += option_columns(strategies, "density")
     command = make_dataclass("Train", columns, frozen=True)
     command.__doc__ = "\n\n".join(
         [
@@ -46,6 +50,9 @@ def train_options(words: list[str]) -> Any:
             "Losses, whose options `splatopt train --loss NAME --help` explains:",
             *(f"{name}: {find_loss(name).help}" for name in LOSSES.names()),
             *(f"{name}: of the package {package}" for name, package in LOSSES.offered().items()),
+            "Density strategies, whose options `splatopt train --density NAME --help` explains:",
+            *(f"{name}: {find_density(name).help}" for name in STRATEGIES.names()),
+            *(f"{name}: of the package {package}" for name, package in STRATEGIES.offered().items()),
         ]
     )
     return command
@@ -54,11 +61,12 @@ def train_options(words: list[str]) -> Any:
 def run_train(parsed: Any) -> int:
     """Train, and say what came of it."""
     config = parsed.training
-    schedule, loss = config.schedule, config.scene.loss
+    schedule, loss, density = config.schedule, config.scene.loss, config.density.density
     given = chosen_options(parsed, _optimizer_options(schedule.optimizers), schedule.optimizers, resuming=False)
     config = config.changed(
         optimizer_options=given.get(schedule.optimizer) if schedule.stages is None else given,
-        loss_options=chosen_loss_options(parsed, _loss_options({loss}), loss),
+        loss_options=one_of_options(parsed, _loss_options({loss}), loss, "loss"),
+        density_options=one_of_options(parsed, _density_options({density}), density, "density"),
     )
     processes = Processes()
     try:
@@ -94,6 +102,12 @@ def _loss_options(named: Collection[str]) -> dict[str, type]:
     return {name: find_loss(name).loss for name in LOSSES.names() if name != USUAL_LOSS}
 
 
+def _density_options(named: Collection[str]) -> dict[str, type]:
+    """The options of every registered density strategy, and of those in ``named`` that installed packages offer."""
+    STRATEGIES.load_offered(named)
+    return {name: find_density(name).options for name in STRATEGIES.names()}
+
+
 def _optimizers_named(words: list[str]) -> set[str]:
     """Optimizers that a command line names, before it has been parsed."""
     staged = {part.rpartition(":")[0].strip() for text in values_in(words, "--stages") for part in text.split(",")}
@@ -103,6 +117,11 @@ def _optimizers_named(words: list[str]) -> set[str]:
 def _losses_named(words: list[str]) -> set[str]:
     """Losses that a command line names, before it has been parsed."""
     return set(values_in(words, "--loss"))
+
+
+def _strategies_named(words: list[str]) -> set[str]:
+    """Density strategies that a command line names, before it has been parsed."""
+    return set(values_in(words, "--density"))
 
 
 def main(words: list[str]) -> int:

@@ -27,6 +27,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
@@ -110,6 +111,14 @@ class Optimizer(Stateful, ABC, Generic[Options]):
     def memory_needed(self, batch: Batch) -> int:
         """Return the bytes that a step on ``batch`` takes for a while; 0 where a copy or two of the parameters do."""
         return 0
+
+    def position_rate(self, progress: Progress) -> float | None:
+        """Return the learning rate of Gaussians' centres in the step at ``progress``, world units; None for none."""
+        return None
+
+    def at_last_iterate(self) -> AbstractContextManager[None]:
+        """Have the point that the next step goes from in the objective's parameters, where an average is there."""
+        return nullcontext()
 
     @abstractmethod
     def step(self, batch: Batch, progress: Progress) -> Evaluation:

@@ -125,6 +125,12 @@ class Processes:
             largest = dist.ReduceOp.MAX
             _wait(lambda: [dist.all_reduce(mask.view(torch.uint8), largest, async_op=True) for mask in masks])
 
+    def max(self, tensors: Iterable[Tensor]) -> None:
+        """Write into each tensor the greatest of each entry over the processes."""
+        if self.world_size > 1:
+            self._meet()
+            _wait(lambda: [dist.all_reduce(tensor, dist.ReduceOp.MAX, async_op=True) for tensor in tensors])
+
     def broadcast(self, tensors: Iterable[tuple[Tensor, int]]) -> None:
         """Write into each tensor what it is in the process that is named with it."""
         if self.world_size > 1:

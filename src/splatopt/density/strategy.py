@@ -33,10 +33,12 @@ class DensityLimits:
     Attributes:
         max_gaussians: Rows at most.
         views: The views that are trained on, from which a strategy draws those that it looks at.
+        background: Colour behind the scene, RGB in [0, 1].
     """
 
     max_gaussians: int
     views: Sequence[int]
+    background: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,9 @@ class DensityEntry:
     help: str
 
 
-STRATEGIES: Registry[DensityEntry] = Registry("density strategy", "splatopt.density")
+STRATEGIES: Registry[DensityEntry] = Registry(
+    "density strategy", "splatopt.density", ("splatopt.density.adc", "splatopt.density.mcmc")
+)
 
 
 def register_density(name: str, strategy: type[DensityStrategy], options: type, help: str = "") -> None:

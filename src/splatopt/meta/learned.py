@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -115,6 +116,10 @@ class Learned(Optimizer):
         self._lowest, self._above = math.inf, 0
         self._fused: FusedNetwork | None = None
         self._neighbours(0)
+
+    def at_last_iterate(self) -> AbstractContextManager[None]:
+        """Have the last iterate change places with the average for a while."""
+        return nullcontext() if self._average is None else self._average.stepping(self.objective.parameters)
 
     @torch.no_grad()
     def step(self, batch: Batch, progress: Progress) -> Evaluation:

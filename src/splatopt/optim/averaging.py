@@ -13,7 +13,7 @@ Source: Shamir and Zhang 2013, "Stochastic Gradient Descent for Non-smooth Optim
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
@@ -127,6 +127,14 @@ class Averaged(Optimizer):
     def memory_needed(self, batch: Batch) -> int:
         """Return what the inner one needs."""
         return self.inner.memory_needed(batch)
+
+    def position_rate(self, progress: Progress) -> float | None:
+        """Return the inner one's."""
+        return self.inner.position_rate(progress)
+
+    def at_last_iterate(self) -> AbstractContextManager[None]:
+        """Have the last iterate change places with the average for a while."""
+        return self._average.stepping(self.objective.parameters)
 
     @torch.no_grad()
     def step(self, batch: Batch, progress: Progress) -> Evaluation:

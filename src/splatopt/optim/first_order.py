@@ -209,6 +209,10 @@ class Adam(ComposedOptimizer):
 
     options: AdamOptions
 
+    def position_rate(self, progress: Progress) -> float | None:
+        """Return the means' rate."""
+        return self.options.rates(self.objective.length_scale, progress)["means"]
+
     def compose(self) -> Parts:
         """Return Adam's direction, which nothing bounds."""
         return Parts(AdamMoments(self, self.options), Unbounded())

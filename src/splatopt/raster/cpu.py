@@ -12,6 +12,7 @@ from torch import Tensor
 from splatopt.core import native
 from splatopt.core.camera import Camera
 from splatopt.core.objective import Oracle
+from splatopt.core.row_statistics import ErrorMap, GradientStatistics
 from splatopt.core.schema import GAUSSIAN_TENSORS, sh_degree_of
 from splatopt.raster import constants
 from splatopt.raster.losses import PixelLoss
@@ -73,6 +74,14 @@ def native_target(problem: ViewProblem) -> object:
     return module.TargetImage(problem.image, None if weights is None else weights.contiguous())
 
 
+def native_observed(observed: GradientStatistics) -> object:
+    """Return pointers to what a gradient pass adds statistics to; whoever calls keeps the tensors alive."""
+    module = native.load()
+    assert module is not None
+    names = ("views", "gradient", "max_radius", "absolute", "splitting")
+    return module.ObservedTensors(*(getattr(observed, name) for name in names))
+
+
 def native_cloud(gaussians: Gaussians, options: RenderOptions) -> object:
     """Return pointers to the Gaussians' tensors; whoever calls keeps the tensors alive.
 
@@ -119,15 +128,7 @@ class NativeRenderer(Renderer):
     @property
     def oracles(self) -> frozenset[Oracle]:
         """All but exact Hessian-vector products; a central difference of gradients stands in for those."""
-        return frozenset(
-            {
-                Oracle.GRADIENT,
-                Oracle.JVP,
-                Oracle.VJP,
-                Oracle.GAUSS_NEWTON_DIAGONAL,
-                Oracle.GAUSS_NEWTON_BLOCKS,
-            }
-        )
+        return frozenset(Oracle) - {Oracle.HVP}
 
     @property
     def isa(self) -> str:
@@ -149,12 +150,17 @@ class NativeRenderer(Renderer):
         return Rendering(image, alpha, depth)
 
     def accumulate_gradient(
-        self, gaussians: Gaussians, problem: ViewProblem, into: WeightedSum, seen: Tensor
+        self,
+        gaussians: Gaussians,
+        problem: ViewProblem,
+        into: WeightedSum,
+        seen: Tensor,
+        observed: GradientStatistics | None = None,
     ) -> ViewLoss:
         """Add ∂loss/∂θ of one view to ``into``; see :class:`Renderer`."""
         cloud = self.draw(gaussians, problem.camera, problem.options)
         loss = self._loss(problem)
-        self._backward(cloud, into, seen)
+        self._backward(cloud, into, seen, observed)
         return loss
 
     def value(self, gaussians: Gaussians, problem: ViewProblem) -> ViewLoss:
@@ -177,9 +183,22 @@ class NativeRenderer(Renderer):
         self.rasterizer.copy_image(image)
         return image
 
-    def _backward(self, cloud: object, into: WeightedSum, seen: Tensor) -> None:
-        """Add (∂image/∂θ)ᵀ of the image gradient at hand to ``into``."""
-        self.rasterizer.backward(cloud, into.weight, native.cloud_tensors(into.tensors), seen, into.overwrite)
+    def _backward(
+        self, cloud: object, into: WeightedSum, seen: Tensor, observed: GradientStatistics | None = None
+    ) -> None:
+        """Add (∂image/∂θ)ᵀ of the image gradient at hand to ``into``, and what it says of rows to ``observed``."""
+        sums, watched = native.cloud_tensors(into.tensors), None if observed is None else native_observed(observed)
+        self.rasterizer.backward(cloud, into.weight, sums, seen, into.overwrite, watched)
+
+    def statistics(self, gaussians: Gaussians, problem: ViewProblem, error: ErrorMap, into: WeightedSum) -> None:
+        """Add what each Gaussian does in one view to ``into``; see :class:`Renderer`."""
+        cloud = self.draw(gaussians, problem.camera, problem.options)
+        self._loss(problem)
+        errors = problem.errors(self._image(problem), error).contiguous()
+        module = native.load()
+        assert module is not None
+        sums = module.StatisticsTensors(**into.tensors)
+        self.rasterizer.statistics(cloud, native_target(problem), errors, into.weight, sums, into.overwrite)
 
     def residuals(self, gaussians: Gaussians, problem: ViewProblem) -> Tensor:
         """Return the residuals, (k, H, W, 3); see :class:`Renderer`."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Oracle
+from splatopt.core.row_statistics import GradientStatistics
 from splatopt.core.schema import GAUSSIAN_TENSORS, GaussianTensors, sh_degree_of
 from splatopt.kernels.blend import Blended, blend
 from splatopt.kernels.blend_backward import blend_backward
@@ -135,7 +136,7 @@ class TritonRenderer(Renderer):
     @property
     def oracles(self) -> frozenset[Oracle]:
         """All but exact Hessian-vector products; a central difference of gradients stands in for those."""
-        return frozenset(Oracle) - {Oracle.HVP}
+        return frozenset(Oracle) - {Oracle.HVP, Oracle.STATISTICS}
 
     def render(self, gaussians: Gaussians, camera: Camera, options: RenderOptions) -> Rendering:
         """Render one view, without gradients."""
@@ -143,9 +144,16 @@ class TritonRenderer(Renderer):
         return Rendering(blended.image, 1 - blended.transmittance, blended.depth)
 
     def accumulate_gradient(
-        self, gaussians: Gaussians, problem: ViewProblem, into: WeightedSum, seen: Tensor
+        self,
+        gaussians: Gaussians,
+        problem: ViewProblem,
+        into: WeightedSum,
+        seen: Tensor,
+        observed: GradientStatistics | None = None,
     ) -> ViewLoss:
         """Add ∂loss/∂θ of one view to ``into``; see :class:`Renderer`."""
+        if observed is not None:
+            self._refuse(Oracle.STATISTICS.value)
         drawn, here = self._ask(gaussians, problem)
         image_gradient = torch.empty_like(drawn.blended.image)
         loss = gpu_loss.view_loss(drawn.blended.image, here, image_gradient)

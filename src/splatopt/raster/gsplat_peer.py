@@ -11,6 +11,7 @@ from torch import Tensor
 
 from splatopt.core.camera import Camera
 from splatopt.core.objective import Oracle
+from splatopt.core.row_statistics import GradientStatistics
 from splatopt.core.schema import GAUSSIAN_TENSORS, sh_degree_of
 from splatopt.raster.constants import LOW_PASS, NEAR_PLANE
 from splatopt.raster.problem import ViewLoss, ViewProblem, WeightedSum
@@ -86,12 +87,19 @@ class GsplatRenderer(Renderer):
         return Rendering(colors[0, :, :, :3].contiguous(), alphas[0, :, :, 0], colors[0, :, :, 3].contiguous())
 
     def accumulate_gradient(
-        self, gaussians: Gaussians, problem: ViewProblem, into: WeightedSum, seen: Tensor
+        self,
+        gaussians: Gaussians,
+        problem: ViewProblem,
+        into: WeightedSum,
+        seen: Tensor,
+        observed: GradientStatistics | None = None,
     ) -> ViewLoss:
         """Add ∂loss/∂θ of one view; see :meth:`Renderer.accumulate_gradient`.
 
         ``seen`` becomes true for the Gaussians to which gsplat gives a radius on the image.
         """
+        if observed is not None:
+            self._refuse(Oracle.STATISTICS.value)
         leaves, image, radii = self._draw(gaussians, problem.camera, problem.options)
         loss, along = problem.loss_gradient(image)
         into.add(_image_vjp(leaves, image, along))

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from splatopt.core.camera import Camera
+from splatopt.core.row_statistics import ErrorMap
 from splatopt.raster.losses import Image, L1Ssim, Loss, Residual
 from splatopt.raster.types import RenderOptions
 
@@ -76,6 +77,21 @@ class ViewProblem:
         arguments = self._seen(image), self._target(image), self._weights(image)
         return self._seen(self.loss.pixel_curvature(*arguments))
 
+    def errors(self, image: Image, error: ErrorMap) -> Float[Tensor, "h w"]:
+        """Return what ``error`` makes of a rendered image and the photograph, 0 where nothing counts.
+
+        Raises:
+            ValueError: It is not one number for each pixel.
+        """
+        found = error(self._seen(image), self._target(image)).to(image)
+        if found.shape != image.shape[:2]:
+            raise ValueError(f"an image of errors must be (H, W) = {tuple(image.shape[:2])}, got {tuple(found.shape)}")
+        return torch.where(self.counted(image), found, torch.zeros_like(found))
+
+    def counted(self, image: Image) -> Bool[Tensor, "h w"]:
+        """Return which pixels count: those of a weight above 0."""
+        return self._weights(image)[:, :, 0] > 0
+
     def _target(self, image: Image) -> Image:
         """The photograph in [0, 1], 0 where nothing counts."""
         return self._seen(self.image.to(image) / 255)
@@ -127,3 +143,14 @@ class WeightedSum:
             part = found[name]
             if part is not None:
                 into.add_(part, alpha=self.weight)
+
+
+def add_statistics(into: WeightedSum, found: Mapping[str, Tensor]) -> None:
+    """Add what was found of rows in one view to ``into``: of the greatest weights the greater, of all else the sum."""
+    name = "max_weight"
+    greatest = into.tensors[name]
+    if into.overwrite:
+        greatest.zero_()
+    torch.maximum(greatest, found[name], out=greatest)
+    others = {key: tensor for key, tensor in into.tensors.items() if key != name}
+    WeightedSum(others, into.weight, into.overwrite).add(found)

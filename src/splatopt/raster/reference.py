@@ -15,19 +15,26 @@ from torch import Tensor
 
 from splatopt.core.camera import Camera
 from splatopt.core.objective import Oracle
+from splatopt.core.row_statistics import ErrorMap, GradientStatistics
 from splatopt.core.schema import GAUSSIAN_TENSORS, GaussianTensors
 from splatopt.raster.constants import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE
-from splatopt.raster.problem import ViewLoss, ViewProblem, WeightedSum
-from splatopt.raster.reference_blend import blend_splats, over_background, pixel_centers, unclamped_alpha
+from splatopt.raster.problem import ViewLoss, ViewProblem, WeightedSum, add_statistics
+from splatopt.raster.reference_blend import (
+    blend_splats,
+    image_blocks,
+    over_background,
+    overlapping,
+    pixel_centers,
+    unclamped_alpha,
+)
 from splatopt.raster.reference_products import ImageVJP, ReferenceProducts
 from splatopt.raster.reference_projection import Splats, project_reference
+from splatopt.raster.reference_statistics import add_gradient_statistics, view_statistics
 from splatopt.raster.types import Gaussians, Rendering, RenderOptions
 
 _DEFAULT_OPTIONS = RenderOptions()
 _PAIRS_AT_ONCE = 1 << 22
 """Pixel-Gaussian pairs held in memory at once by the dense loop, 32 MB a tensor in float64."""
-_BLOCK = 32
-"""Side of the blocks that :class:`ReferenceRenderer` culls by, pixels."""
 
 
 def _row_chunks(camera: Camera, count: int) -> Iterator[range]:
@@ -140,25 +147,38 @@ class ReferenceRenderer(ReferenceProducts):
         return rendering
 
     def accumulate_gradient(
-        self, gaussians: Gaussians, problem: ViewProblem, into: WeightedSum, seen: Tensor
+        self,
+        gaussians: Gaussians,
+        problem: ViewProblem,
+        into: WeightedSum,
+        seen: Tensor,
+        observed: GradientStatistics | None = None,
     ) -> ViewLoss:
         """Add ∂loss/∂θ of one view; see :meth:`Renderer.accumulate_gradient`.
 
         ``seen`` becomes true for the Gaussians that are blended into at least one pixel.
         """
         loss = ViewLoss(0.0, 0.0)
+        along = gaussians.means.new_empty(0)
 
         def image_gradient(image: Tensor) -> Tensor:
-            nonlocal loss
-            loss, gradient = problem.loss_gradient(image)
-            return gradient
+            nonlocal loss, along
+            loss, along = problem.loss_gradient(image)
+            return along
 
         found = self.image_vjp(gaussians, problem.camera, problem.options, image_gradient)
         if into.overwrite:
             seen.zero_()
         into.add(found.gradient)
-        seen[found.blended] = True
+        seen[found.splats.index[found.blended]] = True
+        if observed is not None:
+            add_gradient_statistics(observed, gaussians, problem, found, along)
         return loss
+
+    def statistics(self, gaussians: Gaussians, problem: ViewProblem, error: ErrorMap, into: WeightedSum) -> None:
+        """Add what each Gaussian does in one view; see :meth:`Renderer.statistics`."""
+        image = self.render(gaussians, problem.camera, problem.options).image
+        add_statistics(into, view_statistics(gaussians, problem, image, error))
 
     def image_vjp(
         self,
@@ -176,8 +196,8 @@ class ReferenceRenderer(ReferenceProducts):
             rendering, blended = _render_blocks(outer, camera, options)
         along = image_gradient(rendering.image)
         with torch.enable_grad():
-            for rows, columns in _blocks(camera):
-                near = outer.take(_overlapping(outer, rows, columns))
+            for rows, columns in image_blocks(camera):
+                near = outer.take(overlapping(outer, rows, columns))
                 blend = blend_splats(near, pixel_centers(near.means, rows, columns))
                 block_gradient = along[rows.start : rows.stop, columns.start : columns.stop]
                 if near.depths.shape[0]:
@@ -188,7 +208,7 @@ class ReferenceRenderer(ReferenceProducts):
                     [getattr(splats, name) for name in names], [getattr(outer, name).grad for name in names]
                 )
         gradient = {name: getattr(leaves, name).grad for name in GAUSSIAN_TENSORS}
-        return ImageVJP(gradient, outer.index[blended])
+        return ImageVJP(gradient, outer, blended)
 
     def image_of(self, gaussians: Gaussians, camera: Camera, options: RenderOptions) -> Tensor:
         """Return the image, differentiably."""
@@ -204,35 +224,13 @@ def _splat_leaves(splats: Splats) -> Splats:
     return Splats(index=splats.index, **tensors)
 
 
-def _blocks(camera: Camera) -> Iterator[tuple[range, range]]:
-    """Yield the rows and columns of the blocks that make up the image."""
-    for top in range(0, camera.height, _BLOCK):
-        for left in range(0, camera.width, _BLOCK):
-            yield range(top, min(camera.height, top + _BLOCK)), range(left, min(camera.width, left + _BLOCK))
-
-
-def _overlapping(splats: Splats, rows: range, columns: range) -> Tensor:
-    """Return the splats that may reach α = 1/255 at a pixel of the block, in order, as indices.
-
-    On dᵀ Q d ≤ 2·ln(255·o) the largest |dx| is √(2·ln(255·o)·Σ_xx), likewise for y.
-    """
-    with torch.no_grad():
-        reach = 2 * (splats.opacities / MIN_ALPHA).clamp_min(torch.finfo(splats.means.dtype).tiny).log()
-        # A hair more than exact, so that rounding never drops a pair that the dense loop would draw.
-        extent = (reach.clamp_min(0)[:, None] * splats.covariances[:, [0, 2]]).sqrt() * 1.001 + 0.01
-        lower = splats.means.new_tensor([columns.start, rows.start])
-        upper = splats.means.new_tensor([columns.stop, rows.stop])
-        inside = ((splats.means + extent >= lower) & (splats.means - extent <= upper)).all(dim=1)
-        return (inside & (splats.opacities >= MIN_ALPHA)).nonzero().squeeze(1)
-
-
 def _render_blocks(splats: Splats, camera: Camera, options: RenderOptions) -> tuple[Rendering, Tensor]:
     """Return the view and which splats were blended into it."""
     size = (camera.height, camera.width)
     image, alpha, depth = (splats.means.new_zeros(*size, 3), splats.means.new_zeros(size), splats.means.new_zeros(size))
     blended = torch.zeros_like(splats.index, dtype=torch.bool)
-    for rows, columns in _blocks(camera):
-        chosen = _overlapping(splats, rows, columns)
+    for rows, columns in image_blocks(camera):
+        chosen = overlapping(splats, rows, columns)
         near = splats.take(chosen)
         blend = blend_splats(near, pixel_centers(near.means, rows, columns))
         block = (slice(rows.start, rows.stop), slice(columns.start, columns.stop))

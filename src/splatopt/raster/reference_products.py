@@ -32,10 +32,12 @@ class ImageVJP:
 
     Attributes:
         gradient: One tensor per parameter; None where nothing came back.
-        blended: Rows that were drawn, (M,) int64.
+        splats: The splats, leaves that hold their own gradient where one came back.
+        blended: Which of them were blended into at least one pixel, (N,) bool.
     """
 
     gradient: Mapping[str, Tensor | None]
+    splats: Splats
     blended: Tensor
 
 

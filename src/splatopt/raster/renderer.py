@@ -12,6 +12,7 @@ from torch import Tensor
 
 from splatopt.core.camera import Camera
 from splatopt.core.objective import MissingOracleError, Oracle
+from splatopt.core.row_statistics import ErrorMap, GradientStatistics
 from splatopt.core.schema import GAUSSIAN_TENSORS
 from splatopt.raster.problem import ViewLoss, ViewProblem, WeightedSum
 from splatopt.raster.types import Gaussians, Rendering, RenderOptions
@@ -44,7 +45,12 @@ class Renderer(ABC):
 
     @abstractmethod
     def accumulate_gradient(
-        self, gaussians: Gaussians, problem: ViewProblem, into: WeightedSum, seen: Tensor
+        self,
+        gaussians: Gaussians,
+        problem: ViewProblem,
+        into: WeightedSum,
+        seen: Tensor,
+        observed: GradientStatistics | None = None,
     ) -> ViewLoss:
         """Add ∂loss/∂θ of one view to ``into``.
 
@@ -54,9 +60,14 @@ class Renderer(ABC):
             into: One tensor per parameter, in its shape.
             seen: (N,) bool; set true where this view drew the Gaussian, otherwise left as it is, or taken as false
                 where ``into`` is overwritten.
+            observed: Where the rows that ``seen`` is set for have this view's statistics added, of its own loss
+                without the sum's weight; a renderer that lacks the oracle of statistics refuses it.
 
         Returns:
             Loss and squared error of this view, without the sum's weight.
+
+        Raises:
+            MissingOracleError: This renderer has no statistics, and they are asked for.
         """
 
     def value(self, gaussians: Gaussians, problem: ViewProblem) -> ViewLoss:
@@ -166,6 +177,23 @@ class Renderer(ABC):
             MissingOracleError: This renderer does not give it.
         """
         self._refuse(Oracle.HVP.value)
+
+    def statistics(self, gaussians: Gaussians, problem: ViewProblem, error: ErrorMap, into: WeightedSum) -> None:
+        """Add what each Gaussian does in one view to ``into``; see :class:`~splatopt.core.row_statistics`.
+
+        Pixels of weight 0 count nowhere. A pair whose α is clamped has no part in ``color_cross``, as it passes no
+        gradient. Of ``max_weight`` the greatest is kept, whatever the sum's weight.
+
+        Args:
+            gaussians: What is rendered.
+            problem: The view.
+            error: Makes the image of errors of the rendered image and the photograph.
+            into: One tensor for each field of RowStatistics, in its shape; 0 is added for what is not drawn.
+
+        Raises:
+            MissingOracleError: This renderer does not give it.
+        """
+        self._refuse(Oracle.STATISTICS.value)
 
     def memory_needed(self, gaussians: int, pixels: int, pairs: int, asked: frozenset[Oracle]) -> int:
         """Estimate the bytes that one view takes beside Gaussians, gradients and residuals.

@@ -41,7 +41,7 @@ class TorchLoss(Loss):
     @property
     def oracles(self) -> frozenset[Oracle]:
         """Gradient and HVP; with residuals JVP and VJP; with the curvature of single pixels diagonals and blocks."""
-        given = {Oracle.GRADIENT, Oracle.HVP}
+        given = {Oracle.GRADIENT, Oracle.HVP, Oracle.STATISTICS}
         if self.gives("residuals"):
             given |= _OF_RESIDUALS
             if self.pixelwise or self.gives("pixel_curvature"):

@@ -6,10 +6,11 @@ import json
 import os
 import platform
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,6 +18,7 @@ from splatopt.core.checks import InputError
 from splatopt.core.optimizer import find_optimizer, option_prefix
 from splatopt.core.typed import field_names
 from splatopt.core.version import __version__
+from splatopt.density.strategy import find_density
 from splatopt.raster.loss_registry import find_loss
 from splatopt.report.charts import Mark, Series, line_chart, running_mean
 from splatopt.report.page import (
@@ -256,11 +258,13 @@ def _command(config: Mapping[str, object], run_folder: Path) -> str:
         if name in _USUAL_OPTIONS or value not in (None, _plain_default(places[name].field.default)):
             words += _option(name, value)
     words += [word for path in _plugin_paths(config) for word in ("--plugin", path)]
-    loss, loss_options = config.get("loss"), config.get("loss_options")
-    if isinstance(loss, str) and isinstance(loss_options, dict):
-        for name, value in loss_options.items():
-            if value != _loss_defaults(loss).get(name):
-                words += _option(f"{loss}.{name}", value)
+    for kind, find in (("loss", _loss), ("density", _density)):
+        chosen, given = config.get(kind), config.get(f"{kind}_options")
+        if isinstance(chosen, str) and isinstance(given, dict):
+            usual = _defaults(chosen, find)
+            for name, value in given.items():
+                if value != usual.get(name):
+                    words += _option(f"{chosen}.{name}", value)
     for optimizer, options in _options(config).items():
         defaults = _optimizer_defaults(optimizer) or {}
         for name, value in options.items():
@@ -295,12 +299,21 @@ def _optimizer_defaults(name: str) -> dict[str, object] | None:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
 
 
-def _loss_defaults(name: str) -> dict[str, object]:
-    """The default options of a loss as JSON holds them; none where it is unknown here."""
+def _loss(name: str) -> Any:
+    return find_loss(name).loss
+
+
+def _density(name: str) -> Any:
+    return find_density(name).options
+
+
+def _defaults(name: str, find: Callable[[str], Any]) -> dict[str, object]:
+    """The default options of a loss or a strategy as JSON holds them; none where it is unknown here."""
     try:
-        return asdict(find_loss(name).loss())  # type: ignore[call-overload] # a dataclass, as registered
+        defaults = asdict(find(name)())
     except InputError:
         return {}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
 
 
 def _plugin_paths(config: Mapping[str, object]) -> list[str]:
@@ -315,7 +328,7 @@ def _plugin_paths(config: Mapping[str, object]) -> list[str]:
 
 _FIRST_OPTIONS = ("optimizer", "stages", "steps", "seed", "init")
 _USUAL_OPTIONS = ("optimizer", "steps", "seed", "init")
-_NO_OPTIONS = ("capture", "out", "resume", "optimizer_options", "loss_options", "plugins")
+_NO_OPTIONS = ("capture", "out", "resume", "optimizer_options", "loss_options", "density_options", "plugins")
 
 
 def _plain_default(value: object) -> object:

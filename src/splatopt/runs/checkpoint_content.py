@@ -14,7 +14,7 @@ from splatopt.core.checkpoint import (
 )
 from splatopt.core.checks import InputError, quoted
 from splatopt.core.optimizer import Optimizer
-from splatopt.core.state import OptimizerState
+from splatopt.core.state import OptimizerState, Stateful
 from splatopt.core.typed import Fields
 from splatopt.runs.renamed import renamed_states
 
@@ -58,18 +58,36 @@ def load_optimizer(optimizer: Optimizer, checkpoint: Checkpoint) -> None:
     Raises:
         DamagedCheckpointError: The state does not fit the optimizer; names the checkpoint.
     """
-    fresh, numbers = optimizer.state(), checkpoint.fields.object("optimizer")
-    tensors = renamed_states(below(checkpoint.tensors, OPTIMIZER), fresh.tensors)
-    state = OptimizerState(tensors, renamed_states(checkpoint.scalars["optimizer"], fresh.scalars))
+    load_stateful(optimizer, checkpoint, OPTIMIZER, "optimizer")
+
+
+def load_stateful(part: Stateful, checkpoint: Checkpoint, prefix: str, name: str) -> None:
+    """Have an optimizer or a density strategy at its start go on from a checkpoint; see :func:`load_optimizer`.
+
+    Args:
+        part: As it is made.
+        checkpoint: Written by one of the same kind.
+        prefix: What the names of its tensors begin with.
+        name: Of its numbers.
+
+    Raises:
+        DamagedCheckpointError: The state does not fit; names the checkpoint.
+    """
+    fresh = part.state()
+    with damage_in(checkpoint.fields.where):
+        numbers = checkpoint.fields.object(name)
+        check_state_numbers(numbers)
+    tensors = renamed_states(below(checkpoint.tensors, prefix), fresh.tensors)
+    state = OptimizerState(tensors, renamed_states(checkpoint.scalars[name], fresh.scalars))
     with damage_in(numbers.where):
-        for name, number in fresh.scalars.items():
+        for entry, number in fresh.scalars.items():
             # Settings among them may be -1, which some take for none.
-            if name in numbers and isinstance(number, int) and number >= 0:
-                numbers.count(name, maximum=_MAX_COUNT)
+            if entry in numbers and isinstance(number, int) and number >= 0:
+                numbers.count(entry, maximum=_MAX_COUNT)
     with damage_in(checkpoint.where):
-        for name, value in state.tensors.items():
-            like = fresh.tensors.get(name)
+        for entry, value in state.tensors.items():
+            like = fresh.tensors.get(entry)
             if like is not None and like.is_floating_point() and (value.shape, value.dtype) != (like.shape, like.dtype):
                 wanted, came = (f"{tuple(one.shape)} {one.dtype}" for one in (like, value))
-                raise InputError(f"{quoted(OPTIMIZER + name)} must be {wanted}, got {came}")
-        optimizer.load_state(state)
+                raise InputError(f"{quoted(prefix + entry)} must be {wanted}, got {came}")
+        part.load_state(state)

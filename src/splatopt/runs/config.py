@@ -26,7 +26,7 @@ MAX_THREADS = 1024
 
 MAX_SEED = 2**63 - 1
 
-_APART = ("optimizer_options", "loss_options", "plugins")
+_APART = ("optimizer_options", "loss_options", "density_options", "plugins")
 """Settings that files hold in forms of their own; a resumed run joins what was given with what it has."""
 
 _REQUEST = "resume"
@@ -95,7 +95,8 @@ class ProcessOptions(SettingGroup):
     need more is refused before it begins. 0 for what is free. Unit: GiB."""
 
     plugins: PluginFiles = ()
-    """A Python file that registers an optimizer, a loss or a reader of captures; give it once for each file."""
+    """A Python file that registers an optimizer, a loss, a density strategy or a reader of captures; give it once for
+    each file."""
 
     def __post_init__(self) -> None:
         """Load plug-ins that are given by their path."""
@@ -272,14 +273,14 @@ class RunConfig(ABC):
 
     @abstractmethod
     def _options_to_json(self) -> dict[str, object]:
-        """Return, by setting, the options of optimizers and losses as JSON values."""
+        """Return, by setting, the options of optimizers, losses and strategies as JSON values."""
 
     @classmethod
     @abstractmethod
     def _options_from_json(
         cls, values: Mapping[str, object], settings: Mapping[str, Any], where: str
     ) -> dict[str, object]:
-        """Return, by setting, the options of optimizers and losses that a run's file holds.
+        """Return, by setting, the options of optimizers, losses and strategies that a run's file holds.
 
         Args:
             values: What was read.
@@ -309,7 +310,7 @@ class RunConfig(ABC):
 
         Args:
             saved: What the run was started with.
-            chosen: All settings but the options of optimizers and losses.
+            chosen: All settings but the options of optimizers, losses and strategies.
         """
 
 

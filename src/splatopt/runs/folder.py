@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -24,7 +24,7 @@ TRAINED_ON = "trained_on"
 """Where ``config.json`` holds the fingerprint of what the run is trained on."""
 _MAKERS = {FORMAT: "splatopt train", FIELD_FORMAT: "splatopt fit"}
 _WRITTEN = (
-    *("config.json", "metrics.jsonl", "eval.json", "scene.ply", "report.html"),
+    *("config.json", "metrics.jsonl", "density.jsonl", "eval.json", "scene.ply", "report.html"),
     *("result.png", "mesh.ply", "metrics.json", "cell.json", "capture", "pruning.json"),
 )
 """What commands write into a run's folder; parts of pictures and videos lie in folders of their own."""
@@ -58,6 +58,11 @@ class RunFolder:
     def metrics(self) -> Path:
         """One JSON object per line, written while the run goes on."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def density(self) -> Path:
+        """One JSON object for each edit of the scene's rows, where a density strategy is at work."""
+        return self.path / "density.jsonl"
 
     @property
     def evaluation(self) -> Path:
@@ -224,23 +229,28 @@ class MetricSums:
         psnr: Of the training views' PSNR, dB.
         count: Number of steps.
         reset_rows: Gaussians that broke down and began anew.
+        broken_rows: Gaussians that broke down and were removed.
+        added: Gaussians that were added.
+        removed: Gaussians that were removed, those that broke down too.
     """
 
     loss: float = 0.0
     psnr: float = 0.0
     count: int = 0
     reset_rows: int = 0
+    broken_rows: int = 0
+    added: int = 0
+    removed: int = 0
 
-    def add(self, loss: float, psnr: float, reset_rows: int = 0) -> None:
+    def add(self, loss: float, psnr: float) -> None:
         """Count one step."""
         self.loss += loss
         self.psnr += psnr
         self.count += 1
-        self.reset_rows += reset_rows
 
     def to_json(self) -> dict[str, float | int]:
         """Return the sums as a checkpoint holds them."""
-        return {"loss": self.loss, "psnr": self.psnr, "count": self.count, "reset_rows": self.reset_rows}
+        return asdict(self)
 
 
 class MetricsLog:

@@ -29,10 +29,12 @@ class MemoryEstimate:
     Attributes:
         parts: Bytes by what they are for.
         verb: What is done.
+        row_bytes: What one Gaussian more takes, of a scene.
     """
 
     parts: dict[str, int]
     verb: str = "training"
+    row_bytes: int = 0
 
     @property
     def total(self) -> int:

@@ -132,6 +132,16 @@ class ResumableRun(ABC):
 
     # ------------------------------------------------------------------ what is the same for all
 
+    @property
+    def logs(self) -> tuple[MetricsLog | NoLog, ...]:
+        """All files of lines that the run writes; a checkpoint waits for them, and a way back cuts them."""
+        return (self.log,)
+
+    def trim_logs(self) -> None:
+        """Drop the lines after the step at hand."""
+        for log in self.logs:
+            log.trim(self.step)
+
     @contextlib.contextmanager
     def keep_others_out(self) -> Iterator[None]:
         """Hold the run's folder, cleared of what a kill left, until the block is done.
@@ -191,7 +201,8 @@ class ResumableRun(ABC):
 
     def _save(self) -> None:
         """Write a checkpoint; where the disk refuses, warn and go on with the ones from before."""
-        self.log.sync()
+        for log in self.logs:
+            log.sync()
         self.saved_at_seconds = self.seconds
         if not self.processes.is_first:
             return
@@ -225,7 +236,7 @@ class ResumableRun(ABC):
         self._restore(checkpoint)
         self.seconds = self.saved_at_seconds = spent
         self._shuffle()
-        self.log.trim(self.step)
+        self.trim_logs()
         told = f"{problem}; went back to the checkpoint of step {self.step}, with a new order of {self.examples}"
         self.tell(Warned(told))
 
@@ -264,7 +275,8 @@ class ResumableRun(ABC):
 
     def close(self) -> None:
         """Close the log and tell that the run has ended, whichever way."""
-        self.log.close()
+        for log in self.logs:
+            log.close()
         self.tell(Ended())
 
 

@@ -89,6 +89,9 @@ class DataParallel(WrappedObjective):
             self.processes.sum(found.tensors.values())
         if found.masks:
             self.processes.any(found.masks.values())
+        if found.greatest:
+            found.greatest = {key: tensor.contiguous() for key, tensor in found.greatest.items()}
+            self.processes.max(found.greatest.values())
         return put_together(row, own, found)
 
     def _handed_round(self, batch: Batch, own: object, factor: float, positions: slice) -> Residuals:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -22,6 +22,7 @@ from splatopt.core.objective import (
     Residuals,
     Tensors,
 )
+from splatopt.core.row_statistics import ErrorMap, GradientStatistics, RowStatistics
 from splatopt.core.scene_edit import SceneEdit
 from splatopt.core.schema import BLOCK_TENSORS, PACKED_BLOCK
 from splatopt.raster.losses import L1Ssim, Loss
@@ -64,6 +65,9 @@ class PhotometricObjective(Objective):
 
     The residuals of a batch of V views are the views' own divided by √V, one tensor per view, so that
     JᵀJ and its diagonal and blocks are means over the views, as the loss is.
+
+    Attributes:
+        observed: While it is set, every view of every gradient adds its statistics to it; edits of rows are its own.
     """
 
     def __init__(
@@ -99,6 +103,7 @@ class PhotometricObjective(Objective):
         self.options = options or RenderOptions()
         self.loss = loss or L1Ssim()
         self.weights = weights
+        self.observed: GradientStatistics | None = None
         self._length_scale = length_scale
         self._allocate()
 
@@ -177,7 +182,7 @@ class PhotometricObjective(Objective):
         weight = _weight(batch)
         loss = psnr = 0.0
         for problem, into in self._sums(batch, self._gradient):
-            result = self.renderer.accumulate_gradient(self.cloud, problem, into, self._seen)
+            result = self.renderer.accumulate_gradient(self.cloud, problem, into, self._seen, self.observed)
             loss += weight * result.loss
             psnr += weight * decibels(result.squared_error)
         return Evaluation(loss=loss, gradient=self._gradient, seen=self._seen, metrics={"psnr": psnr})
@@ -270,6 +275,23 @@ class PhotometricObjective(Objective):
         for problem, into in self._sums(batch, product):
             self.renderer.hvp(self.cloud, problem, tangent, into)
         return product
+
+    def statistics(self, batch: Sequence[int], error: ErrorMap) -> RowStatistics:
+        """Return what each Gaussian does in the views of ``batch``; see :class:`RowStatistics`.
+
+        Args:
+            batch: View indices.
+            error: Makes the image e (H, W) of a rendered view, not clamped, and its photograph in [0, 1], both
+                (H, W, 3) and 0 where the pixels' weights are.
+        """
+        if Oracle.STATISTICS not in self._kept:
+            rows = len(self.cloud)
+            shapes = {field.name: (rows,) for field in fields(RowStatistics)} | {"color_cross": (rows, 3, 3)}
+            self._kept[Oracle.STATISTICS] = {name: self.cloud.means.new_zeros(shape) for name, shape in shapes.items()}
+        kept = self._kept[Oracle.STATISTICS]
+        for problem, into in self._sums(batch, kept):
+            self.renderer.statistics(self.cloud, problem, error, into)
+        return RowStatistics(**kept)
 
     def _sums(self, batch: Sequence[int], tensors: Tensors) -> Iterator[tuple[ViewProblem, WeightedSum]]:
         """Yield the problem of each view, and where its share of a mean over the batch is added."""

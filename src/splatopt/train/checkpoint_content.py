@@ -16,6 +16,9 @@ from splatopt.scene.saved import saved_cloud
 CLOUD = "cloud."
 """What the names of a scene's tensors begin with."""
 
+DENSITY = "density."
+"""What the names of a density strategy's tensors begin with."""
+
 
 def scene_of(checkpoint: Checkpoint) -> GaussianCloud:
     """Return the scene of a checkpoint, on its tensors; raises DamagedCheckpointError where it is none."""
@@ -55,7 +58,7 @@ def check_training(checkpoint: Checkpoint) -> None:
         DamagedCheckpointError: It does not; names the checkpoint.
     """
     check_scene(checkpoint)
-    check_tensors(checkpoint, (CLOUD, OPTIMIZER), ("sampler", "generator"))
+    check_tensors(checkpoint, (CLOUD, OPTIMIZER, DENSITY), ("sampler", "generator"))
     order = checkpoint.tensors["sampler"]
     if order.dtype != torch.int64 or order.dim() != 1 or len(order.unique()) != len(order) or bool((order < 0).any()):
         raise DamagedCheckpointError(f"{checkpoint.where}: sampler must hold numbers of views, each once")

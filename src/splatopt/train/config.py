@@ -14,6 +14,7 @@ from splatopt.runs.resuming import check_options
 from splatopt.runs.saved_options import saved_options
 from splatopt.runs.unread import check_read, options_to_json
 from splatopt.train.chosen_loss import USUAL_LOSS, saved_loss_options
+from splatopt.train.density_options import NO_DENSITY, DensityOptions, saved_density_options
 from splatopt.train.options import (
     USUAL_OPTIMIZER,
     DataOptions,
@@ -34,6 +35,7 @@ class TrainConfig(RunConfig):
     data: DataOptions
     scene: SceneOptions = field(default_factory=SceneOptions)
     schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
+    density: DensityOptions = field(default_factory=DensityOptions)
     scoring: ScoringOptions = field(default_factory=ScoringOptions)
     saving: SavingOptions = field(default_factory=SavingOptions)
     processes: ProcessOptions = field(default_factory=ProcessOptions)
@@ -56,24 +58,29 @@ class TrainConfig(RunConfig):
         )
 
     def check_known(self, where: str) -> None:
-        """Raise InputError where an optimizer or the loss of a run that was read in ``where`` is not known here."""
-        check_read([*self.schedule.options_by_name.values(), self.scene.loss_options], where)
+        """Raise InputError where an optimizer, loss or strategy of a run read in ``where`` is not known here."""
+        apart = (self.scene.loss_options, self.density.density_options)
+        check_read([*self.schedule.options_by_name.values(), *apart], where)
 
     def _options_to_json(self) -> dict[str, object]:
-        schedule, loss = self.schedule, self.scene.loss_options
+        schedule, loss, strategy = self.schedule, self.scene.loss_options, self.density.density_options
         by_name = {name: options_to_json(given) for name, given in schedule.options_by_name.items()}
         options = by_name if schedule.stages is not None else by_name.get(schedule.optimizer)
         return {
             "optimizer_options": None if schedule.optimizer_options is None else options,
             "loss_options": None if loss is None else options_to_json(loss),
+            "density_options": None if strategy is None else options_to_json(strategy),
         }
 
     @classmethod
     def _options_from_json(
         cls, values: Mapping[str, object], settings: Mapping[str, Any], where: str
     ) -> dict[str, object]:
-        loss = settings.get("loss", USUAL_LOSS)
-        found: dict[str, object] = {"loss_options": saved_loss_options(loss, values.get("loss_options"), where)}
+        loss, strategy = settings.get("loss", USUAL_LOSS), settings.get("density", NO_DENSITY)
+        found: dict[str, object] = {
+            "loss_options": saved_loss_options(loss, values.get("loss_options"), where),
+            "density_options": saved_density_options(strategy, values.get("density_options"), where),
+        }
         if (saved := values.get("optimizer_options")) is not None:
             optimizer, staged = settings.get("optimizer", USUAL_OPTIMIZER), settings.get("stages") is not None
             found["optimizer_options"] = saved_options(saved, optimizer, staged, where)
@@ -82,10 +89,14 @@ class TrainConfig(RunConfig):
     def _resumed(self, saved: TrainConfig, chosen: dict[str, object]) -> TrainConfig:
         if self.schedule.stages is not None:
             chosen |= {"steps": self.schedule.steps, "optimizer": self.schedule.optimizer}
-        given, kept = self.scene.loss_options, saved.scene.loss_options
-        if given is not None and type(given) is type(kept):
-            check_options(saved.saving.out, saved.scene.loss, given, kept)
-        resumed = self.changed(**chosen, optimizer_options=None, loss_options=kept)
+        kept_loss, kept_density = saved.scene.loss_options, saved.density.density_options
+        for name, given, kept in (
+            (saved.scene.loss, self.scene.loss_options, kept_loss),
+            (saved.density.density, self.density.density_options, kept_density),
+        ):
+            if given is not None and type(given) is type(kept):
+                check_options(saved.saving.out, name, given, kept)
+        resumed = self.changed(**chosen, optimizer_options=None, loss_options=kept_loss, density_options=kept_density)
         options = self._options_resuming(saved, resumed.schedule.optimizers)
         staged = resumed.schedule.stages is not None
         return resumed.changed(optimizer_options=options if staged else options[resumed.schedule.optimizer])

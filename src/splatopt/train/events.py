@@ -65,6 +65,23 @@ class Evaluated:
     cloud: GaussianCloud
 
 
-Event = Started | Stepped | Evaluated | Saved | Warned | Ended
+@dataclass(frozen=True)
+class Edited:
+    """The Gaussians were edited: by a density strategy after a step, or since some of them broke down in it.
+
+    Attributes:
+        step: Steps done, that one included.
+        added: How many there are that are further copies of one.
+        removed: How many have no copy.
+        gaussians: How many there are now.
+    """
+
+    step: int
+    added: int
+    removed: int
+    gaussians: int
+
+
+Event = Started | Stepped | Edited | Evaluated | Saved | Warned | Ended
 Callback = Callable[[Event], None]
 """Called with every event, in order, between steps. Raising KeyboardInterrupt stops the run as Ctrl-C does."""

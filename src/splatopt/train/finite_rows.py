@@ -2,8 +2,9 @@
 
 What a row's gradient or curvature has of NaN or infinity reaches no optimizer, since some weigh all rows together: that
 row counts as not seen in that step. After the step every such row, and every row with such a parameter, becomes a faint
-copy of the nearest sound one, with an empty optimizer state. What the optimizer keeps is looked at every
-twentieth step. Where more rows break down at once than a few, it is the run that broke down, and the run goes back.
+copy of the nearest sound one, with an empty optimizer state; where a density strategy is at work it is removed. What
+the optimizer keeps is looked at every twentieth step. Where more rows break down at once than a few, it is the run that
+broke down, and the run goes back.
 """
 
 from __future__ import annotations
@@ -33,6 +34,12 @@ STATE_EVERY = 20
 
 FAINT = math.log(0.01 / 0.99)
 """Logit opacity of a row that begins anew, at most: 3DGS' own after a reset."""
+
+_BECOMES = {
+    True: "begins anew as a faint copy of its nearest neighbour, and how many do is in metrics.jsonl (reset_rows)",
+    False: "is removed, and how many are is in metrics.jsonl (broken_rows)",
+}
+"""By whether rows begin anew."""
 
 _NOUNS = {"gradient": "gradient of", "vjp": "product with", "gauss_newton_product": "product with"}
 """What a message calls the tensors that answer a question; those of all others are curvature."""
@@ -97,7 +104,7 @@ class FiniteRows(WrappedObjective):
 
 
 class RowResets:
-    """Lets rows begin anew, and counts them.
+    """Lets rows begin anew or has them removed, and counts them.
 
     Attributes:
         total: Rows so far.
@@ -119,15 +126,21 @@ class RowResets:
 
     @torch.no_grad()
     def reset_broken(
-        self, objective: PhotometricObjective, optimizer: Optimizer, noted: FiniteRows, step: int
+        self,
+        objective: PhotometricObjective,
+        optimizer: Optimizer,
+        noted: FiniteRows,
+        step: int,
+        remove: Callable[[Tensor], None] | None = None,
     ) -> tuple[int, str | None]:
-        """Let the rows that broke down in a step begin anew.
+        """Let the rows that broke down in a step begin anew, or remove them.
 
         Args:
             objective: Whose rows.
             optimizer: Follows.
             noted: What broke down of the objective's answers.
             step: Steps done, this one included.
+            remove: Removes rows, (N,) bool; they begin anew when None.
 
         Returns:
             How many rows, and what broke down as a whole, as the beginning of a sentence.
@@ -154,12 +167,12 @@ class RowResets:
         if self.steps > MAX_STEPS:
             return 0, f"Gaussians became NaN or infinite in {self.steps} steps, one after the other, up to step {step}"
         if not self.total:
-            self._tell(
-                f"{where} became NaN or infinite in step {step}; such a Gaussian begins anew as a faint copy of its "
-                "nearest neighbour, and how many do is in metrics.jsonl (reset_rows)"
-            )
+            self._tell(f"{where} became NaN or infinite in step {step}; such a Gaussian {_BECOMES[remove is None]}")
         self.total += count
-        reinitialize_rows(objective, optimizer, rows)
+        if remove is None:
+            reinitialize_rows(objective, optimizer, rows)
+        else:
+            remove(rows)
         return count, None
 
 

@@ -19,12 +19,13 @@ from splatopt.core.processes import LostProcessError, Processes
 from splatopt.core.version import __version__
 from splatopt.data import Capture
 from splatopt.data.fingerprint import fingerprint_capture
+from splatopt.density.penalised import Penalised
+from splatopt.density.strategy import StepTaken
 from splatopt.raster.renderer import Renderer
 from splatopt.raster.threads import quiet_torch
 from splatopt.runs.checkpoint_content import OPTIMIZER, load_optimizer
 from splatopt.runs.events import Warned
 from splatopt.runs.folder import MetricsLog, MetricSums, NoLog, RunFolder, write_json
-from splatopt.runs.memory import resident_megabytes
 from splatopt.runs.records import read_evaluation
 from splatopt.runs.resumable import ResumableRun, is_due
 from splatopt.scene.gaussians import GaussianCloud
@@ -35,6 +36,7 @@ from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import Scores, evaluate, evaluation_record, scores_before
 from splatopt.train.events import Callback, Evaluated, Started, Stepped
 from splatopt.train.finite_rows import FiniteRows, RowResets
+from splatopt.train.growth import Growth, Surroundings, metrics_of, open_growth
 from splatopt.train.machine import Machine, machine_around, open_machine
 from splatopt.train.opening import Opening, open_training
 from splatopt.train.preflight import MemoryEstimate, check_memory
@@ -124,6 +126,7 @@ class _Trainer(ResumableRun):
         self.sampler = ViewSampler(tuple(capture.split.train), self.generator, training_positions(config, capture))
         self.sums = MetricSums()
         self.resets = RowResets(lambda sentence: self.tell(Warned(sentence)))
+        self.growth: Growth | None = None
         self.before: Scores | None = None
         self.looked_at_seconds = 0.0
 
@@ -142,7 +145,10 @@ class _Trainer(ResumableRun):
     def begin(self, checkpoint: Checkpoint | None) -> tuple[str, ...]:
         """Start anew, or go on from ``checkpoint``; checks everything, writes nothing and returns what to warn of."""
         if checkpoint is None:
-            self._bind(starting_cloud(self.config, self.capture, self.generator))
+            cloud = starting_cloud(self.config, self.capture, self.generator)
+            if self.config.density.is_at_work:
+                self.config = self.config.changed(max_gaussians=self.config.density.cap(len(cloud)))
+            self._bind(cloud)
             self._begin_stage(0)
         else:
             self._restore(checkpoint)
@@ -156,9 +162,16 @@ class _Trainer(ResumableRun):
                 shutil.rmtree(self.folder.checkpoints / "step-000000", ignore_errors=True)
             self.folder.write_config(self.config, __version__, fingerprint_capture(self.capture))
         self.log = MetricsLog(self.folder.metrics) if self.processes.is_first else NoLog()
+        if self.growth is not None and self.processes.is_first:
+            self.growth.log = MetricsLog(self.folder.density)
         if checkpoint is not None:
             self.saved = self.folder.checkpoints / f"step-{self.step:06d}"
-            self.log.trim(self.step)
+            self.trim_logs()
+
+    @property
+    def logs(self) -> tuple[MetricsLog | NoLog, ...]:
+        """Metrics, and edits where a strategy is at work."""
+        return (self.log,) if self.growth is None else (self.log, self.growth.log)
 
     def _bind(self, cloud: GaussianCloud) -> None:
         """Make the objective around ``cloud``, and what optimizers ask in its place."""
@@ -166,7 +179,17 @@ class _Trainer(ResumableRun):
             self.needed = check_memory(self.config, self.capture, cloud, self.renderer, self.context)
         cloud = cloud.to(self.context.device)
         self.objective = make_objective(self.config, self.capture, cloud, self.renderer, self.context.images)
-        self.guarded = FiniteRows(self.context.guard(self.objective, lambda sentence: self.tell(Warned(sentence))))
+        shared = self.context.guard(self.objective, lambda sentence: self.tell(Warned(sentence)))
+        if not self.config.density.is_at_work:
+            self.guarded = FiniteRows(shared)
+            return
+        penalised = Penalised(shared)
+        self.guarded = FiniteRows(penalised)
+        log = NoLog() if self.growth is None else self.growth.log
+        around = Surroundings(self.context, self.needed.row_bytes, self.capture.frame, self.tell)
+        views = self.capture.split.train
+        self.growth = open_growth(self.config, views, self.objective, penalised, around, self.generator)
+        self.growth.log = log
 
     def _begin_stage(self, position: int) -> None:
         """Start the optimizer of one stage anew."""
@@ -207,6 +230,9 @@ class _Trainer(ResumableRun):
             "sums": self.sums.to_json(),
             "resets": self.resets.to_json(),
         }
+        if self.growth is not None:
+            kept, scalars["density"] = self.growth.state()
+            tensors |= kept
         return Checkpoint(self.step, tensors, scalars)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -220,6 +246,8 @@ class _Trainer(ResumableRun):
         # A run that had come to its end may go on with another stage, which starts anew.
         if self.position == scalars.get("stage", 0):
             load_optimizer(self.optimizer, checkpoint)
+        if self.growth is not None:
+            self.growth.load(checkpoint)
         self.sampler.load_state(tensors["sampler"])
         self.step = checkpoint.step
         self.seconds = self.saved_at_seconds = self.looked_at_seconds = scalars["seconds"]
@@ -272,26 +300,45 @@ class _Trainer(ResumableRun):
         views = self._draw()
         self.context.expect((*views, *self.sampler.upcoming(len(views))))
         self._set_degree(self.step)
-        evaluation = self.optimizer.step(
-            views, Progress(self.step - stage.begin, self.config.schedule.horizon or stage.steps)
-        )
-        reset, problem = 0, self._non_finite(evaluation, views)
-        if not problem:
-            reset, problem = self.resets.reset_broken(self.objective, self.optimizer, self.guarded, self.step + 1)
+        progress = Progress(self.step - stage.begin, self.config.schedule.horizon or stage.steps)
+        evaluation = self.optimizer.step(views, progress)
+        problem = self._non_finite(evaluation, views) or self._mend_rows()
         self.guarded.forget()
         if problem:
             self.roll_back(problem)
             return
         self.step += 1
+        self._grow(progress)
         for notice in self.optimizer.warnings:
             self.tell(Warned(notice))
         self.optimizer.warnings.clear()
         psnr = evaluation.metrics["psnr"]
-        self.sums.add(evaluation.loss, psnr, reset)
+        self.sums.add(evaluation.loss, psnr)
         times = (self.seconds + time.perf_counter() - began, self.saved_at_seconds, self.looked_at_seconds)
         self.seconds, self.saved_at_seconds, self.looked_at_seconds = self.context.seconds(*times)
         self._after_step(evaluation)
         self.tell(Stepped(self.step, self.planned, self.seconds, evaluation.loss, psnr, self.objective.cloud, stage))
+
+    def _mend_rows(self) -> str | None:
+        """Let Gaussians that broke down in the step at hand begin anew, or remove them where a strategy is at work.
+
+        Returns:
+            What broke down as a whole.
+        """
+        growth, step = self.growth, self.step + 1
+        remove = None if growth is None else lambda rows: growth.remove(rows, self.optimizer, step, self.sums)
+        count, problem = self.resets.reset_broken(self.objective, self.optimizer, self.guarded, step, remove)
+        self.sums.reset_rows += count if growth is None else 0
+        return problem
+
+    def _grow(self, progress: Progress) -> None:
+        """Have the density strategy, where there is one, do what it wants after a step."""
+        if self.growth is None:
+            return
+        whole = Progress(self.step, self.config.schedule.horizon or self.planned)
+        taken = StepTaken(whole, self.optimizer.position_rate(progress))
+        self.growth.after_step(taken, self.optimizer, self.sums)
+        self.guarded.forget()
 
     def _draw(self) -> tuple[int, ...]:
         """Return the views of the next step: as many as its optimizer wants, or else the configuration."""
@@ -334,21 +381,12 @@ class _Trainer(ResumableRun):
         )
 
     def _log_line(self, evaluation: Evaluation, scores: Scores | None) -> None:
-        line = {
-            "step": self.step,
-            "optimizer": self.stage.optimizer,
-            "seconds": round(self.seconds, 4),
-            "loss": self.sums.loss / self.sums.count,
-            "psnr": self.sums.psnr / self.sums.count,
-            "gaussians": len(self.objective.cloud),
-            "memory_mb": round(resident_megabytes(), 1),
-        }
-        if self.sums.reset_rows:
-            line["reset_rows"] = self.sums.reset_rows
-        line |= {name: value for name, value in evaluation.metrics.items() if name != "psnr"}
+        head = {"step": self.step, "optimizer": self.stage.optimizer, "seconds": round(self.seconds, 4)}
+        tail = {name: value for name, value in evaluation.metrics.items() if name != "psnr"}
         if scores:
-            line |= {"test_psnr": scores.psnr, "test_ssim": scores.ssim}
-        self.log.append(line)
+            tail |= {"test_psnr": scores.psnr, "test_ssim": scores.ssim}
+        gaussians, grows = len(self.objective.cloud), self.growth is not None
+        self.log.append({**head, **metrics_of(self.sums, gaussians, grows=grows), **tail})
         self.sums = MetricSums()
 
     def _non_finite(self, evaluation: Evaluation, views: Sequence[int]) -> str | None:

@@ -24,6 +24,8 @@ from splatopt.core.optimizer import Optimizer, Progress, find_optimizer
 from splatopt.core.schema import BLOCK_TENSORS, PACKED_BLOCK
 from splatopt.data import Capture
 from splatopt.data.prefetch import DEVICE_BYTES
+from splatopt.density.penalised import Penalised
+from splatopt.density.strategy import DensityLimits
 from splatopt.optim.bridge import TorchOptimizer
 from splatopt.optim.dry_run import SECONDS, STEPS, CountedMemory, count_memory
 from splatopt.raster.constants import MIN_ALPHA
@@ -34,7 +36,7 @@ from splatopt.runs.memory import GIBIBYTE, SCORING, MemoryEstimate
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.train.config import TrainConfig
 from splatopt.train.process_context import ProcessContext
-from splatopt.train.setup import make_optimizer
+from splatopt.train.setup import make_optimizer, make_strategy
 
 FACTOR = 1.5
 """The measured peak lies within this factor of the estimate, on the CPU with the native renderer."""
@@ -64,7 +66,7 @@ def check_memory(
         InputError: It needs more than ``--max-memory``, or than what is free; says how much.
     """
     needed = estimate_memory(config, capture, cloud, renderer, on_host=context.device.type == "cpu")
-    allowed = round(config.processes.max_memory * GIBIBYTE) or free_memory(context)
+    allowed = round(config.processes.max_memory * GIBIBYTE) or context.free_memory()
     if needed.total <= allowed:
         return needed
     have = (
@@ -78,43 +80,56 @@ def check_memory(
     )
 
 
-def free_memory(context: ProcessContext) -> int:
-    """Return the bytes that one process of the run may take: on CUDA of its device, else its share of the host's."""
-    share = 1 if context.device.type == "cuda" else context.processes.launch.local_world_size
-    return devices.free_memory(context.device) // share
-
-
 def estimate_memory(
     config: TrainConfig, capture: Capture, cloud: GaussianCloud, renderer: Renderer, *, on_host: bool
 ) -> MemoryEstimate:
     """Count what training takes.
 
     Args:
-        config: What is done; of several stages the hungriest counts.
+        config: What is done; of several stages the hungriest counts, and where a density strategy is at work as many
+            Gaussians as it may make.
         capture: What is trained on.
         cloud: Where training begins.
         renderer: What renders.
         on_host: Whether the photographs are rendered where they are kept.
     """
     cameras = [capture.cameras[view] for view in capture.split.train]
-    count, numbers = len(cloud), sum(value[0].numel() for value in cloud.tensors.values() if len(value))
+    most = config.density.max_gaussians if config.density.is_at_work else None
+    count = max(len(cloud), most or 0)
+    numbers = sum(value[0].numel() for value in cloud.tensors.values() if len(value))
     pixels = max(camera.width * camera.height for camera in cameras)
-    pairs = count_tile_pairs(cloud, cameras, config)
+    pairs = math.ceil(count_tile_pairs(cloud, cameras, config) * count / max(1, len(cloud)))
     hungers = [measure_optimizer(name, config, cloud, renderer, on_host=on_host) for name in config.schedule.optimizers]
     optimizer_memory = max(hungers, key=lambda one: one.row_bytes)
     kept = min(config.data.cache_mebibytes << 20, 3 * sum(camera.width * camera.height for camera in cameras))
     residuals = 2 * 3 * _FLOAT * pixels if any(one.residuals for one in hungers) else 0
+    # An edit holds the old Gaussians and the new ones at once.
+    strategy = numbers * _FLOAT + strategy_row_bytes(config, cloud, renderer) if most else 0
     return MemoryEstimate(
         {
             "parameters": count * numbers * _FLOAT,
             "gradient": count * (numbers * _FLOAT + 1),
             f"optimizer {optimizer_memory.name}": count * optimizer_memory.row_bytes,
+            f"density {config.density.density}": count * strategy,
             "renderer": renderer.memory_needed(count, pixels, pairs, optimizer_memory.asked),
             "residuals": residuals,
             "photographs": kept if on_host else min(DEVICE_BYTES, kept),
             "scoring": SCORING * pixels,
-        }
+        },
+        row_bytes=2 * numbers * _FLOAT + 1 + optimizer_memory.row_bytes + strategy,
     )
+
+
+def strategy_row_bytes(config: TrainConfig, cloud: GaussianCloud, renderer: Renderer) -> int:
+    """Return the bytes that the run's density strategy keeps of a Gaussian, by making one for a few.
+
+    It is made for whatever it needs; where the renderer does not give that, it refuses when it is made for the run.
+    """
+    twin = _SampleObjective(_few(cloud, min(_TWIN_ROWS, len(cloud))), renderer)
+    with contextlib.suppress(InputError):
+        strategy = make_strategy(config, Penalised(twin), DensityLimits(len(twin.cloud), ()), torch.Generator())
+        return math.ceil(_bytes(strategy.state().tensors.values()) / max(1, len(twin.cloud)))
+    return 0
 
 
 def count_tile_pairs(cloud: GaussianCloud, cameras: Sequence[Camera], config: TrainConfig) -> int:
@@ -181,10 +196,7 @@ def measure_optimizer(
     """
     foreign = len(cloud) > 0 and issubclass(find_optimizer(name).optimizer, TorchOptimizer)
     rows = min(max(len(cloud), _TRIAL_ROWS[0]), _TRIAL_ROWS[1]) if foreign else min(_TWIN_ROWS, len(cloud))
-    chosen = torch.arange(rows) % max(1, len(cloud))
-    twin = _SampleObjective(
-        GaussianCloud(**{key: value.cpu()[chosen] for key, value in cloud.tensors.items()}), renderer
-    )
+    twin = _SampleObjective(_few(cloud, rows), renderer)
     held = needed = 0
     if foreign:
         made, peak = _trial_step(name, config, twin, len(cloud))
@@ -198,6 +210,12 @@ def measure_optimizer(
     for_a_while = max(needed, twin.temporary_bytes, checkpoint)
     row_bytes = math.ceil((held + twin.buffer_bytes + for_a_while) / max(1, rows))
     return OptimizerMemory(name, row_bytes, bool(twin.asked & _WITH_RESIDUALS), twin.asked)
+
+
+def _few(cloud: GaussianCloud, count: int) -> GaussianCloud:
+    """So many rows of a cloud, some more than once where it has fewer."""
+    chosen = torch.arange(count) % max(1, len(cloud))
+    return GaussianCloud(**{key: value.cpu()[chosen] for key, value in cloud.tensors.items()})
 
 
 def _optimizers_of(name: str, config: TrainConfig, twin: _SampleObjective) -> list[Optimizer]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from splatopt.core import devices
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Objective, Tensors
 from splatopt.core.processes import Processes
@@ -61,6 +62,11 @@ class ProcessContext:
         guarded = Microbatched(objective, note)
         guarded.max_parts = self._max_views
         return DataParallel(guarded, self.processes) if self.processes.world_size > 1 else guarded
+
+    def free_memory(self) -> int:
+        """Return the bytes that one process of the run may take: on CUDA its device's, else a share of the host's."""
+        share = 1 if self.device.type == "cuda" else self.processes.launch.local_world_size
+        return devices.free_memory(self.device) // share
 
     def expect(self, views: Sequence[int]) -> None:
         """Begin to fetch those of ``views``, a step's, that this process renders."""

@@ -15,6 +15,7 @@ from splatopt.core.typed import Fields, Json
 from splatopt.density.removal import Criterion
 from splatopt.runs.config import SettingGroup
 from splatopt.runs.folder import write_json
+from splatopt.train.density_options import NO_DENSITY
 from splatopt.train.options import ScheduleOptions
 from splatopt.train.stages import Stage, written
 
@@ -192,7 +193,7 @@ def _read_round(one: Fields) -> PruneRound:
 
 
 def pruned_schedule(schedule: ScheduleOptions, taken: int, options: PruneOptions, repaired: int) -> dict[str, object]:
-    """Return the settings of a schedule that tell what a pruned scene has seen: the run's steps, and the repair's.
+    """Return the settings that tell what a pruned scene has seen: the run's steps and the repair's, which adds no rows.
 
     Args:
         schedule: The run's.
@@ -216,4 +217,7 @@ def pruned_schedule(schedule: ScheduleOptions, taken: int, options: PruneOptions
         "horizon": None,
         "average": 0.0,
         "max_seconds": 0.0,
+        "density": NO_DENSITY,
+        "density_options": None,
+        "max_gaussians": None,
     }

@@ -18,12 +18,12 @@ from splatopt.data import Capture
 from splatopt.density.removal import SCORES, cheapest
 from splatopt.runs.checkpoint_content import OPTIMIZER, load_optimizer
 from splatopt.runs.folder import MetricSums
-from splatopt.runs.memory import resident_megabytes
 from splatopt.runs.resumable import NonFiniteError, is_due
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.train.checkpoint_content import CLOUD, scene_of
 from splatopt.train.evaluate import Scores, evaluate
 from splatopt.train.finite_rows import FiniteRows, RowResets
+from splatopt.train.growth import metrics_of
 from splatopt.train.preflight import check_memory
 from splatopt.train.process_context import ProcessContext
 from splatopt.train.pruning import PruneOptions, PruneRound, pruned_schedule
@@ -146,13 +146,8 @@ class Repair:
             "step": self.step,
             "optimizer": self._options.optimizer,
             "seconds": round(self.seconds, 4),
-            "loss": self._sums.loss / self._sums.count,
-            "psnr": self._sums.psnr / self._sums.count,
-            "gaussians": len(self.cloud),
-            "memory_mb": round(resident_megabytes(), 1),
         }
-        if self._sums.reset_rows:
-            line["reset_rows"] = self._sums.reset_rows
+        line |= metrics_of(self._sums, len(self.cloud), grows=False)
         self._log(line)
         self._sums = MetricSums()
 

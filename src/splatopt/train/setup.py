@@ -12,6 +12,8 @@ from splatopt.core.objective import Objective
 from splatopt.core.optimizer import Optimizer, find_optimizer
 from splatopt.data import Capture, CaptureOptions, load_capture
 from splatopt.data.selection import camera_centers, sparse_split
+from splatopt.density.penalised import Penalised
+from splatopt.density.strategy import DensityLimits, DensityStrategy, find_density
 from splatopt.optim.averaging import Averaged
 from splatopt.raster.renderer import Renderer
 from splatopt.raster.types import RenderOptions
@@ -80,6 +82,27 @@ def make_optimizer(name: str, config: TrainConfig, objective: Objective, generat
     options = config.schedule.options_by_name.get(name) or entry.options()
     optimizer: Optimizer = entry.optimizer(objective, options, generator)
     return Averaged(optimizer, config.schedule.average) if config.schedule.average else optimizer
+
+
+def make_strategy(
+    config: TrainConfig, objective: Penalised, limits: DensityLimits, generator: torch.Generator
+) -> DensityStrategy:
+    """Return the run's strategy, whose penalty is in ``objective`` from then on.
+
+    Args:
+        config: Names it, with its options.
+        objective: What it asks, or around that.
+        limits: What it keeps to.
+        generator: The run's source of randomness.
+
+    Raises:
+        InputError: It cannot be used on this objective.
+    """
+    entry = find_density(config.density.density)
+    strategy = entry.strategy(objective, config.density.density_options or entry.options(), limits, generator)
+    if type(strategy).penalty is not DensityStrategy.penalty:
+        objective.penalty = strategy.penalty
+    return strategy
 
 
 def make_objective(

@@ -29,6 +29,10 @@ class StepBound(ABC):
     def release(self) -> None:  # noqa: B027 - as above
         """Forget them."""
 
+    def position_rate(self, progress: Progress) -> float | None:
+        """Return the learning rate of Gaussians' centres that it is made of; None for none."""
+        return None
+
     @abstractmethod
     def apply(self, name: str, parameter: Tensor, change: Change) -> None:
         """Change the parameter ``name`` in place, within the bound.
@@ -146,6 +150,10 @@ class RateBox(StepBound):
         """Take up the rates."""
         self._rates = self._options.rates(self._length_scale, progress)
         self._other_rate = self._options.other_rate(progress)
+
+    def position_rate(self, progress: Progress) -> float | None:
+        """Return ℓ of the means."""
+        return self._options.rates(self._length_scale, progress).get("means")
 
     def apply(self, name: str, parameter: Tensor, change: Change) -> None:
         """θ ← θ - ℓ · clip(values, -1, 1)."""

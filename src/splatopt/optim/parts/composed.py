@@ -58,6 +58,10 @@ class ComposedOptimizer(Optimizer):
     def compose(self) -> Parts:
         """Return the parts, made of ``self.options``; called once."""
 
+    def position_rate(self, progress: Progress) -> float | None:
+        """Return the bound's."""
+        return self.bound.position_rate(progress)
+
     @torch.no_grad()
     def step(self, batch: Batch, progress: Progress) -> Evaluation:
         """Take one step on ``batch`` and return the evaluation at the point it started from."""

@@ -1,0 +1,108 @@
+// What rows do in a view, and how much error lies where they do it: see core/row_statistics.py. One pass in the order of
+// the lists, which needs no transmittance but the one that it takes along.
+
+inline void load_tile_statistics(const View& view, int tile, const TileState& state, const StatisticsPlanes& planes,
+                                 TileScratch& scratch) {
+    const int64_t corner = static_cast<int64_t>(tile / view.tiles_x) * kTile * view.stride +
+                           static_cast<int64_t>(tile % view.tiles_x) * kTile;
+    constexpr uint32_t none = 0xffffffffu;  // -1: pixels that do not count are reached by no row
+    for (int block = 0; block < kBlocksPerTile; ++block) {
+        const int64_t at = corner + static_cast<int64_t>(block / kTileBlocks) * kBlock * view.stride +
+                           block % kTileBlocks * kBlock;
+        for (int c = 0; c < 3; ++c)
+            load_block(planes.gradient[c] + at, view.stride).store(scratch.gradient[c] + block * kLanes);
+        load_block(planes.error + at, view.stride).store(scratch.error + block * kLanes);
+        Vec(1.0f).store(scratch.transmittance + block * kLanes);
+        Position last = Position::load(state.last + block * kLanes);
+        last.set(load_block(planes.counted + at, view.stride) <= Vec(0.0f), &none);
+        last.store(scratch.last + block * kLanes);
+    }
+}
+
+inline void reduce(const StatisticFields<Vec>& sums, RowSums& out) {
+    reduce_nine(&sums.weight, &out.weight);
+    out.cross_v[1] = add_lanes(sums.cross_v[1]);
+    out.cross_v[2] = add_lanes(sums.cross_v[2]);
+    out.max_weight = max_lanes(sums.max_weight);
+}
+
+// Per pair, over the tile's pixels: see StatisticFields.
+void blend_statistics(const Constants& k, const View& view, const Splat* splats, const Entry* entries, int64_t count,
+                      int tile, TileScratch& scratch, const TileState& state, const StatisticsPlanes& planes,
+                      RowSums* pair_sums) {
+    if (!count) return;
+    gather_tile(view, splats, entries, count, tile, scratch);
+    load_tile_statistics(view, tile, state, planes, scratch);
+    const Vec max_alpha(k.max_alpha), min_alpha(k.min_alpha), one(1.0f), zero(0.0f);
+    for (int64_t i = 0; i < count; ++i) {
+        RowSums& out = pair_sums[entries[i].slot];
+        uint32_t blocks = scratch.blocks[i];
+        if (!blocks) {
+            out = RowSums{};
+            continue;
+        }
+        const LocalSplat& s = scratch.splats[i];
+        StatisticFields<Vec> sums{zero, zero, zero, zero, zero, {zero, zero, zero}, {zero, zero, zero}, zero};
+        for (; blocks; blocks &= blocks - 1) {
+            const int block = __builtin_ctz(blocks), at = block * kLanes;
+            const Vec x = Vec::load(kLaneX) + Vec(block % kTileBlocks * kBlock);
+            const Vec y = Vec::load(kLaneY) + Vec(block / kTileBlocks * kBlock);
+            const Pair pair = evaluate(s, x, y);
+            const Mask used =
+                (pair.alpha >= min_alpha) & Position::load(scratch.last + at).reaches(static_cast<uint32_t>(i));
+            const Vec alpha = keep(used, min(pair.alpha, max_alpha));
+            const Vec t = Vec::load(scratch.transmittance + at), error = Vec::load(scratch.error + at);
+            const Vec w = alpha * t, weighted = w * error;
+            fnmadd(alpha, t, t).store(scratch.transmittance + at);
+            sums.weight += w;
+            sums.pixels += keep(used, one);
+            sums.error += keep(used, error);
+            sums.weighted_error += weighted;
+            sums.weighted_squared_error = fmadd(weighted, error, sums.weighted_squared_error);
+            sums.max_weight = max(sums.max_weight, w);
+            const Vec passing = keep(pair.alpha <= max_alpha, w), wu = passing * pair.u, wv = passing * pair.v;
+            for (int c = 0; c < 3; ++c) {
+                const Vec along = Vec::load(scratch.gradient[c] + at);
+                sums.cross_u[c] = fmadd(wu, along, sums.cross_u[c]);
+                sums.cross_v[c] = fmadd(wv, along, sums.cross_v[c]);
+            }
+        }
+        reduce(sums, out);
+    }
+}
+
+// Adds the sums of rows [begin, end) to `out`; Σ w Qd rᵀ = Aᵀ (Σ w (u, v) rᵀ) / kHalfLog2e is taken to the world.
+void project_statistics(const Constants& k, const View& view, const Cloud& cloud, int64_t begin, int64_t end,
+                        const Splat* splats, const uint8_t* visible, const RowSums* sums, float weight,
+                        const StatisticsTensors& out) {
+    for (int64_t i = begin; i < end; i += kLanes) {
+        const int count = static_cast<int>(end - i < kLanes ? end - i : kLanes);
+        const uint32_t bits = visible_bits(visible, i, count);
+        if (!bits) continue;
+        const Mask lanes = from_bits(bits);
+        Projected p;
+        Vec offset[3], jacobian[2][3];
+        project_point(k, view, cloud, i, lanes, offset, p);
+        project_covariance(k, view, cloud, i, lanes, p);
+        center_jacobian(view, p, jacobian);
+        const auto found = load_records<StatisticFields<Vec>>(sums + i, lanes);
+        const auto add = [&](float* to, Vec sum) {
+            store_part(to + i, lanes, fmadd(Vec(weight), sum, load_part(to + i, lanes)));
+        };
+        add(out.weight, found.weight);
+        add(out.pixels, found.pixels);
+        add(out.error, found.error);
+        add(out.weighted_error, found.weighted_error);
+        add(out.weighted_squared_error, found.weighted_squared_error);
+        store_part(out.max_weight + i, lanes, max(load_part(out.max_weight + i, lanes), found.max_weight));
+        const Whitening a = whitening_of(splats, i, lanes);
+        const Vec unit(weight / kHalfLog2e);
+        for (int c = 0; c < 3; ++c) {
+            const Vec x = unit * a.xx * found.cross_u[c];
+            const Vec y = unit * (a.xy * found.cross_u[c] + a.yy * found.cross_v[c]);
+            for (int axis = 0; axis < 3; ++axis)
+                scatter_add(out.color_cross + 9 * i + 3 * axis + c, 9, lanes,
+                            jacobian[0][axis] * x + jacobian[1][axis] * y);
+        }
+    }
+}
