@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from splatopt.core.frame import Frame
 from splatopt.report.pruning_curve import pruning_section
 from splatopt.runs.folder import RunFolder
 from splatopt.scene.ply import load_ply
+from splatopt.train.run import open_run
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +129,19 @@ def test_a_run_without_a_scene_and_one_without_its_capture_are_refused(run_folde
     assert "no capture at" in capsys.readouterr().err
     assert main(["prune", str(tmp_path), "--to", "10"]) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bare", "moved"]
+
+
+def test_ctrl_c_leaves_a_whole_run_of_the_last_round(run_folder, tmp_path):
+    words = ["prune", str(run_folder), "--to", "2", "--round-share", "0.02", "--out", str(tmp_path / "new")]
+    command = [sys.executable, "-m", "splatopt", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for _ in range(4):  # the heading, the start, two rounds
+            process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate()
+    assert process.returncode == 130
+    kept = open_run(tmp_path / "new")
+    assert len(kept.trained) <= 193
+    assert "new is a whole run, of the last round that ended; prune it to go on from there" in error
+    assert kept.evaluate(kept.open_capture()).views

@@ -236,7 +236,9 @@ def test_numbers_that_break_down_end_it_with_what_is_kept(trained, tmp_path, mon
             return super().reset_broken(objective, optimizer, noted, step)
 
     monkeypatch.setattr(repair_module, "RowResets", Spoilt)
-    with pytest.raises(NonFiniteError, match=r"pruning stopped: .*means .* whole run of 104 Gaussians; prune it to go"):
+    with pytest.raises(
+        NonFiniteError, match=r"pruning stopped: .*means .* whole run, of the last round that ended; prune it"
+    ):
         prune(open_run(trained), PruneOptions(to=60, repair=3), tmp_path / "new")
     assert len(open_run(tmp_path / "new").trained) == 104
 

@@ -166,7 +166,6 @@ class _Pruning:
         """Write the scene after a round as what the new run is; returns it with its scores."""
         scene, scores = self.scene, self.scene.scores
         assert scores is not None  # it was measured
-        self.rounds.append(one)
         self.log.sync()
         checkpoint = scene.checkpoint(self._write_config())
         save_checkpoint(self.folder.checkpoints, checkpoint)
@@ -175,6 +174,7 @@ class _Pruning:
             self.before, scores, steps=scene.step, seconds=scene.seconds, gaussians=len(scene.cloud)
         )
         write_json(self.folder.evaluation, record)
+        self.rounds.append(one)
         self._write_curve(scores)
         self.tell(one)
         return checkpoint, scores
@@ -193,8 +193,7 @@ class _Pruning:
         PruneCurve.of(self.run.folder.path, scores.subset, self.options, self.rounds).write(self.folder.pruning)
 
     def _kept_so_far(self) -> str:
-        """Say what there is of the new run."""
-        kept = [one for one in self.rounds if one.kept]
-        if not kept:
+        """Say what there is of the new run, whatever is being written of it now."""
+        if not self.rounds:
             return f"nothing was removed, and {self.folder.path} may be deleted"
-        return f"{self.folder.path} is a whole run of {kept[-1].gaussians:,} Gaussians; prune it to go on from there"
+        return f"{self.folder.path} is a whole run, of the last round that ended; prune it to go on from there"
