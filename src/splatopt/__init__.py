@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from splatopt.scene.photometric import PhotometricObjective
     from splatopt.scene.ply import load_ply, save_ply
     from splatopt.train.config import TrainConfig
+    from splatopt.train.prune import PruneResult, prune
+    from splatopt.train.pruning import PruneOptions
     from splatopt.train.result import TrainResult
     from splatopt.train.run import Run, open_run
     from splatopt.train.verb import train
@@ -75,6 +77,8 @@ _HOMES = {
     "splatopt.train.config": ("TrainConfig",),
     "splatopt.fit.config": ("FitConfig",),
     "splatopt.fit.loop": ("fit_field", "open_field"),
+    "splatopt.train.prune": ("PruneResult", "prune"),
+    "splatopt.train.pruning": ("PruneOptions",),
     "splatopt.train.result": ("TrainResult",),
     "splatopt.train.run": ("Run", "open_run"),
 }
@@ -102,6 +106,8 @@ __all__ = [
     "PerParameter",
     "PhotometricObjective",
     "Progress",
+    "PruneOptions",
+    "PruneResult",
     "RenderOptions",
     "Run",
     "SceneEdit",
@@ -119,6 +125,7 @@ __all__ = [
     "open_field",
     "open_run",
     "optimizer_names",
+    "prune",
     "register",
     "register_density",
     "register_loss",

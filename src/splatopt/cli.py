@@ -19,6 +19,7 @@ _COMMANDS = {
     "train": ("train", "train a scene from a capture"),
     "eval": ("evaluate", "score the held-out views of a run"),
     "render": ("render", "render a run's views, an orbit or a spiral"),
+    "prune": ("prune", "remove Gaussians from a run: a new run with fewer, and quality against their number"),
     "export": ("export", "write the scene of a run as PLY"),
     "report": ("report", "write a page with a run's scores, curves and pictures"),
     "bench": ("bench", "compare optimizers on scenes: a suite of runs, tables and one page"),

@@ -151,6 +151,7 @@ LEFT = (
     *(".config.json.partial", ".metrics.jsonl.partial", ".density.jsonl.partial", ".eval.json.partial"),
     *(".scene.ply.partial",),
     *(".report.html.partial", ".cell.json.partial", ".scene.ply.123.tmp", "renders/.orbit.mp4.partial"),
+    ".pruning.json.partial",
     *("renders/orbit/.orbit-0001.png.partial", "renders/orbit/.frames.txt.partial", "views/.a.png.partial"),
     *("checkpoints/.step-000002.partial", "checkpoints/.step-000001.dropped"),
 )

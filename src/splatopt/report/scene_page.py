@@ -34,6 +34,7 @@ from splatopt.report.page import (
     write_page,
 )
 from splatopt.report.pictures import ViewPictures, data_uri
+from splatopt.report.pruning_curve import pruning_section
 from splatopt.runs.folder import TRAINED_ON, RunFolder, read_json
 from splatopt.runs.records import read_evaluation, read_metrics
 from splatopt.runs.renamed import renamed
@@ -80,6 +81,7 @@ def write_report(
         _headline(scores, lines, staged=bool(config.get("stages"))),
         _curves(lines, scores),
         growth_section(told_edits(folder.density), lines, pictures),
+        pruning_section(folder),
         _gallery(pictures, scores),
         _provenance(config, command or _command(config, run_folder)),
     ]

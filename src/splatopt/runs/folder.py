@@ -25,7 +25,7 @@ TRAINED_ON = "trained_on"
 _MAKERS = {FORMAT: "splatopt train", FIELD_FORMAT: "splatopt fit"}
 _WRITTEN = (
     *("config.json", "metrics.jsonl", "density.jsonl", "eval.json", "scene.ply", "report.html"),
-    *("result.png", "mesh.ply", "metrics.json", "cell.json", "capture"),
+    *("result.png", "mesh.ply", "metrics.json", "cell.json", "capture", "pruning.json"),
 )
 """What commands write into a run's folder; parts of pictures and videos lie in folders of their own."""
 
@@ -73,6 +73,11 @@ class RunFolder:
     def scene(self) -> Path:
         """The trained scene, in the layout that 3DGS viewers read."""
         return self.path / "scene.ply"
+
+    @property
+    def pruning(self) -> Path:
+        """Of a run that ``splatopt prune`` left: quality against the number of Gaussians."""
+        return self.path / "pruning.json"
 
     @property
     def checkpoints(self) -> Path:
