@@ -8,6 +8,7 @@ from torch import Tensor
 from meta.clouds import RATES, SMALL, begin, random_sequence, stirred
 from optim.awkward import AwkwardCloud
 from raster.cases import find_case, random_cloud
+from raster.pixel_loops import observed_by, statistics_of
 from splatopt.core import native
 from splatopt.core.objective import Evaluation
 from splatopt.core.optimizer import Progress, find_optimizer
@@ -31,6 +32,8 @@ def rendered(isa: str) -> dict[str, Tensor]:
         "image": torch.cat([rendering.image.flatten(), rendering.alpha.flatten(), rendering.depth.flatten()]),
         "loss": torch.tensor([loss.loss, loss.squared_error], dtype=torch.float64),
         "gradient": _joined(gradient),
+        "statistics": _joined(statistics_of(renderer, cloud, case.problem())),
+        "gradient statistics": _joined(observed_by(renderer, cloud, case.problem())[0]),
     }
     losses: dict[str, Loss] = {"l1-ssim": L1Ssim(), "squared": SquaredError()}
     for name, kind in losses.items():

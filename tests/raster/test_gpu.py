@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ pytest.importorskip("triton", reason=NO_TRITON)
 
 from kernels.views import TinyView, tiny
 from raster.compare import relative_vector_error, worst_elementwise_error
+from raster.pixel_loops import PixelLoops, observed_by, statistics_of
 from splatopt.core.checks import InputError
 from splatopt.core.objective import MissingOracleError, Oracle
+from splatopt.core.row_statistics import absolute_error
 from splatopt.core.schema import PACKED_BLOCK
 from splatopt.raster.gpu import TritonRenderer
 from splatopt.raster.losses import L1Ssim, Loss, SquaredError
@@ -86,6 +89,22 @@ def curvature(renderer, view: TinyView, kind: Loss):
     return diagonal | {"blocks": blocks, "rest": rest}
 
 
+def statistics(renderer, view: TinyView, kind: Loss):
+    cloud, problem = scene(renderer, view, kind)
+    camera = problem.camera
+    random = torch.rand(camera.height, camera.width, generator=torch.Generator().manual_seed(8))
+    masked = replace(problem, weights=random * (random > 1 / 3))
+    observed = observed_by(renderer, cloud, masked)[0]
+    # What is seen differs: an ended ray hides a row from the reference alone.
+    hidden = PixelLoops(view.cloud(), masked).run(absolute_error).observed["views"] == 0
+    for name in ("views", "max_radius"):
+        observed[name][torch.tensor(hidden)] = 0
+    once = statistics_of(renderer, cloud, masked)
+    twice = {name: value.clone() for name, value in once.items()}
+    renderer.statistics(cloud, masked, absolute_error, WeightedSum(twice, 0.5))
+    return once | observed | {f"{name} of two": value for name, value in twice.items()}
+
+
 @functools.cache
 def answers(ask, kernels: bool, *question) -> dict[str, torch.Tensor]:
     renderer = TritonRenderer() if kernels else ReferenceRenderer()
@@ -111,6 +130,21 @@ def test_residuals_and_products_agree_with_the_reference(kind: Loss):
 @pytest.mark.parametrize("index", [0, 2], ids=[IDS[0], IDS[2]])
 def test_diagonal_and_blocks_agree_with_the_reference(index: int):
     compare(*(answers(curvature, kernels, VIEWS[index], L1Ssim()) for kernels in (True, False)))
+
+
+@pytest.mark.parametrize(("index", "kind"), [(0, SquaredError()), (1, L1Ssim())], ids=[IDS[0], IDS[1]])
+def test_statistics_of_rows_agree_with_the_reference(index: int, kind: Loss):
+    compare(*(answers(statistics, kernels, VIEWS[index], kind) for kernels in (True, False)))
+
+
+def test_what_is_observed_may_leave_out_what_costs_more():
+    renderer = TritonRenderer()
+    cloud, problem = scene(renderer, VIEWS[0])
+    some, gradient = observed_by(renderer, cloud, problem, absolute=False, splitting=False)
+    assert set(some) == {"views", "gradient", "max_radius"}
+    whole, other = observed_by(renderer, cloud, problem)
+    assert all(torch.equal(value, whole[name]) for name, value in some.items())
+    assert all(torch.equal(value, other[name]) for name, value in gradient.items())
 
 
 def test_the_comparison_sees_a_gradient_that_is_off_by_a_thousandth():
@@ -171,3 +205,5 @@ def test_memory_is_counted_by_gaussians_pixels_pairs_and_what_is_asked():
     assert needed(2001, gradient) - needed(2000, gradient) == 44
     assert needed(2001, curved) - needed(2000, curved) == 152
     assert needed(0, frozenset({Oracle.JVP})) > needed(0, gradient)
+    counted = frozenset({Oracle.STATISTICS})
+    assert needed(2001, counted) - needed(2000, counted) == 56, "twelve sums in place of nine"

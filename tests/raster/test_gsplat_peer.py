@@ -15,6 +15,7 @@ from raster.cases import make_camera, random_cloud
 from splatopt.core.camera import Camera
 from splatopt.core.objective import MissingOracleError, Oracle
 from splatopt.core.optimizer import Progress, find_optimizer
+from splatopt.core.row_statistics import GradientStatistics, absolute_error
 from splatopt.raster.gsplat_peer import GsplatRenderer
 from splatopt.raster.losses import L1Ssim, SquaredError
 from splatopt.raster.problem import ViewProblem, WeightedSum
@@ -183,6 +184,18 @@ def test_optimizers_run_that_need_no_more_and_the_others_say_what_they_lack(scen
         optimizer.step((0,), Progress(0, 10))
         assert not torch.equal(cloud.sh_dc, before), name
     assert GsplatRenderer(StandIn()).oracles == {Oracle.GRADIENT, Oracle.VJP}
+
+
+def test_it_refuses_statistics_of_rows_by_name(scene):
+    cloud, camera, target = scene
+    renderer, problem = GsplatRenderer(StandIn()), ViewProblem(camera, target)
+    gradient = {name: torch.zeros_like(value) for name, value in cloud.tensors.items()}
+    seen = torch.zeros(len(cloud), dtype=torch.bool)
+    observed = GradientStatistics(cloud.tensors)
+    with pytest.raises(MissingOracleError, match="the gsplat renderer does not give statistics"):
+        renderer.accumulate_gradient(cloud, problem, WeightedSum(gradient), seen, observed)
+    with pytest.raises(MissingOracleError, match="the gsplat renderer does not give statistics"):
+        renderer.statistics(cloud, problem, absolute_error, WeightedSum(gradient))
 
 
 @pytest.mark.gpu

@@ -11,6 +11,7 @@ from torch import Tensor
 from optim.quadratic import Quadratic
 from raster.cases import look_from, make_camera, random_cloud
 from splatopt.core.objective import MissingOracleError, Objective, Oracle
+from splatopt.core.row_statistics import GradientStatistics, absolute_error
 from splatopt.core.scene_edit import SceneEdit
 from splatopt.core.schema import GAUSSIAN_TENSORS
 from splatopt.curvature.blocks import unpack_blocks
@@ -277,6 +278,61 @@ def test_bands_above_the_rendered_degree_have_no_curvature():
     assert diagonal["sh_dc"].any()
 
 
+def statistics(objective, batch) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in vars(objective.statistics(batch, absolute_error)).items()}
+
+
+def test_statistics_are_means_over_the_views_and_the_greatest_weight_of_all():
+    objective = make(loss=FREE)
+    singles = [statistics(objective, [view]) for view in range(3)]
+    whole = statistics(objective, [0, 1, 2])
+    for name, value in whole.items():
+        parts = torch.stack([single[name] for single in singles])
+        expected = parts.amax(dim=0) if name == "max_weight" else parts.mean(dim=0)
+        torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-15, msg=name)
+        assert value[:5].flatten(1).any(dim=1).all() if value.dim() > 1 else (value[:5] > 0).all(), name
+        assert not value[5].any(), "it lies behind all cameras"
+    guarded = Microbatched(objective, lambda max_parts: None)
+    guarded.max_parts = 1
+    for name, value in statistics(guarded, [0, 1, 2]).items():
+        torch.testing.assert_close(value, whole[name], rtol=1e-12, atol=1e-15, msg=name)
+
+
+def test_while_it_is_set_every_view_of_every_gradient_adds_to_what_is_observed():
+    objective, singles = make(loss=FREE), []
+    objective.gradient([0])
+    for view in range(3):
+        objective.observed = GradientStatistics(objective.parameters, absolute=True, splitting=True)
+        objective.gradient([view])
+        singles.append(objective.observed)
+    objective.observed = observed = GradientStatistics(objective.parameters, absolute=True, splitting=True)
+    objective.gradient([0, 2])
+    objective.gradient([1])
+    objective.observed = None
+    objective.gradient([0, 1, 2])
+    assert observed.views.tolist() == [3, 3, 3, 3, 3, 0]
+    for name, value in observed.tensors().items():
+        parts = torch.stack([single.tensors()[name] for single in singles])
+        expected = parts.amax(dim=0) if name.endswith("max_radius") else parts.sum(dim=0)
+        torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-15, msg=name)
+        assert value[:5].flatten(1).any(dim=1).all() if value.dim() > 1 else value[:5].all(), name
+
+
+def test_statistics_and_what_is_observed_follow_an_edit_of_rows():
+    objective = make()
+    objective.observed = GradientStatistics(objective.parameters)
+    objective.gradient([0])
+    before = statistics(objective, [0])
+    edit = SceneEdit(torch.tensor([2, 0, 5, 2]), torch.zeros(4, dtype=torch.bool))
+    objective.edit_rows(edit)
+    objective.observed.edit_rows(edit, objective.parameters)
+    objective.gradient([0])
+    assert objective.observed.views.tolist() == [2, 2, 0, 2]
+    after = statistics(objective, [0])
+    assert all(len(value) == 4 for value in after.values())
+    assert torch.equal(after["pixels"], before["pixels"][[2, 0, 5, 2]])
+
+
 def test_what_the_renderer_lacks_is_refused_by_name():
     objective = make(renderer=ToyRenderer())
     assert objective.oracles == {Oracle.GRADIENT}
@@ -286,6 +342,8 @@ def test_what_the_renderer_lacks_is_refused_by_name():
         objective.jvp([0], {})
     with pytest.raises(MissingOracleError, match="gauss_newton_blocks"):
         objective.gauss_newton_blocks([0])
+    with pytest.raises(MissingOracleError, match="toy renderer does not give statistics"):
+        objective.statistics([0], absolute_error)
     product = objective.hvp([0], random_tangent(objective, 0), CentralDifference())
     assert any(part.any() for part in product.values()), "a difference of gradients needs the gradient alone"
 

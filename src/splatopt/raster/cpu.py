@@ -290,7 +290,9 @@ class NativeRenderer(Renderer):
         curvature = bool(asked & {Oracle.GAUSS_NEWTON_DIAGONAL, Oracle.GAUSS_NEWTON_BLOCKS})
         row = 137 + 48 * (Oracle.JVP in asked) + 144 * curvature
         pair = 28 + (180 if curvature else 54)
-        return row * gaussians + (40 + 12 * (Oracle.JVP in asked)) * pixels + pair * pairs
+        # Statistics take the gradient's sums; image, photograph and what the errors are made of come on top.
+        pixel = 40 + 12 * (Oracle.JVP in asked) + 52 * (Oracle.STATISTICS in asked)
+        return row * gaussians + pixel * pixels + pair * pairs
 
     def draw(self, gaussians: Gaussians, camera: Camera, options: RenderOptions, *, with_depth: bool = False) -> object:
         """Render into the rasterizer's own buffers; returns the cloud that a backward pass needs."""

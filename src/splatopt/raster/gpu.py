@@ -260,11 +260,11 @@ class TritonRenderer(Renderer):
             asked: The derivatives that are taken.
         """
         cross = bool(asked & {Oracle.GAUSS_NEWTON_DIAGONAL, Oracle.GAUSS_NEWTON_BLOCKS})
-        sums = 4 * (36 if cross else 9)
+        sums = 4 * (36 if cross else 12 if Oracle.STATISTICS in asked else 9)
         # Two sorts with 8-byte indices come first and the sums after them, over what both keep.
         return (
             gaussians * (60 + max(24, sums) + 36 * (Oracle.JVP in asked))
-            + pixels * (20 + 12 + 36 + 24 * (Oracle.JVP in asked))
+            + pixels * (20 + 12 + 36 + 24 * (Oracle.JVP in asked) + 56 * (Oracle.STATISTICS in asked))
             + pairs * (8 + max(28, sums))
         )
 

@@ -42,6 +42,9 @@ FACTOR = 1.5
 """The measured peak lies within this factor of the estimate, on the CPU with the native renderer."""
 
 _FLOAT = 4
+ROW_STATISTICS = 15 * _FLOAT
+"""Bytes a Gaussian of the objective's RowStatistics: six sums and a cross term of nine."""
+
 _TILE = 16
 _SAMPLE_ROWS, _SAMPLE_VIEWS, _TWIN_ROWS = 2048, 6, 16
 _TRIAL_ROWS = (256, 16_384)
@@ -269,14 +272,15 @@ class _SampleObjective(Objective):
         """What the real objective keeps for the questions beside the gradient."""
         whole = _bytes(self.cloud.tensors.values())
         blocks = len(self.cloud) * _FLOAT * PACKED_BLOCK + _bytes([self.cloud.sh_rest])
-        kept = whole * len(self.asked - {Oracle.GRADIENT, Oracle.JVP, Oracle.GAUSS_NEWTON_BLOCKS})
+        others = {Oracle.GRADIENT, Oracle.JVP, Oracle.GAUSS_NEWTON_BLOCKS, Oracle.STATISTICS}
+        kept = whole * len(self.asked - others) + ROW_STATISTICS * len(self.cloud) * (Oracle.STATISTICS in self.asked)
         return kept + (blocks if Oracle.GAUSS_NEWTON_BLOCKS in self.asked else 0)
 
     @property
     def temporary_bytes(self) -> int:
         """Copies in the parameters' shapes while a step is taken: of the largest tensor, or probes and old values."""
         whole = _bytes(self.cloud.tensors.values())
-        return 2 * whole if self.asked - {Oracle.GRADIENT} else _bytes([self.cloud.sh_rest])
+        return 2 * whole if self.asked - {Oracle.GRADIENT, Oracle.STATISTICS} else _bytes([self.cloud.sh_rest])
 
     @property
     def parameters(self) -> dict[str, Tensor]:
