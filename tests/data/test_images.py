@@ -96,6 +96,49 @@ def test_see_through_images_lie_over_the_background(tmp_path: Path, background: 
     np.testing.assert_array_equal(row[2], [200, 100, 50])
 
 
+def test_alpha_comes_with_the_image(tmp_path: Path) -> None:
+    pixels = np.concatenate([picture(8, 4), np.arange(32, dtype=np.uint8).reshape(4, 8, 1) * 8], axis=2)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    Image.fromarray(pixels[:, :, :3]).save(tmp_path / "b.png")
+    lens = Lens("PINHOLE", 8, 4, (5.0, 5.0, 4.0, 2.0))
+    store = ImageStore(
+        [
+            ImageSource(tmp_path / "a.png", lens, 8, 4, has_alpha=True),
+            ImageSource(tmp_path / "b.png", lens, 8, 4),
+            ImageSource(tmp_path / "a.png", lens, 4, 2, has_alpha=True),
+        ],
+        WHITE,
+        1000,
+    )
+    image, alpha = store.with_alpha(0)
+    assert alpha is not None
+    np.testing.assert_array_equal(alpha.numpy(), pixels[:, :, 3])
+    # What was decoded for its alpha need not be decoded again.
+    assert store.cached_bytes == 8 * 4 * 3
+    assert store[0] is image
+    np.testing.assert_array_equal(image.numpy(), read_pixels(tmp_path / "a.png", WHITE))
+    assert torch.equal(store.with_alpha(1)[0], store[1])
+    assert store.with_alpha(1)[1] is None
+    small = store.with_alpha(2)[1]
+    assert small is not None
+    expected = Image.fromarray(pixels[:, :, 3]).resize((4, 2), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(small.numpy(), np.array(expected))
+    with pytest.raises(IndexError):
+        store.with_alpha(3)
+
+
+def test_alpha_is_undistorted_as_the_image_is(tmp_path: Path) -> None:
+    grey = np.linspace(0, 255, 60 * 40).reshape(40, 60).astype(np.uint8)
+    Image.fromarray(np.stack([grey, grey, grey, grey], axis=2)).save(tmp_path / "a.png")
+    lens = Lens("OPENCV", 60, 40, (50.0, 50.0, 30.0, 20.0, 0.1, -0.02, 0.001, 0.0))
+    pinhole = lens.pinhole()
+    source = ImageSource(tmp_path / "a.png", lens, pinhole.width, pinhole.height, has_alpha=True)
+    alpha = ImageStore([source], WHITE, 0).with_alpha(0)[1]
+    assert alpha is not None
+    expected = lens.undistort(np.repeat(grey[:, :, None], 3, axis=2))[:, :, 0]
+    np.testing.assert_array_equal(alpha.numpy(), expected)
+
+
 def test_other_pixel_formats(tmp_path: Path) -> None:
     grey = np.array([[0, 128], [255, 7]], dtype=np.uint8)
     Image.fromarray(grey).save(tmp_path / "grey.png")
