@@ -17,6 +17,7 @@ OFTEN = {"start": 0, "until": 10_000, "every": 1, "horizon": 0}
 OPTIONS = {
     "adc": {**OFTEN, "min_gradient": 5e-3, "reset_every": 0},
     "mcmc": {**OFTEN, "growth": 0.02},
+    "gain": {"every": 1, "begin": 0.0, "until": 1.0},
 }
 """Options of each strategy with which it edits after every step of a few."""
 
@@ -26,7 +27,8 @@ def options_of(strategy: str, **changes) -> dict:
 
 
 def grown(scene, strategy: str, folder: Path, callbacks=(), *, own=None, **changes) -> TrainResult:
-    settings = {"steps": 20, "checkpoint_every": 10, "log_every": 4, "threads": 1, "max_gaussians": 150} | changes
+    settings = {"steps": 20, "checkpoint_every": 10, "log_every": 4, "threads": 1}
+    settings |= {"max_gaussians": 300 if strategy == "gain" else 150} | changes
     options = options_of(strategy, **(own or {}))
     config = TrainConfig.of(str(scene), out=folder, density=strategy, density_options=options, **settings)
     return train(config, callbacks)
