@@ -16,7 +16,7 @@ from splatopt.optim.first_order import Adam, AdamOptions
 from splatopt.raster.cpu import NativeRenderer
 from splatopt.runs.events import Warned
 from splatopt.runs.resumable import NonFiniteError
-from splatopt.train import loop as loop_module
+from splatopt.train import trainer as trainer_module
 from splatopt.train.config import TrainConfig
 from splatopt.train.finite_rows import FAINT, MAX_STEPS, broken_rows, reinitialize_rows
 from splatopt.train.loop import train
@@ -60,7 +60,7 @@ def planted(monkeypatch):
     """Makes runs leave a NaN in one row of ``where`` at some steps."""
 
     def of(where: str, at=(AT,)) -> None:
-        make = loop_module._Trainer._make_optimizer
+        make = trainer_module.Trainer._make_optimizer
 
         def spoiled(self, name, generator):
             optimizer = make(self, name, generator)
@@ -76,7 +76,7 @@ def planted(monkeypatch):
             optimizer.step = take
             return optimizer
 
-        monkeypatch.setattr(loop_module._Trainer, "_make_optimizer", spoiled)
+        monkeypatch.setattr(trainer_module.Trainer, "_make_optimizer", spoiled)
 
     return of
 

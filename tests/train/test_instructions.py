@@ -12,6 +12,7 @@ from splatopt.core import native
 from splatopt.core.checks import InputError
 from splatopt.runs.events import Warned
 from splatopt.train import loop as loop_module
+from splatopt.train import trainer as trainer_module
 from splatopt.train.config import TrainConfig
 from splatopt.train.loop import train
 from splatopt.train.machine import with_own_instructions
@@ -74,7 +75,7 @@ def test_a_run_is_the_same_on_every_set_but_for_rounding(large, tmp_path, optimi
         assert scores["avx512"]["before"] == scores["avx2"]["before"], "scores of one scene"
 
 
-class Watched(loop_module._Trainer):
+class Watched(trainer_module.Trainer):
     """A run that tells which set its optimizer and its renderer take."""
 
     taken: set[tuple[str, str]]
@@ -87,7 +88,7 @@ class Watched(loop_module._Trainer):
 
 def trained(capture_folder: Path, out: Path, monkeypatch, *listeners, **settings) -> TrainResult:
     Watched.taken = set()
-    monkeypatch.setattr(loop_module, "_Trainer", Watched)
+    monkeypatch.setattr(loop_module, "Trainer", Watched)
     return train(TrainConfig.of(str(capture_folder), out=out, **({"steps": 2} | settings)), listeners)
 
 

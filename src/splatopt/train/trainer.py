@@ -1,0 +1,389 @@
+"""A training run in progress: its steps, and everything that keeps it from being lost."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Sequence
+
+import torch
+
+import splatopt.meta
+import splatopt.optim  # noqa: F401 - both register optimizers
+from splatopt.core.checkpoint import Checkpoint
+from splatopt.core.objective import Evaluation, Tensors
+from splatopt.core.optimizer import Optimizer, Progress
+from splatopt.core.processes import LostProcessError, Processes
+from splatopt.core.version import __version__
+from splatopt.data import Capture
+from splatopt.data.fingerprint import fingerprint_capture
+from splatopt.density.penalised import Penalised
+from splatopt.density.strategy import StepTaken
+from splatopt.raster.threads import quiet_torch
+from splatopt.runs.checkpoint_content import OPTIMIZER, load_optimizer
+from splatopt.runs.events import Warned
+from splatopt.runs.folder import MetricsLog, MetricSums, NoLog, RunFolder, write_json
+from splatopt.runs.records import read_evaluation
+from splatopt.runs.resumable import ResumableRun, is_due
+from splatopt.scene.gaussians import GaussianCloud
+from splatopt.scene.initialization import points_file
+from splatopt.scene.microbatches import ExhaustedError, is_exhaustion
+from splatopt.scene.ply import save_ply
+from splatopt.train.checkpoint_content import CLOUD, check_degree, check_training, scene_of
+from splatopt.train.config import TrainConfig
+from splatopt.train.evaluate import Scores, evaluate, evaluation_record, scores_before
+from splatopt.train.events import Callback, Evaluated, Started, Stepped
+from splatopt.train.finite_rows import FiniteRows, RowResets
+from splatopt.train.growth import Growth, Surroundings, metrics_of, open_growth
+from splatopt.train.machine import Machine
+from splatopt.train.preflight import MemoryEstimate, check_memory
+from splatopt.train.process_context import ProcessContext
+from splatopt.train.result import CheckpointError, TrainResult
+from splatopt.train.sampler import ViewSampler
+from splatopt.train.setup import make_objective, make_optimizer, starting_cloud, training_positions
+from splatopt.train.stages import Stage, stage_at
+
+_MAX_NAMES = 8
+"""Views that a message names."""
+
+
+class Trainer(ResumableRun):
+    """One run in progress."""
+
+    verb, command, examples, check = "training", "train", "views", check_training
+    remedies = "smaller photographs (--downscale), fewer Gaussians, or an optimizer that keeps less"
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        capture: Capture,
+        machine: Machine,
+        callbacks: tuple[Callback, ...],
+        processes: Processes,
+    ) -> None:
+        resumed = config.saving.resume
+        super().__init__(RunFolder(config.folder), config.data.capture, callbacks, processes, resumed=resumed)
+        self.machine = machine
+        self.context = ProcessContext(machine.device, capture, processes)
+        self.needed: MemoryEstimate | None = None
+        self.config = config
+        self.plan = config.schedule.plan
+        self.capture = capture
+        self.renderer = machine.renderer
+        self.generator = torch.Generator().manual_seed(config.schedule.seed)
+        self.sampler = ViewSampler(tuple(capture.split.train), self.generator, training_positions(config, capture))
+        self.sums = MetricSums()
+        self.resets = RowResets(lambda sentence: self.tell(Warned(sentence)))
+        self.growth: Growth | None = None
+        self.before: Scores | None = None
+        self.looked_at_seconds = 0.0
+
+    @property
+    def parameters(self) -> Tensors:
+        """The Gaussians."""
+        return self.objective.parameters
+
+    @property
+    def planned(self) -> int:
+        """Steps of all stages."""
+        return self.plan[-1].end
+
+    # ------------------------------------------------------------------ begin
+
+    def begin(self, checkpoint: Checkpoint | None) -> tuple[str, ...]:
+        """Start anew, or go on from ``checkpoint``; checks everything, writes nothing and returns what to warn of."""
+        if checkpoint is None:
+            cloud = starting_cloud(self.config, self.capture, self.generator)
+            if self.config.density.is_at_work:
+                self.config = self.config.changed(max_gaussians=self.config.density.cap(len(cloud)))
+            self._bind(cloud)
+            self._begin_stage(0)
+        else:
+            self._restore(checkpoint)
+            self.before = scores_before(read_evaluation(self.folder.evaluation))
+        return self._check_stages()
+
+    def open_folder(self, checkpoint: Checkpoint | None) -> None:
+        """Write what the run was told, and open its log behind ``checkpoint``."""
+        if self.processes.is_first:
+            if checkpoint is None:  # an older version's, in another frame, of a run that begins anew
+                shutil.rmtree(self.folder.checkpoints / "step-000000", ignore_errors=True)
+            self.folder.write_config(self.config, __version__, fingerprint_capture(self.capture))
+        self.log = MetricsLog(self.folder.metrics) if self.processes.is_first else NoLog()
+        if self.growth is not None and self.processes.is_first:
+            self.growth.log = MetricsLog(self.folder.density)
+        if checkpoint is not None:
+            self.saved = self.folder.checkpoints / f"step-{self.step:06d}"
+            self.trim_logs()
+
+    @property
+    def logs(self) -> tuple[MetricsLog | NoLog, ...]:
+        """Metrics, and edits where a strategy is at work."""
+        return (self.log,) if self.growth is None else (self.log, self.growth.log)
+
+    def _bind(self, cloud: GaussianCloud) -> None:
+        """Make the objective around ``cloud``, and what optimizers ask in its place."""
+        if self.needed is None:
+            self.needed = check_memory(self.config, self.capture, cloud, self.renderer, self.context)
+        cloud = cloud.to(self.context.device)
+        self.objective = make_objective(self.config, self.capture, cloud, self.renderer, self.context.images)
+        shared = self.context.guard(self.objective, lambda sentence: self.tell(Warned(sentence)))
+        if not self.config.density.is_at_work:
+            self.guarded = FiniteRows(shared)
+            return
+        penalised = Penalised(shared)
+        self.guarded = FiniteRows(penalised)
+        log = NoLog() if self.growth is None else self.growth.log
+        around = Surroundings(self.context, self.needed.row_bytes, self.capture.frame, self.tell)
+        views = self.capture.split.train
+        self.growth = open_growth(self.config, views, self.objective, penalised, around, self.generator)
+        self.growth.log = log
+
+    def _begin_stage(self, position: int) -> None:
+        """Start the optimizer of one stage anew."""
+        self.position = position
+        self.optimizer = self._make_optimizer(self.stage.optimizer, self.generator)
+
+    @property
+    def stage(self) -> Stage:
+        """The stage at work."""
+        return self.plan[self.position]
+
+    def _make_optimizer(self, name: str, generator: torch.Generator) -> Optimizer:
+        optimizer = make_optimizer(name, self.config, self.guarded, generator)
+        optimizer.threads, optimizer.instructions = self.machine.threads, self.machine.instructions
+        return optimizer
+
+    def _check_stages(self) -> tuple[str, ...]:
+        """Refuse before the first step what an optimizer of a later stage would refuse after hours."""
+        aside = torch.Generator().manual_seed(self.config.schedule.seed)  # the run's is where the last step left it
+        optimizers = {name: self._make_optimizer(name, aside) for name in self.config.schedule.optimizers}
+        for optimizer in optimizers.values():
+            optimizer.check_batch(tuple(self.capture.split.train))
+        if self.config.schedule.view_batch == 1 or any(one.batch_size is None for one in optimizers.values()):
+            return ()
+        return (f"--view-batch is not read by {' and '.join(optimizers)}, which takes views of its own number",)
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def _checkpoint(self) -> Checkpoint:
+        state = self.optimizer.state()
+        tensors = {f"{CLOUD}{name}": value for name, value in self.objective.parameters.items()}
+        tensors |= {f"{OPTIMIZER}{name}": value for name, value in state.tensors.items()}
+        tensors |= {"sampler": self.sampler.state(), "generator": self.generator.get_state()}
+        scalars = {
+            "seconds": self.seconds,
+            "stage": self.position,
+            "optimizer": dict(state.scalars),
+            "sums": self.sums.to_json(),
+            "resets": self.resets.to_json(),
+        }
+        if self.growth is not None:
+            kept, scalars["density"] = self.growth.state()
+            tensors |= kept
+        return Checkpoint(self.step, tensors, scalars)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Make the run what it was when ``checkpoint`` was written."""
+        check_training(checkpoint)
+        tensors, scalars = checkpoint.tensors, checkpoint.scalars
+        cloud = scene_of(checkpoint).clone()
+        check_degree(cloud, self.config.scene.sh_degree, checkpoint.where)
+        self._bind(cloud)
+        self._begin_stage(stage_at(self.plan, checkpoint.step))
+        # A run that had come to its end may go on with another stage, which starts anew.
+        if self.position == scalars.get("stage", 0):
+            load_optimizer(self.optimizer, checkpoint)
+        if self.growth is not None:
+            self.growth.load(checkpoint)
+        self.sampler.load_state(tensors["sampler"])
+        self.step = checkpoint.step
+        self.seconds = self.saved_at_seconds = self.looked_at_seconds = scalars["seconds"]
+        self.sums = MetricSums(**scalars["sums"])
+        self.resets.load(scalars.get("resets"))
+        self.over = self._is_over()
+        # Last, so that nothing above draws from what the next step begins with.
+        self.generator.set_state(tensors["generator"])
+
+    def _shuffle(self) -> None:
+        self.sampler.shuffle()
+
+    # ------------------------------------------------------------------ run
+
+    def run(self) -> TrainResult:
+        """Take the remaining steps and leave scene and scores."""
+        config, views, device = self.config, len(self.capture.split.train), str(self.context.device)
+        gaussians, world_size = len(self.objective.cloud), self.processes.world_size
+        origin = points_file(config.scene.initialization, self.capture)
+        self.tell(Started(config, self.step, gaussians, views, self.renderer.name, device, world_size, origin))
+        try:
+            self._check_alike()
+            self.take_steps(quiet_torch(self.renderer))
+            return self._finish()
+        except KeyboardInterrupt:
+            raise self.interrupted() from None
+        except LostProcessError as error:
+            raise self.lost() from error
+        except (RuntimeError, MemoryError) as error:
+            if not is_exhaustion(error):
+                raise
+            needed = self.needed.sentence if self.needed else ""
+            where = "over a single view " if isinstance(error, ExhaustedError) else "beside the views "
+            raise self.exhausted(where, needed) from error
+        finally:
+            self.context.close()
+            self.close()
+
+    def _start(self) -> None:
+        self.before = self._evaluate()
+        self._write_scores(None)
+
+    def _advance(self) -> None:
+        """Take one step and whatever is due after it."""
+        began = time.perf_counter()
+        stage = self.stage
+        views = self._draw()
+        self.context.expect((*views, *self.sampler.upcoming(len(views))))
+        self._set_degree(self.step)
+        progress = Progress(self.step - stage.begin, self.config.schedule.horizon or stage.steps)
+        evaluation = self.optimizer.step(views, progress)
+        problem = self._non_finite(evaluation, views) or self._mend_rows()
+        self.guarded.forget()
+        if problem:
+            self.roll_back(problem)
+            return
+        self.step += 1
+        self._grow(progress)
+        for notice in self.optimizer.warnings:
+            self.tell(Warned(notice))
+        self.optimizer.warnings.clear()
+        psnr = evaluation.metrics["psnr"]
+        self.sums.add(evaluation.loss, psnr)
+        times = (self.seconds + time.perf_counter() - began, self.saved_at_seconds, self.looked_at_seconds)
+        self.seconds, self.saved_at_seconds, self.looked_at_seconds = self.context.seconds(*times)
+        self._after_step(evaluation)
+        self.tell(Stepped(self.step, self.planned, self.seconds, evaluation.loss, psnr, self.objective.cloud, stage))
+
+    def _mend_rows(self) -> str | None:
+        """Let Gaussians that broke down in the step at hand begin anew, or remove them where a strategy is at work.
+
+        Returns:
+            What broke down as a whole.
+        """
+        growth, step = self.growth, self.step + 1
+        remove = None if growth is None else lambda rows: growth.remove(rows, self.optimizer, step, self.sums)
+        count, problem = self.resets.reset_broken(self.objective, self.optimizer, self.guarded, step, remove)
+        self.sums.reset_rows += count if growth is None else 0
+        return problem
+
+    def _grow(self, progress: Progress) -> None:
+        """Have the density strategy, where there is one, do what it wants after a step."""
+        if self.growth is None:
+            return
+        whole = Progress(self.step, self.config.schedule.horizon or self.planned)
+        taken = StepTaken(whole, self.optimizer.position_rate(progress))
+        self.growth.after_step(taken, self.optimizer, self.sums)
+        self.guarded.forget()
+
+    def _draw(self) -> tuple[int, ...]:
+        """Return the views of the next step: as many as its optimizer wants, or else the configuration."""
+        wanted = self.optimizer.batch_size
+        return (
+            self.sampler.draw(self.config.schedule.view_batch) if wanted is None else self.sampler.draw_distinct(wanted)
+        )
+
+    def _after_step(self, evaluation: Evaluation) -> None:
+        saving, step, stage = self.config.saving, self.step, self.stage
+        self.over = self._is_over()
+        evaluation_due = self._is_evaluation_due() and not self.over
+        if evaluation_due or is_due(step, saving.log_every) or step == stage.end or self.over:
+            scores = self._evaluate() if evaluation_due else None
+            self._log_line(evaluation, scores)
+        if step == stage.end and not self.over:
+            self._begin_stage(self.position + 1)
+        at_once = step == stage.end or self.over
+        if at_once or is_due(step, saving.checkpoint_every):
+            self._check_alike()
+        self.keep(saving.checkpoint_every, saving.checkpoint_seconds, at_once)
+
+    def _check_alike(self) -> None:
+        """Make sure that all processes are in the same state."""
+        if self.processes.world_size > 1:
+            self.context.check_alike(self._checkpoint().tensors, self.step)
+
+    def _is_over(self) -> bool:
+        """Whether all steps were taken, or the time is up."""
+        return self.step >= self.planned or 0 < self.config.schedule.max_seconds <= self.seconds
+
+    def _is_evaluation_due(self) -> bool:
+        """Whether the held-out views are to be scored after this step; each time that was asked for comes once."""
+        passed, self.looked_at_seconds = self.looked_at_seconds, self.seconds
+        scoring = self.config.scoring
+        return (
+            is_due(self.step, scoring.eval_every)
+            or self.step in scoring.eval_at
+            or any(passed < moment <= self.seconds for moment in scoring.eval_at_seconds)
+        )
+
+    def _log_line(self, evaluation: Evaluation, scores: Scores | None) -> None:
+        head = {"step": self.step, "optimizer": self.stage.optimizer, "seconds": round(self.seconds, 4)}
+        tail = {name: value for name, value in evaluation.metrics.items() if name != "psnr"}
+        if scores:
+            tail |= {"test_psnr": scores.psnr, "test_ssim": scores.ssim}
+        gaussians, grows = len(self.objective.cloud), self.growth is not None
+        self.log.append({**head, **metrics_of(self.sums, gaussians, grows=grows), **tail})
+        self.sums = MetricSums()
+
+    def _non_finite(self, evaluation: Evaluation, views: Sequence[int]) -> str | None:
+        broken = self.guarded.problem
+        if broken is None and math.isfinite(evaluation.loss):
+            return None
+        names = [self.capture.cameras[view].name for view in views[:_MAX_NAMES]]
+        more = f" and {len(views) - len(names)} more" if len(views) > len(names) else ""
+        where = f"step {self.step + 1} (view {', '.join(names)}{more})"
+        return f"{broken or f'the loss is {evaluation.loss}'} at {where}"
+
+    def _set_degree(self, step: int) -> None:
+        degree = self.config.scene.sh_degree_at(step)
+        if self.objective.sh_degree != degree:
+            self.objective.sh_degree = degree
+
+    def _evaluate(self) -> Scores:
+        """Score the held-out views as the last step rendered; its time is not counted."""
+        self._set_degree(max(0, self.step - 1))
+        scores = self.context.scores(lambda: evaluate(self.objective, self.capture))
+        self.tell(Evaluated(self.step, self.seconds, scores, self.objective.cloud))
+        return scores
+
+    def _write_scores(self, after: Scores | None) -> None:
+        if not self.processes.is_first:
+            return
+        record = evaluation_record(
+            self.before, after, steps=self.step, seconds=self.seconds, gaussians=len(self.objective.cloud)
+        )
+        write_json(self.folder.evaluation, record)
+
+    def _finish(self) -> TrainResult:
+        (self.seconds,) = self.context.seconds(self.seconds)
+        after = self._evaluate()
+        self._write_scores(after)
+        cloud = self.objective.cloud.in_world(self.capture.frame)
+        if self.processes.is_first:
+            save_ply(cloud, self.folder.scene)
+        if self.save_failure and not self.saved:
+            raise CheckpointError(
+                f"training came to its end and left {self.folder.scene}, but no checkpoint could be written to "
+                f"{self.folder.checkpoints} ({self.save_failure.strerror}); free some space on the disk"
+            )
+        return TrainResult(
+            folder=self.folder.path,
+            config=self.config,
+            capture=self.capture.own or self.capture,
+            frame=self.capture.frame,
+            cloud=cloud,
+            steps=self.step,
+            seconds=self.seconds,
+            before=self.before,
+            after=after,
+        )
