@@ -166,17 +166,21 @@ void blend(const Constants& k, const View& view, const Splat* splats, Entry* ent
         blend_tile<false>(k, view, splats, entries, count, tile, scratch, state, planes);
 }
 
-// The sums of nine vectors' lanes, each in one fixed order.
-inline void reduce_nine(const Vec* sums, float* out) {
 #if defined(SPLATOPT_AVX512)
+// Four floats of each of four vectors, whose sums are those of its lanes.
+inline __m512 fold_four(const Vec* sums) {
     const auto fold_halves = [](__m512 a, __m512 b) {
         return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
     };
-    const auto fold_quarters = [](__m512 a, __m512 b) {
-        return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
-    };
-    const __m512 a = fold_quarters(fold_halves(sums[0].v, sums[1].v), fold_halves(sums[2].v, sums[3].v));
-    const __m512 b = fold_quarters(fold_halves(sums[4].v, sums[5].v), fold_halves(sums[6].v, sums[7].v));
+    const __m512 a = fold_halves(sums[0].v, sums[1].v), b = fold_halves(sums[2].v, sums[3].v);
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+#endif
+
+// The sums of nine vectors' lanes, each in one fixed order.
+inline void reduce_nine(const Vec* sums, float* out) {
+#if defined(SPLATOPT_AVX512)
+    const __m512 a = fold_four(sums), b = fold_four(sums + 4);
     const __m512 pairs = _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
     const __m512 all = _mm512_add_ps(pairs, _mm512_permute_ps(pairs, 0xb1));
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
@@ -187,6 +191,19 @@ inline void reduce_nine(const Vec* sums, float* out) {
         const Float8 half = sums[i].lo + sums[i].hi;
         out[i] = ((half[0] + half[4]) + (half[2] + half[6])) + ((half[1] + half[5]) + (half[3] + half[7]));
     }
+#endif
+}
+
+// The sums of four vectors' lanes, likewise.
+inline void reduce_four(const Vec* sums, float* out) {
+#if defined(SPLATOPT_AVX512)
+    const __m512 a = fold_four(sums);
+    const __m512 pairs = _mm512_add_ps(_mm512_shuffle_ps(a, a, 0x88), _mm512_shuffle_ps(a, a, 0xdd));
+    const __m512 all = _mm512_add_ps(pairs, _mm512_permute_ps(pairs, 0xb1));
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+    _mm_storeu_ps(out, _mm512_castps512_ps128(_mm512_permutexvar_ps(order, all)));
+#else
+    for (int i = 0; i < 4; ++i) out[i] = add_lanes(sums[i]);
 #endif
 }
 

@@ -155,7 +155,7 @@ void Rasterizer::statistics(const Cloud& cloud, const float* error, const float*
     for_each_tile([&](int64_t tile, int thread) {
         kernels_.blend_statistics(constants_, view_, splats_.data(), entries_.data() + tile_begin_[tile],
                                   tile_begin_[tile + 1] - tile_begin_[tile], static_cast<int>(tile), *scratch_[thread],
-                                  tiles_[tile], planes, pair_sums);
+                                  tiles_[tile], planes, out.color_cross != nullptr, pair_sums);
     });
     pool_.run(tasks_of(count_, kProjectionTask), [&](int64_t task, int) {
         const int64_t begin = task * kProjectionTask, end = std::min(count_, begin + kProjectionTask);
@@ -170,7 +170,7 @@ void Rasterizer::statistics(const Cloud& cloud, const float* error, const float*
             for (float* each : {out.weight, out.max_weight, out.pixels, out.error, out.weighted_error,
                                 out.weighted_squared_error})
                 clear_range(each, begin, end, 1);
-            clear_range(out.color_cross, begin, end, 9);
+            if (out.color_cross) clear_range(out.color_cross, begin, end, 9);
         }
         kernels_.project_statistics(constants_, view_, cloud, begin, end, splats_.data(), visible_.data(), sums, weight,
                                     out);

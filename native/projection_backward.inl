@@ -145,9 +145,10 @@ inline void point_gradient(const View& view, const Projected& p, const Vec d_ima
 // P = ∂(mean in the image)/∂mean. The Jacobian of the covariance is clamped, the mean is not.
 inline void center_jacobian(const View& view, const Projected& p, Vec out[2][3]) {
     const CameraRotation w(view);
+    const Vec x = Vec(static_cast<float>(view.fx)) * p.inverse_z, y = Vec(static_cast<float>(view.fy)) * p.inverse_z;
     for (int c = 0; c < 3; ++c) {
-        out[0][c] = p.j00 * (Vec(w[0][c]) - p.ratio_x * Vec(w[2][c]));
-        out[1][c] = p.j11 * (Vec(w[1][c]) - p.ratio_y * Vec(w[2][c]));
+        out[0][c] = x * (Vec(w[0][c]) - p.ratio_x * Vec(w[2][c]));
+        out[1][c] = y * (Vec(w[1][c]) - p.ratio_y * Vec(w[2][c]));
     }
 }
 

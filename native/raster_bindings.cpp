@@ -103,11 +103,13 @@ HeldTarget hold_target(const Bytes3& bytes, const std::optional<Floats2>& weight
             static_cast<int>(bytes.shape(1))};
 }
 
-// What a gradient pass adds statistics to.
-struct HeldObserved {
-    ObservedTensors tensors;
+template <class Tensors>
+struct HeldRows {
+    Tensors tensors;
     int64_t count;
 };
+using HeldObserved = HeldRows<ObservedTensors>;      // what a gradient pass adds statistics to
+using HeldStatistics = HeldRows<StatisticsTensors>;  // what the pass of statistics adds to
 
 HeldObserved hold_observed(const OutFloats1& views, const OutFloats1& gradient, const OutFloats1& max_radius,
                            const std::optional<OutFloats1>& absolute, const std::optional<OutFloats2>& splitting) {
@@ -115,24 +117,17 @@ HeldObserved hold_observed(const OutFloats1& views, const OutFloats1& gradient, 
     require(gradient.shape(0) == n && max_radius.shape(0) == n && (!absolute || absolute->shape(0) == n) &&
                 (!splitting || (splitting->shape(0) == n && splitting->shape(1) == 6)),
             "what is observed must be (N,), and the splitting matrices (N, 6)");
-    return {{views.data(), gradient.data(), max_radius.data(), absolute ? absolute->data() : nullptr,
-             splitting ? splitting->data() : nullptr},
-            static_cast<int64_t>(n)};
+    float *const optional[2] = {absolute ? absolute->data() : nullptr, splitting ? splitting->data() : nullptr};
+    return {{views.data(), gradient.data(), max_radius.data(), optional[0], optional[1]}, static_cast<int64_t>(n)};
 }
 
-// What statistics are added to.
-struct HeldStatistics {
-    StatisticsTensors tensors;
-    int64_t count;
-};
-
-HeldStatistics hold_statistics(const std::array<OutFloats1, 6>& sums, const OutFloats3& color_cross) {
+HeldStatistics hold_statistics(const std::array<OutFloats1, 6>& sums, const std::optional<OutFloats3>& cross) {
     const size_t n = sums[0].shape(0);
     for (const OutFloats1& each : sums) require(each.shape(0) == n, "statistics must be (N,)");
-    require(color_cross.shape(0) == n && color_cross.shape(1) == 3 && color_cross.shape(2) == 3,
+    require(!cross || (cross->shape(0) == n && cross->shape(1) == 3 && cross->shape(2) == 3),
             "the cross terms must be (N, 3, 3)");
     return {{sums[0].data(), sums[1].data(), sums[2].data(), sums[3].data(), sums[4].data(), sums[5].data(),
-             color_cross.data()},
+             cross ? cross->data() : nullptr},
             static_cast<int64_t>(n)};
 }
 
@@ -353,12 +348,12 @@ void bind_inputs(nb::module_& m) {
         .def("__init__",
              [](HeldStatistics* self, const OutFloats1& weight, const OutFloats1& max_weight, const OutFloats1& pixels,
                 const OutFloats1& error, const OutFloats1& weighted_error, const OutFloats1& weighted_squared_error,
-                const OutFloats3& color_cross) {
+                const std::optional<OutFloats3>& color_cross) {
                  new (self) HeldStatistics(hold_statistics(
                      {weight, max_weight, pixels, error, weighted_error, weighted_squared_error}, color_cross));
              },
              nb::kw_only(), "weight"_a, "max_weight"_a, "pixels"_a, "error"_a, "weighted_error"_a,
-             "weighted_squared_error"_a, "color_cross"_a);
+             "weighted_squared_error"_a, "color_cross"_a = nb::none());
 }
 
 }  // namespace

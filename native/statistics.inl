@@ -1,6 +1,7 @@
 // What rows do in a view, and how much error lies where they do it: see core/row_statistics.py. One pass in the order of
 // the lists, which needs no transmittance but the one that it takes along.
 
+template <bool kCross>
 inline void load_tile_statistics(const View& view, int tile, const TileState& state, const StatisticsPlanes& planes,
                                  TileScratch& scratch) {
     const int64_t corner = static_cast<int64_t>(tile / view.tiles_x) * kTile * view.stride +
@@ -9,7 +10,7 @@ inline void load_tile_statistics(const View& view, int tile, const TileState& st
     for (int block = 0; block < kBlocksPerTile; ++block) {
         const int64_t at = corner + static_cast<int64_t>(block / kTileBlocks) * kBlock * view.stride +
                            block % kTileBlocks * kBlock;
-        for (int c = 0; c < 3; ++c)
+        for (int c = 0; kCross && c < 3; ++c)
             load_block(planes.gradient[c] + at, view.stride).store(scratch.gradient[c] + block * kLanes);
         load_block(planes.error + at, view.stride).store(scratch.error + block * kLanes);
         Vec(1.0f).store(scratch.transmittance + block * kLanes);
@@ -19,21 +20,15 @@ inline void load_tile_statistics(const View& view, int tile, const TileState& st
     }
 }
 
-inline void reduce(const StatisticFields<Vec>& sums, RowSums& out) {
-    reduce_nine(&sums.weight, &out.weight);
-    out.cross_v[1] = add_lanes(sums.cross_v[1]);
-    out.cross_v[2] = add_lanes(sums.cross_v[2]);
-    out.max_weight = max_lanes(sums.max_weight);
-}
-
 // Per pair, over the tile's pixels: see StatisticFields.
-void blend_statistics(const Constants& k, const View& view, const Splat* splats, const Entry* entries, int64_t count,
-                      int tile, TileScratch& scratch, const TileState& state, const StatisticsPlanes& planes,
-                      RowSums* pair_sums) {
+template <bool kCross>
+void blend_tile_statistics(const Constants& k, const View& view, const Splat* splats, const Entry* entries,
+                           int64_t count, int tile, TileScratch& scratch, const TileState& state,
+                           const StatisticsPlanes& planes, RowSums* pair_sums) {
     if (!count) return;
     gather_tile(view, splats, entries, count, tile, scratch);
-    load_tile_statistics(view, tile, state, planes, scratch);
-    const Vec max_alpha(k.max_alpha), min_alpha(k.min_alpha), one(1.0f), zero(0.0f);
+    load_tile_statistics<kCross>(view, tile, state, planes, scratch);
+    const Vec max_alpha(k.max_alpha), min_alpha(k.min_alpha), zero(0.0f);
     for (int64_t i = 0; i < count; ++i) {
         RowSums& out = pair_sums[entries[i].slot];
         uint32_t blocks = scratch.blocks[i];
@@ -42,7 +37,8 @@ void blend_statistics(const Constants& k, const View& view, const Splat* splats,
             continue;
         }
         const LocalSplat& s = scratch.splats[i];
-        StatisticFields<Vec> sums{zero, zero, zero, zero, zero, {zero, zero, zero}, {zero, zero, zero}, zero};
+        StatisticFields<Vec> sums{zero, zero, zero, zero, {zero, zero, zero}, {zero, zero, zero}, zero, zero};
+        int pixels = 0;
         for (; blocks; blocks &= blocks - 1) {
             const int block = __builtin_ctz(blocks), at = block * kLanes;
             const Vec x = Vec::load(kLaneX) + Vec(block % kTileBlocks * kBlock);
@@ -54,12 +50,13 @@ void blend_statistics(const Constants& k, const View& view, const Splat* splats,
             const Vec t = Vec::load(scratch.transmittance + at), error = Vec::load(scratch.error + at);
             const Vec w = alpha * t, weighted = w * error;
             fnmadd(alpha, t, t).store(scratch.transmittance + at);
+            pixels += __builtin_popcount(to_bits(used));
             sums.weight += w;
-            sums.pixels += keep(used, one);
             sums.error += keep(used, error);
             sums.weighted_error += weighted;
             sums.weighted_squared_error = fmadd(weighted, error, sums.weighted_squared_error);
             sums.max_weight = max(sums.max_weight, w);
+            if (!kCross) continue;
             const Vec passing = keep(pair.alpha <= max_alpha, w), wu = passing * pair.u, wv = passing * pair.v;
             for (int c = 0; c < 3; ++c) {
                 const Vec along = Vec::load(scratch.gradient[c] + at);
@@ -67,8 +64,22 @@ void blend_statistics(const Constants& k, const View& view, const Splat* splats,
                 sums.cross_v[c] = fmadd(wv, along, sums.cross_v[c]);
             }
         }
-        reduce(sums, out);
+        if (kCross) {
+            reduce_nine(&sums.weight, &out.weight);
+            out.cross_v[2] = add_lanes(sums.cross_v[2]);
+        } else {
+            reduce_four(&sums.weight, &out.weight);
+        }
+        out.pixels = static_cast<float>(pixels);
+        out.max_weight = max_lanes(sums.max_weight);
     }
+}
+
+void blend_statistics(const Constants& k, const View& view, const Splat* splats, const Entry* entries, int64_t count,
+                      int tile, TileScratch& scratch, const TileState& state, const StatisticsPlanes& planes,
+                      bool cross, RowSums* pair_sums) {
+    const auto pass = cross ? blend_tile_statistics<true> : blend_tile_statistics<false>;
+    pass(k, view, splats, entries, count, tile, scratch, state, planes, pair_sums);
 }
 
 // Adds the sums of rows [begin, end) to `out`; Σ w Qd rᵀ = Aᵀ (Σ w (u, v) rᵀ) / kHalfLog2e is taken to the world.
@@ -80,12 +91,8 @@ void project_statistics(const Constants& k, const View& view, const Cloud& cloud
         const uint32_t bits = visible_bits(visible, i, count);
         if (!bits) continue;
         const Mask lanes = from_bits(bits);
-        Projected p;
-        Vec offset[3], jacobian[2][3];
-        project_point(k, view, cloud, i, lanes, offset, p);
-        project_covariance(k, view, cloud, i, lanes, p);
-        center_jacobian(view, p, jacobian);
-        const auto found = load_records<StatisticFields<Vec>>(sums + i, lanes);
+        alignas(64) StatisticFields<Vec> found;
+        transpose_rows(&sums[i].weight, kStatisticFloats, lanes, kStatisticFloats, reinterpret_cast<float*>(&found));
         const auto add = [&](float* to, Vec sum) {
             store_part(to + i, lanes, fmadd(Vec(weight), sum, load_part(to + i, lanes)));
         };
@@ -95,14 +102,20 @@ void project_statistics(const Constants& k, const View& view, const Cloud& cloud
         add(out.weighted_error, found.weighted_error);
         add(out.weighted_squared_error, found.weighted_squared_error);
         store_part(out.max_weight + i, lanes, max(load_part(out.max_weight + i, lanes), found.max_weight));
+        if (!out.color_cross) continue;
+        Projected p;
+        Vec offset[3], jacobian[2][3];
+        project_point(k, view, cloud, i, lanes, offset, p);
+        center_jacobian(view, p, jacobian);
         const Whitening a = whitening_of(splats, i, lanes);
         const Vec unit(weight / kHalfLog2e);
+        alignas(64) float cross[9 * kLanes];
         for (int c = 0; c < 3; ++c) {
             const Vec x = unit * a.xx * found.cross_u[c];
             const Vec y = unit * (a.xy * found.cross_u[c] + a.yy * found.cross_v[c]);
             for (int axis = 0; axis < 3; ++axis)
-                scatter_add(out.color_cross + 9 * i + 3 * axis + c, 9, lanes,
-                            jacobian[0][axis] * x + jacobian[1][axis] * y);
+                (jacobian[0][axis] * x + jacobian[1][axis] * y).store(cross + kLanes * (3 * axis + c));
         }
+        add_transposed(cross, 9, lanes, out.color_cross + 9 * i, 9);
     }
 }

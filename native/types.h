@@ -179,18 +179,18 @@ struct ObservedTensors {
     float *splitting;                      // (N, 6), likewise
 };
 
-// Statistics of a row, or its part in one tile, with e the error and r_c = ∂L/∂C_c at a pixel: Σw, how many pixels, Σe,
-// Σwe, Σwe², Σ r_c w u and Σ r_c w v where α is not clamped, and the greatest w.
+// Statistics of a row, or its part in one tile, with e the error and r_c = ∂L/∂C_c at a pixel: Σw, Σe, Σwe, Σwe²; where
+// they are asked for Σ r_c w u and Σ r_c w v where α is not clamped; how many pixels; the greatest w.
 template <class Real>
 struct StatisticFields {
-    Real weight, pixels, error, weighted_error, weighted_squared_error;
+    Real weight, error, weighted_error, weighted_squared_error;
     Real cross_u[3], cross_v[3];
-    Real max_weight;
+    Real pixels, max_weight;
 };
 using RowSums = StatisticFields<float>;
 constexpr int kStatisticFloats = sizeof(RowSums) / sizeof(float);
 
-// Where they are added, (N,) and (N, 3, 3).
+// Where they are added, (N,) and (N, 3, 3), which is null where it is not asked for.
 struct StatisticsTensors {
     float *weight, *max_weight, *pixels, *error, *weighted_error, *weighted_squared_error, *color_cross;
 };
@@ -258,7 +258,7 @@ struct Kernels {
                            TileScratch&, const TileState&, const float* const* image_gradient, bool absolute,
                            SplatDerivative* pair_gradient);
     void (*blend_statistics)(const Constants&, const View&, const Splat*, const Entry*, int64_t count, int tile,
-                             TileScratch&, const TileState&, const StatisticsPlanes&, RowSums* pair_sums);
+                             TileScratch&, const TileState&, const StatisticsPlanes&, bool cross, RowSums* pair_sums);
     void (*project_statistics)(const Constants&, const View&, const Cloud&, int64_t begin, int64_t end, const Splat*,
                                const uint8_t* visible, const RowSums* sums, float weight, const StatisticsTensors&);
     // Rows [begin, end) of one channel: the loss's sums and its gradient. Scratch holds loss_scratch_floats.

@@ -112,7 +112,7 @@ class StatisticsTensors:
     Pointers to what statistics of rows are added to, kept alive by the caller.
     """
 
-    def __init__(self, *, weight: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], max_weight: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], pixels: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], error: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], weighted_error: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], weighted_squared_error: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], color_cross: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu')]) -> None: ...
+    def __init__(self, *, weight: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], max_weight: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], pixels: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], error: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], weighted_error: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], weighted_squared_error: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], color_cross: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu')] | None = None) -> None: ...
 
 class Rasterizer:
     """One view's passes in order, with the buffers they share."""

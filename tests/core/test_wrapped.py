@@ -148,6 +148,7 @@ def ask_of(question: str) -> Callable[[Objective], object]:
         "who": "someone",
         "edit": SceneEdit.in_place(2),
         "error": absolute_error,
+        "cross": True,
     }
 
     def ask(objective: Objective) -> object:
@@ -200,6 +201,18 @@ def test_composed_questions_take_any_way_of_composing(name):
     expected = ask(Whole())
     for found in wrapped_answers(name, Whole, ask):
         assert_alike(found, expected, "composed")
+
+
+@every_wrapper
+def test_statistics_leave_out_what_is_not_asked_for(name):
+    def ask(objective: Objective) -> list[RowStatistics]:
+        return [objective.statistics((3,), absolute_error, cross) for cross in (True, False, True)]
+
+    expected = ask(Whole())
+    assert [one.color_cross is None for one in expected] == [False, True, False]
+    for answers in wrapped_answers(name, Whole, ask):
+        for found, wanted in zip(answers, expected, strict=True):
+            assert_alike(found, wanted, "statistics")
 
 
 def test_held_is_promised_to_the_inner_objective():

@@ -71,7 +71,11 @@ RENDERING = [
         blend_moments.WARPS,
     ),
     (curvature.diagonal_kernel, {**DEGREE_3, "CROSS": True, "OVERWRITE": True, "BLOCK": curvature.DIAGONAL_ROWS}, 4),
-    (statistics.blend_statistics_kernel, {**TILE, "BATCH_SIZE": statistics.BATCH}, statistics.WARPS),
+    (
+        statistics.blend_statistics_kernel,
+        {**TILE, "CROSS": True, "BATCH_SIZE": statistics.BATCH},
+        statistics.WARPS,
+    ),
     (statistics.project_cross_kernel, {"OVERWRITE": True, "BLOCK": projection.ROWS}, 4),
     (statistics.observe_kernel, {"ABSOLUTE_TOO": True, "SPLITTING_TOO": True, "BLOCK": projection.ROWS}, 4),
     (curvature.blocks_kernel, {**DEGREE_3, "OVERWRITE": True, "BLOCK": curvature.BLOCK_ROWS}, 4),

@@ -107,7 +107,7 @@ class Views(Objective):
         assert all(torch.equal(squares[name], diagonal[name]) for name in names)
         return GaussNewtonBlocks(names, pack_blocks(blocks), {"rest": diagonal["rest"]})
 
-    def statistics(self, batch: Sequence[int], error: ErrorMap) -> RowStatistics:
+    def statistics(self, batch: Sequence[int], error: ErrorMap, cross: bool = True) -> RowStatistics:
         """Rows of A_v read as images: their error against ones, their sums, and the greatest of their entries."""
         images = self.matrices[list(batch), : 3 * ROWS].reshape(len(batch), ROWS, 3, -1)
         errors = error(images.movedim(2, 3), torch.ones_like(images.movedim(2, 3))).mean(dim=(0, 2))
@@ -116,5 +116,5 @@ class Views(Objective):
         return RowStatistics(
             **dict(zip(names, sums, strict=True)) | {"error": errors},
             max_weight=images.amax(dim=(0, 2, 3)),
-            color_cross=images[..., :3].mean(dim=0),
+            color_cross=images[..., :3].mean(dim=0) if cross else None,
         )

@@ -14,7 +14,7 @@ pytest.importorskip("triton", reason=NO_TRITON)
 
 from kernels.views import TinyView, tiny
 from raster.compare import relative_vector_error, worst_elementwise_error
-from raster.pixel_loops import PixelLoops, observed_by, statistics_of
+from raster.pixel_loops import PixelLoops, observed_by, row_sums, statistics_of
 from splatopt.core.checks import InputError
 from splatopt.core.objective import MissingOracleError, Oracle
 from splatopt.core.row_statistics import absolute_error
@@ -135,6 +135,15 @@ def test_diagonal_and_blocks_agree_with_the_reference(index: int):
 @pytest.mark.parametrize(("index", "kind"), [(0, SquaredError()), (1, L1Ssim())], ids=[IDS[0], IDS[1]])
 def test_statistics_of_rows_agree_with_the_reference(index: int, kind: Loss):
     compare(*(answers(statistics, kernels, VIEWS[index], kind) for kernels in (True, False)))
+
+
+def test_the_cross_term_may_be_left_out():
+    renderer = TritonRenderer()
+    cloud, problem = scene(renderer, VIEWS[0])
+    whole, some = statistics_of(renderer, cloud, problem), row_sums(cloud)
+    del some["color_cross"]
+    renderer.statistics(cloud, problem, absolute_error, WeightedSum(some, overwrite=True))
+    assert all(torch.equal(value, whole[name]) for name, value in some.items())
 
 
 def test_what_is_observed_may_leave_out_what_costs_more():

@@ -123,6 +123,17 @@ def test_sums_take_their_weight_and_the_greatest_weight_none(renderer: Renderer)
 
 
 @every_renderer
+def test_the_cross_term_may_be_left_out(renderer: Renderer) -> None:
+    case = CASES[1]
+    cloud, problem = case.cloud().to(torch.float32), case.problem()
+    whole, some = statistics_of(renderer, cloud, problem), row_sums(cloud)
+    del some["color_cross"]
+    renderer.statistics(cloud, problem, absolute_error, WeightedSum(some, overwrite=True))
+    for name, value in some.items():
+        torch.testing.assert_close(value, whole[name], rtol=1e-6, atol=0, msg=name)
+
+
+@every_renderer
 def test_what_is_observed_is_added_and_leaves_the_gradient_alone(renderer: Renderer) -> None:
     case = CASES[1]
     cloud, problem = case.cloud().to(torch.float32), case.problem()
@@ -212,11 +223,8 @@ def test_statistics_take_the_buffers_of_the_gradient() -> None:
     before = renderer.rasterizer.memory_bytes
     statistics_of(renderer, cloud, problem)
     assert renderer.rasterizer.memory_bytes == before
-    gradient = frozenset({Oracle.GRADIENT})
-    more = renderer.memory_needed(10, 100, 5, gradient | {Oracle.STATISTICS}) - renderer.memory_needed(
-        10, 100, 5, gradient
-    )
-    assert more == 5200, "what is made of the image, 52 bytes a pixel"
+    alone, both = (renderer.memory_needed(10, 100, 5, frozenset(asked)) for asked in ([], [Oracle.STATISTICS]))
+    assert both - alone == 5200, "what is made of the image, 52 bytes a pixel"
 
 
 # ---------------------------------------------------------------------- what they mean

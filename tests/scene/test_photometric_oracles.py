@@ -292,6 +292,9 @@ def test_statistics_are_means_over_the_views_and_the_greatest_weight_of_all():
         torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-15, msg=name)
         assert value[:5].flatten(1).any(dim=1).all() if value.dim() > 1 else (value[:5] > 0).all(), name
         assert not value[5].any(), "it lies behind all cameras"
+    some = objective.statistics([0, 1, 2], absolute_error, False)
+    assert some.color_cross is None
+    assert torch.equal(some.weight, whole["weight"])
     guarded = Microbatched(objective, lambda max_parts: None)
     guarded.max_parts = 1
     for name, value in statistics(guarded, [0, 1, 2]).items():

@@ -373,12 +373,13 @@ class Objective(ABC):
         """
         self._refuse(Oracle.HVP)
 
-    def statistics(self, batch: Batch, error: ErrorMap) -> RowStatistics:
+    def statistics(self, batch: Batch, error: ErrorMap, cross: bool = True) -> RowStatistics:
         """Return what each row does in the views of ``batch``, and how much error lies where it does it.
 
         Args:
             batch: Where.
             error: Makes the image e of a rendered view and its photograph.
+            cross: Whether the cross term is wanted, which costs about half as much again.
 
         Raises:
             MissingOracleError: This objective does not give it.

@@ -34,7 +34,8 @@ class RowStatistics:
         weighted_squared_error: Σ_p w e_p².
         color_cross: Cross term of position and colour, X = Pᵀ Σ_p w Qd (∂L/∂C_p)ᵀ with P = ∂m/∂μ (2, 3),
             (N, 3, 3), entry (i, c) of axis i of the world and channel c: children (μ + δ, c + γ) and (μ - δ, c - γ) of
-            half the opacity each change the loss by δᵀXγ. 1 / world unit; γ is of colours.
+            half the opacity each change the loss by δᵀXγ. 1 / world unit; γ is of colours. None where it is not asked
+            for.
     """
 
     weight: Tensor
@@ -43,7 +44,7 @@ class RowStatistics:
     error: Tensor
     weighted_error: Tensor
     weighted_squared_error: Tensor
-    color_cross: Tensor
+    color_cross: Tensor | None
 
 
 class GradientStatistics(StatePart):

@@ -1,9 +1,9 @@
 """Statistics of rows on a GPU: what they do in a view, and what a gradient pass has of them.
 
 Definitions are those of :mod:`splatopt.core.row_statistics`. With the whitened offset (u, v) = A (pixel - mean) and
-r_c = ∂L/∂C_c, a pair of tile and Gaussian leaves Σw, how many pixels, Σe, Σwe, Σwe², Σ r_c w u and Σ r_c w v where α is
-not clamped, and the greatest w, in its slot: 48 bytes a pair. Q d = Aᵀ(u, v) / ½log2 e takes the cross sums to pixels,
-and P = ∂m/∂μ to the world.
+r_c = ∂L/∂C_c, a pair of tile and Gaussian leaves Σw, how many pixels, Σe, Σwe, Σwe², where they are asked for Σ r_c w u
+and Σ r_c w v where α is not clamped, and the greatest w, in its slot: 24 or 48 bytes a pair. Q d = Aᵀ(u, v) / ½log2 e
+takes the cross sums to pixels, and P = ∂m/∂μ to the world.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from splatopt.kernels.projection_backward import covariance_gradient, mean_gradi
 from splatopt.kernels.tiles import TileLists
 from splatopt.kernels.view import FX, FY, HEIGHT, MAX_ALPHA, MIN_ALPHA, ROTATION, WIDTH
 
-SUMS = 11
-"""Floats of a pair, the greatest weight not counted."""
+SUMS, CROSS_SUMS = 5, 6
+"""Floats of a pair without the greatest weight, and those of the cross term."""
 
 BATCH = 4
 """Gaussians at a time."""
@@ -63,22 +63,26 @@ def blend_statistics_kernel(
     pairs,
     greatest,
     tiles_x,
+    CROSS: tl.constexpr,
     TILE_SIZE: tl.constexpr,
     BATCH_SIZE: tl.constexpr,
 ):
     """Write the sums and the greatest weight of each entry of one tile."""
+    FIELDS: tl.constexpr = 11 if CROSS else 5
     tile = tl.program_id(0)
     x, y = tile_pixels(tile, tiles_x, TILE_SIZE)
     inside = pixels_inside(view, x, y)
     begin, end = tl.load(tile_begin + tile), tl.load(tile_begin + tile + 1)
     pixel, running, reached = load_ray_ends(view, transmittance, last, x, y, inside)
-    red = tl.load(image_gradient + pixel * 3, inside, 0.0)[None, :]
-    green = tl.load(image_gradient + pixel * 3 + 1, inside, 0.0)[None, :]
-    blue = tl.load(image_gradient + pixel * 3 + 2, inside, 0.0)[None, :]
+    red, green, blue = running, running, running
+    if CROSS:
+        red = tl.load(image_gradient + pixel * 3, inside, 0.0)
+        green = tl.load(image_gradient + pixel * 3 + 1, inside, 0.0)
+        blue = tl.load(image_gradient + pixel * 3 + 2, inside, 0.0)
     error = tl.load(errors + pixel, inside, 0.0)[None, :]
     max_alpha, min_alpha = number(view, MAX_ALPHA), number(view, MIN_ALPHA)
     start = (tl.max(reached) + BATCH_SIZE - 1) // BATCH_SIZE * BATCH_SIZE
-    clear_behind(pairs, slots, begin + start, end, 11)
+    clear_behind(pairs, slots, begin + start, end, FIELDS)
     clear_behind(greatest, slots, begin + start, end, 1)
     while start > 0:
         start -= BATCH_SIZE
@@ -87,27 +91,33 @@ def blend_statistics_kernel(
         splat = load_batch(splats, gaussians, begin + position, live)
         u, v, unclamped, alpha, before = walk_back(splat, live, position, x, y, running, reached, max_alpha, min_alpha)
         weight = alpha * before
-        passing = tl.where(unclamped <= max_alpha, weight, 0.0)
         slot = tl.load(slots + begin + position, live, 0).to(tl.int64)
-        to = pairs + slot * 11
+        to = pairs + slot * FIELDS
         store_sum(to, 0, weight, live)
         store_sum(to, 1, tl.where(alpha > 0, 1.0, 0.0), live)
         store_sum(to, 2, tl.where(alpha > 0, error, 0.0), live)
         store_sum(to, 3, weight * error, live)
         store_sum(to, 4, weight * error * error, live)
-        across, down = passing * u, passing * v
-        store_sum(to, 5, across * red, live)
-        store_sum(to, 6, across * green, live)
-        store_sum(to, 7, across * blue, live)
-        store_sum(to, 8, down * red, live)
-        store_sum(to, 9, down * green, live)
-        store_sum(to, 10, down * blue, live)
+        if CROSS:
+            passing = tl.where(unclamped <= max_alpha, weight, 0.0)
+            across, down = passing * u, passing * v
+            store_sum(to, 5, across * red[None, :], live)
+            store_sum(to, 6, across * green[None, :], live)
+            store_sum(to, 7, across * blue[None, :], live)
+            store_sum(to, 8, down * red[None, :], live)
+            store_sum(to, 9, down * green[None, :], live)
+            store_sum(to, 10, down * blue[None, :], live)
         tl.store(greatest + slot, tl.max(weight, axis=1), live)
         running = tl.max(before, axis=0)
 
 
 def blend_statistics(
-    view: Tensor, projected: SplatBuffers, lists: TileLists, drawn: Blended, image_gradient: Tensor, errors: Tensor
+    view: Tensor,
+    projected: SplatBuffers,
+    lists: TileLists,
+    drawn: Blended,
+    errors: Tensor,
+    image_gradient: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Return the sums over pixels of the splats.
 
@@ -116,14 +126,15 @@ def blend_statistics(
         projected: Splats.
         lists: Who touches which tile.
         drawn: What the forward pass left; no entry reaches (``last`` is 0) where a pixel does not count.
-        image_gradient: ∂L/∂image, (H, W, 3), contiguous float32.
         errors: e, (H, W), contiguous float32.
+        image_gradient: ∂L/∂image, (H, W, 3), contiguous float32; None where the cross term is not asked for.
 
     Returns:
-        (N, 11) sums and (N, 1) greatest weights, 0 where nothing is drawn.
+        (N, 11) sums, or (N, 5) without the cross term, and (N, 1) greatest weights; 0 where nothing is drawn.
     """
-    device = image_gradient.device
-    pairs, greatest = (torch.empty(lists.slots.numel(), width, device=device) for width in (SUMS, 1))
+    cross = image_gradient is not None
+    widths = (SUMS + CROSS_SUMS * cross, 1)
+    pairs, greatest = (torch.empty(lists.slots.numel(), width, device=errors.device) for width in widths)
     if lists.slots.numel():
         blend_statistics_kernel[(lists.tiles_x * lists.tiles_y,)](
             view,
@@ -133,11 +144,12 @@ def blend_statistics(
             lists.begin,
             drawn.transmittance,
             drawn.last,
-            image_gradient,
+            errors if image_gradient is None else image_gradient,
             errors,
             pairs,
             greatest,
             lists.tiles_x,
+            CROSS=cross,
             TILE_SIZE=TILE,
             BATCH_SIZE=BATCH,
             num_warps=WARPS,
@@ -206,7 +218,7 @@ def project_statistics(
         cloud: N Gaussians.
         projected: Their splats.
         found: Of :func:`blend_statistics`.
-        into: The fields of RowStatistics, added to.
+        into: The fields of RowStatistics, added to; ``color_cross`` where its sums were found.
         weight: Factor of all but the greatest weights, one number on the device.
         overwrite: Take ``into`` as empty, whatever it holds.
     """
@@ -218,7 +230,7 @@ def project_statistics(
     for position, name in enumerate(ROW_SUMS):
         into[name].addcmul_(sums[:, position], weight)
     torch.maximum(into["max_weight"], greatest[:, 0], out=into["max_weight"])
-    if cloud.count:
+    if cloud.count and "color_cross" in into:
         project_cross_kernel[(triton.cdiv(cloud.count, ROWS),)](
             view,
             cloud.tensors.means,

@@ -193,7 +193,8 @@ class NativeRenderer(Renderer):
     def statistics(self, gaussians: Gaussians, problem: ViewProblem, error: ErrorMap, into: WeightedSum) -> None:
         """Add what each Gaussian does in one view to ``into``; see :class:`Renderer`."""
         cloud = self.draw(gaussians, problem.camera, problem.options)
-        self._loss(problem)
+        if "color_cross" in into.tensors:
+            self._loss(problem)
         errors = problem.errors(self._image(problem), error).contiguous()
         module = native.load()
         assert module is not None

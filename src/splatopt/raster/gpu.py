@@ -226,8 +226,9 @@ class TritonRenderer(Renderer):
         """Add what each Gaussian does in one view to ``into``; see :class:`Renderer`."""
         drawn, here = self._ask(gaussians, problem)
         image = drawn.blended.image
-        image_gradient = torch.empty_like(image)
-        gpu_loss.view_loss(image, here, image_gradient)
+        image_gradient = torch.empty_like(image) if "color_cross" in into.tensors else None
+        if image_gradient is not None:
+            gpu_loss.view_loss(image, here, image_gradient)
         # Where a pixel does not count, no row reaches it.
         last = torch.where(here.counted(image), drawn.blended.last, 0)
         found = blend_statistics(
@@ -235,8 +236,8 @@ class TritonRenderer(Renderer):
             drawn.splats,
             drawn.lists,
             replace(drawn.blended, last=last),
-            image_gradient,
             here.errors(image, error).contiguous(),
+            image_gradient,
         )
         factor = drawn.factor(into.weight)
         project_statistics(

@@ -188,7 +188,8 @@ class Renderer(ABC):
             gaussians: What is rendered.
             problem: The view.
             error: Makes the image of errors of the rendered image and the photograph.
-            into: One tensor for each field of RowStatistics, in its shape; 0 is added for what is not drawn.
+            into: One tensor for each field of RowStatistics, in its shape; 0 is added for what is not drawn. Without
+                ``color_cross`` that one is not given.
 
         Raises:
             MissingOracleError: This renderer does not give it.

@@ -56,7 +56,8 @@ class DataParallel(WrappedObjective):
         if row.combine is Combine.STACK:
             return self._handed_round(batch, own, weight(row, share), positions)
         if not all_have:
-            own = self._blank_where_none(name, row, own)
+            switches = [str(one) for one in arguments if isinstance(one, bool)]  # what an answer leaves out
+            own = self._blank_where_none(" ".join((name, *switches)), row, own)
         return self._summed(row, own, weight(row, share))
 
     def gauss_newton_diagonal(
@@ -103,15 +104,15 @@ class DataParallel(WrappedObjective):
         self.processes.broadcast([(part, at % self.processes.world_size) for at, part in enumerate(found)])
         return tuple(found)
 
-    def _blank_where_none(self, name: str, row: Question, own: object) -> object:
+    def _blank_where_none(self, asked: str, row: Question, own: object) -> object:
         """Return ``own``, or zeros in its form, which the first process tells when it is another than before."""
         parameters = self.parameters
         shapes = [value.shape for value in parameters.values()]
-        if name not in self._forms or self._forms[name][0] != shapes:
-            self._forms[name] = shapes, self.processes.broadcast_text(lambda: outline(row, own))
+        if asked not in self._forms or self._forms[asked][0] != shapes:
+            self._forms[asked] = shapes, self.processes.broadcast_text(lambda: outline(row, own))
         if own is not None:
             return own
-        return blank(row, self._forms[name][1], next(iter(parameters.values())).device)
+        return blank(row, self._forms[asked][1], next(iter(parameters.values())).device)
 
 
 @dataclass(frozen=True)

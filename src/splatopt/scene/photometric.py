@@ -276,22 +276,25 @@ class PhotometricObjective(Objective):
             self.renderer.hvp(self.cloud, problem, tangent, into)
         return product
 
-    def statistics(self, batch: Sequence[int], error: ErrorMap) -> RowStatistics:
+    def statistics(self, batch: Sequence[int], error: ErrorMap, cross: bool = True) -> RowStatistics:
         """Return what each Gaussian does in the views of ``batch``; see :class:`RowStatistics`.
 
         Args:
             batch: View indices.
             error: Makes the image e (H, W) of a rendered view, not clamped, and its photograph in [0, 1], both
                 (H, W, 3) and 0 where the pixels' weights are.
+            cross: Whether the cross term is wanted, which costs about half as much again.
         """
         if Oracle.STATISTICS not in self._kept:
             rows = len(self.cloud)
             shapes = {field.name: (rows,) for field in fields(RowStatistics)} | {"color_cross": (rows, 3, 3)}
             self._kept[Oracle.STATISTICS] = {name: self.cloud.means.new_zeros(shape) for name, shape in shapes.items()}
-        kept = self._kept[Oracle.STATISTICS]
-        for problem, into in self._sums(batch, kept):
+        asked = {
+            name: tensor for name, tensor in self._kept[Oracle.STATISTICS].items() if cross or name != "color_cross"
+        }
+        for problem, into in self._sums(batch, asked):
             self.renderer.statistics(self.cloud, problem, error, into)
-        return RowStatistics(**kept)
+        return RowStatistics(**{"color_cross": None} | asked)
 
     def _sums(self, batch: Sequence[int], tensors: Tensors) -> Iterator[tuple[ViewProblem, WeightedSum]]:
         """Yield the problem of each view, and where its share of a mean over the batch is added."""
