@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+from splatopt.core.plugins import Origin
 from splatopt.density.strategy import STRATEGIES
 from splatopt.train.config import TrainConfig
 from splatopt.train.loop import train
@@ -60,4 +61,4 @@ def same_scene(first: Path, second: Path) -> bool:
 
 def strategies() -> tuple[str, ...]:
     """splatopt's own."""
-    return STRATEGIES.names()
+    return STRATEGIES.names(Origin.OWN)

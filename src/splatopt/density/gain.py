@@ -58,6 +58,8 @@ class Gain(DensityStrategy[GainOptions]):
     """Splits rows, early and in proportion to their absolute gradient; see the module."""
 
     needs: ClassVar[frozenset[Oracle]] = frozenset({Oracle.GRADIENT, Oracle.STATISTICS})
+    splitting: ClassVar[bool] = False
+    """Whether the splitting matrix is summed up, for others' scores."""
 
     def __init__(
         self, objective: Objective, options: GainOptions, limits: DensityLimits, generator: torch.Generator
@@ -65,7 +67,7 @@ class Gain(DensityStrategy[GainOptions]):
         """Begin with empty statistics; see :class:`DensityStrategy`."""
         super().__init__(objective, options, limits, generator)
         self.gradient_statistics: GradientStatistics = self.remember(
-            GradientStatistics(objective.parameters, absolute=True)
+            GradientStatistics(objective.parameters, absolute=True, splitting=self.splitting)
         )
         self._start = self.remember(Number("start", len(objective.parameters["means"])))
 
@@ -84,15 +86,20 @@ class Gain(DensityStrategy[GainOptions]):
         rows = self._draw(min(more, count))
         return self._split(rows) if len(rows) else None
 
-    def _draw(self, count: int) -> Tensor:
-        """Return at most ``count`` different rows in proportion to their scores, by exponential races; in order."""
+    def scores(self) -> Tensor:
+        """Return in what proportion rows are drawn, (N,), at least 0: the mean absolute gradient of their centres."""
         statistics = self.gradient_statistics
         assert statistics.absolute is not None
-        scores = (statistics.absolute / statistics.views.clamp(min=1)).cpu().double().nan_to_num(0, 0, 0)
+        return statistics.absolute / statistics.views.clamp(min=1)
+
+    def _draw(self, count: int) -> Tensor:
+        """Return at most ``count`` different rows in proportion to their scores, by exponential races; in order."""
+        found = self.scores()
+        scores = found.cpu().double().nan_to_num(0, 0, 0)
         uniform = torch.rand(len(scores), generator=self.generator, dtype=torch.float64)
         finish = torch.where(scores > 0, -torch.log1p(-uniform) / scores.clamp_min(1e-300), torch.inf)
         first = finish.argsort(stable=True)[: max(0, count)]
-        return first[torch.isfinite(finish[first])].sort().values.to(statistics.views.device)
+        return first[torch.isfinite(finish[first])].sort().values.to(found.device)
 
     def _split(self, rows: Tensor) -> SceneEdit:
         """Return the edit by which each row becomes its first child, and its second one is added at the end."""
