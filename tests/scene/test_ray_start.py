@@ -148,6 +148,22 @@ def test_masks_carve():
     assert float(wrong.mean()) < 0.05
 
 
+def test_where_hardly_any_view_looks_no_mask_refutes_and_no_row_lies():
+    """Two more views see things far above the ball, where no other looks."""
+
+    def littered(origin, directions):
+        seen = ball(origin, directions)
+        if float(origin[1]) < -20:
+            return torch.cat([texture(directions), torch.ones_like(directions[..., :1])], dim=-1)
+        return seen
+
+    strays = [camera_at((x, -30.0, 0.0), (x, -60.0, 1.0)) for x in (0.0, 1.0)]
+    rows = rows_of(capture_of([*orbit(), *strays], littered))
+    assert float(rows.positions.norm(dim=1).max()) < 2
+    seen = sum(pixels(camera, rows.positions)[2].int() for camera in orbit())
+    assert int(seen.min()) == 12
+
+
 def test_a_twentieth_of_the_masks_may_be_wrong():
     """One empty mask of 24 does not carve everything away; two do not keep the rows from being as many as asked."""
     cameras = orbit(24)

@@ -30,7 +30,7 @@ from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError
 from splatopt.data import Capture
 
-MAX_SIDE = 200
+MAX_SIDE = 300
 """Longer side of the copies that photographs are compared in, pixels: a row covers several pixels of a photograph."""
 
 MAX_VIEWS = 128

@@ -6,8 +6,9 @@ pixel has its colour, cᵢ against c, by exp(-(|cᵢ-c|/τ)²). A place that han
 many colours; one on a surface is seen in one colour by those from which it is not hidden. Rows are drawn by score,
 without replacement (Efraimidis and Spirakis 2006), and take the mean colour of the views, weighted by their agreement.
 
-Alpha masks carve: a place that more than 5 % of the views that see it see as transparent is refuted. Without masks, a
-tenth of the rows lie on a far sphere, on rays whose photographs agree in infinity.
+Alpha masks carve: a place that more than 5 % of the views that see it see as transparent is refuted, and so is one that
+hardly any view sees. Without masks, a tenth of the rows lie on a far sphere, on rays whose photographs agree in
+infinity.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ FAR_SHARE = 0.1
 MAX_REFUTED = 0.05
 """Views that may see a row as transparent, as a share of those that see it."""
 
+_MIN_SEEN = 0.25
+"""Views that see a row where there are masks, at least, as a share of those that see the median place."""
 _CANDIDATES = 2
 """Places drawn for each row."""
 _ROUNDS = 4
@@ -66,13 +69,15 @@ class _Judgement:
     """What all views say of places.
 
     Attributes:
-        score: (M,) share of the views that see a place that agree with its colour.
+        seen: (M,) number of views that see a place.
+        score: (M,) share of the views that see it that agree with its colour.
         refuted: (M,) share of the views that see it that see it as transparent.
         colors: (M, 3) mean colour over the views, by agreement.
         footprints: (M,) length at the place that is as long as the longer side of a photograph that sees it, in the
             one where that is least.
     """
 
+    seen: Tensor
     score: Tensor
     refuted: Tensor
     colors: Tensor
@@ -96,9 +101,9 @@ def _judged(views: Sequence[SweepView], positions: Tensor, colors: Tensor) -> _J
         camera = view.camera
         size = local[:, 2] * max(camera.width, camera.height) / max(camera.fx, camera.fy)
         sizes = torch.where(inside, torch.minimum(sizes, size), sizes)
-    seen = seen.clamp_min(1)
+    some = seen.clamp_min(1)
     mean = (mean + _FLOOR * colors) / (agreed + _FLOOR)[:, None]
-    return _Judgement(agreed / seen, refuted / seen, mean, sizes)
+    return _Judgement(seen, agreed / some, refuted / some, mean, sizes)
 
 
 def _drawn(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -117,10 +122,13 @@ def _near_rows(views: Sequence[SweepView], count: int, generator: torch.Generato
         found.append(_judged(views, parts[-1].positions, parts[-1].colors))
         kept += int((found[-1].refuted <= MAX_REFUTED).sum())
     places = RayPlaces.joined(parts)
-    score, refuted, colors, footprints = (
-        torch.cat([getattr(one, name) for one in found]) for name in ("score", "refuted", "colors", "footprints")
+    seen, score, refuted, colors, footprints = (
+        torch.cat([getattr(one, item.name) for one in found]) for item in fields(_Judgement)
     )
     allowed = refuted <= MAX_REFUTED
+    if any(view.alpha is not None for view in views):
+        # Where hardly any view looks, no mask can refute.
+        allowed &= seen >= _MIN_SEEN * seen.median()
     # Where masks contradict each other, those that the fewest views refute stand in.
     weights = torch.where(allowed, (places.agreement + 1e-4) * (score + 1e-4), 1e-20 * (1 - refuted))
     rows = _drawn(weights, count, generator)
