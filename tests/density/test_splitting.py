@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
 from density.scenes import scene
@@ -28,12 +29,27 @@ def test_a_long_axis_split_keeps_mean_and_covariance():
     torch.testing.assert_close(inside + between, covariances(tensors["log_scales"][rows], tensors["quats"][rows]))
     assert torch.equal(found["log_scales"][:4], found["log_scales"][4:])
     longest = tensors["log_scales"][rows].amax(dim=1)
-    torch.testing.assert_close(offset.norm(dim=1), longest.exp() * 0.6)
+    torch.testing.assert_close(offset.norm(dim=1), longest.exp() / math.sqrt(2))
     changed = found["log_scales"][:4] != tensors["log_scales"][rows]
     assert changed.sum(dim=1).tolist() == [1, 1, 1, 1], "the other scales stay"
-    opacity = tensors["logit_opacities"][rows].sigmoid()
-    torch.testing.assert_close(1 - found["logit_opacities"][:4].sigmoid(), (1 - opacity) ** 0.625)
     assert torch.equal(found["logit_opacities"][:4], found["logit_opacities"][4:])
+
+
+@pytest.mark.parametrize("logit", [-30.0, -8.0, -1.0, 0.0, 2.0, 6.0, 40.0])
+def test_a_pair_covers_what_the_row_covered(logit):
+    """By quadrature over the footprint of a row whose long axis lies in the image."""
+    tensors = {name: value.clone() for name, value in scene(1, dtype=torch.float64).parameters.items()}
+    tensors["logit_opacities"][:] = logit
+    found = long_axis_split(tensors, torch.tensor([0]))
+    child = found["logit_opacities"].sigmoid()
+    assert child[0] == child[1]
+    x = torch.linspace(-9, 9, 1201, dtype=torch.float64)
+    y = x[:, None]
+    half = 1 / math.sqrt(2)
+    first, second = (torch.exp(-(((x + side * half) / half) ** 2 + y**2) / 2) for side in (1, -1))
+    row = torch.sigmoid(torch.tensor(logit, dtype=torch.float64)) * torch.exp(-(x**2 + y**2) / 2)
+    a, b = child[0] * first, child[0] * second
+    assert float((a + b - a * b).sum() / row.sum()) == pytest.approx(1, abs=1e-6)
 
 
 def test_powers_of_transmittance_keep_their_digits_at_both_ends():

@@ -10,11 +10,11 @@ from torch import Tensor
 from splatopt.core.objective import Tensors
 from splatopt.core.schema import rotation_matrices
 
-CHILD_SCALE = 0.8
-"""A child's scale along the axis that is split, as a share of its parent's. At 1/√2, Brush's, the pair parts faster and
-changes the image three times as much."""
+_SHRINK = 1 / math.sqrt(2)
+"""b, a child's scale along the axis that is split, and how far it lies from its parent's centre, as shares of s."""
 
-_OFFSET = math.sqrt(1 - CHILD_SCALE**2)
+_SHARED = _SHRINK / 2 * math.exp(-1)
+"""K of two children: ∫ G₁G₂ over ∫ G, of the footprints of unit opacity."""
 
 
 def sampled_split(tensors: Tensors, rows: Tensor, generator: torch.Generator, shrink: float = 1.6) -> dict[str, Tensor]:
@@ -43,9 +43,14 @@ def sampled_split(tensors: Tensors, rows: Tensor, generator: torch.Generator, sh
 def long_axis_split(tensors: Tensors, rows: Tensor) -> dict[str, Tensor]:
     """Return what becomes of two children that together look like each of ``rows``.
 
-    Along the longest axis, of scale s, the children's scale is b·s with b = 0.8, and their centres lie at ±s√(1 - b²), so
-    that the pair has the row's mean and covariance. Their opacity o' has 1-o' = (1-o)^(1/2b), so that where the row is
-    faint the pair has its mass.
+    Along the longest axis, of scale s, the children's centres lie at ±s/√2 and their scale is s/√2, so that the pair
+    has the row's mean and covariance. Their opacity o' is that of a pair that covers what the row covered: with
+    b = 1/√2,
+
+        ∫ 1 - (1 - o'G₁)(1 - o'G₂) = o ∫ G   or   2b o' - K o'² = o,   K = b/(2e),   o' = o / (b + √(b² - K o)),
+
+    over footprints along which that axis lies. At o = 0.9 the image changes by 16 % of what the row drew there, and by
+    23 % with Brush's 1 - o' = (1-o)^b.
 
     Args:
         tensors: A cloud's.
@@ -57,15 +62,23 @@ def long_axis_split(tensors: Tensors, rows: Tensor) -> dict[str, Tensor]:
     """
     means, log_scales = tensors["means"][rows], tensors["log_scales"][rows]
     longest = log_scales.argmax(dim=1, keepdim=True)
-    along = torch.zeros_like(log_scales).scatter_(1, longest, log_scales.gather(1, longest).exp() * _OFFSET)
+    along = torch.zeros_like(log_scales).scatter_(1, longest, log_scales.gather(1, longest).exp() * _SHRINK)
     offsets = turned(tensors["quats"][rows], along)
-    shrunken = log_scales.scatter_add(1, longest, torch.full_like(log_scales[:, :1], math.log(CHILD_SCALE)))
-    logits = transmittance_power(tensors["logit_opacities"][rows], 1 / (2 * CHILD_SCALE))
+    shrunken = log_scales.scatter_add(1, longest, torch.full_like(log_scales[:, :1], math.log(_SHRINK)))
+    logits = _pair_logits(tensors["logit_opacities"][rows])
     return {
         "means": torch.cat([means + offsets, means - offsets]),
         "log_scales": shrunken.repeat(2, 1),
         "logit_opacities": logits.repeat(2),
     }
+
+
+def _pair_logits(logits: Tensor) -> Tensor:
+    """Return the logits of o' = o / (b + √(b² - K o)), o the opacities of ``logits``."""
+    log_opacity = torch.nn.functional.logsigmoid(logits.double())
+    opacity = log_opacity.exp()
+    log_child = log_opacity - torch.log(_SHRINK + torch.sqrt(_SHRINK**2 - _SHARED * opacity))
+    return (log_child - torch.log1p(-log_child.exp())).to(logits.dtype)
 
 
 def transmittance_power(logits: Tensor, power: float | Tensor) -> Tensor:
