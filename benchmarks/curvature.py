@@ -14,6 +14,7 @@ from benchmarks.loads import Load, fox, made_up
 from benchmarks.measurement import Measurement
 from benchmarks.timing import FORWARD
 from splatopt.core.optimizer import Optimizer, Progress, find_optimizer
+from splatopt.core.row_statistics import GradientStatistics, absolute_error
 from splatopt.curvature.estimators import Exact, ResidualProbes
 from splatopt.raster.cpu import NativeRenderer
 from splatopt.raster.types import RenderOptions
@@ -37,9 +38,15 @@ def objective_of(load: Load) -> PhotometricObjective:
 
 
 def oracles(data: Path) -> Iterator[Measurement]:
-    """JVP over forward and loss, probes over backward, curvature over loss and backward; by the passes' stopwatches."""
+    """JVP over forward and loss, probes over backward, curvature over loss and backward; by the passes' stopwatches.
+
+    Statistics of rows over forward; over backward, a backward pass that is observed.
+    """
     bars = {"jvp": 1.5, "residual_probe": 1.0, "exact_diagonal": 1.6, "blocks": 3.0}
+    bars |= {"statistics": 1.3, "statistics_with_cross": 2.0, "observed": 1.1, "observed_absolute": 1.35}
     units = {"jvp": "of forward and loss", "residual_probe": "of backward"}
+    units |= {"statistics": "of forward", "statistics_with_cross": "of forward"}
+    units |= {"observed": "of backward", "observed_absolute": "of backward"}
     for key, load in timed_loads(data):
         for name, ratio in _oracle_costs(objective_of(load)).items():
             unit = units.get(name, "of loss and backward")
@@ -70,6 +77,14 @@ def _oracle_costs(objective: PhotometricObjective) -> dict[str, float]:
         ratios.setdefault("exact_diagonal", []).append(spent("pixel_curvature", "curvature") / (loss + backward))
         objective.gauss_newton_blocks([0])
         ratios.setdefault("blocks", []).append(spent("pixel_curvature", "curvature") / (loss + backward))
+        for name, cross in (("statistics", False), ("statistics_with_cross", True)):
+            objective.statistics([0], absolute_error, cross)
+            ratios.setdefault(name, []).append(spent("statistics") / spent(*FORWARD))
+        for name, absolute in (("observed", False), ("observed_absolute", True)):
+            objective.observed = GradientStatistics(objective.parameters, absolute=absolute, splitting=True)
+            objective.gradient([0])
+            ratios.setdefault(name, []).append(spent("blend_backward", "project_backward") / backward)
+        objective.observed = None
     return {name: statistics.median(values) for name, values in ratios.items()}
 
 

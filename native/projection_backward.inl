@@ -162,10 +162,11 @@ inline void add_splitting(const View& view, const Projected& p, const Whitening&
     Vec jacobian[2][3];
     center_jacobian(view, p, jacobian);
     const Vec *x = jacobian[0], *y = jacobian[1];
+    alignas(64) float entries[6 * kLanes];
     for (int r = 0, n = 0; r < 3; ++r)
         for (int c = r; c < 3; ++c, ++n)
-            scatter_add(splitting + n, 6, lanes,
-                        x[r] * (s_xx * x[c] + s_xy * y[c]) + y[r] * (s_xy * x[c] + s_yy * y[c]));
+            (x[r] * (s_xx * x[c] + s_xy * y[c]) + y[r] * (s_xy * x[c] + s_yy * y[c])).store(entries + kLanes * n);
+    add_transposed(entries, 6, lanes, splitting, 6);
 }
 
 // Adds what these derivatives, which are of the view's own loss, say of their rows.
@@ -179,13 +180,14 @@ inline void observe(const View& view, const Projected& p, const Whitening& a, co
         y *= half_height;
         return sqrt(fmadd(x, x, y * y));
     };
-    scatter_add(out.views + i, 1, lanes, Vec(1.0f));
-    scatter_add(out.gradient + i, 1, lanes, length(footprint.mean_x, footprint.mean_y));
+    const auto add = [&](float* to, Vec value) { store_part(to + i, lanes, load_part(to + i, lanes) + value); };
+    add(out.views, Vec(1.0f));
+    add(out.gradient, length(footprint.mean_x, footprint.mean_y));
     const Vec difference = half * (p.cov_xx - p.cov_yy);
     const Vec longest = sqrt(fmadd(half, p.cov_xx + p.cov_yy, sqrt(fmadd(difference, difference, p.cov_xy * p.cov_xy))));
     const Vec radius = longest * Vec(3.0f / (view.width > view.height ? view.width : view.height));
     store_part(out.max_radius + i, lanes, max(load_part(out.max_radius + i, lanes), radius));
-    if (out.absolute) scatter_add(out.absolute + i, 1, lanes, length(two * a.xx * g.absolute_x, two * g.absolute_y));
+    if (out.absolute) add(out.absolute, length(two * a.xx * g.absolute_x, two * g.absolute_y));
     if (out.splitting) add_splitting(view, p, a, footprint, g.log2_opacity, lanes, out.splitting + 6 * i);
 }
 

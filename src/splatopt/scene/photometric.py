@@ -294,7 +294,8 @@ class PhotometricObjective(Objective):
         }
         for problem, into in self._sums(batch, asked):
             self.renderer.statistics(self.cloud, problem, error, into)
-        return RowStatistics(**{"color_cross": None} | asked)
+        sums = {name: tensor for name, tensor in asked.items() if name != "color_cross"}
+        return RowStatistics(**sums, color_cross=asked.get("color_cross"))
 
     def _sums(self, batch: Sequence[int], tensors: Tensors) -> Iterator[tuple[ViewProblem, WeightedSum]]:
         """Yield the problem of each view, and where its share of a mean over the batch is added."""
