@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from splatopt.data import Capture
+from splatopt.raster.threads import one_torch_thread
 from splatopt.scene.plane_sweep import RayPlaces, SweepView, sweep, sweep_views, turned
 
 FAR_SHARE = 0.1
@@ -167,7 +168,8 @@ def rows_on_rays(capture: Capture, count: int, generator: torch.Generator) -> Ro
     """
     views = sweep_views(capture)
     far = 0 if any(view.alpha is not None for view in views) else round(FAR_SHARE * count)
-    places, near = _near_rows(views, count - far, generator)
-    parts = [near, _far_rows(views, places, near, far, generator)] if far else [near]
+    with one_torch_thread():
+        places, near = _near_rows(views, count - far, generator)
+        parts = [near, _far_rows(views, places, near, far, generator)] if far else [near]
     rows = Rows(**{one.name: torch.cat([getattr(part, one.name) for part in parts]) for one in fields(Rows)})
     return replace(rows, max_sizes=_MAX_SIZE / count**0.5 * rows.max_sizes)
