@@ -91,6 +91,7 @@ def test_rounds_within_a_budget_become_smaller_where_it_breaks():
         ({"to": 5, "round_share": 0.0}, "--round-share must be at least 0.001"),
         ({"to": 5, "repair": -1}, "--repair must be at least 0"),
         ({"to": 5, "late": 1.5}, "--late must be at most 1, got 1.5"),
+        ({"to": 5, "average": -1.0}, "--average must be at least 0, got -1.0"),
         ({"to": 5, "optimizer": "blok-gn"}, "did you mean block-gn"),
     ],
 )
@@ -129,7 +130,15 @@ def test_a_new_run_is_left_and_the_old_one_is_as_it_was(trained, tmp_path):
     assert log[: len(lines(trained))] == lines(trained)
     assert [(line["step"], line["gaussians"]) for line in log[-2:]] == [(STEPS + 24, 67), (STEPS + 30, 60)]
     curve = json.loads((tmp_path / "new" / "pruning.json").read_text())
-    asked = {"to": 60, "by": "cost", "round_share": 0.15, "repair": 6, "optimizer": "block-gn", "late": 0.5}
+    asked = {
+        "to": 60,
+        "by": "cost",
+        "round_share": 0.15,
+        "repair": 6,
+        "optimizer": "block-gn",
+        "late": 0.2,
+        "average": 20.0,
+    }
     assert (curve["options"], curve["subset"], curve["run"]) == (asked, "test", str(trained))
     assert [PruneRound(**one) for one in curve["rounds"]] == list(result.rounds)
 
@@ -202,6 +211,21 @@ def test_any_optimizer_repairs(trained, tmp_path, optimizer):
     assert open_run(result.folder).config.schedule.plan[-1].optimizer == optimizer
     bare = prune(open_run(trained), PruneOptions(to=90, repair=0), tmp_path / "bare")
     assert result.left.loss != bare.left.loss
+
+
+def test_the_repair_leaves_the_average_of_its_iterates(trained, tmp_path):
+    """Of the first steps an average of power 0 is the mean; without one it is the last iterate."""
+    folders = {}
+    for average in (0.0, 1e-9, 20.0):
+        options = PruneOptions(to=110, repair=4, average=average)
+        folders[average] = prune(open_run(trained), options, tmp_path / str(average)).folder
+    means = {average: open_run(folder).trained.means for average, folder in folders.items()}
+    assert not torch.equal(means[0.0], means[20.0])
+    start = open_run(trained).trained.means
+    kept = (means[0.0][:, None] - start[None]).square().sum(dim=2).argmin(dim=1)  # small steps: rows find themselves
+    travelled = {average: float((value - start[kept]).norm()) for average, value in means.items()}
+    assert travelled[1e-9] < travelled[20.0] < travelled[0.0]
+    assert open_run(folders[20.0]).config.schedule.average == 20.0
 
 
 def test_a_pruned_run_is_pruned_again(trained, tmp_path):

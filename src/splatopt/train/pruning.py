@@ -42,16 +42,21 @@ class PruneOptions(SettingGroup):
     """Share of the Gaussians that goes in one round, at most; scores are taken anew in each. Unit: fraction.
     Source: docs/results/density.md."""
 
-    repair: int = field(default=250, metadata=bounds(0))
+    repair: int = field(default=400, metadata=bounds(0))
     """Optimizer steps after each round. Unit: steps. Source: docs/results/density.md."""
 
     optimizer: str = "block-gn"
     """Name of the optimizer that repairs; it has the run's options where the run used it. Source:
     docs/results/density.md."""
 
-    late: float = field(default=0.5, metadata=bounds(0.001, 1))
+    late: float = field(default=0.2, metadata=bounds(0.001, 1))
     """Share of the optimizer's schedule, its end, that the steps of a round go through: small steps, since the scene is
     nearly good. Unit: fraction. Source: docs/results/density.md."""
+
+    average: float = field(default=20.0, metadata=bounds(0))
+    """Keep the running average of the repair's iterates, weighted like the step to this power; 0 for the last one.
+    Where the learned optimizer is among the stages there is none beside its own. Unit: none. Source:
+    docs/results/density.md."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be done."""
@@ -207,6 +212,7 @@ def pruned_schedule(schedule: ScheduleOptions, taken: int, options: PruneOptions
         stages.append(Stage(options.optimizer, taken, repaired))
     stages = stages or list(schedule.plan)
     given = schedule.options_by_name
+    has_average = "learned" in (*schedule.optimizers, options.optimizer)
     return {
         "stages": written(tuple(stages)),
         "steps": stages[-1].end,
@@ -215,7 +221,7 @@ def pruned_schedule(schedule: ScheduleOptions, taken: int, options: PruneOptions
             one.optimizer: given.get(one.optimizer) or find_optimizer(one.optimizer).options() for one in stages
         },
         "horizon": None,
-        "average": 0.0,
+        "average": options.average if repaired and not has_average else 0.0,
         "max_seconds": 0.0,
         "density": NO_DENSITY,
         "density_options": None,
