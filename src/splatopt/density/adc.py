@@ -17,6 +17,7 @@ from torch import Tensor
 
 from splatopt.core.checks import InputError, check_max_count, check_positive
 from splatopt.core.objective import Objective, Oracle
+from splatopt.core.optimizer import Progress
 from splatopt.core.row_statistics import GradientStatistics
 from splatopt.core.scene_edit import SceneEdit, Written
 from splatopt.density.schedule import EditSchedule
@@ -91,6 +92,10 @@ class AdaptiveDensityControl(DensityStrategy[AdcOptions]):
         self.gradient_statistics: GradientStatistics = self.remember(
             GradientStatistics(objective.parameters, absolute=options.min_absolute_gradient > 0)
         )
+
+    def observes(self, progress: Progress) -> bool:
+        """Whether an edit is still to come."""
+        return progress.step < self.options.of_run(progress.horizon).until
 
     @torch.no_grad()
     def edit(self, step: StepTaken) -> SceneEdit | None:

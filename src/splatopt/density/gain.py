@@ -7,8 +7,8 @@ pass has of every view. How many: the number of rows grows by the same share wit
 quarter of the run, when trust regions are still wide and most steps are still to come.
 
 Children carry momentum and curvature. At about half the parent's mass their gradients are half of the parent's, so
-momentum is multiplied by ½ and curvature by ¼. An optimizer that is told so goes on; one whose rows begin anew loses
-one to two decibels with every edit (docs/results/density.md).
+momentum is multiplied by ½ and curvature by ¼. An optimizer that is told so goes on; one whose rows begin anew may end
+two decibels lower (docs/results/density.md).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from splatopt.core.checks import InputError, check_max_count
 from splatopt.core.objective import Objective, Oracle
+from splatopt.core.optimizer import Progress
 from splatopt.core.row_statistics import GradientStatistics
 from splatopt.core.scene_edit import SceneEdit, Written
 from splatopt.core.state import Number
@@ -70,6 +71,10 @@ class Gain(DensityStrategy[GainOptions]):
             GradientStatistics(objective.parameters, absolute=True, splitting=self.splitting)
         )
         self._start = self.remember(Number("start", len(objective.parameters["means"])))
+
+    def observes(self, progress: Progress) -> bool:
+        """Whether rows are still to come."""
+        return len(self.objective.parameters["means"]) < self.limits.max_gaussians
 
     @torch.no_grad()
     def edit(self, step: StepTaken) -> SceneEdit | None:

@@ -88,6 +88,14 @@ class DensityStrategy(Stateful, ABC, Generic[Options]):
         self.generator = generator
         self.gradient_statistics: GradientStatistics | None = None
 
+    def observes(self, progress: Progress) -> bool:
+        """Whether the gradient passes of the next step shall add to the statistics; they cost a few percent of it.
+
+        Args:
+            progress: Steps done before it, and the steps of the whole run.
+        """
+        return self.gradient_statistics is not None
+
     def penalty(self) -> tuple[float, Tensors] | None:
         """Return a penalty on the parameters and its gradient, added to the loss of every step; None for none."""
         return None

@@ -12,7 +12,7 @@ from splatopt.core.checkpoint import Checkpoint
 from splatopt.core.checks import InputError
 from splatopt.core.devices import gibibytes
 from splatopt.core.frame import Frame
-from splatopt.core.optimizer import Optimizer
+from splatopt.core.optimizer import Optimizer, Progress
 from splatopt.core.row_statistics import GradientStatistics
 from splatopt.core.scene_edit import SceneEdit, apply_edit
 from splatopt.density.penalised import Penalised
@@ -66,7 +66,7 @@ class Growth:
     def __init__(
         self, name: str, strategy: DensityStrategy, objective: PhotometricObjective, surroundings: Surroundings
     ) -> None:
-        """Have the objective's gradient passes fill the strategy's statistics.
+        """Take up the strategy.
 
         Args:
             name: The strategy's, for messages.
@@ -80,11 +80,17 @@ class Growth:
         self._processes = surroundings.context.processes
         self._warned = False
         self._own: GradientStatistics | None = None
-        self._observe()
 
-    def _observe(self) -> None:
-        """Have every process count its own views, where there are several, in statistics that begin with zeros."""
-        shared = self.strategy.gradient_statistics
+    def before_step(self, progress: Progress) -> None:
+        """Have the gradient passes of the next step fill the strategy's statistics, where it wants them.
+
+        Of several processes each counts its own views, in statistics that begin with zeros.
+
+        Args:
+            progress: Steps done, and the steps of the whole run.
+        """
+        shared = self.strategy.gradient_statistics if self.strategy.observes(progress) else None
+        self._own = None
         if shared is not None and self._processes.world_size > 1:
             asked = {"absolute": shared.absolute is not None, "splitting": shared.splitting is not None}
             self._own = GradientStatistics(self._objective.parameters, **asked)
@@ -103,7 +109,6 @@ class Growth:
         for name, value in sums.items():
             total[name].add_(value)
         torch.maximum(shared.max_radius, largest, out=shared.max_radius)
-        own.clear()
 
     def after_step(self, step: StepTaken, optimizer: Optimizer, sums: MetricSums) -> None:
         """Have the strategy move and edit the scene after a step.
@@ -143,7 +148,6 @@ class Growth:
                 self._around.tell(Warned(f"the density strategy {self._name} adds no more Gaussians: {error}"))
             self._warned = True
             return
-        self._observe()
         sums.added += len(new)
         sums.removed += len(gone)
         told = {"step": step, "added": len(new), "removed": len(gone), "gaussians": len(edit)}

@@ -247,6 +247,8 @@ class Trainer(ResumableRun):
         self.context.expect((*views, *self.sampler.upcoming(len(views))))
         self._set_degree(self.step)
         progress = Progress(self.step - stage.begin, self.config.schedule.horizon or stage.steps)
+        if self.growth is not None:
+            self.growth.before_step(self._whole_progress)
         evaluation = self.optimizer.step(views, progress)
         problem = self._non_finite(evaluation, views) or self._mend_rows()
         self.guarded.forget()
@@ -277,12 +279,16 @@ class Trainer(ResumableRun):
         self.sums.reset_rows += count if growth is None else 0
         return problem
 
+    @property
+    def _whole_progress(self) -> Progress:
+        """Where the run stands over all stages."""
+        return Progress(self.step, self.config.schedule.horizon or self.planned)
+
     def _grow(self, progress: Progress) -> None:
         """Have the density strategy, where there is one, do what it wants after a step."""
         if self.growth is None:
             return
-        whole = Progress(self.step, self.config.schedule.horizon or self.planned)
-        taken = StepTaken(whole, self.optimizer.position_rate(progress))
+        taken = StepTaken(self._whole_progress, self.optimizer.position_rate(progress))
         self.growth.after_step(taken, self.optimizer, self.sums)
         self.guarded.forget()
 
