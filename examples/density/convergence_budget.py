@@ -16,11 +16,14 @@ differ; the recent slope is ⅓ of what it was and ⅔ of the new one. An edit n
 import math
 from dataclasses import dataclass
 
+import torch
+
 from splatopt import SceneEdit, register_density
 from splatopt.core.checks import InputError
+from splatopt.core.objective import Objective
 from splatopt.core.state import Number
 from splatopt.density.gain import Gain, GainOptions
-from splatopt.density.strategy import StepTaken
+from splatopt.density.strategy import DensityLimits, StepTaken
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,9 @@ class ConvergenceOptions(GainOptions):
 class ConvergenceBudget(Gain):
     """Splits gain's rows, as many as a budget allows that follows the loss."""
 
-    def __init__(self, objective, options, limits, generator):
+    def __init__(
+        self, objective: Objective, options: ConvergenceOptions, limits: DensityLimits, generator: torch.Generator
+    ) -> None:
         super().__init__(objective, options, limits, generator)
         # All that must be the same again in a run that is resumed.
         names = ("loss", "first_x", "first_y", "last_x", "last_y", "recent")
@@ -54,6 +59,7 @@ class ConvergenceBudget(Gain):
         return super().edit(step)
 
     def budget(self, share: float) -> int:
+        assert isinstance(self.options, ConvergenceOptions)
         exponent = self.options.exponent + 0.5 * math.tanh(self.deviation())
         start = self.start
         # t^α - 1 as a difference of exponentials keeps its digits.

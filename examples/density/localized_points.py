@@ -3,10 +3,10 @@
     splatopt train CAPTURE --plugin examples/density/localized_points.py --density localized-points
 
 LPM carries regions of large error from one view to another by matched points, and takes a ball where their cones meet.
-A strategy sees neither cameras nor depths, but it can ask what share of what a row draws in one view lies in that view's
-error mask, ē = Σ w e / Σ w with e = 1 where the error is above twice the view's mean, else 0. Weights are largest at the
-surface, so a row with ē ≥ ½ in two views lies where both cones meet the rendered surface: it is the centre of a zone,
-and the zone is a ball of three of its largest scales. At an edit:
+A strategy sees neither cameras nor depths, but it can ask what share of what a row draws in one view lies in the error
+mask of that view, ē = Σ w e / Σ w with e = 1 where the error is above twice the view's mean, else 0. Weights are
+largest at the surface, so a row with ē ≥ ½ in two views lies where both cones meet the rendered surface: it is the
+centre of a zone, and the zone is a ball of three of its largest scales. At an edit:
 
 - inside zones the threshold is lower: a row counts as if its gradient were ``boost`` times as large;
 - where a zone holds no row but its centre, a drawn centre is not split; a new, faint row of half its size begins there;
