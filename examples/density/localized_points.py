@@ -6,7 +6,7 @@ LPM carries regions of large error from one view to another by matched points, a
 A strategy sees neither cameras nor depths, but it can ask what share of what a row draws in one view lies in the error
 mask of that view, ē = Σ w e / Σ w with e = 1 where the error is above twice the view's mean, else 0. Weights are
 largest at the surface, so a row with ē ≥ ½ in two views lies where both cones meet the rendered surface: it is the
-centre of a zone, and the zone is a ball of three of its largest scales. At an edit:
+centre of a zone, and the zone is a ball of its largest scale. At an edit:
 
 - inside zones the threshold is lower: a row counts as if its gradient were ``boost`` times as large;
 - where a zone holds no row but its centre, a drawn centre is not split; a new, faint row of half its size begins there;
@@ -85,7 +85,7 @@ class LocalizedPoints(Gain):
         first, second = share.topk(2, dim=0).values
         centres = second.argsort(descending=True, stable=True)[:ZONES]
         centres = centres[second[centres] >= 0.5]
-        means, radii = parameters["means"], 3 * parameters["log_scales"][centres].amax(dim=1).exp()
+        means, radii = parameters["means"], parameters["log_scales"][centres].amax(dim=1).exp()
         inside = torch.cdist(means, means[centres], compute_mode="donot_use_mm_for_euclid_dist") <= radii
         zones, alone = inside.any(dim=1), torch.zeros_like(drawn, dtype=torch.bool)
         alone[centres[inside.sum(dim=0) == 1]] = True

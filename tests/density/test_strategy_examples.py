@@ -113,7 +113,7 @@ def test_zones_get_more_rows_and_what_is_opaque_in_front_is_reset():
     parameters["means"][:] = torch.arange(ROWS)[:, None] * 10.0
     parameters["log_scales"][:] = math.log(0.5)
     parameters["logit_opacities"][:] = 2.0
-    parameters["means"][1] = parameters["means"][0] + 0.5  # the zone of row 0 holds row 1, and that of row 4 no other
+    parameters["means"][1] = parameters["means"][0] + 0.2  # the zone of row 0 holds row 1, and that of row 4 no other
     shares = torch.zeros(2, ROWS)
     shares[:, 0] = shares[:, 4] = 0.9
     shares[0, 6] = shares[1, 7] = 0.9  # in one view's cone alone
