@@ -45,7 +45,7 @@ def test_a_suite_has_the_protocol_of_the_literature(tmp_path, name):
         (tmp_path / scene.path).mkdir()
     cells = make_cells(suite, Path("out"), {}, tmp_path)
     assert {7000, 30_000} <= set(cells[0].config.scoring.eval_at)
-    assert {"adam + adc", "adam + mcmc", "adam", "block-gn + mcmc"} <= {cell.label for cell in cells}
+    assert {"adam + adc", "adam + mcmc", "adam", "block-gn + mcmc", "learned + gain"} <= {cell.label for cell in cells}
     for cell in cells:
         assert cell.config.schedule.total_steps == 30_000
         assert (cell.config.data.test_every, cell.config.data.downscale, cell.config.data.max_side) == (8, 1, None)

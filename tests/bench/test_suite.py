@@ -11,9 +11,12 @@ from splatopt.bench.cells import cell_name, make_cells, make_timing_cells, timed
 from splatopt.bench.protocol import POINTS, PROTOCOLS
 from splatopt.bench.suite import make_suite, read_suite
 from splatopt.core.checks import InputError
+from splatopt.core.plugins import Origin
+from splatopt.density.strategy import STRATEGIES
 from splatopt.optim import AdamOptions
 from splatopt.raster.types import Footprint
 from splatopt.train.sampler import ViewChoice
+from train.density_runs import plugins_forgotten
 
 SUITES = Path(__file__).resolve().parents[2] / "suites"
 
@@ -185,10 +188,14 @@ def test_a_setting_that_no_run_can_have_names_its_cell(capture):
 
 STANDARD = ("llff", "mip-nerf-360", "nerf-synthetic", "tanks-and-temples")
 """Suites of data sets that everyone brings."""
+SYNTHETIC = ("density-scores",)
+"""Suites of scenes that `splatopt data make` renders."""
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in sorted(SUITES.glob("*.toml")) if path.stem not in STANDARD], ids=lambda path: path.stem
+    "path",
+    [path for path in sorted(SUITES.glob("*.toml")) if path.stem not in STANDARD + SYNTHETIC],
+    ids=lambda path: path.stem,
 )
 def test_every_suite_of_the_repository_can_be_run(path, data_folder):
     suite = read_suite(path)
@@ -197,7 +204,8 @@ def test_every_suite_of_the_repository_can_be_run(path, data_folder):
 
 
 def test_the_repository_has_a_suite_for_every_protocol():
-    assert {read_suite(path).protocol.name for path in SUITES.glob("*.toml")} == set(PROTOCOLS)
+    with plugins_forgotten():
+        assert {read_suite(path).protocol.name for path in SUITES.glob("*.toml")} == set(PROTOCOLS)
     assert {"quick", "dense", "sparse", "long", "second-order"} <= {path.stem for path in SUITES.glob("*.toml")}
 
 
@@ -270,10 +278,30 @@ def test_a_mistake_in_densities_is_named(tmp_path, text, said):
 def test_the_suite_of_densities_has_the_bounds_of_its_scenes(data_folder):
     cells = make_cells(read_suite(SUITES / "density.toml"), Path("out"), {}, data_folder)
     strategies = {cell.config.density.density for cell in cells}
-    assert {"none", "adc", "mcmc"} <= strategies
+    assert strategies == {"none", "adc", "mcmc", "gain"}
     assert len(cells) == 6 * 5 * 3 * len(strategies)
     bounds = {"fox": 40_000, "fern": 60_000, "lego_200": 150_000, "lego_800": 150_000, "toy": 60_000, "castle": 20_000}
     for cell in cells:
         grows = cell.config.density.density != "none"
         assert cell.config.density.max_gaussians == (bounds[cell.scene] if grows else None)
         assert ("+" in cell.label) == grows
+        if cell.config.schedule.optimizer == "learned":
+            assert (cell.config.schedule.steps, cell.config.schedule.view_batch) == (4000, 1)
+
+
+def test_the_suite_of_scores_loads_its_plugin_and_compares_at_equal_numbers(tmp_path):
+    for name in ("scene-0001", "scene-0002"):
+        (tmp_path / name).mkdir()
+    with plugins_forgotten():
+        suite = read_suite(SUITES / "density-scores.toml")
+        cells = make_cells(suite, Path("out"), {}, tmp_path)
+        given = set(STRATEGIES.names(Origin.GIVEN))
+        strategies = {cell.config.density.density for cell in cells}
+    assert strategies == {"gain", *given}
+    assert len(given) == 8
+    assert len(cells) == 2 * 2 * 9 * 3
+    for cell in cells:
+        config = cell.config
+        assert (config.schedule.steps, config.schedule.view_batch, config.data.downscale) == (1500, 1, 2)
+        assert config.density.max_gaussians == 8000
+        assert config.schedule.optimizer in ("block-gn", "learned")

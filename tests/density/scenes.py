@@ -15,8 +15,8 @@ EXTENT = 10.0
 """That of the quadratic objective."""
 
 
-def step_taken(step: int, horizon: int = 30_000, rate: float | None = None) -> StepTaken:
-    return StepTaken(Progress(step, horizon), rate)
+def step_taken(step: int, horizon: int = 30_000, rate: float | None = None, loss: float = 0.1) -> StepTaken:
+    return StepTaken(Progress(step, horizon), rate, loss)
 
 
 def scene(rows: int = 40, seed: int = 0, dtype: torch.dtype = torch.float32) -> Quadratic:

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from splatopt.core import native, plugins
+from splatopt.core import native
 from splatopt.core.plugins import Origin, load_plugin
 from splatopt.data import make_capture
 from splatopt.density.strategy import STRATEGIES
 from splatopt.train.config import TrainConfig
 from splatopt.train.loop import train
-from train.density_runs import edits
+from train.density_runs import edits, plugins_forgotten
 
 SCORES = Path(__file__).resolve().parents[2] / "examples" / "density" / "scores.py"
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native module is not installed")
@@ -21,15 +21,10 @@ pytestmark = pytest.mark.skipif(not native.available(), reason="the native modul
 
 @pytest.fixture
 def names():
-    kept = dict(plugins._files)
-    before = set(STRATEGIES.names())
-    load_plugin(SCORES)
-    found = sorted(set(STRATEGIES.names(Origin.GIVEN)) - before)
-    yield found
-    for name in found:
-        STRATEGIES.forget(name)
-    plugins._files.clear()
-    plugins._files.update(kept)
+    with plugins_forgotten():
+        before = set(STRATEGIES.names())
+        load_plugin(SCORES)
+        yield sorted(set(STRATEGIES.names(Origin.GIVEN)) - before)
 
 
 def test_every_score_trains_a_scene_with_rows_of_its_own(names, tmp_path):

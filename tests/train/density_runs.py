@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from splatopt.core import plugins
 from splatopt.core.plugins import Origin
 from splatopt.density.strategy import STRATEGIES
 from splatopt.train.config import TrainConfig
@@ -62,3 +65,16 @@ def same_scene(first: Path, second: Path) -> bool:
 def strategies() -> tuple[str, ...]:
     """splatopt's own."""
     return STRATEGIES.names(Origin.OWN)
+
+
+@contextmanager
+def plugins_forgotten() -> Iterator[None]:
+    """Forget at its end the files that are loaded within it, and the strategies that they register."""
+    files, before = dict(plugins._files), set(STRATEGIES.names())
+    try:
+        yield
+    finally:
+        for name in set(STRATEGIES.names(Origin.GIVEN)) - before:
+            STRATEGIES.forget(name)
+        plugins._files.clear()
+        plugins._files.update(files)

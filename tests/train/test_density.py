@@ -61,9 +61,11 @@ class Turns(DensityStrategy[TurnsOptions]):
         super().__init__(*arguments)
         self.seen = self.remember(Number("seen", 0))
         self.steps: list[tuple[int, int, float | None]] = []
+        self.losses: list[float] = []
 
     def edit(self, step) -> SceneEdit | None:
         self.steps.append((step.progress.step, step.progress.horizon, step.position_rate))
+        self.losses.append(step.loss)
         self.seen.value += 1
         rows, count, turns = len(self.objective.parameters["means"]), self.options.count, self.options.turns
         turn = turns[step.progress.step - 1] if step.progress.step <= len(turns) else ""
@@ -147,17 +149,20 @@ def test_the_bound_is_chosen_and_kept(scene, tmp_path):
     assert replace(density, max_gaussians=70).cap(60) == 70
 
 
-def test_a_strategy_is_told_of_the_whole_run_and_of_the_rate(turns, scene, tmp_path, monkeypatch):
+def test_a_strategy_is_told_of_the_whole_run_of_the_rate_and_of_the_loss(turns, scene, tmp_path, monkeypatch):
     made: list[Turns] = []
     begin = Turns.__init__
     monkeypatch.setattr(Turns, "__init__", lambda self, *given: (begin(self, *given), made.append(self))[0])
-    turned(scene, tmp_path / "run", ["add"] * 3, stages="adam:3,block-gn:3", steps=None)
+    listener = Listener()
+    turned(scene, tmp_path / "run", ["add"] * 3, [listener], stages="adam:3,block-gn:3", steps=None)
     (strategy,) = [one for one in made if one.steps]
     assert [(step, horizon) for step, horizon, _ in strategy.steps] == [(step, 6) for step in range(1, 7)]
     rates = [rate for _, _, rate in strategy.steps]
     extent = strategy.objective.length_scale
     assert rates[:3] == pytest.approx([1.6e-4 * extent * 0.01 ** (step / 3) for step in range(3)])
     assert rates[3:] == [None] * 3
+    assert strategy.losses == [one.loss for one in listener.of(Stepped)]
+    assert min(strategy.losses) > 0
     assert strategy.limits.max_gaussians == 150
     assert len(strategy.limits.views) == 4
     assert strategy.limits.background == (0.0, 0.0, 0.0)

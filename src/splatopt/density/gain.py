@@ -86,10 +86,18 @@ class Gain(DensityStrategy[GainOptions]):
         # The edit after which no other comes before `until` brings the number to its bound.
         following = (progress.step + options.every) / max(1, progress.horizon)
         fraction = 1.0 if following > options.until else progress.fraction
-        done, span = fraction - options.begin, options.until - options.begin
-        more = early(self._start.value, self.limits.max_gaussians, done, span) - count
-        rows = self._draw(min(more, count))
-        return self._split(rows) if len(rows) else None
+        share = (fraction - options.begin) / (options.until - options.begin)
+        rows = self._draw(min(self.budget(share) - count, count))
+        return self.split(rows) if len(rows) else None
+
+    @property
+    def start(self) -> int:
+        """How many rows there were when the run began."""
+        return self._start.value
+
+    def budget(self, share: float) -> int:
+        """Return how many rows there are to be once ``share`` of the time of growth has passed."""
+        return early(self.start, self.limits.max_gaussians, share, 1.0)
 
     def scores(self) -> Tensor:
         """Return in what proportion rows are drawn, (N,), at least 0: the mean absolute gradient of their centres."""
@@ -97,16 +105,7 @@ class Gain(DensityStrategy[GainOptions]):
         assert statistics.absolute is not None
         return statistics.absolute / statistics.views.clamp(min=1)
 
-    def _draw(self, count: int) -> Tensor:
-        """Return at most ``count`` different rows in proportion to their scores, by exponential races; in order."""
-        found = self.scores()
-        scores = found.cpu().double().nan_to_num(0, 0, 0)
-        uniform = torch.rand(len(scores), generator=self.generator, dtype=torch.float64)
-        finish = torch.where(scores > 0, -torch.log1p(-uniform) / scores.clamp_min(1e-300), torch.inf)
-        first = finish.argsort(stable=True)[: max(0, count)]
-        return first[torch.isfinite(finish[first])].sort().values.to(found.device)
-
-    def _split(self, rows: Tensor) -> SceneEdit:
+    def split(self, rows: Tensor) -> SceneEdit:
         """Return the edit by which each row becomes its first child, and its second one is added at the end."""
         parameters = self.objective.parameters
         count = len(parameters["means"])
@@ -120,6 +119,15 @@ class Gain(DensityStrategy[GainOptions]):
         return SceneEdit(
             source, torch.zeros_like(source, dtype=torch.bool), values, factors=dict.fromkeys(parameters, factor)
         )
+
+    def _draw(self, count: int) -> Tensor:
+        """Return at most ``count`` different rows in proportion to their scores, by exponential races; in order."""
+        found = self.scores()
+        scores = found.cpu().double().nan_to_num(0, 0, 0)
+        uniform = torch.rand(len(scores), generator=self.generator, dtype=torch.float64)
+        finish = torch.where(scores > 0, -torch.log1p(-uniform) / scores.clamp_min(1e-300), torch.inf)
+        first = finish.argsort(stable=True)[: max(0, count)]
+        return first[torch.isfinite(finish[first])].sort().values.to(found.device)
 
 
 register_density("gain", Gain, GainOptions, help="early splits that keep the image, their children's state carried")

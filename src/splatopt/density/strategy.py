@@ -48,10 +48,13 @@ class StepTaken:
     Attributes:
         progress: Steps done, this one included, and the steps of the whole run, all stages counted.
         position_rate: The optimizer's learning rate of the centres in this step, world units; None where it has none.
+        loss: The loss on the step's views where the step began, the strategy's penalty included; views differ, so
+            single numbers are noisy.
     """
 
     progress: Progress
     position_rate: float | None
+    loss: float
 
 
 class DensityStrategy(Stateful, ABC, Generic[Options]):

@@ -256,7 +256,7 @@ class Trainer(ResumableRun):
             self.roll_back(problem)
             return
         self.step += 1
-        self._grow(progress)
+        self._grow(progress, evaluation.loss)
         for notice in self.optimizer.warnings:
             self.tell(Warned(notice))
         self.optimizer.warnings.clear()
@@ -284,11 +284,11 @@ class Trainer(ResumableRun):
         """Where the run stands over all stages."""
         return Progress(self.step, self.config.schedule.horizon or self.planned)
 
-    def _grow(self, progress: Progress) -> None:
+    def _grow(self, progress: Progress, loss: float) -> None:
         """Have the density strategy, where there is one, do what it wants after a step."""
         if self.growth is None:
             return
-        taken = StepTaken(self._whole_progress, self.optimizer.position_rate(progress))
+        taken = StepTaken(self._whole_progress, self.optimizer.position_rate(progress), loss)
         self.growth.after_step(taken, self.optimizer, self.sums)
         self.guarded.forget()
 
