@@ -88,9 +88,9 @@ def test_two_processes_make_the_run_of_one_and_one_goes_on_with_it(capture, tmp_
 
 @needs_native
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["adc", "mcmc"])
+@pytest.mark.parametrize("strategy", ["adc", "mcmc", "gain"])
 def test_two_processes_grow_the_scene_of_one(strategy, capture, tmp_path):
-    own = {"start": 0, "every": 1, "horizon": 0}
+    own = {"every": 1, "begin": 0.0, "until": 1.0} if strategy == "gain" else {"start": 0, "every": 1, "horizon": 0}
     shared = (f"--{strategy}.{name}" for name in own)
     words_of = [word for name, value in zip(shared, own.values(), strict=True) for word in (name, str(value))]
     options = (
