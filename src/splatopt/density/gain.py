@@ -87,7 +87,7 @@ class Gain(DensityStrategy[GainOptions]):
             return None
         # The edit after which no other comes before `until` brings the number to its bound.
         following = (progress.step + options.every) / max(1, progress.horizon)
-        fraction = 1.0 if following > options.until else progress.fraction
+        fraction = 1.0 if following > options.until or following >= 1 else progress.fraction
         done, span = fraction - options.begin, options.until - options.begin
         more = early(self._start.value, self.limits.max_gaussians, done, span) - count
         rows = self._draw(min(more, count))
