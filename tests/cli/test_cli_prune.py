@@ -78,7 +78,11 @@ def test_the_report_shows_the_curve(pruned, run_folder, capsys):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("[]", "must"), ('{"run": "a", "subset": "test", "options": {}, "rounds": [{}]}', "loss must be a number")],
+    [
+        ("[]", "must"),
+        ("{}", "delete the file to leave the curve out"),
+        ('{"run": "a", "subset": "test", "options": {}, "rounds": [{}]}', "loss must be a number"),
+    ],
 )
 def test_a_damaged_curve_is_named(pruned, tmp_path, content, said, capsys):
     damaged = Path(shutil.copytree(pruned, tmp_path / "damaged"))

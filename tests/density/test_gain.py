@@ -74,6 +74,13 @@ def test_no_row_is_split_twice_in_one_edit_so_that_a_cap_far_away_is_come_near_b
     assert found[-1][0] > 250, "edits go on until all are there"
 
 
+def test_no_row_is_split_after_the_last_step():
+    found = counts(GainOptions(every=50), 100_000, steps=100)
+    assert [step for step, _ in found] == [50]
+    found = counts(GainOptions(every=25, begin=0.0, until=1.0), 60, steps=100)
+    assert found[-1] == (75, 60), "the last edit brings all that are missing"
+
+
 def test_an_edit_is_what_plain_loops_make_of_the_rules():
     objective = scene(ROWS)
     strategy = strategy_on(objective)

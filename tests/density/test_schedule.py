@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from splatopt.density.budget import early, parabola
+from splatopt.density.budget import early
 from splatopt.density.schedule import EditSchedule
 
 
@@ -33,17 +33,6 @@ def test_without_a_horizon_gates_are_steps():
 def test_an_edit_is_after_the_start_and_before_the_end():
     schedule = EditSchedule(start=10, until=30, every=10, horizon=0)
     assert [step for step in range(41) if schedule.is_due(step)] == [20]
-
-
-def test_a_parabola_comes_flat_to_its_end():
-    edits, begin, end = 10, 1000, 5000
-    b = 2 * (end - begin) / edits
-    a = (end - begin - b * edits) / edits**2
-    expected = [round(a * k * k + b * k + begin) for k in range(edits + 1)]
-    assert [parabola(begin, end, k / edits) for k in range(edits + 1)] == expected
-    assert (expected[0], expected[-1]) == (begin, end)
-    assert parabola(begin, end, -1.0) == begin
-    assert parabola(begin, end, 2.0) == end
 
 
 def test_early_growth_adds_the_same_share_and_is_there_early():

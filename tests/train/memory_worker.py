@@ -8,7 +8,7 @@ from pathlib import Path
 from splatopt.data import CaptureOptions, load_capture
 from splatopt.raster.render import make_renderer
 from splatopt.runs.memory import peak_megabytes, resident_megabytes
-from splatopt.train import loop as loop_module
+from splatopt.train import trainer as trainer_module
 from splatopt.train.config import TrainConfig
 from splatopt.train.loop import train
 
@@ -16,13 +16,13 @@ if __name__ == "__main__":
     folder, optimizer, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     capture = load_capture(folder / "capture", CaptureOptions())
     estimates = []
-    check = loop_module.check_memory
+    check = trainer_module.check_memory
 
     def noted(*arguments):
         estimates.append(check(*arguments))
         return estimates[-1]
 
-    loop_module.check_memory = noted
+    trainer_module.check_memory = noted
     config = TrainConfig.of(
         str(folder / "capture"),
         optimizer=optimizer,

@@ -17,6 +17,7 @@ from splatopt.core import native, plugins
 from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.core.checks import InputError
 from splatopt.core.optimizer import Progress, find_optimizer
+from splatopt.core.row_statistics import GradientStatistics
 from splatopt.core.scene_edit import SceneEdit
 from splatopt.core.state import Number
 from splatopt.data import make_capture
@@ -70,6 +71,12 @@ class Turns(DensityStrategy[TurnsOptions]):
         rows, count, turns = len(self.objective.parameters["means"]), self.options.count, self.options.turns
         turn = turns[step.progress.step - 1] if step.progress.step <= len(turns) else ""
         place = torch.arange(rows)
+        if turn == "all":
+            return SceneEdit.keep(place < 0)
+        if turn == "far":
+            return SceneEdit(place + 1, place < 0)
+        if turn == "odd":
+            return self.options  # type: ignore[return-value]
         if turn == "add":
             source = torch.cat([place, place[:count]])
             return SceneEdit(source, torch.arange(rows + count) >= rows)
@@ -290,6 +297,61 @@ def test_an_edit_beyond_the_bound_is_left_out(turns, scene, tmp_path):
     (warning,) = listener.of(Warned)
     assert "it wants 69, and --max-gaussians allows 67" in warning.message
     assert len(result.cloud) == 66
+
+
+def test_without_memory_rows_still_move(scene, tmp_path, monkeypatch):
+    listener = Listener()
+
+    def scarce(event) -> None:
+        if isinstance(event, Stepped) and event.step == 2:
+            monkeypatch.setattr(ProcessContext, "free_memory", lambda self: 1 << 10)
+
+    result = grown(scene, "mcmc", tmp_path / "run", [scarce, listener], own={"min_opacity": 0.095}, steps=8)
+    (warning,) = listener.of(Warned)
+    assert "the density strategy mcmc adds no more Gaussians: " in warning.message
+    later = [line for line in edits(result.folder) if line["step"] > 3]
+    assert len(later) > 2
+    assert all(line["removed"] == line["added"] > 0 for line in later)
+
+
+def test_an_edit_that_leaves_no_row_is_left_out(turns, scene, tmp_path):
+    listener = Listener()
+    result = turned(scene, tmp_path / "run", ["all", "remove", "all"], [listener], steps=4)
+    (warning,) = listener.of(Warned)
+    assert "the density strategy turns wants to remove all Gaussians: that edit is left out" in warning.message
+    assert len(result.cloud) == 57
+
+
+@pytest.mark.parametrize(
+    ("turn", "told"),
+    [
+        ("far", "the density strategy 'turns' copies the row 60 of a scene of 60 Gaussians"),
+        ("odd", "the density strategy 'turns' must answer with a SceneEdit or None, got a TurnsOptions"),
+    ],
+)
+def test_an_answer_that_is_no_edit_of_the_scene_is_named(turn, told, turns, scene, tmp_path):
+    with pytest.raises(InputError, match=told):
+        turned(scene, tmp_path / "run", [turn], steps=2)
+
+
+def test_statistics_are_of_steps_and_not_of_what_a_strategy_asks_itself(scene, tmp_path):
+    found = []
+
+    class Asking(Turns):
+        def __init__(self, *arguments) -> None:
+            super().__init__(*arguments)
+            self.gradient_statistics = self.remember(GradientStatistics(self.objective.parameters))
+
+        def edit(self, step) -> None:
+            self.objective.gradient((0,))
+            found.append(float(self.gradient_statistics.views.max()))
+
+    register_density("asking", Asking, TurnsOptions)
+    try:
+        grown(scene, "asking", tmp_path / "run", steps=3)
+    finally:
+        STRATEGIES.forget("asking")
+    assert found == [1, 2, 3]
 
 
 def test_memory_is_counted_for_as_many_as_there_may_be(scene):

@@ -19,7 +19,7 @@ from splatopt.raster.types import Rendering
 from splatopt.runs.events import Ended, Saved, Warned
 from splatopt.runs.resumable import InterruptedRunError
 from splatopt.scene.ply import load_ply
-from splatopt.train import loop as loop_module
+from splatopt.train import trainer as trainer_module
 from splatopt.train.config import TrainConfig
 from splatopt.train.events import Evaluated, Started, Stepped
 from splatopt.train.loop import train
@@ -135,13 +135,13 @@ def test_several_views_a_step(settings):
 def test_seconds_leave_evaluation_out(settings, monkeypatch):
     import time
 
-    evaluate = loop_module.evaluate
+    evaluate = trainer_module.evaluate
 
     def slow(*arguments):
         time.sleep(0.3)
         return evaluate(*arguments)
 
-    monkeypatch.setattr(loop_module, "evaluate", slow)
+    monkeypatch.setattr(trainer_module, "evaluate", slow)
     result = train(settings(steps=4, eval_every=2), renderer=ToyRenderer())
     assert result.seconds < 0.3
 

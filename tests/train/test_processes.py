@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from splatopt.core import native
 from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.core.checks import InputError
 from splatopt.core.processes import Launch, Processes, find_launch
+from splatopt.core.row_statistics import GradientStatistics
 from splatopt.core.version import __version__
+from splatopt.density.strategy import STRATEGIES, DensityStrategy, register_density
 from splatopt.optim.first_order import AdamOptions
 from splatopt.train.config import TrainConfig
 from splatopt.train.events import Stepped
@@ -85,9 +88,9 @@ def test_two_processes_make_the_run_of_one_and_one_goes_on_with_it(capture, tmp_
 
 @needs_native
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["adc", "mcmc"])
+@pytest.mark.parametrize("strategy", ["adc", "mcmc", "gain"])
 def test_two_processes_grow_the_scene_of_one(strategy, capture, tmp_path):
-    own = {"start": 0, "every": 1, "horizon": 0}
+    own = {"every": 1, "begin": 0.0, "until": 1.0} if strategy == "gain" else {"start": 0, "every": 1, "horizon": 0}
     shared = (f"--{strategy}.{name}" for name in own)
     words_of = [word for name, value in zip(shared, own.values(), strict=True) for word in (name, str(value))]
     options = (
@@ -230,6 +233,39 @@ def test_a_row_that_breaks_down_begins_anew_in_all_processes(settings):
     for name, value in first.cloud.tensors.items():
         assert torch.equal(value, second.cloud.tensors[name]), name
     assert sum(line.get("reset_rows", 0) for line in lines(config.folder)) == 1
+
+
+@dataclass(frozen=True)
+class WatcherOptions:
+    """Nothing to choose."""
+
+
+class Watcher(DensityStrategy[WatcherOptions]):
+    """Looks at gradients, and edits nothing."""
+
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        self.gradient_statistics = self.remember(GradientStatistics(self.objective.parameters))
+
+    def edit(self, step) -> None:
+        assert len(self.gradient_statistics.views) == len(self.objective.parameters["means"])
+
+
+def test_a_row_that_breaks_down_is_removed_in_all_processes_and_from_what_each_has_counted(settings):
+    def spoil(call: int, parts: dict[str, torch.Tensor]) -> None:
+        if call == 9:
+            parts["means"][0] = float("nan")
+
+    register_density("watcher", Watcher, WatcherOptions)
+    try:
+        config = settings(steps=12, view_batch=2, density="watcher")
+        (first, _, looked), (second, _, shown) = run_in_threads(2, config, spoil=spoil)
+    finally:
+        STRATEGIES.forget("watcher")
+    assert looked.calls == shown.calls == 12, "nothing was taken back"
+    for name, value in first.cloud.tensors.items():
+        assert torch.equal(value, second.cloud.tensors[name]), name
+    assert sum(line.get("broken_rows", 0) for line in lines(config.folder)) == 1
 
 
 def test_states_that_differ_are_found(settings):

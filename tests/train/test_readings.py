@@ -8,7 +8,7 @@ import pytest
 
 from splatopt.core.checks import InputError
 from splatopt.runs import resumable as kept_run_module
-from splatopt.train import loop as loop_module
+from splatopt.train import trainer as trainer_module
 from splatopt.train.events import Evaluated
 from splatopt.train.loop import train
 from splatopt.train.sampler import ViewChoice
@@ -29,7 +29,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     ticking = Clock()
-    for module in (loop_module, kept_run_module):
+    for module in (trainer_module, kept_run_module):
         monkeypatch.setattr(module, "time", ticking)
 
 

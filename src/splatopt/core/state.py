@@ -188,7 +188,7 @@ def load_one(like: Tensor, tensors: Tensors, name: str) -> Tensor:
     if value is None or value.shape != like.shape or value.dtype != like.dtype:
         came = "nothing" if value is None else f"{tuple(value.shape)} {value.dtype}"
         raise InputError(
-            f"the optimizer's state {name} must be {tuple(like.shape)} {like.dtype} to fit its parameter, got {came}; "
+            f"the saved state {name} must be {tuple(like.shape)} {like.dtype} to fit its parameter, got {came}; "
             "resume the run that wrote it, or start a new one"
         )
     return value.to(like.device, copy=True).contiguous()

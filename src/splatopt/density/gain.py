@@ -78,14 +78,16 @@ class Gain(DensityStrategy[GainOptions]):
 
     @torch.no_grad()
     def edit(self, step: StepTaken) -> SceneEdit | None:
-        """Return splits where they are due; None once all rows are there."""
+        """Return splits where they are due; None once all rows are there, and after the last step."""
         options, progress = self.options, step.progress
         count = len(self.objective.parameters["means"])
-        if count >= self.limits.max_gaussians or progress.step % options.every or progress.fraction < options.begin:
+        if count >= self.limits.max_gaussians or progress.step % options.every:
+            return None
+        if not options.begin <= progress.fraction < 1:
             return None
         # The edit after which no other comes before `until` brings the number to its bound.
         following = (progress.step + options.every) / max(1, progress.horizon)
-        fraction = 1.0 if following > options.until else progress.fraction
+        fraction = 1.0 if following > options.until or following >= 1 else progress.fraction
         share = (fraction - options.begin) / (options.until - options.begin)
         rows = self._draw(min(self.budget(share) - count, count))
         return self.split(rows) if len(rows) else None

@@ -31,7 +31,7 @@ class DensityLimits:
     """What a strategy keeps to.
 
     Attributes:
-        max_gaussians: Rows at most.
+        max_gaussians: Rows at most; fewer once memory has run out.
         views: The views that are trained on, from which a strategy draws those that it looks at.
         background: Colour behind the scene, RGB in [0, 1].
     """

@@ -28,8 +28,8 @@ class DensityOptions(runs.SettingGroup):
     """Which Gaussians there are: whether some are added and removed while the run goes on."""
 
     density: str = NO_DENSITY
-    """Name of the density strategy: none, adc, mcmc, or that of a plug-in; its options follow under its name, as in
-    --adc.until."""
+    """Name of the density strategy: none, adc, mcmc, gain, or that of a plug-in; its options follow under its name,
+    as in --adc.until."""
 
     density_options: tyro.conf.Suppress[Any] = None
     """The strategy's own dataclass, or its options by name; its defaults when None."""
@@ -44,8 +44,8 @@ class DensityOptions(runs.SettingGroup):
         object.__setattr__(self, "density_options", _checked_options(self.density, self.density_options))
         if self.max_gaussians is not None and not self.is_at_work:
             raise InputError(
-                f"--max-gaussians {self.max_gaussians} bounds what a density strategy adds, and none is at work; add "
-                "--density adc, or leave it out"
+                f"--max-gaussians {self.max_gaussians} bounds what a density strategy adds, and none is at work; "
+                "name one with --density, or leave --max-gaussians out"
             )
 
     @property

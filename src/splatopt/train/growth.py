@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,7 +33,11 @@ SAMPLES = 64
 
 
 class NoRoomError(InputError):
-    """An edit wants more Gaussians than there is memory for, or than are allowed."""
+    """An edit wants more Gaussians than are allowed."""
+
+
+class NoMemoryError(NoRoomError):
+    """An edit wants more Gaussians than there is memory for."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class Growth:
         self.log = NoLog()
         self._name, self._objective, self._around = name, objective, surroundings
         self._processes = surroundings.context.processes
-        self._warned = False
+        self._warned: set[str] = set()
         self._own: GradientStatistics | None = None
 
     def before_step(self, progress: Progress) -> None:
@@ -97,8 +101,12 @@ class Growth:
         self._objective.observed = self._own or shared
 
     def _add_up(self) -> None:
-        """Add what all processes have counted in a step to the strategy's statistics, in all of them alike."""
+        """Add what all processes have counted in a step to the strategy's statistics, in all of them alike.
+
+        From then on no gradient adds to them, until the next step begins.
+        """
         shared, own = self.strategy.gradient_statistics, self._own
+        self._own = self._objective.observed = None
         if shared is None or own is None:
             return
         sums = own.tensors()
@@ -121,9 +129,9 @@ class Growth:
         self._add_up()
         with optimizer.at_last_iterate():
             self.strategy.move(step)
-        edit = self.strategy.edit(step)
+        edit: object = self.strategy.edit(step)
         if edit is not None:
-            self._carry_out(edit, optimizer, step.progress.step, sums)
+            self._carry_out(self._checked(edit), optimizer, step.progress.step, sums)
 
     def remove(self, rows: Tensor, optimizer: Optimizer, step: int, sums: MetricSums) -> None:
         """Remove Gaussians that broke down.
@@ -134,19 +142,24 @@ class Growth:
             step: Steps done.
             sums: They are counted there.
         """
+        self._add_up()  # what was counted is of the rows before
         sums.broken_rows += int(rows.count_nonzero())
         self._carry_out(SceneEdit.keep(~rows), optimizer, step, sums)
 
     def _carry_out(self, edit: SceneEdit, optimizer: Optimizer, step: int, sums: MetricSums) -> None:
         before = self._objective.parameters["means"]
+        if not len(edit):
+            self._warn("wants to remove all Gaussians", "that edit is left out")
+            return
         new, gone = _changes(edit, len(before))
         gone_at = _sample(before, gone, self._around.frame)
         try:
             apply_edit(edit, self._objective, optimizer, self.strategy, check_memory=self._check_room)
         except NoRoomError as error:
-            if not self._warned:
-                self._around.tell(Warned(f"the density strategy {self._name} adds no more Gaussians: {error}"))
-            self._warned = True
+            self._warn("adds no more Gaussians", str(error))
+            if isinstance(error, NoMemoryError):
+                # So that its next edits are within what there is, and remove and move Gaussians as before.
+                self.strategy.limits = replace(self.strategy.limits, max_gaussians=len(before))
             return
         sums.added += len(new)
         sums.removed += len(gone)
@@ -154,6 +167,21 @@ class Growth:
         new_at = _sample(self._objective.parameters["means"], new, self._around.frame)
         self.log.append({**told, "added_at": new_at, "removed_at": gone_at})
         self._around.tell(Edited(**told))
+
+    def _checked(self, edit: object) -> SceneEdit:
+        """Return a strategy's answer; raises InputError where it is no edit of the rows that there are."""
+        who, count = f"the density strategy {self._name!r}", len(self._objective.cloud)
+        if not isinstance(edit, SceneEdit):
+            raise InputError(f"{who} must answer with a SceneEdit or None, got a {type(edit).__name__}")
+        if len(edit) and (last := int(edit.source.max())) >= count:
+            raise InputError(f"{who} copies the row {last:,} of a scene of {count:,} Gaussians")
+        return edit
+
+    def _warn(self, what: str, why: str) -> None:
+        """Tell of something that the strategy wants and does not get, the first time."""
+        if what not in self._warned:
+            self._around.tell(Warned(f"the density strategy {self._name} {what}: {why}"))
+        self._warned.add(what)
 
     def _check_room(self, gaussians: int) -> None:
         """Raise NoRoomError, in all processes alike, where one has no memory for so many, or they are not allowed."""
@@ -166,7 +194,7 @@ class Growth:
         copied = gaussians * sum(value[0].nbytes for value in self._objective.parameters.values())
         needed, free = more * self._around.row_bytes + copied, self._around.context.free_memory()
         if self._processes.sum_numbers([float(needed > free)])[0] > 0:
-            raise NoRoomError(
+            raise NoMemoryError(
                 f"{gaussians:,} of them take about {gibibytes(needed)} GiB of memory more, and {gibibytes(free)} are "
                 "free"
             )
@@ -232,7 +260,8 @@ def _changes(edit: SceneEdit, count: int) -> tuple[Tensor, Tensor]:
 
 def _sample(means: Tensor, rows: Tensor, frame: Frame) -> list[list[float]]:
     """Return the positions of some of ``rows``, evenly chosen, in the capture's own frame."""
-    chosen = rows[torch.linspace(0, len(rows) - 1, min(SAMPLES, len(rows)), device=rows.device).round().long()]
+    places = torch.linspace(0, len(rows) - 1, min(SAMPLES, len(rows)), dtype=torch.float64, device=rows.device)
+    chosen = rows[places.round().long()]
     positions = frame.to_world(means[chosen].detach()).cpu()
     finite = positions[torch.isfinite(positions).all(dim=1)]
     return [[float(f"{value:.9g}") for value in position] for position in finite.tolist()]

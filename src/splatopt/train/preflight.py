@@ -77,8 +77,9 @@ def check_memory(
         if config.processes.max_memory
         else f"{gibibytes(allowed)} are free"
     )
+    bound = " (--max-gaussians)" if config.density.is_at_work else ""
     raise InputError(
-        f"{needed.sentence}, and {have}; take smaller photographs (--downscale), fewer Gaussians, a smaller "
+        f"{needed.sentence}, and {have}; take smaller photographs (--downscale), fewer Gaussians{bound}, a smaller "
         "--cache-mebibytes, an optimizer that keeps less, or allow more with --max-memory"
     )
 

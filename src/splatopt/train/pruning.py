@@ -182,8 +182,8 @@ class PruneCurve:
         if values is None:
             return None
         record = Fields(values, str(path))
-        options = record.object("options").values
         try:
+            options = record.object("options").values
             rounds = [_read_round(one) for one in record.objects("rounds")]
             return cls(record.text("run"), record.text("subset"), options, rounds)
         except InputError as error:
