@@ -19,8 +19,8 @@ constexpr int packed(int row, int column) { return row * (row + 1) / 2 + column;
 
 // Column C of the Cholesky factor of A + μI: its entries stay in registers, what earlier columns take from them
 // is independent from entry to entry. The pivots of a matrix without negative eigenvalues are at least the shift. A
-// block of a huge Gaussian may have one, by rounding of its sums; a pivot that falls below is raised until no entry of
-// its column exceeds √(trace + shift), which those of a true block never do (Gill and Murray 1974).
+// block of a huge Gaussian may have one, by rounding of its sums: a pivot that falls below is noise, and counts as the
+// trace + shift, so that the row hardly moves there and no column grows (after Gill and Murray 1974).
 template <int C>
 inline void factorise_column(const Vec* a, Vec shift, Vec trace, Factor& f) {
     Vec column[kBlockRows];
@@ -32,13 +32,7 @@ inline void factorise_column(const Vec* a, Vec shift, Vec trace, Factor& f) {
 #pragma GCC unroll 14
         for (int r = C; r < kBlockRows; ++r) column[r] = fnmadd(f.l[k][r], factor, column[r]);
     }
-    const Vec least = shift * Vec(0.25f);
-    Vec pivot = column[C];
-    if (any(pivot < least)) {
-        Vec largest(0.0f);
-        for (int r = C + 1; r < kBlockRows; ++r) largest = max(largest, column[r] * column[r]);
-        pivot = select(pivot < least, max(least, largest / (trace + shift)), pivot);
-    }
+    const Vec pivot = select(column[C] < shift * Vec(0.25f), trace + shift, column[C]);
     const Vec inverse = Vec(1.0f) / sqrt(pivot);
     f.l[C][C] = inverse;
 #pragma GCC unroll 14

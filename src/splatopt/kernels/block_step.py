@@ -66,10 +66,10 @@ def _fold_columns(mean, gradient, row, inside, decay):
 
 
 @jit
-def _factorised(block, lanes, scaled, eta, shift, trace):
+def _factorised(block, lanes, scaled, eta, shift, floor):
     """The Cholesky factor of A + shift·I by columns, its diagonal inverted; column k holds rows k to 13.
 
-    Pivots that rounding took below the shift are raised, as in the native pass.
+    Pivots that rounding took below the shift are raised, as in the native pass; the trace is 1e6 floors.
     """
     factor = ()
     for c in tl.static_range(SIZE):
@@ -81,12 +81,8 @@ def _factorised(block, lanes, scaled, eta, shift, trace):
             for k in tl.static_range(c):
                 entry -= factor[k][r - k] * factor[k][c - k]
             column = column + (entry,)
-        least = shift * 0.25
-        largest = least * 0.0
-        for r in tl.static_range(1, SIZE - c):
-            largest = tl.maximum(largest, column[r] * column[r])
-        raised = tl.maximum(least, tl.div_rn(largest, trace + shift))
-        inverse = tl.div_rn(1.0, tl.sqrt_rn(tl.where(column[0] < least, raised, column[0])))
+        pivot = tl.where(column[0] < shift * 0.25, floor * 1e6 + shift, column[0])
+        inverse = tl.div_rn(1.0, tl.sqrt_rn(pivot))
         finished = (inverse,)
         for r in tl.static_range(1, SIZE - c):
             finished = finished + (column[r] * inverse,)
@@ -167,7 +163,7 @@ def _block_step(
         x = right
         length = tl.zeros((ROWS,), tl.float32)
         for _ in range(factorisations):
-            factor = _factorised(block, lanes, scaled, eta, mu + floor, trace)
+            factor = _factorised(block, lanes, scaled, eta, mu + floor, floor)
             half = _solved_lower(factor, right)
             x = _solved_upper(factor, half)
             squared = _squared_length(x)
