@@ -69,6 +69,7 @@ inline void solve_in_ball(const Vec* a, Vec trace, const Vec* h, Vec damping, in
     const Vec floor = max(trace * Vec(1e-6f), tiny);
     Vec length(0.0f);
     Factor factor;
+    const Vec kept = mu;
     mu = max(mu, damping);
     for (int round = 0; round < rounds; ++round) {
         factorise_column<0>(a, mu + floor, trace, factor);
@@ -82,8 +83,11 @@ inline void solve_in_ball(const Vec* a, Vec trace, const Vec* h, Vec damping, in
         length = sqrt(squared);
         mu = max(mu + (squared / max(squared_length(q), tiny)) * (length - one), damping);
     }
+    // A step beyond all measure was made by rounding: that row stays.
+    const Mask sound = length < Vec(1e15f);
     const Vec shrink = one / max(length, one);
-    for (int r = 0; r < kBlockRows; ++r) x[r] *= shrink;
+    for (int r = 0; r < kBlockRows; ++r) x[r] = keep(sound, x[r] * shrink);
+    mu = select(sound, mu, kept);
 }
 
 // m ← m + (1-θ₁)(g - m)

@@ -171,16 +171,18 @@ def _block_step(
             length = tl.sqrt_rn(squared)
             mu = tl.maximum(mu + tl.div_rn(squared, tl.maximum(slack, 1e-30)) * (length - 1), damping)
         shrink = tl.div_rn(1.0, tl.maximum(length, 1.0))
+        # A step beyond all measure was made by rounding: that row stays.
+        sound = lanes & (length < 1e15)
         now = _columns(values, row, inside)
         new = ()
         for r in tl.static_range(SIZE):
             new = new + (now[r] + eta[r] * x[r] * shrink,)
-        store_columns(values[0], row, lanes, new[0:3], 1.0, 3)
-        store_columns(values[1], row, lanes, new[3:6], 1.0, 3)
-        store_columns(values[2], row, lanes, new[6:10], lengths_kept(new[6:10], radii.quat_length), 4)
-        store_columns(values[3], row, lanes, new[10:11], 1.0, 1)
-        store_columns(values[4], row, lanes, new[11:14], 1.0, 3)
-        tl.store(multipliers + row, mu, mask=lanes)
+        store_columns(values[0], row, sound, new[0:3], 1.0, 3)
+        store_columns(values[1], row, sound, new[3:6], 1.0, 3)
+        store_columns(values[2], row, sound, new[6:10], lengths_kept(new[6:10], radii.quat_length), 4)
+        store_columns(values[3], row, sound, new[10:11], 1.0, 1)
+        store_columns(values[4], row, sound, new[11:14], 1.0, 3)
+        tl.store(multipliers + row, mu, mask=sound)
         store_columns(colors, row, inside, radii.color, tl.where(lanes, 1.0, 0.0), 3)
 
 
