@@ -17,7 +17,8 @@ from splatopt.data import make_capture
 from splatopt.density.strategy import STRATEGIES, DensityLimits
 from splatopt.train.config import TrainConfig
 from splatopt.train.loop import train
-from train.density_runs import cut, edits, gone_on, plugins_forgotten, same_scene
+from train.density_runs import edits, gone_on, plugins_forgotten, same_scene
+from train.toys import cut
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "density"
 FILES = {

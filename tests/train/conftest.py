@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from splatopt.density.strategy import STRATEGIES, register_density
 from splatopt.train.config import TrainConfig
 from train.toys import make_toy_capture
+from train.turns import Turns, TurnsOptions
 
 
 @pytest.fixture(scope="module")
@@ -24,3 +26,11 @@ def settings(capture_folder, tmp_path):
         return TrainConfig.of(str(capture_folder), **(base | changes))
 
     return make
+
+
+@pytest.fixture
+def turns():
+    """The strategy of ``train.turns``, registered for one test."""
+    register_density("turns", Turns, TurnsOptions, help="of a test")
+    yield
+    STRATEGIES.forget("turns")

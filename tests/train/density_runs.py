@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,17 +39,6 @@ def grown(scene, strategy: str, folder: Path, callbacks=(), *, own=None, **chang
 
 def edits(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "density.jsonl").read_text().splitlines()]
-
-
-def cut(folder: Path, step: int) -> Path:
-    """What a kill after the checkpoint of ``step`` leaves, without the scene."""
-    copy = folder.parent / f"{folder.name}-cut-{step}"
-    shutil.copytree(folder, copy)
-    (copy / "scene.ply").unlink()
-    for path in (copy / "checkpoints").iterdir():
-        if path.name > f"step-{step:06d}":
-            shutil.rmtree(path)
-    return copy
 
 
 def gone_on(folder: Path, **changes) -> TrainResult:

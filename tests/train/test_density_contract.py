@@ -11,8 +11,8 @@ import torch
 from splatopt.core import native
 from splatopt.core.optimizer import optimizer_names
 from splatopt.data import make_capture
-from train.density_runs import cut, edits, gone_on, grown, same_scene, strategies
-from train.toys import lasting, lines
+from train.density_runs import edits, gone_on, grown, same_scene, strategies
+from train.toys import cut, lasting, lines
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native module is not installed")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from importlib.util import find_spec
 
 import pytest
@@ -20,7 +19,7 @@ from splatopt.train.events import Started
 from splatopt.train.loop import train
 from splatopt.train.progress import ProgressLine
 from splatopt.train.result import TrainResult
-from train.toys import Listener
+from train.toys import Listener, cut
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native module is not installed")
 
@@ -46,17 +45,6 @@ def whole(scene, name: str, folder, **changes) -> TrainResult:
     options = ZooOptions(settings=("num_iterations=200",)) if name == "zoo:ranger21" else None
     settings = {"steps": 8, "checkpoint_every": 4, "optimizer_options": options, "threads": 1} | changes
     return train(TrainConfig.of(str(scene), optimizer=name, out=folder, **settings))
-
-
-def cut(folder, step: int):
-    """What a kill after the checkpoint of ``step`` leaves, without the scene."""
-    copy = folder.parent / f"cut-{step}"
-    shutil.copytree(folder, copy)
-    (copy / "scene.ply").unlink()
-    for path in (copy / "checkpoints").iterdir():
-        if path.name > f"step-{step:06d}":
-            shutil.rmtree(path)
-    return copy
 
 
 @pytest.mark.parametrize("average", [0.0, 20.0])

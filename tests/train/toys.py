@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -120,3 +121,14 @@ def lines(folder: Path) -> list[dict]:
 def lasting(folder: Path) -> list[dict]:
     """Lines without what differs between two runs of one seed: the time and the memory."""
     return [{k: v for k, v in line.items() if k not in ("seconds", "memory_mb")} for line in lines(folder)]
+
+
+def cut(folder: Path, step: int) -> Path:
+    """What a kill after the checkpoint of ``step`` leaves, without the scene."""
+    copy = folder.parent / f"{folder.name}-cut-{step}"
+    shutil.copytree(folder, copy)
+    (copy / "scene.ply").unlink()
+    for path in (copy / "checkpoints").iterdir():
+        if path.name > f"step-{step:06d}":
+            shutil.rmtree(path)
+    return copy
