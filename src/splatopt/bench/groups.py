@@ -10,7 +10,7 @@ from splatopt.bench.published import PublishedSet
 from splatopt.bench.records import CellRecord
 from splatopt.bench.results import Results
 from splatopt.bench.statistics import summary
-from splatopt.bench.tables import Number
+from splatopt.bench.tables import Number, Row, bold_best
 
 PointNumber = Literal["step", "seconds", "psnr", "ssim", "gaussians", "peak_memory_mb"]
 
@@ -137,3 +137,17 @@ def mean_number(cells: Cells, measure: Measure) -> Number | None:
     values = [value for cell in cells if (value := measure.of(cell)) is not None]
     found = summary(values)
     return Number(found.mean, measure.form, found.sd, found.count) if found else None
+
+
+def measured_rows(group: Group, scene: str, measures: Sequence[Measure]) -> list[Row]:
+    """Return the rows of a scene's table, the best marked; labels of which no number is known are left out.
+
+    Args:
+        group: Comparable cells.
+        scene: One of its scenes.
+        measures: The columns.
+    """
+    rows = [(label, [mean_number(group.of(label, scene), one) for one in measures]) for label in group.labels]
+    rows = [(label, numbers) for label, numbers in rows if any(numbers)]
+    bold_best(rows, [measure.better for measure in measures])
+    return rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from splatopt.bench.groups import Cells, Group, Measure, mean_number
+from splatopt.bench.groups import Cells, Group, Measure, mean_number, measured_rows
 from splatopt.bench.records import CellRecord
 from splatopt.bench.statistics import at_seconds
 from splatopt.bench.tables import Table, bold_best
@@ -48,9 +48,7 @@ def _at_parts(group: Group, scene: str) -> Table:
         )
         for part, name in PARTS
     ]
-    rows = [(label, [mean_number(group.of(label, scene), one) for one in measures]) for label in group.labels]
-    rows = [(label, numbers) for label, numbers in rows if any(numbers)]
-    bold_best(rows, [1] * len(measures))
+    rows = measured_rows(group, scene, measures)
     note = (
         f"PSNR at parts of the seconds that {group.reference} took, the mean of its seeds, dB: linear between scored "
         "points, and the last value once a run has ended; mean ± standard deviation over seeds."

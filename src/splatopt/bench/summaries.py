@@ -17,6 +17,7 @@ from splatopt.bench.groups import (
     Measure,
     last,
     mean_number,
+    measured_rows,
 )
 from splatopt.bench.growth_tables import grows, growth_tables
 from splatopt.bench.published_tables import published_tables
@@ -186,9 +187,7 @@ def _at_moments(
         for moment in moments
         if moment <= longest
     ]
-    rows = [(label, [mean_number(group.of(label, scene), one) for one in measures]) for label in group.labels]
-    rows = [(label, numbers) for label, numbers in rows if any(numbers)]
-    bold_best(rows, [1] * len(measures))
+    rows = measured_rows(group, scene, measures)
     note = (
         f"PSNR after {after}, dB: linear between scored points, and the last value once a run has ended; mean ± "
         "standard deviation over seeds."
@@ -213,9 +212,7 @@ def _of_scene(group: Group, scene: str) -> Table:
         Measure("peak memory, MB", ",.0f", -1, last("peak_memory_mb")),
         GAUSSIANS,
     ]
-    rows = [(label, [mean_number(group.of(label, scene), one) for one in measures]) for label in group.labels]
-    rows = [(label, numbers) for label, numbers in rows if any(numbers)]
-    bold_best(rows, [measure.better for measure in measures])
+    rows = measured_rows(group, scene, measures)
     note = (
         f"Mean ± standard deviation over seeds. Area: mean PSNR over log(steps) from {start:,} to {end:,}, which all "
         f"reach. Seconds are of training, evaluation not counted. Memory is the whole process's, evaluation included."
