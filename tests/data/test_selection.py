@@ -68,7 +68,7 @@ def test_a_capture_with_test_views_of_its_own_keeps_them(capture):
 
     from splatopt.data import Split
 
-    own = replace(capture, split=Split("blender", (0, 2, 4, 6, 8), (1, 3)))
+    own = replace(capture, split=Split("blender", (0, 2, 4, 6, 8), (1, 3), is_own=True))
     split = sparse_split(own, 5)
     assert split.train == (0, 2, 4, 6, 8)
     assert split.test == (1, 3)

@@ -61,7 +61,8 @@ def _inspect(options: InspectOptions) -> int:
     }
     for name, value in rows.items():
         say(f"{name:<13}{value}")
-    for label, sentences in (("warning", found.warnings), ("problem", found.problems)):
+    used = [str(one) for one in found.found]
+    for label, sentences in (("found", used), ("warning", found.warnings), ("problem", found.problems)):
         for sentence in sentences:
             say(f"{label:<13}{sentence}")
     given = "".join(f" --plugin {shlex.quote(str(one))}" for one in options.plugins)

@@ -43,7 +43,7 @@ def read_blender(path: Path) -> Source:
         warnings,
     )
     points = find_points(path, content, views, warnings)
-    return Source("blender", tuple(views), points, tuple(warnings))
+    return Source("blender", tuple(views), points, tuple(warnings), "blender")
 
 
 def _sorted(views: list[PosedImage]) -> tuple[PosedImage, ...]:

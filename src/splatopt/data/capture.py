@@ -16,7 +16,7 @@ from splatopt.core.frame import WORLD, Frame
 from splatopt.data.images import ImageHeader, ImageSource, ImageStore, UnreadableImageError, read_header
 from splatopt.data.lens import Lens, Pinhole
 from splatopt.data.readers import read_source
-from splatopt.data.source import Points, PosedImage, Source
+from splatopt.data.source import Finding, Points, PosedImage, Source
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,16 @@ class Split:
     """Which views are trained on and which are held out.
 
     Attributes:
-        name: Named in every result: ``every-8th-test``, or ``blender`` where the capture has its own test file.
+        name: Named in every result: ``every-8th-test``, or what the capture's own split is called, as ``blender``.
         train: Indices of training views.
         test: Indices of held-out views.
+        is_own: Whether the capture itself says which views are which.
     """
 
     name: str
     train: tuple[int, ...]
     test: tuple[int, ...]
+    is_own: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class Capture:
             see-through, else black, as 3DGS does for photographs.
         frame: The frame that cameras and points are in; the capture's own, unless :meth:`localised` made it.
         own: The same capture in its own frame, of one that :meth:`localised` made.
+        found: What else lies in the capture, used or not.
     """
 
     name: str
@@ -107,6 +110,7 @@ class Capture:
     background: tuple[float, float, float]
     frame: Frame = WORLD
     own: Capture | None = None
+    found: tuple[Finding, ...] = ()
 
     def localised(self, frame: Frame | None = None) -> Capture:
         """Return the capture in the frame that it is trained in, see ``splatopt.core.frame``.
@@ -200,11 +204,16 @@ def check_views(images: Sequence[PosedImage]) -> tuple[list[View], list[tuple[Po
     return views, unreadable
 
 
-def make_split(images: Sequence[PosedImage], test_every: int) -> Split:
+def make_split(images: Sequence[PosedImage], test_every: int, own: str = "own") -> Split:
     """Hold out what the capture itself holds out, else every n-th view by name, the first included.
 
     A view whose image is missing keeps its place in the count. Only ``skip_missing`` takes it out, and
     then the views after it may change sides.
+
+    Args:
+        images: The views.
+        test_every: Of captures without a split of their own.
+        own: What the capture's own split is called.
 
     Raises:
         InputError: There are fewer than two views, or none on one side.
@@ -214,8 +223,9 @@ def make_split(images: Sequence[PosedImage], test_every: int) -> Split:
             f"the capture has {len(images)} view{'' if len(images) == 1 else 's'}; at least 2 are needed, "
             "one to train on and one to test on"
         )
-    if any(image.part for image in images):
-        name = "blender"
+    is_own = any(image.part for image in images)
+    if is_own:
+        name = own
         test = tuple(index for index, image in enumerate(images) if image.part == "test")
     else:
         ending = {2: "nd", 3: "rd"}.get(test_every, "th")
@@ -226,7 +236,7 @@ def make_split(images: Sequence[PosedImage], test_every: int) -> Split:
     train = tuple(index for index in range(len(images)) if index not in held_out)
     if not train or not test:
         raise InputError(f"the split {name} leaves {len(train)} training and {len(test)} test views; both need one")
-    return Split(name, train, test)
+    return Split(name, train, test, is_own)
 
 
 def target_size(pinhole: Pinhole, options: CaptureOptions) -> tuple[int, int]:
@@ -290,8 +300,8 @@ def _doubts(source: Source) -> list[str]:
 
 
 def gather_warnings(source: Source, views: Sequence[View], skipped: Sequence[PosedImage]) -> tuple[str, ...]:
-    """Return the source's warnings and those about images."""
-    warnings = [*source.warnings, *_doubts(source)]
+    """Return the source's warnings, those about images, and what lies in the capture without being used."""
+    warnings = [*source.warnings, *_doubts(source), *(str(one) for one in source.found if not one.used)]
     if skipped:
         names = ", ".join(cut(image.name) for image in skipped[:5]) + (", …" if len(skipped) > 5 else "")
         warnings.append(f"{len(skipped)} of {len(source.images)} views have no readable image and are skipped: {names}")
@@ -327,7 +337,7 @@ def load_capture(path: Path, options: CaptureOptions | None = None) -> Capture:
         more = f" (and {len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
         raise UnreadableImageError(f"{unreadable[0][1]}{more}")
     maker = CameraMaker(options)
-    split = make_split([view.posed for view in views], options.test_every)
+    split = make_split([view.posed for view in views], options.test_every, source.split)
     cameras = tuple(maker.camera(view.posed, view.lens) for view in views)
     sources = [
         ImageSource(view.posed.path, view.lens, camera.width, camera.height, view.header.has_alpha)
@@ -345,4 +355,5 @@ def load_capture(path: Path, options: CaptureOptions | None = None) -> Capture:
         warnings=gather_warnings(source, views, [posed for posed, _ in unreadable]),
         camera_models=tuple(sorted({view.posed.lens.model for view in views})),
         background=options.background if see_through else (0.0, 0.0, 0.0),
+        found=source.found,
     )

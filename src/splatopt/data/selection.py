@@ -60,7 +60,7 @@ def sparse_split(capture: Capture, count: int) -> Split:
     Raises:
         InputError: There are too few views for that.
     """
-    own_test = capture.split.name == "blender"
+    own_test = capture.split.is_own
     candidates = capture.split.train if own_test else tuple(range(len(capture.cameras)))
     candidates = tuple(sorted(candidates, key=lambda index: capture.cameras[index].name))
     max_count = len(candidates) - (0 if own_test else 1)
@@ -74,4 +74,4 @@ def sparse_split(capture: Capture, count: int) -> Split:
     first = int((positions - positions.mean(dim=0)).norm(dim=1).argmin())
     chosen = {candidates[place] for place in farthest_points(positions, count, first)}
     test = capture.split.test if own_test else tuple(i for i in range(len(capture.cameras)) if i not in chosen)
-    return Split(f"sparse-{count}-of-{len(candidates)}", tuple(sorted(chosen)), test)
+    return Split(f"sparse-{count}-of-{len(candidates)}", tuple(sorted(chosen)), test, own_test)

@@ -64,6 +64,7 @@ class PosedImage:
         world_to_camera: (4, 4) float64, OpenCV axes.
         lens: Intrinsics of the image as it lies on disk.
         part: ``train`` or ``test`` where the capture says so itself, else empty.
+        mask: Where its mask should lie, whose pixels of 0 do not count; None where the capture has none for it.
     """
 
     name: str
@@ -71,6 +72,26 @@ class PosedImage:
     world_to_camera: Tensor
     lens: Lens
     part: str = ""
+    mask: Path | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something in a capture besides its poses and photographs, and what becomes of it.
+
+    Attributes:
+        what: What it is and where, such as ``5 masks (mask_path)``.
+        used: Whether it is used.
+        how: What for; or, where it is not used, why. Completes "``what``: used, …" and "``what``: not used, …".
+    """
+
+    what: str
+    used: bool
+    how: str
+
+    def __str__(self) -> str:
+        """Return the sentence that people read."""
+        return f"{self.what}: {'used' if self.used else 'not used'}, {self.how}"
 
 
 @dataclass(frozen=True)
@@ -82,12 +103,16 @@ class Source:
         images: The views, in the order in which the capture counts them.
         points: Sparse points, or None where the capture has none.
         warnings: One sentence each.
+        split: Name of the capture's own split, where it says which views are which.
+        found: What else lies in the capture, used or not.
     """
 
     kind: str
     images: tuple[PosedImage, ...]
     points: Points | None
     warnings: tuple[str, ...] = ()
+    split: str = "own"
+    found: tuple[Finding, ...] = ()
 
 
 def finite_points(positions: np.ndarray, colors: np.ndarray, warnings: list[str]) -> Points:

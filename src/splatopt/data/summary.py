@@ -21,7 +21,7 @@ from splatopt.data.capture import (
 )
 from splatopt.data.images import UnreadableImageError
 from splatopt.data.readers import read_source
-from splatopt.data.source import PosedImage
+from splatopt.data.source import Finding, PosedImage
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class CaptureSummary:
         warnings: One sentence each.
         next_command: What to type next.
         points_file: Name of the file that the points are from, where it lies beside the poses.
+        found: What else lies in the capture and is used; what is not stands among the warnings.
     """
 
     name: str
@@ -74,6 +75,7 @@ class CaptureSummary:
     warnings: tuple[str, ...]
     next_command: str
     points_file: str = ""
+    found: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def inspect_capture(path: Path, options: CaptureOptions | None = None) -> Captur
     found = _look(source.images, options)
     problems, split = list(found.problems), None
     try:
-        split = make_split(found.kept, options.test_every)
+        split = make_split(found.kept, options.test_every, source.split)
     except InputError as error:
         problems.append(str(error))
     train = split.train if split else range(len(found.cameras))
@@ -153,6 +155,7 @@ def inspect_capture(path: Path, options: CaptureOptions | None = None) -> Captur
         warnings=gather_warnings(source, found.views, unreadable if options.skip_missing else ()),
         next_command=_next_command(path, options.images, points=points, unreadable=len(unreadable)),
         points_file=source.points.file if source.points is not None else "",
+        found=tuple(one for one in source.found if one.used),
     )
 
 
