@@ -15,6 +15,7 @@ from splatopt.cli import main
 from splatopt.core.checks import InputError
 from splatopt.data import CaptureOptions, inspect_capture, load_capture
 from splatopt.data.colmap import read_colmap
+from splatopt.data.colmap_files import Model
 from splatopt.data.readers import READERS, register_reader
 from splatopt.train.config import TrainConfig
 from splatopt.train.setup import open_capture
@@ -141,9 +142,10 @@ def test_a_reader_of_ones_own_may_know_other_folders(tmp_path: Path) -> None:
 
     def read_images(path: Path, name: str):
         asked.append(name)
-        return read_colmap(path, path / "sparse" / "0", [], name)
+        return read_colmap(path, model, [], name)
 
-    register_reader("mine", lambda path: True, lambda path: read_colmap(path, path / "sparse" / "0", []), read_images)
+    model = Model(tmp_path / "sparse" / "0", ".bin")
+    register_reader("mine", lambda path: True, lambda path: read_colmap(path, model, []), read_images)
     try:
         capture = load_capture(tmp_path, CaptureOptions(images="images_4"))
         assert asked == ["images_4"]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from splatopt.core.checks import InputError, short
 from splatopt.core.plugins import Origin, Registry, calling_place, guarded
 from splatopt.data.blender import TRAIN_FILE, read_blender
-from splatopt.data.colmap import MODEL_FOLDERS, find_model, read_colmap
+from splatopt.data.colmap import MODEL_FOLDERS, find_model, has_model, incomplete_model, read_colmap
+from splatopt.data.image_lookup import unregistered
 from splatopt.data.nerfstudio import TRANSFORMS_FILE, read_nerfstudio
 from splatopt.data.source import Source
 
@@ -89,7 +90,7 @@ def read_source(path: Path, images: str | None = None) -> Source:
         raise InputError(f"no capture at {path}: expected a folder with images and their camera poses")
     for origin in (Origin.GIVEN, Origin.OWN):
         if source := _read_by(READERS.names(origin), path, images):
-            return source
+            return _with_unregistered(source, path)
     unusable = ""
     names = list(READERS.names(Origin.INSTALLED))
     for name in READERS.offered():
@@ -99,13 +100,21 @@ def read_source(path: Path, images: str | None = None) -> Source:
         except InputError as error:
             unusable = f"; {error}"
     if source := _read_by(tuple(dict.fromkeys(names)), path, images):
-        return source
+        return _with_unregistered(source, path)
+    if lacking := incomplete_model(path):
+        raise InputError(lacking)
     tried = ", ".join(str(path / name) for name in (*MODEL_FOLDERS, TRAIN_FILE, TRANSFORMS_FILE))
     others = "".join(f", the reader {name}" for name in (*READERS.names(Origin.GIVEN), *names))
     raise InputError(
         f"no model found in {path}; tried {tried}{others}; give a folder with a COLMAP model (cameras, images and "
         f"points3D as .bin or .txt) or a transforms.json, or the plug-in of a reader with --plugin{unusable}"
     )
+
+
+def _with_unregistered(source: Source, path: Path) -> Source:
+    """Return what was read with a finding more where images lie beside those of the views."""
+    others = unregistered(path, source.images)
+    return source if others is None else replace(source, found=(*source.found, others))
 
 
 def _read_by(names: tuple[str, ...], path: Path, images: str | None) -> Source | None:
@@ -143,6 +152,6 @@ def _read_colmap(path: Path, images: str | None = None) -> Source:
     return read_colmap(path, model, warnings, images)
 
 
-register_reader("colmap", lambda path: find_model(path, []) is not None, _read_colmap, _read_colmap)
+register_reader("colmap", has_model, _read_colmap, _read_colmap)
 register_reader("blender", lambda path: (path / TRAIN_FILE).is_file(), read_blender)
 register_reader("nerfstudio", lambda path: (path / TRANSFORMS_FILE).is_file(), read_nerfstudio)
