@@ -217,7 +217,10 @@ def test_inspect_does_not_send_one_on_before_the_problems_are_mended(capture, tm
     assert main(["inspect", str(alone)]) == 0
     shown = capsys.readouterr().out
     assert "problem      image" in shown
-    assert f"once mended  {program()} train" in shown
+    assert f"once mended  {program()} inspect {alone}\n" in shown
+    assert "50x50 pixels but its camera is 48x36" in shown
+    assert "(and 9 more views: " in shown
+    assert shown.count("problem  ") == 1
     assert "next  " not in shown
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from torch import Tensor
 from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError, cut, quoted, short, shown
 from splatopt.core.frame import WORLD, Frame
+from splatopt.data.image_lookup import none_there
 from splatopt.data.images import ImageHeader, ImageSource, ImageStore, UnreadableImageError, read_header
 from splatopt.data.lens import Lens, Pinhole
 from splatopt.data.readers import read_source
@@ -316,6 +318,39 @@ def gather_warnings(source: Source, views: Sequence[View], skipped: Sequence[Pos
     return tuple(warnings)
 
 
+def lacking(path: Path, source: Source, left: Sequence[PosedImage], test_every: int) -> str:
+    """Return the sentence that says why a capture cannot do without the images that it lacks; empty where it can.
+
+    Args:
+        path: The capture.
+        source: What was read of it.
+        left: The views whose images are there.
+        test_every: As in :class:`CaptureOptions`.
+    """
+    if source.images and not any(os.path.isfile(posed.path) for posed in source.images):
+        return none_there(path, source.images)
+    try:
+        make_split(left, test_every, source.split)
+    except InputError as error:
+        return f"without the {len(source.images) - len(left)} views whose image is missing or cannot be used, {error}"
+    return ""
+
+
+def _refuse_unreadable(
+    path: Path,
+    source: Source,
+    views: Sequence[View],
+    unreadable: Sequence[tuple[PosedImage, UnreadableImageError]],
+    options: CaptureOptions,
+) -> None:
+    """Raise UnreadableImageError unless the views without a readable image are to be, and can be, left out."""
+    if sentence := lacking(path, source, [view.posed for view in views], options.test_every):
+        raise UnreadableImageError(sentence)
+    if not options.skip_missing:
+        more = f" (and {len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
+        raise UnreadableImageError(f"{unreadable[0][1]}{more}")
+
+
 def load_capture(path: Path, options: CaptureOptions | None = None) -> Capture:
     """Find, check and split a capture; images are decoded only when asked for.
 
@@ -333,9 +368,8 @@ def load_capture(path: Path, options: CaptureOptions | None = None) -> Capture:
     path = Path(path)
     source = read_source(path, options.images)
     views, unreadable = check_views(source.images)
-    if unreadable and not options.skip_missing:
-        more = f" (and {len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
-        raise UnreadableImageError(f"{unreadable[0][1]}{more}")
+    if unreadable:
+        _refuse_unreadable(path, source, views, unreadable, options)
     maker = CameraMaker(options)
     split = make_split([view.posed for view in views], options.test_every, source.split)
     cameras = tuple(maker.camera(view.posed, view.lens) for view in views)
