@@ -74,14 +74,8 @@ def find_images(folder: Path, names: Sequence[str], warnings: list[str]) -> list
     found = list(exact)
     if None in exact:
         listings = _Listings()
-        found = [path or listings.similar(folder, name) for name, path in zip(names, exact, strict=True)]
-        meant = defaultdict(set)
-        for name, path in zip(tidy, found, strict=True):
-            meant[path and os.path.normpath(path)].add(name)
-        found = [
-            path if path and (sure or len(meant[os.path.normpath(path)]) == 1) else None
-            for sure, path in zip(exact, found, strict=True)
-        ]
+        similar = [path or listings.similar(folder, name) for name, path in zip(names, exact, strict=True)]
+        found = [path or guess for path, guess in zip(exact, _unshared(tidy, exact, similar), strict=True)]
         other = [(name, path) for name, sure, path in zip(names, exact, found, strict=True) if path and not sure]
         if other:
             name, path = other[0]
@@ -92,6 +86,20 @@ def find_images(folder: Path, names: Sequence[str], warnings: list[str]) -> list
     return [
         NamedImage(name, path or _expected(folder, given), sure is not None)
         for given, name, sure, path in zip(names, tidy, exact, found, strict=True)
+    ]
+
+
+def _unshared(names: Sequence[str], exact: Sequence[Path | None], found: Sequence[Path | None]) -> list[Path | None]:
+    """Return the files that were found, without those that another name has, or means as well."""
+    meant: dict[str, set[str]] = defaultdict(set)
+    owned: dict[str, set[str]] = defaultdict(set)
+    for name, sure, path in zip(names, exact, found, strict=True):
+        if path:
+            (owned if sure else meant)[os.path.normpath(path)].add(name)
+    meant |= owned
+    return [
+        path if path and meant[os.path.normpath(path)] == {name} else None
+        for name, path in zip(names, found, strict=True)
     ]
 
 
