@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,9 @@ UNDISTORTED_FOLDERS = ("dense/sparse", "dense/0/sparse")
 DISTORTED_FOLDERS = ("distorted/sparse/0", "distorted/sparse")
 """Where 3DGS' converter keeps the model before undistortion; looked at last."""
 
+DEEPEST = 3
+"""Folders within each other below the capture in which a single model is found wherever it lies."""
+
 IMAGE_FOLDERS = ("images", "input", "rgb", ".")
 """Where images are looked for, beside the model's ``sparse`` and in the capture."""
 
@@ -34,8 +38,9 @@ PROCEDURAL_MARK = "procedural.json"
 
 _FILES = ("cameras", "images", "points3D")
 _POINT_FILES = ("points3D.ply", "points3d.ply")
-_OTHER_POSES = ("transforms.json", "transforms_train.json")
+_OTHER_POSES = ("transforms.json", "transforms_train.json", "poses_bounds.npy")
 _UNUSED_FOLDERS = ("depth", "depths", "depth_maps", "normals")
+_NO_IMAGES = re.compile("mask|depth|normal|semantic|segment|label|_[0-9]+$", re.IGNORECASE)
 _ENOUGH = 0.5
 """Share of the model's images that a folder must hold to be taken before one that holds more."""
 
@@ -65,17 +70,33 @@ def _places(path: Path, folders: Sequence[str]) -> Iterator[Path]:
 
 
 def _tiers(path: Path) -> list[list[Model]]:
-    """Return the models of a capture: those of the usual places, else what is looked at next and last.
+    """Return the models of a capture: those of the usual places, what is looked at next, else what is looked at last.
 
-    A file of Blender's or nerfstudio's poses goes before a model that is looked at last.
+    Looked at last is, after DISTORTED_FOLDERS, everywhere; but two models anywhere may be two captures. Another file of
+    poses goes before these.
     """
     found: list[list[Model]] = []
     for folders in (MODEL_FOLDERS, UNDISTORTED_FOLDERS, DISTORTED_FOLDERS):
-        if folders is DISTORTED_FOLDERS and (any(found) or any((path / name).is_file() for name in _OTHER_POSES)):
+        if folders is DISTORTED_FOLDERS and _is_settled(path, found):
             break
         models = [model for place in _places(path, folders) if (model := model_in(place))]
         found.append(list(dict.fromkeys(models)))
+    if not _is_settled(path, found):
+        models = [model for folder in _below(path) if (model := model_in(folder))]
+        found.append(models if len(models) == 1 else [])
     return [tier for tier in found if tier]
+
+
+def _is_settled(path: Path, found: list[list[Model]]) -> bool:
+    return any(found) or any((path / name).is_file() for name in _OTHER_POSES)
+
+
+def _below(path: Path) -> Iterator[Path]:
+    """Yield the folders below ``path``, those that are hidden left out, down to DEEPEST."""
+    for below, folders, _ in os.walk(path):
+        depth = len(Path(below).relative_to(path).parts)
+        folders[:] = sorted(name for name in folders if not name.startswith(".")) if depth < DEEPEST else []
+        yield from (Path(below, name) for name in folders)
 
 
 def has_model(path: Path) -> bool:
@@ -157,8 +178,8 @@ def _find_images(
 ) -> list[NamedImage]:
     """Return where a model's images lie: in the first folder that holds half of them, else in that which holds most.
 
-    Where none holds any they are missed in the first of the usual name, or taken from that of ``images_2``,
-    ``images_4``, … that shrinks least.
+    Where no usual folder holds any they are taken from another that holds all, or from that of ``images_2``,
+    ``images_4``, … that shrinks least, or missed in the first of the usual name.
     """
     places = _image_places(path, model)
     looked = {place: find_images(place, names, []) for place in places}
@@ -169,13 +190,28 @@ def _find_images(
     chosen = candidates[0] if candidates else max(places, key=lambda place: counts[place])
     if not counts[chosen]:
         usual = [place for place in places if place.name in IMAGE_FOLDERS]
-        chosen = usual[0] if usual else _smaller_copies(path, warnings)
+        unusual = _unusual_place(path, names)
+        chosen = unusual or (usual[0] if usual else _smaller_copies(path, warnings))
+        if unusual:
+            found.append(
+                Finding(f"the images in {unusual.relative_to(path)}", True, "the model's names are found there")
+            )
     others = [place for place in places if place != chosen and counts[place]]
     others = [place for place in others if not _same(looked[place], looked.get(chosen, []))]
     for place in others:
         what = f"{counts[place]} images of the same names in {_shown_folder(path, place)}"
         found.append(Finding(what, False, f"those in {_shown_folder(path, chosen)} are"))
     return find_images(chosen, names, warnings)
+
+
+def _unusual_place(path: Path, names: Sequence[str]) -> Path | None:
+    """Return the one folder of a capture, of any name, that holds all images; None where there is none, or several.
+
+    Left out are smaller copies, and folders whose name says that they hold something else under the images' names.
+    """
+    places = [place for place in _below(path) if not _NO_IMAGES.search(place.name)]
+    holding = [place for place in places if names and all(os.path.isfile(place / name) for name in names)]
+    return holding[0] if len(holding) == 1 else None
 
 
 def _same(one: Sequence[NamedImage], other: Sequence[NamedImage]) -> bool:

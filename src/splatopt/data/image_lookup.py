@@ -113,27 +113,21 @@ def unregistered(folder: Path, images: Sequence[PosedImage]) -> Finding | None:
         folder: The capture.
         images: Its views.
     """
-    used = {os.path.normpath(image.path) for image in images}
-    used |= {os.path.normpath(image.mask) for image in images if image.mask is not None}
-    places = {os.path.dirname(os.path.normpath(image.path)) for image in images}
-    root = os.path.normpath(folder)
+    used = {os.path.abspath(one) for image in images for one in (image.path, image.mask) if one is not None}
+    root = os.path.abspath(folder)
+    places = {os.path.dirname(os.path.abspath(image.path)) for image in images}
     places = {place for place in places if place == root or place.startswith(os.path.join(root, ""))}
-    if not places:
-        return None
-    common = os.path.commonpath(list(places))
-    others: list[str] = []
-    count = 0
+    common = os.path.commonpath(list(places)) if places else root
+    there: set[str] = set()
     for place in sorted(places) if common == root else [common]:
         for below, folders, files in os.walk(place):
             if place == root:
                 folders.clear()
-            paths = [os.path.join(below, name) for name in files if is_image_name(name) and not name.startswith(".")]
-            count += len(paths)
-            others += [path for path in paths if path not in used]
-    others = sorted(os.path.relpath(path, root) for path in dict.fromkeys(others))
+            there |= {os.path.join(below, name) for name in files if is_image_name(name) and not name.startswith(".")}
+    others = sorted(os.path.relpath(path, root) for path in there - used)
     if not others:
         return None
-    what = f"{len(others)} of {count} images beside those of the views ({first_names(others)})"
+    what = f"{len(others)} of {len(there)} images beside those of the views ({first_names(others)})"
     return Finding(what, False, "the capture has no pose for them")
 
 

@@ -63,8 +63,9 @@ def read_split(path: Path, model: Path, names: Sequence[str], warnings: list[str
             raise InputError(f"{short(file)} and test.txt both name {quoted(min(both))}; remove it from one of them")
         parts |= dict.fromkeys(sorted(views), part)
         used.append(file.name)
+        what = "held out" if part == "test" else "trained on"
         found.append(
-            Finding(where, True, f"its {len(views)} views are {'held out' if part == 'test' else 'trained on'}")
+            Finding(where, True, f"{'its view is' if len(views) == 1 else f'its {len(views)} views are'} {what}")
         )
     if len(used) == 1:
         other = "train" if used == ["test.txt"] else "test"
