@@ -84,15 +84,17 @@ def test_fewer_copies_than_photographs_are_not_matched_by_order(tmp_path: Path) 
     write_colmap(tmp_path)
     folder = shrink(tmp_path, "images_4", 4, "other{number:03d}.png")
     (folder / "other004.png").unlink()
-    with pytest.raises(InputError, match=r"images_4/image_000\.png is missing"):
+    with pytest.raises(InputError, match=r"none of the 9 images .* at .*images_4/image_000\.png"):
         load_capture(tmp_path, CaptureOptions(images="images_4"))
 
 
 def test_photographs_may_lie_in_a_folder_of_any_name(tmp_path: Path) -> None:
     write_colmap(tmp_path)
     (tmp_path / "images").rename(tmp_path / "undistorted")
+    (tmp_path / "undistorted" / "image_000.png").rename(tmp_path / "elsewhere.png")
     with pytest.raises(InputError, match="no folder .*images beside the COLMAP model"):
         load_capture(tmp_path)
+    (tmp_path / "elsewhere.png").rename(tmp_path / "undistorted" / "image_000.png")
     assert len(load_capture(tmp_path, CaptureOptions(images="undistorted")).cameras) == 9
 
 

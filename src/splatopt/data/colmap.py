@@ -12,7 +12,7 @@ from pathlib import Path
 from splatopt.core.checks import InputError, quoted, short
 from splatopt.data.colmap_files import USUAL_LENGTHS, Model, RegisteredImage, model_in
 from splatopt.data.image_folders import copies, has_images, named_folder
-from splatopt.data.image_lookup import NamedImage, find_images
+from splatopt.data.image_lookup import NamedImage, find_images, unregistered, with_slashes
 from splatopt.data.lens import Lens
 from splatopt.data.point_files import read_ply_points
 from splatopt.data.source import Finding, Points, PosedImage, Source, registered_once
@@ -283,9 +283,6 @@ def _beside(path: Path, model: Model, images_in: str | None) -> Iterator[Finding
     twice = [f"{name}{other}" for name in names if (model.folder / f"{name}{other}").is_file()]
     if len(twice) > 1:
         yield Finding(f"{', '.join(twice)} beside the model", False, f"the files ending in {model.suffix} are")
-    for name in _OTHER_POSES:
-        if (path / name).is_file():
-            yield Finding(name, False, "poses, lenses and test views are those of the COLMAP model")
     shrunk = [folder.name for folder in _shrunk(path) if has_images(folder)]
     if images_in is None and shrunk and (path / "images").is_dir():
         yield Finding(f"smaller copies in {', '.join(shrunk)}", False, f"--images {shrunk[0]} takes them")
@@ -313,7 +310,8 @@ def read_colmap(path: Path, model: Model, warnings: list[str], images_in: str | 
     if images_in is None:
         images = _find_images(path, model, names, warnings, found)
     else:
-        images = copies(named_folder(path, images_in), names, warnings)
+        places = copies(named_folder(path, images_in), names, warnings)
+        images = [NamedImage(with_slashes(name), places[name], False) for name in names]
     split = read_split(path, model.folder, [image.name for image in images], warnings)
     found += split.found
     found += _beside(path, model, images_in)
@@ -333,5 +331,6 @@ def read_colmap(path: Path, model: Model, warnings: list[str], images_in: str | 
         found.append(Finding(what, False, "the capture's own split leaves them out"))
     _say_what_is_odd(contents.images, file, warnings)
     views = registered_once(views, str(file), warnings)
+    found += unregistered(path, [image.path for image in images])
     kind = "procedural" if (path / PROCEDURAL_MARK).is_file() else "colmap"
     return Source(kind, tuple(views), points, tuple(warnings), split.name or "own", tuple(found))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from splatopt.core.checks import InputError, quoted, short
-from splatopt.data.image_lookup import NamedImage, find_images, is_image_name
+from splatopt.data.image_lookup import find_images, is_image_name
 
 
 def named_folder(path: Path, name: str) -> Path:
@@ -26,7 +26,7 @@ def named_folder(path: Path, name: str) -> Path:
     raise InputError(f"capture {short(path)} has no folder {quoted(name)} of photographs, as --images asks for{found}")
 
 
-def copies(folder: Path, names: Sequence[str], warnings: list[str]) -> list[NamedImage]:
+def copies(folder: Path, names: Sequence[str], warnings: list[str]) -> dict[str, Path]:
     """Return where the copy of each image lies in ``folder``.
 
     A copy has the image's own name, or that name with another ending, as a PNG of a JPEG has. Where no copy has
@@ -49,9 +49,9 @@ def copies(folder: Path, names: Sequence[str], warnings: list[str]) -> list[Name
                 f"the files in {folder.name} have other names than those in images; they are taken in the same order, "
                 f"{quoted(names[0])} being {quoted(by_order[names[0]])}"
             )
-            return [NamedImage(name, folder / by_order[name], False) for name in names]
+            return {name: folder / by_order[name] for name in names}
     warnings += said
-    return found
+    return {name: one.path for name, one in zip(names, found, strict=True)}
 
 
 def has_images(folder: Path) -> bool:

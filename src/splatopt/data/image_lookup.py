@@ -19,6 +19,8 @@ from splatopt.data.source import IMAGE_SUFFIXES, Finding, PosedImage
 
 _ENDINGS = frozenset(suffix.lower() for suffix in IMAGE_SUFFIXES)
 _MAX_NAMES = 3
+_LATIN = {0xDC00 + byte: byte for byte in range(0x80, 0x100)}
+"""Python's surrogates of bytes that are no UTF-8, see os.fsdecode, and the characters of Latin-1."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,22 @@ def is_image_name(name: str) -> bool:
 
 
 def name_key(name: str) -> str:
-    """Return what two names have in common that differ by separators, case, Unicode form or a leading ``./``."""
-    text = unicodedata.normalize("NFD", "/".join(_parts(name))).casefold()
+    """Return what two names have in common that differ by separators, case, Unicode form or a leading ``./``.
+
+    Bytes that are no UTF-8 are taken for Latin-1, as older systems wrote names.
+    """
+    text = unicodedata.normalize("NFD", "/".join(_parts(name)).translate(_LATIN)).casefold()
     return unicodedata.normalize("NFD", text)
 
 
 def without_ending(name: str) -> str:
     """Return a name without the ending of an image, if it has one."""
     return os.path.splitext(name)[0] if is_image_name(name) else name
+
+
+def with_slashes(name: str) -> str:
+    r"""Return a name with ``/`` for ``\``, and without a leading ``./``."""
+    return name.replace("\\", "/").removeprefix("./")
 
 
 def first_names(names: Sequence[str]) -> str:
@@ -70,7 +80,7 @@ def find_images(folder: Path, names: Sequence[str], warnings: list[str]) -> list
         warnings: Gets one sentence where images lie under other names.
     """
     exact = [_exactly(folder, name) for name in names]
-    tidy = [name.removeprefix("./") if path else _with_slashes(name) for name, path in zip(names, exact, strict=True)]
+    tidy = [name.removeprefix("./") if path else with_slashes(name) for name, path in zip(names, exact, strict=True)]
     found = list(exact)
     if None in exact:
         listings = _Listings()
@@ -103,32 +113,36 @@ def _unshared(names: Sequence[str], exact: Sequence[Path | None], found: Sequenc
     ]
 
 
-def unregistered(folder: Path, images: Sequence[PosedImage]) -> Finding | None:
-    """Say which images in the folders of a capture's views no view uses; None where there are none.
+def unregistered(folder: Path, used: Sequence[Path]) -> list[Finding]:
+    """Return what is said of the images in the folders of a capture's views that no view uses, one finding for all.
 
     Looked at are the folder that holds all views, with its subfolders, or, where that is the capture's own, those in
-    which views lie.
+    which views lie. Masks are left aside.
 
     Args:
         folder: The capture.
-        images: Its views.
+        used: The images of its views.
     """
-    used = {os.path.abspath(one) for image in images for one in (image.path, image.mask) if one is not None}
+    known = {os.path.abspath(one) for one in used}
     root = os.path.abspath(folder)
-    places = {os.path.dirname(os.path.abspath(image.path)) for image in images}
+    places = {os.path.dirname(one) for one in known}
     places = {place for place in places if place == root or place.startswith(os.path.join(root, ""))}
     common = os.path.commonpath(list(places)) if places else root
     there: set[str] = set()
     for place in sorted(places) if common == root else [common]:
         for below, folders, files in os.walk(place):
-            if place == root:
-                folders.clear()
-            there |= {os.path.join(below, name) for name in files if is_image_name(name) and not name.startswith(".")}
-    others = sorted(os.path.relpath(path, root) for path in there - used)
+            folders[:] = [name for name in folders if not _is_aside(name)] if place != root else []
+            there |= {os.path.join(below, name) for name in files if is_image_name(name) and not _is_aside(name)}
+    others = sorted(os.path.relpath(path, root) for path in there - known)
     if not others:
-        return None
+        return []
     what = f"{len(others)} of {len(there)} images beside those of the views ({first_names(others)})"
-    return Finding(what, False, "the capture has no pose for them")
+    return [Finding(what, False, "the capture has no pose for them")]
+
+
+def _is_aside(name: str) -> bool:
+    """Whether a file or folder among the images is hidden, or says that it is a mask."""
+    return name.startswith(".") or "mask" in name.lower()
 
 
 def none_there(folder: Path, images: Sequence[PosedImage]) -> str:
@@ -157,10 +171,6 @@ def _expected(folder: Path, name: str) -> Path:
     """Where an image that is not there should lie."""
     path = folder / name
     return path if not path.name or is_image_name(name) else path.with_name(path.name + IMAGE_SUFFIXES[0])
-
-
-def _with_slashes(name: str) -> str:
-    return name.replace("\\", "/").removeprefix("./")
 
 
 def _parts(name: str) -> list[str]:

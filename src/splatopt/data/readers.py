@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,7 +11,6 @@ from splatopt.core.checks import InputError, short
 from splatopt.core.plugins import Origin, Registry, calling_place, guarded
 from splatopt.data.blender import TRAIN_FILE, read_blender
 from splatopt.data.colmap import MODEL_FOLDERS, find_model, has_model, incomplete_model, read_colmap
-from splatopt.data.image_lookup import unregistered
 from splatopt.data.nerfstudio import TRANSFORMS_FILE, read_nerfstudio
 from splatopt.data.source import Source
 
@@ -90,7 +89,7 @@ def read_source(path: Path, images: str | None = None) -> Source:
         raise InputError(f"no capture at {path}: expected a folder with images and their camera poses")
     for origin in (Origin.GIVEN, Origin.OWN):
         if source := _read_by(READERS.names(origin), path, images):
-            return _with_unregistered(source, path)
+            return source
     unusable = ""
     names = list(READERS.names(Origin.INSTALLED))
     for name in READERS.offered():
@@ -100,7 +99,7 @@ def read_source(path: Path, images: str | None = None) -> Source:
         except InputError as error:
             unusable = f"; {error}"
     if source := _read_by(tuple(dict.fromkeys(names)), path, images):
-        return _with_unregistered(source, path)
+        return source
     if lacking := incomplete_model(path):
         raise InputError(lacking)
     tried = ", ".join(str(path / name) for name in (*MODEL_FOLDERS, TRAIN_FILE, TRANSFORMS_FILE))
@@ -109,12 +108,6 @@ def read_source(path: Path, images: str | None = None) -> Source:
         f"no model found in {path}; tried {tried}{others}; give a folder with a COLMAP model (cameras, images and "
         f"points3D as .bin or .txt) or a transforms.json, or the plug-in of a reader with --plugin{unusable}"
     )
-
-
-def _with_unregistered(source: Source, path: Path) -> Source:
-    """Return what was read with a finding more where images lie beside those of the views."""
-    others = unregistered(path, source.images)
-    return source if others is None else replace(source, found=(*source.found, others))
 
 
 def _read_by(names: tuple[str, ...], path: Path, images: str | None) -> Source | None:

@@ -16,18 +16,16 @@ from splatopt.core.checks import InputError, quoted, short
 from splatopt.data.capture import (
     CameraMaker,
     CaptureOptions,
-    Split,
     View,
     check_view,
     gather_warnings,
-    lacking,
-    make_split,
     scene_extent,
 )
 from splatopt.data.image_lookup import first_names
 from splatopt.data.images import UnreadableImageError
 from splatopt.data.readers import read_source
 from splatopt.data.source import Finding, PosedImage, Source
+from splatopt.data.split import Split, lacking, make_split
 
 
 @dataclass(frozen=True)
