@@ -19,6 +19,9 @@ from splatopt.data.source import IMAGE_SUFFIXES, Finding, PosedImage
 
 _ENDINGS = frozenset(suffix.lower() for suffix in IMAGE_SUFFIXES)
 _MAX_NAMES = 3
+_MAX_PARTS = 32
+"""Folders and file at the end of a name that are looked at, should it not lead to a file as it is."""
+
 _LATIN = {0xDC00 + byte: byte for byte in range(0x80, 0x100)}
 """Python's surrogates of bytes that are no UTF-8, see os.fsdecode, and the characters of Latin-1."""
 
@@ -197,7 +200,7 @@ class _Listings:
 
     def similar(self, folder: Path, name: str) -> Path | None:
         """Return the one file below ``folder`` that ``name`` can mean; None where there is none, or more than one."""
-        parts = _parts(name)
+        parts = _parts(name)[-_MAX_PARTS:]
         for start in range(len(parts)):
             fitting = self._fitting(folder, parts[start:])
             if fitting:
