@@ -202,7 +202,8 @@ def test_commands_that_are_shown_can_be_typed(tmp_path, monkeypatch):
     assert program() == "splatopt"
 
 
-def test_inspect_says_what_was_found(capture, capsys):
+def test_inspect_says_what_was_found(capture, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # where there is no run yet
     assert main(["inspect", str(capture)]) == 0
     shown = capsys.readouterr().out
     for words in ("views        10", "48x36 (10)", "points       200", "every-8th-test: 8 train, 2 test"):

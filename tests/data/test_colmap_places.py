@@ -70,7 +70,10 @@ def test_images_before_and_after_undistortion(tmp_path: Path) -> None:
     write(tmp_path, "sparse/0", "images", 9)
     capture = load_capture(tmp_path)
     assert folders(tmp_path) == {"images"}
-    assert capture.warnings == ("9 images of the same names in input: not used, those in images are",)
+    assert capture.warnings == (
+        "9 images of the same names in input: not used, those in images are",
+        "the model in distorted/sparse/0, before undistortion: not used, that in sparse/0 is",
+    )
     shutil.rmtree(tmp_path / "sparse")
     assert folders(tmp_path) == {"input"}
     assert len(load_capture(tmp_path).cameras) == 12

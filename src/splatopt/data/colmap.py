@@ -60,13 +60,14 @@ class _Contents:
         return cls(model, lenses, model.images(lenses, warnings))
 
 
-def _places(path: Path, folders: Sequence[str]) -> Iterator[Path]:
-    """Yield the folders below ``path`` that may hold a model, those in each ``sparse`` included."""
-    for name in folders:
-        folder = path / name
-        yield folder
+def _places(path: Path, folders: Sequence[str]) -> list[Path]:
+    """Return the folders below ``path`` that may hold a model, those in each ``sparse`` included, each once."""
+    places: list[Path] = []
+    for folder in (path / name for name in folders):
+        places.append(folder)
         if folder.name == "sparse" and folder.is_dir():
-            yield from sorted(sub for sub in folder.iterdir() if sub.is_dir())
+            places += sorted(sub for sub in folder.iterdir() if sub.is_dir())
+    return list(dict.fromkeys(places))
 
 
 def _tiers(path: Path) -> list[list[Model]]:
@@ -80,7 +81,7 @@ def _tiers(path: Path) -> list[list[Model]]:
         if folders is DISTORTED_FOLDERS and _is_settled(path, found):
             break
         models = [model for place in _places(path, folders) if (model := model_in(place))]
-        found.append(list(dict.fromkeys(models)))
+        found.append(models)
     if not _is_settled(path, found):
         models = [model for folder in _below(path) if (model := model_in(folder))]
         found.append(models if len(models) == 1 else [])
@@ -283,6 +284,10 @@ def _beside(path: Path, model: Model, images_in: str | None) -> Iterator[Finding
     twice = [f"{name}{other}" for name in names if (model.folder / f"{name}{other}").is_file()]
     if len(twice) > 1:
         yield Finding(f"{', '.join(twice)} beside the model", False, f"the files ending in {model.suffix} are")
+    for place in _places(path, DISTORTED_FOLDERS):
+        if place != model.folder and model_in(place):
+            what = f"the model in {place.relative_to(path)}, before undistortion"
+            yield Finding(what, False, f"that in {_shown_folder(path, model.folder)} is")
     shrunk = [folder.name for folder in _shrunk(path) if has_images(folder)]
     if images_in is None and shrunk and (path / "images").is_dir():
         yield Finding(f"smaller copies in {', '.join(shrunk)}", False, f"--images {shrunk[0]} takes them")
