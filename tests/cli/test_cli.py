@@ -202,7 +202,8 @@ def test_commands_that_are_shown_can_be_typed(tmp_path, monkeypatch):
     assert program() == "splatopt"
 
 
-def test_inspect_says_what_was_found(capture, capsys):
+def test_inspect_says_what_was_found(capture, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # where there is no run yet
     assert main(["inspect", str(capture)]) == 0
     shown = capsys.readouterr().out
     for words in ("views        10", "48x36 (10)", "points       200", "every-8th-test: 8 train, 2 test"):
@@ -217,7 +218,10 @@ def test_inspect_does_not_send_one_on_before_the_problems_are_mended(capture, tm
     assert main(["inspect", str(alone)]) == 0
     shown = capsys.readouterr().out
     assert "problem      image" in shown
-    assert f"once mended  {program()} train" in shown
+    assert f"once mended  {program()} inspect {alone}\n" in shown
+    assert "50x50 pixels but its camera is 48x36" in shown
+    assert "(and 9 more views: " in shown
+    assert shown.count("problem  ") == 1
     assert "next  " not in shown
 
 

@@ -207,7 +207,7 @@ def test_inspect_reports_what_load_refuses(tmp_path: Path) -> None:
     assert len(summary.problems) == 1
     assert "image_003.png is 50x60 pixels but its camera is 80x60" in summary.problems[0]
     assert (summary.train, summary.test) == (7, 2)
-    assert summary.next_command.endswith("--skip-missing --init random")
+    assert summary.next_command == f"splatopt inspect {tmp_path}"
     skipping = inspect_capture(tmp_path, CaptureOptions(skip_missing=True))
     assert (skipping.train, skipping.test) == (6, 1)
     assert len(skipping.warnings) == 1

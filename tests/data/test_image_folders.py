@@ -15,6 +15,7 @@ from splatopt.cli import main
 from splatopt.core.checks import InputError
 from splatopt.data import CaptureOptions, inspect_capture, load_capture
 from splatopt.data.colmap import read_colmap
+from splatopt.data.colmap_files import Model
 from splatopt.data.readers import READERS, register_reader
 from splatopt.train.config import TrainConfig
 from splatopt.train.setup import open_capture
@@ -83,15 +84,17 @@ def test_fewer_copies_than_photographs_are_not_matched_by_order(tmp_path: Path) 
     write_colmap(tmp_path)
     folder = shrink(tmp_path, "images_4", 4, "other{number:03d}.png")
     (folder / "other004.png").unlink()
-    with pytest.raises(InputError, match=r"images_4/image_000\.png is missing"):
+    with pytest.raises(InputError, match=r"none of the 9 images .* at .*images_4/image_000\.png"):
         load_capture(tmp_path, CaptureOptions(images="images_4"))
 
 
 def test_photographs_may_lie_in_a_folder_of_any_name(tmp_path: Path) -> None:
     write_colmap(tmp_path)
     (tmp_path / "images").rename(tmp_path / "undistorted")
+    (tmp_path / "undistorted" / "image_000.png").rename(tmp_path / "elsewhere.png")
     with pytest.raises(InputError, match="no folder .*images beside the COLMAP model"):
         load_capture(tmp_path)
+    (tmp_path / "elsewhere.png").rename(tmp_path / "undistorted" / "image_000.png")
     assert len(load_capture(tmp_path, CaptureOptions(images="undistorted")).cameras) == 9
 
 
@@ -141,9 +144,10 @@ def test_a_reader_of_ones_own_may_know_other_folders(tmp_path: Path) -> None:
 
     def read_images(path: Path, name: str):
         asked.append(name)
-        return read_colmap(path, path / "sparse" / "0", [], name)
+        return read_colmap(path, model, [], name)
 
-    register_reader("mine", lambda path: True, lambda path: read_colmap(path, path / "sparse" / "0", []), read_images)
+    model = Model(tmp_path / "sparse" / "0", ".bin")
+    register_reader("mine", lambda path: True, lambda path: read_colmap(path, model, []), read_images)
     try:
         capture = load_capture(tmp_path, CaptureOptions(images="images_4"))
         assert asked == ["images_4"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from splatopt.commands.parsing import load_given, positional, run_command
 from splatopt.core.checks import cut, say, shown
 from splatopt.data import CaptureOptions, inspect_capture
+from splatopt.metrics.image import SSIM_WINDOW
 from splatopt.runs.plugins import PluginFiles
 from splatopt.runs.program import program
 
@@ -46,6 +47,7 @@ def _inspect(options: InspectOptions) -> int:
             max_side=options.max_side,
             test_every=options.test_every,
         ),
+        min_side=SSIM_WINDOW,
     )
     sizes = ", ".join(f"{size.width}x{size.height} ({size.views})" for size in found.sizes) or "none"
     rows = {

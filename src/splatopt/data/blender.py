@@ -29,15 +29,15 @@ def read_blender(path: Path) -> Source:
     content = read_json(train)
     if held_out is None:
         warnings.append(f"there is no {' or '.join(_TEST_FILES)}; test views are taken from {TRAIN_FILE}")
-        views = registered_once(read_frames(train, content), str(train), warnings)
+        views = registered_once(read_frames(train, content, warnings), str(train), warnings)
         points = find_points(path, content, views, warnings)
         return Source("blender", _sorted(views), points, tuple(warnings))
     if held_out.name != _TEST_FILES[0]:
         warnings.append(f"test views come from {held_out.name}")
     views = registered_once(
         [
-            *_sorted(read_frames(train, content, "train")),
-            *_sorted(read_frames(held_out, read_json(held_out), "test")),
+            *_sorted(read_frames(train, content, warnings, "train")),
+            *_sorted(read_frames(held_out, read_json(held_out), warnings, "test")),
         ],
         str(path),
         warnings,

@@ -17,6 +17,7 @@ from splatopt.data.images import ImageHeader, ImageSource, ImageStore, Unreadabl
 from splatopt.data.lens import Lens, Pinhole
 from splatopt.data.readers import read_source
 from splatopt.data.source import Finding, Points, PosedImage, Source
+from splatopt.data.split import Split, lacking, make_split
 
 
 @dataclass(frozen=True)
@@ -58,23 +59,6 @@ class CaptureOptions:
             raise InputError(f"cache_mebibytes must be at least 0, got {self.cache_mebibytes}")
         if self.test_every < 2:
             raise InputError(f"test_every must be at least 2 so that views to train on remain, got {self.test_every}")
-
-
-@dataclass(frozen=True)
-class Split:
-    """Which views are trained on and which are held out.
-
-    Attributes:
-        name: Named in every result: ``every-8th-test``, or what the capture's own split is called, as ``blender``.
-        train: Indices of training views.
-        test: Indices of held-out views.
-        is_own: Whether the capture itself says which views are which.
-    """
-
-    name: str
-    train: tuple[int, ...]
-    test: tuple[int, ...]
-    is_own: bool = False
 
 
 @dataclass(frozen=True)
@@ -204,41 +188,6 @@ def check_views(images: Sequence[PosedImage]) -> tuple[list[View], list[tuple[Po
     return views, unreadable
 
 
-def make_split(images: Sequence[PosedImage], test_every: int, own: str = "own") -> Split:
-    """Hold out what the capture itself holds out, else every n-th view by name, the first included.
-
-    A view whose image is missing keeps its place in the count. Only ``skip_missing`` takes it out, and
-    then the views after it may change sides.
-
-    Args:
-        images: The views.
-        test_every: Of captures without a split of their own.
-        own: What the capture's own split is called.
-
-    Raises:
-        InputError: There are fewer than two views, or none on one side.
-    """
-    if len(images) < 2:
-        raise InputError(
-            f"the capture has {len(images)} view{'' if len(images) == 1 else 's'}; at least 2 are needed, "
-            "one to train on and one to test on"
-        )
-    is_own = any(image.part for image in images)
-    if is_own:
-        name = own
-        test = tuple(index for index, image in enumerate(images) if image.part == "test")
-    else:
-        ending = {2: "nd", 3: "rd"}.get(test_every, "th")
-        name = f"every-{test_every}{ending}-test"
-        order = sorted(range(len(images)), key=lambda index: images[index].name)
-        test = tuple(sorted(order[::test_every]))
-    held_out = set(test)
-    train = tuple(index for index in range(len(images)) if index not in held_out)
-    if not train or not test:
-        raise InputError(f"the split {name} leaves {len(train)} training and {len(test)} test views; both need one")
-    return Split(name, train, test, is_own)
-
-
 def target_size(pinhole: Pinhole, options: CaptureOptions) -> tuple[int, int]:
     """Return width and height after ``downscale`` and ``max_side``, rounded, at least 1."""
     width, height = pinhole.width / options.downscale, pinhole.height / options.downscale
@@ -316,6 +265,21 @@ def gather_warnings(source: Source, views: Sequence[View], skipped: Sequence[Pos
     return tuple(warnings)
 
 
+def _refuse_unreadable(
+    path: Path,
+    source: Source,
+    views: Sequence[View],
+    unreadable: Sequence[tuple[PosedImage, UnreadableImageError]],
+    options: CaptureOptions,
+) -> None:
+    """Raise UnreadableImageError unless the views without a readable image are to be, and can be, left out."""
+    if sentence := lacking(path, source, [view.posed for view in views], options.test_every):
+        raise UnreadableImageError(sentence)
+    if not options.skip_missing:
+        more = f" (and {len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
+        raise UnreadableImageError(f"{unreadable[0][1]}{more}")
+
+
 def load_capture(path: Path, options: CaptureOptions | None = None) -> Capture:
     """Find, check and split a capture; images are decoded only when asked for.
 
@@ -333,9 +297,8 @@ def load_capture(path: Path, options: CaptureOptions | None = None) -> Capture:
     path = Path(path)
     source = read_source(path, options.images)
     views, unreadable = check_views(source.images)
-    if unreadable and not options.skip_missing:
-        more = f" (and {len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
-        raise UnreadableImageError(f"{unreadable[0][1]}{more}")
+    if unreadable:
+        _refuse_unreadable(path, source, views, unreadable, options)
     maker = CameraMaker(options)
     split = make_split([view.posed for view in views], options.test_every, source.split)
     cameras = tuple(maker.camera(view.posed, view.lens) for view in views)

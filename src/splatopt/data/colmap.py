@@ -1,328 +1,253 @@
-"""COLMAP models, binary and text.
-
-The files are walked here and not by pycolmap: a model that is cut short makes its reader loop for
-ever or come back with fewer views, without a word. Every count is checked against the bytes that
-are there before anything is allocated. pycolmap stays the authority on camera models
-(:mod:`splatopt.data.lens`), and the tests compare this reader with pycolmap's.
-
-File format: https://colmap.github.io/format.html
-"""
+"""Captures with a COLMAP model: where the model and its images lie, which of several is taken, its own test views."""
 
 from __future__ import annotations
 
-import mmap
-import struct
+import os
+import re
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
+from splatopt.core.checks import InputError, quoted, short
+from splatopt.data.colmap_files import USUAL_LENGTHS, Model, RegisteredImage, model_in
+from splatopt.data.image_folders import copies, has_images, named_folder
+from splatopt.data.image_lookup import NamedImage, find_images, unregistered, with_slashes
+from splatopt.data.lens import Lens
+from splatopt.data.point_files import read_ply_points
+from splatopt.data.source import Finding, Points, PosedImage, Source, registered_once
+from splatopt.data.split_files import read_split
 
-from splatopt.core.checks import InputError, quoted
-from splatopt.core.schema import rotation_entries
-from splatopt.data.image_folders import copies, named_folder
-from splatopt.data.lens import Lens, lens_model
-from splatopt.data.source import Points, PosedImage, Source, check_translation, finite_points, registered_once
+MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0", "colmap/sparse", ".", "images", "input", "rgb")
+"""Where a model is looked for, below the capture: COLMAP's places, and beside the images."""
 
-MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0", "colmap/sparse")
-"""Where a model is looked for, below the capture."""
+UNDISTORTED_FOLDERS = ("dense/sparse", "dense/0/sparse")
+"""Where COLMAP's undistorter leaves one with images of its own; looked at next."""
+
+DISTORTED_FOLDERS = ("distorted/sparse/0", "distorted/sparse")
+"""Where 3DGS' converter keeps the model before undistortion; looked at last."""
+
+DEEPEST = 3
+"""Folders within each other below the capture in which a single model is found wherever it lies."""
+
+IMAGE_FOLDERS = ("images", "input", "rgb", ".")
+"""Where images are looked for, beside the model's ``sparse`` and in the capture."""
 
 PROCEDURAL_MARK = "procedural.json"
 """A file that says that the capture was made by :mod:`splatopt.data.procedural`."""
 
-_DAMAGED = "is cut short or damaged; copy it again or run COLMAP's model_converter"
-_POINT_BYTES = 51  # id 8, position 24, colour 3, error 8, track length 8
-_MIN_IMAGE_BYTES = 4 + 56 + 4 + 1 + 8
-_MIN_CAMERA_BYTES = 24 + 3 * 8
-_CHUNK = 65_536
-_QUATERNION_LENGTHS = (1e-3, 1e3)
-_USUAL_LENGTHS = (0.9, 1.1)
+_FILES = ("cameras", "images", "points3D")
+_POINT_FILES = ("points3D.ply", "points3d.ply")
+_OTHER_POSES = ("transforms.json", "transforms_train.json", "poses_bounds.npy")
+_UNUSED_FOLDERS = ("depth", "depths", "depth_maps", "normals")
+_NO_IMAGES = re.compile("mask|depth|normal|semantic|segment|label|_[0-9]+$", re.IGNORECASE)
+_ENOUGH = 0.5
+"""Share of the model's images that a folder must hold to be taken before one that holds more."""
 
 
 @dataclass(frozen=True)
-class _RegisteredImage:
-    number: int
-    name: str
-    camera: int
-    pose: _Pose
+class _Contents:
+    """What a model says: its lenses by number and its images."""
+
+    model: Model
+    lenses: dict[int, Lens]
+    images: list[RegisteredImage]
+
+    @classmethod
+    def read(cls, model: Model, warnings: list[str]) -> _Contents:
+        """Read them; raises InputError where a file is damaged."""
+        lenses = model.cameras(warnings)
+        return cls(model, lenses, model.images(lenses, warnings))
 
 
-@dataclass(frozen=True)
-class _Pose:
-    """World to camera, (4, 4), and how long the quaternion was that it was given as."""
-
-    matrix: Tensor
-    length: float
-
-
-class _Bytes:
-    """A binary file that is read from front to back and never beyond its end."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.offset = 0
-        self.data: bytes | mmap.mmap = b""
-        self.size = 0
-        try:
-            with path.open("rb") as file:
-                self.size = path.stat().st_size
-                if self.size:
-                    self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror}") from error
-
-    def take(self, form: str) -> tuple:
-        """Return the next fields of a ``struct`` format."""
-        length = struct.calcsize(form)
-        if self.offset + length > self.size:
-            raise InputError(f"{self.path} {_DAMAGED}")
-        values = struct.unpack_from(form, self.data, self.offset)
-        self.offset += length
-        return values
-
-    def skip(self, length: int) -> None:
-        """Go ``length`` bytes on."""
-        if length > self.size - self.offset:
-            raise InputError(f"{self.path} {_DAMAGED}")
-        self.offset += length
-
-    def count(self, smallest: int) -> int:
-        """Return the next count, of records of at least ``smallest`` bytes each."""
-        (number,) = self.take("<Q")
-        if number * smallest > self.size - self.offset:
-            raise InputError(f"{self.path} claims {number} records but holds {self.size} bytes; it {_DAMAGED}")
-        return number
-
-    def text(self) -> str:
-        """Return the next zero-terminated string."""
-        end = self.data.find(b"\0", self.offset)
-        if end < 0:
-            raise InputError(f"{self.path} {_DAMAGED}")
-        value = self.data[self.offset : end].decode("utf-8", errors="surrogateescape")
-        self.offset = end + 1
-        return value
-
-    def finish(self) -> None:
-        """Refuse a file that goes on after its last record."""
-        if self.offset != self.size:
-            raise InputError(f"{self.path} holds {self.size - self.offset} bytes too many; it {_DAMAGED}")
+def _places(path: Path, folders: Sequence[str]) -> list[Path]:
+    """Return the folders below ``path`` that may hold a model, those in each ``sparse`` included, each once."""
+    places: list[Path] = []
+    for folder in (path / name for name in folders):
+        places.append(folder)
+        if folder.name == "sparse" and folder.is_dir():
+            places += sorted(sub for sub in folder.iterdir() if sub.is_dir())
+    return list(dict.fromkeys(places))
 
 
-def _pose(quaternion: tuple[float, ...], translation: tuple[float, ...], where: str) -> _Pose:
-    """Return the world-to-camera matrix of a wxyz quaternion (normalised here) and a translation."""
-    values = np.array([*quaternion, *translation], dtype=np.float64)
-    if not np.isfinite(values).all():
-        raise InputError(f"{where}: the pose holds a NaN or an infinite number; remove this view or mend its pose")
-    with np.errstate(over="ignore"):
-        length = float(np.linalg.norm(values[:4]))
-    if length < 1e-12:
-        raise InputError(f"{where}: the rotation is a zero quaternion; remove this view or mend its pose")
-    if not _QUATERNION_LENGTHS[0] <= length <= _QUATERNION_LENGTHS[1]:
-        raise InputError(
-            f"{where}: the rotation is a quaternion of length {length:.3g}, expected 1; remove this view or "
-            "mend its pose"
-        )
-    check_translation(values[4:], where)
-    matrix = np.eye(4)
-    matrix[:3, :3] = np.reshape(rotation_entries(*(values[:4] / length)), (3, 3))
-    matrix[:3, 3] = values[4:]
-    return _Pose(torch.from_numpy(matrix), length)
+def _tiers(path: Path) -> list[list[Model]]:
+    """Return the models of a capture: those of the usual places, what is looked at next, else what is looked at last.
+
+    Looked at last is, after DISTORTED_FOLDERS, everywhere; but two models anywhere may be two captures. Another file of
+    poses goes before these.
+    """
+    found: list[list[Model]] = []
+    for folders in (MODEL_FOLDERS, UNDISTORTED_FOLDERS, DISTORTED_FOLDERS):
+        if folders is DISTORTED_FOLDERS and _is_settled(path, found):
+            break
+        models = [model for place in _places(path, folders) if (model := model_in(place))]
+        found.append(models)
+    if not _is_settled(path, found):
+        models = [model for folder in _below(path) if (model := model_in(folder))]
+        found.append(models if len(models) == 1 else [])
+    return [tier for tier in found if tier]
 
 
-def _add_camera(lenses: dict[int, Lens], number: int, lens: Lens, warnings: list[str]) -> None:
-    """Keep a camera under its number; one that is given twice must be the same both times."""
-    if lenses.setdefault(number, lens) is lens:
-        return
-    if lenses[number] != lens:
-        raise InputError(f"{lens.where} is given twice, and differently; remove or renumber one of them")
-    warnings.append(f"{lens.where} is given twice, the same both times")
+def _is_settled(path: Path, found: list[list[Model]]) -> bool:
+    return any(found) or any((path / name).is_file() for name in _OTHER_POSES)
 
 
-def _cameras_binary(path: Path, warnings: list[str]) -> dict[int, Lens]:
-    file, lenses = _Bytes(path), dict[int, Lens]()
-    for _ in range(file.count(_MIN_CAMERA_BYTES)):
-        number, model_number, width, height = file.take("<IiQQ")
-        model = lens_model(int(model_number), str(path))
-        parameters = file.take(f"<{model.parameter_count}d")
-        lens = Lens(model.name, width, height, parameters, f"{path}, camera {number}")
-        _add_camera(lenses, number, lens, warnings)
-    file.finish()
-    return lenses
+def _below(path: Path) -> Iterator[Path]:
+    """Yield the folders below ``path``, those that are hidden left out, down to DEEPEST."""
+    for below, folders, _ in os.walk(path):
+        depth = len(Path(below).relative_to(path).parts)
+        folders[:] = sorted(name for name in folders if not name.startswith(".")) if depth < DEEPEST else []
+        yield from (Path(below, name) for name in folders)
 
 
-def _images_binary(path: Path) -> list[_RegisteredImage]:
-    file, images = _Bytes(path), []
-    for _ in range(file.count(_MIN_IMAGE_BYTES)):
-        values = file.take("<I7dI")
-        name = file.text()
-        file.skip(24 * file.count(24))
-        pose = _pose(values[1:5], values[5:8], f"{path}, image {quoted(name)}")
-        images.append(_RegisteredImage(values[0], name, values[8], pose))
-    file.finish()
-    return images
+def has_model(path: Path) -> bool:
+    """Whether a capture holds a COLMAP model; looks at names of files alone."""
+    return bool(_tiers(path))
 
 
-def _points_binary(path: Path, warnings: list[str]) -> Points:
-    file = _Bytes(path)
-    starts = np.empty(file.count(_POINT_BYTES), dtype=np.int64)
-    data, size, offset, length_at = file.data, file.size, file.offset, _POINT_BYTES - 8
-    for index in range(len(starts)):
-        if offset + _POINT_BYTES > size:
-            raise InputError(f"{path} {_DAMAGED}")
-        starts[index] = offset
-        offset += _POINT_BYTES + 8 * int.from_bytes(data[offset + length_at : offset + _POINT_BYTES], "little")
-    if offset > size:
-        raise InputError(f"{path} {_DAMAGED}")
-    file.offset = offset
-    file.finish()
-    positions = np.empty((len(starts), 3), dtype=np.float64)
-    colors = np.empty((len(starts), 3), dtype=np.uint8)
-    raw = np.frombuffer(data, dtype=np.uint8)
-    for first in range(0, len(starts), _CHUNK):
-        rows = slice(first, first + _CHUNK)
-        records = raw[starts[rows, None] + np.arange(8, 35)]
-        positions[rows] = np.ascontiguousarray(records[:, :24]).view("<f8")
-        colors[rows] = records[:, 24:]
-    return finite_points(positions, colors, warnings)
+def incomplete_model(path: Path) -> str:
+    """Return the sentence that names what a COLMAP model of the capture ``path`` lacks; empty where there is none."""
+    for folder in _places(path, (*MODEL_FOLDERS, *UNDISTORTED_FOLDERS, *DISTORTED_FOLDERS)):
+        for suffix in (".bin", ".txt"):
+            files = [f"{name}{suffix}" for name in _FILES]
+            there = [name for name in files if (folder / name).is_file()]
+            if there and (len(there) > 1 or folder.parts[len(path.parts) :]):
+                lacking = [name for name in files[:2] if name not in there]
+                return (
+                    f"the COLMAP model in {short(folder)} is not whole: {' and '.join(there)} "
+                    f"{'is' if len(there) == 1 else 'are'} there, {' and '.join(lacking)} "
+                    f"{'is' if len(lacking) == 1 else 'are'} missing; copy the model again"
+                )
+    return ""
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a text file, stripped, without comments; empty lines stay."""
-    try:
-        with path.open(encoding="utf-8", errors="surrogateescape") as file:
-            for line in file:
-                if not line.startswith("#"):
-                    yield line.strip()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+def find_model(path: Path, warnings: list[str]) -> Model | None:
+    """Return the COLMAP model of a capture.
 
-
-def _numbers(words: list[str], kind: type, where: str) -> tuple:
-    try:
-        return tuple(kind(word) for word in words)
-    except ValueError as error:
-        raise InputError(f"{where} {_DAMAGED}: expected numbers, got {quoted(' '.join(words))}") from error
-
-
-def _cameras_text(path: Path, warnings: list[str]) -> dict[int, Lens]:
-    lenses: dict[int, Lens] = {}
-    for line in filter(None, _lines(path)):
-        words = line.split()
-        number, *size = _numbers([words[0], *words[2:4]], int, str(path))
-        where = f"{path}, camera {number}"
-        if len(size) != 2:
-            raise InputError(f"{where} {_DAMAGED}")
-        lens_model(words[1], where)
-        lens = Lens(words[1], size[0], size[1], _numbers(words[4:], float, where), where)
-        _add_camera(lenses, number, lens, warnings)
-    return lenses
-
-
-def _images_text(path: Path) -> list[_RegisteredImage]:
-    images, lines = [], _lines(path)
-    for line in lines:
-        if not line:
-            continue
-        words = line.split(maxsplit=9)
-        if len(words) != 10:
-            raise InputError(f"{path} {_DAMAGED}: expected 10 words about an image, got {quoted(line)}")
-        where = f"{path}, image {quoted(words[9])}"
-        values = _numbers(words[1:8], float, where)
-        number, camera = _numbers([words[0], words[8]], int, where)
-        images.append(_RegisteredImage(number, words[9], camera, _pose(values[:4], values[4:], where)))
-        next(lines, None)  # the line of 2D points, which may be empty
-    return images
-
-
-def _points_text(path: Path, warnings: list[str]) -> Points:
-    rows = []
-    for line in filter(None, _lines(path)):
-        words = line.split(maxsplit=8)
-        if len(words) < 8:
-            raise InputError(f"{path} {_DAMAGED}: expected 8 numbers about a point, got {quoted(line)}")
-        rows.append(_numbers(words[1:7], float, str(path)))
-    table = np.array(rows, dtype=np.float64).reshape(-1, 6)
-    if not ((table[:, 3:] >= 0) & (table[:, 3:] <= 255)).all():
-        raise InputError(f"{path} {_DAMAGED}: a colour lies outside 0 to 255")
-    return finite_points(table[:, :3], table[:, 3:].astype(np.uint8), warnings)
-
-
-def _suffix(folder: Path) -> str | None:
-    """Return ``.bin`` or ``.txt``, whichever a model in ``folder`` is made of, binary first as COLMAP does."""
-    for suffix in (".bin", ".txt"):
-        if (folder / f"cameras{suffix}").is_file() and (folder / f"images{suffix}").is_file():
-            return suffix
-    return None
-
-
-def _registered(folder: Path) -> int:
-    """Return how many images the model in ``folder`` says it has, read cheaply."""
-    if _suffix(folder) == ".bin":
-        return _Bytes(folder / "images.bin").count(_MIN_IMAGE_BYTES)
-    lines = _lines(folder / "images.txt")
-    count = 0
-    for line in lines:
-        if line:
-            count += 1
-            next(lines, None)
-    return count
-
-
-def find_model(path: Path, warnings: list[str]) -> Path | None:
-    """Return the folder of the COLMAP model of a capture, the largest of several.
+    Of several in the usual places it is the largest. One that is looked at next is taken where the images of that one
+    are not in the capture.
 
     Args:
         path: The capture.
         warnings: Gets a sentence if there were several.
 
     Returns:
-        The folder, or None if there is no model.
+        The model, or None if there is none.
     """
-    found: list[Path] = []
-    for name in MODEL_FOLDERS:
-        folder = path / name
-        if _suffix(folder) and folder not in found:
-            found.append(folder)
-        if folder.is_dir() and folder.name == "sparse":
-            found += [sub for sub in sorted(folder.iterdir()) if _suffix(sub) and sub not in found]
-    if len(found) < 2:
-        return found[0] if found else None
-    sizes = {folder: _registered(folder) for folder in found}
-    best = max(found, key=lambda folder: sizes[folder])
-    others = ", ".join(f"{folder.relative_to(path)} ({sizes[folder]})" for folder in found if folder != best)
-    warnings.append(
-        f"several models were found; used {best.relative_to(path)} with {sizes[best]} images and not {others}"
-    )
+    tiers = _tiers(path)
+    sizes = {model.folder: model.count() for tier in tiers for model in tier} if sum(map(len, tiers)) > 1 else {}
+    leading = [max(tier, key=lambda model: sizes.get(model.folder, 0)) for tier in tiers]
+    if not leading:
+        return None
+    best = leading[0]
+    if len(leading) > 1:
+        best = next((model for model in leading if _has_its_images(path, model)), best)
+    if sizes:
+        others = [model.folder for tier in tiers for model in tier if model.folder != best.folder]
+        listed = ", ".join(f"{folder.relative_to(path)} ({sizes[folder]})" for folder in others)
+        warnings.append(
+            f"several models were found; used {best.folder.relative_to(path)} with {sizes[best.folder]} images and "
+            f"not {listed}"
+        )
     return best
 
 
-def _image_folder(path: Path, images: str | None, warnings: list[str]) -> Path:
-    """Return the folder of the images: ``images``, or else that of ``images_2``, ``images_4``, … that shrinks least.
+def _has_its_images(path: Path, model: Model) -> bool:
+    names = [image.name for image in _Contents.read(model, []).images]
+    return any(_there(find_images(folder, names, [])) for folder in _image_places(path, model))
 
-    Where a folder is asked for by name, it is that one.
+
+def _there(images: Sequence[NamedImage]) -> int:
+    """How many of the images are there."""
+    return sum(os.path.isfile(image.path) for image in images)
+
+
+def _image_places(path: Path, model: Model) -> list[Path]:
+    """Return the folders in which a model's images may lie: beside its ``sparse``, then in the capture."""
+    inner = model.folder.relative_to(path).parts
+    base = path.joinpath(*inner[: inner.index("sparse")]) if "sparse" in inner else model.folder
+    places = [parent / name for parent in (base, path) for name in IMAGE_FOLDERS]
+    if base.name == "distorted":
+        places.insert(0, path / "input")  # the folder images beside it holds undistorted ones
+    elif "sparse" not in inner:
+        places.insert(0, base)
+    return list(dict.fromkeys(place for place in places if place.is_dir()))
+
+
+def _find_images(
+    path: Path, model: Model, names: Sequence[str], warnings: list[str], found: list[Finding]
+) -> list[NamedImage]:
+    """Return where a model's images lie: in the first folder that holds half of them, else in that which holds most.
+
+    Where no usual folder holds any they are taken from another that holds all, or from that of ``images_2``,
+    ``images_4``, … that shrinks least, or missed in the first of the usual name.
     """
-    if images is not None:
-        return named_folder(path, images)
-    folder = path / "images"
-    if folder.is_dir():
-        return folder
-    shrunk = [(int(sub.name[7:]), sub) for sub in path.glob("images_*") if sub.is_dir() and sub.name[7:].isdigit()]
+    places = _image_places(path, model)
+    looked = {place: find_images(place, names, []) for place in places}
+    counts = {place: _there(images) for place, images in looked.items()}
+    exact = {place: _there([image for image in images if image.is_exact]) for place, images in looked.items()}
+    enough = _ENOUGH * max(1, len(names))
+    candidates = [place for kind in (exact, counts) for place in places if kind[place] >= enough]
+    chosen = candidates[0] if candidates else max(places, key=lambda place: counts[place])
+    if not counts[chosen]:
+        usual = [place for place in places if place.name in IMAGE_FOLDERS]
+        unusual = _unusual_place(path, names)
+        chosen = unusual or (usual[0] if usual else _smaller_copies(path, warnings))
+        if unusual:
+            found.append(
+                Finding(f"the images in {unusual.relative_to(path)}", True, "the model's names are found there")
+            )
+    others = [place for place in places if place != chosen and counts[place]]
+    others = [place for place in others if not _same(looked[place], looked.get(chosen, []))]
+    for place in others:
+        what = f"{counts[place]} images of the same names in {_shown_folder(path, place)}"
+        found.append(Finding(what, False, f"those in {_shown_folder(path, chosen)} are"))
+    return find_images(chosen, names, warnings)
+
+
+def _unusual_place(path: Path, names: Sequence[str]) -> Path | None:
+    """Return the one folder of a capture, of any name, that holds all images; None where there is none, or several.
+
+    Left out are smaller copies, and folders whose name says that they hold something else under the images' names.
+    """
+    places = [place for place in _below(path) if not _NO_IMAGES.search(place.name)]
+    holding = [place for place in places if names and all(os.path.isfile(place / name) for name in names)]
+    return holding[0] if len(holding) == 1 else None
+
+
+def _same(one: Sequence[NamedImage], other: Sequence[NamedImage]) -> bool:
+    """Whether all images of one are files of the other: a name with its folder leads there from the folder above."""
+    files, others = (
+        {image.path.resolve() for image in images if os.path.isfile(image.path)} for images in (one, other)
+    )
+    return files <= others
+
+
+def _shown_folder(path: Path, folder: Path) -> str:
+    return "the capture's folder" if folder == path else str(folder.relative_to(path))
+
+
+def _smaller_copies(path: Path, warnings: list[str]) -> Path:
+    """Return that of ``images_2``, ``images_4``, … that shrinks least; raises InputError where there is none."""
+    shrunk = _shrunk(path)
     if not shrunk:
-        raise InputError(f"no folder {folder} beside the COLMAP model; put the images there")
-    chosen = min(shrunk)[1]
-    warnings.append(f"there is no folder images; the smaller copies in {chosen.name} are used")
-    return chosen
+        raise InputError(f"no folder {path / 'images'} beside the COLMAP model; put the images there")
+    warnings.append(f"there is no folder images; the smaller copies in {shrunk[0].name} are used")
+    return shrunk[0]
 
 
-def _say_what_is_odd(registered: list[_RegisteredImage], images: Path, warnings: list[str]) -> None:
+def _shrunk(path: Path) -> list[Path]:
+    """Folders ``images_2``, ``images_4``, …, by how much they shrink."""
+    found = [(int(sub.name[7:]), sub) for sub in path.glob("images_*") if sub.is_dir() and sub.name[7:].isdecimal()]
+    return [sub for _, sub in sorted(found)]
+
+
+def _say_what_is_odd(registered: list[RegisteredImage], images: Path, warnings: list[str]) -> None:
     """Warn of what does no harm here: numbers that are given twice, and quaternions that are not of length 1."""
     twice = [number for number, count in Counter(image.number for image in registered).items() if count > 1]
     if twice:
         warnings.append(f"{images} gives the image number {twice[0]} to several images; they are told apart by name")
-    minimum, maximum = _USUAL_LENGTHS
+    minimum, maximum = USUAL_LENGTHS
     odd = [image for image in registered if not minimum <= image.pose.length <= maximum]
     if odd:
         warnings.append(
@@ -331,38 +256,86 @@ def _say_what_is_odd(registered: list[_RegisteredImage], images: Path, warnings:
         )
 
 
-def read_colmap(path: Path, model: Path, warnings: list[str], images_in: str | None = None) -> Source:
-    """Read the model in ``model`` of the capture ``path``.
+def _points(model: Model, warnings: list[str], found: list[Finding]) -> Points | None:
+    """Return the points of a model, in COLMAP's file or in the PLY that 3DGS makes of it."""
+    points = model.points(warnings)
+    for name in _POINT_FILES:
+        file = model.folder / name
+        if not file.is_file():
+            continue
+        if points is None:
+            return replace(read_ply_points(file, warnings), file=name)
+        found.append(
+            Finding(f"{name} beside the model", False, f"the points are those of {model.file('points3D').name}")
+        )
+    if points is None:
+        lacking = model.file("points3D")
+        other = lacking.with_suffix(".txt" if model.is_binary else ".bin")
+        if other.is_file():
+            return Model(model.folder, other.suffix).points(warnings)
+        warnings.append(f"the model in {short(model.folder)} has no {lacking.name}, so that the capture has no points")
+    return points
+
+
+def _beside(path: Path, model: Model, images_in: str | None) -> Iterator[Finding]:
+    """Yield what else lies in a capture and is not used."""
+    other = ".txt" if model.is_binary else ".bin"
+    names = _FILES if model.file("points3D").is_file() else _FILES[:2]
+    twice = [f"{name}{other}" for name in names if (model.folder / f"{name}{other}").is_file()]
+    if len(twice) > 1:
+        yield Finding(f"{', '.join(twice)} beside the model", False, f"the files ending in {model.suffix} are")
+    for place in _places(path, DISTORTED_FOLDERS):
+        if place != model.folder and model_in(place):
+            what = f"the model in {place.relative_to(path)}, before undistortion"
+            yield Finding(what, False, f"that in {_shown_folder(path, model.folder)} is")
+    shrunk = [folder.name for folder in _shrunk(path) if has_images(folder)]
+    if images_in is None and shrunk and (path / "images").is_dir():
+        yield Finding(f"smaller copies in {', '.join(shrunk)}", False, f"--images {shrunk[0]} takes them")
+    for name in _UNUSED_FOLDERS:
+        if (path / name).is_dir():
+            yield Finding(f"the folder {name}", False, "scenes are trained on colours alone")
+
+
+def read_colmap(path: Path, model: Model, warnings: list[str], images_in: str | None = None) -> Source:
+    """Read a model of the capture ``path``.
 
     Args:
-        path: The capture, which holds ``images``.
-        model: The folder found by :func:`find_model`.
+        path: The capture.
+        model: What :func:`find_model` returned.
         warnings: Sentences that go into the source.
-        images_in: Name of the folder beside ``images`` that holds the photographs; None for ``images``.
+        images_in: Name of the folder in the capture that holds the images; None to look for them.
 
     Raises:
         InputError: A file is missing, damaged, or says what no capture can mean.
     """
-    suffix = _suffix(model)
-    cameras, images, points3d = (model / f"{name}{suffix}" for name in ("cameras", "images", "points3D"))
-    binary = suffix == ".bin"
-    lenses = _cameras_binary(cameras, warnings) if binary else _cameras_text(cameras, warnings)
-    registered = _images_binary(images) if binary else _images_text(images)
-    points = None
-    if points3d.is_file():
-        points = _points_binary(points3d, warnings) if binary else _points_text(points3d, warnings)
-    folder = _image_folder(path, images_in, warnings)
-    files = None if images_in is None else copies(folder, [image.name for image in registered], warnings)
+    contents, found = _Contents.read(model, warnings), list[Finding]()
+    file = model.file("images")
+    points = _points(model, warnings, found)
+    names = [image.name for image in contents.images]
+    if images_in is None:
+        images = _find_images(path, model, names, warnings, found)
+    else:
+        places = copies(named_folder(path, images_in), names, warnings)
+        images = [NamedImage(with_slashes(name), places[name], False) for name in names]
+    split = read_split(path, model.folder, [image.name for image in images], warnings)
+    found += split.found
+    found += _beside(path, model, images_in)
     views = []
-    for image in sorted(registered, key=lambda image: image.name):
-        if image.camera not in lenses:
+    for registered, image in sorted(zip(contents.images, images, strict=True), key=lambda pair: pair[1].name):
+        if registered.camera not in contents.lenses:
             raise InputError(
-                f"{images}, image {quoted(image.name)}: its camera {image.camera} is not in {cameras.name}; "
-                "the model's files do not belong together"
+                f"{file}, image {quoted(registered.name)}: its camera {registered.camera} is not in "
+                f"{model.file('cameras').name}; the model's files do not belong together"
             )
-        file = folder / image.name if files is None else files[image.name]
-        views.append(PosedImage(image.name, file, image.pose.matrix, lenses[image.camera]))
-    _say_what_is_odd(registered, images, warnings)
-    views = registered_once(views, str(images), warnings)
+        part = split.parts.get(image.name, "")
+        if part or not split.parts:
+            lens = contents.lenses[registered.camera]
+            views.append(PosedImage(image.name, image.path, registered.pose.matrix, lens, part))
+    if len(views) < len(images):
+        what = f"{len(images) - len(views)} views that neither file of the split names"
+        found.append(Finding(what, False, "the capture's own split leaves them out"))
+    _say_what_is_odd(contents.images, file, warnings)
+    views = registered_once(views, str(file), warnings)
+    found += unregistered(path, [image.path for image in images])
     kind = "procedural" if (path / PROCEDURAL_MARK).is_file() else "colmap"
-    return Source(kind, tuple(views), points, tuple(warnings))
+    return Source(kind, tuple(views), points, tuple(warnings), split.name or "own", tuple(found))

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from splatopt.core.checks import InputError, quoted, short
-from splatopt.data.source import IMAGE_SUFFIXES
-
-_ENDINGS = frozenset(suffix.lower() for suffix in IMAGE_SUFFIXES)
+from splatopt.data.image_lookup import find_images, is_image_name
 
 
 def named_folder(path: Path, name: str) -> Path:
@@ -29,21 +27,22 @@ def named_folder(path: Path, name: str) -> Path:
 
 
 def copies(folder: Path, names: Sequence[str], warnings: list[str]) -> dict[str, Path]:
-    """Return where the copy of each photograph lies in ``folder``.
+    """Return where the copy of each image lies in ``folder``.
 
-    A copy has the photograph's own name, or that name with another ending, as a PNG of a JPEG has. Where no copy has
+    A copy has the image's own name, or that name with another ending, as a PNG of a JPEG has. Where no copy has
     either, as in the smaller copies of LLFF's captures (``image000.png``, …), and the folder holds as many files as
-    ``images`` beside it, the n-th photograph by name is the n-th file by name. A photograph without a copy keeps its
+    ``images`` beside it, the n-th image by name is the n-th file by name. An image without a copy keeps its
     place under its own name, where it is missed later.
 
     Args:
         folder: The folder of the copies.
-        names: What the capture calls its photographs.
-        warnings: Gets a sentence where copies were found by their order.
+        names: What the capture calls its images.
+        warnings: Gets a sentence where copies were found by their order, or lie under other names.
     """
-    found = {name: _copy(folder / name) for name in names}
+    said: list[str] = []
+    found = find_images(folder, names, said)
     originals, here = _files(folder.parent / "images"), _files(folder)
-    if not any(found.values()) and len(originals) == len(here):
+    if not any(os.path.isfile(one.path) for one in found) and len(originals) == len(here):
         by_order = dict(zip(originals, here, strict=True))
         if all(name in by_order for name in names):
             warnings.append(
@@ -51,18 +50,17 @@ def copies(folder: Path, names: Sequence[str], warnings: list[str]) -> dict[str,
                 f"{quoted(names[0])} being {quoted(by_order[names[0]])}"
             )
             return {name: folder / by_order[name] for name in names}
-    return {name: file or folder / name for name, file in found.items()}
+    warnings += said
+    return {name: one.path for name, one in zip(names, found, strict=True)}
 
 
-def _copy(path: Path) -> Path | None:
-    """The file at ``path``, or beside it with another ending of an image; None where there is neither."""
-    endings = ("", *IMAGE_SUFFIXES)
-    places = (path if not ending else path.with_suffix(ending) for ending in endings)
-    return next((place for place in places if os.path.isfile(place)), None) if path.name else None
+def has_images(folder: Path) -> bool:
+    """Whether image files lie directly in a folder."""
+    return bool(_files(folder))
 
 
 def _files(folder: Path) -> list[str]:
     """Names of the image files directly in a folder, sorted; none where there is no such folder."""
     if not folder.is_dir():
         return []
-    return sorted(one.name for one in folder.iterdir() if one.suffix.lower() in _ENDINGS)
+    return sorted(one.name for one in folder.iterdir() if is_image_name(one.name))

@@ -24,7 +24,7 @@ def read_nerfstudio(path: Path) -> Source:
     file = path / TRANSFORMS_FILE
     content = read_json(file)
     warnings: list[str] = []
-    frames = registered_once(read_frames(file, content), str(file), warnings)
+    frames = registered_once(read_frames(file, content, warnings), str(file), warnings)
     views = tuple(sorted(frames, key=lambda view: view.name))
     points = find_points(path, content, views, warnings)
     kind = "instant-ngp" if "aabb_scale" in content and "camera_model" not in content else "nerfstudio"

@@ -10,7 +10,7 @@ from typing import TypeVar
 from splatopt.core.checks import InputError, short
 from splatopt.core.plugins import Origin, Registry, calling_place, guarded
 from splatopt.data.blender import TRAIN_FILE, read_blender
-from splatopt.data.colmap import MODEL_FOLDERS, find_model, read_colmap
+from splatopt.data.colmap import MODEL_FOLDERS, find_model, has_model, incomplete_model, read_colmap
 from splatopt.data.nerfstudio import TRANSFORMS_FILE, read_nerfstudio
 from splatopt.data.source import Source
 
@@ -100,6 +100,8 @@ def read_source(path: Path, images: str | None = None) -> Source:
             unusable = f"; {error}"
     if source := _read_by(tuple(dict.fromkeys(names)), path, images):
         return source
+    if lacking := incomplete_model(path):
+        raise InputError(lacking)
     tried = ", ".join(str(path / name) for name in (*MODEL_FOLDERS, TRAIN_FILE, TRANSFORMS_FILE))
     others = "".join(f", the reader {name}" for name in (*READERS.names(Origin.GIVEN), *names))
     raise InputError(
@@ -143,6 +145,6 @@ def _read_colmap(path: Path, images: str | None = None) -> Source:
     return read_colmap(path, model, warnings, images)
 
 
-register_reader("colmap", lambda path: find_model(path, []) is not None, _read_colmap, _read_colmap)
+register_reader("colmap", has_model, _read_colmap, _read_colmap)
 register_reader("blender", lambda path: (path / TRAIN_FILE).is_file(), read_blender)
 register_reader("nerfstudio", lambda path: (path / TRANSFORMS_FILE).is_file(), read_nerfstudio)

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import shlex
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from splatopt.core.camera import Camera
-from splatopt.core.checks import InputError
+from splatopt.core.checks import InputError, quoted, short
 from splatopt.data.capture import (
     CameraMaker,
     CaptureOptions,
     View,
     check_view,
     gather_warnings,
-    make_split,
     scene_extent,
 )
+from splatopt.data.image_lookup import first_names
 from splatopt.data.images import UnreadableImageError
 from splatopt.data.readers import read_source
-from splatopt.data.source import Finding, PosedImage
+from splatopt.data.source import Finding, PosedImage, Source
+from splatopt.data.split import Split, lacking, make_split
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class CaptureSummary:
         truncated: Images that are there but cannot be read.
         problems: What keeps the capture from being trained on, one sentence each, beside unreadable images.
         warnings: One sentence each.
-        next_command: What to type next.
+        next_command: What to type next: training, where it can begin, else this again once the problems are mended.
         points_file: Name of the file that the points are from, where it lies beside the poses.
         found: What else lies in the capture and is used; what is not stands among the warnings.
     """
@@ -84,34 +88,70 @@ class _Findings:
     unreadable: tuple[PosedImage, ...]
     cameras: tuple[Camera, ...]
     kept: tuple[PosedImage, ...]
+    usable: tuple[PosedImage, ...]
     problems: tuple[str, ...]
 
 
 def _look(images: tuple[PosedImage, ...], options: CaptureOptions) -> _Findings:
     """Check every view and collect what is wrong instead of raising it."""
-    views, unreadable, cameras, kept, problems = [], [], [], [], []
+    views, unreadable, cameras, kept, usable = [], [], [], [], []
+    problems: list[tuple[PosedImage, str]] = []
     maker = CameraMaker(options)
     for posed in images:
-        lens = posed.lens
+        view = None
         try:
             view = check_view(posed)
             views.append(view)
-            lens = view.lens
         except UnreadableImageError:
             unreadable.append(posed)
             if options.skip_missing:
                 continue
         except InputError as error:
-            problems.append(str(error))
+            problems.append((posed, str(error)))
         try:
-            cameras.append(maker.camera(posed, lens))
+            cameras.append(maker.camera(posed, view.lens if view else posed.lens))
             kept.append(posed)
+            usable += [posed] if view else []
         except InputError as error:
-            problems.append(str(error))
-    return _Findings(tuple(views), tuple(unreadable), tuple(cameras), tuple(kept), tuple(problems))
+            problems.append((posed, str(error)))
+    return _Findings(
+        tuple(views), tuple(unreadable), tuple(cameras), tuple(kept), tuple(usable), tuple(_grouped(problems))
+    )
 
 
-def inspect_capture(path: Path, options: CaptureOptions | None = None) -> CaptureSummary:
+def _grouped(problems: Sequence[tuple[PosedImage, str]]) -> Iterator[str]:
+    """Yield one sentence for each kind of problem: the first, and the views that have the same with other numbers."""
+    groups: dict[str, list[tuple[PosedImage, str]]] = {}
+    for posed, sentence in problems:
+        kind = sentence.replace(short(posed.path), "").replace(quoted(posed.name), "")
+        groups.setdefault(re.sub(r"\d+(\.\d+)?", "", kind), []).append((posed, sentence))
+    for group in groups.values():
+        others = [posed.name for posed, _ in group[1:]]
+        more = f" (and {len(others)} more views: {first_names(others)})" if others else ""
+        yield f"{group[0][1]}{more}"
+
+
+def _split_and_problems(
+    path: Path, source: Source, found: _Findings, options: CaptureOptions, min_side: int
+) -> tuple[Split | None, list[str]]:
+    """Return the split, if one can be made, and all that keeps the capture from being trained on."""
+    problems, split = list(found.problems), None
+    try:
+        split = make_split(found.kept, options.test_every, source.split)
+    except InputError as error:
+        problems.append(str(error))
+    if found.unreadable and (sentence := lacking(path, source, found.usable, options.test_every)):
+        problems.append(sentence)
+    scored = [found.cameras[index] for index in split.test] if split else []
+    if small := [camera for camera in scored if min(camera.width, camera.height) < min_side]:
+        problems.append(
+            f"{len(small)} held-out views are too small to be scored, such as {quoted(small[0].name)} of "
+            f"{small[0].width}x{small[0].height} pixels; both sides must have at least {min_side}"
+        )
+    return split, problems
+
+
+def inspect_capture(path: Path, options: CaptureOptions | None = None, *, min_side: int = 1) -> CaptureSummary:
     """Say what a capture holds and what to type next.
 
     Images that are missing, truncated or of the wrong size are reported, not raised. They keep their
@@ -120,6 +160,7 @@ def inspect_capture(path: Path, options: CaptureOptions | None = None) -> Captur
     Args:
         path: The capture.
         options: As for :func:`splatopt.data.capture.load_capture`.
+        min_side: Sides that held-out views must have to be scored, pixels; below it is a problem.
 
     Raises:
         InputError: There is no capture, or its file of poses is malformed.
@@ -128,11 +169,7 @@ def inspect_capture(path: Path, options: CaptureOptions | None = None) -> Captur
     path = Path(path)
     source = read_source(path, options.images)
     found = _look(source.images, options)
-    problems, split = list(found.problems), None
-    try:
-        split = make_split(found.kept, options.test_every, source.split)
-    except InputError as error:
-        problems.append(str(error))
+    split, problems = _split_and_problems(path, source, found, options, min_side)
     train = split.train if split else range(len(found.cameras))
     sizes = Counter((camera.width, camera.height) for camera in found.cameras)
     points = len(source.points) if source.points is not None else 0
@@ -153,19 +190,33 @@ def inspect_capture(path: Path, options: CaptureOptions | None = None) -> Captur
         truncated=tuple(posed.name for posed in unreadable if os.path.isfile(posed.path)),
         problems=tuple(problems),
         warnings=gather_warnings(source, found.views, unreadable if options.skip_missing else ()),
-        next_command=_next_command(path, options.images, points=points, unreadable=len(unreadable)),
+        next_command=_next_command(path, options, can_train=not problems, points=points, unreadable=len(unreadable)),
         points_file=source.points.file if source.points is not None else "",
         found=tuple(one for one in source.found if one.used),
     )
 
 
-def _next_command(path: Path, images: str | None, *, points: int, unreadable: int) -> str:
-    """Return the command that trains on the capture as it is."""
-    words = ["splatopt", "train", str(path), "--out", f"runs/{path.resolve().name}"]
-    if images is not None:
-        words += ["--images", images]
-    if unreadable:
+def _next_command(path: Path, options: CaptureOptions, *, can_train: bool, points: int, unreadable: int) -> str:
+    """Return the command that trains on the capture as it is, or looks at it again where none can."""
+    words = ["splatopt", "train" if can_train else "inspect", str(path)]
+    if can_train:
+        words += ["--out", str(_free_folder(Path("runs"), path.resolve().name))]
+    if options.images is not None:
+        words += ["--images", options.images]
+    for name in ("downscale", "max_side", "test_every"):
+        value = getattr(options, name)
+        if value != getattr(CaptureOptions, name):
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    if can_train and unreadable:
         words.append("--skip-missing")
-    if not points:
+    if can_train and not points:
         words += ["--init", "random"]
     return shlex.join(words)
+
+
+def _free_folder(parent: Path, name: str) -> Path:
+    """Return the first of ``name``, ``name-2``, … in ``parent`` that is not there, or empty."""
+    names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+    return next(
+        one for one in map(parent.joinpath, names) if not one.exists() or (one.is_dir() and not os.listdir(one))
+    )

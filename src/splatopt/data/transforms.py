@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,11 @@ from typing import cast
 import numpy as np
 
 from splatopt.core.checks import InputError, quoted, short
+from splatopt.data.image_lookup import find_images
 from splatopt.data.images import UnreadableImageError, read_header
 from splatopt.data.lens import Lens
-from splatopt.data.source import IMAGE_SUFFIXES, PosedImage, opengl_to_world_to_camera
+from splatopt.data.source import PosedImage, opengl_to_world_to_camera
+from splatopt.data.text_files import read_text
 
 MAX_JSON_BYTES = 512 * 2**20
 """Largest file of poses that is read, bytes; a thousand frames take about one mebibyte."""
@@ -33,11 +34,9 @@ def read_json(path: Path) -> dict[str, object]:
     if path.stat().st_size > MAX_JSON_BYTES:
         raise InputError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB, which no file of camera poses is")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=functools.partial(_named_once, path))
+        content = json.loads(read_text(path), object_pairs_hook=functools.partial(_named_once, path))
     except InputError:
         raise
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         what = str(error) if isinstance(error, json.JSONDecodeError) else "not text"
         raise InputError(f"{path} is not valid JSON ({what}); export it again") from error
@@ -81,20 +80,6 @@ def _matrix(frame: Mapping[str, object], where: str) -> np.ndarray:
     if matrix.shape != (4, 4):
         raise InputError(f"{where}: 'transform_matrix' must be 4 rows of 4 numbers; export the file again")
     return matrix
-
-
-def find_image(folder: Path, name: str) -> Path:
-    """Return the file that a ``file_path`` means, with or without its ending; it may not exist."""
-    path = folder / name
-    if not path.name:
-        return path
-    if os.path.isfile(path):  # which is False of a name that no file can have
-        return path
-    for suffix in IMAGE_SUFFIXES:
-        candidate = path.with_name(path.name + suffix)
-        if os.path.isfile(candidate):
-            return candidate
-    return path if path.suffix in IMAGE_SUFFIXES else path.with_name(path.name + IMAGE_SUFFIXES[0])
 
 
 @dataclass(frozen=True)
@@ -160,7 +145,7 @@ def _lens(values: Mapping[str, object], size: _Size, where: str) -> Lens:
     return Lens("PINHOLE", size.width, size.height, pinhole, where)
 
 
-def read_frames(path: Path, content: Mapping[str, object], part: str = "") -> list[PosedImage]:
+def read_frames(path: Path, content: Mapping[str, object], warnings: list[str], part: str = "") -> list[PosedImage]:
     """Return the views of one file, in the file's order.
 
     Intrinsics of a frame win over those of the file. Where no size is given it is the image's own;
@@ -169,6 +154,8 @@ def read_frames(path: Path, content: Mapping[str, object], part: str = "") -> li
     Args:
         path: The JSON file.
         content: What :func:`read_json` returned for it.
+        warnings: Gets a sentence where images lie under other names, see
+            :func:`splatopt.data.image_lookup.find_images`.
         part: ``train`` or ``test`` where the file says so, else empty.
 
     Raises:
@@ -179,22 +166,30 @@ def read_frames(path: Path, content: Mapping[str, object], part: str = "") -> li
     sizes: dict[int, _Size | None] = {}
     first: _Size | None = None
     prepared = []
-    for index, frame in enumerate(cast(list[dict[str, object]], content["frames"])):
-        name = frame.get("file_path")
-        if not isinstance(name, str) or not name:
-            raise InputError(f"{path}, frame {index}: 'file_path' must name an image")
-        where = f"{path}, view {quoted(name)}"
-        file = find_image(path.parent, name)
+    frames = cast(list[dict[str, object]], content["frames"])
+    images = find_images(path.parent, _names(path, frames), warnings)
+    for index, (frame, image) in enumerate(zip(frames, images, strict=True)):
+        where = f"{path}, view {quoted(image.name)}"
         values = {**shared, **frame}
-        sizes[index] = _file_size(values, where) or _header_size(file)
+        sizes[index] = _file_size(values, where) or _header_size(image.path)
         first = first or sizes[index]
-        prepared.append((name, where, file, values))
-    for index, (name, where, file, values) in enumerate(prepared):
+        prepared.append((image, where, values))
+    for index, (image, where, values) in enumerate(prepared):
         size = sizes[index] or first
         if size is None:
             raise InputError(
-                f"{where}: neither the file gives 'w' and 'h' nor is an image there; looked for {short(file)}"
+                f"{where}: neither the file gives 'w' and 'h' nor is an image there; looked for {short(image.path)}"
             )
         pose = opengl_to_world_to_camera(_matrix(values, where), where)
-        views.append(PosedImage(name.removeprefix("./"), file, pose, _lens(values, size, where), part))
+        views.append(PosedImage(image.name, image.path, pose, _lens(values, size, where), part))
     return views
+
+
+def _names(path: Path, frames: list[dict[str, object]]) -> list[str]:
+    names = []
+    for index, frame in enumerate(frames):
+        name = frame.get("file_path")
+        if not isinstance(name, str) or not name:
+            raise InputError(f"{path}, frame {index}: 'file_path' must name an image")
+        names.append(name)
+    return names

@@ -23,6 +23,7 @@ class Started(RunStarted):
         device: Where it computes.
         world_size: How many processes share the views.
         points_file: Name of the file beside the poses whose points the scene began from; empty where it has none.
+        found: What else lies in the capture and is used, one sentence each.
     """
 
     config: TrainConfig
@@ -32,6 +33,7 @@ class Started(RunStarted):
     device: str = "cpu"
     world_size: int = 1
     points_file: str = ""
+    found: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,8 @@ class ProgressLine:
                 self._line.close()
 
     def _start(self, event: Started) -> None:
+        for sentence in event.found:
+            self._line.say(f"found: {sentence}")
         schedule, saving = event.config.schedule, event.config.saving
         verb = "going on at step" if event.step or saving.resume else "training, step"
         source = f" from {shown(event.points_file)}" if event.points_file and not event.step else ""

@@ -216,7 +216,8 @@ class Trainer(ResumableRun):
         config, views, device = self.config, len(self.capture.split.train), str(self.context.device)
         gaussians, world_size = len(self.objective.cloud), self.processes.world_size
         origin = points_file(config.scene.initialization, self.capture)
-        self.tell(Started(config, self.step, gaussians, views, self.renderer.name, device, world_size, origin))
+        found = tuple(str(one) for one in self.capture.found if one.used)
+        self.tell(Started(config, self.step, gaussians, views, self.renderer.name, device, world_size, origin, found))
         try:
             self._check_alike()
             self.take_steps(quiet_torch(self.renderer))
