@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from splatopt.core.checks import InputError, quoted, short
-from splatopt.data.source import IMAGE_SUFFIXES
+from splatopt.core.checks import InputError, cut, quoted, short
+from splatopt.data.image_formats import UNREAD_ENDINGS
+from splatopt.data.source import IMAGE_SUFFIXES, Finding, PosedImage
 
-_ENDINGS = frozenset(suffix.lower() for suffix in IMAGE_SUFFIXES)
+_ENDINGS = frozenset(suffix.lower() for suffix in IMAGE_SUFFIXES) | UNREAD_ENDINGS
+_NAMED = 3
+_UNUSED_FOLDERS = ("depth", "depths", "depth_maps", "confidence", "normal", "normals")
 
 
 def named_folder(path: Path, name: str) -> Path:
@@ -23,7 +28,7 @@ def named_folder(path: Path, name: str) -> Path:
         raise InputError(f"--images must name a folder inside the capture, such as images_4, got {quoted(name)}")
     if folder.is_dir():
         return folder
-    there = sorted(one.name for one in path.iterdir() if one.is_dir() and _files(one))
+    there = sorted(one.name for one in path.iterdir() if one.is_dir() and image_files(one))
     found = f"; there {'is' if len(there) == 1 else 'are'} {', '.join(there)}" if there else ""
     raise InputError(f"capture {short(path)} has no folder {quoted(name)} of photographs, as --images asks for{found}")
 
@@ -42,7 +47,7 @@ def copies(folder: Path, names: Sequence[str], warnings: list[str]) -> dict[str,
         warnings: Gets a sentence where copies were found by their order.
     """
     found = {name: _copy(folder / name) for name in names}
-    originals, here = _files(folder.parent / "images"), _files(folder)
+    originals, here = image_files(folder.parent / "images"), image_files(folder)
     if not any(found.values()) and len(originals) == len(here):
         by_order = dict(zip(originals, here, strict=True))
         if all(name in by_order for name in names):
@@ -54,6 +59,101 @@ def copies(folder: Path, names: Sequence[str], warnings: list[str]) -> dict[str,
     return {name: file or folder / name for name, file in found.items()}
 
 
+def in_named_folder(path: Path, views: Sequence[PosedImage], name: str, warnings: list[str]) -> list[PosedImage]:
+    """Return the views of a capture that names each file, with their photographs in its folder ``name``.
+
+    ``images/x.jpg`` lies in ``images_4/x.jpg`` then, below another ``images`` as well; where there is no such folder in
+    its path, in ``images_4`` under its own name, or its whole path where photographs lie in several folders.
+
+    Args:
+        path: The capture.
+        views: Its views, with the files that it names.
+        name: The folder, see :func:`named_folder`.
+        warnings: As of :func:`copies`.
+
+    Raises:
+        InputError: There is no such folder.
+    """
+    folder = named_folder(path, name)
+    files = [Path(os.path.relpath(os.path.normpath(view.path), os.path.normpath(path))) for view in views]
+    one_folder = len({file.parent for file in files}) == 1
+    places = [_place(file, one_folder=one_folder) for file in files]
+    if len(set(places)) < len(set(files)):
+        raise InputError(
+            f"--images {name}: two photographs of {short(path)} would be the same file in that folder; leave it out"
+        )
+    found = copies(folder, places, warnings)
+    return [replace(view, path=found[place]) for view, place in zip(views, places, strict=True)]
+
+
+def _place(file: Path, *, one_folder: bool) -> str:
+    """Return where a photograph lies below the folder that stands for its own."""
+    parts = file.parts
+    if "images" in parts[:-1]:
+        return str(Path(*parts[parts.index("images") + 1 :]))
+    return file.name if one_folder or ".." in parts or file.is_absolute() else str(file)
+
+
+def with_other_endings(views: Sequence[PosedImage], warnings: list[str]) -> list[PosedImage]:
+    """Return the views, with the file ``x.jpg`` or ``x.png`` for a photograph ``x.heic`` that is not there or not read.
+
+    So a capture need not be written anew when its photographs have been converted.
+
+    Args:
+        views: Views of a capture.
+        warnings: Gets a sentence where a file of another ending is taken.
+    """
+    chosen: list[PosedImage] = []
+    taken: list[tuple[PosedImage, Path]] = []
+    for view in views:
+        found = None
+        if view.path.suffix.lower() in UNREAD_ENDINGS or not os.path.isfile(view.path):
+            places = (view.path.with_suffix(ending) for ending in IMAGE_SUFFIXES) if view.path.name else ()
+            found = next((place for place in places if os.path.isfile(place)), None)
+        if found is not None:
+            taken.append((view, found))
+        chosen.append(view if found is None else replace(view, path=found))
+    if taken:
+        view, found = taken[0]
+        warnings.append(
+            f"{len(taken)} photographs are taken from files with another ending, such as {quoted(found.name)} for "
+            f"{quoted(view.path.name)}"
+        )
+    return chosen
+
+
+def not_named(folders: Iterable[Path], named: Collection[Path]) -> list[Finding]:
+    """Return what is said of photographs in these folders that a capture does not name, one finding for all.
+
+    Args:
+        folders: Where the capture's photographs lie.
+        named: Every file that the capture names, whatever for. Files with ``mask`` in their names are left aside.
+    """
+    known = {os.path.normpath(file) for file in named}
+    files = [
+        folder / name
+        for folder in sorted({Path(os.path.normpath(folder)) for folder in folders})
+        for name in image_files(folder)
+        if "mask" not in name.lower()
+    ]
+    others = [file for file in files if str(file) not in known]
+    if not others:
+        return []
+    counts = Counter(file.parent.name for file in others)
+    names = ", ".join(cut(file.name) for file in others[:_NAMED]) + (", …" if len(others) > _NAMED else "")
+    what = f"{len(others)} photograph{'' if len(others) == 1 else 's'} in {', '.join(map(cut, counts))} ({names})"
+    return [Finding(what, False, "the capture gives no poses for them")]
+
+
+def unused_folders(path: Path) -> list[Finding]:
+    """Return what is said of folders of depth and the like in ``path``, one finding for all."""
+    there = [name for name in _UNUSED_FOLDERS if (path / name).is_dir()]
+    if not there:
+        return []
+    what = f"the folder{'' if len(there) == 1 else 's'} {', '.join(there)}"
+    return [Finding(what, False, "splatopt trains on colours alone")]
+
+
 def _copy(path: Path) -> Path | None:
     """The file at ``path``, or beside it with another ending of an image; None where there is neither."""
     endings = ("", *IMAGE_SUFFIXES)
@@ -61,8 +161,8 @@ def _copy(path: Path) -> Path | None:
     return next((place for place in places if os.path.isfile(place)), None) if path.name else None
 
 
-def _files(folder: Path) -> list[str]:
-    """Names of the image files directly in a folder, sorted; none where there is no such folder."""
+def image_files(folder: Path) -> list[str]:
+    """Return the names of the photographs directly in a folder, sorted; none where there is no such folder."""
     if not folder.is_dir():
         return []
     return sorted(one.name for one in folder.iterdir() if one.suffix.lower() in _ENDINGS)

@@ -14,11 +14,13 @@ from splatopt.data.capture import (
     CameraMaker,
     CaptureOptions,
     View,
+    capture_name,
     check_view,
     gather_warnings,
     make_split,
     scene_extent,
 )
+from splatopt.data.image_formats import UnreadFormatError, in_one_sentence
 from splatopt.data.images import UnreadableImageError
 from splatopt.data.readers import read_source
 from splatopt.data.source import Finding, PosedImage
@@ -39,8 +41,8 @@ class CaptureSummary:
 
     Attributes:
         name: Name of the folder.
-        path: The folder.
-        kind: ``colmap``, ``blender``, ``nerfstudio``, ``instant-ngp`` or ``procedural``.
+        path: The folder, or the file of poses in it.
+        kind: See :class:`splatopt.data.source.Source`.
         views: Views that the capture names, whether or not their images are there.
         sizes: Sizes after undistortion and resizing, the most frequent first.
         camera_models: COLMAP's names of the lenses before undistortion.
@@ -89,7 +91,7 @@ class _Findings:
 
 def _look(images: tuple[PosedImage, ...], options: CaptureOptions) -> _Findings:
     """Check every view and collect what is wrong instead of raising it."""
-    views, unreadable, cameras, kept, problems = [], [], [], [], []
+    views, unreadable, unread, cameras, kept, problems = [], [], [], [], [], []
     maker = CameraMaker(options)
     for posed in images:
         lens = posed.lens
@@ -101,6 +103,8 @@ def _look(images: tuple[PosedImage, ...], options: CaptureOptions) -> _Findings:
             unreadable.append(posed)
             if options.skip_missing:
                 continue
+        except UnreadFormatError as error:
+            unread.append(error)
         except InputError as error:
             problems.append(str(error))
         try:
@@ -108,7 +112,9 @@ def _look(images: tuple[PosedImage, ...], options: CaptureOptions) -> _Findings:
             kept.append(posed)
         except InputError as error:
             problems.append(str(error))
-    return _Findings(tuple(views), tuple(unreadable), tuple(cameras), tuple(kept), tuple(problems))
+    return _Findings(
+        tuple(views), tuple(unreadable), tuple(cameras), tuple(kept), (*in_one_sentence(unread), *problems)
+    )
 
 
 def inspect_capture(path: Path, options: CaptureOptions | None = None) -> CaptureSummary:
@@ -138,7 +144,7 @@ def inspect_capture(path: Path, options: CaptureOptions | None = None) -> Captur
     points = len(source.points) if source.points is not None else 0
     unreadable = found.unreadable
     return CaptureSummary(
-        name=path.resolve().name,
+        name=capture_name(path),
         path=path,
         kind=source.kind,
         views=len(source.images),
@@ -161,7 +167,7 @@ def inspect_capture(path: Path, options: CaptureOptions | None = None) -> Captur
 
 def _next_command(path: Path, images: str | None, *, points: int, unreadable: int) -> str:
     """Return the command that trains on the capture as it is."""
-    words = ["splatopt", "train", str(path), "--out", f"runs/{path.resolve().name}"]
+    words = ["splatopt", "train", str(path), "--out", f"runs/{capture_name(path)}"]
     if images is not None:
         words += ["--images", images]
     if unreadable:
