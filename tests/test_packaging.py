@@ -69,11 +69,13 @@ def test_what_is_required_is_what_is_imported(project: dict):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             imported |= {name.split(".")[0] for name in names}
-    called = {"pillow": "PIL", "scikit-image": "skimage"}
+    called = {"pillow": "PIL", "scikit-image": "skimage", "pi-heif": "pi_heif"}
     required = {called.get(name, name) for name in map(requirement_name, project["dependencies"])}
     assert required <= imported, "what only the tests use belongs to the dev extra"
     extras = project["optional-dependencies"].items()
-    optional = {requirement_name(one) for name, extra in extras if name != "dev" for one in extra}
+    optional = {
+        called.get(one := requirement_name(line), one) for name, lines in extras if name != "dev" for line in lines
+    }
     assert imported - set(sys.stdlib_module_names) - {"splatopt"} <= required | optional
 
 

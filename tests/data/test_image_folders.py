@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from capture_cases import HEIGHT, WIDTH, lens, write_colmap, write_transforms
+from capture_cases import HEIGHT, WIDTH, lens, write_colmap
 from PIL import Image
 
 from splatopt.cli import main

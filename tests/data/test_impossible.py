@@ -270,7 +270,9 @@ def test_a_photograph_that_is_trained_on_and_held_out(tmp_path):
     content = json.loads((tmp_path / "transforms_train.json").read_text())
     (tmp_path / "transforms_test.json").write_text(json.dumps({**content, "frames": content["frames"][2:]}))
     capture = load_capture(tmp_path)
-    train, test = ([capture.cameras[index].name for index in part] for part in (capture.split.train, capture.split.test))
+    train, test = (
+        [capture.cameras[index].name for index in part] for part in (capture.split.train, capture.split.test)
+    )
     assert (train, test) == (["images/0000.png", "images/0001.png"], ["images/0002.png", "images/0003.png"])
     assert "2 photographs are both trained on and held out, such as 'images/0002.png'" in capture.warnings[0]
     content["frames"][3]["transform_matrix"][1][3] += 1

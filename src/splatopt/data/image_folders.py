@@ -163,6 +163,6 @@ def _copy(path: Path) -> Path | None:
 
 def image_files(folder: Path) -> list[str]:
     """Return the names of the photographs directly in a folder, sorted; none where there is no such folder."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # which is False of a name that no folder can have
         return []
     return sorted(one.name for one in folder.iterdir() if one.suffix.lower() in _ENDINGS)

@@ -133,12 +133,12 @@ def _read_folder(path: Path, images: str | None) -> Source:
     if source := _read_by(tuple(dict.fromkeys(names)), path, images):
         return source
     own = [READERS.find(name) for name in READERS.names(Origin.OWN)]
-    tried = ", ".join(str(path / mark) for reader in own for mark in reader.marks)
+    tried = ", ".join(mark for reader in own for mark in reader.marks)
     others = "".join(f", the reader {name}" for name in (*READERS.names(Origin.GIVEN), *names))
     count = sum(len(image_files(folder)) for folder in (path, path / "images"))
     held = f" beside its {count} photographs" if count else ""
     raise InputError(
-        f"no model found in {path}{held}; tried {tried}{others}; give a folder with a COLMAP model (cameras, images "
+        f"no model found in {path}{held}; looked there for {tried}{others}; give a folder with a COLMAP model (cameras, images "
         f"and points3D as .bin or .txt) or a transforms.json, or the plug-in of a reader with --plugin{unusable}"
     )
 
