@@ -278,6 +278,9 @@ def test_another_file_gets_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "video.mp4").write_bytes(b"hello")
     with pytest.raises(InputError, match=r"video\.mp4 is a file and no capture; give the folder .* or its transforms"):
         load_capture(tmp_path / "video.mp4")
+    (tmp_path / "recording.r3d").write_bytes(b"PK\x03\x04" + bytes(30))
+    with pytest.raises(InputError, match=r"recording\.r3d is a ZIP archive and no capture"):
+        load_capture(tmp_path / "recording.r3d")
 
 
 def test_photographs_without_poses(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from splatopt.core.checks import InputError, cut, quoted, short
-from splatopt.data.image_formats import UNREAD_ENDINGS
+from splatopt.data.image_formats import UNREAD_ENDINGS, unread_form
 from splatopt.data.source import IMAGE_SUFFIXES, Finding, PosedImage
 
 _ENDINGS = frozenset(suffix.lower() for suffix in IMAGE_SUFFIXES) | UNREAD_ENDINGS
@@ -94,32 +94,38 @@ def _place(file: Path, *, one_folder: bool) -> str:
     return file.name if one_folder or ".." in parts or file.is_absolute() else str(file)
 
 
-def with_other_endings(views: Sequence[PosedImage], warnings: list[str]) -> list[PosedImage]:
-    """Return the views, with the file ``x.jpg`` or ``x.png`` for a photograph ``x.heic`` that is not there or not read.
+def readable(path: Path) -> Path:
+    """Return a photograph's file; ``x.jpg`` or ``x.png`` for an ``x.heic`` that is not there or not read here."""
+    is_there = os.path.isfile(path)
+    if not path.name or (is_there and (path.suffix.lower() not in UNREAD_ENDINGS or unread_form(path) is None)):
+        return path
+    places = (path.with_suffix(ending) for ending in IMAGE_SUFFIXES if ending.lower() not in UNREAD_ENDINGS)
+    return next((place for place in places if os.path.isfile(place)), path)
 
-    So a capture need not be written anew when its photographs have been converted.
+
+def with_other_endings(views: Sequence[PosedImage], warnings: list[str]) -> list[PosedImage]:
+    """Return the views with a :func:`readable` file each, so that photographs may be converted after the fact.
 
     Args:
         views: Views of a capture.
         warnings: Gets a sentence where a file of another ending is taken.
     """
-    chosen: list[PosedImage] = []
-    taken: list[tuple[PosedImage, Path]] = []
-    for view in views:
-        found = None
-        if view.path.suffix.lower() in UNREAD_ENDINGS or not os.path.isfile(view.path):
-            places = (view.path.with_suffix(ending) for ending in IMAGE_SUFFIXES) if view.path.name else ()
-            found = next((place for place in places if os.path.isfile(place)), None)
-        if found is not None:
-            taken.append((view, found))
-        chosen.append(view if found is None else replace(view, path=found))
-    if taken:
-        view, found = taken[0]
+    files = [readable(view.path) for view in views]
+    others = [(view.path.name, file.name) for view, file in zip(views, files, strict=True) if view.path != file]
+    if others:
         warnings.append(
-            f"{len(taken)} photographs are taken from files with another ending, such as {quoted(found.name)} for "
-            f"{quoted(view.path.name)}"
+            f"{len(others)} photographs are taken from files with another ending, such as {quoted(others[0][1])} for "
+            f"{quoted(others[0][0])}"
         )
-    return chosen
+    return [replace(view, path=file) for view, file in zip(views, files, strict=True)]
+
+
+def shrunk_folder(path: Path) -> str | None:
+    """Return the name of that of ``images_2``, ``images_4``, … that shrinks photographs least; None without any."""
+    found = [
+        (int(sub.name[7:]), sub.name) for sub in path.glob("images_*") if sub.is_dir() and sub.name[7:].isdecimal()
+    ]
+    return min(found)[1] if found else None
 
 
 def not_named(folders: Iterable[Path], named: Collection[Path]) -> list[Finding]:

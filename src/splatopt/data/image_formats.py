@@ -65,7 +65,13 @@ _ADVICE = {
     "Radiance HDR": "save the pictures with 8 or 16 bits (PNG)",
     "LFS": "fetch the photographs themselves with git lfs pull",
 }
-_NAMES = {"raw": "a camera's raw format", "video": "a video", "LFS": "a pointer of Git LFS"}
+_NAMES = {
+    "raw": "a camera's raw format",
+    "video": "a video",
+    "LFS": "a pointer of Git LFS",
+    "ZIP archive": "a ZIP archive",
+    "PLY": "a PLY file",
+}
 
 
 class UnreadFormatError(InputError):
@@ -81,11 +87,14 @@ class UnreadFormatError(InputError):
         super().__init__(f"image {short(path)}: {_sentence(form)}")
 
 
+def form_name(form: str) -> str:
+    """Return what a format that :func:`unread_form` found is called in a sentence."""
+    return _NAMES.get(form, form)
+
+
 def _sentence(form: str) -> str:
     """Return what is said of a format that is not read, and what to do."""
-    return (
-        f"{_NAMES.get(form, form)} is not read; {_ADVICE.get(form, 'put the photographs (JPEG or PNG) in its place')}"
-    )
+    return f"{form_name(form)} is not read; {_ADVICE.get(form, 'put the photographs (JPEG or PNG) in its place')}"
 
 
 def in_one_sentence(errors: Sequence[UnreadFormatError]) -> list[str]:
@@ -122,6 +131,8 @@ def unread_form(path: Path) -> str | None:
 
 def _boxed(head: bytes) -> str | None:
     """Return what a file of ISO boxes is: its own brand, then those that it is compatible with."""
+    Image.init()
+    register_heif()
     size = min(int.from_bytes(head[:4], "big"), len(head))
     brands = [head[8:12], *(head[at : at + 4] for at in range(16, size - 3, 4))]
     if any(brand in (b"avif", b"avis") for brand in brands):

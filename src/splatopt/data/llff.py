@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from splatopt.core.checks import InputError, quoted, short
-from splatopt.data.image_folders import image_files, named_folder
+from splatopt.data.image_folders import image_files, named_folder, shrunk_folder
 from splatopt.data.lens import Lens
 from splatopt.data.source import PosedImage, Source, opengl_to_world_to_camera
 
@@ -66,12 +66,11 @@ def _folder(path: Path, warnings: list[str]) -> str:
     """Return the name of the folder with the photographs."""
     if (path / "images").is_dir():
         return "images"
-    shrunk = [(int(sub.name[7:]), sub.name) for sub in path.glob("images_*") if sub.name[7:].isdecimal()]
-    if not shrunk:
+    shrunk = shrunk_folder(path)
+    if shrunk is None:
         raise InputError(f"no folder {short(path / 'images')} beside {POSES_FILE}; put the photographs there")
-    chosen = min(shrunk)[1]
-    warnings.append(f"there is no folder images; the smaller copies in {chosen} are used")
-    return chosen
+    warnings.append(f"there is no folder images; the smaller copies in {shrunk} are used")
+    return shrunk
 
 
 def _rows(file: Path) -> np.ndarray:

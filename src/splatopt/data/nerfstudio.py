@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from splatopt.data.image_folders import in_named_folder, not_named, unused_folders
+from splatopt.data.image_folders import in_named_folder, not_named, shrunk_folder, unused_folders
 from splatopt.data.own_split import own_split
 from splatopt.data.point_files import find_points
 from splatopt.data.source import Finding, PosedImage, Source, registered_once
@@ -45,6 +46,10 @@ def read_nerfstudio(path: Path, images: str | None = None) -> Source:
     views = every
     if not split:
         views, split = own_split(folder, content, every, warnings)
+    if images is None and not any(os.path.isfile(view.path) for view in every):
+        images = shrunk_folder(folder)
+        if images is not None:
+            warnings.append(f"the photographs are not there; the smaller copies in {images} are used")
     if images is not None:
         views = in_named_folder(folder, views, images, warnings)
     frames = [

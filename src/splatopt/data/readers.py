@@ -12,6 +12,7 @@ from splatopt.core.plugins import Origin, Registry, calling_place, guarded
 from splatopt.data.blender import HELD_OUT_FILES, TRAIN_FILE, read_blender
 from splatopt.data.colmap import MODEL_FOLDERS, find_model, read_colmap
 from splatopt.data.image_folders import image_files, with_other_endings
+from splatopt.data.image_formats import form_name, unread_form
 from splatopt.data.llff import POSES_FILE, read_llff
 from splatopt.data.nerfstudio import TRANSFORMS_FILE, read_nerfstudio
 from splatopt.data.polycam import KEYFRAMES, find_keyframes, read_polycam
@@ -110,9 +111,10 @@ def _read_file(path: Path, images: str | None) -> Source:
         return READERS.find("record3d").reading(folder, images)(folder)
     if path.suffix.lower() == ".json":
         return read_nerfstudio(path, images)
+    form = unread_form(path)
     raise InputError(
-        f"{path} is a file and no capture; give the folder with the photographs and their camera poses, or its "
-        f"{TRANSFORMS_FILE}"
+        f"{path} is {form_name(form) if form else 'a file'} and no capture; give the folder with the photographs and "
+        f"their camera poses, or its {TRANSFORMS_FILE}"
     )
 
 
@@ -138,8 +140,8 @@ def _read_folder(path: Path, images: str | None) -> Source:
     count = sum(len(image_files(folder)) for folder in (path, path / "images"))
     held = f" beside its {count} photographs" if count else ""
     raise InputError(
-        f"no model found in {path}{held}; looked there for {tried}{others}; give a folder with a COLMAP model (cameras, images "
-        f"and points3D as .bin or .txt) or a transforms.json, or the plug-in of a reader with --plugin{unusable}"
+        f"no model found in {path}{held}; looked there for {tried}{others}; give a folder with a COLMAP model "
+        f"(cameras, images and points3D as .bin or .txt) or a transforms.json, or the plug-in of a reader with --plugin{unusable}"
     )
 
 

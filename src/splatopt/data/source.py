@@ -14,7 +14,10 @@ from torch import Tensor
 from splatopt.core.checks import InputError, quoted
 from splatopt.data.lens import Lens
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".JPG", ".JPEG", ".PNG", ".webp", ".tif", ".tiff", ".bmp")
+IMAGE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".JPG", ".JPEG", ".PNG", ".webp", ".tif", ".tiff", ".bmp"),
+    *(".avif", ".heic", ".HEIC"),
+)
 """Endings that are tried where a capture names an image without one."""
 
 MAX_DISTANCE = 1e12

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from splatopt.core.checks import InputError, quoted, short
+from splatopt.data.image_folders import readable
 from splatopt.data.images import UnreadableImageError, read_header
 from splatopt.data.lens import Lens
 from splatopt.data.source import IMAGE_SUFFIXES, PosedImage, opengl_to_world_to_camera
@@ -128,7 +129,7 @@ class _Size:
 
 def _header_size(path: Path) -> _Size | None:
     try:
-        header = read_header(path)
+        header = read_header(readable(path))
     except UnreadableImageError:
         return None
     return _Size(header.width, header.height)
