@@ -10,6 +10,7 @@ Source: https://github.com/Fyusion/LLFF, "Using your own poses without running C
 from __future__ import annotations
 
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
@@ -24,6 +25,11 @@ POSES_FILE = "poses_bounds.npy"
 _NUMBERS = 17
 _MAX_HEADER_BYTES = 10_000
 _MAX_BYTES = 512 * 2**20
+_DAMAGED = (
+    *(ValueError, TypeError, SyntaxError, EOFError, ArithmeticError, LookupError, AttributeError),
+    *(MemoryError, RecursionError, TokenError),
+)
+"""What NumPy raises of a header that is none."""
 
 
 def read_llff(path: Path, images: str | None = None) -> Source:
@@ -86,7 +92,7 @@ def _rows(file: Path) -> np.ndarray:
         raise InputError(f"{file} cannot be read: {error.strerror or error}; {expected}") from error
     except InputError:
         raise
-    except (ValueError, TypeError, SyntaxError, EOFError, ArithmeticError, MemoryError, RecursionError) as error:
+    except _DAMAGED as error:
         raise InputError(f"{file} is damaged or no array of numbers; {expected}") from error
     if rows is None or rows.ndim != 2 or rows.shape[1] != _NUMBERS or rows.dtype.kind not in "fiu":
         raise InputError(f"{file} is no table of poses; {expected}")

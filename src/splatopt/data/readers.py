@@ -141,7 +141,8 @@ def _read_folder(path: Path, images: str | None) -> Source:
     held = f" beside its {count} photographs" if count else ""
     raise InputError(
         f"no model found in {path}{held}; looked there for {tried}{others}; give a folder with a COLMAP model "
-        f"(cameras, images and points3D as .bin or .txt) or a transforms.json, or the plug-in of a reader with --plugin{unusable}"
+        "(cameras, images and points3D as .bin or .txt) or a transforms.json, or the plug-in of a reader with "
+        f"--plugin{unusable}"
     )
 
 
