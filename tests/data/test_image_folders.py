@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from capture_cases import HEIGHT, WIDTH, lens, write_colmap, write_transforms
+from capture_cases import HEIGHT, WIDTH, lens, write_colmap
 from PIL import Image
 
 from splatopt.cli import main
@@ -119,9 +119,10 @@ def test_a_folder_outside_the_capture_is_refused(tmp_path: Path, name: str) -> N
         load_capture(tmp_path / "capture", CaptureOptions(images=name))
 
 
-def test_a_capture_that_names_its_photographs_has_no_other_folder(tmp_path: Path) -> None:
-    write_transforms(tmp_path, {"fl_x": 60.0, "w": WIDTH, "h": HEIGHT})
-    with pytest.raises(InputError, match="--images images_4 is for captures with a COLMAP model"):
+def test_a_format_with_a_place_for_its_photographs_has_no_other_folder(tmp_path: Path) -> None:
+    (tmp_path / "metadata").write_text("{}")
+    (tmp_path / "rgb").mkdir()
+    with pytest.raises(InputError, match="--images images_4 is for captures whose photographs may lie in another"):
         load_capture(tmp_path, CaptureOptions(images="images_4"))
 
 

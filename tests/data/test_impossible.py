@@ -270,12 +270,23 @@ def test_a_photograph_that_is_trained_on_and_held_out(tmp_path):
     content = json.loads((tmp_path / "transforms_train.json").read_text())
     (tmp_path / "transforms_test.json").write_text(json.dumps({**content, "frames": content["frames"][2:]}))
     capture = load_capture(tmp_path)
-    assert (len(capture.split.train), len(capture.split.test)) == (4, 2)
+    train, test = (
+        [capture.cameras[index].name for index in part] for part in (capture.split.train, capture.split.test)
+    )
+    assert (train, test) == (["images/0000.png", "images/0001.png"], ["images/0002.png", "images/0003.png"])
     assert "2 photographs are both trained on and held out, such as 'images/0002.png'" in capture.warnings[0]
     content["frames"][3]["transform_matrix"][1][3] += 1
     (tmp_path / "transforms_test.json").write_text(json.dumps({**content, "frames": content["frames"][2:]}))
     with pytest.raises(InputError, match="registered twice, with two poses"):
         load_capture(tmp_path)
+
+
+def test_a_test_file_that_is_the_training_file_again(tmp_path):
+    write_transforms(tmp_path, INTRINSICS, views=9, name="transforms_train.json")
+    (tmp_path / "transforms_test.json").write_text((tmp_path / "transforms_train.json").read_text())
+    capture = load_capture(tmp_path)
+    assert (capture.split.name, capture.split.test, len(capture.cameras)) == ("every-8th-test", (0, 8), 9)
+    assert "leaves none to train on; test views are chosen anew" in capture.warnings[0]
 
 
 @pytest.mark.parametrize("binary", [True, False])

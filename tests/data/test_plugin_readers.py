@@ -43,7 +43,7 @@ def test_one_that_does_not_recognise_a_folder_is_passed_over(capture, tmp_path):
     register_reader("mine", lambda path: False, renamed)
     assert read_source(capture).kind == "procedural"
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"no model found in .*transforms\.json, the reader mine; give a folder"):
+    with pytest.raises(InputError, match=r"no model found in .*metadata\.json, the reader mine; give a folder"):
         read_source(tmp_path / "empty")
 
 

@@ -216,6 +216,42 @@ def _blender() -> dict[str, bytes]:
     }
 
 
+def _own_split() -> dict[str, bytes]:
+    names = [f"images/v{index}.jpg" for index in range(VIEWS)]
+    said = {
+        "applied_scale": 0.5,
+        "train_filenames": names[:2],
+        "val_filenames": names[2:3],
+        "test_filenames": names[3:],
+    }
+    return {"transforms.json": _transforms({"camera_angle_x": 0.9, **said}, names), **_photographs()}
+
+
+def _llff() -> dict[str, bytes]:
+    pose = [[1, 0, 0, 0, HEIGHT], [0, 1, 0, 0, WIDTH], [0, 0, 1, 4, 15]]
+    rows = np.array([[*np.ravel(pose), 0.1, 10]] * VIEWS)[:, :]
+    rows[:, 3] = np.arange(VIEWS)
+    buffer = io.BytesIO()
+    np.save(buffer, rows)
+    return {"poses_bounds.npy": buffer.getvalue(), **_photographs()}
+
+
+def _polycam() -> dict[str, bytes]:
+    files = {}
+    for index in range(VIEWS):
+        values = {f"t_{row}{column}": float(row == column) for row in range(3) for column in range(4)}
+        values |= {"t_03": 0.2 * index, "fx": 15, "fy": 15, "cx": 10, "cy": 8, "width": WIDTH, "height": HEIGHT}
+        files[f"keyframes/corrected_cameras/v{index}.json"] = json.dumps(values).encode()
+    return files | _photographs("keyframes/corrected_images")
+
+
+def _record3d() -> dict[str, bytes]:
+    poses = [[0, 0, 0, 1, 0.2 * index, 0, 0] for index in range(VIEWS)]
+    content = {"K": [15, 0, 0, 0, 15, 0, 10, 8, 1], "w": WIDTH, "h": HEIGHT, "poses": poses, "fps": 30}
+    named = {name.replace("/v", "/"): data for name, data in _photographs("rgb").items()}
+    return {"metadata": json.dumps(content).encode(), **named}
+
+
 # ---------------------------------------------------------------------- points, scenes, meshes, suites
 
 
@@ -319,6 +355,10 @@ def kinds(scratch: Path) -> dict[str, Kind]:
         "nerfstudio": capture(_nerfstudio()),
         "instant-ngp": capture(_instant_ngp()),
         "blender": capture(_blender()),
+        "own-split": capture(_own_split()),
+        "llff": capture(_llff()),
+        "polycam": capture(_polycam()),
+        "record3d": capture(_record3d()),
         "suite": Kind({"suite.toml": _SUITE}, ("suite.toml",), read_bench),
     }
     for name in ("colmap-text", "colmap-binary", "nerfstudio", "blender"):

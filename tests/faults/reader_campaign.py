@@ -35,7 +35,10 @@ MAX_MEBIBYTES = 1024
 """Memory that reading a damaged file may take at most, that of the process without it included."""
 
 _ADDRESS_SPACE = 16 << 30
-_FAMILIES = ("colmap", "nerfstudio", "instant-ngp", "blender", "points", "scene", "mesh", "image", "suite", "train")
+_FAMILIES = (
+    *("colmap", "nerfstudio", "instant-ngp", "blender", "own-split", "llff", "polycam", "record3d"),
+    *("points", "scene", "mesh", "image", "suite", "train"),
+)
 
 
 @dataclass

@@ -204,7 +204,7 @@ def scene_folder(scene: SceneEntry, folder: Path, data: Path | None) -> Path:
         )
     tried = [data / path.name] if data is not None else [folder / path, path]
     for place in tried:
-        if place.is_dir():
+        if place.exists():
             return place
     places = " and ".join(dict.fromkeys(str(place) for place in tried))
     raise InputError(f"scene {scene.name!r} is not at {places}; give the folder that holds the scenes with --data")

@@ -20,10 +20,11 @@ class InspectOptions:
     """Say what a capture holds, what is missing, and what to type next."""
 
     capture: Path
-    """Folder of the capture: COLMAP, Blender, nerfstudio or instant-ngp."""
+    """Folder of the capture, or the transforms.json in it: COLMAP, nerfstudio, instant-ngp, Blender, LLFF, Polycam or
+    Record3D."""
 
     images: str | None = None
-    """Photographs of this folder beside images, such as images_4, for captures with a COLMAP model."""
+    """Photographs of this folder beside images, such as images_4, with the cameras rescaled to their size."""
 
     downscale: int = 1
     """Photographs this many times smaller. Unit: factor."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError, cut, quoted, short, shown
 from splatopt.core.frame import WORLD, Frame
+from splatopt.data.image_formats import UnreadFormatError, in_one_sentence
 from splatopt.data.images import ImageHeader, ImageSource, ImageStore, UnreadableImageError, read_header
 from splatopt.data.lens import Lens, Pinhole
 from splatopt.data.readers import read_source
@@ -67,8 +68,8 @@ class Capture:
 
     Attributes:
         name: Name of the capture's folder.
-        path: The folder.
-        kind: ``colmap``, ``blender``, ``nerfstudio``, ``instant-ngp``, ``procedural``, or what a plug-in's reader says.
+        path: The folder, or the file of poses in it.
+        kind: See :class:`splatopt.data.source.Source`.
         cameras: One per view, at the size that ``images`` hands out.
         images: One per view, (H, W, 3) uint8.
         points: Sparse points, or None.
@@ -178,13 +179,21 @@ def check_view(posed: PosedImage) -> View:
 
 
 def check_views(images: Sequence[PosedImage]) -> tuple[list[View], list[tuple[PosedImage, UnreadableImageError]]]:
-    """Check every view's image; return the good views and, with the reason, those without a readable image."""
-    views, unreadable = [], []
+    """Check every view's image; return the good views and, with the reason, those without a readable image.
+
+    Raises:
+        InputError: An image has a format that is not read, or a size that disagrees with its camera.
+    """
+    views, unreadable, unread = [], [], []
     for posed in images:
         try:
             views.append(check_view(posed))
         except UnreadableImageError as error:
             unreadable.append((posed, error))
+        except UnreadFormatError as error:
+            unread.append(error)
+    if unread:
+        raise InputError("; ".join(in_one_sentence(unread)))
     return views, unreadable
 
 
@@ -280,6 +289,12 @@ def _refuse_unreadable(
         raise UnreadableImageError(f"{unreadable[0][1]}{more}")
 
 
+def capture_name(path: Path) -> str:
+    """Return what a capture is called: the name of its folder, also where the file of poses in it was given."""
+    whole = path.resolve()
+    return whole.parent.name if whole.is_file() else whole.name
+
+
 def load_capture(path: Path, options: CaptureOptions | None = None) -> Capture:
     """Find, check and split a capture; images are decoded only when asked for.
 
@@ -287,7 +302,7 @@ def load_capture(path: Path, options: CaptureOptions | None = None) -> Capture:
     not at step 700.
 
     Args:
-        path: Folder of a COLMAP, Blender, nerfstudio or instant-ngp capture.
+        path: Folder of a capture, or the file of poses in it.
         options: Sizes, background, split; the defaults if None.
 
     Raises:
@@ -308,7 +323,7 @@ def load_capture(path: Path, options: CaptureOptions | None = None) -> Capture:
     ]
     see_through = any(view.header.has_alpha for view in views)
     return Capture(
-        name=path.resolve().name,
+        name=capture_name(path),
         path=path,
         kind=source.kind,
         cameras=cameras,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from splatopt.core.checks import InputError, quoted, short
 from splatopt.data.colmap_files import USUAL_LENGTHS, Model, RegisteredImage, model_in
-from splatopt.data.image_folders import copies, has_images, named_folder
+from splatopt.data.image_folders import copies, image_files, named_folder, unused_folders
 from splatopt.data.image_lookup import NamedImage, find_images, unregistered, with_slashes
 from splatopt.data.lens import Lens
 from splatopt.data.point_files import read_ply_points
@@ -39,7 +39,6 @@ PROCEDURAL_MARK = "procedural.json"
 _FILES = ("cameras", "images", "points3D")
 _POINT_FILES = ("points3D.ply", "points3d.ply")
 _OTHER_POSES = ("transforms.json", "transforms_train.json", "poses_bounds.npy")
-_UNUSED_FOLDERS = ("depth", "depths", "depth_maps", "normals")
 _NO_IMAGES = re.compile("mask|depth|normal|semantic|segment|label|_[0-9]+$", re.IGNORECASE)
 _ENOUGH = 0.5
 """Share of the model's images that a folder must hold to be taken before one that holds more."""
@@ -288,12 +287,10 @@ def _beside(path: Path, model: Model, images_in: str | None) -> Iterator[Finding
         if place != model.folder and model_in(place):
             what = f"the model in {place.relative_to(path)}, before undistortion"
             yield Finding(what, False, f"that in {_shown_folder(path, model.folder)} is")
-    shrunk = [folder.name for folder in _shrunk(path) if has_images(folder)]
+    shrunk = [folder.name for folder in _shrunk(path) if image_files(folder)]
     if images_in is None and shrunk and (path / "images").is_dir():
         yield Finding(f"smaller copies in {', '.join(shrunk)}", False, f"--images {shrunk[0]} takes them")
-    for name in _UNUSED_FOLDERS:
-        if (path / name).is_dir():
-            yield Finding(f"the folder {name}", False, "scenes are trained on colours alone")
+    yield from unused_folders(path)
 
 
 def read_colmap(path: Path, model: Model, warnings: list[str], images_in: str | None = None) -> Source:

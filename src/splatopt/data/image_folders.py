@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from splatopt.core.checks import InputError, quoted, short
+from splatopt.data.image_formats import UNREAD_ENDINGS, unread_form
 from splatopt.data.image_lookup import find_images, is_image_name
+from splatopt.data.source import IMAGE_SUFFIXES, Finding, PosedImage
+
+_UNUSED_FOLDERS = ("depth", "depths", "depth_maps", "confidence", "normal", "normals")
 
 
 def named_folder(path: Path, name: str) -> Path:
@@ -21,7 +26,7 @@ def named_folder(path: Path, name: str) -> Path:
         raise InputError(f"--images must name a folder inside the capture, such as images_4, got {quoted(name)}")
     if folder.is_dir():
         return folder
-    there = sorted(one.name for one in path.iterdir() if one.is_dir() and _files(one))
+    there = sorted(one.name for one in path.iterdir() if one.is_dir() and image_files(one))
     found = f"; there {'is' if len(there) == 1 else 'are'} {', '.join(there)}" if there else ""
     raise InputError(f"capture {short(path)} has no folder {quoted(name)} of photographs, as --images asks for{found}")
 
@@ -41,7 +46,7 @@ def copies(folder: Path, names: Sequence[str], warnings: list[str]) -> dict[str,
     """
     said: list[str] = []
     found = find_images(folder, names, said)
-    originals, here = _files(folder.parent / "images"), _files(folder)
+    originals, here = image_files(folder.parent / "images"), image_files(folder)
     if not any(os.path.isfile(one.path) for one in found) and len(originals) == len(here):
         by_order = dict(zip(originals, here, strict=True))
         if all(name in by_order for name in names):
@@ -54,13 +59,88 @@ def copies(folder: Path, names: Sequence[str], warnings: list[str]) -> dict[str,
     return {name: one.path for name, one in zip(names, found, strict=True)}
 
 
-def has_images(folder: Path) -> bool:
-    """Whether image files lie directly in a folder."""
-    return bool(_files(folder))
+def in_named_folder(path: Path, views: Sequence[PosedImage], name: str, warnings: list[str]) -> list[PosedImage]:
+    """Return the views of a capture that names each file, with their photographs in its folder ``name``.
+
+    ``images/x.jpg`` lies in ``images_4/x.jpg`` then, below another ``images`` as well; where there is no such folder in
+    its path, in ``images_4`` under its own name, or its whole path where photographs lie in several folders.
+
+    Args:
+        path: The capture.
+        views: Its views, with the files that it names.
+        name: The folder, see :func:`named_folder`.
+        warnings: As of :func:`copies`.
+
+    Raises:
+        InputError: There is no such folder.
+    """
+    folder = named_folder(path, name)
+    files = [Path(os.path.relpath(os.path.normpath(view.path), os.path.normpath(path))) for view in views]
+    one_folder = len({file.parent for file in files}) == 1
+    places = [_place(file, one_folder=one_folder) for file in files]
+    if len(set(places)) < len(set(files)):
+        raise InputError(
+            f"--images {name}: two photographs of {short(path)} would be the same file in that folder; leave it out"
+        )
+    found = copies(folder, places, warnings)
+    return [replace(view, path=found[place]) for view, place in zip(views, places, strict=True)]
 
 
-def _files(folder: Path) -> list[str]:
-    """Names of the image files directly in a folder, sorted; none where there is no such folder."""
-    if not folder.is_dir():
+def _place(file: Path, *, one_folder: bool) -> str:
+    """Return where a photograph lies below the folder that stands for its own."""
+    parts = file.parts
+    if "images" in parts[:-1]:
+        return str(Path(*parts[parts.index("images") + 1 :]))
+    return file.name if one_folder or ".." in parts or file.is_absolute() else str(file)
+
+
+def readable(path: Path) -> Path:
+    """Return a photograph's file; ``x.jpg`` or ``x.png`` for an ``x.heic`` that is not there or not read here."""
+    is_there = os.path.isfile(path)
+    if not path.name or (is_there and (path.suffix.lower() not in UNREAD_ENDINGS or unread_form(path) is None)):
+        return path
+    places = (path.with_suffix(ending) for ending in IMAGE_SUFFIXES if ending.lower() not in UNREAD_ENDINGS)
+    return next((place for place in places if os.path.isfile(place)), path)
+
+
+def with_other_endings(views: Sequence[PosedImage], warnings: list[str]) -> list[PosedImage]:
+    """Return the views with a :func:`readable` file each, so that photographs may be converted after the fact.
+
+    Args:
+        views: Views of a capture.
+        warnings: Gets a sentence where a file of another ending is taken.
+    """
+    files = [readable(view.path) for view in views]
+    others = [(view.path.name, file.name) for view, file in zip(views, files, strict=True) if view.path != file]
+    if others:
+        warnings.append(
+            f"{len(others)} photographs are taken from files with another ending, such as {quoted(others[0][1])} for "
+            f"{quoted(others[0][0])}"
+        )
+    return [replace(view, path=file) for view, file in zip(views, files, strict=True)]
+
+
+def shrunk_folder(path: Path) -> str | None:
+    """Return the name of that of ``images_2``, ``images_4``, … that shrinks photographs least; None without any."""
+    found = [
+        (int(sub.name[7:]), sub.name) for sub in path.glob("images_*") if sub.is_dir() and sub.name[7:].isdecimal()
+    ]
+    return min(found)[1] if found else None
+
+
+def unused_folders(path: Path) -> list[Finding]:
+    """Return what is said of folders of depth and the like in ``path``, one finding for all."""
+    there = [name for name in _UNUSED_FOLDERS if (path / name).is_dir()]
+    if not there:
         return []
-    return sorted(one.name for one in folder.iterdir() if is_image_name(one.name))
+    what = f"the folder{'' if len(there) == 1 else 's'} {', '.join(there)}"
+    return [Finding(what, False, "splatopt trains on colours alone")]
+
+
+def image_files(folder: Path) -> list[str]:
+    """Return the names of the photographs directly in a folder, sorted; none where there is no such folder."""
+    if not os.path.isdir(folder):  # which is False of a name that no folder can have
+        return []
+    return sorted(
+        one.name for one in folder.iterdir() if is_image_name(one.name) or one.suffix.lower() in UNREAD_ENDINGS
+    )

@@ -116,7 +116,7 @@ def _unshared(names: Sequence[str], exact: Sequence[Path | None], found: Sequenc
     ]
 
 
-def unregistered(folder: Path, used: Sequence[Path]) -> list[Finding]:
+def unregistered(folder: Path, used: Sequence[Path], others: Sequence[Path] = ()) -> list[Finding]:
     """Return what is said of the images in the folders of a capture's views that no view uses, one finding for all.
 
     Looked at are the folder that holds all views, with its subfolders, or, where that is the capture's own, those in
@@ -125,10 +125,12 @@ def unregistered(folder: Path, used: Sequence[Path]) -> list[Finding]:
     Args:
         folder: The capture.
         used: The images of its views.
+        others: Files that the capture names for something else.
     """
-    known = {os.path.abspath(one) for one in used}
+    views = {os.path.abspath(one) for one in used}
+    known = views | {os.path.abspath(one) for one in others}
     root = os.path.abspath(folder)
-    places = {os.path.dirname(one) for one in known}
+    places = {os.path.dirname(one) for one in views}
     places = {place for place in places if place == root or place.startswith(os.path.join(root, ""))}
     common = os.path.commonpath(list(places)) if places else root
     there: set[str] = set()
@@ -136,10 +138,10 @@ def unregistered(folder: Path, used: Sequence[Path]) -> list[Finding]:
         for below, folders, files in os.walk(place):
             folders[:] = [name for name in folders if not _is_aside(name)] if place != root else []
             there |= {os.path.join(below, name) for name in files if is_image_name(name) and not _is_aside(name)}
-    others = sorted(os.path.relpath(path, root) for path in there - known)
-    if not others:
+    left = sorted(os.path.relpath(path, root) for path in there - known)
+    if not left:
         return []
-    what = f"{len(others)} of {len(there)} images beside those of the views ({first_names(others)})"
+    what = f"{len(left)} of {len(there)} images beside those of the views ({first_names(left)})"
     return [Finding(what, False, "the capture has no pose for them")]
 
 

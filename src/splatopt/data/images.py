@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from splatopt.core.checks import InputError, short
+from splatopt.data.image_formats import UnreadFormatError, is_raw_preview, register_heif, unread_form
 from splatopt.data.lens import Lens
 
 MAX_PIXELS = 150_000_000
@@ -27,7 +28,7 @@ MAX_PIXELS = 150_000_000
 
 _FORMATS = (
     *("AVIF", "BMP", "DDS", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "PSD", "QOI", "SGI"),
-    *("SUN", "TGA", "TIFF", "WEBP"),
+    *("SUN", "TGA", "TIFF", "WEBP", "HEIF"),
 )
 """What is decoded of what Pillow knows: pictures of pixels. Drawings such as EPS are programs, which it would run."""
 
@@ -68,8 +69,9 @@ class ImageHeader:
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    """Those of _FORMATS that this Pillow was built with; of others it would raise a KeyError for every file."""
+    """Those of _FORMATS that Pillow has here, built in or by pi-heif; of others it would raise a KeyError each time."""
     Image.init()
+    register_heif()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
@@ -90,9 +92,14 @@ def _open(path: Path) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise InputError(f"image {short(path)} claims more than {MAX_PIXELS} pixels; make it smaller") from error
     except _UNREADABLE as error:
+        if (form := unread_form(path)) is not None:
+            raise UnreadFormatError(path, form) from error
         raise UnreadableImageError(
             f"image {short(path)} is truncated or no image; replace it or go on without it with --skip-missing"
         ) from error
+    if is_raw_preview(image, path):
+        image.close()
+        raise UnreadFormatError(path, "raw")
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.width}x{image.height}"
         image.close()
@@ -124,6 +131,7 @@ def read_header(path: Path) -> ImageHeader:
 
     Raises:
         UnreadableImageError: The file is missing, truncated or no image.
+        UnreadFormatError: It is a whole file of a format that is not decoded.
         InputError: It claims more pixels than ``MAX_PIXELS``.
     """
     with _open(path) as image:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,10 @@ from torch import Tensor
 from splatopt.core.checks import InputError, quoted
 from splatopt.data.lens import Lens
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".JPG", ".JPEG", ".PNG", ".webp", ".tif", ".tiff", ".bmp")
+IMAGE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".JPG", ".JPEG", ".PNG", ".webp", ".tif", ".tiff", ".bmp"),
+    *(".avif", ".heic", ".HEIC"),
+)
 """Endings that are tried where a capture names an image without one."""
 
 MAX_DISTANCE = 1e12
@@ -99,7 +102,8 @@ class Source:
     """Everything that a reader found.
 
     Attributes:
-        kind: ``colmap``, ``blender``, ``nerfstudio``, ``instant-ngp``, ``procedural``, or what a plug-in's reader says.
+        kind: ``colmap``, ``blender``, ``nerfstudio``, ``instant-ngp``, ``llff``, ``polycam``, ``record3d``,
+            ``procedural``, or what a plug-in's reader says.
         images: The views, in the order in which the capture counts them.
         points: Sparse points, or None where the capture has none.
         warnings: One sentence each.
@@ -155,10 +159,12 @@ def check_translation(translation: np.ndarray, where: str) -> None:
 def registered_once(images: Sequence[PosedImage], where: str, warnings: list[str]) -> list[PosedImage]:
     """Return the views without those that say again what another says of the same photograph.
 
+    A photograph that is both trained on and held out is held out alone.
+
     Args:
         images: Views of one capture.
         where: What names them, for the messages.
-        warnings: Gets a sentence where a view was left out, or is both trained on and held out.
+        warnings: Gets a sentence where a view was left out, or was both trained on and held out.
 
     Raises:
         InputError: A photograph has two poses or two lenses: one of them is wrong, and which is not known.
@@ -175,18 +181,27 @@ def registered_once(images: Sequence[PosedImage], where: str, warnings: list[str
             f"{where} registers {len(again)} photographs more than once with the same pose, such as "
             f"{quoted(again[0].name)}; each is used once"
         )
-    files: dict[str, PosedImage] = {}
-    both: list[PosedImage] = []
-    for (file, _), image in kept.items():
-        if (before := files.setdefault(file, image)) is not image:
-            _check_agree(before, image, where)
-            both.append(image)
-    if both:
-        warnings.append(
-            f"{len(both)} photographs are both trained on and held out, such as {quoted(both[0].name)}; the "
-            "scores are better than those of views that were not seen"
-        )
-    return list(kept.values())
+    return _on_one_side(list(kept.values()), where, warnings)
+
+
+def _on_one_side(images: list[PosedImage], where: str, warnings: list[str]) -> list[PosedImage]:
+    """Return the views with each photograph trained on or held out, not both; held out wins.
+
+    Where nothing would be left to train on, the capture's own split says nothing, and the views are of no part.
+    """
+    trained = {os.path.normpath(image.path): image for image in images if image.part != "test"}
+    held_out = {os.path.normpath(image.path): image for image in images if image.part == "test"}
+    both = [file for file in trained if file in held_out]
+    if not both:
+        return images
+    for file in both:
+        _check_agree(trained[file], held_out[file], where)
+    what = f"{len(both)} photographs are both trained on and held out, such as {quoted(trained[both[0]].name)}"
+    if len(both) < len(trained):
+        warnings.append(f"{what}; they are held out alone")
+        return [image for image in images if image.part == "test" or os.path.normpath(image.path) not in held_out]
+    warnings.append(f"{what}, which leaves none to train on; test views are chosen anew")
+    return [replace(image, part="") for image in {**held_out, **trained}.values()]
 
 
 def _check_agree(first: PosedImage, second: PosedImage, where: str) -> None:

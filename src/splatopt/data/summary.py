@@ -17,10 +17,12 @@ from splatopt.data.capture import (
     CameraMaker,
     CaptureOptions,
     View,
+    capture_name,
     check_view,
     gather_warnings,
     scene_extent,
 )
+from splatopt.data.image_formats import UnreadFormatError, in_one_sentence
 from splatopt.data.image_lookup import first_names
 from splatopt.data.images import UnreadableImageError
 from splatopt.data.readers import read_source
@@ -43,8 +45,8 @@ class CaptureSummary:
 
     Attributes:
         name: Name of the folder.
-        path: The folder.
-        kind: ``colmap``, ``blender``, ``nerfstudio``, ``instant-ngp`` or ``procedural``.
+        path: The folder, or the file of poses in it.
+        kind: See :class:`splatopt.data.source.Source`.
         views: Views that the capture names, whether or not their images are there.
         sizes: Sizes after undistortion and resizing, the most frequent first.
         camera_models: COLMAP's names of the lenses before undistortion.
@@ -94,7 +96,7 @@ class _Findings:
 
 def _look(images: tuple[PosedImage, ...], options: CaptureOptions) -> _Findings:
     """Check every view and collect what is wrong instead of raising it."""
-    views, unreadable, cameras, kept, usable = [], [], [], [], []
+    views, unreadable, unread, cameras, kept, usable = [], [], [], [], [], []
     problems: list[tuple[PosedImage, str]] = []
     maker = CameraMaker(options)
     for posed in images:
@@ -106,6 +108,8 @@ def _look(images: tuple[PosedImage, ...], options: CaptureOptions) -> _Findings:
             unreadable.append(posed)
             if options.skip_missing:
                 continue
+        except UnreadFormatError as error:
+            unread.append(error)
         except InputError as error:
             problems.append((posed, str(error)))
         try:
@@ -114,9 +118,8 @@ def _look(images: tuple[PosedImage, ...], options: CaptureOptions) -> _Findings:
             usable += [posed] if view else []
         except InputError as error:
             problems.append((posed, str(error)))
-    return _Findings(
-        tuple(views), tuple(unreadable), tuple(cameras), tuple(kept), tuple(usable), tuple(_grouped(problems))
-    )
+    sentences = (*in_one_sentence(unread), *_grouped(problems))
+    return _Findings(tuple(views), tuple(unreadable), tuple(cameras), tuple(kept), tuple(usable), sentences)
 
 
 def _grouped(problems: Sequence[tuple[PosedImage, str]]) -> Iterator[str]:
@@ -175,7 +178,7 @@ def inspect_capture(path: Path, options: CaptureOptions | None = None, *, min_si
     points = len(source.points) if source.points is not None else 0
     unreadable = found.unreadable
     return CaptureSummary(
-        name=path.resolve().name,
+        name=capture_name(path),
         path=path,
         kind=source.kind,
         views=len(source.images),
@@ -200,7 +203,7 @@ def _next_command(path: Path, options: CaptureOptions, *, can_train: bool, point
     """Return the command that trains on the capture as it is, or looks at it again where none can."""
     words = ["splatopt", "train" if can_train else "inspect", str(path)]
     if can_train:
-        words += ["--out", str(_free_folder(Path("runs"), path.resolve().name))]
+        words += ["--out", str(_free_folder(Path("runs"), capture_name(path)))]
     if options.images is not None:
         words += ["--images", options.images]
     for name in ("downscale", "max_side", "test_every"):

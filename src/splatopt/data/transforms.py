@@ -8,11 +8,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
 from splatopt.core.checks import InputError, quoted, short
+from splatopt.data.image_folders import readable
 from splatopt.data.image_lookup import find_images
 from splatopt.data.images import UnreadableImageError, read_header
 from splatopt.data.lens import Lens
@@ -21,6 +21,12 @@ from splatopt.data.text_files import read_text
 
 MAX_JSON_BYTES = 512 * 2**20
 """Largest file of poses that is read, bytes; a thousand frames take about one mebibyte."""
+
+OTHER_LENSES = (
+    *("k5", "k6", "s1", "s2", "s3", "s4", "ftheta_p0", "ftheta_p1", "ftheta_p2", "ftheta_p3", "ftheta_p4"),
+    *("ocam", "latlong", "equirectangular", "orthographic"),
+)
+"""Keys of instant-ngp and others whose lenses would make another picture of the scene; 0 and false say nothing."""
 
 _PERSPECTIVE = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE", "SIMPLE_RADIAL", "RADIAL")
 
@@ -31,6 +37,30 @@ def read_json(path: Path) -> dict[str, object]:
     Raises:
         InputError: It is no JSON, no object, or has no list ``frames`` of objects.
     """
+    content = read_object(path)
+    check_frames(path, content, "frames")
+    return content
+
+
+def check_frames(path: Path, content: Mapping[str, object], key: str) -> list[dict[str, object]]:
+    """Return the list of frames under ``key`` of a file; raises InputError unless it is one."""
+    frames = content.get(key)
+    if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
+        raise InputError(f"{path} must be a JSON object with a list {key!r} of objects; export it again")
+    return frames
+
+
+def find_image(folder: Path, name: str) -> Path:
+    """Return the file that a name in a capture's file means; it may not exist."""
+    return find_images(folder, [name], [])[0].path
+
+
+def read_object(path: Path) -> dict[str, object]:
+    """Read a JSON object.
+
+    Raises:
+        InputError: It is no JSON, or no object.
+    """
     if path.stat().st_size > MAX_JSON_BYTES:
         raise InputError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB, which no file of camera poses is")
     try:
@@ -40,8 +70,7 @@ def read_json(path: Path) -> dict[str, object]:
     except (ValueError, RecursionError) as error:
         what = str(error) if isinstance(error, json.JSONDecodeError) else "not text"
         raise InputError(f"{path} is not valid JSON ({what}); export it again") from error
-    frames = content.get("frames") if isinstance(content, dict) else None
-    if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
+    if not isinstance(content, dict):
         raise InputError(f"{path} must be a JSON object with a list 'frames' of objects; export it again")
     return content
 
@@ -56,18 +85,18 @@ def _named_once(path: Path, pairs: list[tuple[str, object]]) -> dict[str, object
     return values
 
 
-def _number(values: Mapping[str, object], key: str, where: str) -> float | None:
-    """Return ``values[key]`` as a finite number, or None where it is absent."""
+def finite_number(values: Mapping[str, object], key: str, where: str) -> float | None:
+    """Return ``values[key]`` as a finite number, or None where it is absent; raises InputError of anything else."""
     value = values.get(key)
     if value is None:
         return None
     try:
-        number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+        finite = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
     except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
+        finite = math.inf
+    if not math.isfinite(finite):
         raise InputError(f"{where}: {key!r} must be a finite number, got {quoted(value)}")
-    return number
+    return finite
 
 
 def _matrix(frame: Mapping[str, object], where: str) -> np.ndarray:
@@ -90,14 +119,14 @@ class _Size:
 
 def _header_size(path: Path) -> _Size | None:
     try:
-        header = read_header(path)
+        header = read_header(readable(path))
     except UnreadableImageError:
         return None
     return _Size(header.width, header.height)
 
 
 def _file_size(values: Mapping[str, object], where: str) -> _Size | None:
-    width, height = _number(values, "w", where), _number(values, "h", where)
+    width, height = finite_number(values, "w", where), finite_number(values, "h", where)
     return None if width is None or height is None else _Size(round(width), round(height))
 
 
@@ -105,8 +134,8 @@ def _focal_lengths(values: Mapping[str, object], size: _Size, where: str) -> tup
     """Return fx and fy from ``fl_x``/``fl_y``, or from ``camera_angle_x``/``_y``: f = side / (2 tan(angle/2))."""
     focal = {}
     for axis, side in (("x", size.width), ("y", size.height)):
-        focal[axis] = _number(values, f"fl_{axis}", where)
-        angle = _number(values, f"camera_angle_{axis}", where)
+        focal[axis] = finite_number(values, f"fl_{axis}", where)
+        angle = finite_number(values, f"camera_angle_{axis}", where)
         if focal[axis] is None and angle is not None:
             if not 0 < angle < math.pi:
                 raise InputError(f"{where}: 'camera_angle_{axis}' must lie between 0 and π radians, got {angle}")
@@ -122,10 +151,16 @@ def _focal_lengths(values: Mapping[str, object], size: _Size, where: str) -> tup
 def _lens(values: Mapping[str, object], size: _Size, where: str) -> Lens:
     """Return the lens that the keys of nerfstudio and instant-ngp describe."""
     fx, fy = _focal_lengths(values, size, where)
-    cx, cy = _number(values, "cx", where), _number(values, "cy", where)
+    cx, cy = finite_number(values, "cx", where), finite_number(values, "cy", where)
     pinhole = (fx, fy, size.width / 2 if cx is None else cx, size.height / 2 if cy is None else cy)
-    k1, k2, k3, k4, p1, p2 = (_number(values, key, where) or 0.0 for key in ("k1", "k2", "k3", "k4", "p1", "p2"))
+    k1, k2, k3, k4, p1, p2 = (finite_number(values, key, where) or 0.0 for key in ("k1", "k2", "k3", "k4", "p1", "p2"))
     model = str(values.get("camera_model", "OPENCV")).upper()
+    other = next((key for key in OTHER_LENSES if values.get(key)), None)
+    if other is not None:
+        raise InputError(
+            f"{where}: {other!r} describes a lens that is not supported; use k1 to k4, p1 and p2 of OPENCV or "
+            "OPENCV_FISHEYE, or undistort the photographs"
+        )
     if model == "OPENCV_FISHEYE" or values.get("is_fisheye") is True:
         return Lens("OPENCV_FISHEYE", size.width, size.height, (*pinhole, k1, k2, k3, k4), where)
     if model not in _PERSPECTIVE:
@@ -145,7 +180,9 @@ def _lens(values: Mapping[str, object], size: _Size, where: str) -> Lens:
     return Lens("PINHOLE", size.width, size.height, pinhole, where)
 
 
-def read_frames(path: Path, content: Mapping[str, object], warnings: list[str], part: str = "") -> list[PosedImage]:
+def read_frames(
+    path: Path, content: Mapping[str, object], warnings: list[str], part: str = "", key: str = "frames"
+) -> list[PosedImage]:
     """Return the views of one file, in the file's order.
 
     Intrinsics of a frame win over those of the file. Where no size is given it is the image's own;
@@ -157,16 +194,17 @@ def read_frames(path: Path, content: Mapping[str, object], warnings: list[str], 
         warnings: Gets a sentence where images lie under other names, see
             :func:`splatopt.data.image_lookup.find_images`.
         part: ``train`` or ``test`` where the file says so, else empty.
+        key: Of the list of frames.
 
     Raises:
         InputError: A frame lacks its path, pose or focal length, or holds a NaN.
     """
-    shared = {key: value for key, value in content.items() if key != "frames"}
+    shared = {name: value for name, value in content.items() if name not in ("frames", key)}
     views: list[PosedImage] = []
     sizes: dict[int, _Size | None] = {}
     first: _Size | None = None
     prepared = []
-    frames = cast(list[dict[str, object]], content["frames"])
+    frames = check_frames(path, content, key)
     images = find_images(path.parent, _names(path, frames), warnings)
     for index, (frame, image) in enumerate(zip(frames, images, strict=True)):
         where = f"{path}, view {quoted(image.name)}"

@@ -37,7 +37,7 @@ class DataOptions(runs.SettingGroup):
     """What is fitted."""
 
     target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")] = field(metadata=AS_ASKED)
-    """An image file, a mesh file, or the folder of a capture."""
+    """An image file, a mesh file, or the folder (or the transforms.json) of a capture."""
 
     task: TaskKind = TaskKind.AUTO
     """image, occupancy or nerf; auto goes by what the target is."""
@@ -179,9 +179,9 @@ class ProcessOptions(runs.ProcessOptions):
 
 
 def guess_task(target: Path) -> TaskKind:
-    """Return what ``target`` can be fitted as: a folder is a capture, a file a mesh or an image by its ending."""
+    """Return what ``target`` can be fitted as: a folder or a JSON file is a capture, others a mesh or an image."""
     from splatopt.data.mesh import is_mesh_name
 
-    if target.is_dir():
+    if target.is_dir() or target.suffix.lower() == ".json":
         return TaskKind.NERF
     return TaskKind.OCCUPANCY if is_mesh_name(target) else TaskKind.IMAGE

@@ -44,7 +44,8 @@ class DataOptions(runs.SettingGroup):
     """What is trained on."""
 
     capture: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CAPTURE")] = field(metadata=AS_ASKED)
-    """Folder of the capture: COLMAP, Blender, nerfstudio or instant-ngp."""
+    """Folder of the capture, or the transforms.json in it: COLMAP, nerfstudio, instant-ngp, Blender, LLFF, Polycam or
+    Record3D."""
 
     input_views: int = field(default=0, metadata=bounds(0))
     """Train on so many views alone, chosen far from each other, and hold out the rest; 0 for the capture's
