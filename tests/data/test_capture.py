@@ -46,7 +46,7 @@ def test_no_model_lists_the_paths_tried(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no model found") as caught:
         load_capture(tmp_path)
     for place in ("sparse/0", "sparse", "colmap/sparse/0", "transforms_train.json", "transforms.json"):
-        assert str(tmp_path / place) in str(caught.value)
+        assert f" {place}," in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ def test_what_is_not_used_is_said(tmp_path: Path) -> None:
         shutil.copytree(tmp_path / "images", tmp_path / name)
     assert load_capture(tmp_path).warnings == (
         "smaller copies in images_2, images_8: not used, --images images_2 takes them",
-        "the folder depths: not used, scenes are trained on colours alone",
+        "the folder depths: not used, splatopt trains on colours alone",
     )
     assert len(load_capture(tmp_path, CaptureOptions(images="images_2")).warnings) == 1
 

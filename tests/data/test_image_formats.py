@@ -142,8 +142,12 @@ def test_converted_photographs_are_found_beside(unread: Path) -> None:
     """The model need not be made anew when they have been converted."""
     for file in (unread / "images").glob("*.heic"):
         (file.with_name("." + file.stem + ".png")).rename(file.with_suffix(".png"))
-    said = "4 photographs are taken from files with another ending, such as 'image_000.png' for 'image_000.heic'"
-    for _ in range(2):
+    beside = "4 photographs are taken from files with another ending, such as 'image_000.png' for 'image_000.heic'"
+    alone = (
+        "4 of 4 images lie under other names than the capture gives them, such as 'image_000.heic' at 'image_000.png'; "
+        "they are used"
+    )
+    for said in (beside, alone):
         capture = load_capture(unread)
         assert capture.warnings[0] == said
         assert capture.images[2].shape == (60, 80, 3)

@@ -163,7 +163,8 @@ def test_polycam_without_corrected_cameras(tmp_path: Path) -> None:
         assert "those are used that the phone recorded, which drift" in capture.warnings[0]
         assert capture.warnings[1:] == (
             "the folder depth: not used, splatopt trains on colours alone",
-            "2 photographs in images (17000.jpg, 17001.jpg): not used, the capture gives no poses for them",
+            "2 of 11 images beside those of the views (images/17000.jpg, images/17001.jpg): not used, the capture has no "
+            "pose for them",
         )
 
 
@@ -204,9 +205,8 @@ def test_record3d_names_what_is_left_over(tmp_path: Path) -> None:
     given_one = layouts.example(4)
     layouts.write_record3d(tmp_path, given_one)
     layouts.photographs(given_one, tmp_path / "rgb", lambda index: f"{index + 7}.jpg", range(1))
-    assert (
-        "1 photograph in rgb (7.jpg): not used, the capture gives no poses for them" in load_capture(tmp_path).warnings
-    )
+    said = "1 of 5 images beside those of the views (rgb/7.jpg): not used, the capture has no pose for them"
+    assert said in load_capture(tmp_path).warnings
     (tmp_path / "rgb" / "2.jpg").unlink()
     assert inspect_capture(tmp_path).missing == ("2.jpg",)
 
