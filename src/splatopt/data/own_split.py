@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -73,13 +74,23 @@ def _listed(
         return set()
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise InputError(f"{folder}: {key!r} must be a list of names of files; export the file again")
-    found = {name: os.path.normpath(find_image(folder, name)) for name in names}
+    called = Counter(os.path.basename(file) for file in files)
+    found = {name: _file(folder, name, files, called) for name in names}
     unknown = [name for name, file in found.items() if file not in files]
     if unknown:
         warnings.append(
             f"{len(unknown)} of {len(found)} names of {key} are not among the frames, such as {quoted(unknown[0])}"
         )
     return {file for file in found.values() if file in files}
+
+
+def _file(folder: Path, name: str, files: Mapping[str, PosedImage], called: Mapping[str, int]) -> str:
+    """Return the file that an entry means: as frames' names do, else the one that is called so alone."""
+    file = os.path.normpath(find_image(folder, name.replace("\\", "/")))
+    bare = os.path.basename(file)
+    if file in files or called.get(bare) != 1:
+        return file
+    return next(one for one in files if os.path.basename(one) == bare)
 
 
 def _by_prefix(views: Sequence[PosedImage]) -> tuple[list[PosedImage], str]:

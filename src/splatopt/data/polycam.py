@@ -15,6 +15,7 @@ import numpy as np
 from splatopt.core.checks import InputError, short
 from splatopt.data.image_folders import not_named, unused_folders
 from splatopt.data.lens import Lens
+from splatopt.data.point_files import find_points
 from splatopt.data.source import PosedImage, Source, opengl_to_world_to_camera
 from splatopt.data.transforms import find_image, finite_number, read_object
 
@@ -55,7 +56,8 @@ def read_polycam(path: Path) -> Source:
         )
     views = [_view(file, images) for file in sorted(cameras.glob("*.json"))]
     found = [*unused_folders(folder), *not_named([images], [view.path for view in views])]
-    return Source("polycam", tuple(views), None, tuple(warnings), found=tuple(found))
+    points = find_points(path, {}, views, warnings)
+    return Source("polycam", tuple(views), points, tuple(warnings), found=tuple(found))
 
 
 def _holds_files(folder: Path) -> bool:
