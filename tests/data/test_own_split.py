@@ -71,6 +71,13 @@ def write(path: Path, views: int = 6, **keys: object) -> None:
         ),
         ({"train": (0, 1, 2, 4)}, "train_filenames", (0, 1, 2, 4), (3, 5), None),
         (
+            {"train": (0, 1, 2, 3, 4, 5), "test": (0, 1, 2, 3, 4, 5)},
+            "every-8th-test",
+            (1, 2, 3, 4, 5),
+            (0,),
+            "test_filenames leaves no view to train on; test views are chosen from all",
+        ),
+        (
             {"train": (0, 1, 2, 3, 4, 5)},
             "every-8th-test",
             (1, 2, 3, 4, 5),
