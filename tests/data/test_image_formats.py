@@ -155,6 +155,13 @@ def test_converted_photographs_are_found_beside(unread: Path) -> None:
             file.unlink()
 
 
+def test_photographs_that_are_not_converted_yet_are_named(unread: Path) -> None:
+    model = unread / "sparse" / "0" / "images.txt"
+    model.write_text(model.read_text().replace(".heic", ".jpg"))
+    with pytest.raises(InputError, match=r"4 photographs such as 'image_000.heic': HEIC is not read; convert"):
+        load_capture(unread)
+
+
 def test_converted_photographs_give_the_size_that_the_file_does_not(tmp_path: Path) -> None:
     layouts.write_json(tmp_path, layouts.example())
     file = tmp_path / "transforms.json"

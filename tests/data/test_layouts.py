@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 import layouts
 import numpy as np
+import plyfile
 import pytest
 from capture_cases import write_colmap
 from hypothesis import given, settings
@@ -18,6 +19,8 @@ from hypothesis import strategies as st
 from splatopt.cli import main
 from splatopt.core.checks import InputError
 from splatopt.data import CaptureOptions, inspect_capture, load_capture
+
+COLORED = [(axis, "f4") for axis in "xyz"] + [(channel, "u1") for channel in ("red", "green", "blue")]
 
 WRITERS = {
     "nerfstudio": layouts.write_json,
@@ -60,6 +63,24 @@ def test_every_layout_gives_the_same_capture(views, size, focal, unit, seed) -> 
             assert capture.split.is_own == (kind in ("nerfstudio", "blender"))
             reds = [int(capture.images[place][0, 0, 0]) for place in range(views)]
             np.testing.assert_allclose(reds, [20 * index for index in order], atol=6)  # JPEG's rounding
+
+
+@pytest.mark.parametrize("kind", ["llff", "polycam", "record3d"])
+def test_points_beside_the_poses(tmp_path: Path, kind: str) -> None:
+    given_one = layouts.example()
+    WRITERS[kind](tmp_path, given_one)
+    before = given_one.camera_to_world @ [0.1, 0.1, -2, 1]
+    rows = np.array([(*place[:3], 10 * row, 0, 255) for row, place in enumerate(before)], dtype=COLORED)
+    plyfile.PlyData([plyfile.PlyElement.describe(rows, "vertex")]).write(str(tmp_path / "cloud.ply"))
+    capture = load_capture(tmp_path)
+    assert capture.points is None
+    assert (
+        "'cloud.ply' beside the poses: not used; a file of points is to be named sparse_pc.ply" in capture.warnings[0]
+    )
+    (tmp_path / "cloud.ply").rename(tmp_path / "points3d.ply")
+    points = load_capture(tmp_path).points
+    assert points is not None
+    np.testing.assert_allclose(points.positions.numpy(), before[:, :3], atol=1e-6)
 
 
 # ---------------------------------------------------------------------- LLFF

@@ -71,6 +71,13 @@ def write(path: Path, views: int = 6, **keys: object) -> None:
         ),
         ({"train": (0, 1, 2, 4)}, "train_filenames", (0, 1, 2, 4), (3, 5), None),
         (
+            {"train": (0, 1, 2, 3, 4, 5), "test": (0, 1, 2, 3, 4, 5)},
+            "every-8th-test",
+            (1, 2, 3, 4, 5),
+            (0,),
+            "test_filenames leaves no view to train on; test views are chosen from all",
+        ),
+        (
             {"train": (0, 1, 2, 3, 4, 5)},
             "every-8th-test",
             (1, 2, 3, 4, 5),
@@ -89,8 +96,9 @@ def test_lists_of_file_names(tmp_path: Path, lists: dict, name: str, train, test
 
 
 def test_names_are_found_as_those_of_frames(tmp_path: Path) -> None:
-    write(tmp_path, test_filenames=["./images/003.png", "images//004", "images/../images/005.png"])
-    assert parts(load_capture(tmp_path))[1] == names(3, 4, 5)
+    listed = ["./images/003.png", "images//004", "images/../images/005.png", "images\\002.png", "001.png"]
+    write(tmp_path, test_filenames=listed)
+    assert parts(load_capture(tmp_path))[1] == names(1, 2, 3, 4, 5)
 
 
 @pytest.mark.parametrize("value", ["images/003.png", {"a": 1}, [3], [""]])

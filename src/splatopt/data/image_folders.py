@@ -95,11 +95,15 @@ def _place(file: Path, *, one_folder: bool) -> str:
 
 
 def readable(path: Path) -> Path:
-    """Return a photograph's file; ``x.jpg`` or ``x.png`` for an ``x.heic`` that is not there or not read here."""
+    """Return a photograph's file, or one beside it with another ending, where it is not there or not read here.
+
+    So ``x.jpg`` or ``x.png`` stands for ``x.heic``; and ``x.heic`` for an ``x.jpg`` that is not there, to be named.
+    """
     is_there = os.path.isfile(path)
     if not path.name or (is_there and (path.suffix.lower() not in UNREAD_ENDINGS or unread_form(path) is None)):
         return path
-    places = (path.with_suffix(ending) for ending in IMAGE_SUFFIXES if ending.lower() not in UNREAD_ENDINGS)
+    endings = [ending for ending in IMAGE_SUFFIXES if not is_there or ending.lower() not in UNREAD_ENDINGS]
+    places = (path.with_suffix(ending) for ending in endings)
     return next((place for place in places if os.path.isfile(place)), path)
 
 

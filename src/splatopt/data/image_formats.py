@@ -49,7 +49,7 @@ _BEGINNINGS = {
     b"ply\n": "PLY",
     b"ply\r": "PLY",
 }
-_MARKUP = {b"<svg": "SVG drawing", b"<html": "web page", b"<!doctype html": "web page"}
+_MARKUP = {b"<?xml": "XML file", b"<svg": "SVG drawing", b"<html": "web page", b"<!doctype html": "web page"}
 _HEAD_BYTES = 64
 _REDUCED, _SUBFILE_TYPE, _DNG_VERSION = 1, 254, 50706
 

@@ -17,6 +17,7 @@ import numpy as np
 from splatopt.core.checks import InputError, quoted, short
 from splatopt.data.image_folders import image_files, named_folder, shrunk_folder
 from splatopt.data.lens import Lens
+from splatopt.data.point_files import find_points
 from splatopt.data.source import PosedImage, Source, opengl_to_world_to_camera
 
 POSES_FILE = "poses_bounds.npy"
@@ -65,7 +66,8 @@ def read_llff(path: Path, images: str | None = None) -> Source:
         size = round(width), round(height)
         lens = Lens("PINHOLE", *size, (focal, focal, width / 2, height / 2), where)
         views.append(PosedImage(name, folder / name, world_to_camera, lens))
-    return Source("llff", tuple(views), None, tuple(warnings))
+    points = find_points(path, {}, views, warnings)
+    return Source("llff", tuple(views), points, tuple(warnings))
 
 
 def _folder(path: Path, warnings: list[str]) -> str:

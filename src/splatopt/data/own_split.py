@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +25,9 @@ def own_split(
 
     Held out are the views of ``test_filenames``, else of ``val_filenames``, else those that ``train_filenames`` does
     not name. Trained on are those of ``train_filenames``, without it all that no list names; what is in both is held
-    out alone. Other views are left out, as in nerfstudio. Without lists, files that are all called ``frame_train_…`` or
-    ``frame_eval_…``, as ns-process-data calls them, say it by their names.
+    out alone. Lists that leave none on one side say nothing. Other views are left out, as in nerfstudio. Without lists,
+    files that are all called ``frame_train_…`` or ``frame_eval_…``, as ns-process-data calls them, say it by their
+    names.
 
     Args:
         folder: Where the file lies.
@@ -47,13 +49,15 @@ def own_split(
         warnings.append(f"{TRAIN} names every view and no list names others; test views are chosen from all")
         return list(views), ""
     both = [files[file].name for file in files if file in train and file in held_out]
+    others = (train or set(files) - held_out - validation) - held_out
+    if not others:
+        warnings.append(f"{name} leaves no view to train on; test views are chosen from all")
+        return list(views), ""
     if both:
         warnings.append(
             f"{len(both)} photographs are in {TRAIN} and in {name}, such as {quoted(both[0])}; they are held out alone"
         )
-    parts = dict.fromkeys(held_out, "test")
-    others = train or set(files) - held_out - validation
-    parts |= dict.fromkeys(others - held_out, "train")
+    parts = dict.fromkeys(held_out, "test") | dict.fromkeys(others, "train")
     left_out = [files[file].name for file in files if file not in parts]
     if left_out:
         lists = " and ".join((TRAIN, name) if train else (name, VALIDATION))
@@ -73,13 +77,26 @@ def _listed(
         return set()
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise InputError(f"{folder}: {key!r} must be a list of names of files; export the file again")
-    found = {name: os.path.normpath(find_image(folder, name)) for name in names}
+    called = Counter(os.path.basename(file) for file in files)
+    found = {name: _file(folder, name, files, called) for name in names}
     unknown = [name for name, file in found.items() if file not in files]
     if unknown:
         warnings.append(
             f"{len(unknown)} of {len(found)} names of {key} are not among the frames, such as {quoted(unknown[0])}"
         )
     return {file for file in found.values() if file in files}
+
+
+def _file(folder: Path, name: str, files: Mapping[str, PosedImage], called: Mapping[str, int]) -> str:
+    """Return the file that an entry means: as names of frames do, else that of the one view that is called so."""
+    tidy = name.replace("\\", "/").removeprefix("./")
+    file = os.path.normpath(find_image(folder, tidy))
+    if file in files:
+        return file
+    bare = os.path.basename(file)
+    alone = called.get(bare) == 1
+    fitting = (one for one, view in files.items() if view.name == tidy or (alone and os.path.basename(one) == bare))
+    return next(fitting, file)
 
 
 def _by_prefix(views: Sequence[PosedImage]) -> tuple[list[PosedImage], str]:

@@ -77,6 +77,13 @@ def find_points(
             return beside
     if missing:
         warnings.append(f"{missing}; the capture has none")
+    others = sorted(one.name for one in folder.glob("*.ply") if one.name not in POINT_FILES)
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        warnings.append(
+            f"{quoted(others[0])}{more} beside the poses: not used; a file of points is to be named "
+            f"{' or '.join(POINT_FILES[:2])}, or by ply_file_path"
+        )
     return None
 
 

@@ -16,6 +16,7 @@ from splatopt.core.checks import InputError, short
 from splatopt.data.image_folders import unused_folders
 from splatopt.data.image_lookup import unregistered
 from splatopt.data.lens import Lens
+from splatopt.data.point_files import find_points
 from splatopt.data.source import PosedImage, Source, opengl_to_world_to_camera
 from splatopt.data.transforms import find_image, finite_number, read_object
 
@@ -56,7 +57,8 @@ def read_polycam(path: Path) -> Source:
         )
     views = [_view(file, images) for file in sorted(cameras.glob("*.json"))]
     found = [*unused_folders(folder), *unregistered(folder, [view.path for view in views])]
-    return Source("polycam", tuple(views), None, tuple(warnings), found=tuple(found))
+    points = find_points(path, {}, views, warnings)
+    return Source("polycam", tuple(views), points, tuple(warnings), found=tuple(found))
 
 
 def _holds_files(folder: Path) -> bool:

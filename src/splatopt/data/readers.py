@@ -140,7 +140,7 @@ def _read_folder(path: Path, images: str | None) -> Source:
     tried = ", ".join(mark for reader in own for mark in reader.marks)
     others = "".join(f", the reader {name}" for name in (*READERS.names(Origin.GIVEN), *names))
     count = sum(len(image_files(folder)) for folder in (path, path / "images"))
-    held = f" beside its {count} photographs" if count else ""
+    held = f" beside its {count} photograph{'' if count == 1 else 's'}" if count else ""
     raise InputError(
         f"no model found in {path}{held}; looked there for {tried}{others}; give a folder with a COLMAP model "
         "(cameras, images and points3D as .bin or .txt) or a transforms.json, or the plug-in of a reader with "

@@ -19,6 +19,7 @@ from splatopt.core.schema import rotation_entries
 from splatopt.data.image_folders import image_files, unused_folders
 from splatopt.data.image_lookup import unregistered
 from splatopt.data.lens import Lens
+from splatopt.data.point_files import find_points
 from splatopt.data.source import PosedImage, Source, opengl_to_world_to_camera
 from splatopt.data.transforms import finite_number, read_object
 
@@ -69,7 +70,9 @@ def read_record3d(path: Path) -> Source:
         views.append(PosedImage(name, folder / name, opengl_to_world_to_camera(pose, where), lens))
     found = [*unused_folders(path), *unregistered(path, [view.path for view in views])]
     views.sort(key=lambda view: view.name)
-    return Source("record3d", tuple(views), None, found=tuple(found))
+    warnings: list[str] = []
+    points = find_points(path, {}, views, warnings)
+    return Source("record3d", tuple(views), points, tuple(warnings), found=tuple(found))
 
 
 def _lenses(content: Mapping[str, object], count: int, file: Path) -> list[Lens]:
