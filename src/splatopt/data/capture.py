@@ -13,9 +13,12 @@ from torch import Tensor
 from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError, cut, quoted, short, shown
 from splatopt.core.frame import WORLD, Frame
-from splatopt.data.images import ImageHeader, ImageSource, ImageStore, UnreadableImageError, read_header
+from splatopt.data.image_store import ImageSource, ImageStore
+from splatopt.data.images import ImageHeader, UnreadableImageError, read_header
 from splatopt.data.lens import Lens, Pinhole
+from splatopt.data.masks import check_masks, with_masks
 from splatopt.data.readers import read_source
+from splatopt.data.seen_pixels import MaskUse
 from splatopt.data.source import Finding, Points, PosedImage, Source
 
 
@@ -32,6 +35,7 @@ class CaptureOptions:
         skip_missing: Whether views whose image is missing or truncated are left out, with a warning.
         cache_mebibytes: Decoded images kept in memory, MiB.
         test_every: Every n-th view by name is held out (8 as in the literature, llffhold).
+        mask: What becomes of masked and of see-through pixels.
     """
 
     images: str | None = None
@@ -41,6 +45,7 @@ class CaptureOptions:
     skip_missing: bool = False
     cache_mebibytes: int = 512
     test_every: int = 8
+    mask: MaskUse = MaskUse.AUTO
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing.
@@ -331,19 +336,32 @@ def load_capture(path: Path, options: CaptureOptions | None = None) -> Capture:
     """
     options = options or CaptureOptions()
     path = Path(path)
-    source = read_source(path, options.images)
+    source = with_masks(path, read_source(path, options.images))
     views, unreadable = check_views(source.images)
     if unreadable and not options.skip_missing:
         more = f" (and {len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
         raise UnreadableImageError(f"{unreadable[0][1]}{more}")
+    masks = check_masks(views, options.mask)
+    if masks.problems:
+        more = f" (and {len(masks.problems) - 1} more)" if len(masks.problems) > 1 else ""
+        raise InputError(f"{masks.problems[0]}{more}")
+    views, source = masks.views, masks.told(source)
     maker = CameraMaker(options)
     split = make_split([view.posed for view in views], options.test_every, source.split)
     cameras = tuple(maker.camera(view.posed, view.lens) for view in views)
     sources = [
-        ImageSource(view.posed.path, view.lens, camera.width, camera.height, view.header.has_alpha)
+        ImageSource(
+            view.posed.path,
+            view.lens,
+            camera.width,
+            camera.height,
+            view.header.has_alpha,
+            view.posed.mask,
+            options.mask,
+        )
         for view, camera in zip(views, cameras, strict=True)
     ]
-    see_through = any(view.header.has_alpha for view in views)
+    see_through = any(one.shows_background for one in sources)
     return Capture(
         name=path.resolve().name,
         path=path,

@@ -20,6 +20,7 @@ from splatopt.data.capture import (
     scene_extent,
 )
 from splatopt.data.images import UnreadableImageError
+from splatopt.data.masks import MaskCheck, check_masks, with_masks
 from splatopt.data.readers import read_source
 from splatopt.data.source import Finding, PosedImage
 
@@ -85,6 +86,7 @@ class _Findings:
     cameras: tuple[Camera, ...]
     kept: tuple[PosedImage, ...]
     problems: tuple[str, ...]
+    masks: MaskCheck[View]
 
 
 def _look(images: tuple[PosedImage, ...], options: CaptureOptions) -> _Findings:
@@ -108,7 +110,17 @@ def _look(images: tuple[PosedImage, ...], options: CaptureOptions) -> _Findings:
             kept.append(posed)
         except InputError as error:
             problems.append(str(error))
-    return _Findings(tuple(views), tuple(unreadable), tuple(cameras), tuple(kept), tuple(problems))
+    masks = check_masks(views, options.mask)
+    empty = {id(view.posed) for view in views} - {id(view.posed) for view in masks.views}
+    left = [(camera, posed) for camera, posed in zip(cameras, kept, strict=True) if id(posed) not in empty]
+    return _Findings(
+        views=tuple(masks.views),
+        unreadable=tuple(unreadable),
+        cameras=tuple(camera for camera, _ in left),
+        kept=tuple(posed for _, posed in left),
+        problems=(*problems, *masks.problems),
+        masks=masks,
+    )
 
 
 def inspect_capture(path: Path, options: CaptureOptions | None = None) -> CaptureSummary:
@@ -126,9 +138,9 @@ def inspect_capture(path: Path, options: CaptureOptions | None = None) -> Captur
     """
     options = options or CaptureOptions()
     path = Path(path)
-    source = read_source(path, options.images)
+    source = with_masks(path, read_source(path, options.images))
     found = _look(source.images, options)
-    problems, split = list(found.problems), None
+    source, problems, split = found.masks.told(source), list(found.problems), None
     try:
         split = make_split(found.kept, options.test_every, source.split)
     except InputError as error:
