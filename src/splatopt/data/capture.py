@@ -321,6 +321,10 @@ def gather_warnings(source: Source, views: Sequence[View], skipped: Sequence[Pos
     return tuple(warnings)
 
 
+def _size(camera: Camera) -> tuple[int, int]:
+    return camera.width, camera.height
+
+
 def load_capture(path: Path, options: CaptureOptions | None = None) -> Capture:
     """Find, check and split a capture; images are decoded only when asked for.
 
@@ -342,23 +346,13 @@ def load_capture(path: Path, options: CaptureOptions | None = None) -> Capture:
         more = f" (and {len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
         raise UnreadableImageError(f"{unreadable[0][1]}{more}")
     masks = check_masks(views, options.mask)
-    if masks.problems:
-        more = f" (and {len(masks.problems) - 1} more)" if len(masks.problems) > 1 else ""
-        raise InputError(f"{masks.problems[0]}{more}")
+    masks.refuse_problems()
     views, source = masks.views, masks.told(source)
     maker = CameraMaker(options)
     split = make_split([view.posed for view in views], options.test_every, source.split)
     cameras = tuple(maker.camera(view.posed, view.lens) for view in views)
     sources = [
-        ImageSource(
-            view.posed.path,
-            view.lens,
-            camera.width,
-            camera.height,
-            view.header.has_alpha,
-            view.posed.mask,
-            options.mask,
-        )
+        ImageSource(view.posed.path, view.lens, *_size(camera), view.header.has_alpha, view.posed.mask, options.mask)
         for view, camera in zip(views, cameras, strict=True)
     ]
     see_through = any(one.shows_background for one in sources)

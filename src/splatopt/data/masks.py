@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Generic, Protocol, TypeVar
 
-from splatopt.core.checks import InputError, cut, quoted, short
+from splatopt.core.checks import InputError, cut, quoted
 from splatopt.data.images import ImageHeader, read_mask
 from splatopt.data.seen_pixels import MaskUse
 from splatopt.data.source import IMAGE_SUFFIXES, Finding, PosedImage, Source
@@ -57,6 +57,12 @@ class MaskCheck(Generic[One]):
     warnings: tuple[str, ...]
     found: tuple[Finding, ...]
 
+    def refuse_problems(self) -> None:
+        """Raise InputError where a mask cannot be used."""
+        if self.problems:
+            more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
+            raise InputError(f"{self.problems[0]}{more}")
+
     def told(self, source: Source) -> Source:
         """Return what was read of the capture with what is said here."""
         return replace(source, warnings=(*source.warnings, *self.warnings), found=(*source.found, *self.found))
@@ -90,9 +96,9 @@ def with_masks(path: Path, source: Source) -> Source:
             "those views count"
         )
     if len(without) == len(images):
-        for folder in (root / name for name in FOLDERS):
-            if count := _pictures(folder):
-                found.append(Finding(f"{count} images in {folder.name}", False, "none has the name of a photograph"))
+        counts = {name: count for name in FOLDERS if (count := _pictures(root / name))}
+        unnamed = "none has the name of a photograph"
+        found += [Finding(f"{count} images in {name}", False, unnamed) for name, count in counts.items()]
     return replace(source, images=images, warnings=tuple(warnings), found=tuple(found))
 
 
@@ -152,15 +158,19 @@ def check_masks(views: Sequence[One], use: MaskUse) -> MaskCheck[One]:
     problems: list[str] = []
     for view in views:
         look = looks[view.posed.mask] if view.posed.mask is not None else None
-        if isinstance(look, _Look) and (problem := _misfit(view, look)):
-            problems.append(problem)
+        if isinstance(look, _Look) and not _fits(view.header, look):
+            problems.append(
+                f"mask {quoted(view.posed.mask)} is {look.width}x{look.height} pixels but its photograph "
+                f"{quoted(view.posed.name)} is {view.header.width}x{view.header.height}; use masks of the photographs' "
+                "shape"
+            )
         elif isinstance(look, str):
             problems.append(look)
         elif isinstance(look, _Look) and look.is_empty and use is not MaskUse.BACKGROUND:
             empty.append(view.posed.name)
             continue
         kept.append(view)
-    warnings = ()
+    warnings: tuple[str, ...] = ()
     if empty:
         names = ", ".join(cut(name) for name in empty[:5]) + (", …" if len(empty) > 5 else "")
         warnings = (f"the masks of {len(empty)} views leave none of their pixels; left out are {names}",)
@@ -185,16 +195,11 @@ def _look(path: Path) -> _Look | str:
     return _Look(seen.shape[1], seen.shape[0], not seen.any())
 
 
-def _misfit(view: LookedAt, mask: _Look) -> str | None:
-    """Say that a mask has another shape than its photograph, if to within a pixel it has."""
-    width, height = view.header.width, view.header.height
-    across, down = mask.width / width, mask.height / height
-    if abs(mask.height - height * across) <= max(1.0, across) and abs(mask.width - width * down) <= max(1.0, down):
-        return None
-    return (
-        f"mask {short(view.posed.mask or '')} is {mask.width}x{mask.height} pixels but its photograph "
-        f"{quoted(view.posed.name)} is {width}x{height}; use masks of the photographs' shape"
-    )
+def _fits(header: ImageHeader, mask: _Look) -> bool:
+    """Whether a mask has the shape of its photograph, to within a pixel."""
+    across, down = mask.width / header.width, mask.height / header.height
+    differences = abs(mask.height - header.height * across), abs(mask.width - header.width * down)
+    return differences[0] <= max(1.0, across) and differences[1] <= max(1.0, down)
 
 
 def _findings(views: Sequence[LookedAt], use: MaskUse) -> tuple[Finding, ...]:

@@ -20,6 +20,8 @@ PROTOCOL = (
     "per view, at most 100 dB; SSIM with a Gaussian window of 11 pixels, sigma 1.5; means over views"
 )
 
+_MASKED = ", which are 0 in both images where a window of SSIM sees them"
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -133,7 +135,7 @@ def evaluation_record(
     """
     some = after or before
     record: dict[str, Any] = {
-        "protocol": PROTOCOL + (f";{some.over_pixels}" if some and some.over_pixels else ""),
+        "protocol": PROTOCOL + (f";{some.over_pixels}{_MASKED}" if some and some.over_pixels else ""),
         "split": some.split if some else None,
         "subset": some.subset if some else None,
         "steps": steps,
