@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
-from splatopt.core.checks import InputError, cut, quoted
+from splatopt.core.checks import InputError, cut, quoted, short
 from splatopt.data.images import ImageHeader, read_mask
 from splatopt.data.seen_pixels import MaskUse
 from splatopt.data.source import IMAGE_SUFFIXES, Finding, PosedImage, Source
@@ -24,6 +24,7 @@ FOLDERS = ("masks", "mask")
 _MAX_THREADS = 8
 
 
+@runtime_checkable
 class LookedAt(Protocol):
     """A view whose photograph was looked at."""
 
@@ -157,18 +158,20 @@ def check_masks(views: Sequence[One], use: MaskUse) -> MaskCheck[One]:
     empty: list[str] = []
     problems: list[str] = []
     for view in views:
-        look = looks[view.posed.mask] if view.posed.mask is not None else None
-        if isinstance(look, _Look) and not _fits(view.header, look):
-            problems.append(
-                f"mask {quoted(view.posed.mask)} is {look.width}x{look.height} pixels but its photograph "
-                f"{quoted(view.posed.name)} is {view.header.width}x{view.header.height}; use masks of the photographs' "
-                "shape"
-            )
-        elif isinstance(look, str):
+        mask = view.posed.mask
+        look = None if mask is None else looks[mask]
+        if isinstance(look, str):
             problems.append(look)
-        elif isinstance(look, _Look) and look.is_empty and use is not MaskUse.BACKGROUND:
-            empty.append(view.posed.name)
-            continue
+        elif mask is not None and look is not None:
+            if not _fits(view.header, look):
+                problems.append(
+                    f"mask {short(mask)} is {look.width}x{look.height} pixels but its photograph "
+                    f"{quoted(view.posed.name)} is {view.header.width}x{view.header.height}; use masks of the "
+                    "photographs' shape"
+                )
+            if look.is_empty and use is not MaskUse.BACKGROUND:
+                empty.append(view.posed.name)
+                continue
         kept.append(view)
     warnings: tuple[str, ...] = ()
     if empty:

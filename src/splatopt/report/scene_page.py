@@ -108,11 +108,8 @@ def _header(heading: str, scores: Mapping[str, object], *, has_scene: bool) -> s
     subset = {"test": "held-out test views", "train": "training views (there are no others)"}.get(
         str(scores.get("subset")), "views"
     )
-    over = (
-        f", over the {100 * counted:.1f} % of their pixels that masks leave"
-        if (counted := _counted(scores)) < 1
-        else ""
-    )
+    counted = _counted(scores)
+    over = f", over the {100 * counted:.1f} % of their pixels that masks leave" if counted < 1 else ""
     lead = (
         f"Scores are means over the {escape(subset)}{over}."
         if "psnr" in scores

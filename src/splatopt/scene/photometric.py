@@ -42,20 +42,21 @@ class Images(Protocol):
 
 
 @runtime_checkable
+class PixelWeights(Protocol):
+    """How much each pixel counts, by view index."""
+
+    def __getitem__(self, index: int) -> Tensor | None:
+        """Return the weights of photograph ``index``, (H, W) float32; None where all count alike."""
+        ...
+
+
+@runtime_checkable
 class Weighted(Protocol):
     """Photographs that say how much each of their pixels counts, as those with masks do."""
 
     @property
     def weights(self) -> PixelWeights | None:
         """By view index; None where all pixels count alike."""
-        ...
-
-
-class PixelWeights(Protocol):
-    """How much each pixel counts, by view index."""
-
-    def __getitem__(self, index: int) -> Tensor | None:
-        """Return the weights of photograph ``index``, (H, W) float32; None where all count alike."""
         ...
 
 

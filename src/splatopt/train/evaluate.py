@@ -111,7 +111,7 @@ def check_scorable(capture: Capture) -> None:
         seen, border = capture.images.seen(view), SSIM_WINDOW // 2
         if seen is not None and not seen[border:-border, border:-border].any():
             raise InputError(
-                f"of view {camera.name} its mask leaves no pixel that could be scored, {border} pixels or more from the "
+                f"the mask of view {camera.name} leaves no pixel that could be scored, {border} or more from the "
                 "border; take the view or its mask away"
             )
 
