@@ -65,6 +65,7 @@ def found_masks(root: Path, *files: str, named: str | None = None) -> list[str |
         ("images_4/a.png", "masks/a.png"),
         ("rgb/a.png", "masks/a.png"),
         ("a.png", "masks/a.png"),
+        ("images/a.jpg", "images/a_mask.JPG"),
     ],
 )
 def test_a_mask_has_the_name_of_its_photograph(tmp_path: Path, image: str, mask: str) -> None:
@@ -196,6 +197,14 @@ def test_a_folder_of_masks_that_fit_no_name_is_told_as_not_used(tmp_path: Path) 
     capture = load_capture(tmp_path)
     assert capture.warnings == ("5 images in masks: not used, none has the name of a photograph",)
     assert capture.images.weights is None
+
+
+def test_masks_that_mean_the_opposite_are_told_as_not_used(tmp_path: Path) -> None:
+    write_transforms(tmp_path, INTRINSICS, views=3)
+    for index in range(2):
+        save_mask(tmp_path / "images" / f"dynamic_mask_{index:04d}.png")
+    (warning,) = load_capture(tmp_path).warnings
+    assert warning.startswith("2 images dynamic_mask_….png: not used, instant-ngp leaves out their white pixels")
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n"])

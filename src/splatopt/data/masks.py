@@ -73,7 +73,7 @@ def with_masks(path: Path, source: Source) -> Source:
     """Return what was read of a capture with the masks that lie there; those that views name come first.
 
     A photograph's mask has its name, that with ``.png`` behind it, or its name with another ending, in ``masks`` or
-    ``mask`` beside the folder of the photographs.
+    ``mask`` beside the folder of the photographs; or lies beside it as ``NAME_mask.png``, as ODM has it.
 
     Args:
         path: The capture.
@@ -100,6 +100,10 @@ def with_masks(path: Path, source: Source) -> Source:
         counts = {name: count for name in FOLDERS if (count := _pictures(root / name))}
         unnamed = "none has the name of a photograph"
         found += [Finding(f"{count} images in {name}", False, unnamed) for name, count in counts.items()]
+    dynamic = sum(os.path.isfile(one.path.parent / f"dynamic_mask_{one.path.stem}.png") for one in source.images)
+    if dynamic:
+        how = "instant-ngp leaves out their white pixels and not the black ones; invert them into a folder masks"
+        found.append(Finding(f"{dynamic} images dynamic_mask_….png", False, how))
     return replace(source, images=images, warnings=tuple(warnings), found=tuple(found))
 
 
@@ -135,6 +139,8 @@ def _places(root: Path, image: PosedImage, *, strip: bool) -> Iterator[Path]:
             yield folder / name
             yield folder / name.with_name(f"{name.name}.png")
             yield from (folder / name.with_suffix(suffix) for suffix in IMAGE_SUFFIXES)
+    stem = image.path.stem
+    yield from (image.path.with_name(f"{stem}_mask{suffix}") for suffix in IMAGE_SUFFIXES if stem)
 
 
 def _pictures(folder: Path) -> int:

@@ -199,13 +199,22 @@ class PhotometricObjective(Objective):
         self.options = replace(self.options, sh_degree=degree)
 
     def gradient(self, batch: Sequence[int]) -> Evaluation:
-        """Return the mean loss over the views of ``batch``, its gradient, and the mean PSNR as a metric."""
+        """Return the mean loss over the views of ``batch``, its gradient, and the mean PSNR as a metric.
+
+        A Gaussian that is drawn in pixels of weight 0 alone counts as not seen.
+        """
         weight = _weight(batch)
         loss = psnr = 0.0
         for problem, into in self._sums(batch, self._gradient):
-            result = self.renderer.accumulate_gradient(self.cloud, problem, into, self._seen, self.observed)
+            observed = self.observed
+            own = None if observed is None or problem.weights is None else observed.like()
+            result = self.renderer.accumulate_gradient(self.cloud, problem, into, self._seen, own or observed)
+            if own is not None and observed is not None:
+                observed.add_counted(own)
             loss += weight * result.loss
             psnr += weight * decibels(result.squared_error)
+        if self.weights is not None:
+            self._seen &= _touched(self._gradient)
         return Evaluation(loss=loss, gradient=self._gradient, seen=self._seen, metrics={"psnr": psnr})
 
     def problem(self, view: int) -> ViewProblem:
@@ -353,6 +362,12 @@ class PhotometricObjective(Objective):
             if watch:
                 watch(done)
         return tuple(scores)
+
+
+def _touched(gradient: Tensors) -> Tensor:
+    """Return which rows have a gradient, (N,); of those drawn, the others are drawn in masked pixels alone."""
+    names = ("means", "logit_opacities", "sh_dc")
+    return torch.stack([gradient[name].reshape(len(gradient[name]), -1).any(dim=1) for name in names]).any(dim=0)
 
 
 def _weight(batch: Sequence[int]) -> float:

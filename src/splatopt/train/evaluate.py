@@ -20,8 +20,6 @@ PROTOCOL = (
     "per view, at most 100 dB; SSIM with a Gaussian window of 11 pixels, sigma 1.5; means over views"
 )
 
-_MASKED = ", which are 0 in both images where a window of SSIM sees them"
-
 
 @dataclass(frozen=True)
 class Scores:
@@ -56,6 +54,12 @@ class Scores:
     def over_pixels(self) -> str:
         """Which pixels the scores are of, in words that follow; empty where they are of all."""
         return f" over the {100 * self.counted:.1f} % of pixels that masks leave" if self.counted < 1 else ""
+
+    @property
+    def protocol(self) -> str:
+        """How the scores were taken, in words."""
+        left_out = ", masked ones being 0 in both images where a window of SSIM sees them"
+        return f"{PROTOCOL};{self.over_pixels}{left_out}" if self.over_pixels else PROTOCOL
 
     def to_json(self) -> dict[str, Any]:
         """Return means and views as JSON values; shares of pixels only where masks leave some out."""
@@ -135,7 +139,7 @@ def evaluation_record(
     """
     some = after or before
     record: dict[str, Any] = {
-        "protocol": PROTOCOL + (f";{some.over_pixels}{_MASKED}" if some and some.over_pixels else ""),
+        "protocol": some.protocol if some else PROTOCOL,
         "split": some.split if some else None,
         "subset": some.subset if some else None,
         "steps": steps,
