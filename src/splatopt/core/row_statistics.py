@@ -87,7 +87,7 @@ class GradientStatistics(StatePart):
         torch.maximum(self.max_radius, view.max_radius * counted, out=self.max_radius)
         for sums, more in ((self.absolute, view.absolute), (self.splitting, view.splitting)):
             if sums is not None and more is not None:
-                sums += more
+                sums.add_(more)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the sums by name."""
