@@ -13,7 +13,8 @@ from PIL import Image, features
 
 from splatopt.core.checks import InputError
 from splatopt.data import images
-from splatopt.data.images import ImageSource, ImageStore, UnreadableImageError, read_header, read_pixels
+from splatopt.data.image_store import ImageSource, ImageStore
+from splatopt.data.images import UnreadableImageError, read_header, read_pixels
 from splatopt.data.lens import Lens
 
 WHITE = (1.0, 1.0, 1.0)

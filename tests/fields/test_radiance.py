@@ -142,6 +142,29 @@ def test_the_loss_is_the_mean_squared_error_of_the_batch():
     assert evaluation.metrics["psnr"] == pytest.approx(-10 * math.log10(evaluation.loss))
 
 
+def test_masked_pixels_take_no_part_in_loss_and_scores():
+    objective = task()
+    expected = objective.score()["psnr"]
+    shown = [torch.ones(one.height, one.width) for one in objective.cameras]
+    shown[1][:, 1:] = 0
+    objective.weights = [None, shown[1], None]
+    batch = objective.draw(torch.arange(22), generator())
+    kept = batch.seen.bool()[:, 0]
+    assert kept.tolist() == [True] * 12 + [True, False, False, False, False] * 2
+    shaded = objective.shade(batch.rays, batch.jitter)
+    evaluation = objective.gradient(batch)
+    error = (shaded - batch.colors)[kept].square().mean()
+    assert evaluation.loss == pytest.approx(float(error.detach()), rel=1e-5)
+    gradient = {name: value.clone() for name, value in evaluation.gradient.items()}
+    batch.colors[~kept] = 0.5
+    for name, value in objective.gradient(batch).gradient.items():
+        assert torch.equal(value, gradient[name])
+    assert objective.score()["psnr"] == expected
+    objective.weights = [None, None, shown[0] * (torch.arange(4) < 2)]
+    half = objective.render(2)[:, :2].double() - objective.image(2)[:, :2].double() / 255
+    assert objective.score()["psnr"] == pytest.approx(-10 * math.log10(float(half.square().mean())), abs=1e-4)
+
+
 def test_the_hessian_product_agrees_with_finite_differences():
     objective = task(radiance_field("sine", width=4, omega=3.0).double())
     drawn = objective.draw(torch.arange(6), generator())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from splatopt.core.camera import Camera
 from splatopt.data import Capture, Split
-from splatopt.data.images import ImageSource, ImageStore
+from splatopt.data.image_store import ImageSource, ImageStore
 from splatopt.data.lens import Lens
 
 WIDTH, HEIGHT, FOCAL = 60, 45, 55.0

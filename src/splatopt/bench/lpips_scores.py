@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from splatopt.bench.records import CellRecord
 from splatopt.metrics.lpips import INPUT_RANGE, MIN_SIDE, NETWORKS, Lpips, find_lpips
 from splatopt.raster.threads import quiet_torch
@@ -36,7 +38,9 @@ def measure_lpips(result: TrainResult, folder: str | None = None) -> CellRecord:
     for view in views:
         with quiet_torch(renderer):
             image = renderer.render(objective.cloud, objective.cameras[view], options).image.clamp(0, 1)
-        target = capture.images[view].float() / 255
+        target, seen = capture.images[view].float() / 255, capture.images.seen(view)
+        if seen is not None:  # masked pixels are equal, and so add nothing
+            image = torch.where(seen[:, :, None], image.cpu(), target)
         for network, net in usable.items():
             scores[network].append(net(image.cpu(), target))
     means = {network: sum(values) / len(values) for network, values in scores.items()}

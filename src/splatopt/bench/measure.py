@@ -94,6 +94,7 @@ class Recorder:
         self.record["points"] = [*points, point]
         self.record["split"] = event.scores.split
         self.record["subset"] = event.scores.subset
+        self.record["scoring"] = event.scores.protocol
         write_json(self._path, self.record)
 
     def _is_planned(self, step: int) -> bool:

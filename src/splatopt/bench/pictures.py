@@ -19,7 +19,7 @@ from splatopt.core.files import make_folder
 from splatopt.core.reading import DamagedFileError, read_bounded, read_object
 from splatopt.core.typed import Fields
 from splatopt.raster.threads import quiet_torch
-from splatopt.report.pictures import spread
+from splatopt.report.pictures import greyed, spread
 from splatopt.runs.folder import write_json
 from splatopt.train.run import open_run
 
@@ -82,7 +82,7 @@ def _draw(folder: Path, cell: Cell, max_views: int, with_target: set[tuple[str, 
             drawn = {TARGET: capture.images[view], **drawn}
         for label, picture in drawn.items():
             name = f"{cell.name}.{number}{'.photo' if label == TARGET else ''}.webp"
-            replace_file(folder / name, _webp(picture))
+            replace_file(folder / name, _webp(greyed(picture.cpu(), capture.images.seen(view))))
             place = {"protocol": str(cell.protocol["name"]), "scene": cell.scene, "setting": cell.setting}
             entries.append({**place, "view": camera.name, "label": label, "file": name})
     return entries

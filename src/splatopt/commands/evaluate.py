@@ -13,6 +13,7 @@ from splatopt.commands.open_run import open_with_warnings
 from splatopt.commands.parsing import load_given, positional, run_command
 from splatopt.core.checks import say, shown
 from splatopt.runs.plugins import PluginFiles
+from splatopt.scene.photometric import ViewScore
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,11 @@ class EvalOptions:
 def _eval(options: EvalOptions) -> int:
     run = open_with_warnings(options.run, options.renderer, options.device)
     scores = run.evaluate(run.open_capture())
-    table = Table("view", "PSNR, dB", "SSIM", title=f"{scores.subset} views, split {scores.split}, step {run.steps}")
-    for view in scores.views:
-        table.add_row(Text(shown(view.name)), f"{view.psnr:.2f}", f"{view.ssim:.4f}")
-    table.add_section()
-    table.add_row("mean", f"{scores.psnr:.2f}", f"{scores.ssim:.4f}")
+    head = ("view", "PSNR, dB", "SSIM", *(("pixels",) if scores.over_pixels else ()))
+    table = Table(*head, title=f"{scores.subset} views, split {scores.split}, step {run.steps}")
+    for view in (*scores.views, ViewScore("mean", scores.psnr, scores.ssim, scores.counted)):
+        row = (Text(shown(view.name)), f"{view.psnr:.2f}", f"{view.ssim:.4f}", f"{100 * view.counted:.1f} %")
+        table.add_row(*row[: len(head)], end_section=view is scores.views[-1])
     Console().print(table)
     say(f"written to {run.folder.evaluation}")
     return 0

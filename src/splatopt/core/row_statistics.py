@@ -74,6 +74,21 @@ class GradientStatistics(StatePart):
         for value in self.tensors().values():
             value.zero_()
 
+    def like(self) -> GradientStatistics:
+        """Return zeros for the same rows and sums."""
+        wanted = {"absolute": self.absolute is not None, "splitting": self.splitting is not None}
+        return GradientStatistics({"means": self.views}, **wanted)
+
+    def add_counted(self, view: GradientStatistics) -> None:
+        """Add those of one view, of the rows that have a gradient there: others were drawn in masked pixels alone."""
+        counted = view.gradient > 0 if view.absolute is None else view.absolute > 0
+        self.views += view.views * counted
+        self.gradient += view.gradient
+        torch.maximum(self.max_radius, view.max_radius * counted, out=self.max_radius)
+        for sums, more in ((self.absolute, view.absolute), (self.splitting, view.splitting)):
+            if sums is not None and more is not None:
+                sums.add_(more)
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the sums by name."""
         found = {

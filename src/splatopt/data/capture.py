@@ -14,9 +14,12 @@ from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError, cut, quoted, short, shown
 from splatopt.core.frame import WORLD, Frame
 from splatopt.data.image_formats import UnreadFormatError, in_one_sentence
-from splatopt.data.images import ImageHeader, ImageSource, ImageStore, UnreadableImageError, read_header
+from splatopt.data.image_store import ImageSource, ImageStore
+from splatopt.data.images import ImageHeader, UnreadableImageError, read_header
 from splatopt.data.lens import Lens, Pinhole
+from splatopt.data.masks import check_masks, with_masks
 from splatopt.data.readers import read_source
+from splatopt.data.seen_pixels import MaskUse
 from splatopt.data.source import Finding, Points, PosedImage, Source
 from splatopt.data.split import Split, lacking, make_split
 
@@ -34,6 +37,7 @@ class CaptureOptions:
         skip_missing: Whether views whose image is missing or truncated are left out, with a warning.
         cache_mebibytes: Decoded images kept in memory, MiB.
         test_every: Every n-th view by name is held out (8 as in the literature, llffhold).
+        mask: What becomes of masked and of see-through pixels.
     """
 
     images: str | None = None
@@ -43,6 +47,7 @@ class CaptureOptions:
     skip_missing: bool = False
     cache_mebibytes: int = 512
     test_every: int = 8
+    mask: MaskUse = MaskUse.AUTO
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing.
@@ -295,6 +300,10 @@ def capture_name(path: Path) -> str:
     return whole.parent.name if whole.is_file() else whole.name
 
 
+def _size(camera: Camera) -> tuple[int, int]:
+    return camera.width, camera.height
+
+
 def load_capture(path: Path, options: CaptureOptions | None = None) -> Capture:
     """Find, check and split a capture; images are decoded only when asked for.
 
@@ -310,18 +319,21 @@ def load_capture(path: Path, options: CaptureOptions | None = None) -> Capture:
     """
     options = options or CaptureOptions()
     path = Path(path)
-    source = read_source(path, options.images)
+    source = with_masks(path, read_source(path, options.images))
     views, unreadable = check_views(source.images)
     if unreadable:
         _refuse_unreadable(path, source, views, unreadable, options)
+    masks = check_masks(views, options.mask)
+    masks.refuse_problems()
+    views, source = masks.views, masks.told(source)
     maker = CameraMaker(options)
     split = make_split([view.posed for view in views], options.test_every, source.split)
     cameras = tuple(maker.camera(view.posed, view.lens) for view in views)
     sources = [
-        ImageSource(view.posed.path, view.lens, camera.width, camera.height, view.header.has_alpha)
+        ImageSource(view.posed.path, view.lens, *_size(camera), view.header.has_alpha, view.posed.mask, options.mask)
         for view, camera in zip(views, cameras, strict=True)
     ]
-    see_through = any(view.header.has_alpha for view in views)
+    see_through = any(one.shows_background for one in sources)
     return Capture(
         name=capture_name(path),
         path=path,

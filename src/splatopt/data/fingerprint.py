@@ -9,20 +9,24 @@ import hashlib
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from splatopt.core.frame import FRAME_KEY
+from splatopt.core.reading import read_bounded
 from splatopt.data.capture import Capture
+from splatopt.data.image_store import ImageSource
 from splatopt.data.mesh import Mesh
 
 _PIXEL_GRID, _POSE_GRID = 1e-5, 1e-8
+_MAX_MASK_BYTES = 1 << 30
 
 
 def fingerprint_capture(capture: Capture) -> dict[str, str]:
-    """Return the fingerprint of a capture as it is trained on: views, cameras, split, number of points and frame.
+    """Return the fingerprint of a capture as it is trained on: views, cameras, masks, split, number of points, frame.
 
     Cameras are those of the capture's own frame. Photographs count by their size alone: reading the pixels of all would
     take long.
@@ -36,11 +40,25 @@ def fingerprint_capture(capture: Capture) -> dict[str, str]:
         "names": _digest(json.dumps([camera.name for camera in cameras]).encode()),
         "intrinsics": _digest(_cells(np.array(intrinsics), _PIXEL_GRID)),
         "poses": _pose_digest(poses),
+        **_masks(capture.images.sources),
         "split": f"{split.name} ({len(split.train)} training and {len(split.test)} test views)",
         "held out": _digest(json.dumps(split.test).encode()),
         "points": str(0 if capture.points is None else len(capture.points)),
         FRAME_KEY: capture.frame.text,
     }
+
+
+def _masks(sources: Sequence[ImageSource]) -> dict[str, str]:
+    """What becomes of how many masks, and the digest of their files."""
+    masked = [one for one in sources if one.is_masked or (one.mask and one.shows_background)]
+    if not masked:
+        return {"masks": "none", "mask files": ""}
+    content = hashlib.sha256()
+    for one in masked:
+        if one.mask is not None:
+            content.update(hashlib.sha256(read_bounded(one.mask, _MAX_MASK_BYTES)).digest())
+    what = "ignored" if masked[0].is_masked else "laid over the background"
+    return {"masks": f"{len(masked)} and {what}", "mask files": content.hexdigest()}
 
 
 def fingerprint_image(image: Tensor) -> dict[str, str]:

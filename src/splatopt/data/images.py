@@ -1,27 +1,21 @@
-"""Photographs: checked early, decoded when asked for, kept as bytes within a budget."""
+"""Image files: checked early, decoded into bytes."""
 
 from __future__ import annotations
 
 import functools
 import os
 import struct
-import threading
 import warnings
 import zlib
-from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from splatopt.core.checks import InputError, short
 from splatopt.data.image_formats import UnreadFormatError, is_raw_preview, register_heif, unread_form
-from splatopt.data.lens import Lens
 
 MAX_PIXELS = 150_000_000
 """Largest image that is decoded, pixels; a small file that claims more is a decompression bomb."""
@@ -159,10 +153,10 @@ def read_pixels(
         UnreadableImageError: The file is missing, truncated or corrupt.
         InputError: It holds floating-point numbers.
     """
-    return over_background(_decoded(path, upright=upright), background)
+    return over_background(read_channels(path, upright=upright), background)
 
 
-def _decoded(path: Path, *, upright: bool = False) -> UInt8[np.ndarray, "height width channels"]:
+def read_channels(path: Path, *, upright: bool = False) -> UInt8[np.ndarray, "height width channels"]:
     """Decode an image into 8-bit RGB, or RGBA where it is see-through; raises as :func:`read_pixels`."""
     with _open(path) as opened:
         image = opened
@@ -199,135 +193,26 @@ def over_background(
     return np.rint(floats[:, :, :3] * alpha + behind * (1 - alpha)).astype(np.uint8)
 
 
-@dataclass(frozen=True)
-class ImageSource:
-    """How the pixels of one view come about.
+def read_mask(path: Path, size: tuple[int, int] | None = None) -> Bool[np.ndarray, "height width"]:
+    """Return which pixels a mask leaves to be seen: those whose brightest channel is at least half of 255.
 
-    Attributes:
+    A mask of nothing but 0 and 1 is read as one of 0 and 255.
+
+    Args:
         path: The file.
-        lens: Intrinsics of the file, at its own size.
-        width: Width after undistortion and resizing, pixels.
-        height: Height after undistortion and resizing, pixels.
-        has_alpha: Whether the file is see-through.
-    """
-
-    path: Path
-    lens: Lens
-    width: int
-    height: int
-    has_alpha: bool = False
-
-
-def load_pixels(source: ImageSource, background: tuple[float, float, float]) -> UInt8[np.ndarray, "height width 3"]:
-    """Decode, composite, undistort and resize one view (bicubic with antialiasing, as 3DGS).
+        size: Width and height to which it is resized; its own when None.
 
     Raises:
-        InputError: The file is unreadable or its size is no longer the lens's.
+        InputError: The mask is missing, truncated or no image.
     """
-    return _at_size(over_background(_decoded(source.path), background), source)
-
-
-def _at_size(pixels: UInt8[np.ndarray, "_ _ 3"], source: ImageSource) -> UInt8[np.ndarray, "height width 3"]:
-    """Undistort and resize what was decoded; raises InputError where it has not the size of the lens."""
-    height, width = pixels.shape[:2]
-    if (width, height) != (source.lens.width, source.lens.height):
+    try:
+        brightest = over_background(read_channels(path), (0.0, 0.0, 0.0)).max(axis=2)
+    except UnreadableImageError as error:
         raise InputError(
-            f"image {short(source.path)} is {width}x{height} but its camera is "
-            f"{source.lens.width}x{source.lens.height}; it changed since it was checked"
-        )
-    pixels = source.lens.undistort(pixels)
-    if pixels.shape[:2] != (source.height, source.width):
-        resized = Image.fromarray(pixels).resize((source.width, source.height), Image.Resampling.BICUBIC)
-        pixels = np.array(resized)
-    return np.ascontiguousarray(pixels)
-
-
-class ImageStore:
-    """The views' pixels, decoded on first use; the least recently used leave when the budget is spent.
-
-    Safe to use from several threads. A tensor that is handed out is shared with the cache and
-    must not be written to.
-    """
-
-    def __init__(
-        self, sources: Sequence[ImageSource], background: tuple[float, float, float], budget_bytes: int
-    ) -> None:
-        """Keep what is needed to decode.
-
-        Args:
-            sources: One per view.
-            background: What lies behind see-through images, red, green, blue in [0, 1].
-            budget_bytes: Decoded bytes that are kept at most; one image larger than this is handed out uncached.
-        """
-        self.sources = tuple(sources)
-        self.background = background
-        self.budget_bytes = budget_bytes
-        self._lock = threading.Lock()
-        self._cache: OrderedDict[int, Tensor] = OrderedDict()
-        self._cached_bytes = 0
-
-    @classmethod
-    def decoded(
-        cls,
-        sources: Sequence[ImageSource],
-        background: tuple[float, float, float],
-        images: Sequence[UInt8[Tensor, "_ _ 3"]],
-    ) -> ImageStore:
-        """Return a store whose images are all there already and stay, one per source; no file is opened."""
-        store = cls(sources, background, sum(image.numel() for image in images))
-        for index, image in enumerate(images):
-            store._keep(index, image)
-        return store
-
-    def __len__(self) -> int:
-        """Number of views."""
-        return len(self.sources)
-
-    @property
-    def cached_bytes(self) -> int:
-        """Bytes of decoded images that are kept now."""
-        return self._cached_bytes
-
-    def __getitem__(self, index: int) -> UInt8[Tensor, "height width 3"]:
-        """Return view ``index`` as (H, W, 3) uint8, red, green, blue.
-
-        Raises:
-            InputError: The file is missing, truncated or corrupt, and is named.
-        """
-        if not 0 <= index < len(self.sources):
-            raise IndexError(f"view {index} of {len(self.sources)}")
-        with self._lock:
-            if index in self._cache:
-                self._cache.move_to_end(index)
-                return self._cache[index]
-        # Decoding happens outside the lock, so that threads decode side by side.
-        image = torch.from_numpy(load_pixels(self.sources[index], self.background))
-        self._keep(index, image)
-        return image
-
-    def with_alpha(self, index: int) -> tuple[UInt8[Tensor, "height width 3"], UInt8[Tensor, "height width"] | None]:
-        """Return view ``index``, and its alpha, 255 where it is opaque; None of a file that is not see-through.
-
-        Raises:
-            InputError: The file is missing, truncated or corrupt, and is named.
-        """
-        if not 0 <= index < len(self.sources) or not (source := self.sources[index]).has_alpha:
-            return self[index], None
-        decoded = _decoded(source.path)
-        image = torch.from_numpy(_at_size(over_background(decoded, self.background), source))
-        self._keep(index, image)
-        alpha = np.repeat(decoded[:, :, -1:], 3, axis=2) if decoded.shape[2] == 4 else np.full_like(decoded, 255)
-        return image, torch.from_numpy(_at_size(alpha, source)[:, :, 0].copy())
-
-    def _keep(self, index: int, image: Tensor) -> None:
-        size = image.numel()
-        if size > self.budget_bytes:
-            return
-        with self._lock:
-            if index in self._cache:
-                return
-            while self._cached_bytes + size > self.budget_bytes:
-                _, oldest = self._cache.popitem(last=False)
-                self._cached_bytes -= oldest.numel()
-            self._cache[index] = image
-            self._cached_bytes += size
+            f"mask {short(path)} is missing, truncated or no image; replace it, or take it away so that all pixels of "
+            "its photograph count"
+        ) from error
+    seen = brightest >= (128 if brightest.max() > 1 else 1)
+    if size is None or size == (seen.shape[1], seen.shape[0]):
+        return seen
+    return np.asarray(Image.fromarray(seen.astype(np.uint8) * 255).resize(size, Image.Resampling.BOX)) >= 128

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -22,6 +23,39 @@ class HostImages(Protocol):
     def __getitem__(self, index: int) -> Tensor:
         """Return photograph ``index``, (H, W, 3), uint8."""
         ...
+
+
+@dataclass(frozen=True)
+class _Fetched:
+    """A photograph and its pixels' weights, (H, W) float32, on one device; without weights where all count alike."""
+
+    image: Tensor
+    weights: Tensor | None
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.image.nbytes + (0 if self.weights is None else self.weights.nbytes)
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> _Fetched:
+        """Return both where ``move`` takes them."""
+        return _Fetched(move(self.image), None if self.weights is None else move(self.weights))
+
+
+class DeviceWeights:
+    """The weights of photographs' pixels by view index, fetched with the photographs."""
+
+    def __init__(self, images: DeviceImages) -> None:
+        """Read them from ``images``."""
+        self._images = images
+
+    def __getitem__(self, index: int) -> Tensor | None:
+        """Return the weights of view ``index``, (H, W) float32; None where all pixels count alike.
+
+        Raises:
+            InputError: The file is missing, truncated or corrupt, and is named.
+        """
+        return self._images.fetched(index).weights
 
 
 class DeviceImages:
@@ -41,10 +75,11 @@ class DeviceImages:
             budget_bytes: Bytes that are kept there at most; one photograph is always kept.
         """
         self._images = images
+        self._weights = getattr(images, "weights", None)
         self._device = device
         self._budget = budget_bytes
         self._lock = threading.Lock()
-        self._kept: OrderedDict[int, Future[Tensor]] = OrderedDict()
+        self._kept: OrderedDict[int, Future[_Fetched]] = OrderedDict()
         self._sizes: dict[int, int] = {}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="photographs")
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -58,29 +93,39 @@ class DeviceImages:
                 return
             self._fetch(view)
 
+    @property
+    def weights(self) -> DeviceWeights | None:
+        """How much each pixel counts, on the device; None where all count alike."""
+        return None if self._weights is None else DeviceWeights(self)
+
     def __getitem__(self, index: int) -> Tensor:
         """Return photograph ``index`` on the device, (H, W, 3), uint8; waits where it is still under way.
 
         Raises:
             InputError: The file is missing, truncated or corrupt, and is named.
         """
+        return self.fetched(index).image
+
+    def fetched(self, index: int) -> _Fetched:
+        """Return photograph ``index`` with its weights, both on the device; see :meth:`__getitem__`."""
         future = self._fetch(index)
         try:
-            image = future.result()
+            both = future.result()
         except BaseException:
             with self._lock:
                 self._kept.pop(index, None)
             raise
         if self._stream is not None:
             # The copy has ended; to wait for its stream would be to wait for the photographs that follow.
-            image.record_stream(torch.cuda.current_stream(self._device))
-        return image
+            for tensor in (both.image, *(() if both.weights is None else (both.weights,))):
+                tensor.record_stream(torch.cuda.current_stream(self._device))
+        return both
 
     def close(self) -> None:
         """End the thread; what is under way is finished, what waits is dropped."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def _fetch(self, view: int) -> Future[Tensor]:
+    def _fetch(self, view: int) -> Future[_Fetched]:
         with self._lock:
             future = self._kept.get(view)
             if future is None:
@@ -88,16 +133,16 @@ class DeviceImages:
             self._kept.move_to_end(view)
         return future
 
-    def _copy(self, view: int) -> Tensor:
+    def _copy(self, view: int) -> _Fetched:
         """Decode one photograph, make room for it, and put it on the device."""
-        image = self._images[view]
+        both = _Fetched(self._images[view], None if self._weights is None else self._weights[view])
         with self._lock:
-            self._sizes[view] = image.numel()
+            self._sizes[view] = both.size
             self._make_room(view)
         if self._stream is None:
-            return image.to(self._device)
+            return both.moved(lambda tensor: tensor.to(self._device))
         with torch.cuda.stream(self._stream):
-            copied = image.pin_memory().to(self._device, non_blocking=True)
+            copied = both.moved(lambda tensor: tensor.pin_memory().to(self._device, non_blocking=True))
         # The pinned bytes must outlive the copy, and whoever gets it has nothing to wait for.
         self._stream.synchronize()
         return copied

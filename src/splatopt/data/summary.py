@@ -25,6 +25,7 @@ from splatopt.data.capture import (
 from splatopt.data.image_formats import UnreadFormatError, in_one_sentence
 from splatopt.data.image_lookup import first_names
 from splatopt.data.images import UnreadableImageError
+from splatopt.data.masks import MaskCheck, check_masks, with_masks
 from splatopt.data.readers import read_source
 from splatopt.data.source import Finding, PosedImage, Source
 from splatopt.data.split import Split, lacking, make_split
@@ -92,6 +93,7 @@ class _Findings:
     kept: tuple[PosedImage, ...]
     usable: tuple[PosedImage, ...]
     problems: tuple[str, ...]
+    masks: MaskCheck[View]
 
 
 def _look(images: tuple[PosedImage, ...], options: CaptureOptions) -> _Findings:
@@ -118,8 +120,18 @@ def _look(images: tuple[PosedImage, ...], options: CaptureOptions) -> _Findings:
             usable += [posed] if view else []
         except InputError as error:
             problems.append((posed, str(error)))
-    sentences = (*in_one_sentence(unread), *_grouped(problems))
-    return _Findings(tuple(views), tuple(unreadable), tuple(cameras), tuple(kept), tuple(usable), sentences)
+    masks = check_masks(views, options.mask)
+    empty = {id(view.posed) for view in views} - {id(view.posed) for view in masks.views}
+    left = [(camera, posed) for camera, posed in zip(cameras, kept, strict=True) if id(posed) not in empty]
+    return _Findings(
+        views=tuple(masks.views),
+        unreadable=tuple(unreadable),
+        cameras=tuple(camera for camera, _ in left),
+        kept=tuple(posed for _, posed in left),
+        usable=tuple(posed for posed in usable if id(posed) not in empty),
+        problems=(*in_one_sentence(unread), *_grouped(problems), *masks.problems),
+        masks=masks,
+    )
 
 
 def _grouped(problems: Sequence[tuple[PosedImage, str]]) -> Iterator[str]:
@@ -170,8 +182,9 @@ def inspect_capture(path: Path, options: CaptureOptions | None = None, *, min_si
     """
     options = options or CaptureOptions()
     path = Path(path)
-    source = read_source(path, options.images)
+    source = with_masks(path, read_source(path, options.images))
     found = _look(source.images, options)
+    source = found.masks.told(source)
     split, problems = _split_and_problems(path, source, found, options, min_side)
     train = split.train if split else range(len(found.cameras))
     sizes = Counter((camera.width, camera.height) for camera in found.cameras)

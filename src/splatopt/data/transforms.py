@@ -180,6 +180,16 @@ def _lens(values: Mapping[str, object], size: _Size, where: str) -> Lens:
     return Lens("PINHOLE", size.width, size.height, pinhole, where)
 
 
+def _mask(folder: Path, values: Mapping[str, object], where: str) -> Path | None:
+    """Return the file that ``mask_path`` names; None where it names none."""
+    name = values.get("mask_path")
+    if name is None:
+        return None
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{where}: 'mask_path' must name an image, got {quoted(name)}")
+    return folder / name
+
+
 def read_frames(
     path: Path, content: Mapping[str, object], warnings: list[str], part: str = "", key: str = "frames"
 ) -> list[PosedImage]:
@@ -219,7 +229,8 @@ def read_frames(
                 f"{where}: neither the file gives 'w' and 'h' nor is an image there; looked for {short(image.path)}"
             )
         pose = opengl_to_world_to_camera(_matrix(values, where), where)
-        views.append(PosedImage(image.name, image.path, pose, _lens(values, size, where), part))
+        lens, mask = _lens(values, size, where), _mask(path.parent, values, where)
+        views.append(PosedImage(image.name, image.path, pose, lens, part, mask))
     return views
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -96,11 +97,13 @@ class RayBatch:
         rays: The rays.
         colors: What the photographs have there, (B, 3).
         jitter: Where within its stretch each sample lies, (B, samples), in [0, 1).
+        seen: Which rays count, (B, 1), 1 or 0 where the pixel is masked; None where all do.
     """
 
     rays: Rays
     colors: Float[Tensor, "count 3"]
     jitter: Float[Tensor, "count samples"]
+    seen: Float[Tensor, "count 1"] | None = None
 
 
 def camera_rays(camera: Camera, pixels: Tensor) -> Rays:
@@ -142,7 +145,7 @@ class RadianceTask(Task):
         Args:
             field: From points of the box and directions to raw densities and colours, as a RadianceField.
             cameras: One per view.
-            images: One per view.
+            images: One per view; with ``weights`` by view, as an ImageStore's, those of weight 0 do not count.
             bounds: Where the scene lies.
             train: Views to learn from.
             test: Views to score on, at least one.
@@ -152,6 +155,7 @@ class RadianceTask(Task):
         super().__init__(field)
         self.field = field
         self.cameras, self.images, self.bounds = cameras, images, bounds
+        self.weights = getattr(images, "weights", None)
         self.train, self.test = tuple(train), tuple(test)
         self.samples = samples
         self.background = torch.tensor(background)
@@ -168,18 +172,26 @@ class RadianceTask(Task):
         position = torch.searchsorted(self._ends, indices, right=True)
         before = torch.cat([self._ends.new_zeros(1), self._ends])[position]
         origins, directions, colors = (torch.empty(len(indices), 3) for _ in range(3))
+        seen = None if self.weights is None else torch.ones(len(indices), 1)
         for place in position.unique().tolist():
             rows = position == place
             pixels = (indices - before)[rows]
             rays = camera_rays(self.cameras[self.train[place]], pixels)
             origins[rows], directions[rows] = rays.origins, rays.directions
             colors[rows] = self.images[self.train[place]].reshape(-1, 3)[pixels].float() / 255
+            weights = None if self.weights is None else self.weights[self.train[place]]
+            if seen is not None and weights is not None:
+                seen[rows] = weights.reshape(-1, 1)[pixels]
         jitter = torch.rand(len(indices), self.samples, generator=generator)
-        return RayBatch(Rays(origins, directions), colors, jitter)
+        return RayBatch(Rays(origins, directions), colors, jitter, seen)
 
     def residual(self, batch: RayBatch) -> Tensor:
-        """Return √(2/n)·(C - y)."""
-        return mean_squared_residual(self.shade(batch.rays, batch.jitter), batch.colors)
+        """Return √(2/n)·(C - y), n the colour values that count; 0 where a ray does not."""
+        shaded = self.shade(batch.rays, batch.jitter)
+        if batch.seen is None:
+            return mean_squared_residual(shaded, batch.colors)
+        share = float(batch.seen.mean()) or 1.0
+        return mean_squared_residual(shaded * batch.seen, batch.colors * batch.seen) / math.sqrt(share)
 
     def metrics(self, loss: float) -> Mapping[str, float]:
         """Return the PSNR of the batch, dB; the loss is its mean squared error."""
@@ -214,8 +226,10 @@ class RadianceTask(Task):
 
     def score(self) -> Mapping[str, float]:
         """Return mean PSNR and SSIM over the test views; no SSIM where a side is below its window."""
-        pairs = [(self.render(view), self.image(view).float() / 255) for view in self.test]
+        weights = [None if self.weights is None else self.weights[view] for view in self.test]
+        images = [(self.render(view), self.image(view).float() / 255) for view in self.test]
+        pairs = [(*both, weight) for both, weight in zip(images, weights, strict=True)]
         scores = {"psnr": sum(min(psnr(*pair), MAX_DECIBELS) for pair in pairs) / len(pairs)}
-        if min(min(image.shape[:2]) for image, _ in pairs) >= SSIM_WINDOW:
+        if min(min(image.shape[:2]) for image, _ in images) >= SSIM_WINDOW:
             scores["ssim"] = sum(ssim(*pair) for pair in pairs) / len(pairs)
         return scores

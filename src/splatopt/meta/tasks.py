@@ -21,7 +21,7 @@ from splatopt.raster.renderer import Renderer
 from splatopt.raster.types import RenderOptions
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.initialization import start_from_points, start_random
-from splatopt.scene.photometric import Images, PhotometricObjective
+from splatopt.scene.photometric import Images, PhotometricObjective, Weighted
 
 _CACHED_CAPTURES = 512
 _MIN_POINTS = 64
@@ -173,6 +173,7 @@ class CachedImages:
     def __init__(self, images: Images, device: torch.device) -> None:
         self._images, self._device = images, device
         self._kept: dict[int, Tensor] = {}
+        self.weights = images.weights if isinstance(images, Weighted) else None
 
     def __getitem__(self, index: int) -> Tensor:
         """Return photograph ``index``, (H, W, 3), uint8, on the device."""

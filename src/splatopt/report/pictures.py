@@ -7,7 +7,7 @@ import io
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -24,6 +24,8 @@ from splatopt.train.setup import render_options, starting_cloud
 MAX_SIDE = 640
 """Pictures in a page are shrunk until their longer side has at most so many pixels, so that it stays light."""
 
+_GREY = torch.tensor(128, dtype=torch.uint8)
+
 
 @dataclass(frozen=True)
 class ViewPictures:
@@ -35,6 +37,7 @@ class ViewPictures:
         start: The render before the first step, in the same form, or None where it is not known.
         trained: The render at the end.
         camera: Where the view stands in the capture's own frame, at the pictures' size; None where it is not known.
+        seen: (H, W), which pixels are not masked; None where all count.
     """
 
     name: str
@@ -42,6 +45,7 @@ class ViewPictures:
     start: Tensor | None
     trained: Tensor
     camera: Camera | None = None
+    seen: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Refuse pictures of different sizes."""
@@ -73,13 +77,19 @@ def run_pictures(
     return [
         ViewPictures(
             name=capture.cameras[view].name,
-            image=capture.images[view],
+            image=greyed(capture.images[view], capture.images.seen(view)),
             start=_drawn(renderer, start, capture.cameras[view], first),
             trained=_drawn(renderer, trained, capture.cameras[view], last),
             camera=(capture.own or capture).cameras[view],
+            seen=capture.images.seen(view),
         )
         for view in spread(capture.split.test or capture.split.train, max_views)
     ]
+
+
+def greyed(picture: UInt8[Tensor, "h w 3"], seen: Bool[Tensor, "h w"] | None) -> UInt8[Tensor, "h w 3"]:
+    """Return the picture with masked pixels in grey, as what does not count is shown."""
+    return picture if seen is None else torch.where(seen[:, :, None], picture, _GREY)
 
 
 def spread(views: tuple[int, ...], max_views: int) -> list[int]:

@@ -33,7 +33,7 @@ from splatopt.report.page import (
     two_columns,
     write_page,
 )
-from splatopt.report.pictures import ViewPictures, data_uri
+from splatopt.report.pictures import ViewPictures, data_uri, greyed
 from splatopt.report.pruning_curve import pruning_section
 from splatopt.runs.folder import TRAINED_ON, RunFolder, read_json
 from splatopt.runs.records import read_evaluation, read_metrics
@@ -108,9 +108,21 @@ def _header(heading: str, scores: Mapping[str, object], *, has_scene: bool) -> s
     subset = {"test": "held-out test views", "train": "training views (there are no others)"}.get(
         str(scores.get("subset")), "views"
     )
-    lead = f"Scores are means over the {escape(subset)}." if "psnr" in scores else "This run was not scored at its end."
+    counted = _counted(scores)
+    over = f", over the {100 * counted:.1f} % of their pixels that masks leave" if counted < 1 else ""
+    lead = (
+        f"Scores are means over the {escape(subset)}{over}."
+        if "psnr" in scores
+        else "This run was not scored at its end."
+    )
     scene = ' The scene is <a href="scene.ply">scene.ply</a>, for any 3DGS viewer.' if has_scene else ""
     return f'<h1>{escape(heading)}</h1>\n<p class="lead">{lead}{scene}</p>'
+
+
+def _counted(scores: Mapping[str, object]) -> float:
+    """Mean share of the views' pixels that the scores are of."""
+    shares = [value if is_number(value := view.get("counted")) else 1.0 for view in _by_view(scores).values()]
+    return sum(shares) / len(shares) if shares else 1.0
 
 
 def _trained_with(config: Mapping[str, object]) -> str:
@@ -185,6 +197,8 @@ def _gallery(pictures: Sequence[ViewPictures], scores: Mapping[str, object]) -> 
     after, before = _by_view(scores), _by_view(scores_before(scores))
     views = [_view(one, before.get(one.name, {}), after.get(one.name, {})) for one in pictures]
     note = f"The difference is |trained - photograph|, {DIFFERENCE_GAIN} times as bright as it is."
+    if any(one.seen is not None for one in pictures):
+        note += " Masked pixels of photograph and difference are grey."
     return f'<h2>Side by side</h2>\n<p class="quiet small">{note}</p>\n' + "\n".join(views)
 
 
@@ -197,11 +211,12 @@ def _by_view(scores: Mapping[str, object]) -> dict[str, Mapping[str, object]]:
 def _view(pictures: ViewPictures, before: Mapping[str, object], after: Mapping[str, object]) -> str:
     """One row of pictures with its scores."""
     difference = (pictures.trained.int() - pictures.image.int()).abs() * DIFFERENCE_GAIN
+    shown = greyed(difference.clamp(0, 255).to(torch.uint8).cpu(), pictures.seen)
     columns = [
         ("photograph", pictures.image),
         ("start", pictures.start),
         ("trained", pictures.trained),
-        ("difference", difference.clamp(0, 255).to(torch.uint8)),
+        ("difference", shown),
     ]
     figures = "".join(
         f'<figure><img src="{data_uri(picture)}" alt="{escape(f"{caption} of view {pictures.name}")}">'

@@ -14,6 +14,8 @@ _SAID = {
     "names": "its views have other names, or another order, than those that the run was trained on",
     "intrinsics": "its cameras have other sizes, focal lengths or centres than those that the run was trained on",
     "poses": "its cameras have other poses than those that the run was trained on",
+    "masks": "its masks are {found}, the run's were {kept}",
+    "mask files": "its masks have other pixels than those that the run was trained on",
     "split": "its split is {found}, the run's was {kept}",
     "held out": "other views are held out than in the run",
     "points": "the capture has {found} points, the run began with {kept}",

@@ -41,6 +41,25 @@ class Images(Protocol):
         ...
 
 
+@runtime_checkable
+class PixelWeights(Protocol):
+    """How much each pixel counts, by view index."""
+
+    def __getitem__(self, index: int) -> Tensor | None:
+        """Return the weights of photograph ``index``, (H, W) float32; None where all count alike."""
+        ...
+
+
+@runtime_checkable
+class Weighted(Protocol):
+    """Photographs that say how much each of their pixels counts, as those with masks do."""
+
+    @property
+    def weights(self) -> PixelWeights | None:
+        """By view index; None where all pixels count alike."""
+        ...
+
+
 @dataclass(frozen=True)
 class ViewScore:
     """How near one rendered view, clamped to [0, 1], comes to its photograph.
@@ -49,11 +68,13 @@ class ViewScore:
         name: The view's name in its capture.
         psnr: Peak signal-to-noise ratio over pixels and channels, dB.
         ssim: Structural similarity, 1 at equality.
+        counted: Share of the view's pixels that both are of; 1 without a mask.
     """
 
     name: str
     psnr: float
     ssim: float
+    counted: float = 1.0
 
 
 class PhotometricObjective(Objective):
@@ -79,7 +100,7 @@ class PhotometricObjective(Objective):
         options: RenderOptions | None = None,
         *,
         loss: Loss | None = None,
-        weights: Sequence[Tensor | None] | None = None,
+        weights: PixelWeights | None = None,
         length_scale: float = 1.0,
     ) -> None:
         """Bind a cloud to the views it shall explain.
@@ -91,7 +112,7 @@ class PhotometricObjective(Objective):
             renderer: What renders and differentiates.
             options: How it is rendered; black background and all stored degrees when None.
             loss: How render and photograph are compared; that of 3DGS, L1 and SSIM, when None.
-            weights: How much each pixel counts, (H, W) float32 per view; all alike where None.
+            weights: How much each pixel counts, (H, W) float32 per view; where None, as ``images`` say if they do.
             length_scale: The scene's extent, world units; scales the means' learning rate.
         """
         if not 0 < length_scale < math.inf:
@@ -102,7 +123,7 @@ class PhotometricObjective(Objective):
         self.renderer = renderer
         self.options = options or RenderOptions()
         self.loss = loss or L1Ssim()
-        self.weights = weights
+        self.weights = images.weights if weights is None and isinstance(images, Weighted) else weights
         self.observed: GradientStatistics | None = None
         self._length_scale = length_scale
         self._allocate()
@@ -178,18 +199,27 @@ class PhotometricObjective(Objective):
         self.options = replace(self.options, sh_degree=degree)
 
     def gradient(self, batch: Sequence[int]) -> Evaluation:
-        """Return the mean loss over the views of ``batch``, its gradient, and the mean PSNR as a metric."""
+        """Return the mean loss over the views of ``batch``, its gradient, and the mean PSNR as a metric.
+
+        A Gaussian that is drawn in pixels of weight 0 alone counts as not seen.
+        """
         weight = _weight(batch)
         loss = psnr = 0.0
         for problem, into in self._sums(batch, self._gradient):
-            result = self.renderer.accumulate_gradient(self.cloud, problem, into, self._seen, self.observed)
+            observed = self.observed
+            own = None if observed is None or problem.weights is None else observed.like()
+            result = self.renderer.accumulate_gradient(self.cloud, problem, into, self._seen, own or observed)
+            if own is not None and observed is not None:
+                observed.add_counted(own)
             loss += weight * result.loss
             psnr += weight * decibels(result.squared_error)
+        if self.weights is not None:
+            self._seen &= _touched(self._gradient)
         return Evaluation(loss=loss, gradient=self._gradient, seen=self._seen, metrics={"psnr": psnr})
 
     def problem(self, view: int) -> ViewProblem:
         """Return what a renderer is asked about one view."""
-        weights = self.weights[view] if self.weights else None
+        weights = None if self.weights is None else self.weights[view]
         return ViewProblem(self.cameras[view], self.images[view], self.options, self.loss, weights)
 
     def parts(self, batch: Sequence[int]) -> tuple[Sequence[int], ...]:
@@ -325,11 +355,19 @@ class PhotometricObjective(Objective):
             camera = self.cameras[view]
             image = self.renderer.render(self.cloud, camera, self.options).image.clamp(0, 1).float()
             target = self.images[view].to(image.device).float() / 255
-            compared = image, target, self.problem(view).weights
-            scores.append(ViewScore(name=camera.name, psnr=psnr(*compared), ssim=ssim(*compared)))
+            weights = self.problem(view).weights
+            counted = 1.0 if weights is None else float((weights > 0).double().mean())
+            compared = image, target, weights
+            scores.append(ViewScore(camera.name, psnr(*compared), ssim(*compared), counted))
             if watch:
                 watch(done)
         return tuple(scores)
+
+
+def _touched(gradient: Tensors) -> Tensor:
+    """Return which rows have a gradient, (N,); of those drawn, the others are drawn in masked pixels alone."""
+    names = ("means", "logit_opacities", "sh_dc")
+    return torch.stack([gradient[name].reshape(len(gradient[name]), -1).any(dim=1) for name in names]).any(dim=0)
 
 
 def _weight(batch: Sequence[int]) -> float:

@@ -8,6 +8,8 @@ likelier. One place is drawn, with probability ∝ (a + 10⁻⁴)^γ, and then o
 have texture this is the surface; where they have none, a place in the space in which the photographs do not rule it
 out.
 
+A masked pixel says nothing: no ray begins there, and a place that a neighbour has masked is not seen by it.
+
 Depths are measured by the distances between cameras, so that nothing depends on a capture's unit.
 
 Source: Collins 1996, A space-sweep approach to true multi-image matching.
@@ -29,6 +31,7 @@ from torch import Tensor
 from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError
 from splatopt.data import Capture
+from splatopt.data.seen_pixels import box_mean
 
 MAX_SIDE = 300
 """Longer side of the copies that photographs are compared in, pixels: a row covers several pixels of a photograph."""
@@ -74,11 +77,13 @@ class SweepView:
         camera: At the copy's size.
         features: (H·W, 6) uint8, red, green, blue of a pixel, and of 5×5 around it.
         alpha: (H·W,) uint8, None where nothing is transparent.
+        seen: (H·W,) which pixels are not masked, None where all are seen. A masked pixel says nothing.
     """
 
     camera: Camera
     features: UInt8[Tensor, "pixels 6"]
     alpha: UInt8[Tensor, " pixels"] | None
+    seen: Bool[Tensor, " pixels"] | None = None
 
     @property
     def rotation(self) -> Float[Tensor, "3 3"]:
@@ -96,7 +101,17 @@ class SweepView:
         column = (camera.fx * local[..., 0] / depth + camera.cx).floor()
         row = (camera.fy * local[..., 1] / depth + camera.cy).floor()
         inside = (depth > 0) & (column >= 0) & (column < camera.width) & (row >= 0) & (row < camera.height)
-        return torch.where(inside, row * camera.width + column, 0.0).long(), inside
+        at = torch.where(inside, row * camera.width + column, 0.0).long()
+        return at, inside if self.seen is None else inside & self.seen[at]
+
+    @property
+    def opaque(self) -> Int[Tensor, " pixels"] | None:
+        """The pixels that rays begin in: seen, and more opaque than not; None for all."""
+        if self.alpha is None and self.seen is None:
+            return None
+        opaque = None if self.alpha is None else self.alpha > _HALF_OPAQUE
+        parts = [part for part in (opaque, self.seen) if part is not None]
+        return torch.nonzero(torch.stack(parts).all(dim=0))[:, 0]
 
     def colors(self, pixels: Int[Tensor, "*places"]) -> Float[Tensor, "*places 3"]:
         """Return the colours of pixels, in [0, 1]."""
@@ -158,11 +173,24 @@ def _small_view(capture: Capture, index: int) -> SweepView:
     shrink = min(1.0, MAX_SIDE / max(camera.width, camera.height))
     size = max(1, round(camera.width * shrink)), max(1, round(camera.height * shrink))
     pixels, alpha = capture.images.with_alpha(index)
-    small = _shrunk(pixels, size)
-    padded = torch.nn.functional.pad(small.permute(2, 0, 1)[None].float(), (2, 2, 2, 2), mode="replicate")
-    around = torch.nn.functional.avg_pool2d(padded, 5, 1)[0].permute(1, 2, 0).round().to(torch.uint8)
+    seen = capture.images.seen(index)
+    if seen is None:
+        small = _shrunk(pixels, size)
+        around = _around(small.float())
+    else:
+        small, seen = (torch.from_numpy(one) for one in box_mean(pixels.numpy(), seen.numpy(), size))
+        share = _around(seen[:, :, None].float())
+        around = torch.where(share > 0, _around(small.float()) / share, 0.0)
+        seen = seen.reshape(-1)
     visible = None if alpha is None or bool((alpha > _TRANSPARENT).all()) else _shrunk(alpha, size).reshape(-1)
-    return SweepView(camera.resized(*size), torch.cat([small, around], dim=2).reshape(-1, 6), visible)
+    features = torch.cat([small, around.round().to(torch.uint8)], dim=2).reshape(-1, 6)
+    return SweepView(camera.resized(*size), features, visible, seen)
+
+
+def _around(image: Tensor) -> Tensor:
+    """Return the mean of 5×5 pixels around each, (H, W, C)."""
+    padded = torch.nn.functional.pad(image.permute(2, 0, 1)[None], (2, 2, 2, 2), mode="replicate")
+    return torch.nn.functional.avg_pool2d(padded, 5, 1)[0].permute(1, 2, 0)
 
 
 def _shrunk(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -221,11 +249,9 @@ def sweep(views: Sequence[SweepView], count: int, generator: torch.Generator) ->
     centers = torch.stack([view.camera.center.double() for view in views])
     spread = float((centers - centers.mean(dim=0)).norm(dim=1).max())
     near = neighbours(views)
-    opaque = [
-        index for index, view in enumerate(views) if view.alpha is None or bool((view.alpha > _HALF_OPAQUE).any())
-    ]
+    opaque = [index for index, view in enumerate(views) if view.opaque is None or len(view.opaque)]
     if not opaque:
-        raise InputError("all photographs are transparent throughout, so that there is nothing to start from")
+        raise InputError("all photographs are transparent throughout or masked, so that there is nothing to start from")
     parts = []
     for place, index in enumerate(opaque):
         rays = count * (place + 1) // len(opaque) - count * place // len(opaque)
@@ -296,9 +322,9 @@ def _drawn_depth(
 
 def _opaque_pixels(view: SweepView, count: int, generator: torch.Generator) -> Tensor:
     """Draw pixels that are more opaque than not, of a view that has some."""
-    if view.alpha is None:
+    opaque = view.opaque
+    if opaque is None:
         return torch.randint(view.camera.width * view.camera.height, (count,), generator=generator)
-    opaque = torch.nonzero(view.alpha > _HALF_OPAQUE)[:, 0]
     return opaque[torch.randint(len(opaque), (count,), generator=generator)]
 
 

@@ -45,9 +45,27 @@ class Scores:
         """Mean SSIM over the views."""
         return sum(view.ssim for view in self.views) / len(self.views)
 
+    @property
+    def counted(self) -> float:
+        """Mean share of the views' pixels that the scores are of; 1 without masks."""
+        return sum(view.counted for view in self.views) / len(self.views)
+
+    @property
+    def over_pixels(self) -> str:
+        """Which pixels the scores are of, in words that follow; empty where they are of all."""
+        return f" over the {100 * self.counted:.1f} % of pixels that masks leave" if self.counted < 1 else ""
+
+    @property
+    def protocol(self) -> str:
+        """How the scores were taken, in words."""
+        left_out = ", masked ones being 0 in both images where a window of SSIM sees them"
+        return f"{PROTOCOL};{self.over_pixels}{left_out}" if self.over_pixels else PROTOCOL
+
     def to_json(self) -> dict[str, Any]:
-        """Return means and views as JSON values."""
-        return {"psnr": self.psnr, "ssim": self.ssim, "views": [asdict(view) for view in self.views]}
+        """Return means and views as JSON values; shares of pixels only where masks leave some out."""
+        left_out = () if self.counted < 1 else ("counted",)
+        views = [{name: value for name, value in asdict(view).items() if name not in left_out} for view in self.views]
+        return {"psnr": self.psnr, "ssim": self.ssim, "views": views}
 
     @classmethod
     def from_json(cls, values: dict[str, Any], split: str, subset: str) -> Scores:
@@ -82,7 +100,7 @@ def scores_before(record: Mapping[str, Any]) -> Scores | None:
 
 
 def check_scorable(capture: Capture) -> None:
-    """Make sure that the views to be scored are large enough for SSIM's window.
+    """Make sure that the views to be scored are large enough for SSIM's window, and are not all masked.
 
     Raises:
         InputError: One is not; names it and its size.
@@ -93,6 +111,12 @@ def check_scorable(capture: Capture) -> None:
             raise InputError(
                 f"view {camera.name} is {camera.width}x{camera.height} pixels, and scoring needs at least "
                 f"{SSIM_WINDOW}x{SSIM_WINDOW}; use larger photographs, a larger --max-side or a smaller --downscale"
+            )
+        seen, border = capture.images.seen(view), SSIM_WINDOW // 2
+        if seen is not None and not seen[border:-border, border:-border].any():
+            raise InputError(
+                f"the mask of view {camera.name} leaves no pixel that could be scored, {border} or more from the "
+                "border; take the view or its mask away"
             )
 
 
@@ -115,7 +139,7 @@ def evaluation_record(
     """
     some = after or before
     record: dict[str, Any] = {
-        "protocol": PROTOCOL,
+        "protocol": some.protocol if some else PROTOCOL,
         "split": some.split if some else None,
         "subset": some.subset if some else None,
         "steps": steps,

@@ -14,6 +14,7 @@ from splatopt.core.checks import InputError
 from splatopt.core.devices import check_device_name
 from splatopt.core.native import check_instructions_name
 from splatopt.core.optimizer import find_optimizer
+from splatopt.data.seen_pixels import MaskUse
 from splatopt.raster.constants import SSIM_WEIGHT
 from splatopt.raster.losses import L1Ssim, Loss
 from splatopt.raster.render import check_renderer_name
@@ -54,6 +55,11 @@ class DataOptions(runs.SettingGroup):
     images: str | None = None
     """Train on the photographs of this folder beside images, such as images_4, with the cameras rescaled to their size,
     for captures with a COLMAP model; those that the capture itself names when None. Source: 3DGS."""
+
+    mask: MaskUse = MaskUse.AUTO
+    """What becomes of masked pixels: auto gives those of mask files no weight in loss, scores and growth, and lays
+    see-through photographs over the background; ignore gives both no weight; background lays both over the
+    background, so that nothing is learned to be there."""
 
     downscale: int = field(default=1, metadata=bounds(1))
     """Train on photographs this many times smaller. Unit: factor."""

@@ -40,7 +40,7 @@ class ProgressLine:
                 scores = event.scores
                 self._line.say(
                     f"step {event.step}: {scores.subset} PSNR {scores.psnr:.2f} dB, SSIM {scores.ssim:.4f} "
-                    f"({len(scores.views)} views, {scores.split})"
+                    f"({len(scores.views)} views, {scores.split}){scores.over_pixels}"
                 )
             case Warned():
                 self._line.say(f"warning: {event.message}", style="yellow")

@@ -33,6 +33,7 @@ def open_capture(config: TrainConfig) -> Capture:
         skip_missing=data.skip_missing,
         cache_mebibytes=data.cache_mebibytes,
         test_every=data.test_every,
+        mask=data.mask,
     )
     if config.scene.background is not None:
         options = replace(options, background=config.scene.background)

@@ -13,7 +13,8 @@ import torch
 from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError, nearest_names
 from splatopt.data.capture import Capture, CaptureOptions, make_split
-from splatopt.data.images import ImageSource, ImageStore, over_background
+from splatopt.data.image_store import ImageSource, ImageStore
+from splatopt.data.images import over_background
 from splatopt.data.lens import Lens
 from splatopt.data.source import Points, PosedImage
 from splatopt.data.synthetic.cameras import random_poses

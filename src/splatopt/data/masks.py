@@ -1,0 +1,227 @@
+"""Mask files of photographs: where they lie, whether they fit, and what is said of them.
+
+A pixel of 0 is not seen, one of 255 is; in between, half decides. COLMAP and nerfstudio mean the same by theirs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+from typing import Generic, Protocol, TypeVar, runtime_checkable
+
+from splatopt.core.checks import InputError, cut, quoted, short
+from splatopt.data.images import ImageHeader, read_mask
+from splatopt.data.seen_pixels import MaskUse
+from splatopt.data.source import IMAGE_SUFFIXES, Finding, PosedImage, Source
+
+FOLDERS = ("masks", "mask")
+"""Where masks lie, beside the folder of the photographs; of a smaller copy, ``images_4``, first ``masks_4``."""
+
+_MAX_THREADS = 8
+
+
+@runtime_checkable
+class LookedAt(Protocol):
+    """A view whose photograph was looked at."""
+
+    @property
+    def posed(self) -> PosedImage:
+        """What the capture says."""
+        ...
+
+    @property
+    def header(self) -> ImageHeader:
+        """What the photograph says."""
+        ...
+
+
+One = TypeVar("One", bound=LookedAt)
+
+
+@dataclass(frozen=True)
+class MaskCheck(Generic[One]):
+    """What masks make of views.
+
+    Attributes:
+        views: Those of which something is left.
+        problems: Masks that cannot be used, one sentence each.
+        warnings: One sentence each.
+        found: Masks and see-through photographs, and what becomes of them.
+    """
+
+    views: list[One]
+    problems: tuple[str, ...]
+    warnings: tuple[str, ...]
+    found: tuple[Finding, ...]
+
+    def refuse_problems(self) -> None:
+        """Raise InputError where a mask cannot be used."""
+        if self.problems:
+            more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
+            raise InputError(f"{self.problems[0]}{more}")
+
+    def told(self, source: Source) -> Source:
+        """Return what was read of the capture with what is said here."""
+        return replace(source, warnings=(*source.warnings, *self.warnings), found=(*source.found, *self.found))
+
+
+def with_masks(path: Path, source: Source) -> Source:
+    """Return what was read of a capture with the masks that lie there; those that views name come first.
+
+    A photograph's mask has its name, that with ``.png`` behind it, or its name with another ending, in ``masks`` or
+    ``mask`` beside the folder of the photographs; or lies beside it as ``NAME_mask.png``, as ODM has it.
+
+    Args:
+        path: The capture.
+        source: What its reader found.
+    """
+    root = path if path.is_dir() else path.parent
+    tops = {parts[0] for image in source.images if len(parts := _below(root, image.path)) > 1}
+    images = tuple(_with_mask(root, image, strip=len(tops) == 1) for image in source.images)
+    warnings, found = list(source.warnings), list(source.found)
+    named = [image for image in source.images if image.mask is not None]
+    missing = [image for image, after in zip(source.images, images, strict=True) if image.mask and not after.mask]
+    if missing:
+        warnings.append(
+            f"{len(missing)} of {len(named)} masks that the capture names are not there, such as "
+            f"{quoted(str(missing[0].mask))}; all pixels of those views count"
+        )
+    without = [image for image in images if image.mask is None]
+    if 0 < len(without) < len(images) and len(without) > len(missing):
+        warnings.append(
+            f"{len(without)} of {len(images)} views have no mask, such as {quoted(without[0].name)}; all pixels of "
+            "those views count"
+        )
+    if len(without) == len(images):
+        counts = {name: count for name in FOLDERS if (count := _pictures(root / name))}
+        unnamed = "none has the name of a photograph"
+        found += [Finding(f"{count} images in {name}", False, unnamed) for name, count in counts.items()]
+    dynamic = sum(os.path.isfile(one.path.parent / f"dynamic_mask_{one.path.stem}.png") for one in source.images)
+    if dynamic:
+        how = "instant-ngp leaves out their white pixels and not the black ones; invert them into a folder masks"
+        found.append(Finding(f"{dynamic} images dynamic_mask_….png", False, how))
+    return replace(source, images=images, warnings=tuple(warnings), found=tuple(found))
+
+
+def _below(root: Path, file: Path) -> tuple[str, ...]:
+    """The parts of a file's path below ``root``; its name alone where it does not lie there."""
+    parts = file.relative_to(root).parts if file.is_relative_to(root) else (file.name,)
+    return parts if ".." not in parts else (file.name,)
+
+
+def _with_mask(root: Path, image: PosedImage, *, strip: bool) -> PosedImage:
+    """Return a view with the mask that is there, or with none."""
+    places = (image.mask,) if image.mask is not None else ()
+    mask = next((one for one in (*places, *_places(root, image, strip=strip)) if os.path.isfile(one)), None)
+    return image if mask == image.mask else replace(image, mask=mask)
+
+
+def _places(root: Path, image: PosedImage, *, strip: bool) -> Iterator[Path]:
+    """Where a view's mask may lie, the likeliest first.
+
+    Args:
+        root: The capture.
+        image: The view.
+        strip: Whether all photographs lie in one folder, whose name is not repeated below that of the masks.
+    """
+    parts = _below(root, image.path)
+    shrunk = re.fullmatch(r"images?(_\d+)", parts[0])
+    folders = (*(name + shrunk[1] for name in FOLDERS if shrunk), *FOLDERS)
+    names = [PurePath(*parts[1:]) if strip and len(parts) > 1 else PurePath(*parts), PurePath(image.name)]
+    for folder in (root / name for name in folders if (root / name).is_dir()):
+        for name in names:
+            if name.is_absolute() or ".." in name.parts or not name.name:
+                continue
+            yield folder / name
+            yield folder / name.with_name(f"{name.name}.png")
+            yield from (folder / name.with_suffix(suffix) for suffix in IMAGE_SUFFIXES)
+    stem = image.path.stem
+    yield from (image.path.with_name(f"{stem}_mask{suffix}") for suffix in IMAGE_SUFFIXES if stem)
+
+
+def _pictures(folder: Path) -> int:
+    """How many images lie in a folder."""
+    if not folder.is_dir():
+        return 0
+    return sum(1 for one in folder.rglob("*") if one.suffix in IMAGE_SUFFIXES)
+
+
+def check_masks(views: Sequence[One], use: MaskUse) -> MaskCheck[One]:
+    """Look into all masks, and leave out the views of which none of the pixels would count.
+
+    Args:
+        views: Views whose photographs were looked at.
+        use: What becomes of masked pixels.
+    """
+    files = sorted({view.posed.mask for view in views if view.posed.mask is not None})
+    with ThreadPoolExecutor(max_workers=_MAX_THREADS) as threads:
+        looks = dict(zip(files, threads.map(_look, files), strict=True))
+    kept: list[One] = []
+    empty: list[str] = []
+    problems: list[str] = []
+    for view in views:
+        mask = view.posed.mask
+        look = None if mask is None else looks[mask]
+        if isinstance(look, str):
+            problems.append(look)
+        elif mask is not None and look is not None:
+            if not _fits(view.header, look):
+                problems.append(
+                    f"mask {short(mask)} is {look.width}x{look.height} pixels but its photograph "
+                    f"{quoted(view.posed.name)} is {view.header.width}x{view.header.height}; use masks of the "
+                    "photographs' shape"
+                )
+            if look.is_empty and use is not MaskUse.BACKGROUND:
+                empty.append(view.posed.name)
+                continue
+        kept.append(view)
+    warnings: tuple[str, ...] = ()
+    if empty:
+        names = ", ".join(cut(name) for name in empty[:5]) + (", …" if len(empty) > 5 else "")
+        warnings = (f"the masks of {len(empty)} views leave none of their pixels; left out are {names}",)
+    return MaskCheck(kept, tuple(dict.fromkeys(problems)), warnings, _findings(views, use))
+
+
+@dataclass(frozen=True)
+class _Look:
+    """Size of a mask in pixels, and whether it leaves nothing."""
+
+    width: int
+    height: int
+    is_empty: bool
+
+
+def _look(path: Path) -> _Look | str:
+    """What a mask is, or in a sentence why it cannot be used."""
+    try:
+        seen = read_mask(path)
+    except InputError as error:
+        return str(error)
+    return _Look(seen.shape[1], seen.shape[0], not seen.any())
+
+
+def _fits(header: ImageHeader, mask: _Look) -> bool:
+    """Whether a mask has the shape of its photograph, to within a pixel."""
+    across, down = mask.width / header.width, mask.height / header.height
+    differences = abs(mask.height - header.height * across), abs(mask.width - header.width * down)
+    return differences[0] <= max(1.0, across) and differences[1] <= max(1.0, down)
+
+
+def _findings(views: Sequence[LookedAt], use: MaskUse) -> tuple[Finding, ...]:
+    """Say how many views have masks or are see-through, and what becomes of it."""
+    ignored = "have no weight in loss, scores and growth"
+    laid = "show the background"
+    found = []
+    masks = [view.posed.mask for view in views if view.posed.mask is not None]
+    if masks:
+        folders = ", ".join(cut(name) for name in sorted({mask.parent.name for mask in masks})[:3])
+        how = laid if use is MaskUse.BACKGROUND else ignored
+        found.append(Finding(f"masks of {len(masks)} of {len(views)} views ({folders})", True, f"pixels of 0 {how}"))
+    if see_through := sum(view.header.has_alpha for view in views):
+        how = ignored if use is MaskUse.IGNORE else laid
+        found.append(Finding(f"alpha of {see_through} of {len(views)} views", True, f"see-through pixels {how}"))
+    return tuple(found)
