@@ -13,6 +13,7 @@ from splatopt.data.blender import TRAIN_FILE, read_blender
 from splatopt.data.colmap import MODEL_FOLDERS, find_model, read_colmap
 from splatopt.data.nerfstudio import TRANSFORMS_FILE, read_nerfstudio
 from splatopt.data.source import Source
+from splatopt.data.structure_from_motion.input_images import offered_command
 
 Answer = TypeVar("Answer")
 
@@ -86,7 +87,7 @@ def read_source(path: Path, images: str | None = None) -> Source:
         InputError: Nothing was found (the message lists the paths tried), or what was found is malformed.
     """
     if not path.is_dir():
-        raise InputError(f"no capture at {path}: expected a folder with images and their camera poses")
+        raise InputError(f"no capture at {path}: expected a folder with images and their camera poses{_offer(path)}")
     for origin in (Origin.GIVEN, Origin.OWN):
         if source := _read_by(READERS.names(origin), path, images):
             return source
@@ -104,8 +105,15 @@ def read_source(path: Path, images: str | None = None) -> Source:
     others = "".join(f", the reader {name}" for name in (*READERS.names(Origin.GIVEN), *names))
     raise InputError(
         f"no model found in {path}; tried {tried}{others}; give a folder with a COLMAP model (cameras, images and "
-        f"points3D as .bin or .txt) or a transforms.json, or the plug-in of a reader with --plugin{unusable}"
+        f"points3D as .bin or .txt) or a transforms.json, or the plug-in of a reader with "
+        f"--plugin{unusable}{_offer(path)}"
     )
+
+
+def _offer(path: Path) -> str:
+    """Name the command that finds poses, where ``path`` holds photographs or a video."""
+    command = offered_command(path)
+    return f"; to find the poses of what is there, type {command}" if command else ""
 
 
 def _read_by(names: tuple[str, ...], path: Path, images: str | None) -> Source | None:
