@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -19,7 +20,7 @@ from textured_corner import FOCAL_FACTOR, camera_poses, write_photographs
 import splatopt
 from splatopt.data import load_capture
 from splatopt.data.structure_from_motion.capture import PoseOptions, pose_images, work_folder
-from splatopt.data.structure_from_motion.stages import Job, register_cameras
+from splatopt.data.structure_from_motion.stages import Job, _threads_in_memory, register_cameras
 
 VIEWS, WIDTH, HEIGHT = 12, 288, 216
 PARTS = ("cameras.bin", "images.bin", "points3D.bin")
@@ -71,6 +72,20 @@ def test_photographs_that_share_a_lens_share_a_camera(tmp_path):
     # A focal length in 35 mm film is one of the photograph's diagonal, or side; without any it is guessed.
     assert found[0].params[0] == pytest.approx(1.2 * 60)
     assert 50 < found[2].params[0] < 65
+
+
+def test_fewer_threads_look_for_features_where_memory_is_short(monkeypatch):
+    large, small = (
+        pycolmap.Camera(model="SIMPLE_RADIAL", width=4 * side, height=3 * side, params=[1, 1, 1, 0])
+        for side in (800, 200)
+    )
+    job = Job({}, (), (), 1600, 0, 8)
+    # 1600 × 1200 pixels of 300 bytes, of half of what is free.
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2 * 3.5 * 1600 * 1200 * 300))
+    assert _threads_in_memory([small, large], job) == 3
+    assert _threads_in_memory([small], job) == 8
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1e6))
+    assert _threads_in_memory([large], job) == 1
 
 
 @pytest.fixture(scope="module")
