@@ -27,6 +27,7 @@ _COMMANDS = {
     "meta-train": ("meta_train", "train the network of the learned optimizer on synthetic scenes"),
     "fit": ("fit", "fit a neural field to an image, a mesh or a capture"),
     "diagnose": ("diagnose", "measure the curvature of neural fields"),
+    "poses": ("poses", "find the camera poses of photographs or a video: a capture to train on"),
     "inspect": ("inspect", "say what a capture holds"),
     "doctor": ("doctor", "say what this machine has"),
 }

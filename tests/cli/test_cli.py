@@ -26,7 +26,20 @@ from splatopt.scene.ply import load_ply
 from splatopt.train import machine as machine_module
 from train.toys import ToyRenderer
 
-COMMANDS = ("train", "eval", "render", "export", "report", "bench", "data", "fit", "diagnose", "inspect", "doctor")
+COMMANDS = (
+    "train",
+    "eval",
+    "render",
+    "export",
+    "report",
+    "bench",
+    "data",
+    "fit",
+    "diagnose",
+    "poses",
+    "inspect",
+    "doctor",
+)
 
 
 def output_of(code: str) -> str:

@@ -30,7 +30,7 @@ def findings() -> dict[str, str]:
         "native": _native(),
         "renderer": f"{name}: {why}",
         "gpu": _gpu(),
-        "ffmpeg": shutil.which("ffmpeg") or "not on the search path; camera paths are rendered without a video",
+        "ffmpeg": shutil.which("ffmpeg") or "not on the search path; no video is read, or made of camera paths",
         "memory": f"{memory.available / 1e9:.1f} GB free of {memory.total / 1e9:.1f} GB",
     }
 

@@ -18,6 +18,7 @@ from splatopt.data.nerfstudio import TRANSFORMS_FILE, read_nerfstudio
 from splatopt.data.polycam import KEYFRAMES, find_keyframes, read_polycam
 from splatopt.data.record3d import METADATA_FILES, find_metadata, read_record3d
 from splatopt.data.source import Finding, Source
+from splatopt.data.structure_from_motion.input_images import offered_command
 
 Answer = TypeVar("Answer")
 
@@ -114,13 +115,13 @@ def _read_file(path: Path, images: str | None) -> Source:
     form = unread_form(path)
     raise InputError(
         f"{path} is {form_name(form) if form else 'a file'} and no capture; give the folder with the photographs and "
-        f"their camera poses, or its {TRANSFORMS_FILE}"
+        f"their camera poses, or its {TRANSFORMS_FILE}{_offer(path)}"
     )
 
 
 def _read_folder(path: Path, images: str | None) -> Source:
     if not path.is_dir():
-        raise InputError(f"no capture at {path}: expected a folder with images and their camera poses")
+        raise InputError(f"no capture at {path}: expected a folder with images and their camera poses{_offer(path)}")
     for origin in (Origin.GIVEN, Origin.OWN):
         if source := _read_by(READERS.names(origin), path, images):
             return source
@@ -144,8 +145,14 @@ def _read_folder(path: Path, images: str | None) -> Source:
     raise InputError(
         f"no model found in {path}{held}; looked there for {tried}{others}; give a folder with a COLMAP model "
         "(cameras, images and points3D as .bin or .txt) or a transforms.json, or the plug-in of a reader with "
-        f"--plugin{unusable}"
+        f"--plugin{unusable}{_offer(path)}"
     )
+
+
+def _offer(path: Path) -> str:
+    """Name the command that finds poses, where ``path`` holds photographs or a video."""
+    command = offered_command(path)
+    return f"; to find the poses of what is there, type {command}" if command else ""
 
 
 def _read_by(names: tuple[str, ...], path: Path, images: str | None) -> Source | None:

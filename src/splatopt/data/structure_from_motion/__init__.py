@@ -1,0 +1,1 @@
+"""Camera poses from photographs or a video alone: COLMAP's structure from motion, on the CPU, through pycolmap."""
