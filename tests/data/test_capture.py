@@ -45,6 +45,7 @@ def test_no_capture_at_all(tmp_path: Path) -> None:
 def test_no_model_lists_the_paths_tried(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no model found") as caught:
         load_capture(tmp_path)
+    assert str(tmp_path) in str(caught.value)
     for place in ("sparse/0", "sparse", "colmap/sparse/0", "transforms_train.json", "transforms.json"):
         assert f" {place}," in str(caught.value)
 
