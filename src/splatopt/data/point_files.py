@@ -17,6 +17,7 @@ from torch import Tensor
 
 from splatopt.core.checks import InputError, cut, quoted, short
 from splatopt.core.constants import SH_C0
+from splatopt.data.packed_scenes import check_not_packed
 from splatopt.data.ply_table import read_vertices
 from splatopt.data.source import Points, PosedImage, finite_points
 
@@ -173,6 +174,7 @@ def read_ply_points(path: Path, warnings: list[str]) -> Points:
 
 def _read(path: Path, warnings: list[str]) -> tuple[Points, bool]:
     """Return the points of a PLY, and whether it gives them colours."""
+    check_not_packed(path)
     vertices = read_vertices(path, "PLY point cloud").table
     names = set(vertices.dtype.names or ())
     if not {"x", "y", "z"} <= names:

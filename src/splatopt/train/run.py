@@ -164,7 +164,7 @@ def open_run(path: Path | str, renderer: str | None = None, device: str | None =
         detail = f" ({damages[0]})" if damages else ""
         raise InputError(f"{folder.path} holds neither a whole checkpoint{detail} nor a scene.ply; train it first")
     warnings += [f"{damage}; using {folder.scene.name}" for damage in damages if checkpoint is None]
-    cloud, steps = load_ply(folder.scene).in_local(frame), record.get("steps", config.schedule.total_steps)
+    cloud, steps = load_ply(folder.scene, warnings).in_local(frame), record.get("steps", config.schedule.total_steps)
     check_degree(cloud, config.scene.sh_degree, str(folder.scene))
     return Run(folder, config, cloud, frame, steps, record.get("seconds", 0.0), tuple(warnings))
 
