@@ -123,11 +123,19 @@ class Run:
         )
         return scores
 
-    def export(self, path: Path) -> None:
-        """Write the scene as a PLY that 3DGS viewers read; raises InputError for another ending."""
+    def export(self, path: Path, *, local: bool = False) -> None:
+        """Write the scene as a PLY that 3DGS viewers read.
+
+        Args:
+            path: The file, ending in .ply.
+            local: Whether it is written in the training frame instead of the capture's own.
+
+        Raises:
+            InputError: It has another ending, or cannot be written.
+        """
         if path.suffix.lower() != ".ply":
             raise InputError(f"scenes are written as .ply, got {path.name!r}; give a path such as scene.ply")
-        save_ply(self.cloud, path)
+        save_ply(self.trained if local else self.cloud, path)
 
 
 def open_run(path: Path | str, renderer: str | None = None, device: str | None = None) -> Run:
