@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError, say, short
 from splatopt.data import Capture, CaptureOptions, load_capture
@@ -114,7 +116,7 @@ def open_scene(
 def seen_share(cloud: GaussianCloud, cameras: Sequence[Camera]) -> float:
     """Return the share of a cloud's centres that lie within the image of one of ``cameras``, of some of each."""
     means = cloud.means[:: max(1, len(cloud) // _MAX_ROWS)].double()
-    seen = means.new_zeros(len(means), dtype=bool)
+    seen = torch.zeros(len(means), dtype=torch.bool)
     for camera in cameras[:: max(1, len(cameras) // _MAX_VIEWS)]:
         x, y, z = (means @ camera.world_to_camera[:3, :3].T + camera.world_to_camera[:3, 3]).unbind(dim=1)
         across, down = camera.fx * x / z + camera.cx, camera.fy * y / z + camera.cy

@@ -67,8 +67,8 @@ def tour(cameras: Sequence[Camera], frames: int) -> list[Camera]:
     usual = max(float(depths.quantile(0.5)), float(apart.mean())) or 1.0
     depths = depths.where(depths > _NEAREST * usual, usual)
     # What a camera looks at is what it keeps in its picture on the way to the next.
-    rows = torch.cat([centers, centers + depths[:, None] * forwards, -turns[:, 1]], dim=1)
-    rows = rows[apart <= _OUTLIER * apart.mean()].numpy()
+    looked = torch.cat([centers, centers + depths[:, None] * forwards, -turns[:, 1]], dim=1)
+    rows = looked[apart <= _OUTLIER * apart.mean()].numpy()
     middle = rows[:, :3].mean(axis=0)
     size = float(np.sqrt(((rows[:, :3] - middle) ** 2).sum(axis=1).mean()))
     unit = size if size > _SAME_PLACE * float(np.abs(rows[:, :6]).max()) else usual

@@ -29,7 +29,7 @@ _KSPLAT_HEADER_BYTES, _KSPLAT_SECTION_BYTES = 4096, 1024
 _SPLAT = np.dtype([("center", "<f4", 3), ("size", "<f4", 3), ("color", "u1", 4), ("quat", "u1", 4)])
 _UNIT_QUATERNION = 0.05
 """How far the length of a quaternion of four bytes is from 1, at most."""
-_MOST_ROWS = 0.9
+_MIN_GOOD = 0.9
 
 
 def check_not_packed(path: Path) -> None:
@@ -110,4 +110,4 @@ def _is_splat(head: bytes, size: int) -> bool:
     length = np.linalg.norm((rows["quat"].astype(np.float64) - 128) / 128, axis=1)
     good = np.isfinite(rows["center"]).all(axis=1) & np.isfinite(rows["size"]).all(axis=1)
     good &= (rows["size"] > 0).all(axis=1) & (np.abs(length - 1) < _UNIT_QUATERNION)
-    return bool(good.mean() >= _MOST_ROWS)
+    return bool(good.mean() >= _MIN_GOOD)
