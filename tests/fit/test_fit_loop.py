@@ -160,7 +160,7 @@ def test_a_mesh_at_utm_coordinates_is_fitted_as_one_at_the_origin(settings, tmp_
     for name, value in here.task.parameters.items():
         torch.testing.assert_close(there.task.parameters[name], value, rtol=1e-4, atol=1e-4)
     restored = theirs.restored(theirs.vertices) - shift
-    torch.testing.assert_close(restored, mine.restored(mine.vertices), rtol=0, atol=1e-3)
+    torch.testing.assert_close(restored, mine.restored(mine.vertices), rtol=0, atol=1e-2)
 
 
 def test_a_radiance_field_is_fitted_alike_anywhere(settings, tmp_path):
