@@ -17,8 +17,8 @@ from splatopt.core.version import __version__
 
 _COMMANDS = {
     "train": ("train", "train a scene from a capture"),
-    "eval": ("evaluate", "score the held-out views of a run"),
-    "render": ("render", "render a run's views, an orbit or a spiral"),
+    "eval": ("evaluate", "score the held-out views of a run, or of a capture by a scene"),
+    "render": ("render", "render a run or a scene along a path of cameras, or its views"),
     "prune": ("prune", "remove Gaussians from a run: a new run with fewer, and quality against their number"),
     "export": ("export", "write the scene of a run as PLY"),
     "report": ("report", "write a page with a run's scores, curves and pictures"),

@@ -195,7 +195,7 @@ def test_sizes_are_those_asked_for(capture, tmp_path, capsys):
     out = tmp_path / "run"
     sizes = ["--downscale", "2", "--view-batch", "3"]
     assert main(["train", str(capture), "--steps", "1", *sizes, "--out", str(out)]) == 0
-    assert main(["render", str(out)]) == 0
+    assert main(["render", str(out), "--path", "test"]) == 0
     picture = next((out / "renders" / "test").iterdir())
     assert Image.open(picture).size == (24, 18)
 

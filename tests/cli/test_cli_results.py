@@ -84,7 +84,7 @@ def test_a_run_without_checkpoints_falls_back_on_its_scene(run_folder, tmp_path)
 
 
 def test_render_writes_what_eval_scored(run_folder):
-    assert main(["render", str(run_folder)]) == 0
+    assert main(["render", str(run_folder), "--path", "test"]) == 0
     record = json.loads((run_folder / "eval.json").read_text())
     pictures = sorted((run_folder / "renders" / "test").iterdir())
     assert [path.stem for path in pictures] == [Path(view["name"]).stem for view in record["views"]]
@@ -96,7 +96,7 @@ def test_render_writes_what_eval_scored(run_folder):
         assert -10 * np.log10(error) == pytest.approx(view["psnr"], abs=0.05)
 
 
-@pytest.mark.parametrize("path", ["orbit", "spiral"])
+@pytest.mark.parametrize("path", ["orbit", "spiral", "tour"])
 def test_render_of_a_path(run_folder, tmp_path, path, monkeypatch, capsys):
     monkeypatch.setattr(views_module.shutil, "which", lambda name: None)
     folder = tmp_path / "frames"

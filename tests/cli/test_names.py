@@ -68,7 +68,7 @@ def test_every_command_shows_them(named, tmp_path, capsys):
         ["train", str(named), "--steps", "2", "--test-every", "2", "--out", str(run)],
         ["eval", str(run)],
         ["report", str(run)],
-        ["render", str(run)],
+        ["render", str(run), "--path", "test"],
     ]
     for words in commands:
         assert main(words) == 0, capsys.readouterr().err
@@ -151,10 +151,10 @@ def test_a_full_disk_names_the_file(named, tmp_path, monkeypatch, capsys, code):
         assert os.strerror(code) in said
         return said
 
-    assert main(["render", str(run)]) == 0
+    assert main(["render", str(run), "--path", "test"]) == 0
     monkeypatch.setattr(os, "fsync", full)
     assert "eval.json" in ended("eval", str(run))
     assert "report.html" in ended("report", str(run), "--views", "0")
     assert "copy.ply" in ended("export", str(run), str(tmp_path / "copy.ply"))
-    assert ".png" in ended("render", str(run))
+    assert ".png" in ended("render", str(run), "--path", "test")
     assert open_run(run).steps == 1

@@ -60,6 +60,48 @@ def test_a_mesh_is_read_and_brought_into_the_box(cube_file):
     assert back.amax().item() == pytest.approx(2)
 
 
+@pytest.mark.parametrize("ending", ["obj", "ply", "off"])
+@pytest.mark.parametrize(
+    ("scale", "shift"), [(1.0, (5e5, 5e6, 100.0)), (1e-9, (0.0, 0.0, 0.0)), (1e3, (1e9, 0.0, 0.0))]
+)
+def test_neither_units_nor_place_show_in_a_mesh(tmp_path, ending, scale, shift):
+    """Written as separate triangles, so that corners are joined on reading."""
+    knot = make_torus_knot(around=6, along=40)
+    corners, faces = knot.corners.reshape(-1, 3), torch.arange(3 * len(knot.faces)).reshape(-1, 3)
+    write_exactly(tmp_path / f"here.{ending}", corners, faces)
+    write_exactly(tmp_path / f"there.{ending}", scale * corners + torch.tensor(shift, dtype=torch.float64), faces)
+    here, there = load_mesh(tmp_path / f"here.{ending}"), load_mesh(tmp_path / f"there.{ending}")
+    assert here.watertight
+    assert there.watertight
+    assert torch.equal(here.faces, there.faces)
+    # Float64 holds coordinates at UTM's distance to 1e-9.
+    torch.testing.assert_close(there.vertices, here.vertices, rtol=0, atol=1e-8)
+    restored = (there.restored(there.vertices) - torch.tensor(shift)) / scale
+    torch.testing.assert_close(restored, here.restored(here.vertices), rtol=0, atol=1e-8)
+
+
+def write_exactly(path: Path, vertices: torch.Tensor, faces: torch.Tensor) -> None:
+    """Write a mesh to the last bit, in text or as doubles."""
+    rows = [" ".join(repr(value) for value in row) for row in vertices.tolist()]
+    if path.suffix == ".ply":
+        write_mesh(path, vertices, faces)
+    elif path.suffix == ".obj":
+        corners = [" ".join(str(index + 1) for index in face) for face in faces.tolist()]
+        path.write_text("\n".join([*(f"v {row}" for row in rows), *(f"f {face}" for face in corners), ""]))
+    else:
+        corners = ["3 " + " ".join(map(str, face)) for face in faces.tolist()]
+        path.write_text("\n".join(["OFF", f"{len(rows)} {len(corners)} 0", *rows, *corners, ""]))
+
+
+def test_a_ply_is_written_to_the_last_bit(tmp_path):
+    vertices, faces = cube()
+    far = vertices * 0.123456789 + torch.tensor([5e5, 5e6, 100.0], dtype=torch.float64)
+    write_mesh(tmp_path / "far.ply", far, faces)
+    again = trimesh.load(tmp_path / "far.ply", process=False)
+    assert torch.equal(torch.from_numpy(again.vertices.copy()), far)
+    assert torch.equal(torch.from_numpy(again.faces.copy()).long(), faces)
+
+
 def test_the_longest_side_decides_the_scale():
     vertices, faces = cube()
     mesh = make_mesh(vertices * torch.tensor([1.0, 3.0, 0.5]), faces, watertight=True)

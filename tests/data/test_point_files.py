@@ -202,3 +202,17 @@ def test_cases_of_other_tools(data_folder: Path) -> None:
         if mean is not None:
             expected = torch.tensor(json.loads((cases / name / "case.json").read_text())["expect"]["mean_colour"])
             torch.testing.assert_close(points.colors.float().mean(dim=0), expected, rtol=0, atol=0.5)
+
+
+def test_rows_of_zeros_are_left_out_and_counted(tmp_path):
+    positions, colors = some(30)
+    positions[4:9], colors[4:9] = 0, 0
+    write_points(tmp_path / "points.ply", positions, colors)
+    warnings: list[str] = []
+    points = read_ply_points(tmp_path / "points.ply", warnings)
+    assert len(points) == 25
+    assert [one for one in warnings if "5 of 30 rows of" in one and "nothing but zeros" in one]
+    # One alone may be a black point at the origin.
+    positions[5:9] = 1
+    write_points(tmp_path / "points.ply", positions, colors)
+    assert len(read_ply_points(tmp_path / "points.ply", warnings)) == 30

@@ -153,7 +153,7 @@ class Workshop:
         train = ("train", capture, "--out", copy, *words_of(optimizer))
         commands = (
             ("eval", copy),
-            ("render", copy),
+            ("render", copy, "--path", "test"),
             ("export", copy, str(self.copy / "exported.ply")),
             ("report", copy, "--views", "0"),
             ("report", copy, "--views", "1"),

@@ -160,7 +160,7 @@ MINE = (".notes.partial", ".scene.ply.tmp", "checkpoints/.notes.partial", ".step
 
 @pytest.mark.parametrize(
     "command",
-    [["eval"], ["report", "--views", "0"], ["export"], ["render"], ["train"]],
+    [["eval"], ["report", "--views", "0"], ["export"], ["render", "--path", "test"], ["train"]],
     ids=lambda words: words[0],
 )
 def test_every_command_on_a_run_removes_the_known_parts_and_no_others(short, capture, tmp_path, command):

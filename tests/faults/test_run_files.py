@@ -291,7 +291,7 @@ def test_a_campaign_notices_a_trace(workshop, monkeypatch):
 WORDS = {
     "train": ["train", "capture", "--out", "new"],
     "eval": ["eval", "run"],
-    "render": ["render", "run"],
+    "render": ["render", "run", "--path", "test"],
     "prune": ["prune", "run", "--to", "5"],
     "export": ["export", "run", "x.ply"],
     "report": ["report", "run"],

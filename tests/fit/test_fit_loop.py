@@ -31,6 +31,7 @@ from splatopt.report.field_page import write_field_report
 from splatopt.runs import resumable as kept_run
 from splatopt.runs.events import Ended, Saved, Warned
 from splatopt.runs.resumable import InterruptedRunError, NonFiniteError
+from train.moved_captures import NOWHERE, UTM, move_files
 from train.toys import lasting, lines, make_toy_capture
 
 SIDE = 24
@@ -145,6 +146,32 @@ def test_a_shape_becomes_a_mesh_in_the_coordinates_of_its_file(settings, tmp_pat
     assert 2 * 0.9 / mesh.scale == pytest.approx(7 * 1.8, rel=0.2)
     assert Image.open(result.folder / "result.png").size == (24, 24)
     assert not listener.of(Warned)
+
+
+def test_a_mesh_at_utm_coordinates_is_fitted_as_one_at_the_origin(settings, tmp_path):
+    knot, shift = make_torus_knot(around=6, along=32), torch.tensor([5e5, 5e6, 100.0], dtype=torch.float64)
+    found = []
+    for name, by in (("here", 0 * shift), ("there", shift)):
+        write_mesh(tmp_path / f"{name}.ply", knot.vertices * 7 + by, knot.faces)
+        config = settings(name, points=2000, resolution=16, epochs=12).changed(target=str(tmp_path / f"{name}.ply"))
+        result = fit_field(config)
+        found.append((result, load_mesh(result.folder / "mesh.ply")))
+    (here, mine), (there, theirs) = found
+    for name, value in here.task.parameters.items():
+        torch.testing.assert_close(there.task.parameters[name], value, rtol=1e-4, atol=1e-4)
+    restored = theirs.restored(theirs.vertices) - shift
+    torch.testing.assert_close(restored, mine.restored(mine.vertices), rtol=0, atol=1e-2)
+
+
+def test_a_radiance_field_is_fitted_alike_anywhere(settings, tmp_path):
+    capture = make_toy_capture(tmp_path / "toy")
+    changes = {"steps": 5, "samples": 8, "score_views": 1, "field": "gaussian", "omega": None, "optimizer": "adam"}
+    scores = []
+    for name, scale, shift in (("here", 1.0, NOWHERE), ("small", 1e-4, NOWHERE), ("utm", 1.0, UTM)):
+        moved = move_files(capture, tmp_path / f"{name}-capture", scale, shift)
+        result = fit_field(settings(name, eval_every=0, **changes).changed(target=str(moved)))
+        scores.append(result.after["psnr"])
+    assert scores[1:] == pytest.approx([scores[0]] * 2, abs=1e-3)
 
 
 def test_an_open_mesh_is_said_to_be_judged_by_winding_numbers(settings, tmp_path):

@@ -190,6 +190,81 @@ def test_non_finite_rows_are_counted(tmp_path):
     assert "quats holds NaN or infinite values in 2 of 20 rows" in refused(tmp_path / "scene.ply")
 
 
+@pytest.mark.parametrize("degree", [0, 3])
+@pytest.mark.parametrize(("kind", "text"), [("f4", False), ("f8", False), ("f4", True)])
+def test_ends_of_the_range_are_read_and_counted(degree, kind, text, tmp_path):
+    cloud = make_cloud(degree)
+    save_ply(cloud, tmp_path / "ours.ply")
+    columns = columns_of(tmp_path / "ours.ply")
+    columns["opacity"][:4] = np.inf
+    columns["opacity"][4:6] = -np.inf
+    columns["scale_1"][3:8] = -np.inf
+    write_table(tmp_path / "theirs.ply", columns, kind, text=text)
+    said: list[str] = []
+    loaded = load_ply(tmp_path / "theirs.ply", said)
+    loaded.check_finite("theirs")
+    opacities = loaded.logit_opacities.sigmoid()
+    assert (opacities[:4] == 1).all()
+    assert (opacities[4:6] == 0).all()
+    torch.testing.assert_close(loaded.logit_opacities[6:], cloud.logit_opacities[6:])
+    usual = loaded.log_scales[8:].median()
+    assert ((loaded.log_scales[3:8, 1] - usual).exp() < 1e-5).all(), "as good as none beside the others"
+    torch.testing.assert_close(loaded.log_scales[:, 0], cloud.log_scales[:, 0])
+    assert [sentence.split(" Gaussians of ")[0] for sentence in said] == ["4 of 20", "2 of 20", "5 of 20"]
+    for sentence, meaning in zip(said, ("an opacity of 1", "an opacity of 0", "a size of 0"), strict=True):
+        assert meaning in sentence
+    with pytest.warns(UserWarning, match="of 20 Gaussians"):
+        load_ply(tmp_path / "theirs.ply")
+
+
+def test_a_scene_of_flat_points_alone_is_read(tmp_path):
+    save_ply(make_cloud(0), tmp_path / "ours.ply")
+    columns = columns_of(tmp_path / "ours.ply")
+    for axis in range(3):
+        columns[f"scale_{axis}"][:] = -np.inf
+    write_table(tmp_path / "theirs.ply", columns)
+    assert torch.isfinite(load_ply(tmp_path / "theirs.ply", []).log_scales).all()
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "name"),
+    [
+        ("opacity", np.nan, "logit_opacities"),
+        ("scale_0", np.nan, "log_scales"),
+        ("scale_0", np.inf, "log_scales"),
+        ("x", -np.inf, "means"),
+        ("f_dc_1", np.inf, "sh_dc"),
+    ],
+)
+def test_what_means_nothing_is_refused(column, value, name, tmp_path):
+    save_ply(make_cloud(0), tmp_path / "ours.ply")
+    columns = columns_of(tmp_path / "ours.ply")
+    columns[column][2] = value
+    write_table(tmp_path / "theirs.ply", columns)
+    assert f"{name} holds NaN or infinite values in 1 of 20 rows" in refused(tmp_path / "theirs.ply")
+
+
+@pytest.mark.parametrize("degree", [0, 2])
+def test_rows_of_zeros_are_left_out_and_counted(degree, tmp_path):
+    cloud = make_cloud(degree)
+    save_ply(cloud, tmp_path / "ours.ply")
+    columns = columns_of(tmp_path / "ours.ply")
+    for column in columns.values():
+        column[[3, 4, 19]] = 0
+    columns["rot_0"][5], columns["rot_1"][5], columns["rot_2"][5], columns["rot_3"][5] = 0, 0, 0, 0
+    write_table(tmp_path / "theirs.ply", columns)
+    said: list[str] = []
+    loaded = load_ply(tmp_path / "theirs.ply", said)
+    kept = [row for row in range(20) if row not in (3, 4, 19)]
+    assert torch.equal(loaded.means, cloud.means[kept])
+    assert torch.equal(loaded.sh_rest, cloud.sh_rest[kept])
+    assert said == [f"3 of 20 rows of {tmp_path / 'theirs.ply'} hold nothing but zeros and are left out"]
+    for column in columns.values():
+        column[:] = 0
+    write_table(tmp_path / "theirs.ply", columns)
+    assert "holds nothing but zeros in all 20 rows" in refused(tmp_path / "theirs.ply")
+
+
 @pytest.mark.parametrize("text", [False, True])
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.999])
 def test_truncated_files_are_refused(share, text, tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,27 +11,14 @@ import torch
 
 from splatopt.core.frame import WORLD, Frame
 from splatopt.data import Capture, load_capture
-from splatopt.data.source import Points
 from splatopt.scene.ply import load_ply
 from splatopt.train.config import TrainConfig
 from splatopt.train.loop import train
 from splatopt.train.run import open_run
+from train.moved_captures import UTM, moved
 from train.toys import make_toy_capture
 
-UTM = (5e5, 4.6e6, 300.0)
 PLACES = [(1e-4, (0.0, 0.0, 0.0)), (1e3, (0.0, 0.0, 0.0)), (1.0, UTM), (1e3, UTM)]
-
-
-def moved(capture: Capture, scale: float, shift: tuple[float, float, float]) -> Capture:
-    """The capture in a world that is ``scale`` times as large, shifted."""
-    by = torch.tensor(shift, dtype=torch.float64)
-    cameras = []
-    for camera in capture.cameras:
-        pose = camera.world_to_camera.double().clone()
-        pose[:3, 3] = scale * pose[:3, 3] - pose[:3, :3] @ by
-        cameras.append(replace(camera, world_to_camera=pose))
-    points = capture.points and Points(scale * capture.points.positions + by, capture.points.colors)
-    return replace(capture, cameras=tuple(cameras), points=points)
 
 
 @pytest.fixture(scope="module")

@@ -1,46 +1,60 @@
-"""``splatopt render``: pictures of a run, and a video where ffmpeg is."""
+"""``splatopt render``: pictures of a run or of a scene, and a video where ffmpeg is."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from splatopt.commands.open_run import open_with_warnings
+from splatopt.commands.open_scene import OpenedScene, SceneOptions, check_no_scene_options, is_scene_file, open_scene
 from splatopt.commands.parsing import load_given, positional, run_command
+from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError, say
-from splatopt.data.camera_paths import orbit, spiral
+from splatopt.data import Capture
+from splatopt.data.camera_paths import orbit, spiral, surround
+from splatopt.data.camera_tour import tour
 from splatopt.report.views import check_free, remove_other_frames, video_path, write_video, write_views
 from splatopt.runs.plugins import PluginFiles
 
 
 class Path3D(Enum):
-    """Where a rendered camera goes: the test views, a circle, or a swaying one."""
+    """Where a rendered camera goes: what suits the capture, the test views, or a path of one kind."""
 
+    AUTO = "auto"
     TEST = "test"
+    TOUR = "tour"
     ORBIT = "orbit"
     SPIRAL = "spiral"
 
 
 @dataclass(frozen=True)
 class RenderRunOptions:
-    """Render views of a run as PNGs; a camera path becomes a video as well where ffmpeg is present."""
+    """Render a run, or a scene file, as PNGs; a camera path becomes a video as well where ffmpeg is present."""
 
-    run: Path
-    """Folder of the run."""
+    run: Annotated[Path, tyro.conf.arg(metavar="RUN")]
+    """Folder of the run; or a scene such as scene.ply, with --cameras."""
 
-    path: Path3D = Path3D.TEST
-    """test for the held-out views, orbit for a circle around the scene, spiral to sway before it."""
+    cameras: Path | None = None
+    """Folder of the capture whose cameras a scene file is rendered by, in whose frame it is."""
+
+    path: Path3D = Path3D.AUTO
+    """auto for an orbit where the cameras surround the scene and a tour elsewhere; tour for a round trip by where the
+    cameras stood, orbit for a circle, spiral to sway before the scene, test for the held-out views."""
 
     frames: int = 120
-    """Views on an orbit or a spiral. Unit: frames."""
+    """Views on a path. Unit: frames."""
 
     fps: int = 30
     """Speed of the video. Unit: frames per second."""
 
     out: Path | None = None
-    """Folder of the pictures; renders/<path> in the run's folder, whose pictures are replaced, when None."""
+    """Folder of the pictures; when None, renders/<path> in the run's folder, whose pictures are replaced, and
+    renders/<scene>/<path> here for a scene file."""
 
     renderer: str | None = None
     """What renders: auto, native, reference, triton or gsplat; the run's own when None."""
@@ -51,36 +65,70 @@ class RenderRunOptions:
     plugins: PluginFiles = ()
     """A Python file that registers the reader of the capture; give it once for each file."""
 
+    scene: Annotated[SceneOptions, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes] = field(
+        default_factory=SceneOptions
+    )
+
 
 def _render(options: RenderRunOptions) -> int:
     if options.fps < 1:
         raise InputError(f"--fps must be at least 1, got {options.fps}")
+    if not is_scene_file(options.run):
+        check_no_scene_options(options.scene, options.cameras, "--cameras")
+        opened, renders = _opened_run(options)
+    elif options.cameras is None:
+        raise InputError(
+            f"{options.run} is a scene without cameras; give the folder of its capture with --cameras, or the folder "
+            "of a run"
+        )
+    else:
+        opened = open_scene(options.run, options.cameras, options.scene, options.renderer, options.device)
+        renders = None
+    path, cameras = _path(options, opened.capture)
+    folder = options.out or (renders or Path("renders") / options.run.stem) / path.value
+    if options.out or renders is None:
+        check_free(folder, cameras)
+    else:
+        remove_other_frames(folder, cameras, path.value)
+    objective = opened.objective
+    pictures = write_views(folder, objective.cloud, cameras, objective.renderer, objective.options)
+    say(f"{len(pictures)} pictures in {folder}")
+    if path is not Path3D.TEST:
+        video = write_video(folder, pictures, video_path(folder), options.fps)
+        say(f"video: {video}" if video else "no video: ffmpeg is not on the search path")
+    return 0
+
+
+def _opened_run(options: RenderRunOptions) -> tuple[OpenedScene, Path]:
+    """Open a run; return its scene beside its capture, and where its pictures go."""
     run = open_with_warnings(options.run, options.renderer, options.device)
     capture = run.open_capture()
     differs = run.difference_from(capture)
     if differs:
         where = f"{capture.path} is no longer what the run was trained on"
         say(f"splatopt: warning: {where}: {differs}; it is rendered from there all the same", file=sys.stderr)
-    objective = run.objective(capture)
-    train_cameras = [capture.cameras[view] for view in capture.split.train]
-    match options.path:
+    return OpenedScene(run.objective(capture), capture), run.folder.path / "renders"
+
+
+def _path(options: RenderRunOptions, capture: Capture) -> tuple[Path3D, list[Camera]]:
+    """Return the path that was asked for, or that suits the capture, and its cameras."""
+    cameras, path, frames = [capture.cameras[view] for view in capture.split.train], options.path, options.frames
+    if path is Path3D.AUTO:
+        path = Path3D.ORBIT if surround(cameras) else Path3D.TOUR
+        why = {
+            Path3D.ORBIT: "an orbit, as the cameras surround the scene",
+            Path3D.TOUR: "a tour by where the cameras stood, as they do not surround the scene",
+        }
+        say(f"path: {why[path]}")
+    match path:
         case Path3D.ORBIT:
-            cameras = orbit(train_cameras, options.frames)
+            return path, orbit(cameras, frames)
         case Path3D.SPIRAL:
-            cameras = spiral(train_cameras, options.frames)
-        case Path3D.TEST:
-            cameras = [capture.cameras[view] for view in capture.split.test]
-    folder = options.out or run.folder.path / "renders" / options.path.value
-    if options.out:
-        check_free(folder, cameras)
-    else:
-        remove_other_frames(folder, cameras, options.path.value)
-    pictures = write_views(folder, objective.cloud, cameras, objective.renderer, objective.options)
-    say(f"{len(pictures)} pictures in {folder}")
-    if options.path is not Path3D.TEST:
-        video = write_video(folder, pictures, video_path(folder), options.fps)
-        say(f"video: {video}" if video else "no video: ffmpeg is not on the search path")
-    return 0
+            return path, spiral(cameras, frames)
+        case Path3D.TOUR:
+            return path, tour(cameras, frames)
+        case _:
+            return path, [capture.cameras[view] for view in capture.split.test]
 
 
 def main(words: list[str]) -> int:

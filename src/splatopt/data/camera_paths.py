@@ -15,6 +15,18 @@ from splatopt.core.checks import InputError
 _AXES_RIDGE = 1e-6
 """Added to the normal equations of the point of attention, so that parallel axes have a solution."""
 
+_SAME_PLACE, _AHEAD = 1e-12, 1e-6
+"""Shares of the distance from the origin, and of the cameras' spread, that are none."""
+
+_TRIED = 72
+"""Cameras of an orbit that are held against the capture's."""
+
+_MAX_GAP = 0.75
+"""Distance of a camera on an orbit from the nearest of the capture, in distances from the subject."""
+
+_MAX_TURN = 45.0
+"""Angle between what both look at, degrees."""
+
 
 def orbit(cameras: Sequence[Camera], frames: int) -> list[Camera]:
     """Return cameras on a circle around the point that ``cameras`` look at.
@@ -26,7 +38,7 @@ def orbit(cameras: Sequence[Camera], frames: int) -> list[Camera]:
         cameras: The capture's, at least one; the first gives size and focal length.
         frames: Number of cameras on the full turn.
     """
-    _check(cameras, frames)
+    check_path(cameras, frames)
     up, target = _mean_up(cameras), attention(cameras)
     offsets = torch.stack([camera.center.double() for camera in cameras]) - target
     heights = offsets @ up
@@ -41,7 +53,7 @@ def orbit(cameras: Sequence[Camera], frames: int) -> list[Camera]:
     for frame in range(frames):
         angle = 2 * math.pi * frame / frames
         offset = radius * (math.cos(angle) * across + math.sin(angle) * along) + heights.median() * up
-        path.append(_looking(cameras[0], target + offset, target, up, f"orbit-{frame:04d}"))
+        path.append(looking(cameras[0], target + offset, target, up, f"orbit-{frame:04d}"))
     return path
 
 
@@ -55,7 +67,7 @@ def spiral(cameras: Sequence[Camera], frames: int) -> list[Camera]:
         cameras: The capture's, at least one; the first gives size and focal length.
         frames: Number of cameras.
     """
-    _check(cameras, frames)
+    check_path(cameras, frames)
     up, target = _mean_up(cameras), attention(cameras)
     centers = torch.stack([camera.center.double() for camera in cameras])
     middle = centers.mean(dim=0)
@@ -77,7 +89,7 @@ def spiral(cameras: Sequence[Camera], frames: int) -> list[Camera]:
             + radii[1] * math.sin(angle) * above
             + 0.5 * radii[2] * math.sin(angle / 2) * forward
         )
-        path.append(_looking(cameras[0], middle + offset, target, above, f"spiral-{frame:04d}"))
+        path.append(looking(cameras[0], middle + offset, target, above, f"spiral-{frame:04d}"))
     return path
 
 
@@ -95,17 +107,47 @@ def attention(cameras: Sequence[Camera]) -> Tensor:
     right_side = (across @ (centers - middle)[:, :, None]).sum(dim=0).squeeze(1)
     point = middle + torch.linalg.solve(matrix, right_side)
     ahead = ((point - centers) * forwards).sum(dim=1)
-    if ahead.median() > 1e-6:
-        return point
-    spread = (centers - middle).norm(dim=1).max().clamp(min=1.0)
-    return (centers + spread * forwards).mean(dim=0)
+    spread = float((centers - middle).norm(dim=1).max())
+    # Cameras in one place, up to rounding, leave the distance free.
+    spread = spread if spread > _SAME_PLACE * float(middle.norm()) else 1.0
+    return point if ahead.median() > _AHEAD * spread else (centers + spread * forwards).mean(dim=0)
 
 
-def _check(cameras: Sequence[Camera], frames: int) -> None:
+def surround(cameras: Sequence[Camera]) -> bool:
+    """Return whether ``cameras`` stand all around what they look at, so that an orbit shows what they saw.
+
+    They do where every camera of the orbit has one of them at most 0.75 of its own distance from the subject away
+    (the distance of one at the middle of a gap of 90° from its ends) that looks the same way to within 45°.
+    """
+    path, target = orbit(cameras, _TRIED), attention(cameras)
+    centers, around = (torch.stack([camera.center.double() for camera in group]) for group in (cameras, path))
+    reach = (around - target).norm(dim=1)
+    is_near = torch.cdist(around, centers) <= _MAX_GAP * reach[:, None]
+    looks_alike = _forwards(path) @ _forwards(cameras).T >= math.cos(math.radians(_MAX_TURN))
+    return bool((is_near & looks_alike).any(dim=1).all())
+
+
+def check_path(cameras: Sequence[Camera], frames: int) -> None:
+    """Raise unless there are cameras to go by and frames to show: InputError for the latter."""
     if not cameras:
         raise ValueError("a camera path needs at least one camera, got none")
     if frames < 1:
         raise InputError(f"--frames must be at least 1, got {frames}")
+
+
+def looking(camera: Camera, center: Tensor, target: Tensor, up: Tensor, name: str) -> Camera:
+    """Return ``camera`` moved to ``center``, turned to ``target``, with ``up`` upwards in the image."""
+    forward = target - center
+    if forward.norm() < 1e-9:
+        forward = _any_normal(up)
+    forward = forward / forward.norm()
+    right = torch.linalg.cross(forward, up)
+    right = right / right.norm() if right.norm() > 1e-9 else _any_normal(forward)
+    rotation = torch.stack([right, torch.linalg.cross(forward, right), forward])
+    pose = torch.eye(4, dtype=torch.float64)
+    pose[:3, :3] = rotation
+    pose[:3, 3] = -rotation @ center
+    return replace(camera, world_to_camera=pose, name=name)
 
 
 def _forwards(cameras: Sequence[Camera]) -> Tensor:
@@ -127,18 +169,3 @@ def _any_normal(direction: Tensor) -> Tensor:
     axis[direction.abs().argmin()] = 1
     normal = torch.linalg.cross(direction, axis)
     return normal / normal.norm()
-
-
-def _looking(camera: Camera, center: Tensor, target: Tensor, up: Tensor, name: str) -> Camera:
-    """``camera`` moved to ``center``, turned to ``target``, with ``up`` upwards in the image."""
-    forward = target - center
-    if forward.norm() < 1e-9:
-        forward = _any_normal(up)
-    forward = forward / forward.norm()
-    right = torch.linalg.cross(forward, up)
-    right = right / right.norm() if right.norm() > 1e-9 else _any_normal(forward)
-    rotation = torch.stack([right, torch.linalg.cross(forward, right), forward])
-    pose = torch.eye(4, dtype=torch.float64)
-    pose[:3, :3] = rotation
-    pose[:3, 3] = -rotation @ center
-    return replace(camera, world_to_camera=pose, name=name)

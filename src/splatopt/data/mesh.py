@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ BOX = 0.9
 """A mesh is scaled until its longest side reaches from -BOX to BOX."""
 
 MAX_DISTANCE = 1e10
-"""Largest coordinate of a mesh: corners are joined by their coordinates in units of 1e-8, as whole numbers."""
+"""Largest coordinate of a mesh."""
 
 _NO_MESHES = frozenset({"bz2", "zip", "tar.bz2", "tar.gz", "dxf", "xyz"})
 """What trimesh would unpack, a small archive of which may hold more than any memory, and what has no faces."""
@@ -91,6 +91,10 @@ def load_mesh(path: Path) -> Mesh:
     try:
         loaded: Any = trimesh.load(path, force="mesh", process=False, skip_materials=True)
         _check_triangles(path, loaded.vertices, loaded.faces)
+        # trimesh joins corners within 1e-8, which means the same in any unit and at any place in the box alone.
+        corners = torch.from_numpy(np.array(loaded.vertices, dtype=np.float64))
+        center, scale = _box(corners[np.unique(loaded.faces)])
+        loaded.vertices = ((corners - center) * scale).numpy()
         # Files of separate triangles, such as STL, name each corner anew.
         loaded.merge_vertices(merge_tex=True, merge_norm=True)
         vertices, faces = np.array(loaded.vertices, dtype=np.float64), np.array(loaded.faces, dtype=np.int64)
@@ -102,7 +106,7 @@ def load_mesh(path: Path) -> Mesh:
         raise InputError(f"mesh {path} cannot be read ({quoted(said)}); save it anew") from error
     if not len(faces):
         raise InputError(f"mesh {path} holds no triangles")
-    mesh = make_mesh(torch.from_numpy(vertices), torch.from_numpy(faces), watertight)
+    mesh = Mesh(torch.from_numpy(vertices), torch.from_numpy(faces), watertight, center, scale)
     edges = mesh.corners[:, 1:] - mesh.corners[:, :1]
     if not float(torch.linalg.cross(edges[:, 0], edges[:, 1]).norm(dim=1).sum()) > 0:
         raise InputError(f"mesh {path} has no surface: the corners of each face lie on a line")
@@ -139,13 +143,17 @@ def make_mesh(vertices: Tensor, faces: Tensor, watertight: bool) -> Mesh:
     Raises:
         InputError: All vertices are in one place.
     """
-    used = vertices[faces.unique()].double()
+    center, scale = _box(vertices[faces.unique()].double())
+    return Mesh((vertices.double() - center) * scale, faces.long(), watertight, center, scale)
+
+
+def _box(used: Tensor) -> tuple[Tensor, float]:
+    """Return what to subtract from corners, (n, 3), and what to multiply them by; see :func:`make_mesh`."""
     low, high = used.amin(dim=0), used.amax(dim=0)
     extent = float((high - low).max())
     if not extent > 1e-100:
         raise InputError("the mesh has no extent: all its vertices are in one place")
-    center, scale = (low + high) / 2, 2 * BOX / extent
-    return Mesh((vertices.double() - center) * scale, faces.long(), watertight, center, scale)
+    return (low + high) / 2, 2 * BOX / extent
 
 
 def write_mesh(path: Path, vertices: Tensor, faces: Tensor) -> None:
@@ -158,9 +166,25 @@ def write_mesh(path: Path, vertices: Tensor, faces: Tensor) -> None:
     """
     import trimesh
 
-    mesh = trimesh.Trimesh(vertices.numpy(), faces.numpy(), process=False)
     with whole_file(path) as file:
-        mesh.export(file, file_type=path.suffix.removeprefix("."))
+        if path.suffix.lower() == ".ply":
+            _write_ply(file, vertices.double().numpy(), faces.numpy())
+        else:
+            trimesh.Trimesh(vertices.numpy(), faces.numpy(), process=False).export(
+                file, file_type=path.suffix.removeprefix(".")
+            )
+
+
+def _write_ply(file: BinaryIO, vertices: np.ndarray, faces: np.ndarray) -> None:
+    """Write a binary PLY whose corners are doubles: trimesh's are floats, half a metre apart at UTM coordinates."""
+    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(vertices)}"]
+    header += [f"property double {axis}" for axis in "xyz"]
+    header += [f"element face {len(faces)}", "property list uchar int vertex_indices", "end_header", ""]
+    file.write("\n".join(header).encode())
+    file.write(vertices.astype("<f8").tobytes())
+    rows = np.empty(len(faces), dtype=[("count", "u1"), ("corners", "<i4", 3)])
+    rows["count"], rows["corners"] = 3, faces
+    file.write(rows.tobytes())
 
 
 def sample_surface(mesh: Mesh, count: int, generator: torch.Generator) -> Float[Tensor, "count 3"]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from splatopt.core.checks import InputError, cut, quoted, short
 from splatopt.core.constants import SH_C0
+from splatopt.data.packed_scenes import check_not_packed
 from splatopt.data.ply_table import read_vertices
 from splatopt.data.source import Points, PosedImage, finite_points
 
@@ -170,17 +171,18 @@ def read_ply_points(path: Path, warnings: list[str]) -> Points:
 
     Args:
         path: The PLY file.
-        warnings: Gets a sentence if points are not finite and left out.
+        warnings: Gets a sentence if points are not finite, or rows hold nothing but zeros, and are left out.
 
     Raises:
-        InputError: The file is no PLY, is cut short, or its vertices lack x, y, z.
+        InputError: The file is no PLY, is packed or cut short, or its vertices lack x, y, z.
     """
     return _read(path, warnings)[0]
 
 
 def _read(path: Path, warnings: list[str]) -> tuple[Points, bool]:
     """Return the points of a PLY, and whether it gives them colours."""
-    vertices = read_vertices(path, "PLY point cloud").table
+    check_not_packed(path)
+    vertices = _without_zero_rows(path, read_vertices(path, "PLY point cloud").table, warnings)
     names = set(vertices.dtype.names or ())
     if not {"x", "y", "z"} <= names:
         given = ", ".join(vertices.dtype.names or ())
@@ -197,6 +199,18 @@ def _read(path: Path, warnings: list[str]) -> tuple[Points, bool]:
             levels *= _to_eight_bits(float(levels.max(initial=0)), is_float=values.dtype.kind == "f")
         colors = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
     return finite_points(positions, colors, warnings), channels is not None
+
+
+def _without_zero_rows(path: Path, vertices: np.ndarray, warnings: list[str]) -> np.ndarray:
+    """Return the rows that hold anything but zeros; one alone may be a black point at the origin and stays."""
+    filled = np.zeros(len(vertices), dtype=bool)
+    for name in vertices.dtype.names or ():
+        filled |= vertices[name] != 0
+    count = len(vertices) - int(filled.sum())
+    if count < 2:
+        return vertices
+    warnings.append(f"{count:,} of {len(vertices):,} rows of {short(path)} hold nothing but zeros and are left out")
+    return vertices[filled]
 
 
 def _to_eight_bits(highest: float, *, is_float: bool) -> float:

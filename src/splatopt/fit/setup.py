@@ -66,7 +66,8 @@ def open_task(config: FitConfig, generator: torch.Generator) -> OpenedTask:
                 Path(config.data.target),
                 CaptureOptions(max_side=config.data.max_side, test_every=config.data.test_every),
             )
-            radiance = _radiance_task(config, capture, generator)
+            # Near its cameras float32 loses nothing, wherever the capture lies.
+            radiance = _radiance_task(config, capture.localised(), generator)
             return OpenedTask(radiance, fingerprint_capture(capture), capture.warnings)
     raise ValueError("the task is not chosen yet; call resolved()")
 

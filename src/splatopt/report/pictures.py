@@ -69,7 +69,8 @@ def run_pictures(
         machine: What renders, and where.
         max_views: So many views at most, spread evenly.
     """
-    start = starting_cloud(config, capture, torch.Generator().manual_seed(config.schedule.seed)).to(machine.device)
+    generator = torch.Generator().manual_seed(config.schedule.seed)
+    start = starting_cloud(config, capture, generator, []).to(machine.device)
     trained, renderer = trained.to(machine.device), machine.renderer
     options = render_options(config, capture)
     first = replace(options, sh_degree=config.scene.sh_degree_at(0))

@@ -18,6 +18,7 @@ from splatopt.core.constants import SH_C0
 from splatopt.core.devices import free_memory
 from splatopt.core.schema import SH_REST_COUNTS
 from splatopt.data import Capture
+from splatopt.data.packed_scenes import SCENE_ENDINGS
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.ply import load_ply
 from splatopt.scene.ray_start import BYTES_OF_A_ROW, rows_on_rays
@@ -144,13 +145,17 @@ class Initialization(ABC):
     """Whether the cloud comes with colours that differ by direction, so that no band need wait for its turn."""
 
     @abstractmethod
-    def cloud(self, capture: Capture, sh_degree: int, generator: torch.Generator) -> GaussianCloud:
+    def cloud(
+        self, capture: Capture, sh_degree: int, generator: torch.Generator, warnings: list[str] | None = None
+    ) -> GaussianCloud:
         """Return the cloud that training begins from.
 
         Args:
             capture: Gives points and cameras.
             sh_degree: Degree at which colours are stored, 0 to 3.
             generator: Source of randomness, on the CPU.
+            warnings: Gets a sentence for what a scene file holds and is not taken as it stands; when None, they are
+                Python's warnings.
 
         Raises:
             InputError: The capture has no points, the scene cannot be used, or memory is too small.
@@ -166,7 +171,9 @@ def has_points(capture: Capture) -> bool:
 class FromPoints(Initialization):
     """One Gaussian on every point of the capture."""
 
-    def cloud(self, capture: Capture, sh_degree: int, generator: torch.Generator) -> GaussianCloud:
+    def cloud(
+        self, capture: Capture, sh_degree: int, generator: torch.Generator, warnings: list[str] | None = None
+    ) -> GaussianCloud:
         """Return the cloud that training begins from; see :func:`start_from_points`."""
         if capture.points is None or not has_points(capture):
             raise InputError(
@@ -191,7 +198,9 @@ class Random(Initialization):
 
     count: int
 
-    def cloud(self, capture: Capture, sh_degree: int, generator: torch.Generator) -> GaussianCloud:
+    def cloud(
+        self, capture: Capture, sh_degree: int, generator: torch.Generator, warnings: list[str] | None = None
+    ) -> GaussianCloud:
         """Return the cloud that training begins from; see :func:`start_random`."""
         numbers = 14 + 3 * ((sh_degree + 1) ** 2 - 1)
         needed, free = (4 * numbers + BYTES_OF_A_ROW) * self.count, free_memory(torch.device("cpu"))
@@ -214,9 +223,11 @@ class FromScene(Initialization):
     path: Path
     has_bands: ClassVar[bool] = True
 
-    def cloud(self, capture: Capture, sh_degree: int, generator: torch.Generator) -> GaussianCloud:
+    def cloud(
+        self, capture: Capture, sh_degree: int, generator: torch.Generator, warnings: list[str] | None = None
+    ) -> GaussianCloud:
         """Return the cloud that training begins from."""
-        return load_ply(self.path).with_sh_degree(sh_degree).in_local(capture.frame)
+        return load_ply(self.path, warnings).with_sh_degree(sh_degree).in_local(capture.frame)
 
 
 def parse_initialization(init: str, random_points: int) -> Initialization:
@@ -233,6 +244,7 @@ def parse_initialization(init: str, random_points: int) -> Initialization:
         return FromPoints()
     if init == "random":
         return Random(random_points)
-    if init.endswith(".ply"):
+    # A packed scene is refused by its name once the file is looked at.
+    if Path(init).suffix.lower() in SCENE_ENDINGS:
         return FromScene(Path(init))
     raise InputError(f"--init must be sfm, random or the path of a .ply file, got {quoted(init)}")

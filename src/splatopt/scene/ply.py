@@ -8,6 +8,7 @@ float32, binary little-endian. Whatever it is trained in, the scene keeps the ca
 from __future__ import annotations
 
 import re
+import warnings as python_warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from plyfile import PlyData, PlyElement
 from splatopt.core.checks import InputError
 from splatopt.core.files import make_folder, whole_file
 from splatopt.core.schema import SH_REST_COUNTS
+from splatopt.data.packed_scenes import check_not_packed
 from splatopt.data.ply_table import read_vertices
 from splatopt.scene.gaussians import GaussianCloud
 
@@ -27,6 +29,12 @@ _COLUMNS = {
     "log_scales": ("scale_0", "scale_1", "scale_2"),
     "quats": ("rot_0", "rot_1", "rot_2", "rot_3"),
 }
+_OPAQUE, _SEE_THROUGH = 18.0, -104.0
+"""Logits whose sigmoid is 1 and 0 in float32."""
+
+_MAX_LOG_RATIO = float(np.log(1e6))
+"""Of the median size and the one that stands for none."""
+
 _REST_COUNTS = tuple(3 * count for count in SH_REST_COUNTS)
 
 
@@ -73,36 +81,80 @@ def _write_whole(data: PlyData, path: Path) -> None:
         ) from error
 
 
-def load_ply(path: Path | str) -> GaussianCloud:
+def load_ply(path: Path | str, warnings: list[str] | None = None) -> GaussianCloud:
     """Read a Gaussian scene, whoever wrote it: binary or ASCII, degree 0 to 3, properties in any order.
 
-    Properties that are not of a Gaussian are ignored. Quaternions are taken as they are, of any length.
+    Properties that are not of a Gaussian are ignored. Quaternions are taken as they are, of any length. Numbers at the
+    ends of their range are brought within it and counted: an opacity of 1, whose logit is ∞, and one of 0 become the
+    nearest logits whose sigmoid is 1 and 0 in float32; a size of 0, whose logarithm is -∞, becomes a millionth of the
+    scene's median one. Rows that hold nothing but zeros, which broken exporters leave, are left out and counted.
 
     Args:
         path: The file.
+        warnings: Gets a sentence for each thing that was counted; when None, they are Python's warnings.
 
     Returns:
         The cloud, float32, on the CPU, at the degree that is stored.
 
     Raises:
-        InputError: No such file, no PLY, truncated, a point cloud without Gaussians, missing
-            properties, or numbers that are NaN or infinite.
+        InputError: No such file, no PLY, packed, truncated, a point cloud without Gaussians, missing properties,
+            nothing but zeros, or numbers that are NaN or infinite.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"there is no scene at {path}; give the path of a .ply file")
+    check_not_packed(path)
     found = read_vertices(path, "Gaussian scene")
     table, names = found.table, (*(found.table.dtype.names or ()), *found.lists)
     rest_count = _check_properties(path, names)
     if not len(table):
         raise InputError(f"{path}: the scene holds no Gaussians; expected at least one, export it again")
     columns = {name: _stack(path, table, group) for name, group in _COLUMNS.items()}
+    columns["sh_rest"] = _stack(path, table, tuple(f"f_rest_{index}" for index in range(rest_count)))
+    said: list[str] = []
+    columns = _without_zero_rows(path, columns, said)
+    _bring_within_range(path, columns, said)
     columns["logit_opacities"] = columns["logit_opacities"][:, 0]
-    rest = _stack(path, table, tuple(f"f_rest_{index}" for index in range(rest_count)))
-    columns["sh_rest"] = rest.reshape(len(table), 3, rest_count // 3).transpose(0, 2, 1)
+    columns["sh_rest"] = columns["sh_rest"].reshape(len(columns["means"]), 3, rest_count // 3).transpose(0, 2, 1)
     cloud = GaussianCloud(**{name: torch.from_numpy(np.ascontiguousarray(part)) for name, part in columns.items()})
     cloud.check_finite(str(path))
+    if warnings is not None:
+        warnings += said
+    else:
+        for sentence in said:
+            python_warnings.warn(sentence, stacklevel=2)
     return cloud
+
+
+def _without_zero_rows(path: Path, columns: dict[str, np.ndarray], said: list[str]) -> dict[str, np.ndarray]:
+    """Return the columns without the rows that hold nothing but zeros."""
+    empty = ~np.any([part.any(axis=1) for part in columns.values()], axis=0)
+    count = int(empty.sum())
+    if not count:
+        return columns
+    if count == len(empty):
+        raise InputError(f"{path}: the scene holds nothing but zeros in all {count:,} rows; export it again")
+    said.append(f"{count:,} of {len(empty):,} rows of {path} hold nothing but zeros and are left out")
+    return {name: part[~empty] for name, part in columns.items()}
+
+
+def _bring_within_range(path: Path, columns: dict[str, np.ndarray], said: list[str]) -> None:
+    """Replace infinite logits and logarithms that mean an opacity of 1 or 0 and a size of 0."""
+    logits, sizes = columns["logit_opacities"], columns["log_scales"]
+    finite = sizes[np.isfinite(sizes)]
+    smallest = (float(np.median(finite)) if len(finite) else 0.0) - _MAX_LOG_RATIO
+    for values, end, instead, meaning in (
+        (logits, np.inf, _OPAQUE, "an opacity of 1"),
+        (logits, -np.inf, _SEE_THROUGH, "an opacity of 0"),
+        (sizes, -np.inf, smallest, "a size of 0"),
+    ):
+        rows = (values == end).any(axis=1)
+        if rows.any():
+            said.append(
+                f"{int(rows.sum()):,} of {len(rows):,} Gaussians of {path} have {meaning}, stored as {end:+}; "
+                f"{instead:.4g} is taken for it"
+            )
+            values[values == end] = instead
 
 
 def _stack(path: Path, table: np.ndarray, names: tuple[str, ...]) -> np.ndarray:

@@ -123,11 +123,19 @@ class Run:
         )
         return scores
 
-    def export(self, path: Path) -> None:
-        """Write the scene as a PLY that 3DGS viewers read; raises InputError for another ending."""
+    def export(self, path: Path, *, local: bool = False) -> None:
+        """Write the scene as a PLY that 3DGS viewers read.
+
+        Args:
+            path: The file, ending in .ply.
+            local: Whether it is written in the training frame instead of the capture's own.
+
+        Raises:
+            InputError: It has another ending, or cannot be written.
+        """
         if path.suffix.lower() != ".ply":
             raise InputError(f"scenes are written as .ply, got {path.name!r}; give a path such as scene.ply")
-        save_ply(self.cloud, path)
+        save_ply(self.trained if local else self.cloud, path)
 
 
 def open_run(path: Path | str, renderer: str | None = None, device: str | None = None) -> Run:
@@ -164,7 +172,7 @@ def open_run(path: Path | str, renderer: str | None = None, device: str | None =
         detail = f" ({damages[0]})" if damages else ""
         raise InputError(f"{folder.path} holds neither a whole checkpoint{detail} nor a scene.ply; train it first")
     warnings += [f"{damage}; using {folder.scene.name}" for damage in damages if checkpoint is None]
-    cloud, steps = load_ply(folder.scene).in_local(frame), record.get("steps", config.schedule.total_steps)
+    cloud, steps = load_ply(folder.scene, warnings).in_local(frame), record.get("steps", config.schedule.total_steps)
     check_degree(cloud, config.scene.sh_degree, str(folder.scene))
     return Run(folder, config, cloud, frame, steps, record.get("seconds", 0.0), tuple(warnings))
 

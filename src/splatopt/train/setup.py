@@ -48,18 +48,22 @@ def training_positions(config: TrainConfig, capture: Capture) -> Tensor | None:
     return camera_centers([capture.cameras[view] for view in capture.split.train])
 
 
-def starting_cloud(config: TrainConfig, capture: Capture, generator: torch.Generator) -> GaussianCloud:
+def starting_cloud(
+    config: TrainConfig, capture: Capture, generator: torch.Generator, warnings: list[str] | None = None
+) -> GaussianCloud:
     """Return the cloud that training begins from, at the configuration's degree.
 
     Args:
         config: Says where it comes from.
         capture: Gives points and cameras.
         generator: Draws a random one.
+        warnings: Gets a sentence for what a scene file holds and is not taken as it stands; when None, they are
+            Python's warnings.
 
     Raises:
         InputError: The capture has no points, or the scene file cannot be used.
     """
-    return config.scene.initialization.cloud(capture, config.scene.sh_degree, generator)
+    return config.scene.initialization.cloud(capture, config.scene.sh_degree, generator, warnings)
 
 
 def render_options(config: TrainConfig, capture: Capture) -> RenderOptions:

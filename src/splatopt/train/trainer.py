@@ -93,8 +93,9 @@ class Trainer(ResumableRun):
 
     def begin(self, checkpoint: Checkpoint | None) -> tuple[str, ...]:
         """Start anew, or go on from ``checkpoint``; checks everything, writes nothing and returns what to warn of."""
+        warnings: list[str] = []
         if checkpoint is None:
-            cloud = starting_cloud(self.config, self.capture, self.generator)
+            cloud = starting_cloud(self.config, self.capture, self.generator, warnings)
             if self.config.density.is_at_work:
                 self.config = self.config.changed(max_gaussians=self.config.density.cap(len(cloud)))
             self._bind(cloud)
@@ -102,7 +103,7 @@ class Trainer(ResumableRun):
         else:
             self._restore(checkpoint)
             self.before = scores_before(read_evaluation(self.folder.evaluation))
-        return self._check_stages()
+        return (*warnings, *self._check_stages())
 
     def open_folder(self, checkpoint: Checkpoint | None) -> None:
         """Write what the run was told, and open its log behind ``checkpoint``."""
