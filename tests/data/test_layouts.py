@@ -184,8 +184,8 @@ def test_polycam_without_corrected_cameras(tmp_path: Path) -> None:
         assert "those are used that the phone recorded, which drift" in capture.warnings[0]
         assert capture.warnings[1:] == (
             "the folder depth: not used, splatopt trains on colours alone",
-            "2 of 11 images beside those of the views (images/17000.jpg, images/17001.jpg): not used, the capture has no "
-            "pose for them",
+            "2 of 11 images beside those of the views (images/17000.jpg, images/17001.jpg): not used, the capture "
+            "has no pose for them",
         )
 
 

@@ -255,8 +255,8 @@ def test_photographs_without_a_frame_and_folders_of_depth(tmp_path: Path) -> Non
     (tmp_path / "depths").mkdir()
     assert load_capture(tmp_path).warnings == (
         "the folder depths: not used, splatopt trains on colours alone",
-        "4 of 10 images beside those of the views (images/IMG_1.jpg, images/IMG_2.HEIC, images/IMG_3.png, …): not used, "
-        "the capture has no pose for them",
+        "4 of 10 images beside those of the views (images/IMG_1.jpg, images/IMG_2.HEIC, images/IMG_3.png, …): not "
+        "used, the capture has no pose for them",
     )
 
 
