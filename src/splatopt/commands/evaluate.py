@@ -28,19 +28,25 @@ class EvalOptions:
     device: str | None = None
     """Where: auto, cpu, cuda or cuda:N; where the run was made when None."""
 
+    fitted: bool = False
+    """Score, beside the views as they are rendered, their right halves after a colour map fitted to the left ones, as
+    is done anyway for runs with --exposure affine. Source: NeRF in the Wild (Martin-Brualla et al. 2021)."""
+
     plugins: PluginFiles = ()
     """A Python file that registers the reader of the capture; give it once for each file."""
 
 
 def _eval(options: EvalOptions) -> int:
     run = open_with_warnings(options.run, options.renderer, options.device)
-    scores = run.evaluate(run.open_capture())
+    scores = run.evaluate(run.open_capture(), fitted=options.fitted)
     table = Table("view", "PSNR, dB", "SSIM", title=f"{scores.subset} views, split {scores.split}, step {run.steps}")
     for view in scores.views:
         table.add_row(Text(shown(view.name)), f"{view.psnr:.2f}", f"{view.ssim:.4f}")
     table.add_section()
     table.add_row("mean", f"{scores.psnr:.2f}", f"{scores.ssim:.4f}")
     Console().print(table)
+    if scores.fitted:
+        say(scores.fitted_sentence)
     say(f"written to {run.folder.evaluation}")
     return 0
 

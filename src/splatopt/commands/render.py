@@ -16,9 +16,10 @@ from splatopt.runs.plugins import PluginFiles
 
 
 class Path3D(Enum):
-    """Where a rendered camera goes: the test views, a circle, or a swaying one."""
+    """Where a rendered camera goes: the test views, the training views, a circle, or a swaying one."""
 
     TEST = "test"
+    TRAIN = "train"
     ORBIT = "orbit"
     SPIRAL = "spiral"
 
@@ -31,7 +32,12 @@ class RenderRunOptions:
     """Folder of the run."""
 
     path: Path3D = Path3D.TEST
-    """test for the held-out views, orbit for a circle around the scene, spiral to sway before it."""
+    """test for the held-out views, train for those that were trained on, orbit for a circle around the scene, spiral to
+    sway before it."""
+
+    with_exposure: bool = False
+    """Give each picture the exposure of its photograph, of a run with --exposure affine; for --path train, as no map is
+    known of other views."""
 
     frames: int = 120
     """Views on an orbit or a spiral. Unit: frames."""
@@ -62,6 +68,11 @@ def _render(options: RenderRunOptions) -> int:
         where = f"{capture.path} is no longer what the run was trained on"
         say(f"splatopt: warning: {where}: {differs}; it is rendered from there all the same", file=sys.stderr)
     objective = run.objective(capture)
+    if options.with_exposure and (options.path is not Path3D.TRAIN or objective.exposure is None):
+        raise InputError(
+            "--with-exposure is for --path train of a run that was trained with --exposure affine, the maps being "
+            "those of its photographs; leave it out"
+        )
     train_cameras = [capture.cameras[view] for view in capture.split.train]
     match options.path:
         case Path3D.ORBIT:
@@ -70,14 +81,17 @@ def _render(options: RenderRunOptions) -> int:
             cameras = spiral(train_cameras, options.frames)
         case Path3D.TEST:
             cameras = [capture.cameras[view] for view in capture.split.test]
+        case Path3D.TRAIN:
+            cameras = train_cameras
     folder = options.out or run.folder.path / "renders" / options.path.value
     if options.out:
         check_free(folder, cameras)
     else:
         remove_other_frames(folder, cameras, options.path.value)
-    pictures = write_views(folder, objective.cloud, cameras, objective.renderer, objective.options)
+    maps = objective.exposure.maps[list(capture.split.train)] if options.with_exposure and objective.exposure else None
+    pictures = write_views(folder, objective.cloud, cameras, objective.renderer, objective.options, maps=maps)
     say(f"{len(pictures)} pictures in {folder}")
-    if options.path is not Path3D.TEST:
+    if options.path not in (Path3D.TEST, Path3D.TRAIN):
         video = write_video(folder, pictures, video_path(folder), options.fps)
         say(f"video: {video}" if video else "no video: ffmpeg is not on the search path")
     return 0

@@ -29,6 +29,7 @@ from splatopt.raster.losses import L1Ssim, Loss
 from splatopt.raster.problem import ViewProblem, WeightedSum
 from splatopt.raster.renderer import Renderer
 from splatopt.raster.types import RenderOptions
+from splatopt.scene.exposure import ExposureMaps
 from splatopt.scene.gaussians import GaussianCloud
 
 
@@ -68,6 +69,8 @@ class PhotometricObjective(Objective):
 
     Attributes:
         observed: While it is set, every view of every gradient adds its statistics to it; edits of rows are its own.
+        exposure: While it is set, renders are compared with photographs that its colour maps have taken back; scores
+            are of the photographs as they are.
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class PhotometricObjective(Objective):
         self.loss = loss or L1Ssim()
         self.weights = weights
         self.observed: GradientStatistics | None = None
+        self.exposure: ExposureMaps | None = None
         self._length_scale = length_scale
         self._allocate()
 
@@ -189,8 +193,14 @@ class PhotometricObjective(Objective):
 
     def problem(self, view: int) -> ViewProblem:
         """Return what a renderer is asked about one view."""
-        weights = self.weights[view] if self.weights else None
-        return ViewProblem(self.cameras[view], self.images[view], self.options, self.loss, weights)
+        image = self.images[view]
+        if self.exposure is not None:
+            image = self.exposure.taken_back(view, image)
+        return ViewProblem(self.cameras[view], image, self.options, self.loss, self.weights_of(view))
+
+    def weights_of(self, view: int) -> Tensor | None:
+        """Return how much each pixel of a photograph counts, (H, W); None where all count alike."""
+        return self.weights[view] if self.weights else None
 
     def parts(self, batch: Sequence[int]) -> tuple[Sequence[int], ...]:
         """Return one batch per view."""
@@ -325,7 +335,7 @@ class PhotometricObjective(Objective):
             camera = self.cameras[view]
             image = self.renderer.render(self.cloud, camera, self.options).image.clamp(0, 1).float()
             target = self.images[view].to(image.device).float() / 255
-            compared = image, target, self.problem(view).weights
+            compared = image, target, self.weights_of(view)
             scores.append(ViewScore(name=camera.name, psnr=psnr(*compared), ssim=ssim(*compared)))
             if watch:
                 watch(done)
