@@ -17,7 +17,7 @@ from splatopt.commands.parsing import load_given, positional, run_command
 from splatopt.core.checks import InputError, say, shown
 from splatopt.runs.plugins import PluginFiles
 from splatopt.scene.photometric import ViewScore
-from splatopt.train.evaluate import PROTOCOL, Scores, check_scorable, evaluate
+from splatopt.train.evaluate import Scores, check_scorable, evaluate
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,10 @@ class EvalOptions:
     device: str | None = None
     """Where: auto, cpu, cuda or cuda:N; where the run was made when None."""
 
+    fitted: bool = False
+    """Score, beside the views as they are rendered, their right halves after a colour map fitted to the left ones, as
+    is done anyway for runs with --exposure affine. Source: NeRF in the Wild (Martin-Brualla et al. 2021)."""
+
     plugins: PluginFiles = ()
     """A Python file that registers the reader of the capture; give it once for each file."""
 
@@ -48,7 +52,7 @@ def _eval(options: EvalOptions) -> int:
     if not is_scene_file(options.run):
         check_no_scene_options(options.scene, options.capture, "a capture")
         run = open_with_warnings(options.run, options.renderer, options.device)
-        _show(run.evaluate(run.open_capture()), f"step {run.steps}")
+        _show(run.evaluate(run.open_capture(), fitted=options.fitted), f"step {run.steps}")
         say(f"written to {run.folder.evaluation}")
         return 0
     if options.capture is None:
@@ -59,8 +63,9 @@ def _eval(options: EvalOptions) -> int:
     opened = open_scene(options.run, options.capture, options.scene, options.renderer, options.device)
     check_scorable(opened.capture)
     cloud = opened.objective.cloud
-    _show(evaluate(opened.objective, opened.capture), f"{len(cloud):,} Gaussians of degree {cloud.sh_degree}")
-    say(PROTOCOL)
+    scores = evaluate(opened.objective, opened.capture, fitted=options.fitted)
+    _show(scores, f"{len(cloud):,} Gaussians of degree {cloud.sh_degree}")
+    say(scores.protocol)
     return 0
 
 
@@ -71,6 +76,8 @@ def _show(scores: Scores, what: str) -> None:
         row = (Text(shown(view.name)), f"{view.psnr:.2f}", f"{view.ssim:.4f}", f"{100 * view.counted:.1f} %")
         table.add_row(*row[: len(head)], end_section=view is scores.views[-1])
     Console().print(table)
+    if scores.fitted:
+        say(scores.fitted_sentence)
 
 
 def main(words: list[str]) -> int:

@@ -23,10 +23,11 @@ from splatopt.runs.plugins import PluginFiles
 
 
 class Path3D(Enum):
-    """Where a rendered camera goes: what suits the capture, the test views, or a path of one kind."""
+    """Where a rendered camera goes: what suits the capture, the test or training views, or a path of one kind."""
 
     AUTO = "auto"
     TEST = "test"
+    TRAIN = "train"
     TOUR = "tour"
     ORBIT = "orbit"
     SPIRAL = "spiral"
@@ -44,7 +45,12 @@ class RenderRunOptions:
 
     path: Path3D = Path3D.AUTO
     """auto for an orbit where the cameras surround the scene and a tour elsewhere; tour for a round trip by where the
-    cameras stood, orbit for a circle, spiral to sway before the scene, test for the held-out views."""
+    cameras stood, orbit for a circle, spiral to sway before the scene, test for the held-out views, train for those
+    that were trained on."""
+
+    with_exposure: bool = False
+    """Give each picture the exposure of its photograph, of a run with --exposure affine; for --path train, as no map is
+    known of other views."""
 
     frames: int = 120
     """Views on a path. Unit: frames."""
@@ -84,16 +90,23 @@ def _render(options: RenderRunOptions) -> int:
     else:
         opened = open_scene(options.run, options.cameras, options.scene, options.renderer, options.device)
         renders = None
+    objective, maps = opened.objective, None
+    if options.with_exposure:
+        if options.path is not Path3D.TRAIN or objective.exposure is None:
+            raise InputError(
+                "--with-exposure is for --path train of a run that was trained with --exposure affine, the maps being "
+                "those of its photographs; leave it out"
+            )
+        maps = objective.exposure.maps[list(opened.capture.split.train)]
     path, cameras = _path(options, opened.capture)
     folder = options.out or (renders or Path("renders") / options.run.stem) / path.value
     if options.out or renders is None:
         check_free(folder, cameras)
     else:
         remove_other_frames(folder, cameras, path.value)
-    objective = opened.objective
-    pictures = write_views(folder, objective.cloud, cameras, objective.renderer, objective.options)
+    pictures = write_views(folder, objective.cloud, cameras, objective.renderer, objective.options, maps=maps)
     say(f"{len(pictures)} pictures in {folder}")
-    if path is not Path3D.TEST:
+    if path not in (Path3D.TEST, Path3D.TRAIN):
         video = write_video(folder, pictures, video_path(folder), options.fps)
         say(f"video: {video}" if video else "no video: ffmpeg is not on the search path")
     return 0
@@ -127,6 +140,8 @@ def _path(options: RenderRunOptions, capture: Capture) -> tuple[Path3D, list[Cam
             return path, spiral(cameras, frames)
         case Path3D.TOUR:
             return path, tour(cameras, frames)
+        case Path3D.TRAIN:
+            return path, cameras
         case _:
             return path, [capture.cameras[view] for view in capture.split.test]
 

@@ -85,6 +85,7 @@ def run_train(parsed: Any) -> int:
         f"{result.steps} steps in {result.seconds:.1f} s, {len(result.cloud):,} Gaussians; "
         f"{result.after.subset} PSNR {result.after.psnr:.2f} dB, SSIM {result.after.ssim:.4f} "
         f"({len(result.after.views)} views, split {result.after.split}){result.after.over_pixels}",
+        *([result.after.fitted_sentence] if result.after.fitted else []),
         f"scene: {result.folder / 'scene.ply'}",
     )
     return 0

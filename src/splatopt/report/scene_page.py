@@ -145,12 +145,24 @@ def _headline(scores: Mapping[str, object], lines: Sequence[Mapping[str, object]
     cards = [
         ("PSNR", _from_to(before.get("psnr"), scores.get("psnr"), ".2f"), "dB, higher is better"),
         ("SSIM", _from_to(before.get("ssim"), scores.get("ssim"), ".3f"), "1 is equality"),
+        *_fitted_card(scores),
         ("Training time", f"{_written(seconds, ',.1f')} s", pace),
         ("Steps", _written(steps), ""),
         ("Gaussians", _written(scores.get("gaussians", last.get("gaussians"))), ""),
         ("Memory", f"{_written(max(memory, default=None))} MB", "the whole process, at most"),
     ]
     return '<section class="numbers">' + "".join(number_card(*card) for card in cards) + "</section>"
+
+
+def _fitted_card(scores: Mapping[str, object]) -> list[tuple[str, str, str]]:
+    """The score of right halves, where it was taken."""
+    fitted = scores.get("fitted")
+    if not isinstance(fitted, dict):
+        return []
+    note = (
+        f"dB, right halves, with a colour map fitted to the left; {_written(fitted.get('plain_psnr'), '.2f')} without"
+    )
+    return [("Fitted PSNR", _written(fitted.get("psnr"), ".2f"), note)]
 
 
 # ---------------------------------------------------------------------- curves

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from jaxtyping import Float64
+from torch import Tensor
 
 from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError
@@ -17,6 +19,7 @@ from splatopt.raster.renderer import Renderer
 from splatopt.raster.threads import quiet_torch
 from splatopt.raster.types import Gaussians, RenderOptions
 from splatopt.runs.pictures import file_names, write_picture
+from splatopt.scene.exposure import apply_map
 
 _LISTING = ".frames.txt.partial"
 """What ffmpeg is told; it goes away with ffmpeg."""
@@ -29,6 +32,8 @@ def write_views(
     renderer: Renderer,
     options: RenderOptions,
     watch: Callable[[int], None] | None = None,
+    *,
+    maps: Float64[Tensor, "views 3 4"] | None = None,
 ) -> list[Path]:
     """Render ``cameras`` and write one PNG each.
 
@@ -39,6 +44,7 @@ def write_views(
         renderer: What renders.
         options: How it is rendered.
         watch: Called after each view with the number of views done.
+        maps: Colour maps that the pictures are given, one per camera; none when None.
 
     Returns:
         The files, in the order of ``cameras``.
@@ -49,6 +55,8 @@ def write_views(
     for done, (camera, name) in enumerate(zip(cameras, names, strict=True), start=1):
         with quiet_torch(renderer):
             image = renderer.render(gaussians, camera, options).image
+        if maps is not None:
+            image = apply_map(maps[done - 1], image)
         pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().contiguous().numpy()
         write_picture(folder / name, pixels)
         written.append(folder / name)

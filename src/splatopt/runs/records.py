@@ -14,8 +14,9 @@ _MAX_POSITIONS = 1000
 _TEXTS = ("protocol", "split", "subset", "task", "optimizer")
 _COUNTS = ("step", "steps", "gaussians")
 _NON_NEGATIVE = ("seconds", "epoch", "memory_mb")
-_OF_VIEW = {"name", "psnr", "ssim"}
-_NUMBERS = ("psnr", "ssim", "iou", "loss", "test_psnr", "test_ssim")
+_OF_VIEW = ("name", "psnr", "ssim")
+_OF_RIGHT_HALF = ("name", "psnr", "plain_psnr")
+_NUMBERS = ("psnr", "plain_psnr", "ssim", "iou", "loss", "test_psnr", "test_ssim")
 
 
 def read_evaluation(path: Path) -> dict[str, Json]:
@@ -33,7 +34,10 @@ def read_evaluation(path: Path) -> dict[str, Json]:
             _check_entries(scores)
             # A scene's are of views, a field's of all at once.
             if "views" in scores.values or (scores is not record and "task" not in record):
-                _check_views(scores)
+                _check_views(scores, _OF_VIEW)
+            if "fitted" in scores:
+                _check_entries(scores.object("fitted"))
+                _check_views(scores.object("fitted"), _OF_RIGHT_HALF)
     except InputError as error:
         raise DamagedFileError(
             f"{error}; have the scores written anew with splatopt eval or, of a fit, delete the file"
@@ -41,15 +45,13 @@ def read_evaluation(path: Path) -> dict[str, Json]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _check_views(record: Fields) -> None:
+def _check_views(record: Fields, names: tuple[str, ...]) -> None:
     for view in record.objects("views"):
-        if set(view.values) - {"counted"} != _OF_VIEW:
-            raise record.refusal("views", "name, psnr and ssim of each")
+        if set(view.values) - {"counted"} != set(names):
+            raise record.refusal("views", f"{', '.join(names[:-1])} and {names[-1]} of each")
         view.text("name")
-        view.number("psnr")
-        view.number("ssim")
-        if "counted" in view:
-            view.number("counted")
+        for name in (*names[1:], *(("counted",) if "counted" in view else ())):
+            view.number(name)
 
 
 def _check_entries(record: Fields) -> None:

@@ -29,6 +29,7 @@ from splatopt.raster.losses import L1Ssim, Loss
 from splatopt.raster.problem import ViewProblem, WeightedSum
 from splatopt.raster.renderer import Renderer
 from splatopt.raster.types import RenderOptions
+from splatopt.scene.exposure import ExposureMaps
 from splatopt.scene.gaussians import GaussianCloud
 
 
@@ -89,6 +90,8 @@ class PhotometricObjective(Objective):
 
     Attributes:
         observed: While it is set, every view of every gradient adds its statistics to it; edits of rows are its own.
+        exposure: While it is set, renders are compared with photographs that its colour maps have taken back; scores
+            are of the photographs as they are.
     """
 
     def __init__(
@@ -125,6 +128,7 @@ class PhotometricObjective(Objective):
         self.loss = loss or L1Ssim()
         self.weights = images.weights if weights is None and isinstance(images, Weighted) else weights
         self.observed: GradientStatistics | None = None
+        self.exposure: ExposureMaps | None = None
         self._length_scale = length_scale
         self._allocate()
 
@@ -219,8 +223,14 @@ class PhotometricObjective(Objective):
 
     def problem(self, view: int) -> ViewProblem:
         """Return what a renderer is asked about one view."""
-        weights = None if self.weights is None else self.weights[view]
-        return ViewProblem(self.cameras[view], self.images[view], self.options, self.loss, weights)
+        image = self.images[view]
+        if self.exposure is not None:
+            image = self.exposure.taken_back(view, image)
+        return ViewProblem(self.cameras[view], image, self.options, self.loss, self.weights_of(view))
+
+    def weights_of(self, view: int) -> Tensor | None:
+        """Return how much each pixel of a photograph counts, (H, W); None where all count alike."""
+        return None if self.weights is None else self.weights[view]
 
     def parts(self, batch: Sequence[int]) -> tuple[Sequence[int], ...]:
         """Return one batch per view."""
@@ -355,7 +365,7 @@ class PhotometricObjective(Objective):
             camera = self.cameras[view]
             image = self.renderer.render(self.cloud, camera, self.options).image.clamp(0, 1).float()
             target = self.images[view].to(image.device).float() / 255
-            weights = self.problem(view).weights
+            weights = self.weights_of(view)
             counted = 1.0 if weights is None else float((weights > 0).double().mean())
             compared = image, target, weights
             scores.append(ViewScore(camera.name, psnr(*compared), ssim(*compared), counted))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import get_type_hints
 
 import torch
+from torch import Tensor
 
 from splatopt.core.checkpoint import Checkpoint, DamagedCheckpointError, below, damage_in
 from splatopt.core.checks import InputError
@@ -19,10 +20,30 @@ CLOUD = "cloud."
 DENSITY = "density."
 """What the names of a density strategy's tensors begin with."""
 
+EXPOSURE = "exposure."
+"""What the name of the photographs' colour maps begins with."""
+
 
 def scene_of(checkpoint: Checkpoint) -> GaussianCloud:
     """Return the scene of a checkpoint, on its tensors; raises DamagedCheckpointError where it is none."""
     return saved_cloud(below(checkpoint.tensors, CLOUD), checkpoint.where)
+
+
+def maps_of(checkpoint: Checkpoint) -> Tensor | None:
+    """Return the colour maps of the views, (V, 3, 4), that a checkpoint holds; None where it holds none.
+
+    Raises:
+        DamagedCheckpointError: They are no maps that can be inverted; names the checkpoint.
+    """
+    maps = checkpoint.tensors.get(f"{EXPOSURE}maps")
+    if maps is None:
+        return None
+    with damage_in(checkpoint.where):
+        if maps.dtype != torch.float64 or maps.dim() != 3 or maps.shape[1:] != (3, 4):
+            raise InputError(f"{EXPOSURE}maps must be (views, 3, 4) in float64, got {tuple(maps.shape)} {maps.dtype}")
+        if not torch.isfinite(maps).all() or (torch.linalg.det(maps[:, :, :3]) == 0).any():
+            raise InputError(f"{EXPOSURE}maps must hold finite maps that can be inverted")
+    return maps.clone()
 
 
 def check_degree(cloud: GaussianCloud, degree: int, where: str) -> None:
@@ -58,7 +79,8 @@ def check_training(checkpoint: Checkpoint) -> None:
         DamagedCheckpointError: It does not; names the checkpoint.
     """
     check_scene(checkpoint)
-    check_tensors(checkpoint, (CLOUD, OPTIMIZER, DENSITY), ("sampler", "generator"))
+    check_tensors(checkpoint, (CLOUD, OPTIMIZER, DENSITY, EXPOSURE), ("sampler", "generator"))
+    maps_of(checkpoint)
     order = checkpoint.tensors["sampler"]
     if order.dtype != torch.int64 or order.dim() != 1 or len(order.unique()) != len(order) or bool((order < 0).any()):
         raise DamagedCheckpointError(f"{checkpoint.where}: sampler must hold numbers of views, each once")

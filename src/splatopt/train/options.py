@@ -22,6 +22,7 @@ from splatopt.raster.types import Footprint, RenderOptions
 from splatopt.runs import config as runs
 from splatopt.runs.resuming import AS_ASKED, FREE_ON_RESUME
 from splatopt.runs.unread import UnreadOptions
+from splatopt.scene.exposure import Exposure
 from splatopt.scene.initialization import Initialization, parse_initialization
 from splatopt.train.chosen_loss import USUAL_LOSS, checked_loss_options, chosen_loss
 from splatopt.train.sampler import ViewChoice
@@ -110,6 +111,10 @@ class SceneOptions(runs.SettingGroup):
     background: tuple[float, float, float] | None = None
     """Colour behind the scene, and behind see-through photographs; when None, black for photographs as in
     3DGS, and white where any is see-through. Unit: RGB in [0, 1]."""
+
+    exposure: Exposure = Exposure.NONE
+    """What photographs may differ by in colour: none, or affine for a map M c + b of each, which is solved as the
+    scene is trained, for captures with automatic exposure or white balance."""
 
     footprint: Footprint = Footprint.CLASSIC
     """Classic splats, or antialiased ones whose opacity makes up for the low-pass."""

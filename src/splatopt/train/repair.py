@@ -20,7 +20,7 @@ from splatopt.runs.checkpoint_content import OPTIMIZER, load_optimizer
 from splatopt.runs.folder import MetricSums
 from splatopt.runs.resumable import NonFiniteError, is_due
 from splatopt.scene.gaussians import GaussianCloud
-from splatopt.train.checkpoint_content import CLOUD, scene_of
+from splatopt.train.checkpoint_content import CLOUD, EXPOSURE, scene_of
 from splatopt.train.evaluate import Scores, evaluate
 from splatopt.train.finite_rows import FiniteRows, RowResets
 from splatopt.train.growth import metrics_of
@@ -82,6 +82,7 @@ class Repair:
         machine = self._run.machine
         cloud = cloud.to(machine.device)
         self._objective = make_objective(self._config, self._capture, cloud, machine.renderer, self.context.images)
+        self._objective.exposure = self._run.exposure
         self._set_degree(max(0, self.step - 1))
         self._guarded = FiniteRows(self.context.guard(self._objective, self._warn))
         self._optimizer = make_optimizer(self._options.optimizer, self._config, self._guarded, self._generator)
@@ -178,6 +179,9 @@ class Repair:
             "sums": MetricSums().to_json(),
             "resets": self._resets.to_json(),
         }
+        if self._run.exposure is not None:  # which whoever goes on solves anew after a while
+            tensors[f"{EXPOSURE}maps"] = self._run.exposure.maps
+            scalars["exposure"] = {"seen": 0, "next": len(self._train)}
         return Checkpoint(self.step, {name: value.detach().clone() for name, value in tensors.items()}, scalars)
 
     def go_back(self, checkpoint: Checkpoint) -> None:

@@ -18,10 +18,11 @@ from splatopt.runs.folder import RunFolder, write_json
 from splatopt.runs.plugins import plugins_missing
 from splatopt.runs.records import read_evaluation
 from splatopt.runs.trained_on import changed_since, check_unchanged, training_frame
+from splatopt.scene.exposure import Exposure, ExposureMaps
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.photometric import PhotometricObjective
 from splatopt.scene.ply import load_ply, save_ply
-from splatopt.train.checkpoint_content import check_degree, check_scene, scene_of
+from splatopt.train.checkpoint_content import check_degree, check_scene, maps_of, scene_of
 from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import Scores, check_scorable, evaluate, evaluation_record
 from splatopt.train.machine import Machine, on_this_machine, open_machine, with_own_instructions
@@ -41,6 +42,7 @@ class Run:
         steps: Optimizer steps that the scene has seen.
         seconds: Seconds of training that it took.
         warnings: One sentence for each checkpoint that is damaged, and for a device that is not here.
+        exposure: The colour maps of its photographs; None where none were solved.
     """
 
     folder: RunFolder
@@ -50,6 +52,7 @@ class Run:
     steps: int
     seconds: float
     warnings: tuple[str, ...]
+    exposure: ExposureMaps | None = None
 
     @cached_property
     def cloud(self) -> GaussianCloud:
@@ -91,10 +94,18 @@ class Run:
         cloud, capture = self.trained if renderer else self.trained.to(self.machine.device), self._local(capture)
         objective = make_objective(self.config, capture, cloud, renderer or self.machine.renderer)
         objective.sh_degree = self.config.scene.sh_degree_at(max(0, self.steps - 1))
+        if self.exposure is not None:
+            self.exposure.check_count(len(capture.cameras), str(self.folder.path))
+        objective.exposure = self.exposure
         return objective
 
     def evaluate(
-        self, capture: Capture, renderer: Renderer | None = None, watch: Callable[[int], None] | None = None
+        self,
+        capture: Capture,
+        renderer: Renderer | None = None,
+        watch: Callable[[int], None] | None = None,
+        *,
+        fitted: bool = False,
     ) -> Scores:
         """Score the held-out views and write ``eval.json``; scores from before training stay in it.
 
@@ -102,6 +113,8 @@ class Run:
             capture: What it was trained on.
             renderer: What renders; the configuration's when None.
             watch: Called after each view with the number of views done.
+            fitted: Score right halves after a colour map fitted to the left ones as well, of a run without colour
+                maps.
 
         Raises:
             InputError: The capture is another one than that, or another process is at work on the run.
@@ -109,10 +122,10 @@ class Run:
         self.check_capture(capture, "its scores")
         check_scorable(capture)
         with self.folder.locked():
-            return self._score(capture, renderer, watch)
+            scores = evaluate(self.objective(capture, renderer), self._local(capture), watch, fitted=fitted)
+            return self._write(scores)
 
-    def _score(self, capture: Capture, renderer: Renderer | None, watch: Callable[[int], None] | None) -> Scores:
-        scores = evaluate(self.objective(capture, renderer), self._local(capture), watch)
+    def _write(self, scores: Scores) -> Scores:
         record, _ = _record(self.folder)
         # A record of the same step also counts the writing of the checkpoint that we were read from.
         seconds = record.get("seconds", self.seconds) if record.get("steps") == self.steps else self.seconds
@@ -167,7 +180,9 @@ def open_run(path: Path | str, renderer: str | None = None, device: str | None =
         cloud = scene_of(checkpoint).clone()
         check_degree(cloud, config.scene.sh_degree, checkpoint.where)
         warnings += damages
-        return Run(folder, config, cloud, frame, checkpoint.step, float(checkpoint.scalars["seconds"]), tuple(warnings))
+        seconds, maps = float(checkpoint.scalars["seconds"]), maps_of(checkpoint)
+        exposure = None if maps is None or config.scene.exposure is Exposure.NONE else ExposureMaps(maps)
+        return Run(folder, config, cloud, frame, checkpoint.step, seconds, tuple(warnings), exposure)
     if not folder.scene.is_file():
         detail = f" ({damages[0]})" if damages else ""
         raise InputError(f"{folder.path} holds neither a whole checkpoint{detail} nor a scene.ply; train it first")

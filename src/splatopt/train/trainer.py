@@ -34,6 +34,7 @@ from splatopt.train.checkpoint_content import CLOUD, check_degree, check_trainin
 from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import Scores, evaluate, evaluation_record, scores_before
 from splatopt.train.events import Callback, Evaluated, Started, Stepped
+from splatopt.train.exposure import ExposureSolving
 from splatopt.train.finite_rows import FiniteRows, RowResets
 from splatopt.train.growth import Growth, Surroundings, metrics_of, open_growth
 from splatopt.train.machine import Machine
@@ -129,6 +130,8 @@ class Trainer(ResumableRun):
             self.needed = check_memory(self.config, self.capture, cloud, self.renderer, self.context)
         cloud = cloud.to(self.context.device)
         self.objective = make_objective(self.config, self.capture, cloud, self.renderer, self.context.images)
+        views = self.capture.split.train
+        self.exposure = ExposureSolving(self.config.scene.exposure, self.objective, views, self.processes)
         shared = self.context.guard(self.objective, lambda sentence: self.tell(Warned(sentence)))
         if not self.config.density.is_at_work:
             self.guarded = FiniteRows(shared)
@@ -137,7 +140,6 @@ class Trainer(ResumableRun):
         self.guarded = FiniteRows(penalised)
         log = NoLog() if self.growth is None else self.growth.log
         around = Surroundings(self.context, self.needed.row_bytes, self.capture.frame, self.tell)
-        views = self.capture.split.train
         self.growth = open_growth(self.config, views, self.objective, penalised, around, self.generator)
         self.growth.log = log
 
@@ -172,13 +174,15 @@ class Trainer(ResumableRun):
         state = self.optimizer.state()
         tensors = {f"{CLOUD}{name}": value for name, value in self.objective.parameters.items()}
         tensors |= {f"{OPTIMIZER}{name}": value for name, value in state.tensors.items()}
-        tensors |= {"sampler": self.sampler.state(), "generator": self.generator.get_state()}
+        maps, counts = self.exposure.state()
+        tensors |= {"sampler": self.sampler.state(), "generator": self.generator.get_state(), **maps}
         scalars = {
             "seconds": self.seconds,
             "stage": self.position,
             "optimizer": dict(state.scalars),
             "sums": self.sums.to_json(),
             "resets": self.resets.to_json(),
+            **counts,
         }
         if self.growth is not None:
             kept, scalars["density"] = self.growth.state()
@@ -198,6 +202,7 @@ class Trainer(ResumableRun):
             load_optimizer(self.optimizer, checkpoint)
         if self.growth is not None:
             self.growth.load(checkpoint)
+        self.exposure.load(checkpoint)
         self.sampler.load_state(tensors["sampler"])
         self.step = checkpoint.step
         self.seconds = self.saved_at_seconds = self.looked_at_seconds = scalars["seconds"]
@@ -248,6 +253,7 @@ class Trainer(ResumableRun):
         views = self._draw()
         self.context.expect((*views, *self.sampler.upcoming(len(views))))
         self._set_degree(self.step)
+        self.exposure.before_step(len(views))
         progress = Progress(self.step - stage.begin, self.config.schedule.horizon or stage.steps)
         if self.growth is not None:
             self.growth.before_step(self._whole_progress)
@@ -262,8 +268,7 @@ class Trainer(ResumableRun):
         for notice in self.optimizer.warnings:
             self.tell(Warned(notice))
         self.optimizer.warnings.clear()
-        psnr = evaluation.metrics["psnr"]
-        self.sums.add(evaluation.loss, psnr)
+        self.sums.add(evaluation.loss, psnr := evaluation.metrics["psnr"])
         times = (self.seconds + time.perf_counter() - began, self.saved_at_seconds, self.looked_at_seconds)
         self.seconds, self.saved_at_seconds, self.looked_at_seconds = self.context.seconds(*times)
         self._after_step(evaluation)
@@ -339,8 +344,8 @@ class Trainer(ResumableRun):
         tail = {name: value for name, value in evaluation.metrics.items() if name != "psnr"}
         if scores:
             tail |= {"test_psnr": scores.psnr, "test_ssim": scores.ssim}
-        gaussians, grows = len(self.objective.cloud), self.growth is not None
-        self.log.append({**head, **metrics_of(self.sums, gaussians, grows=grows), **tail})
+        line = metrics_of(self.sums, len(self.objective.cloud), grows=self.growth is not None)
+        self.log.append({**head, **line, **tail})
         self.sums = MetricSums()
 
     def _non_finite(self, evaluation: Evaluation, views: Sequence[int]) -> str | None:
