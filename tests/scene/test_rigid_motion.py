@@ -59,9 +59,7 @@ def image_change(cloud: GaussianTensors, camera: Camera, tangent: dict[str, Tens
 @pytest.mark.parametrize("axis", range(6))
 def test_columns_are_the_change_of_the_image_when_the_camera_moves(axis: int, degree: int) -> None:
     cloud, camera, options, step = a_cloud(degree), a_camera(), RenderOptions((0.2, 0.3, 0.4)), 1e-6
-    after, before = (
-        render_reference(cloud, moved(camera, axis, signed), options).image for signed in (step, -step)
-    )
+    after, before = (render_reference(cloud, moved(camera, axis, signed), options).image for signed in (step, -step))
     expected = (after - before) / (2 * step)
     found = image_change(cloud, camera, dict(twist_tangents(cloud, camera)[axis]), options)
     assert expected.abs().max() > 0.05

@@ -85,6 +85,7 @@ def run_train(parsed: Any) -> int:
         f"{result.steps} steps in {result.seconds:.1f} s, {len(result.cloud):,} Gaussians; "
         f"{result.after.subset} PSNR {result.after.psnr:.2f} dB, SSIM {result.after.ssim:.4f} "
         f"({len(result.after.views)} views, split {result.after.split})",
+        *([result.cameras_moved.sentence] if result.cameras_moved else []),
         f"scene: {result.folder / 'scene.ply'}",
     )
     return 0

@@ -30,6 +30,7 @@ from splatopt.raster.problem import ViewProblem, WeightedSum
 from splatopt.raster.renderer import Renderer
 from splatopt.raster.types import RenderOptions
 from splatopt.scene.gaussians import GaussianCloud
+from splatopt.scene.rigid_motion import WorldTwist
 
 
 @runtime_checkable
@@ -68,6 +69,7 @@ class PhotometricObjective(Objective):
 
     Attributes:
         observed: While it is set, every view of every gradient adds its statistics to it; edits of rows are its own.
+        twists: While it is set, the first gradient of each view leaves there what it says of its camera's motion.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class PhotometricObjective(Objective):
         self.loss = loss or L1Ssim()
         self.weights = weights
         self.observed: GradientStatistics | None = None
+        self.twists: dict[int, WorldTwist] | None = None
         self._length_scale = length_scale
         self._allocate()
 
@@ -181,16 +184,25 @@ class PhotometricObjective(Objective):
         """Return the mean loss over the views of ``batch``, its gradient, and the mean PSNR as a metric."""
         weight = _weight(batch)
         loss = psnr = 0.0
-        for problem, into in self._sums(batch, self._gradient):
+        twists, before = self.twists, None
+        for view, (problem, into) in zip(batch, self._sums(batch, self._gradient), strict=True):
             result = self.renderer.accumulate_gradient(self.cloud, problem, into, self._seen, self.observed)
             loss += weight * result.loss
             psnr += weight * decibels(result.squared_error)
+            if twists is not None and not twists.keys() >= set(batch):
+                sums = WorldTwist.of(self.cloud, self._gradient)
+                twists.setdefault(view, sums.less(before, weight))
+                before = sums
         return Evaluation(loss=loss, gradient=self._gradient, seen=self._seen, metrics={"psnr": psnr})
 
     def problem(self, view: int) -> ViewProblem:
         """Return what a renderer is asked about one view."""
         weights = self.weights[view] if self.weights else None
         return ViewProblem(self.cameras[view], self.images[view], self.options, self.loss, weights)
+
+    def replace_camera(self, view: int, camera: Camera) -> None:
+        """See ``view`` from ``camera`` from now on."""
+        self.cameras = (*self.cameras[:view], camera, *self.cameras[view + 1 :])
 
     def parts(self, batch: Sequence[int]) -> tuple[Sequence[int], ...]:
         """Return one batch per view."""

@@ -33,14 +33,14 @@ _SAMPLES = 64
 """Directions that the generators are found from; more than there are harmonics."""
 
 
-def cross_matrix(vector: Float[Tensor, "3"]) -> Float[Tensor, "3 3"]:
+def cross_matrix(vector: Float[Tensor, 3]) -> Float[Tensor, "3 3"]:
     """Return [v]× with [v]× x = v × x."""
     x, y, z = vector.unbind()
     zero = torch.zeros_like(x)
     return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero]).view(3, 3)
 
 
-def rotation_of(angles: Float[Tensor, "3"]) -> Float[Tensor, "3 3"]:
+def rotation_of(angles: Float[Tensor, 3]) -> Float[Tensor, "3 3"]:
     """Return exp([ω]×), the turn by ‖ω‖ radians about ω."""
     angle = angles.norm()
     cross = cross_matrix(angles)
@@ -48,7 +48,7 @@ def rotation_of(angles: Float[Tensor, "3"]) -> Float[Tensor, "3 3"]:
     return torch.eye(3, dtype=angles.dtype) + first * cross + second * cross @ cross
 
 
-def angles_of(rotation: Float[Tensor, "3 3"]) -> Float[Tensor, "3"]:
+def angles_of(rotation: Float[Tensor, "3 3"]) -> Float[Tensor, 3]:
     """Return ω with exp([ω]×) = ``rotation``, for turns below a half; radians."""
     twice_sine = torch.stack(
         [rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]]
@@ -57,7 +57,7 @@ def angles_of(rotation: Float[Tensor, "3 3"]) -> Float[Tensor, "3"]:
     return twice_sine / (2 * torch.sinc(angle / torch.pi))
 
 
-def moved_pose(world_to_camera: Float[Tensor, "4 4"], twist: Float[Tensor, "6"]) -> Float[Tensor, "4 4"]:
+def moved_pose(world_to_camera: Float[Tensor, "4 4"], twist: Float[Tensor, 6]) -> Float[Tensor, "4 4"]:
     """Return the pose of a camera after a twist (ω, v) in its own axes, float64."""
     pose, twist = world_to_camera.double().clone(), twist.double()
     pose[:3] = rotation_of(twist[:3]) @ pose[:3]
@@ -65,7 +65,7 @@ def moved_pose(world_to_camera: Float[Tensor, "4 4"], twist: Float[Tensor, "6"])
     return pose
 
 
-def twist_between(given: Float[Tensor, "4 4"], pose: Float[Tensor, "4 4"]) -> Float[Tensor, "6"]:
+def twist_between(given: Float[Tensor, "4 4"], pose: Float[Tensor, "4 4"]) -> Float[Tensor, 6]:
     """Return the twist that moves ``given`` to ``pose``, the inverse of :func:`moved_pose`."""
     turn = pose[:3, :3] @ given[:3, :3].T
     return torch.cat([angles_of(turn), pose[:3, 3] - turn @ given[:3, 3]])
@@ -130,8 +130,8 @@ class WorldTwist:
         torque: Σ x × g_x and what turning shapes and colours adds, about the world's origin, (3,), float64.
     """
 
-    force: Float[Tensor, "3"]
-    torque: Float[Tensor, "3"]
+    force: Float[Tensor, 3]
+    torque: Float[Tensor, 3]
 
     @classmethod
     def of(cls, gaussians: Gaussians, gradient: Tensors) -> WorldTwist:
@@ -141,16 +141,19 @@ class WorldTwist:
         torque += (_times_quats(gaussians.quats.detach()) * gradient["quats"][:, None]).double().sum(dim=(0, 2))
         sh_rest = gaussians.sh_rest.detach()
         if bands := sh_rest.shape[1]:
-            # Σ_{n,c} g_sh[n,i,c] sh[n,j,c]
-            pairs = torch.einsum("nic,njc->ij", gradient["sh_rest"], sh_rest).double()
+            # Σ_{n,c} g_sh[n,i,c] sh[n,j,c], from a product over the rows as they lie in memory.
+            products = gradient["sh_rest"].reshape(-1, 3 * bands).T @ sh_rest.reshape(-1, 3 * bands)
+            pairs = products.double().view(bands, 3, bands, 3).diagonal(dim1=1, dim2=3).sum(dim=2)
             torque += (_generators()[:, :bands, :bands].to(pairs) * pairs).sum(dim=(1, 2))
         return cls(along.double().sum(dim=0).cpu(), torque.cpu())
 
-    def minus(self, other: WorldTwist) -> WorldTwist:
-        """Return the difference."""
-        return WorldTwist(self.force - other.force, self.torque - other.torque)
+    def less(self, before: WorldTwist | None, weight: float) -> WorldTwist:
+        """Return those of what was added to a gradient with ``weight`` since its sums were ``before``."""
+        if before is None:
+            return WorldTwist(self.force / weight, self.torque / weight)
+        return WorldTwist((self.force - before.force) / weight, (self.torque - before.torque) / weight)
 
-    def seen_from(self, camera: Camera) -> Float[Tensor, "6"]:
+    def seen_from(self, camera: Camera) -> Float[Tensor, 6]:
         """Return ⟨t_k, gradient⟩ for the camera's six motions."""
         rotation, center = camera.world_to_camera[:3, :3].double(), camera.center.double()
         torque = self.torque - torch.linalg.cross(center, self.force)

@@ -107,6 +107,10 @@ class SceneOptions(runs.SettingGroup):
     footprint: Footprint = Footprint.CLASSIC
     """Classic splats, or antialiased ones whose opacity makes up for the low-pass."""
 
+    refine_poses: bool = False
+    """Refine the poses of the training views while the scene is trained, each held near where the capture has it; the
+    held-out views keep theirs. For poses that are a little off: a pixel or a few. Source: docs/scene.md."""
+
     def __post_init__(self) -> None:
         """Refuse what no run can do."""
         super().__post_init__()

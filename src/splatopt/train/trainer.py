@@ -39,6 +39,7 @@ from splatopt.train.growth import Growth, Surroundings, metrics_of, open_growth
 from splatopt.train.machine import Machine
 from splatopt.train.preflight import MemoryEstimate, check_memory
 from splatopt.train.process_context import ProcessContext
+from splatopt.train.refined_poses import open_refinement, write_poses
 from splatopt.train.result import CheckpointError, TrainResult
 from splatopt.train.sampler import ViewSampler
 from splatopt.train.setup import make_objective, make_optimizer, starting_cloud, training_positions
@@ -128,6 +129,7 @@ class Trainer(ResumableRun):
             self.needed = check_memory(self.config, self.capture, cloud, self.renderer, self.context)
         cloud = cloud.to(self.context.device)
         self.objective = make_objective(self.config, self.capture, cloud, self.renderer, self.context.images)
+        self.poses = open_refinement(self.config, self.objective, self.capture, self.processes)
         shared = self.context.guard(self.objective, lambda sentence: self.tell(Warned(sentence)))
         if not self.config.density.is_at_work:
             self.guarded = FiniteRows(shared)
@@ -171,7 +173,7 @@ class Trainer(ResumableRun):
         state = self.optimizer.state()
         tensors = {f"{CLOUD}{name}": value for name, value in self.objective.parameters.items()}
         tensors |= {f"{OPTIMIZER}{name}": value for name, value in state.tensors.items()}
-        tensors |= {"sampler": self.sampler.state(), "generator": self.generator.get_state()}
+        tensors |= {"sampler": self.sampler.state(), "generator": self.generator.get_state()} | self.poses.state()
         scalars = {
             "seconds": self.seconds,
             "stage": self.position,
@@ -197,6 +199,7 @@ class Trainer(ResumableRun):
             load_optimizer(self.optimizer, checkpoint)
         if self.growth is not None:
             self.growth.load(checkpoint)
+        self.poses.load_state(tensors, checkpoint.where)
         self.sampler.load_state(tensors["sampler"])
         self.step = checkpoint.step
         self.seconds = self.saved_at_seconds = self.looked_at_seconds = scalars["seconds"]
@@ -242,13 +245,13 @@ class Trainer(ResumableRun):
     def _advance(self) -> None:
         """Take one step and whatever is due after it."""
         began = time.perf_counter()
-        stage = self.stage
-        views = self._draw()
+        stage, views = self.stage, self._draw()
         self.context.expect((*views, *self.sampler.upcoming(len(views))))
         self._set_degree(self.step)
         progress = Progress(self.step - stage.begin, self.config.schedule.horizon or stage.steps)
         if self.growth is not None:
             self.growth.before_step(self._whole_progress)
+        self.poses.before_step()
         evaluation = self.optimizer.step(views, progress)
         problem = self._non_finite(evaluation, views) or self._mend_rows()
         self.guarded.forget()
@@ -256,6 +259,7 @@ class Trainer(ResumableRun):
             self.roll_back(problem)
             return
         self.step += 1
+        self.poses.after_step()
         self._grow(progress, evaluation.loss)
         for notice in self.optimizer.warnings:
             self.tell(Warned(notice))
@@ -392,4 +396,5 @@ class Trainer(ResumableRun):
             seconds=self.seconds,
             before=self.before,
             after=after,
+            cameras_moved=write_poses(self.folder, self.capture, self.poses),
         )
