@@ -13,7 +13,16 @@ from splatopt.core.schema import GAUSSIAN_TENSORS, GaussianTensors
 from splatopt.raster.problem import ViewProblem, WeightedSum
 from splatopt.raster.reference import ReferenceRenderer, render_reference
 from splatopt.raster.types import RenderOptions
-from splatopt.scene.rigid_motion import WorldTwist, angles_of, moved_pose, rotation_of, twist_between, twist_tangents
+from splatopt.scene.rigid_motion import (
+    WorldTwist,
+    angles_of,
+    moved_pose,
+    rotation_of,
+    twist_between,
+    twist_from_world,
+    twist_tangents,
+    twist_to_world,
+)
 
 COUNT = 12
 
@@ -118,3 +127,14 @@ def test_turns_and_poses_come_back(size: float) -> None:
     twist = torch.cat([angles, torch.tensor([0.3, 1.0, -2.0], dtype=torch.float64)])
     given = a_camera().world_to_camera
     torch.testing.assert_close(twist_between(given, moved_pose(given, twist)), twist, rtol=1e-9, atol=1e-12)
+
+
+def test_a_motion_of_the_scene_looks_as_its_twist() -> None:
+    cloud, camera = a_cloud(), a_camera()
+    motion = torch.tensor([0.2, -0.1, 0.3, 0.5, 0.4, -0.6], dtype=torch.float64)
+    twist = twist_from_world(camera, motion)
+    torch.testing.assert_close(twist_to_world(camera, twist), motion, rtol=1e-12, atol=1e-12)
+    means = twist_tangents(cloud, camera)
+    along = sum(size * one["means"] for size, one in zip(twist, means, strict=True))
+    expected = torch.linalg.cross(motion[:3].expand_as(cloud.means), cloud.means) + motion[3:]
+    torch.testing.assert_close(along, expected, rtol=1e-10, atol=1e-10)

@@ -10,7 +10,11 @@ matrix that it is divided by is κ M:
 So κ M is JᵀJ with every pixel's slope taken as the usual one. With the deviation d from the given pose, a prior of
 ρ κ M there, and the damping λ κ M,
 
-    ξ = -((κ M)⁻¹ g + ρ d) / (1 + λ + ρ),    shortened until ξᵀ M ξ ≤ 1 pixel².
+    ξ = -((κ M)⁻¹ g + ρ d) / (1 + λ + ρ) - m,    shortened until ξᵀ M ξ ≤ 1 pixel².
+
+m is the mean motion of all refined cameras in the world, as this one sees it. It cannot be told from photographs, since
+the scene may follow: taken back, it keeps the cameras as a whole where the capture has them, and with them the scene
+where held-out cameras look for it.
 
 All is measured in motion on the image: nothing depends on the scene's unit or on how wide the lens is, and turns and
 shifts that look alike, which no photograph tells apart, are held by the prior as they look.
@@ -29,15 +33,22 @@ from torch import Tensor
 from splatopt.core.camera import Camera
 from splatopt.core.checkpoint import below, check_like
 from splatopt.core.objective import Oracle
+from splatopt.core.optimizer import Progress
 from splatopt.raster.constants import NEAR_PLANE
 from splatopt.raster.types import Gaussians
 from splatopt.scene.photometric import PhotometricObjective
-from splatopt.scene.rigid_motion import moved_pose, twist_between, twist_tangents
+from splatopt.scene.rigid_motion import (
+    moved_pose,
+    twist_between,
+    twist_from_world,
+    twist_tangents,
+    twist_to_world,
+)
 
 POSES = "poses."
 """What the names of its tensors in a checkpoint begin with."""
 
-DAMPING = 4.0
+DAMPING = 2.0
 """λ: what is left of the scene's own faults in a gradient is averaged over so many visits of a view."""
 
 PRIOR = 0.01
@@ -46,8 +57,9 @@ PRIOR = 0.01
 MAX_MOTION = 1.0
 """Of one update, root mean square over the Gaussians, pixels."""
 
-FIRST_VISITS = 1
-"""Visits of a view before its pose is touched, since at first there is no scene to compare with."""
+BEGIN = 0.25
+"""Share of the run's steps before poses are touched: a scene that is still blurred says little of them, and what it says
+is wrong alike in all views, so that cameras wander off together."""
 
 MEASURED_EVERY = 25
 """Updates between two measurements of κ."""
@@ -119,26 +131,29 @@ class PoseRefinement:
         poses = [objective.cameras[view].world_to_camera.double() for view in views]
         self.given = torch.stack(poses) if poses else torch.empty(0, 4, 4, dtype=torch.float64)
         self.poses = self.given.clone()
-        self._visits = torch.zeros(len(views), dtype=torch.int64)
+        self._motions = torch.zeros(len(views), 6, dtype=torch.float64)
         self._curvature = torch.zeros((), dtype=torch.float64)
         self._updates = torch.zeros((), dtype=torch.int64)
 
-    def before_step(self) -> None:
-        """Have the gradients of the next step leave what they say of cameras."""
-        self._objective.twists = {} if self._places else None
+    def before_step(self, progress: Progress) -> None:
+        """Have the gradients of the next step leave what they say of cameras, from the time on that poses are refined.
+
+        Args:
+            progress: Where the whole run stands.
+        """
+        self._objective.twists = {} if self._places and progress.fraction >= BEGIN else None
 
     def after_step(self) -> None:
         """Move the cameras of the views that the step has seen."""
         twists, self._objective.twists = self._objective.twists or {}, None
         for view, sums in twists.items():
             place, camera = self._places[view], self._objective.cameras[view]
-            self._visits[place] += 1
             motion = image_motion(self._objective.cloud, camera)
-            if motion is None or self._visits[place] <= FIRST_VISITS:
+            curvature = 0.0 if motion is None else self._measured(view, motion)
+            if motion is None or curvature <= 0:
                 continue
-            curvature = self._measured(view, motion)
-            twist = self._step(place, sums.seen_from(camera) / curvature, motion) if curvature > 0 else None
-            if twist is not None and bool(torch.isfinite(twist).all()):
+            twist = self._step(place, camera, sums.seen_from(camera) / curvature, motion)
+            if bool(torch.isfinite(twist).all()):
                 self._move(view, moved_pose(camera.world_to_camera, twist))
 
     def _measured(self, view: int, motion: Tensor) -> float:
@@ -150,23 +165,26 @@ class PoseRefinement:
         self._updates += 1
         return float(self._curvature)
 
-    def _step(self, place: int, slope: Tensor, motion: Tensor) -> Tensor:
+    def _step(self, place: int, camera: Camera, slope: Tensor, motion: Tensor) -> Tensor:
         """Return the twist that a view's camera is moved by, for ``slope`` = g / κ."""
         apart = twist_between(self.given[place], self.poses[place])
         twist = -(torch.linalg.solve(_regular(motion), slope) + PRIOR * apart) / (1 + DAMPING + PRIOR)
+        twist -= twist_from_world(camera, self._motions.mean(dim=0))
         pixels = float((twist @ motion @ twist).sqrt())
         return twist * (MAX_MOTION / pixels) if pixels > MAX_MOTION else twist
 
     def _move(self, view: int, pose: Tensor) -> None:
-        self.poses[self._places[view]] = pose
-        self._objective.replace_camera(view, replace(self._objective.cameras[view], world_to_camera=pose))
+        place, camera = self._places[view], replace(self._objective.cameras[view], world_to_camera=pose)
+        self.poses[place] = pose
+        self._motions[place] = twist_to_world(camera, twist_between(self.given[place], pose))
+        self._objective.replace_camera(view, camera)
 
     def state(self) -> dict[str, Tensor]:
         """Return what goes on from here needs; nothing where no views are refined."""
         if not self._places:
             return {}
-        tensors = {"world_to_camera": self.poses, "visits": self._visits, "curvature": self._curvature}
-        return {f"{POSES}{name}": value.clone() for name, value in (tensors | {"updates": self._updates}).items()}
+        tensors = {"world_to_camera": self.poses, "curvature": self._curvature, "updates": self._updates}
+        return {f"{POSES}{name}": value.clone() for name, value in tensors.items()}
 
     def load_state(self, tensors: Mapping[str, Tensor], where: str) -> None:
         """Go on from ``tensors``.
@@ -183,8 +201,7 @@ class PoseRefinement:
         for view, pose in zip(self._places, found.get("world_to_camera", ()), strict=True):
             self._move(view, pose.clone())
         if found:
-            counts = (found[name].clone() for name in ("visits", "curvature", "updates"))
-            self._visits, self._curvature, self._updates = counts
+            self._curvature, self._updates = found["curvature"].clone(), found["updates"].clone()
 
 
 def _regular(motion: Tensor) -> Tensor:

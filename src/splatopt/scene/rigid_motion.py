@@ -71,6 +71,19 @@ def twist_between(given: Float[Tensor, "4 4"], pose: Float[Tensor, "4 4"]) -> Fl
     return torch.cat([angles_of(turn), pose[:3, 3] - turn @ given[:3, 3]])
 
 
+def twist_to_world(camera: Camera, twist: Float[Tensor, 6]) -> Float[Tensor, 6]:
+    """Return the motion of the scene x → ω × x + v, as (ω, v) in the world's axes, that looks as a camera's twist."""
+    rotation, center = camera.world_to_camera[:3, :3].double(), camera.center.double()
+    turn = rotation.T @ twist[:3]
+    return torch.cat([turn, rotation.T @ twist[3:] - torch.linalg.cross(turn, center)])
+
+
+def twist_from_world(camera: Camera, motion: Float[Tensor, 6]) -> Float[Tensor, 6]:
+    """Return the twist of a camera that looks as a motion of the scene; undoes :func:`twist_to_world`."""
+    rotation, center = camera.world_to_camera[:3, :3].double(), camera.center.double()
+    return torch.cat([rotation @ motion[:3], rotation @ (motion[3:] + torch.linalg.cross(motion[:3], center))])
+
+
 @cache
 def _generators() -> Float[Tensor, "3 15 15"]:
     """Return G_a, how harmonics of the degrees 1 to 3 change when what they colour turns about each axis; float64.

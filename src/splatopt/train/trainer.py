@@ -251,7 +251,7 @@ class Trainer(ResumableRun):
         progress = Progress(self.step - stage.begin, self.config.schedule.horizon or stage.steps)
         if self.growth is not None:
             self.growth.before_step(self._whole_progress)
-        self.poses.before_step()
+        self.poses.before_step(self._whole_progress)
         evaluation = self.optimizer.step(views, progress)
         problem = self._non_finite(evaluation, views) or self._mend_rows()
         self.guarded.forget()
