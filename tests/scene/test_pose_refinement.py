@@ -13,7 +13,7 @@ from splatopt.core.camera import Camera
 from splatopt.core.checkpoint import DamagedCheckpointError
 from splatopt.core.objective import MissingOracleError, Oracle
 from splatopt.core.optimizer import Progress
-from splatopt.raster.losses import L1Ssim, Loss, SquaredError
+from splatopt.raster.losses import Loss, SquaredError
 from splatopt.raster.reference import ReferenceRenderer, render_reference
 from splatopt.raster.types import RenderOptions
 from splatopt.scene import pose_refinement
@@ -33,23 +33,23 @@ def a_cloud() -> GaussianCloud:
         return torch.randn(*shape, generator=draws, dtype=torch.float64)
 
     return GaussianCloud(
-        means=0.7 * normal(30, 3),
-        log_scales=-1.7 + 0.2 * normal(30, 3),
-        quats=normal(30, 4),
-        logit_opacities=1 + normal(30),
-        sh_dc=normal(30, 3),
-        sh_rest=0.1 * normal(30, 3, 3),
+        means=0.7 * normal(20, 3),
+        log_scales=-1.7 + 0.2 * normal(20, 3),
+        quats=normal(20, 4),
+        logit_opacities=1 + normal(20),
+        sh_dc=normal(20, 3),
+        sh_rest=0.1 * normal(20, 3, 3),
     )
 
 
 def a_camera(x: float) -> Camera:
     pose = torch.eye(4, dtype=torch.float64)
     pose[:3, 3] = torch.tensor([x, 0.1, 3.5], dtype=torch.float64)
-    return Camera(pose, 26.0, 26.0, 12.0, 10.0, 24, 20, name=f"at {x}")
+    return Camera(pose, 21.0, 21.0, 9.0, 7.5, 18, 15, name=f"at {x}")
 
 
 def an_objective(
-    *, is_off: bool = True, renderer: ReferenceRenderer | None = None, loss: Loss = L1Ssim()
+    *, is_off: bool = True, renderer: ReferenceRenderer | None = None, loss: Loss | None = None
 ) -> PhotometricObjective:
     cloud, cameras = a_cloud(), [a_camera(0.3), a_camera(-0.4)]
     images = [render_reference(cloud, camera, RenderOptions()).image.clamp(0, 1) for camera in cameras]
@@ -80,10 +80,10 @@ def test_the_motion_on_the_image_is_that_of_the_centres() -> None:
     def centres(twist: Tensor) -> Tensor:
         pose = moved_pose(camera.world_to_camera, twist)
         places = cloud.means @ pose[:3, :3].T + pose[:3, 3]
-        return torch.stack([26 * places[:, 0] / places[:, 2] + 12, 26 * places[:, 1] / places[:, 2] + 10], dim=1)
+        return torch.stack([21 * places[:, 0] / places[:, 2] + 9, 21 * places[:, 1] / places[:, 2] + 7.5], dim=1)
 
     still = centres(torch.zeros(6, dtype=torch.float64))
-    inside = ((still >= 0) & (still <= torch.tensor([24, 20]))).all(dim=1)
+    inside = ((still >= 0) & (still <= torch.tensor([18, 15]))).all(dim=1)
     for twist in (OFF, torch.tensor([0.0, 0, 1, 0, 0, 0]), torch.tensor([0.0, 0, 0, 0, 0, 1])):
         step = 1e-6 * twist.double()
         expected = ((centres(step) - centres(-step)) / 2)[inside].square().sum(dim=1).mean()
@@ -91,20 +91,17 @@ def test_the_motion_on_the_image_is_that_of_the_centres() -> None:
 
 
 def test_the_jacobian_products_make_up_the_matrix_of_the_residuals() -> None:
-    loss, step = SquaredError(), 1e-6
-    objective = an_objective(loss=loss)
-    columns = []
+    objective, step, columns = an_objective(loss=SquaredError()), 1e-6, []
+    camera = objective.cameras[0]
     for axis in range(6):
         moved = []
         for signed in (step, -step):
             twist = torch.zeros(6, dtype=torch.float64)
             twist[axis] = signed
-            other = an_objective(loss=loss)
-            other.replace_camera(
-                0, replace(other.cameras[0], world_to_camera=moved_pose(other.cameras[0].world_to_camera, twist))
-            )
-            moved.append(other.residuals([0])[0].flatten())
+            objective.replace_camera(0, replace(camera, world_to_camera=moved_pose(camera.world_to_camera, twist)))
+            moved.append(objective.residuals([0])[0].flatten())
         columns.append((moved[0] - moved[1]) / (2 * step))
+    objective.replace_camera(0, camera)
     expected = torch.stack(columns) @ torch.stack(columns).T
     found = pose_gauss_newton(objective, 0)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
@@ -118,9 +115,9 @@ def test_a_camera_that_was_moved_comes_back(monkeypatch: pytest.MonkeyPatch) -> 
     # The scene is right and does not follow, so that the cameras' mean motion can be told.
     monkeypatch.setattr(pose_refinement, "twist_to_world", lambda camera, twist: torch.zeros(6, dtype=torch.float64))
     before = pixels_off(objective, 0, true)
-    take_steps(objective, refinement, 25)
-    assert before > 0.5
-    assert pixels_off(objective, 0, true) < 0.1 * before
+    take_steps(objective, refinement, 20)
+    assert before > 0.4
+    assert pixels_off(objective, 0, true) < 0.2 * before
     torch.testing.assert_close(objective.cameras[0].world_to_camera, refinement.poses[0], rtol=0, atol=0)
     assert objective.twists is None
 
@@ -144,12 +141,13 @@ def test_nothing_moves_at_first_and_no_update_moves_far() -> None:
 def test_cameras_as_a_whole_stay() -> None:
     objective = an_objective(is_off=False)
     refinement = PoseRefinement(objective, [0, 1])
+    take_steps(objective, refinement, 1)
     together = torch.tensor([0.01, 0.02, -0.01, 0.02, -0.03, 0.01], dtype=torch.float64)
     for view, camera in enumerate(objective.cameras):
         refinement._move(view, moved_pose(camera.world_to_camera, twist_from_world(camera, together)))
-    objective.cloud.logit_opacities.fill_(-3.0)
-    objective.images = [torch.zeros_like(image) for image in objective.images]  # type: ignore[attr-defined]
-    take_steps(objective, refinement, 6)
+    objective.cloud.logit_opacities.fill_(-20.0)  # nothing is drawn, and no gradient says anything
+    assert refinement._motions.mean(dim=0).norm() > 0.9 * together.norm()
+    take_steps(objective, refinement, 4)
     assert refinement._motions.mean(dim=0).norm() < 0.1 * together.norm()
 
 

@@ -49,7 +49,7 @@ POSES = "poses."
 """What the names of its tensors in a checkpoint begin with."""
 
 DAMPING = 2.0
-"""λ: what is left of the scene's own faults in a gradient is averaged over so many visits of a view."""
+"""λ: a view's pose is the mean of what its last 1 + λ visits say, since each has the scene's own faults in it."""
 
 PRIOR = 0.01
 """ρ: what the given pose weighs against a photograph."""
@@ -58,8 +58,8 @@ MAX_MOTION = 1.0
 """Of one update, root mean square over the Gaussians, pixels."""
 
 BEGIN = 0.25
-"""Share of the run's steps before poses are touched: a scene that is still blurred says little of them, and what it says
-is wrong alike in all views, so that cameras wander off together."""
+"""Share of the run's steps before poses are touched: a scene that is still blurred says little of them, and what it
+says is wrong alike in all views, so that cameras wander off together."""
 
 MEASURED_EVERY = 25
 """Updates between two measurements of κ."""
@@ -134,6 +134,8 @@ class PoseRefinement:
         self._motions = torch.zeros(len(views), 6, dtype=torch.float64)
         self._curvature = torch.zeros((), dtype=torch.float64)
         self._updates = torch.zeros((), dtype=torch.int64)
+        for view, pose in zip(views, self.given, strict=True):
+            self._move(view, pose.clone())  # as a run that goes on does, to the same bits
 
     def before_step(self, progress: Progress) -> None:
         """Have the gradients of the next step leave what they say of cameras, from the time on that poses are refined.
