@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -114,8 +114,10 @@ def test_a_pruned_run_keeps_them(run, tmp_path):
 
 def test_several_processes_are_refused():
     config = TrainConfig.of("none", refine_poses=True)
+    objective, capture, processes = (Mock(spec=kind) for kind in (PhotometricObjective, Capture, Processes))
+    processes.world_size = 2
     with pytest.raises(InputError, match="one process"):
-        open_refinement(config, object(), object(), SimpleNamespace(world_size=2))
+        open_refinement(config, objective, capture, processes)
 
 
 def test_a_renderer_without_products_is_refused_before_anything_is_written(scene, tmp_path):
