@@ -11,7 +11,9 @@ import torch
 from splatopt.core import native
 from splatopt.core.checks import InputError
 from splatopt.core.frame import Frame
-from splatopt.data import make_capture
+from splatopt.core.processes import Processes
+from splatopt.data import Capture, make_capture
+from splatopt.scene.photometric import PhotometricObjective
 from splatopt.train.config import TrainConfig
 from splatopt.train.loop import train
 from splatopt.train.prune import prune
