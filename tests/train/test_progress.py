@@ -8,11 +8,11 @@ import pytest
 import torch
 from rich.console import Console
 
+from splatopt.metrics.image import ViewScore
 from splatopt.runs import live_line as live_line_module
 from splatopt.runs.events import Ended, Warned
 from splatopt.runs.live_line import _clock
 from splatopt.scene.gaussians import GaussianCloud
-from splatopt.scene.photometric import ViewScore
 from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import Scores
 from splatopt.train.events import Evaluated, Started, Stepped

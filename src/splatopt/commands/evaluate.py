@@ -15,8 +15,8 @@ from splatopt.commands.open_run import open_with_warnings
 from splatopt.commands.open_scene import SceneOptions, check_no_scene_options, is_scene_file, open_scene
 from splatopt.commands.parsing import load_given, positional, run_command
 from splatopt.core.checks import InputError, say, shown
+from splatopt.metrics.image import ViewScore
 from splatopt.runs.plugins import PluginFiles
-from splatopt.scene.photometric import ViewScore
 from splatopt.train.evaluate import Scores, check_scorable, evaluate
 
 

@@ -86,6 +86,7 @@ def run_train(parsed: Any) -> int:
         f"{result.after.subset} PSNR {result.after.psnr:.2f} dB, SSIM {result.after.ssim:.4f} "
         f"({len(result.after.views)} views, split {result.after.split}){result.after.over_pixels}",
         *([result.after.fitted_sentence] if result.after.fitted else []),
+        *([result.cameras_moved.sentence] if result.cameras_moved else []),
         f"scene: {result.folder / 'scene.ply'}",
     )
     return 0

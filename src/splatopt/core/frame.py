@@ -113,6 +113,12 @@ class Frame:
         pose[:3, 3] = (pose[:3, :3] @ self._origin().to(pose.device) + pose[:3, 3]) / self.unit
         return pose
 
+    def pose_to_world(self, world_to_camera: Tensor) -> Tensor:
+        """Return the (4, 4) float64 pose, from the world, of a camera with a pose from here; undoes :meth:`pose`."""
+        pose = world_to_camera.double().clone()
+        pose[:3, 3] = self.unit * pose[:3, 3] - pose[:3, :3] @ self._origin().to(pose.device)
+        return pose
+
     @property
     def spacing(self) -> float:
         """Spacing of float32's numbers at the frame's origin in the world, to which a scene file holds positions."""

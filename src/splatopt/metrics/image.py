@@ -11,6 +11,7 @@ windows beside it do not see it, and it is left out of the mean.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -29,6 +30,23 @@ SSIM_SIGMA = 1.5
 _REACH = SSIM_WINDOW // 2
 _C1 = 0.01**2
 _C2 = 0.03**2
+
+
+@dataclass(frozen=True)
+class ViewScore:
+    """How near one rendered view, clamped to [0, 1], comes to its photograph.
+
+    Attributes:
+        name: The view's name in its capture.
+        psnr: Peak signal-to-noise ratio over pixels and channels, dB.
+        ssim: Structural similarity, 1 at equality.
+        counted: Share of the view's pixels that both are of; 1 without a mask.
+    """
+
+    name: str
+    psnr: float
+    ssim: float
+    counted: float = 1.0
 
 
 def _check_same_shape(image: Tensor, target: Tensor) -> None:

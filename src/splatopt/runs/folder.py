@@ -80,6 +80,11 @@ class RunFolder:
         return self.path / "pruning.json"
 
     @property
+    def poses(self) -> Path:
+        """Of a run that refined them: the training views' poses, and how far they moved."""
+        return self.path / "poses.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of checkpoints."""
         return self.path / "checkpoints"

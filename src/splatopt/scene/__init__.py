@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from splatopt.metrics.image import ViewScore
 from splatopt.scene.gaussians import GaussianCloud
-from splatopt.scene.photometric import PhotometricObjective, ViewScore
+from splatopt.scene.photometric import PhotometricObjective
 
 __all__ = ["GaussianCloud", "PhotometricObjective", "ViewScore"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -25,12 +25,14 @@ from splatopt.core.objective import (
 from splatopt.core.row_statistics import ErrorMap, GradientStatistics, RowStatistics
 from splatopt.core.scene_edit import SceneEdit
 from splatopt.core.schema import BLOCK_TENSORS, PACKED_BLOCK
+from splatopt.metrics.image import ViewScore, psnr, ssim
 from splatopt.raster.losses import L1Ssim, Loss
 from splatopt.raster.problem import ViewProblem, WeightedSum
 from splatopt.raster.renderer import Renderer
 from splatopt.raster.types import RenderOptions
 from splatopt.scene.exposure import ExposureMaps
 from splatopt.scene.gaussians import GaussianCloud
+from splatopt.scene.rigid_motion import WorldTwist
 
 
 @runtime_checkable
@@ -61,23 +63,6 @@ class Weighted(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class ViewScore:
-    """How near one rendered view, clamped to [0, 1], comes to its photograph.
-
-    Attributes:
-        name: The view's name in its capture.
-        psnr: Peak signal-to-noise ratio over pixels and channels, dB.
-        ssim: Structural similarity, 1 at equality.
-        counted: Share of the view's pixels that both are of; 1 without a mask.
-    """
-
-    name: str
-    psnr: float
-    ssim: float
-    counted: float = 1.0
-
-
 class PhotometricObjective(Objective):
     """Mean over the batch's views of a loss of render against photograph.
 
@@ -92,6 +77,7 @@ class PhotometricObjective(Objective):
         observed: While it is set, every view of every gradient adds its statistics to it; edits of rows are its own.
         exposure: While it is set, renders are compared with photographs that its colour maps have taken back; scores
             are of the photographs as they are.
+        twists: While it is set, the first gradient of each view leaves there what it says of its camera's motion.
     """
 
     def __init__(
@@ -129,6 +115,7 @@ class PhotometricObjective(Objective):
         self.weights = images.weights if weights is None and isinstance(images, Weighted) else weights
         self.observed: GradientStatistics | None = None
         self.exposure: ExposureMaps | None = None
+        self.twists: dict[int, WorldTwist] | None = None
         self._length_scale = length_scale
         self._allocate()
 
@@ -209,7 +196,8 @@ class PhotometricObjective(Objective):
         """
         weight = _weight(batch)
         loss = psnr = 0.0
-        for problem, into in self._sums(batch, self._gradient):
+        twists, before = self.twists, None
+        for view, (problem, into) in zip(batch, self._sums(batch, self._gradient), strict=True):
             observed = self.observed
             own = None if observed is None or problem.weights is None else observed.like()
             result = self.renderer.accumulate_gradient(self.cloud, problem, into, self._seen, own or observed)
@@ -217,6 +205,10 @@ class PhotometricObjective(Objective):
                 observed.add_counted(own)
             loss += weight * result.loss
             psnr += weight * decibels(result.squared_error)
+            if twists is not None and not twists.keys() >= set(batch):
+                sums = WorldTwist.of(self.cloud, self._gradient)
+                twists.setdefault(view, sums.less(before, weight))
+                before = sums
         if self.weights is not None:
             self._seen &= _touched(self._gradient)
         return Evaluation(loss=loss, gradient=self._gradient, seen=self._seen, metrics={"psnr": psnr})
@@ -231,6 +223,10 @@ class PhotometricObjective(Objective):
     def weights_of(self, view: int) -> Tensor | None:
         """Return how much each pixel of a photograph counts, (H, W); None where all count alike."""
         return None if self.weights is None else self.weights[view]
+
+    def replace_camera(self, view: int, camera: Camera) -> None:
+        """See ``view`` from ``camera`` from now on."""
+        self.cameras = (*self.cameras[:view], camera, *self.cameras[view + 1 :])
 
     def parts(self, batch: Sequence[int]) -> tuple[Sequence[int], ...]:
         """Return one batch per view."""
@@ -358,8 +354,6 @@ class PhotometricObjective(Objective):
         Returns:
             PSNR and SSIM per view, in the order of ``views``.
         """
-        from splatopt.metrics.image import psnr, ssim
-
         scores = []
         for done, view in enumerate(views, start=1):
             camera = self.cameras[view]

@@ -12,6 +12,7 @@ from splatopt.core.checks import InputError
 from splatopt.runs.checkpoint_content import OPTIMIZER, check_state_numbers, check_tensors
 from splatopt.runs.folder import MetricSums
 from splatopt.scene.gaussians import GaussianCloud
+from splatopt.scene.pose_refinement import POSES
 from splatopt.scene.saved import saved_cloud
 
 CLOUD = "cloud."
@@ -79,7 +80,7 @@ def check_training(checkpoint: Checkpoint) -> None:
         DamagedCheckpointError: It does not; names the checkpoint.
     """
     check_scene(checkpoint)
-    check_tensors(checkpoint, (CLOUD, OPTIMIZER, DENSITY, EXPOSURE), ("sampler", "generator"))
+    check_tensors(checkpoint, (CLOUD, OPTIMIZER, DENSITY, EXPOSURE, POSES), ("sampler", "generator"))
     maps_of(checkpoint)
     order = checkpoint.tensors["sampler"]
     if order.dtype != torch.int64 or order.dim() != 1 or len(order.unique()) != len(order) or bool((order < 0).any()):

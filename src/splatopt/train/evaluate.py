@@ -8,10 +8,10 @@ from typing import Any
 
 from splatopt.core.checks import InputError
 from splatopt.data import Capture
-from splatopt.metrics.image import SSIM_WINDOW, psnr
+from splatopt.metrics.image import SSIM_WINDOW, ViewScore, psnr
 from splatopt.raster.threads import quiet_torch
 from splatopt.scene.exposure import apply_map, solve_maps, view_system
-from splatopt.scene.photometric import PhotometricObjective, ViewScore
+from splatopt.scene.photometric import PhotometricObjective
 
 MAX_DECIBELS = 100.0
 """PSNR of a render that equals its photograph, dB; infinity would have no mean and no JSON."""

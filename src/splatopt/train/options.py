@@ -20,6 +20,7 @@ from splatopt.raster.losses import L1Ssim, Loss
 from splatopt.raster.render import check_renderer_name
 from splatopt.raster.types import Footprint, RenderOptions
 from splatopt.runs import config as runs
+from splatopt.runs.resumable import is_due
 from splatopt.runs.resuming import AS_ASKED, FREE_ON_RESUME
 from splatopt.runs.unread import UnreadOptions
 from splatopt.scene.exposure import Exposure
@@ -118,6 +119,10 @@ class SceneOptions(runs.SettingGroup):
 
     footprint: Footprint = Footprint.CLASSIC
     """Classic splats, or antialiased ones whose opacity makes up for the low-pass."""
+
+    refine_poses: bool = False
+    """Refine the poses of the training views while the scene is trained, each held near where the capture has it; the
+    held-out views keep theirs. For poses that are a little off: a pixel or a few. Source: docs/scene.md."""
 
     def __post_init__(self) -> None:
         """Refuse what no run can do."""
@@ -261,6 +266,11 @@ class ScoringOptions(runs.ScoringOptions):
 
     eval_at_seconds: tuple[float, ...] = field(default=(), metadata=bounds(0) | FREE_ON_RESUME)
     """Score the test views after the first step that ends past each of these times. Unit: seconds of training."""
+
+    def is_due(self, step: int, since: float, seconds: float) -> bool:
+        """Whether the test views are scored after a step, where ``since`` to ``seconds`` of training went by in it."""
+        by_time = any(since < moment <= seconds for moment in self.eval_at_seconds)
+        return is_due(step, self.eval_every) or step in self.eval_at or by_time
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,9 @@ _FLOAT = 4
 ROW_STATISTICS = 15 * _FLOAT
 """Bytes a Gaussian of the objective's RowStatistics: six sums and a cross term of nine."""
 
+POSE_ROW, POSE_PIXEL = 700, 450
+"""Bytes a Gaussian and a pixel where poses are refined: six tangents, and six columns of residuals in float64."""
+
 _TILE = 16
 _SAMPLE_ROWS, _SAMPLE_VIEWS, _TWIN_ROWS = 2048, 6, 16
 _TRIAL_ROWS = (256, 16_384)
@@ -117,6 +120,7 @@ def estimate_memory(
             "density strategy": count * strategy,
             "renderer": renderer.memory_needed(count, pixels, pairs, optimizer_memory.asked),
             "residuals": residuals,
+            "poses": (POSE_ROW * count + POSE_PIXEL * pixels) * config.scene.refine_poses,
             "photographs": kept if on_host else min(DEVICE_BYTES, kept),
             "scoring": SCORING * pixels,
         },

@@ -20,6 +20,7 @@ from splatopt.runs.checkpoint_content import OPTIMIZER, load_optimizer
 from splatopt.runs.folder import MetricSums
 from splatopt.runs.resumable import NonFiniteError, is_due
 from splatopt.scene.gaussians import GaussianCloud
+from splatopt.scene.pose_refinement import POSES
 from splatopt.train.checkpoint_content import CLOUD, EXPOSURE, scene_of
 from splatopt.train.evaluate import Scores, evaluate
 from splatopt.train.finite_rows import FiniteRows, RowResets
@@ -81,7 +82,9 @@ class Repair:
         """Make objective and optimizer around ``cloud``."""
         machine = self._run.machine
         cloud = cloud.to(machine.device)
-        self._objective = make_objective(self._config, self._capture, cloud, machine.renderer, self.context.images)
+        self._objective = make_objective(
+            self._config, self._run.refined(self._capture), cloud, machine.renderer, self.context.images
+        )
         self._objective.exposure = self._run.exposure
         self._set_degree(max(0, self.step - 1))
         self._guarded = FiniteRows(self.context.guard(self._objective, self._warn))
@@ -172,6 +175,7 @@ class Repair:
         tensors = {f"{CLOUD}{name}": value for name, value in self._objective.parameters.items()}
         tensors |= {f"{OPTIMIZER}{name}": value for name, value in state.tensors.items()}
         tensors |= {"sampler": self._sampler.state(), "generator": self._generator.get_state()}
+        tensors |= {f"{POSES}{name}": value for name, value in self._run.poses.items()}
         scalars = {
             "seconds": self.seconds,
             "stage": stage,

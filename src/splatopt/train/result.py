@@ -11,6 +11,7 @@ from splatopt.data import Capture
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import Scores
+from splatopt.train.refined_poses import CameraMotion
 
 
 class CheckpointError(InputError):
@@ -31,6 +32,7 @@ class TrainResult:
         seconds: Seconds of training, evaluation not counted.
         before: Scores before the first step.
         after: Scores at the end.
+        cameras_moved: How far the training cameras did where their poses were refined.
     """
 
     folder: Path
@@ -42,3 +44,4 @@ class TrainResult:
     seconds: float
     before: Scores | None
     after: Scores
+    cameras_moved: CameraMotion | None = None

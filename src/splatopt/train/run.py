@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from splatopt.core.checkpoint import latest_checkpoint
+from torch import Tensor
+
+from splatopt.core.checkpoint import below, latest_checkpoint
 from splatopt.core.checks import InputError
 from splatopt.core.frame import WORLD, Frame
 from splatopt.data import Capture
@@ -22,10 +24,12 @@ from splatopt.scene.exposure import Exposure, ExposureMaps
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.photometric import PhotometricObjective
 from splatopt.scene.ply import load_ply, save_ply
+from splatopt.scene.pose_refinement import POSES
 from splatopt.train.checkpoint_content import check_degree, check_scene, maps_of, scene_of
 from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import Scores, check_scorable, evaluate, evaluation_record
 from splatopt.train.machine import Machine, on_this_machine, open_machine, with_own_instructions
+from splatopt.train.refined_poses import saved_poses, with_poses
 from splatopt.train.setup import make_objective, open_capture
 
 
@@ -43,6 +47,7 @@ class Run:
         seconds: Seconds of training that it took.
         warnings: One sentence for each checkpoint that is damaged, and for a device that is not here.
         exposure: The colour maps of its photographs; None where none were solved.
+        poses: What its checkpoint holds of refined poses.
     """
 
     folder: RunFolder
@@ -53,6 +58,7 @@ class Run:
     seconds: float
     warnings: tuple[str, ...]
     exposure: ExposureMaps | None = None
+    poses: Mapping[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def cloud(self) -> GaussianCloud:
@@ -84,6 +90,10 @@ class Run:
         """Return a capture, given in its own frame or in the training frame, in the latter."""
         return capture.localised(self.frame)
 
+    def refined(self, capture: Capture) -> Capture:
+        """Return a capture in the training frame, its training cameras where the run refined their poses to."""
+        return with_poses(self._local(capture), saved_poses(self.poses, self.folder.poses, self.frame))
+
     def objective(self, capture: Capture, renderer: Renderer | None = None) -> PhotometricObjective:
         """Bind the scene to its capture, rendered as the last step rendered it.
 
@@ -91,7 +101,7 @@ class Run:
             capture: What it was trained on.
             renderer: What renders; the configuration's when None.
         """
-        cloud, capture = self.trained if renderer else self.trained.to(self.machine.device), self._local(capture)
+        cloud, capture = self.trained if renderer else self.trained.to(self.machine.device), self.refined(capture)
         objective = make_objective(self.config, capture, cloud, renderer or self.machine.renderer)
         objective.sh_degree = self.config.scene.sh_degree_at(max(0, self.steps - 1))
         if self.exposure is not None:
@@ -182,7 +192,8 @@ def open_run(path: Path | str, renderer: str | None = None, device: str | None =
         warnings += damages
         seconds, maps = float(checkpoint.scalars["seconds"]), maps_of(checkpoint)
         exposure = None if maps is None or config.scene.exposure is Exposure.NONE else ExposureMaps(maps)
-        return Run(folder, config, cloud, frame, checkpoint.step, seconds, tuple(warnings), exposure)
+        poses = below(checkpoint.tensors, POSES)
+        return Run(folder, config, cloud, frame, checkpoint.step, seconds, tuple(warnings), exposure, poses)
     if not folder.scene.is_file():
         detail = f" ({damages[0]})" if damages else ""
         raise InputError(f"{folder.path} holds neither a whole checkpoint{detail} nor a scene.ply; train it first")

@@ -40,6 +40,7 @@ from splatopt.train.growth import Growth, Surroundings, metrics_of, open_growth
 from splatopt.train.machine import Machine
 from splatopt.train.preflight import MemoryEstimate, check_memory
 from splatopt.train.process_context import ProcessContext
+from splatopt.train.refined_poses import open_refinement, write_poses
 from splatopt.train.result import CheckpointError, TrainResult
 from splatopt.train.sampler import ViewSampler
 from splatopt.train.setup import make_objective, make_optimizer, starting_cloud, training_positions
@@ -132,13 +133,12 @@ class Trainer(ResumableRun):
         self.objective = make_objective(self.config, self.capture, cloud, self.renderer, self.context.images)
         views = self.capture.split.train
         self.exposure = ExposureSolving(self.config.scene.exposure, self.objective, views, self.processes)
+        self.poses = open_refinement(self.config, self.objective, self.capture, self.processes)
         shared = self.context.guard(self.objective, lambda sentence: self.tell(Warned(sentence)))
         if not self.config.density.is_at_work:
             self.guarded = FiniteRows(shared)
             return
-        penalised = Penalised(shared)
-        self.guarded = FiniteRows(penalised)
-        log = NoLog() if self.growth is None else self.growth.log
+        self.guarded, log = FiniteRows(penalised := Penalised(shared)), self.growth.log if self.growth else NoLog()
         around = Surroundings(self.context, self.needed.row_bytes, self.capture.frame, self.tell)
         self.growth = open_growth(self.config, views, self.objective, penalised, around, self.generator)
         self.growth.log = log
@@ -175,7 +175,8 @@ class Trainer(ResumableRun):
         tensors = {f"{CLOUD}{name}": value for name, value in self.objective.parameters.items()}
         tensors |= {f"{OPTIMIZER}{name}": value for name, value in state.tensors.items()}
         maps, counts = self.exposure.state()
-        tensors |= {"sampler": self.sampler.state(), "generator": self.generator.get_state(), **maps}
+        tensors |= {"sampler": self.sampler.state(), "generator": self.generator.get_state()}
+        tensors |= maps | self.poses.state()
         scalars = {
             "seconds": self.seconds,
             "stage": self.position,
@@ -203,6 +204,7 @@ class Trainer(ResumableRun):
         if self.growth is not None:
             self.growth.load(checkpoint)
         self.exposure.load(checkpoint)
+        self.poses.load_state(tensors, checkpoint.where)
         self.sampler.load_state(tensors["sampler"])
         self.step = checkpoint.step
         self.seconds = self.saved_at_seconds = self.looked_at_seconds = scalars["seconds"]
@@ -249,14 +251,14 @@ class Trainer(ResumableRun):
     def _advance(self) -> None:
         """Take one step and whatever is due after it."""
         began = time.perf_counter()
-        stage = self.stage
-        views = self._draw()
+        stage, views = self.stage, self._draw()
         self.context.expect((*views, *self.sampler.upcoming(len(views))))
         self._set_degree(self.step)
         self.exposure.before_step(len(views))
         progress = Progress(self.step - stage.begin, self.config.schedule.horizon or stage.steps)
         if self.growth is not None:
             self.growth.before_step(self._whole_progress)
+        self.poses.before_step(self._whole_progress)
         evaluation = self.optimizer.step(views, progress)
         problem = self._non_finite(evaluation, views) or self._mend_rows()
         self.guarded.forget()
@@ -264,10 +266,10 @@ class Trainer(ResumableRun):
             self.roll_back(problem)
             return
         self.step += 1
+        self.poses.after_step()
         self._grow(progress, evaluation.loss)
-        for notice in self.optimizer.warnings:
-            self.tell(Warned(notice))
-        self.optimizer.warnings.clear()
+        while self.optimizer.warnings:
+            self.tell(Warned(self.optimizer.warnings.pop(0)))
         self.sums.add(evaluation.loss, psnr := evaluation.metrics["psnr"])
         times = (self.seconds + time.perf_counter() - began, self.saved_at_seconds, self.looked_at_seconds)
         self.seconds, self.saved_at_seconds, self.looked_at_seconds = self.context.seconds(*times)
@@ -332,12 +334,7 @@ class Trainer(ResumableRun):
     def _is_evaluation_due(self) -> bool:
         """Whether the held-out views are to be scored after this step; each time that was asked for comes once."""
         passed, self.looked_at_seconds = self.looked_at_seconds, self.seconds
-        scoring = self.config.scoring
-        return (
-            is_due(self.step, scoring.eval_every)
-            or self.step in scoring.eval_at
-            or any(passed < moment <= self.seconds for moment in scoring.eval_at_seconds)
-        )
+        return self.config.scoring.is_due(self.step, passed, self.seconds)
 
     def _log_line(self, evaluation: Evaluation, scores: Scores | None) -> None:
         head = {"step": self.step, "optimizer": self.stage.optimizer, "seconds": round(self.seconds, 4)}
@@ -399,4 +396,5 @@ class Trainer(ResumableRun):
             seconds=self.seconds,
             before=self.before,
             after=after,
+            cameras_moved=write_poses(self.folder, self.capture, self.poses),
         )
