@@ -84,7 +84,7 @@ class DataOptions(runs.SettingGroup):
 class SceneOptions(runs.SettingGroup):
     """What the scene is, where it begins and what it is compared by."""
 
-    init: str = "sfm"
+    init: Annotated[str, tyro.conf.arg(aliases=["--start"])] = "sfm"
     """Where the cloud comes from: sfm (the capture's points), random (rays of the training views, where photographs
     agree), or the path of a .ply scene."""
 
