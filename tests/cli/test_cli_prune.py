@@ -58,7 +58,7 @@ def test_eval_render_and_export_take_the_new_run(pruned, tmp_path, capsys):
     record = (pruned / "eval.json").read_text()
     assert main(["eval", str(pruned)]) == 0
     assert (pruned / "eval.json").read_text() == record
-    assert main(["render", str(pruned), "--out", str(tmp_path / "views")]) == 0
+    assert main(["render", str(pruned), "--path", "test", "--out", str(tmp_path / "views")]) == 0
     assert len(list((tmp_path / "views").glob("*.png"))) == 2
     assert main(["export", str(pruned), str(tmp_path / "out.ply")]) == 0
     assert "120 Gaussians of step 50 written" in capsys.readouterr().out.replace("\n", " ")

@@ -107,8 +107,9 @@ def test_images_in_a_folder_of_any_name(tmp_path: Path) -> None:
     for name in ("masks", "images_2", "depth"):
         shutil.copytree(tmp_path / "My photographs", tmp_path / name)
     assert folders(tmp_path) == {"My photographs"}
-    (finding,) = (one for one in load_capture(tmp_path).found if one.used)
-    assert str(finding) == "the images in My photographs: used, the model's names are found there"
+    used = [str(one) for one in load_capture(tmp_path).found if one.used]
+    assert used[0] == "the images in My photographs: used, the model's names are found there"
+    assert used[1:] == ["masks of 9 of 9 views (masks): used, pixels of 0 have no weight in loss, scores and growth"]
     shutil.copytree(tmp_path / "My photographs", tmp_path / "others")
     assert folders(tmp_path) == {"images_2"}
 
@@ -163,9 +164,7 @@ def test_a_model_in_both_forms(tmp_path: Path) -> None:
 def test_points_of_another_file(tmp_path: Path) -> None:
     model = write_colmap(tmp_path, points=7)
     folder = tmp_path / "sparse" / "0"
-    vertices = np.zeros(
-        3, dtype=[("x", "f4"), ("y", "f4"), ("z", "f4"), ("red", "u1"), ("green", "u1"), ("blue", "u1")]
-    )
+    vertices = np.ones(3, dtype=[("x", "f4"), ("y", "f4"), ("z", "f4"), ("red", "u1"), ("green", "u1"), ("blue", "u1")])
     plyfile.PlyData([plyfile.PlyElement.describe(vertices, "vertex")]).write(str(folder / "points3D.ply"))
     assert load_capture(tmp_path).warnings == (
         "points3D.ply beside the model: not used, the points are those of points3D.bin",

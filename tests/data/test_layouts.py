@@ -297,10 +297,10 @@ def test_a_run_on_a_file_is_trained_and_scored(tmp_path: Path) -> None:
 
 def test_another_file_gets_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "video.mp4").write_bytes(b"hello")
-    with pytest.raises(InputError, match=r"video\.mp4 is a file and no capture; give the folder .* or its transforms"):
+    with pytest.raises(InputError, match=r"no capture at .*video\.mp4, which is a file; give .* or its transforms"):
         load_capture(tmp_path / "video.mp4")
     (tmp_path / "recording.r3d").write_bytes(b"PK\x03\x04" + bytes(30))
-    with pytest.raises(InputError, match=r"recording\.r3d is a ZIP archive and no capture"):
+    with pytest.raises(InputError, match=r"no capture at .*recording\.r3d, which is a ZIP archive"):
         load_capture(tmp_path / "recording.r3d")
 
 

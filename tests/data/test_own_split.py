@@ -250,7 +250,7 @@ def test_a_lens_of_another_kind_is_refused(tmp_path: Path, key: str) -> None:
 
 def test_photographs_without_a_frame_and_folders_of_depth(tmp_path: Path) -> None:
     write(tmp_path)
-    for name in ("IMG_1.jpg", "IMG_2.HEIC", "IMG_3.png", "IMG_4.png", "000_mask.png", "notes.txt"):
+    for name in ("IMG_1.jpg", "IMG_2.HEIC", "IMG_3.png", "IMG_4.png", "100_mask.png", "notes.txt"):
         (tmp_path / "images" / name).write_bytes(b"")
     (tmp_path / "depths").mkdir()
     assert load_capture(tmp_path).warnings == (

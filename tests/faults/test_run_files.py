@@ -301,6 +301,7 @@ WORDS = {
     "fit": ["fit", "image.png", "--out", "new"],
     "diagnose": ["diagnose", "field", "--out", "new"],
     "inspect": ["inspect", "capture"],
+    "poses": ["poses", "capture", "--out", "new"],
     "doctor": ["doctor"],
 }
 PLANTED = {
@@ -316,6 +317,7 @@ PLANTED = {
     "fit": ("splatopt.fit.setup", "load_image"),
     "diagnose": ("splatopt.report.diagnosis", "dense_hessian"),
     "inspect": ("splatopt.commands.inspect", "inspect_capture"),
+    "poses": ("splatopt.commands.poses", "pose_images"),
     "doctor": ("splatopt.commands.doctor", "findings"),
 }
 

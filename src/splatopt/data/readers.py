@@ -113,9 +113,10 @@ def _read_file(path: Path, images: str | None) -> Source:
     if path.suffix.lower() == ".json":
         return read_nerfstudio(path, images)
     form = unread_form(path)
+    what = form_name(form) if form else "a file"
     raise InputError(
-        f"{path} is {form_name(form) if form else 'a file'} and no capture; give the folder with the photographs and "
-        f"their camera poses, or its {TRANSFORMS_FILE}{_offer(path)}"
+        f"no capture at {path}, which is {what}; give the folder with the photographs and their camera poses, or its "
+        f"{TRANSFORMS_FILE}{_offer(path)}"
     )
 
 
