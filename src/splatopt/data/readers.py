@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -115,7 +115,12 @@ def _read_by(names: tuple[str, ...], path: Path, images: str | None) -> Source |
     own = [name for name in names if READERS.origin(name) is Origin.OWN]
     if own:
         fitting = next((name for name in own if READERS.find(name).recognises(path)), None)
-        return None if fitting is None else READERS.find(fitting).reading(path, images)(path)
+        if fitting is None:
+            return None
+        source = READERS.find(fitting).reading(path, images)(path)
+        if fitting != "colmap" and (lacking := incomplete_model(path)):
+            return replace(source, warnings=(*source.warnings, lacking))
+        return source
     recognising = [name for name in names if _asked(name, "recognises", lambda one: bool(one.recognises(path)))]
     if len(recognising) > 1:
         raise InputError(
