@@ -137,7 +137,13 @@ def test_a_model_that_is_not_whole_does_not_hide_other_poses(tmp_path: Path) -> 
     write_colmap(tmp_path)
     assert load_capture(tmp_path).kind == "colmap"
     (tmp_path / "sparse" / "0" / "images.bin").unlink()
-    assert load_capture(tmp_path).kind == "nerfstudio"
+    capture = load_capture(tmp_path)
+    assert capture.kind == "nerfstudio"
+    (said,) = (warning for warning in capture.warnings if "is not whole" in warning)
+    assert said.endswith("cameras.bin and points3D.bin are there, images.bin is missing; copy the model again")
+    write_model(tmp_path / "sparse" / "1", reconstruction([lens()], 9))
+    assert said in load_capture(tmp_path).warnings
+    shutil.rmtree(tmp_path / "sparse" / "1")
     # Nor does one that is looked at last.
     shutil.copytree(tmp_path / "sparse", tmp_path / "distorted" / "sparse")
     write_model(tmp_path / "distorted" / "sparse" / "0", reconstruction([lens()], 3))

@@ -68,6 +68,13 @@ def test_a_file_that_two_names_can_mean_is_none_of_both(tmp_path: Path) -> None:
     assert said[0].startswith("1 of 5 images lie under other names")
 
 
+def test_what_is_missing_is_looked_for_below_the_folder(tmp_path: Path) -> None:
+    names = [".\\images\\a.jpg", "images\\b", "\\c.jpg", "..\\d.jpg", "e", "sub/f.JPG"]
+    places = ["images/a.jpg", "images/b.png", "c.jpg", "d.jpg", "e.png", "sub/f.JPG"]
+    images = find_images(tmp_path, names, [])
+    assert [image.path.relative_to(tmp_path).as_posix() for image in images] == places
+
+
 def test_similar_names_never_lead_out_of_the_folder(tmp_path: Path) -> None:
     touched(tmp_path, "secret/A.jpg", "capture/images/b.jpg")
     for name in ("../secret/a.jpg", "..\\secret\\a.jpg", f"{tmp_path}/secret/a.jpg", "images/../../secret/a.jpg"):

@@ -107,6 +107,8 @@ def has_model(path: Path) -> bool:
 def incomplete_model(path: Path) -> str:
     """Return the sentence that names what a COLMAP model of the capture ``path`` lacks; empty where there is none."""
     for folder in _places(path, (*MODEL_FOLDERS, *UNDISTORTED_FOLDERS, *DISTORTED_FOLDERS)):
+        if model_in(folder):
+            continue
         for suffix in (".bin", ".txt"):
             files = [f"{name}{suffix}" for name in _FILES]
             there = [name for name in files if (folder / name).is_file()]
@@ -128,7 +130,7 @@ def find_model(path: Path, warnings: list[str]) -> Model | None:
 
     Args:
         path: The capture.
-        warnings: Gets a sentence if there were several.
+        warnings: Gets a sentence if there were several, or if one is not whole.
 
     Returns:
         The model, or None if there is none.
@@ -138,6 +140,8 @@ def find_model(path: Path, warnings: list[str]) -> Model | None:
     leading = [max(tier, key=lambda model: sizes.get(model.folder, 0)) for tier in tiers]
     if not leading:
         return None
+    if lacking := incomplete_model(path):
+        warnings.append(lacking)
     best = leading[0]
     if len(leading) > 1:
         best = next((model for model in leading if _has_its_images(path, model)), best)

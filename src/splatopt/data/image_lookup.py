@@ -173,9 +173,9 @@ def _exactly(folder: Path, name: str) -> Path | None:
 
 
 def _expected(folder: Path, name: str) -> Path:
-    """Where an image that is not there should lie."""
-    path = folder / name
-    return path if not path.name or is_image_name(name) else path.with_name(path.name + IMAGE_SUFFIXES[0])
+    """Where an image that is not there should lie; one with Windows' separators in any case below ``folder``."""
+    path = folder.joinpath(*_parts(name)) if "\\" in name else folder / name
+    return path if not path.name or is_image_name(path.name) else path.with_name(path.name + IMAGE_SUFFIXES[0])
 
 
 def _parts(name: str) -> list[str]:

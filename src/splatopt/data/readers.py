@@ -165,7 +165,9 @@ def _read_by(names: tuple[str, ...], path: Path, images: str | None) -> Source |
             return None
         source = READERS.find(fitting[0]).reading(path, images)(path)
         beside = tuple(_beside(name, path, f"the {fitting[0]} capture beside it") for name in fitting[1:])
-        return replace(source, found=(*source.found, *beside))
+        lacking = "" if "colmap" in fitting else incomplete_model(path)
+        warnings = (*source.warnings, lacking) if lacking else source.warnings
+        return replace(source, found=(*source.found, *beside), warnings=warnings)
     recognising = [name for name in names if _asked(name, "recognises", lambda one: bool(one.recognises(path)))]
     if len(recognising) > 1:
         raise InputError(
