@@ -11,6 +11,8 @@ import pytest
 
 import splatopt
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = Path(splatopt.__file__).resolve().parents[1]
 

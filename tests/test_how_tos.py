@@ -20,6 +20,8 @@ from splatopt.data.readers import READERS
 from splatopt.density.strategy import STRATEGIES
 from splatopt.raster.loss_registry import LOSSES
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 REGISTRIES = (OPTIMIZERS, LOSSES, STRATEGIES, READERS)
 MAKE = "splatopt data make --scenes 1 --out scenes"

@@ -245,6 +245,7 @@ def when(condition, act) -> threading.Thread:
     return thread
 
 
+@pytest.mark.slow
 @needs_native
 def test_a_suite_that_is_killed_goes_on_and_comes_to_the_same_numbers(capture, tmp_path, capsys):
     """SIGKILL to the suite's process alone: the cell's own ends by itself, and the next start takes over."""

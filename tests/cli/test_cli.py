@@ -265,6 +265,7 @@ def test_ctrl_c_ends_with_130_and_how_to_go_on(capture, tmp_path, monkeypatch, c
     assert latest_checkpoint(out / "checkpoints")[0].step == 9
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_resumed_as_if_nothing_had_happened(capture, tmp_path):
     """SIGKILL in the middle of training, at no moment in particular."""
     words = ["--steps", "400", "--checkpoint-every", "20", "--log-every", "7"]

@@ -90,6 +90,7 @@ def test_commands_for_scenes_say_what_a_fit_is(fitted, capsys):
     assert "is a run of splatopt fit, and this wants one of splatopt train" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_diagnose_writes_a_table_and_a_plot(tmp_path, capsys):
     out = tmp_path / "diagnosis"
     words = ["diagnose", "field", "--fields", "sine", "relu", "--width", "5", "--side", "6", "--draws", "3"]

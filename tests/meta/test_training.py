@@ -112,6 +112,7 @@ def test_the_log_goes_on_where_the_checkpoint_is(scenes, tmp_path, monkeypatch):
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [0, 1, 2, 3, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_the_command_that_is_stopped_says_how_to_go_on(scenes, tmp_path, processes):
     run = tmp_path / "run"
@@ -137,6 +138,7 @@ def test_the_command_that_is_stopped_says_how_to_go_on(scenes, tmp_path, process
         assert (stream / kept).is_dir()
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_result_of_one(scenes, tmp_path):
     settings = {
         "data": Path(scenes[0]).parent,
@@ -277,6 +279,7 @@ def test_a_start_is_forgotten_only_where_it_left_nothing(tmp_path):
     command_module._forget_start(tmp_path / "none")
 
 
+@pytest.mark.slow
 def test_what_a_process_refuses_is_one_sentence_and_exit_code_2(tmp_path, capsys):
     words = ["meta-train", "--data", str(three_views(tmp_path / "few")), "--processes", "2"]
     assert main([*words, "--out", str(tmp_path / "run")]) == 2
@@ -293,6 +296,7 @@ def test_sizes_and_scenes_are_what_they_say(scenes):
     assert len(scene_folders(Path(scenes[0]).parent)) == 2
 
 
+@pytest.mark.slow
 def test_processes_end_with_the_command_that_began_them(scenes, tmp_path):
     command = [
         sys.executable,
