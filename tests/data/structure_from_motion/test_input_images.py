@@ -67,10 +67,15 @@ def test_what_cannot_be_read_is_named(tmp_path):
     good = write(tmp_path / "1.jpg", (64, 48))
     (tmp_path / "2.jpg").write_bytes(good.read_bytes()[:200])
     (tmp_path / "3.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (tmp_path / "5.jpg").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")  # a phone's, by a wrong name
+    (tmp_path / "6.dng").write_bytes(b"II*\0")
     (tmp_path / "4.png").write_bytes(b"")
     readable, unreadable = read_images(tmp_path, image_files(tmp_path))
-    assert ([image.name for image in readable], unreadable) == (["1.jpg"], ["2.jpg", "3.heic", "4.png"])
-    with pytest.raises(InputError, match=r"holds 1 photographs .*3 more cannot be read, such as '2.jpg'; .*at least 3"):
+    assert ([image.name for image in readable], unreadable) == (
+        ["1.jpg"],
+        ["2.jpg", "3.heic", "4.png", "5.jpg", "6.dng"],
+    )
+    with pytest.raises(InputError, match=r"holds 1 photographs .*5 more cannot be read, such as '2.jpg'; .*at least 3"):
         check_enough(readable, unreadable, tmp_path)
 
 

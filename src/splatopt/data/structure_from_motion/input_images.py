@@ -12,18 +12,15 @@ from pathlib import Path
 from PIL import Image
 
 from splatopt.core.checks import InputError, quoted, short
+from splatopt.data.image_folders import is_photograph_name
+from splatopt.data.image_formats import UnreadFormatError
 from splatopt.data.images import UnreadableImageError, read_header
-from splatopt.data.source import IMAGE_SUFFIXES
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mts", ".3gp", ".insv"})
 """Endings by which a video in a folder is told from a photograph; a file that is given itself may have any."""
 
 MIN_IMAGES = 3
 """Poses of fewer photographs are no capture."""
-
-_SUFFIXES = frozenset({*(suffix.lower() for suffix in IMAGE_SUFFIXES), ".avif"})
-_UNREAD_SUFFIXES = frozenset({".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"})
-"""Photographs that need to be converted before they are of use here."""
 
 # Make, model; then of the part about the exposure: focal length, the same in 35 mm film, digital zoom, lens.
 _CAMERA_TAGS = (0x010F, 0x0110)
@@ -87,10 +84,8 @@ def read_images(folder: Path, files: Iterable[Path]) -> tuple[list[InputImage], 
     for path in files:
         name = path.relative_to(folder).as_posix()
         try:
-            if path.suffix.lower() in _UNREAD_SUFFIXES:
-                raise UnreadableImageError
             header = read_header(path)
-        except UnreadableImageError:
+        except (UnreadableImageError, UnreadFormatError):
             unreadable.append(name)
             continue
         kind, mode, lens = _kind_and_lens(path)
@@ -140,7 +135,7 @@ def _images_in(folder: Path) -> list[Path]:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in _SUFFIXES | _UNREAD_SUFFIXES and path.is_file()
+    return is_photograph_name(path.name) and path.is_file()
 
 
 def _is_video(path: Path) -> bool:
