@@ -8,10 +8,11 @@ from pathlib import Path
 
 from splatopt.core.checks import short
 from splatopt.data.image_folders import in_named_folder
+from splatopt.data.image_lookup import find_images
 from splatopt.data.nerfstudio import findings
 from splatopt.data.point_files import find_points
 from splatopt.data.source import Finding, PosedImage, Source, registered_once
-from splatopt.data.transforms import check_frames, find_image, read_frames, read_json
+from splatopt.data.transforms import check_frames, read_frames, read_json
 
 TRAIN_FILE = "transforms_train.json"
 """The file whose presence makes a folder a Blender capture."""
@@ -73,7 +74,8 @@ def _held_out(path: Path, images: str | None, warnings: list[str]) -> tuple[_Fra
             continue
         content = read_json(file)
         frames = check_frames(file, content, "frames")
-        files = [find_image(path, one) for frame in frames if isinstance(one := frame.get("file_path"), str)]
+        names = [one for frame in frames if isinstance(one := frame.get("file_path"), str)]
+        files = [one.path for one in find_images(path, names, [])]
         what = f"{name} ({len(frames)} views)"
         if chosen.frames:
             others.append(Finding(what, False, f"{HELD_OUT_FILES[0]} is held out"))

@@ -300,10 +300,6 @@ def capture_name(path: Path) -> str:
     return whole.parent.name if whole.is_file() else whole.name
 
 
-def _size(camera: Camera) -> tuple[int, int]:
-    return camera.width, camera.height
-
-
 def load_capture(path: Path, options: CaptureOptions | None = None) -> Capture:
     """Find, check and split a capture; images are decoded only when asked for.
 
@@ -330,7 +326,15 @@ def load_capture(path: Path, options: CaptureOptions | None = None) -> Capture:
     split = make_split([view.posed for view in views], options.test_every, source.split)
     cameras = tuple(maker.camera(view.posed, view.lens) for view in views)
     sources = [
-        ImageSource(view.posed.path, view.lens, *_size(camera), view.header.has_alpha, view.posed.mask, options.mask)
+        ImageSource(
+            path=view.posed.path,
+            lens=view.lens,
+            width=camera.width,
+            height=camera.height,
+            has_alpha=view.header.has_alpha,
+            mask=view.posed.mask,
+            use=options.mask,
+        )
         for view, camera in zip(views, cameras, strict=True)
     ]
     see_through = any(one.shows_background for one in sources)

@@ -11,7 +11,7 @@ from splatopt.data.image_lookup import unregistered
 from splatopt.data.own_split import own_split
 from splatopt.data.point_files import find_points
 from splatopt.data.source import Finding, PosedImage, Source, registered_once
-from splatopt.data.transforms import check_frames, find_image, read_frames, read_json
+from splatopt.data.transforms import check_frames, read_frames, read_json
 from splatopt.data.unused_keys import unused_keys
 
 TRANSFORMS_FILE = "transforms.json"
@@ -73,9 +73,11 @@ def findings(
         views: What was read of them.
     """
     said = unused_keys(content, frames)
-    named = []
-    for frame in frames:
-        files = (value for key, value in frame.items() if key.endswith("_path") and key != "file_path")
-        named += [find_image(folder, value) for value in files if isinstance(value, str)]
+    named = [
+        folder / value
+        for frame in frames
+        for key, value in frame.items()
+        if key.endswith("_path") and key != "file_path" and isinstance(value, str)
+    ]
     depth = [] if any("depth" in one.what for one in said) else unused_folders(folder)
     return [*said, *depth, *unregistered(folder, [view.path for view in views], named)]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from splatopt.core.checks import InputError, quoted
+from splatopt.data.image_lookup import find_images
 from splatopt.data.source import PosedImage
-from splatopt.data.transforms import find_image
+from splatopt.data.split_files import named_views
 
 TRAIN, VALIDATION, TEST = "train_filenames", "val_filenames", "test_filenames"
 """nerfstudio's lists of the files that are trained on, validated on and tested on."""
@@ -71,32 +71,25 @@ def own_split(
 def _listed(
     folder: Path, content: Mapping[str, object], key: str, files: Mapping[str, PosedImage], warnings: list[str]
 ) -> set[str]:
-    """Return the files that a list names and that are those of views."""
+    """Return the files of views that a list names: as names of frames do, else as lines of ``test.txt`` do."""
     names = content.get(key)
     if names is None:
         return set()
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise InputError(f"{folder}: {key!r} must be a list of names of files; export the file again")
-    called = Counter(os.path.basename(file) for file in files)
-    found = {name: _file(folder, name, files, called) for name in names}
+    places = {view.name: file for file, view in files.items()}
+    meant = named_views(names, list(places))
+    exact = [os.path.normpath(one.path) for one in find_images(folder, names, [])]
+    found = {
+        name: file if file in files or name not in meant else places[meant[name]]
+        for name, file in zip(names, exact, strict=True)
+    }
     unknown = [name for name, file in found.items() if file not in files]
     if unknown:
         warnings.append(
             f"{len(unknown)} of {len(found)} names of {key} are not among the frames, such as {quoted(unknown[0])}"
         )
     return {file for file in found.values() if file in files}
-
-
-def _file(folder: Path, name: str, files: Mapping[str, PosedImage], called: Mapping[str, int]) -> str:
-    """Return the file that an entry means: as names of frames do, else that of the one view that is called so."""
-    tidy = name.replace("\\", "/").removeprefix("./")
-    file = os.path.normpath(find_image(folder, tidy))
-    if file in files:
-        return file
-    bare = os.path.basename(file)
-    alone = called.get(bare) == 1
-    fitting = (one for one, view in files.items() if view.name == tidy or (alone and os.path.basename(one) == bare))
-    return next(fitting, file)
 
 
 def _by_prefix(views: Sequence[PosedImage]) -> tuple[list[PosedImage], str]:

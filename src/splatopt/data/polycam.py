@@ -14,11 +14,11 @@ import numpy as np
 
 from splatopt.core.checks import InputError, short
 from splatopt.data.image_folders import unused_folders
-from splatopt.data.image_lookup import unregistered
+from splatopt.data.image_lookup import find_images, unregistered
 from splatopt.data.lens import Lens
 from splatopt.data.point_files import find_points
 from splatopt.data.source import PosedImage, Source, opengl_to_world_to_camera
-from splatopt.data.transforms import find_image, finite_number, read_object
+from splatopt.data.transforms import finite_number, read_object
 
 KEYFRAMES = "keyframes"
 """The folder in which Polycam's photographs and cameras lie."""
@@ -55,7 +55,9 @@ def read_polycam(path: Path) -> Source:
         warnings.append(
             f"there are no corrected cameras in {short(folder)}; those are used that the phone recorded, which drift"
         )
-    views = [_view(file, images) for file in sorted(cameras.glob("*.json"))]
+    files = sorted(cameras.glob("*.json"))
+    named = find_images(images, [f"{file.stem}.jpg" for file in files], warnings)
+    views = [_view(file, image.path) for file, image in zip(files, named, strict=True)]
     found = [*unused_folders(folder), *unregistered(folder, [view.path for view in views])]
     points = find_points(path, {}, views, warnings)
     return Source("polycam", tuple(views), points, tuple(warnings), found=tuple(found))
@@ -65,8 +67,8 @@ def _holds_files(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
 
 
-def _view(file: Path, images: Path) -> PosedImage:
-    """Return the view that one file describes."""
+def _view(file: Path, image: Path) -> PosedImage:
+    """Return the view of ``image`` that one file describes."""
     content, where = read_object(file), str(file)
 
     def value(key: str) -> float:
@@ -79,5 +81,4 @@ def _view(file: Path, images: Path) -> PosedImage:
     pose[:3] = np.reshape([value(key) for key in _POSE], (3, 4))
     size = round(value("width")), round(value("height"))
     lens = Lens("PINHOLE", *size, (value("fx"), value("fy"), value("cx"), value("cy")), where)
-    image = find_image(images, f"{file.stem}.jpg")
     return PosedImage(image.name, image, opengl_to_world_to_camera(pose, where), lens)

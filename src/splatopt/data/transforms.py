@@ -50,11 +50,6 @@ def check_frames(path: Path, content: Mapping[str, object], key: str) -> list[di
     return frames
 
 
-def find_image(folder: Path, name: str) -> Path:
-    """Return the file that a name in a capture's file means; it may not exist."""
-    return find_images(folder, [name], [])[0].path
-
-
 def read_object(path: Path) -> dict[str, object]:
     """Read a JSON object.
 
