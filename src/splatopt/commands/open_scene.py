@@ -29,7 +29,7 @@ class SceneOptions:
     """Of a scene file, which does not say as a run does how its capture is read and how it is rendered."""
 
     images: str | None = None
-    """Photographs of this folder beside images, such as images_4, for captures with a COLMAP model."""
+    """Photographs of this folder beside images, such as images_4; those that the capture names when None."""
 
     downscale: int = 1
     """Photographs this many times smaller. Unit: factor."""

@@ -55,8 +55,8 @@ class DataOptions(runs.SettingGroup):
     split. Unit: views."""
 
     images: str | None = None
-    """Train on the photographs of this folder beside images, such as images_4, with the cameras rescaled to their size,
-    for captures with a COLMAP model; those that the capture itself names when None. Source: 3DGS."""
+    """Train on the photographs of this folder beside images, such as images_4, with the cameras rescaled to their size;
+    those that the capture itself names when None. Source: 3DGS."""
 
     mask: MaskUse = MaskUse.AUTO
     """What becomes of masked pixels: auto gives those of mask files no weight in loss, scores and growth, and lays

@@ -138,7 +138,9 @@ class Trainer(ResumableRun):
         if not self.config.density.is_at_work:
             self.guarded = FiniteRows(shared)
             return
-        self.guarded, log = FiniteRows(penalised := Penalised(shared)), self.growth.log if self.growth else NoLog()
+        penalised = Penalised(shared)
+        self.guarded = FiniteRows(penalised)
+        log = NoLog() if self.growth is None else self.growth.log
         around = Surroundings(self.context, self.needed.row_bytes, self.capture.frame, self.tell)
         self.growth = open_growth(self.config, views, self.objective, penalised, around, self.generator)
         self.growth.log = log
@@ -268,9 +270,11 @@ class Trainer(ResumableRun):
         self.step += 1
         self.poses.after_step()
         self._grow(progress, evaluation.loss)
-        while self.optimizer.warnings:
-            self.tell(Warned(self.optimizer.warnings.pop(0)))
-        self.sums.add(evaluation.loss, psnr := evaluation.metrics["psnr"])
+        for notice in self.optimizer.warnings:
+            self.tell(Warned(notice))
+        self.optimizer.warnings.clear()
+        psnr = evaluation.metrics["psnr"]
+        self.sums.add(evaluation.loss, psnr)
         times = (self.seconds + time.perf_counter() - began, self.saved_at_seconds, self.looked_at_seconds)
         self.seconds, self.saved_at_seconds, self.looked_at_seconds = self.context.seconds(*times)
         self._after_step(evaluation)
