@@ -300,6 +300,12 @@ def capture_name(path: Path) -> str:
     return whole.parent.name if whole.is_file() else whole.name
 
 
+def image_source(view: View, camera: Camera, use: MaskUse) -> ImageSource:
+    """Return how the pixels of a view come about, at the size of its camera."""
+    size, posed = (camera.width, camera.height), view.posed
+    return ImageSource(posed.path, view.lens, *size, view.header.has_alpha, posed.mask, use)
+
+
 def load_capture(path: Path, options: CaptureOptions | None = None) -> Capture:
     """Find, check and split a capture; images are decoded only when asked for.
 
@@ -325,18 +331,7 @@ def load_capture(path: Path, options: CaptureOptions | None = None) -> Capture:
     maker = CameraMaker(options)
     split = make_split([view.posed for view in views], options.test_every, source.split)
     cameras = tuple(maker.camera(view.posed, view.lens) for view in views)
-    sources = [
-        ImageSource(
-            path=view.posed.path,
-            lens=view.lens,
-            width=camera.width,
-            height=camera.height,
-            has_alpha=view.header.has_alpha,
-            mask=view.posed.mask,
-            use=options.mask,
-        )
-        for view, camera in zip(views, cameras, strict=True)
-    ]
+    sources = [image_source(view, camera, options.mask) for view, camera in zip(views, cameras, strict=True)]
     see_through = any(one.shows_background for one in sources)
     return Capture(
         name=capture_name(path),

@@ -145,9 +145,9 @@ def image_files(folder: Path) -> list[str]:
     """Return the names of the photographs directly in a folder, sorted; none where there is no such folder."""
     if not os.path.isdir(folder):  # which is False of a name that no folder can have
         return []
-    return sorted(one.name for one in folder.iterdir() if is_photograph_name(one.name))
+    return sorted(one.name for one in folder.iterdir() if has_image_ending(one.name))
 
 
-def is_photograph_name(name: str) -> bool:
+def has_image_ending(name: str) -> bool:
     """Whether a file's name ends as photographs' do, those of formats that are not read everywhere included."""
     return is_image_name(name) or os.path.splitext(name)[1].lower() in UNREAD_ENDINGS

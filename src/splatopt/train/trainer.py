@@ -177,8 +177,8 @@ class Trainer(ResumableRun):
         tensors = {f"{CLOUD}{name}": value for name, value in self.objective.parameters.items()}
         tensors |= {f"{OPTIMIZER}{name}": value for name, value in state.tensors.items()}
         maps, counts = self.exposure.state()
-        tensors |= {"sampler": self.sampler.state(), "generator": self.generator.get_state()}
-        tensors |= maps | self.poses.state()
+        tensors |= {"sampler": self.sampler.state(), "generator": self.generator.get_state(), **maps}
+        tensors |= self.poses.state()
         scalars = {
             "seconds": self.seconds,
             "stage": self.position,
@@ -273,8 +273,7 @@ class Trainer(ResumableRun):
         for notice in self.optimizer.warnings:
             self.tell(Warned(notice))
         self.optimizer.warnings.clear()
-        psnr = evaluation.metrics["psnr"]
-        self.sums.add(evaluation.loss, psnr)
+        self.sums.add(evaluation.loss, psnr := evaluation.metrics["psnr"])
         times = (self.seconds + time.perf_counter() - began, self.saved_at_seconds, self.looked_at_seconds)
         self.seconds, self.saved_at_seconds, self.looked_at_seconds = self.context.seconds(*times)
         self._after_step(evaluation)
@@ -359,9 +358,7 @@ class Trainer(ResumableRun):
         return f"{broken or f'the loss is {evaluation.loss}'} at {where}"
 
     def _set_degree(self, step: int) -> None:
-        degree = self.config.scene.sh_degree_at(step)
-        if self.objective.sh_degree != degree:
-            self.objective.sh_degree = degree
+        self.objective.sh_degree = self.config.scene.sh_degree_at(step)
 
     def _evaluate(self) -> Scores:
         """Score the held-out views as the last step rendered; its time is not counted."""
@@ -380,8 +377,7 @@ class Trainer(ResumableRun):
 
     def _finish(self) -> TrainResult:
         (self.seconds,) = self.context.seconds(self.seconds)
-        after = self._evaluate()
-        self._write_scores(after)
+        self._write_scores(after := self._evaluate())
         cloud = self.objective.cloud.in_world(self.capture.frame)
         if self.processes.is_first:
             save_ply(cloud, self.folder.scene)

@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from splatopt.core.checks import InputError, quoted, short
-from splatopt.data.image_folders import is_photograph_name
+from splatopt.data.image_folders import has_image_ending
 from splatopt.data.image_formats import UnreadFormatError
 from splatopt.data.images import UnreadableImageError, read_header
 
@@ -135,7 +135,7 @@ def _images_in(folder: Path) -> list[Path]:
 
 
 def _is_image(path: Path) -> bool:
-    return is_photograph_name(path.name) and path.is_file()
+    return has_image_ending(path.name) and path.is_file()
 
 
 def _is_video(path: Path) -> bool:
