@@ -6,16 +6,22 @@
 #   PYTHON=python3.12       the interpreter that .venv is made with
 #   PIP_ARGS="…"            options for every `pip install`, for example another registry
 #   PYTEST_ARGS="-k raster" options for pytest
+#   WORKERS=1               how many tests run side by side
 #   HOURS=1                 how long `make campaign` kills runs and damages files
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+WORKERS ?= logical
 HOURS ?= 1
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+
+# A file's tests stay in one process, which keeps what they share. PyTorch's threads wait for work by spinning, and
+# would keep the other processes from their cores.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile
 
 # Folders are listed too: their time changes when a file in them goes away.
 SOURCES := $(wildcard CMakeLists.txt) $(shell find src native \( -name __pycache__ -o -name '*.pyc' \) -prune -o -print 2>/dev/null)
@@ -53,10 +59,10 @@ demo: install
 	@$(BIN)/python -m splatopt.commands.demo --out runs/demo
 
 test: install
-	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	@$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 test-slow: install
-	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS) || test $$? -eq 5 # 5: none is marked slow
+	@$(PYTEST) -m slow $(PYTEST_ARGS) || test $$? -eq 5 # 5: none is marked slow
 
 # The native module's tests under AddressSanitizer and UndefinedBehaviorSanitizer; one of the slow tests.
 sanitize: install
