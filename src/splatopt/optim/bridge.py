@@ -40,6 +40,10 @@ class Feed(Enum):
     GRAPH = "step(closure) is called, and the closure returns a graph that can be differentiated twice"
 
 
+COPIES = frozenset(("z", "x0", "p0", "slow_params", "slow_buffer", "lookahead_params", "prev_param", "mov_avg_param"))
+"""Usual names of states that are places of a parameter: averages, slow weights, where it began."""
+
+
 class TorchOptimizer(Optimizer):
     """A ``torch.optim`` optimizer that asks an objective for its derivatives.
 
@@ -57,6 +61,9 @@ class TorchOptimizer(Optimizer):
 
     rate_key: ClassVar[str] = "lr"
     """What its groups call the rate, which is set by that name for each step."""
+
+    copies: ClassVar[frozenset[str]] = COPIES
+    """What of its state is of the parameter's own kind, so that a new row's begins at the row's value, not at zero."""
 
     def __init__(self, objective: Objective, options: Any, generator: torch.Generator | None = None) -> None:
         """Make the optimizer; see :class:`~splatopt.core.optimizer.Optimizer`."""
@@ -77,6 +84,11 @@ class TorchOptimizer(Optimizer):
 
         Where it returns any, each parameter has a group of its own.
         """
+        return {}
+
+    @property
+    def units(self) -> Mapping[str, float]:
+        """The unit u of each parameter, of which the optimizer sees θ/u and u·∂L/∂θ; empty where it sees θ itself."""
         return {}
 
     def position_rate(self, progress: Progress) -> float | None:
@@ -103,6 +115,9 @@ class TorchOptimizer(Optimizer):
         names = list(leaves)
         parts = [[name] for name in names] if self.rates(Progress(0, 1)) else [names]
         made = self.make([{"params": [leaves[name] for name in part]} for part in parts])
+        for group in made.param_groups:
+            if group.get("train_mode"):  # between steps it rests at what is scored and saved, see `_turn`
+                group["train_mode"] = False
         if len(parts) > 1 and any(self.rate_key not in group for group in made.param_groups):
             raise InputError(
                 f"{self.name} keeps no rate under the name {self.rate_key}, and each of a scene's parameters has a "
@@ -116,30 +131,48 @@ class TorchOptimizer(Optimizer):
         """The parameters as an optimizer wants them: leaves with a place for a gradient, in the same memory."""
         if isinstance(self.objective, GraphObjective):
             return dict(self.objective.leaves)
-        return {name: nn.Parameter(value.detach()) for name, value in self.objective.parameters.items()}
+        values = {name: value.detach() for name, value in self.objective.parameters.items()}
+        return {
+            name: nn.Parameter(value / u if (u := self.units.get(name)) else value) for name, value in values.items()
+        }
 
     # ------------------------------------------------------------------ step
 
     def step(self, batch: Batch, progress: Progress) -> Evaluation:
         """Let the optimizer take one step on ``batch``."""
+        self._follow_parameters()
+        self._turn("train")
         evaluation = self._step(batch, progress)
+        self._turn("eval")
+        for name, unit in self.units.items():
+            self.objective.parameters[name].copy_(self._leaves[name].detach() * unit)
         # A checkpoint keeps no strides, and products of matrices that lie otherwise differ in their last bits.
-        for state in self.torch.state.values():
+        for leaf, state in self.torch.state.items():
             _make_contiguous(state)
+            self.torch.state[leaf] = state
         return evaluation
+
+    def _turn(self, mode: str) -> None:
+        """Bring the parameters from those of the steps to those that are wanted, or back, where these differ.
+
+        Schedule-free optimizers step from one place and average in another; scored and saved is the average.
+        """
+        turn = getattr(self.torch, mode, None)
+        if callable(turn):
+            turn()
 
     def _follow_parameters(self) -> None:
         """Point the leaves at the parameters' memory of now: an average keeps two versions, which change places."""
         if not isinstance(self.objective, GraphObjective):
+            units = self.units
             for name, value in self.objective.parameters.items():
-                self._leaves[name].data = value.detach()
+                self._leaves[name].data = value / units[name] if units else value.detach()
 
     def _step(self, batch: Batch, progress: Progress) -> Evaluation:
-        self._follow_parameters()
         self._set_rates(progress)
         if self.feed is Feed.GRAPH:
             return self._differentiating_step(batch)
-        closure = _GradientClosure(self.objective, batch, self._leaves)
+        closure = _GradientClosure(self.objective, batch, self._leaves, self.units)
         if self.feed is not Feed.CLOSURE:
             closure()
         if self.feed is Feed.GRADIENTS:
@@ -175,7 +208,7 @@ class TorchOptimizer(Optimizer):
     def state(self) -> OptimizerState:
         """Return all that the optimizer keeps, by the parameters' names, with the parameters' shapes."""
         saved = self.torch.state_dict()
-        by_name = {name: saved["state"][index] for index, name in enumerate(self._order) if index in saved["state"]}
+        by_name = {name: kept for index, name in enumerate(self._order) if (kept := saved["state"].get(index))}
         groups = [_numbers(group) for group in saved["param_groups"]]
         shapes = {name: tuple(leaf.shape) for name, leaf in self._leaves.items()}
         return OptimizerState(*flatten({"state": by_name, "groups": groups, "shapes": shapes, "rest": _rest(saved)}))
@@ -222,12 +255,31 @@ class TorchOptimizer(Optimizer):
         for mine, theirs in zip(self.torch.param_groups, groups, strict=True):
             mine |= {key: value for key, value in theirs.items() if key != "params"}
         for name, leaf in self._leaves.items():
-            edited = _edited(name, *old[name], edit)
+            edited = self._edited(name, leaf, *old[name], edit)
             if edited:
                 self.torch.state[leaf] = edited
         rest = _rest(before)
         if rest:
             self.torch.load_state_dict({**self.torch.state_dict(), **rest})
+
+    def _edited(
+        self, name: str, leaf: Tensor, shape: torch.Size, state: Mapping[str, object], edit: SceneEdit
+    ) -> Group:
+        """The state of the parameter ``name`` of ``shape`` after an edit of its rows; empty where it cannot follow."""
+        edited: Group = {}
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.dim() and value.shape == shape:
+                edited[key] = edit.parameter_state(name, value, _DEGREES.get(key, 0))
+                if key.rpartition(".")[2] in self.copies:
+                    anew = edit.fresh.clone()
+                    if name in edit.values:
+                        anew[edit.values[name].rows] = True
+                    edited[key][anew] = leaf.detach()[anew].to(value.dtype)
+            elif isinstance(value, bool | int | float) or (isinstance(value, Tensor) and value.numel() == 1):
+                edited[key] = value
+            else:
+                return {}
+        return edited
 
 
 def bridge(
@@ -260,8 +312,8 @@ def _gradient(leaf: Tensor) -> Tensor:
 class _GradientClosure:
     """Sets the gradients and returns the loss; remembers the evaluation of its first call."""
 
-    def __init__(self, objective: Objective, batch: Batch, leaves: Tensors) -> None:
-        self.objective, self.batch, self.leaves = objective, batch, leaves
+    def __init__(self, objective: Objective, batch: Batch, leaves: Tensors, units: Mapping[str, float]) -> None:
+        self.objective, self.batch, self.leaves, self.units = objective, batch, leaves, units
         self.first: Evaluation | None = None
 
     def __call__(self) -> Tensor:
@@ -271,7 +323,8 @@ class _GradientClosure:
             self.first = replace(self.first, gradient=kept)
         evaluation = self.objective.gradient(self.batch)
         for name, leaf in self.leaves.items():
-            leaf.grad = evaluation.gradient[name]
+            gradient = evaluation.gradient[name]
+            leaf.grad = self.units[name] * gradient if self.units else gradient
         self.first = self.first or evaluation
         return torch.tensor(evaluation.loss, dtype=torch.float64)
 
@@ -301,19 +354,6 @@ _DEGREES = {
     **dict.fromkeys(("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "diagonal"), 2),
 }
 """Of which degree in the gradient the usual states are; all others are taken to be of none, see ``SceneEdit``."""
-
-
-def _edited(name: str, shape: torch.Size, state: Mapping[str, object], edit: SceneEdit) -> Group:
-    """The state of the parameter ``name`` of ``shape`` after an edit of its rows; empty where it cannot follow."""
-    edited: Group = {}
-    for key, value in state.items():
-        if isinstance(value, Tensor) and value.dim() and value.shape == shape:
-            edited[key] = edit.parameter_state(name, value, _DEGREES.get(key, 0))
-        elif isinstance(value, bool | int | float) or (isinstance(value, Tensor) and value.numel() == 1):
-            edited[key] = value
-        else:
-            return {}
-    return edited
 
 
 # ---------------------------------------------------------------------- any objective as a graph

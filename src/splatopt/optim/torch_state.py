@@ -43,6 +43,8 @@ def first_state(made: torch.optim.Optimizer, leaves: Tensors, order: Sequence[st
         return loss
 
     closure()
+    if callable(turn := getattr(made, "train", None)):
+        turn()
     step: Any = made.step
     step(closure)
     saved = made.state_dict()["state"]

@@ -1,4 +1,7 @@
-"""``zoo:NAME``: the first-order optimizers of the pytorch-optimizer package, for fields and for scenes."""
+"""``zoo:NAME``: the first-order optimizers of the pytorch-optimizer package, for fields and for scenes.
+
+``zoo:WRAPPER+NAME`` puts one into a wrapper, such as ``zoo:lookahead+adan``; see :mod:`splatopt.optim.zoo_wrappers`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,9 +21,10 @@ import torch
 from splatopt.core.checks import InputError, check_positive, nearest_names
 from splatopt.core.objective import Batch, Evaluation, Oracle
 from splatopt.core.optimizer import Entry, Progress, register_family
-from splatopt.optim.bridge import Feed, TorchOptimizer
+from splatopt.optim.bridge import COPIES, Feed, TorchOptimizer
 from splatopt.optim.first_order import AdamOptions
 from splatopt.optim.types import Group
+from splatopt.optim.zoo_wrappers import REFUSED_WRAPPERS, WRAPPERS, feed_of, wrapped_factory
 
 _SECOND_ORDER = "it differentiates twice by its own means; take esgd, adahessian (scenes) or adahessian-e (fields)"
 _MODEL = "it wants a whole model and takes over its backward pass"
@@ -50,6 +54,34 @@ REFUSED = {
     "vsgd": "what it keeps of a new row begins at zero, and it divides by it",
 }
 """What of the package is not handed out, and why; all else passes the tests in ``tests/optim/test_zoo.py``."""
+
+_SQUARE = "it would keep a square matrix with one row and one column for every Gaussian"
+
+REFUSED_ON_SCENES = {
+    "a2grad": "it keeps no rate, and each of a scene's parameters has a rate that is set by its type",
+    "lorarite": "it steps on pairs of low-rank factors, and a scene has none",
+    "shampoo": _SQUARE,
+    "ftrl": "it makes parameters anew from sums of their gradients, and forgets where they began",
+    "kate": "its first steps at the rates of 3DGS throw a scene about",
+    "nero": "what it keeps depends on which parameters are zero, so a run could not be resumed",
+    "dadaptlion": "the rate that it finds on a rendered scene grows without bound",
+    "splus": "it divides the rate of a matrix by its sides, and a scene's matrices have a row for every Gaussian",
+}
+"""What is handed out for fields and not for scenes, and why."""
+
+_ONE_RATE = ("prodigy", "dadaptadagrad", "dadaptadam", "dadaptadan", "dadaptsgd")
+"""They find one rate for all parameters; a scene's are handed to them in units of the rates of 3DGS at its first step.
+d then is a factor on these rates, and begins at 1: at the package's 1e-6 a scene stays where it is for long."""
+
+SCENE_SETTINGS: dict[str, dict[str, Any]] = {
+    # Gaussians are a batch, not a side of a matrix: a diagonal for them, or nothing, beside the columns' matrix.
+    "kron": {"memory_save_mode": "one_diag"},
+    "soap": {"max_precondition_dim": 48},
+    **{member: {"d0": 1.0} for member in _ONE_RATE},
+}
+"""Settings that differ on scenes from the package's own, where the user gives none."""
+
+_COPIES = {"accsgd": COPIES | {"momentum_buffer"}}
 
 _MUONS = ("muon", "muonclip", "adamuon", "normuon", "adago")
 """They orthogonalise matrices, and take AdamW for the rest."""
@@ -102,22 +134,32 @@ class ZooOptimizer(TorchOptimizer):
 
     needs: ClassVar[frozenset[Oracle]] = frozenset({Oracle.GRADIENT})
     member: ClassVar[str]
+    wrapper: ClassVar[str | None] = None
 
     @property
     def name(self) -> str:
         """What the command line calls it."""
-        return f"zoo:{self.member}"
+        return f"zoo:{self.wrapper}+{self.member}" if self.wrapper else f"zoo:{self.member}"
+
+    @property
+    def _on_scene(self) -> bool:
+        """Whether the parameters are those of Gaussians, which have rates by their type."""
+        return set(self.objective.parameters) >= set(AdamOptions().rates(1.0, Progress(0, 1)))
 
     def make(self, groups: list[Group]) -> torch.optim.Optimizer:
         """Make it; raises InputError where its settings do not fit."""
         keywords = self.options.keywords()
         if self.options.rate is not None:
             keywords[self.rate_key] = self.options.rate
-        factory, known = _factory(self.member)
+        if self._on_scene:
+            if self.member in REFUSED_ON_SCENES:
+                raise InputError(f"{self.name} is not handed out for scenes: {REFUSED_ON_SCENES[self.member]}")
+            keywords = SCENE_SETTINGS.get(self.member, {}) | keywords
+        factory, known = _factory(self.member, self.wrapper)
         for name in self.options.keywords():
             # Many take whatever keywords come, and do nothing with them.
             if name not in known:
-                raise InputError(f"zoo:{self.member} has no setting {name!r}; {nearest_names(name, known)}")
+                raise InputError(f"{self.name} has no setting {name!r}; {nearest_names(name, known)}")
         try:
             # The package warns of what it recommends, not of what is wrong.
             with warnings.catch_warnings(), self._own_randomness(drawn=False):
@@ -125,7 +167,7 @@ class ZooOptimizer(TorchOptimizer):
                 made = factory(groups, **keywords)
         except (TypeError, ValueError, AssertionError) as error:
             raise InputError(
-                f"zoo:{self.member} cannot be made with these settings ({error}); change them with --zoo.settings"
+                f"{self.name} cannot be made with these settings ({error}); change them with --zoo.settings"
             ) from error
         # Some take a rate that they do not use.
         if self.options.rate is not None and any(self.rate_key not in group for group in made.param_groups):
@@ -134,9 +176,17 @@ class ZooOptimizer(TorchOptimizer):
 
     def rates(self, progress: Progress) -> dict[str, float]:
         """Return the rates of 3DGS for the parameters of a Gaussian, times ``rate_factor``; else nothing."""
-        rates = AdamOptions().rates(self.objective.length_scale, progress)
-        if not rates.keys() <= self.objective.parameters.keys():
+        if not self._on_scene or self.member in _ONE_RATE:
             return {}
+        rates = AdamOptions().rates(self.objective.length_scale, progress)
+        return {name: self.options.rate_factor * rate for name, rate in rates.items()}
+
+    @property
+    def units(self) -> dict[str, float]:
+        """What a step of one is for each parameter of a scene, where the optimizer finds one rate for all of them."""
+        if not self._on_scene or self.member not in _ONE_RATE:
+            return {}
+        rates = AdamOptions().rates(self.objective.length_scale, Progress(0, 1))
         return {name: self.options.rate_factor * rate for name, rate in rates.items()}
 
     def step(self, batch: Batch, progress: Progress) -> Evaluation:
@@ -175,24 +225,43 @@ def zoo_names() -> tuple[str, ...]:
 
 
 def find_zoo(name: str) -> Entry:
-    """Return the entry of ``zoo:name``.
+    """Return the entry of ``zoo:name``, where name may be WRAPPER+NAME.
 
     Raises:
-        InputError: The package is not installed, has no such optimizer, or it is refused.
+        InputError: The package is not installed, has no such optimizer or wrapper, or it is refused.
     """
-    member = name.lower()
+    before, plus, member = name.lower().rpartition("+")
+    if not plus and member == "sam":
+        before, member = "sam", "adamw"
+    wrapper = _wrapper(before, name) if before or plus else None
     if member in REFUSED:
         raise InputError(f"zoo:{member} is not handed out: {REFUSED[member]}")
     known = zoo_names()
+    if plus and member == "sam":
+        raise InputError("zoo:sam is a wrapper itself; put an optimizer after the plus, such as adamw")
     if member not in known:
-        raise InputError(f"the pytorch-optimizer package has no {name!r}; {nearest_names(member, known)}")
-    feed = {"alig": Feed.CLOSURE, "sam": Feed.GRADIENTS_AND_CLOSURE}.get(member, Feed.GRADIENTS)
-    rate_key = "max_lr" if member == "alig" else "lr"
-    return Entry(
-        type(f"Zoo_{member}", (ZooOptimizer,), {"member": member, "feed": feed, "rate_key": rate_key}),
-        ZooOptions,
-        f"{member} of the pytorch-optimizer package",
-    )
+        raise InputError(f"the pytorch-optimizer package has no {member!r}; {nearest_names(member, known)}")
+    if wrapper and member == "alig":
+        raise InputError("zoo:alig takes the loss itself, and no wrapper hands it on; take alig without one")
+    feed = feed_of(wrapper) if wrapper else Feed.CLOSURE if member == "alig" else Feed.GRADIENTS
+    columns = {
+        "member": member,
+        "wrapper": wrapper,
+        "feed": feed,
+        "rate_key": "max_lr" if member == "alig" else "lr",
+        "copies": _COPIES.get(member, COPIES),
+    }
+    about = f"{member} of the pytorch-optimizer package" + (f"; {WRAPPERS[wrapper][1]}" if wrapper else "")
+    return Entry(type(f"Zoo_{wrapper or ''}_{member}", (ZooOptimizer,), columns), ZooOptions, about)
+
+
+def _wrapper(name: str, whole: str) -> str:
+    """Return ``name`` where it is that of a wrapper which is handed out; raises InputError otherwise."""
+    if name in REFUSED_WRAPPERS:
+        raise InputError(f"zoo:{whole} is not handed out: {name}: {REFUSED_WRAPPERS[name]}")
+    if name not in WRAPPERS:
+        raise InputError(f"zoo has no wrapper {name!r}; {nearest_names(name, WRAPPERS)}")
+    return name
 
 
 def _package() -> ModuleType:
@@ -204,17 +273,16 @@ def _package() -> ModuleType:
         ) from error
 
 
-def _factory(member: str) -> tuple[Callable[..., torch.optim.Optimizer], list[str]]:
+def _factory(member: str, wrapper: str | None) -> tuple[Callable[..., Any], list[str]]:
     """What makes the optimizer from groups and keywords, and the keywords that it knows."""
     package = _package()
-    if member == "sam":
-        known = [*inspect.signature(package.SAM).parameters, *inspect.signature(torch.optim.AdamW).parameters]
-        return lambda groups, **keywords: package.SAM(groups, torch.optim.AdamW, **keywords), known
-    made = package.load_optimizer(member)
-    known = [name for name in inspect.signature(made).parameters if name not in ("self", "params", "kwargs")]
-    if member in _MUONS:
-        return lambda groups, **keywords: made(_split_matrices(groups), **keywords), known
-    return made, known
+    kind: Any = torch.optim.AdamW if wrapper == "sam" and member == "adamw" else package.load_optimizer(member)
+    known = [name for name in inspect.signature(kind).parameters if name not in ("self", "params", "kwargs")]
+
+    def made(groups: list[Group], **keywords: Any) -> torch.optim.Optimizer:
+        return kind(_split_matrices(groups) if member in _MUONS else groups, **keywords)
+
+    return (made, known) if wrapper is None else wrapped_factory(package, wrapper, made, known)
 
 
 def _split_matrices(groups: list[Group]) -> list[Group]:
