@@ -93,7 +93,7 @@ class Nested(torch.optim.Optimizer):
         """The groups of both."""
         return self.inner.param_groups
 
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Any:
+    def step(self, closure: Any = None) -> Any:
         """Take the wrapper's step."""
         return self.outer.step(closure) if closure is not None else self.outer.step()
 
