@@ -104,12 +104,12 @@ std::vector<Result> results() {
     Random random;
     Values values(random), gradient, first, second;
     Floats image(3 * kWidth * kHeight), blocks(kBlockFloats * kCount), rest(3 * kRest * kCount);
-    std::vector<uint8_t> photograph(image.size()), seen(kCount);
-    for (uint8_t& byte : photograph) byte = static_cast<uint8_t>(random.between(0, 255));
+    std::vector<uint8_t> bytes(image.size()), seen(kCount);
+    for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(random.between(0, 255));
 
     const auto workers = std::make_shared<Workers>(2, "portable");
     Rasterizer rasterizer(constants(), workers);
-    const TargetImage target{photograph.data(), nullptr};
+    const TargetImage target{bytes.data(), nullptr};
     rasterizer.forward(view(), values.cloud(), false);
     rasterizer.copy_image(image.data());
     const ViewLoss loss = rasterizer.loss(target, loss_rule());
