@@ -96,10 +96,10 @@ wheels: install
 	    echo "building the wheel with Python $$version"; \
 	    PATH="$(CURDIR)/$$tools:$$PATH" $$tools/python -m pip wheel --quiet \
 	        --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir build/linux .; \
-	    PATH="$(CURDIR)/$$tools:$$PATH" $$tools/python -m auditwheel --quiet repair --wheel-dir dist \
+	    PATH="$(CURDIR)/$$tools:$$PATH" $$tools/python -m auditwheel repair --wheel-dir dist \
 	        build/linux/*-cp$$(echo $$version | tr -d .)-*.whl; \
 	done
-	@ls dist/*.whl
+	@ls dist/*.whl || { echo "make: no wheel was built" >&2; exit 1; }
 
 # Each wheel in an environment of its own that reaches no compiler: the 3.11 one as a newcomer has it, the other by its
 # native module alone, since PyTorch for another Python is another large download; FULL=1 tries it like the first.

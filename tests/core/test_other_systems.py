@@ -29,7 +29,7 @@ from splatopt.core.checks import InputError
 from splatopt.core.devices import free_memory
 from splatopt.core.files import locked
 from splatopt.runs.memory import resident_megabytes
-print("views", len(splatopt.load_capture(capture).train) > 0)
+print("views", len(splatopt.load_capture(capture).cameras) > 0)
 print("memory", free_memory(torch.device("cpu")) > 0, resident_megabytes() > 1)
 with locked(folder, "it"):
     try:

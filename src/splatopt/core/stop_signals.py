@@ -152,7 +152,7 @@ def handled_stop_signals(*, patient: bool = False, for_good: bool = False) -> It
     """
     global _signal_thread  # noqa: PLW0603 - signals are the process's
     # Elsewhere than on POSIX systems no thread can wait for a pipe; there Ctrl-C is Python's own.
-    answers = os.name == "posix" and _signal_thread is None
+    answers = hasattr(signal, "pthread_sigmask") and _signal_thread is None
     if not answers or threading.current_thread() is not threading.main_thread():
         yield
         return
