@@ -24,7 +24,8 @@ alone() {
     env -u CC -u CXX -u PYTHONPATH PATH="$folder/bin" "$@"
 }
 install() {
-    alone "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary :all: -c constraints.txt "$@"
+    alone "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile --only-binary :all: \
+        -c constraints.txt "$@"
 }
 
 echo "trying $wheel without a compiler"
