@@ -84,15 +84,9 @@ View view() {
 
 LossRule loss_rule() {
     const double count = 3.0 * kWidth * kHeight, ssim = 0.2;
-    LossRule rule{};
-    rule.penalty = Penalty::absolute;
-    rule.ssim_weight = static_cast<float>(ssim);
-    rule.count = count;
-    rule.pixel_scale = static_cast<float>(std::sqrt((1 - ssim) / count));
-    rule.pixel_half_scale = static_cast<float>(std::sqrt((1 - ssim) / (2 * count)));
-    rule.ssim_half_scale = static_cast<float>(std::sqrt(ssim / (2 * count)));
-    rule.floor_dissimilarity = 1e-6f;
-    return rule;
+    return {Penalty::absolute, 0.0f, static_cast<float>(ssim), count,
+            static_cast<float>(std::sqrt((1 - ssim) / count)), static_cast<float>(std::sqrt((1 - ssim) / (2 * count))),
+            static_cast<float>(std::sqrt(ssim / (2 * count))), 1e-6f};
 }
 
 struct Result {
