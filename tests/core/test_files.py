@@ -215,7 +215,7 @@ def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, monkeypatch):
     def refuse(descriptor: int, how: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr("splatopt.core.files.fcntl.flock", refuse)
+    monkeypatch.setattr("fcntl.flock", refuse)
     with locked(tmp_path, "the run"), locked(tmp_path, "the run"):
         pass
 

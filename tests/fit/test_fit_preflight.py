@@ -101,12 +101,14 @@ def test_products_of_whole_factors_are_refused_or_ordered_otherwise(settings):
 
 
 def test_a_limit_on_the_process_counts(monkeypatch):
-    monkeypatch.setattr(devices.resource, "getrlimit", lambda _: (2**60, 2**60))
+    limits = []
+    monkeypatch.setattr(devices.psutil.Process, "rlimit", lambda process, which: (limits[-1], 2**60))
+    limits.append(2**60)
     free = devices.free_memory(torch.device("cpu"))
     used = devices.psutil.Process().memory_info().vms
-    monkeypatch.setattr(devices.resource, "getrlimit", lambda _: (used + 2**24, 2**60))
+    limits.append(used + 2**24)
     assert devices.free_memory(torch.device("cpu")) <= 2**24 < free
-    monkeypatch.setattr(devices.resource, "getrlimit", lambda _: (1000, 2**60))
+    limits.append(1000)
     assert devices.free_memory(torch.device("cpu")) == 0
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
+
+import filelock
 
 from splatopt.bench.cells import Cell
 from splatopt.bench.environment import environment
@@ -182,14 +183,10 @@ def locked(path: Path, what: str, patience: float = 0.0) -> Iterator[TextIO]:
     make_folder(path.parent)
     with os.fdopen(append_only(path), "a", encoding="utf-8") as file:
         deadline = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise InputError(
-                        f"another process is at work on {what}; wait for it, stop it, or give another folder with --out"
-                    ) from None
-                time.sleep(0.05)
+        while not filelock.lock_descriptor(file.fileno(), blocking=False):
+            if time.monotonic() >= deadline:
+                raise InputError(
+                    f"another process is at work on {what}; wait for it, stop it, or give another folder with --out"
+                )
+            time.sleep(0.05)
         yield file

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import resource
 
 import psutil  # type: ignore[import-untyped]
 import torch
@@ -72,10 +71,11 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = int(psutil.virtual_memory().available)
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit == resource.RLIM_INFINITY:
+    process = psutil.Process()
+    if not hasattr(process, "rlimit"):  # the system has no such limit
         return free
-    return max(0, min(free, limit - psutil.Process().memory_info().vms))
+    limit, _ = process.rlimit(psutil.RLIMIT_AS)
+    return free if limit == psutil.RLIM_INFINITY else max(0, min(free, limit - process.memory_info().vms))
 
 
 def gibibytes(size: int) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from splatopt.core.checks import InputError, writing
-from splatopt.core.reading import parse_json
+from splatopt.core.reading import open_flags, parse_json
 
 _MAX_NAME_BYTES = 255 - len("..partial")
 """Bytes of a file's name that leave room for what a part's name adds."""
@@ -53,7 +52,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         OSError: It could not be written, or there is something at ``path`` already, be it a link.
     """
     with writing(path):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | open_flags("O_NOFOLLOW", "O_CLOEXEC"), 0o666)
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
@@ -94,7 +93,7 @@ def append_only(path: Path) -> int:
     is_new = not path.exists()
     try:
         # A pipe without a reader is refused, not waited for.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | open_flags("O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK")
         descriptor = os.open(path, flags, 0o644)
     except OSError as error:
         if error.errno != errno.ELOOP:
@@ -135,7 +134,7 @@ def sync_tree(folder: Path) -> None:
     """Wait until the disk has all files and folders below ``folder``, which others have written."""
     for place, _, names in os.walk(folder):
         for name in names:
-            descriptor = os.open(Path(place) / name, os.O_RDONLY | os.O_NOFOLLOW)
+            descriptor = os.open(Path(place) / name, os.O_RDONLY | open_flags("O_NOFOLLOW"))
             try:
                 os.fsync(descriptor)
             finally:
@@ -210,21 +209,41 @@ def locked(folder: Path, what: str, *, shared: bool = False) -> Iterator[None]:
     Raises:
         InputError: Another process holds it.
     """
+    descriptor, is_ours = _lock(folder, shared)
+    try:
+        if not is_ours:
+            raise InputError(
+                f"another process is at work on {what}; wait for it, stop it, or give another folder with --out"
+            )
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(folder: Path, shared: bool) -> tuple[int, bool]:
+    """Return a descriptor that holds a folder as long as it is open, and whether it does, or another process has it."""
+    try:
+        import fcntl
+    except ImportError:
+        return _lock_beside(folder)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(descriptor)
-        raise InputError(
-            f"another process is at work on {what}; wait for it, stop it, or give another folder with --out"
-        ) from None
+        return descriptor, False
     except OSError:
         # Some network file systems lock no folders; there nobody is kept out.
         pass
-    try:
-        yield
-    finally:
-        os.close(descriptor)
+    return descriptor, True
+
+
+def _lock_beside(folder: Path) -> tuple[int, bool]:
+    """Do so where the system locks files alone: one beside the folder, held by one process at a time."""
+    import filelock
+
+    folder = folder.resolve(strict=True)
+    descriptor = os.open(folder.with_name(f".{folder.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+    return descriptor, filelock.lock_descriptor(descriptor, blocking=False)
 
 
 def sweep(parts: Iterator[Path] | list[Path]) -> None:

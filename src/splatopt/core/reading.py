@@ -7,8 +7,10 @@ depth, without a name twice in one object, and with numbers that are finite and 
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import math
+import operator
 import os
 import stat
 from pathlib import Path
@@ -54,6 +56,11 @@ class AbsentFileError(DamagedFileError):
     """There is no such file."""
 
 
+def open_flags(*names: str) -> int:
+    """Return the flags of ``os.open`` of these names together, without those that the system does not have."""
+    return functools.reduce(operator.or_, (getattr(os, name, 0) for name in names))
+
+
 def read_bounded(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
     """Return what a regular file holds.
 
@@ -67,7 +74,7 @@ def read_bounded(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
     """
     try:
         # A pipe would keep us waiting for whoever writes to it.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | open_flags("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC"))
     except OSError as error:
         kind = AbsentFileError if error.errno in (errno.ENOENT, errno.ENOTDIR) else DamagedFileError
         raise kind(f"{path} cannot be read: {error.strerror}") from error

@@ -28,7 +28,8 @@ ENDED = 130
 PATIENCE_SECONDS = 30.0
 """Time for the step at hand, and for keeping its result."""
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_HANG_UP: int | None = getattr(signal, "SIGHUP", None)  # Windows has none
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if _HANG_UP else []))
 _SHOW_CURSOR = "\x1b[?25h\n"
 
 _signal_thread: _SignalThread | None = None
@@ -48,7 +49,9 @@ class _SignalThread:
         self.noted = 0
         self.resume_hints: list[Callable[[], str]] = []
         self.terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
-        self.read, self.write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.read, self.write = os.pipe()
+        for end in (self.read, self.write):
+            os.set_blocking(end, False)
         self.handlers = {number: signal.signal(number, self._handle) for number in _taken()}
         self.wakeup = signal.set_wakeup_fd(self.write, warn_on_full_buffer=False)
         self.thread = threading.Thread(target=self._watch, daemon=True, name="requests to stop")
@@ -87,7 +90,7 @@ class _SignalThread:
             for number in numbers:
                 if number not in _SIGNALS:
                     continue
-                if number == signal.SIGHUP:
+                if number == _HANG_UP:
                     self._let_go_of_terminal()
                 # The main thread may have noted it, and finished its step, before we got to read.
                 if self.note is None and self.noted <= taken:
@@ -136,7 +139,7 @@ def _say(sentence: str) -> None:
 
 def _taken() -> list[signal.Signals]:
     """Signals that are requests to us: whoever started us with nohup wants the end of the terminal ignored."""
-    return [number for number in _SIGNALS if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN]
+    return [number for number in _SIGNALS if number != _HANG_UP or signal.getsignal(number) is not signal.SIG_IGN]
 
 
 @contextlib.contextmanager
@@ -148,7 +151,9 @@ def handled_stop_signals(*, patient: bool = False, for_good: bool = False) -> It
         for_good: Whether nothing follows the block but the process's end.
     """
     global _signal_thread  # noqa: PLW0603 - signals are the process's
-    if _signal_thread is not None or threading.current_thread() is not threading.main_thread():
+    # Elsewhere than on POSIX systems no thread can wait for a pipe; there Ctrl-C is Python's own.
+    answers = hasattr(signal, "pthread_sigmask") and _signal_thread is None
+    if not answers or threading.current_thread() is not threading.main_thread():
         yield
         return
     _signal_thread = _SignalThread(patient)
@@ -235,4 +240,5 @@ def _after_fork_in_child() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, _masks.kept)
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_here, after_in_child=_after_fork_in_child)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_here, after_in_child=_after_fork_in_child)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]
+
 from splatopt.core.devices import gibibytes
 
-_STATM = Path("/proc/self/statm")
 _STATUS = Path("/proc/self/status")
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-
 
 GIBIBYTE = 1 << 30
 
@@ -50,11 +47,8 @@ class MemoryEstimate:
 
 
 def resident_megabytes() -> float:
-    """Return the memory this process holds now, MB (10⁶ bytes); its peak where the system tells no more."""
-    try:
-        return int(_STATM.read_bytes().split()[1]) * _PAGE_BYTES / 1e6
-    except (OSError, IndexError, ValueError):
-        return peak_megabytes()
+    """Return the memory this process holds now, MB (10⁶ bytes)."""
+    return psutil.Process().memory_info().rss / 1e6
 
 
 def peak_megabytes() -> float:
@@ -63,5 +57,10 @@ def peak_megabytes() -> float:
     with contextlib.suppress(OSError, StopIteration, IndexError, ValueError):
         line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024 / 1e6
+    memory = psutil.Process().memory_info()
+    if hasattr(memory, "peak_wset"):  # Windows
+        return memory.peak_wset / 1e6
+    import resource
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
