@@ -138,12 +138,17 @@ def checked_cloud(path: Path, columns: Mapping[str, np.ndarray], warnings: list[
     _bring_within_range(path, kept, said)
     cloud = GaussianCloud(**{name: torch.from_numpy(np.ascontiguousarray(part)) for name, part in kept.items()})
     cloud.check_finite(str(path))
+    tell(said, warnings)
+    return cloud
+
+
+def tell(said: list[str], warnings: list[str] | None) -> None:
+    """Add sentences to ``warnings``, or have Python warn of them in the name of who called the caller."""
     if warnings is not None:
         warnings += said
-    else:
-        for sentence in said:
-            python_warnings.warn(sentence, stacklevel=3)
-    return cloud
+        return
+    for sentence in said:
+        python_warnings.warn(sentence, stacklevel=4)
 
 
 def _without_zero_rows(path: Path, columns: dict[str, np.ndarray], said: list[str]) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ from splatopt.core.checks import InputError, short
 from splatopt.data.packed_scenes import Packed, packed_kind
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.gsply_files import load_compressed_ply, load_spz, save_compressed_ply, save_spz
-from splatopt.scene.ply import load_ply, save_ply
+from splatopt.scene.ply import load_ply, save_ply, tell
 from splatopt.scene.splat_rows import load_splat, save_splat
 from splatopt.scene.splat_transform import load_with_program, save_sog
 
@@ -59,18 +59,21 @@ def written_ending(path: Path) -> str | None:
     return next((ending for ending in _WRITERS if path.name.lower().endswith(ending)), None)
 
 
-def save_scene(cloud: GaussianCloud, path: Path, warnings: list[str]) -> None:
+def save_scene(cloud: GaussianCloud, path: Path | str, warnings: list[str] | None = None) -> None:
     """Write a scene in the format of its ending; an existing file is replaced.
 
     Args:
         cloud: The scene.
         path: Ends in one of WRITTEN.
-        warnings: Gets a sentence for each thing that the format cannot hold.
+        warnings: Gets a sentence for each thing that the format cannot hold; when None, they are Python's warnings.
 
     Raises:
         InputError: It has another ending, what writes the format is not installed, or it cannot be written.
     """
+    path = Path(path)
     ending = written_ending(path)
     if ending is None:
         raise InputError(f"scenes are written as {', '.join(WRITTEN)}, got {short(Path(path.name))}")
-    _WRITERS[ending](cloud, path, warnings)
+    said: list[str] = []
+    _WRITERS[ending](cloud, path, said)
+    tell(said, warnings)

@@ -67,6 +67,11 @@ class Similarity:
     shift: Float64[Tensor, 3]
 
     @classmethod
+    def staying(cls) -> Similarity:
+        """Return what changes nothing."""
+        return cls.turning(torch.eye(3, dtype=torch.float64))
+
+    @classmethod
     def turning(cls, rotation: Float64[Tensor, "3 3"]) -> Similarity:
         """Return a turn about the origin."""
         return cls(rotation, 1.0, torch.zeros(3, dtype=torch.float64))
