@@ -30,7 +30,9 @@ class Browser:
         switches = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars"]
         switches += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
         # Without a graphics card WebGL is computed.
-        switches += ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"] if webgl else ["--disable-gpu"]
+        switches += (
+            ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"] if webgl else ["--disable-gpu"]
+        )
         switches += ["--disable-quic", "--no-first-run", f"--user-data-dir={folder / 'profile'}"]
         words = [program, *switches, "--remote-debugging-pipe", "about:blank"]
         script = f'exec 3<&{theirs_in} 4>&{theirs_out}; exec "$@"'

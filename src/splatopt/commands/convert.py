@@ -52,7 +52,9 @@ def _convert(options: ConvertOptions) -> int:
     for warning in warnings:
         say(f"splatopt: warning: {warning}", file=sys.stderr)
     before, after = (file.stat().st_size for file in (options.scene, options.to))
-    say(*said, f"{len(cloud):,} Gaussians written to {options.to}, {after:,} bytes where {options.scene} has {before:,}")
+    say(
+        *said, f"{len(cloud):,} Gaussians written to {options.to}, {after:,} bytes where {options.scene} has {before:,}"
+    )
     return 0
 
 

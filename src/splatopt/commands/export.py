@@ -125,7 +125,10 @@ def _export(options: ExportOptions) -> int:
 def _frame_file(options: ExportOptions) -> Path | None:
     """Return the file that says where the scene lies; None where it lies in the capture's own frame, or is a page."""
     is_placed = options.frame is SceneFrame.LOCAL or options.up is not None or options.trimmed.center
-    return options.scene.with_suffix(".frame.json") if is_placed and written_ending(options.scene) else None
+    if not is_placed or written_ending(options.scene) is None:
+        return None
+    # Files of one scene in several formats may lie side by side.
+    return options.scene.with_name(options.scene.name.removesuffix(".ply") + ".frame.json")
 
 
 def _cameras_file(options: ExportOptions) -> Path:
@@ -165,7 +168,9 @@ def _cameras(capture: Capture | None) -> list[Camera]:
     if capture is None:
         return []
     first = list(capture.split.train)
-    return [capture.cameras[view] for view in (*first, *(v for v in range(len(capture.cameras)) if v not in set(first)))]
+    return [
+        capture.cameras[view] for view in (*first, *(v for v in range(len(capture.cameras)) if v not in set(first)))
+    ]
 
 
 def _as_in_3dgs(index: int, camera: Camera) -> dict[str, object]:
@@ -178,6 +183,9 @@ def _as_in_3dgs(index: int, camera: Camera) -> dict[str, object]:
         "rotation": camera.world_to_camera[:3, :3].T.tolist(),
         "fy": camera.fy,
         "fx": camera.fx,
+        # Beyond 3DGS, whose images are centred.
+        "cx": camera.cx,
+        "cy": camera.cy,
     }
 
 
@@ -195,7 +203,9 @@ def _checked(path: Path, run: Run, capture: Capture, way: Similarity) -> str:
         ]
         errors.append(10 ** (-psnr(*pictures) / 10))
     mean = sum(errors) / len(errors)
-    agreement = f"{-10 * math.log10(mean):.2f} dB against the run's own renders" if mean > 1e-10 else "the run's own renders"
+    agreement = (
+        f"{-10 * math.log10(mean):.2f} dB against the run's own renders" if mean > 1e-10 else "the run's own renders"
+    )
     kind = "held-out" if capture.split.test else "training"
     return f"read back and rendered from {len(views)} {kind} views: {agreement}"
 

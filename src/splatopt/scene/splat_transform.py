@@ -60,5 +60,7 @@ def _run(words: list[str], made: Path, what: str) -> None:
     done = subprocess.run([program, "-q", *words], capture_output=True, text=True, errors="replace", check=False)
     if done.returncode or not made.is_file():
         said = [line.strip() for line in f"{done.stdout}\n{done.stderr}".splitlines() if line.strip()]
-        error = next((line for line in said if "error" in line.lower()), said[-1] if said else f"code {done.returncode}")
+        error = next(
+            (line for line in said if "error" in line.lower()), said[-1] if said else f"code {done.returncode}"
+        )
         raise InputError(f"{what}: {_PROGRAM} failed: {cut(error)}; look at its own message, or take another format")
