@@ -21,8 +21,10 @@ from splatopt.scene.similarity import Similarity
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """Write a scene file in another format: .ply, .compressed.ply, .spz, .sog, .splat, or .html, a page that shows it
-    without a network."""
+    """Write a scene file in another format.
+
+    One of .ply, .compressed.ply, .spz, .sog, .splat, or .html, a page that shows the scene without a network.
+    """
 
     scene: Path
     """The scene to read: one of these but .html, or .ksplat; told by what it holds."""

@@ -63,8 +63,10 @@ class Up(Enum):
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Write the scene of a run for viewers and editors: .ply as 3DGS has it, .compressed.ply, .spz, .sog, .splat, or
-    .html, a page that shows it without a network."""
+    """Write the scene of a run for viewers and editors.
+
+    As .ply in 3DGS' layout, .compressed.ply, .spz, .sog, .splat, or .html, a page that shows it without a network.
+    """
 
     run: Path
     """Folder of the run."""

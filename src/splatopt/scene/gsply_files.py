@@ -1,4 +1,4 @@
-"""SPZ and SuperSplat's compressed PLY, packed and unpacked by gsply; what a file claims is held against its bytes first.
+"""SPZ and SuperSplat's compressed PLY through gsply; what a file claims is held against its bytes first.
 
 SPZ (Niantic, https://github.com/nianticlabs/spz) lies in a frame with x right, y up, z back, where scenes of captures
 have y down and z forward as PLYs do: files are turned by half a turn about x both ways, as SuperSplat and Niantic's own
@@ -75,8 +75,8 @@ def save_spz(cloud: GaussianCloud, path: Path, warnings: list[str]) -> None:
     bits = min(_MAX_FRACTION_BITS, math.floor(_POSITION_BITS - math.log2(farthest) - 1e-6))
     if bits < 1:
         raise InputError(
-            f"positions up to {farthest:.3g} do not fit SPZ, which ends at {1 << (_POSITION_BITS - 1):,}; give --center "
-            "or --frame local, or write .ply"
+            f"positions up to {farthest:.3g} do not fit SPZ, which ends at {1 << (_POSITION_BITS - 1):,}; "
+            "give --center or --frame local, or write .ply"
         )
     middle = float(cloud.log_scales.double().mean(dim=1).median().exp())
     if 2.0**-bits > middle:
@@ -140,7 +140,7 @@ def _rows(cloud: GaussianCloud) -> dict[str, np.ndarray]:
         "means": cloud.means,
         "scales": cloud.log_scales,
         "quats": quats,
-        "opacities": cloud.logit_opacities,
+        "opacities": cloud.logit_opacities.clamp(-30, 30),  # whose exponentials float32 holds
         "sh0": cloud.sh_dc,
         "shN": cloud.sh_rest,
     }

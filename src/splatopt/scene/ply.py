@@ -142,13 +142,13 @@ def checked_cloud(path: Path, columns: Mapping[str, np.ndarray], warnings: list[
     return cloud
 
 
-def tell(said: list[str], warnings: list[str] | None) -> None:
-    """Add sentences to ``warnings``, or have Python warn of them in the name of who called the caller."""
+def tell(said: list[str], warnings: list[str] | None, depth: int = 4) -> None:
+    """Add sentences to ``warnings``, or have Python warn of them in the name of who stands ``depth`` calls above."""
     if warnings is not None:
         warnings += said
         return
     for sentence in said:
-        python_warnings.warn(sentence, stacklevel=4)
+        python_warnings.warn(sentence, stacklevel=depth)
 
 
 def _without_zero_rows(path: Path, columns: dict[str, np.ndarray], said: list[str]) -> dict[str, np.ndarray]:

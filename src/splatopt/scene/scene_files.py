@@ -40,18 +40,24 @@ def load_scene(path: Path | str, warnings: list[str] | None = None) -> GaussianC
     Raises:
         InputError: There is no such file, it is damaged, or what reads its kind is not installed.
     """
-    path = Path(path)
+    said: list[str] = []
+    cloud = _load(Path(path), said)
+    tell(said, warnings, 3)
+    return cloud
+
+
+def _load(path: Path, said: list[str]) -> GaussianCloud:
     match packed_kind(path):
         case None:
-            return load_ply(path, warnings)
+            return load_ply(path, said)
         case Packed.COMPRESSED_PLY:
-            return load_compressed_ply(path, warnings)
+            return load_compressed_ply(path, said)
         case Packed.SPZ:
-            return load_spz(path, warnings)
+            return load_spz(path, said)
         case Packed.SPLAT:
-            return load_splat(path, warnings)
+            return load_splat(path, said)
         case kind:
-            return load_with_program(path, kind, warnings)
+            return load_with_program(path, kind, said)
 
 
 def written_ending(path: Path) -> str | None:
@@ -76,4 +82,4 @@ def save_scene(cloud: GaussianCloud, path: Path | str, warnings: list[str] | Non
         raise InputError(f"scenes are written as {', '.join(WRITTEN)}, got {short(Path(path.name))}")
     said: list[str] = []
     _WRITERS[ending](cloud, path, said)
-    tell(said, warnings)
+    tell(said, warnings, 3)
