@@ -46,10 +46,7 @@ def rendered(cloud: GaussianCloud, camera: Camera, options: RenderOptions) -> to
     return render_reference(cloud.to(torch.float64), camera, options).image.clamp(0, 1)
 
 
-@pytest.mark.parametrize(
-    ("degree", "footprint"),
-    [(3, Footprint.CLASSIC), (2, Footprint.CLASSIC), (1, Footprint.ANTIALIASED), (0, Footprint.CLASSIC)],
-)
+@pytest.mark.parametrize(("degree", "footprint"), [(3, Footprint.CLASSIC), (2, Footprint.ANTIALIASED)])
 def test_the_page_shows_what_the_renderer_renders(browser, tmp_path, degree, footprint):
     cloud, camera = make_cloud(degree), make_camera(320, 240)
     camera = replace(camera, cx=camera.cx + 9, cy=camera.cy - 7)
@@ -75,12 +72,11 @@ def test_it_is_turned_by_hand_and_goes_back(browser, tmp_path):
         return picture(browser, tmp_path)
 
     def drag() -> None:
+        button = {"button": "left", "clickCount": 1}
         browser.mouse("mouseMoved", 160, 120)
-        browser.call(
-            "Input.dispatchMouseEvent", type="mousePressed", x=160, y=120, button="left", buttons=1, clickCount=1
-        )
+        browser.call("Input.dispatchMouseEvent", type="mousePressed", x=160, y=120, buttons=1, **button)
         browser.mouse("mouseMoved", 220, 130, pressed=True)
-        browser.call("Input.dispatchMouseEvent", type="mouseReleased", x=220, y=130, button="left", clickCount=1)
+        browser.call("Input.dispatchMouseEvent", type="mouseReleased", x=220, y=130, **button)
 
     for act in (
         drag,
@@ -92,17 +88,16 @@ def test_it_is_turned_by_hand_and_goes_back(browser, tmp_path):
 
 
 def test_a_scene_without_cameras_is_seen_whole(browser, tmp_path):
-    cloud = make_cloud(0, 200)
+    cloud, options = make_cloud(0, 60), RenderOptions()
     far = GaussianCloud(**{**cloud.tensors, "means": 1000 * cloud.means, "log_scales": cloud.log_scales + np.log(1000)})
     moved, view = centered_view(far, StartView.around(far))
-    options = RenderOptions()
     write_splat_page(tmp_path / "scene.html", moved, view, options, "Far")
-    browser.open(tmp_path / "scene.html", width=720, height=720)
+    browser.open(tmp_path / "scene.html", width=180, height=180)
     shown = picture(browser, tmp_path)
-    assert psnr(shown, rendered(moved, view.camera, options)) > 40
-    assert psnr(shown, rendered(far, StartView.around(far).camera, options)) > 40
+    assert psnr(shown, rendered(moved, view.camera.resized(180, 180), options)) > 40
+    assert psnr(shown, rendered(far, StartView.around(far).camera.resized(180, 180), options)) > 40
     seen = (shown.sum(dim=2) > 0.1).nonzero()
-    assert (seen.amax(dim=0) - seen.amin(dim=0)).min() > 200
+    assert (seen.amax(dim=0) - seen.amin(dim=0)).min() > 60
 
 
 def test_text_of_others_acts_on_nothing(tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -15,18 +17,22 @@ from splatopt.commands.open_run import open_with_warnings
 from splatopt.commands.parsing import positional, run_command
 from splatopt.commands.trimming import TrimOptions, trim
 from splatopt.core.camera import Camera
+from splatopt.core.checkpoint import replace_file
 from splatopt.core.checks import InputError, say
 from splatopt.data import Capture
-from splatopt.metrics.image import psnr
 from splatopt.raster.types import RenderOptions
 from splatopt.report.splat_page import StartView, write_splat_page
 from splatopt.runs.folder import write_json
+from splatopt.scene.gaussians import GaussianCloud
+from splatopt.scene.photometric import PhotometricObjective
 from splatopt.scene.scene_files import WRITTEN, load_scene, save_scene, written_ending
 from splatopt.scene.similarity import Similarity, robust_up, turn_between
 from splatopt.train.run import Run
 
 PAGE = ".html"
 _CHECKED_VIEWS = 8
+_ALIKE = 100.0
+"""PSNR above which pictures differ by rounding alone, dB."""
 
 
 class SceneFrame(Enum):
@@ -117,7 +123,8 @@ def _export(options: ExportOptions) -> int:
         say(*said, f"{what}, {_where(options, run, way)}")
     if options.cameras:
         file = _cameras_file(options)
-        write_json(file, [_as_in_3dgs(index, way.camera(camera)) for index, camera in enumerate(cameras)])
+        listed = [_as_in_3dgs(index, way.camera(camera)) for index, camera in enumerate(cameras)]
+        replace_file(file, json.dumps(listed, indent=2).encode())
         say(f"{len(cameras)} cameras written to {file}")
     if capture is not None and options.check:
         say(_checked(options.scene, run, capture, way))
@@ -192,24 +199,27 @@ def _as_in_3dgs(index: int, camera: Camera) -> dict[str, object]:
 
 
 def _checked(path: Path, run: Run, capture: Capture, way: Similarity) -> str:
-    """Render a written scene and the run's from held-out views, or else from those of training; say how they agree."""
-    objective = run.objective(capture)
-    read = way.inverse.cloud(load_scene(path, [])).to(objective.cloud.means.device)
+    """Read a written scene back, and say how its renders agree with the run's."""
+    read, objective = way.inverse.cloud(load_scene(path, [])), run.objective(capture)
     views = list(capture.split.test or capture.split.train)
     views = views[:: -(-len(views) // _CHECKED_VIEWS)]
+    decibels = agreement(read, objective, views)
+    how = f"{decibels:.2f} dB against the run's own renders" if decibels < _ALIKE else "the run's own renders"
+    kind = "held-out" if capture.split.test else "training"
+    return f"read back and rendered from {len(views)} {kind} views: {how}"
+
+
+def agreement(cloud: GaussianCloud, objective: PhotometricObjective, views: Sequence[int]) -> float:
+    """Return the PSNR of a cloud's renders against those of an objective's own, over all pixels of some views, dB."""
     errors = []
     for view in views:
         pictures = [
-            objective.renderer.render(cloud, objective.cameras[view], objective.options).image.clamp(0, 1).double()
-            for cloud in (read, objective.cloud)
+            objective.renderer.render(one, objective.cameras[view], objective.options).image.clamp(0, 1).double()
+            for one in (cloud.to(objective.cloud.means.device), objective.cloud)
         ]
-        errors.append(10 ** (-psnr(*pictures) / 10))
+        errors.append(float((pictures[0] - pictures[1]).square().mean()))
     mean = sum(errors) / len(errors)
-    agreement = (
-        f"{-10 * math.log10(mean):.2f} dB against the run's own renders" if mean > 1e-10 else "the run's own renders"
-    )
-    kind = "held-out" if capture.split.test else "training"
-    return f"read back and rendered from {len(views)} {kind} views: {agreement}"
+    return -10 * math.log10(mean) if mean else math.inf
 
 
 def main(words: list[str]) -> int:
