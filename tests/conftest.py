@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ import pytest
 from kernels import interpreter
 
 interpreter.switch_on()
+
+# gsply compiles itself for half a minute the first time; a slow test has it do so.
+os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from splatopt.scene.initialization import start_from_points, start_random
     from splatopt.scene.photometric import PhotometricObjective
     from splatopt.scene.ply import load_ply, save_ply
+    from splatopt.scene.scene_files import load_scene, save_scene
     from splatopt.train.config import TrainConfig
     from splatopt.train.prune import PruneResult, prune
     from splatopt.train.pruning import PruneOptions
@@ -73,6 +74,7 @@ _HOMES = {
     "splatopt.scene.gaussians": ("GaussianCloud",),
     "splatopt.scene.photometric": ("PhotometricObjective",),
     "splatopt.scene.ply": ("load_ply", "save_ply"),
+    "splatopt.scene.scene_files": ("load_scene", "save_scene"),
     "splatopt.scene.initialization": ("start_from_points", "start_random"),
     "splatopt.train.config": ("TrainConfig",),
     "splatopt.fit.config": ("FitConfig",),
@@ -121,6 +123,7 @@ __all__ = [
     "inspect_capture",
     "load_capture",
     "load_ply",
+    "load_scene",
     "make_renderer",
     "open_field",
     "open_run",
@@ -132,6 +135,7 @@ __all__ = [
     "register_reader",
     "render",
     "save_ply",
+    "save_scene",
     "start_from_points",
     "start_random",
     "train",

@@ -22,13 +22,17 @@ def find_browser() -> str | None:
 class Browser:
     """Chromium, spoken to through a pair of pipes in its DevTools protocol."""
 
-    def __init__(self, program: str, folder: Path) -> None:
+    def __init__(self, program: str, folder: Path, *, webgl: bool = False) -> None:
         self._folder = folder
         theirs_in, self._to = os.pipe()
         self._from, theirs_out = os.pipe()
         # The protocol's pipes are the descriptors 3 and 4.
-        switches = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
+        switches = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars"]
         switches += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+        # Without a graphics card WebGL is computed.
+        switches += (
+            ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"] if webgl else ["--disable-gpu"]
+        )
         switches += ["--disable-quic", "--no-first-run", f"--user-data-dir={folder / 'profile'}"]
         words = [program, *switches, "--remote-debugging-pipe", "about:blank"]
         script = f'exec 3<&{theirs_in} 4>&{theirs_out}; exec "$@"'

@@ -31,6 +31,7 @@ COMMANDS = (
     "eval",
     "render",
     "export",
+    "convert",
     "report",
     "bench",
     "data",

@@ -14,7 +14,7 @@ import pytest
 
 from splatopt.cli import main
 from splatopt.core.checks import InputError
-from splatopt.data.packed_scenes import packed_name
+from splatopt.data.packed_scenes import packed_kind
 from splatopt.data.point_files import read_ply_points
 from splatopt.scene.ply import load_ply
 from train.toys import make_toy_capture
@@ -74,11 +74,13 @@ PACKED = [
 def test_each_is_called_by_its_name_under_any_ending(tmp_path, content, name, ending):
     path = tmp_path / f"scene.{ending}"
     path.write_bytes(content())
-    assert packed_name(path) == name
+    kind = packed_kind(path)
+    assert kind is not None
+    assert kind.value == name
     for read in (load_ply, lambda file: read_ply_points(file, [])):
         with pytest.raises(InputError) as caught:
             read(path)
-        assert f"is packed ({name}), which is not read; export it uncompressed, as .ply" in str(caught.value)
+        assert f"is packed ({name}), where plain rows are expected; `splatopt convert FILE" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -99,23 +101,27 @@ def test_each_is_called_by_its_name_under_any_ending(tmp_path, content, name, en
 )
 def test_other_files_are_not(tmp_path, content):
     (tmp_path / "scene.splat").write_bytes(content)
-    assert packed_name(tmp_path / "scene.splat") is None
+    assert packed_kind(tmp_path / "scene.splat") is None
     with pytest.raises(InputError, match="is not a readable Gaussian scene"):
         load_ply(tmp_path / "scene.splat")
 
 
-def test_commands_name_them(tmp_path, capsys):
+def test_commands_take_them_or_say_what_is_wrong(tmp_path, capsys):
     capture = make_toy_capture(tmp_path / "toy")
-    for ending in ("splat", "ply"):
+    for content, ending, code, said in (
+        (splat(), "splat", 0, "split every-8th-test"),
+        (splat(), "ply", 0, "split every-8th-test"),
+        (spz()[:-4], "spz", 2, "is not a readable SPZ file"),
+        (compressed_ply(), "ply", 2, "is not a readable compressed PLY"),
+    ):
         scene: Path = tmp_path / f"scene.{ending}"
-        scene.write_bytes(splat())
-        for words in (
-            ["train", str(capture), "--init", str(scene), "--steps", "1", "--out", str(tmp_path / "run")],
-            ["eval", str(scene), str(capture)],
-            ["render", str(scene), "--cameras", str(capture)],
-        ):
-            assert main(words) == 2
-            error = capsys.readouterr().err
-            assert error.count("\n") == 1
-            assert "is packed (the .splat of web viewers)" in error
-    assert not (tmp_path / "run").exists()
+        scene.write_bytes(content)
+        assert main(["eval", str(scene), str(capture)]) == code
+        captured = capsys.readouterr()
+        assert said in " ".join((captured.err if code else captured.out).split())
+        if code:
+            assert captured.err.count("\n") == 1
+    (tmp_path / "scene.splat").write_bytes(splat())
+    words = ["train", str(capture), "--init", str(tmp_path / "scene.splat"), "--steps", "1", "--sh-degree", "0"]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 0
+    assert len(load_ply(tmp_path / "run" / "scene.ply")) == 40

@@ -17,7 +17,7 @@ from splatopt.raster.render import find_backend, open_backend
 from splatopt.raster.types import Footprint, RenderOptions
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.photometric import PhotometricObjective
-from splatopt.scene.ply import load_ply
+from splatopt.scene.scene_files import load_scene
 
 _MAX_VIEWS, _MAX_ROWS = 64, 10_000
 _MIN_SEEN = 0.1
@@ -86,7 +86,7 @@ def open_scene(
     """
     backend = find_backend(renderer or "auto", device or "auto")
     warnings: list[str] = []
-    cloud = load_ply(path, warnings)
+    cloud = load_scene(path, warnings)
     wanted = CaptureOptions(
         images=options.images,
         downscale=options.downscale,

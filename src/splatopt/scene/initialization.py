@@ -20,8 +20,8 @@ from splatopt.core.schema import SH_REST_COUNTS
 from splatopt.data import Capture
 from splatopt.data.packed_scenes import SCENE_ENDINGS
 from splatopt.scene.gaussians import GaussianCloud
-from splatopt.scene.ply import load_ply
 from splatopt.scene.ray_start import BYTES_OF_A_ROW, rows_on_rays
+from splatopt.scene.scene_files import load_scene
 
 START_OPACITY = 0.1
 """Opacity of every Gaussian at the start; 3DGS."""
@@ -214,7 +214,7 @@ class Random(Initialization):
 
 @dataclass(frozen=True)
 class FromScene(Initialization):
-    """The scene of a PLY file.
+    """The scene of a file, PLY or packed.
 
     Attributes:
         path: The file.
@@ -227,14 +227,14 @@ class FromScene(Initialization):
         self, capture: Capture, sh_degree: int, generator: torch.Generator, warnings: list[str] | None = None
     ) -> GaussianCloud:
         """Return the cloud that training begins from."""
-        return load_ply(self.path, warnings).with_sh_degree(sh_degree).in_local(capture.frame)
+        return load_scene(self.path, warnings).with_sh_degree(sh_degree).in_local(capture.frame)
 
 
 def parse_initialization(init: str, random_points: int) -> Initialization:
     """Return what ``--init`` stands for.
 
     Args:
-        init: sfm, random, or the path of a .ply file.
+        init: sfm, random, or the path of a scene file.
         random_points: Gaussians of a random one.
 
     Raises:
@@ -244,7 +244,6 @@ def parse_initialization(init: str, random_points: int) -> Initialization:
         return FromPoints()
     if init == "random":
         return Random(random_points)
-    # A packed scene is refused by its name once the file is looked at.
     if Path(init).suffix.lower() in SCENE_ENDINGS:
         return FromScene(Path(init))
     raise InputError(f"--init must be sfm, random or the path of a .ply file, got {quoted(init)}")

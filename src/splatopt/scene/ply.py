@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 import warnings as python_warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -64,15 +66,19 @@ def save_ply(cloud: GaussianCloud, path: Path | str) -> None:
     table = np.empty(len(cloud), dtype=[(name, "<f4") for name in columns])
     for name, column in columns.items():
         table[name] = column
-    _write_whole(PlyData([PlyElement.describe(table, "vertex")], byte_order="<"), path)
+    write_whole(path, PlyData([PlyElement.describe(table, "vertex")], byte_order="<").write)
 
 
-def _write_whole(data: PlyData, path: Path) -> None:
-    """Write beside ``path`` and rename, so that a failure leaves what was there."""
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Have ``write`` write a scene beside ``path`` and rename it, so that a failure leaves what was there.
+
+    Raises:
+        InputError: The file cannot be written, for example on a full disk.
+    """
     try:
         make_folder(path.parent)
         with whole_file(path) as stream:
-            data.write(stream)
+            write(stream)
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(
@@ -107,28 +113,47 @@ def load_ply(path: Path | str, warnings: list[str] | None = None) -> GaussianClo
     found = read_vertices(path, "Gaussian scene")
     table, names = found.table, (*(found.table.dtype.names or ()), *found.lists)
     rest_count = _check_properties(path, names)
-    if not len(table):
-        raise InputError(f"{path}: the scene holds no Gaussians; expected at least one, export it again")
     columns = {name: _stack(path, table, group) for name, group in _COLUMNS.items()}
     columns["sh_rest"] = _stack(path, table, tuple(f"f_rest_{index}" for index in range(rest_count)))
-    said: list[str] = []
-    columns = _without_zero_rows(path, columns, said)
-    _bring_within_range(path, columns, said)
     columns["logit_opacities"] = columns["logit_opacities"][:, 0]
-    columns["sh_rest"] = columns["sh_rest"].reshape(len(columns["means"]), 3, rest_count // 3).transpose(0, 2, 1)
-    cloud = GaussianCloud(**{name: torch.from_numpy(np.ascontiguousarray(part)) for name, part in columns.items()})
+    columns["sh_rest"] = columns["sh_rest"].reshape(len(table), 3, rest_count // 3).transpose(0, 2, 1)
+    return checked_cloud(path, columns, warnings)
+
+
+def checked_cloud(path: Path, columns: Mapping[str, np.ndarray], warnings: list[str] | None) -> GaussianCloud:
+    """Return the cloud of a file's rows, these brought within range as :func:`load_ply` says.
+
+    Args:
+        path: The file, for messages.
+        columns: The six tensors by name, float32.
+        warnings: Gets a sentence for each thing that was counted; when None, they are Python's warnings.
+
+    Raises:
+        InputError: There are no rows, nothing but zeros, or numbers that are NaN or infinite.
+    """
+    if not len(columns["means"]):
+        raise InputError(f"{path}: the scene holds no Gaussians; expected at least one, export it again")
+    said: list[str] = []
+    kept = _without_zero_rows(path, dict(columns), said)
+    _bring_within_range(path, kept, said)
+    cloud = GaussianCloud(**{name: torch.from_numpy(np.ascontiguousarray(part)) for name, part in kept.items()})
     cloud.check_finite(str(path))
+    tell(said, warnings)
+    return cloud
+
+
+def tell(said: list[str], warnings: list[str] | None, depth: int = 4) -> None:
+    """Add sentences to ``warnings``, or have Python warn of them in the name of who stands ``depth`` calls above."""
     if warnings is not None:
         warnings += said
-    else:
-        for sentence in said:
-            python_warnings.warn(sentence, stacklevel=2)
-    return cloud
+        return
+    for sentence in said:
+        python_warnings.warn(sentence, stacklevel=depth)
 
 
 def _without_zero_rows(path: Path, columns: dict[str, np.ndarray], said: list[str]) -> dict[str, np.ndarray]:
     """Return the columns without the rows that hold nothing but zeros."""
-    empty = ~np.any([part.any(axis=1) for part in columns.values()], axis=0)
+    empty = ~np.any([part.reshape(len(part), -1).any(axis=1) for part in columns.values()], axis=0)
     count = int(empty.sum())
     if not count:
         return columns
@@ -148,7 +173,7 @@ def _bring_within_range(path: Path, columns: dict[str, np.ndarray], said: list[s
         (logits, -np.inf, _SEE_THROUGH, "an opacity of 0"),
         (sizes, -np.inf, smallest, "a size of 0"),
     ):
-        rows = (values == end).any(axis=1)
+        rows = (values == end).reshape(len(values), -1).any(axis=1)
         if rows.any():
             said.append(
                 f"{int(rows.sum()):,} of {len(rows):,} Gaussians of {path} have {meaning}, stored as {end:+}; "
