@@ -241,7 +241,7 @@ class _NativeProjection(torch.autograd.Function):
         for view in range(count):
             into = module.PlainSplats(means2d[view], factors[view], depths[view], compensations[view], radii[view])
             torch_workers().project_rows(constants, native_view(cameras, view), limits, pointers, into)
-        ctx.save_for_backward(means, quats, scales, radii)
+        ctx.save_for_backward(means, quats, scales, viewmats, radii)
         ctx.mark_non_differentiable(radii)
         ctx.set_materialize_grads(False)
         return radii, means2d, factors, depths, compensations
@@ -249,7 +249,7 @@ class _NativeProjection(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, _radii: None, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        _, _, _, radii = ctx.saved_tensors
+        *_, radii = ctx.saved_tensors
         module, pointers = native_module(), native_module().PlainRows(*ctx.rows)
         into = [torch.zeros_like(tensor) for tensor in ctx.rows[:3]]
         poses = []

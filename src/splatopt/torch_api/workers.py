@@ -59,4 +59,5 @@ def _let_go() -> None:
     # PyTorch keeps graphs that are alive when the interpreter ends, and all that they hold.
     for drawing in _drawings:
         drawing.rasterizer = None
-    _idle.clear()
+    for waiting in _idle.values():
+        waiting.clear()
