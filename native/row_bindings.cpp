@@ -205,12 +205,13 @@ void channels_backward(Rasterizer& self, const Floats2& colors, int first, int c
                            color_gradient.data());
 }
 
-// A class of pointers, made by a function that checks their shapes.
-template <class Made, class... Arguments, class... Extra>
-void bind_pointers(nb::module_& m, const char* name, const char* doc, Made (*hold)(Arguments...), const Extra&... extra) {
-    static Made (*const make)(Arguments...) = hold;
-    nb::class_<Made>(m, name, doc)
-        .def("__init__", [](Made* self, Arguments... arguments) { new (self) Made(make(arguments...)); }, extra...);
+// A class of pointers, from a function that checks their shapes.
+template <class Record, class... Arguments, class... Extra>
+void bind_pointers(nb::module_& m, const char* name, const char* doc, Record (*hold)(Arguments...),
+                   const Extra&... extra) {
+    static Record (*const build)(Arguments...) = hold;
+    nb::class_<Record>(m, name, doc)
+        .def("__init__", [](Record* self, Arguments... arguments) { new (self) Record(build(arguments...)); }, extra...);
 }
 
 }  // namespace

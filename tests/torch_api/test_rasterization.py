@@ -145,7 +145,7 @@ def test_a_batch_of_cameras_is_each_of_them_alone() -> None:
 
 @needs_native
 def test_each_camera_may_have_colours_or_coefficients_of_its_own() -> None:
-    for channels, degree in ((5, None), (None, 3)):
+    for channels in (5, None):
         scene = plain_scene(torch.float32, rows=40, views=2, channels=channels)
         own = torch.stack([scene["colors"].detach(), 2 * scene["colors"].detach()]).requires_grad_()
         both, _, _ = rasterization(**arguments_of({**scene, "colors": own}))

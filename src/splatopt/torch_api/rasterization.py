@@ -105,16 +105,16 @@ def rasterization(
     Raises:
         InputError: What is asked for is not supported, or shapes do not fit.
     """
-    refused = {"sparse_grad": sparse_grad, "distributed": distributed, "with_ut": with_ut, "with_eval3d": with_eval3d}
-    lenses = {"radial_coeffs": radial_coeffs, "tangential_coeffs": tangential_coeffs}
-    lenses |= {"thin_prism_coeffs": thin_prism_coeffs, "ftheta_coeffs": ftheta_coeffs, "viewmats_rs": viewmats_rs}
-    arguments.refuse_unsupported({**refused, **lenses})
+    refused: dict[str, object] = {"sparse_grad": sparse_grad, "distributed": distributed, "viewmats_rs": viewmats_rs}
+    refused |= {"with_ut": with_ut, "with_eval3d": with_eval3d, "ftheta_coeffs": ftheta_coeffs}
+    refused |= {"radial_coeffs": radial_coeffs, "tangential_coeffs": tangential_coeffs}
+    arguments.refuse_unsupported({**refused, "thin_prism_coeffs": thin_prism_coeffs})
     arguments.check_choices(camera_model, rolling_shutter, tile_size, (render_mode, rasterize_mode))
     arguments.check_size(width, height)
     if covars is not None:
         quats = scales = None
-    tensors = {"means": means, "quats": quats, "scales": scales, "covars": covars, "opacities": opacities}
-    tensors |= {"viewmats": viewmats, "Ks": Ks}
+    tensors: dict[str, Tensor | None] = {"means": means, "quats": quats, "scales": scales, "covars": covars}
+    tensors |= {"opacities": opacities, "viewmats": viewmats, "Ks": Ks}
     arguments.check_tensors({**tensors, "colors": colors, "backgrounds": backgrounds})
     arguments.check_shapes(tensors)
     arguments.check_colors(colors, sh_degree, means.shape[0], viewmats.shape[0])

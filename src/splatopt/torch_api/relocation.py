@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Iterator
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -58,5 +57,9 @@ def gsplat_on_cpu() -> Iterator[None]:
     missing = [name for name in ours if not hasattr(operations, name)]
     if missing:
         raise InputError(f"this gsplat's strategies do not call {' and '.join(missing)}: version 1.5 is expected")
-    with mock.patch.multiple(operations, **ours):
+    theirs = {name: getattr(operations, name) for name in ours}
+    try:
+        vars(operations).update(ours)
         yield
+    finally:
+        vars(operations).update(theirs)
