@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -85,16 +86,15 @@ class ProjectedRows:
     depths: Float[Tensor, "*rows"]
     compensations: Float[Tensor, "*rows"]
 
-    @property
+    @cached_property
     def drawn(self) -> Tensor:
-        """Which rows are drawn, (…) bool."""
-        return (self.radii > 0).all(dim=-1)
+        """Which rows are drawn, (…) bool; either both radii are positive or none is."""
+        return self.radii[..., 0] > 0
 
     @property
     def conics(self) -> Tensor:
         """Entries xx, xy and yy of Σ⁻¹, (…, 3), pixels⁻²."""
-        xx, xy, yy = self.factors.unbind(dim=-1)
-        return torch.stack([xx * xx, xx * xy, xy * xy + yy * yy], dim=-1)
+        return _Conics.apply(self.factors)
 
     def flattened(self) -> ProjectedRows:
         """Return the rows of all cameras one after the other, (rows, …)."""
@@ -110,6 +110,26 @@ class ProjectedRows:
 def take_rows(tensor: Tensor, rows: Tensor) -> Tensor:
     """Return rows of a tensor, each of which is asked for at most once; indexing's backward pass would sort them."""
     return _TakeRows.apply(tensor, rows) if tensor.is_floating_point() else tensor[rows]
+
+
+class _Conics(torch.autograd.Function):
+    """UᵀU, without a tensor for each product: few ask for it."""
+
+    @staticmethod
+    def forward(ctx: Any, factors: Tensor) -> Tensor:
+        ctx.save_for_backward(factors)
+        xx, xy, yy = factors.unbind(dim=-1)
+        conics = torch.empty_like(factors)
+        torch.mul(xx, xx, out=conics[..., 0])
+        torch.mul(xx, xy, out=conics[..., 1])
+        torch.mul(xy, xy, out=conics[..., 2]).addcmul_(yy, yy)
+        return conics
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (factors,) = ctx.saved_tensors
+        (xx, xy, yy), (of_xx, of_xy, of_yy) = factors.unbind(dim=-1), gradient.unbind(dim=-1)
+        return torch.stack([2 * xx * of_xx + xy * of_xy, xx * of_xy + 2 * xy * of_yy, 2 * yy * of_yy], dim=-1)
 
 
 class _TakeRows(torch.autograd.Function):

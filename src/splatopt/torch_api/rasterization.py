@@ -159,7 +159,9 @@ class _SeenRows:
 
     def of_each(self, values: Tensor, *ends: int) -> Tensor:
         """Return values of the Gaussians (N, …), or of each camera's (C, N, …), for the rows that are there."""
-        values = values.expand(self.views, self.rows, *ends)
+        # An axis of one camera is put before them, where to expand would cost a sum in the backward pass.
+        one_camera = self.views == 1 and values.ndim == 1 + len(ends)
+        values = values[None] if one_camera else values.expand(self.views, self.rows, *ends)
         return take_rows(values.reshape(-1, *ends), self.index) if self.packed else values
 
     def channels(self, colors: Tensor, sh_degree: int | None, render_mode: str) -> Tensor:
@@ -169,7 +171,7 @@ class _SeenRows:
             return depths
         if sh_degree is not None:
             centers = torch.inverse(self.cameras.viewmats)[:, :3, 3]
-            directions = self.means - centers[:, None]
+            directions = self.means[None] - centers[:, None]
             colors = (harmonics_of_views(sh_degree, directions, colors, self.drawn) + 0.5).clamp_min(0.0)
         colors = self.of_each(colors, colors.shape[-1])
         return colors if render_mode == "RGB" else torch.cat([colors, depths], dim=-1)
@@ -206,8 +208,9 @@ class _SeenRows:
 @torch.no_grad()
 def _tiles_of_boxes(projected: ProjectedRows, width: int, height: int) -> Tensor:
     """Return how many tiles each row's box meets, (…) int32."""
-    radii = projected.radii.to(projected.means2d)
-    last = torch.tensor([-(-width // TILE_SIZE), -(-height // TILE_SIZE)]).to(radii)
-    low = ((projected.means2d - radii) / TILE_SIZE).floor().clamp_min(0).minimum(last)
-    high = ((projected.means2d + radii) / TILE_SIZE).ceil().clamp_min(0).minimum(last)
-    return torch.where(projected.drawn, (high - low).prod(dim=-1), 0).to(torch.int32)
+    radii, centers = projected.radii.to(projected.means2d), projected.means2d
+    tiles = torch.tensor([-(-width // TILE_SIZE), -(-height // TILE_SIZE)]).to(radii)
+    low = (centers - radii).div_(TILE_SIZE).floor_().clamp_min_(0)
+    high = radii.add_(centers).div_(TILE_SIZE).ceil_().minimum(tiles)
+    sides = high.sub_(low).to(torch.int32)
+    return (sides[..., 0] * sides[..., 1]).mul_(projected.drawn)
