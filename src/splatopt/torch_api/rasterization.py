@@ -142,7 +142,7 @@ def _over_backgrounds(images: Tensor, alphas: Tensor, backgrounds: Tensor | None
         raise InputError(f"backgrounds must be {wanted}, got {tuple(backgrounds.shape)}")
     if render_mode != "RGB":
         backgrounds = torch.cat([backgrounds, backgrounds.new_zeros(wanted[0], 1)], dim=1)
-    return images + (1 - alphas) * backgrounds[:, None, None, :]
+    return torch.addcmul(images, 1 - alphas, backgrounds[:, None, None, :])
 
 
 class _SeenRows:
