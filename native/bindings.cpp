@@ -82,7 +82,8 @@ NB_MODULE(_native, m) {
              "Pixel-Gaussian pairs a second that all threads together blend in a bare loop: the renderer's ceiling.")
         .def_prop_ro("threads", [](const Workers& self) { return self.pool.threads(); })
         .def_prop_ro("isa", [](const Workers& self) { return std::string(self.kernels.name); });
-    bind_raster(m);
+    nb::class_<Rasterizer> rasterizer = bind_raster(m);
+    bind_rows(m, workers, rasterizer);
     bind_steps(m, workers);
     bind_learned(m, workers);
     m.def("shared_constants", &shared_constants,

@@ -42,10 +42,13 @@ inline void require(bool condition, const char* what) {
 }
 
 // The six tensors of a cloud, and the renderer.
-void bind_raster(nb::module_& m);
+nb::class_<Rasterizer> bind_raster(nb::module_& m);
 
 // The fused optimizer steps, as methods of Workers, and the classes that they take.
 void bind_steps(nb::module_& m, nb::class_<Workers>& workers);
+
+// Passes over rows of others' tensors: methods of Workers and Rasterizer.
+void bind_rows(nb::module_& m, nb::class_<Workers>& workers, nb::class_<Rasterizer>& rasterizer);
 
 // The learned step, likewise.
 void bind_learned(nb::module_& m, nb::class_<Workers>& workers);

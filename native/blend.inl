@@ -207,8 +207,9 @@ inline void reduce_four(const Vec* sums, float* out) {
 #endif
 }
 
+// What blending behind a tile's rays begins with: ∂L/∂C; where they are given, ∂L/∂alpha and that of the depth.
 inline void load_tile_gradient(const View& view, int tile, const TileState& state, const float* const* gradient,
-                               TileScratch& scratch) {
+                               TileScratch& scratch, const float* alpha = nullptr, const float* depth = nullptr) {
     const int64_t corner = static_cast<int64_t>(tile / view.tiles_x) * kTile * view.stride +
                            static_cast<int64_t>(tile % view.tiles_x) * kTile;
     for (int block = 0; block < kBlocksPerTile; ++block) {
@@ -221,6 +222,8 @@ inline void load_tile_gradient(const View& view, int tile, const TileState& stat
             g.store(scratch.gradient[c] + block * kLanes);
             behind = fmadd(g, Vec(view.background[c]), behind);
         }
+        if (alpha) behind = behind - load_block(alpha + at, view.stride);
+        if (depth) load_block(depth + at, view.stride).store(scratch.gradient[3] + block * kLanes);
         (behind * t).store(scratch.behind + block * kLanes);
         t.store(scratch.transmittance + block * kLanes);
         std::memcpy(scratch.last + block * kLanes, state.last + block * kLanes, sizeof(int32_t) * kLanes);
@@ -235,14 +238,15 @@ inline void reduce(const DerivativeFields<Vec>& sums, SplatDerivative& out) {
     reduce_nine(all, reinterpret_cast<float*>(&out));
 }
 
-// Per pair, over the tile's pixels: see DerivativeFields and, for kAbsolute, ObservedFields.
-template <bool kAbsolute>
+// Per pair, over the tile's pixels: see DerivativeFields and, for kAbsolute, ObservedFields. With kDepth there is a
+// fourth channel, which lies in the place of the depth.
+template <bool kAbsolute, bool kDepth>
 void blend_tile_backward(const Constants& k, const View& view, const Splat* splats, const Entry* entries,
                          int64_t count, int tile, TileScratch& scratch, const TileState& state,
-                         const float* const* image_gradient, SplatDerivative* pair_gradient) {
+                         const GradientPlanes& planes, SplatDerivative* pair_gradient) {
     if (!count) return;
     gather_tile(view, splats, entries, count, tile, scratch);
-    load_tile_gradient(view, tile, state, image_gradient, scratch);
+    load_tile_gradient(view, tile, state, planes.color, scratch, planes.alpha, planes.depth);
     const Vec max_alpha(k.max_alpha), min_alpha(k.min_alpha), one(1.0f);
     for (int64_t i = count - 1; i >= 0; --i) {
         SplatDerivative& out = pair_gradient[entries[i].slot];
@@ -254,7 +258,7 @@ void blend_tile_backward(const Constants& k, const View& view, const Splat* spla
         const LocalSplat& s = scratch.splats[i];
         const Vec zero(0.0f);
         DerivativeFields<Vec> sums{zero, zero, zero, zero, zero, zero, {zero, zero, zero}};
-        Vec absolute_x = zero, absolute_y = zero;
+        Vec absolute_x = zero, absolute_y = zero, depth = zero;
         for (; blocks; blocks &= blocks - 1) {
             const int block = __builtin_ctz(blocks), at = block * kLanes;
             const Vec x = Vec::load(kLaneX) + Vec(block % kTileBlocks * kBlock);
@@ -269,7 +273,12 @@ void blend_tile_backward(const Constants& k, const View& view, const Splat* spla
             const Vec red = Vec::load(scratch.gradient[0] + at), green = Vec::load(scratch.gradient[1] + at),
                       blue = Vec::load(scratch.gradient[2] + at);
             const Vec w = alpha * t;
-            const Vec along = fmadd(Vec(s.color[0]), red, fmadd(Vec(s.color[1]), green, Vec(s.color[2]) * blue));
+            Vec along = fmadd(Vec(s.color[0]), red, fmadd(Vec(s.color[1]), green, Vec(s.color[2]) * blue));
+            if (kDepth) {
+                const Vec fourth = Vec::load(scratch.gradient[3] + at);
+                along = fmadd(Vec(s.depth), fourth, along);
+                depth = fmadd(w, fourth, depth);
+            }
             const Vec d_alpha = fnmadd(behind, inverse, t * along);
             const Vec g = keep(pair.alpha <= max_alpha, alpha * d_alpha);
             const Vec gu = g * pair.u, gv = g * pair.v;
@@ -290,6 +299,7 @@ void blend_tile_backward(const Constants& k, const View& view, const Splat* spla
             }
         }
         reduce(sums, out);
+        if (kDepth) out.depth = add_lanes(depth);
         if (kAbsolute) {
             out.absolute_x = add_lanes(absolute_x * Vec(kLn2));
             out.absolute_y = add_lanes(absolute_y * Vec(kLn2));
@@ -298,10 +308,11 @@ void blend_tile_backward(const Constants& k, const View& view, const Splat* spla
 }
 
 void blend_backward(const Constants& k, const View& view, const Splat* splats, const Entry* entries, int64_t count,
-                    int tile, TileScratch& scratch, const TileState& state, const float* const* image_gradient,
+                    int tile, TileScratch& scratch, const TileState& state, const GradientPlanes& planes,
                     bool absolute, SplatDerivative* pair_gradient) {
-    const auto pass = absolute ? blend_tile_backward<true> : blend_tile_backward<false>;
-    pass(k, view, splats, entries, count, tile, scratch, state, image_gradient, pair_gradient);
+    const auto plain = absolute ? blend_tile_backward<true, false> : blend_tile_backward<false, false>;
+    const auto deep = absolute ? blend_tile_backward<true, true> : blend_tile_backward<false, true>;
+    (planes.depth ? deep : plain)(k, view, splats, entries, count, tile, scratch, state, planes, pair_gradient);
 }
 
 // The bare loop that blending is measured against: one block, `splats` in the first-level cache, every pair

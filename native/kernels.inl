@@ -30,10 +30,13 @@ namespace SPLATOPT_ISA {
 #include "learned_features.inl"
 #include "learned_step.inl"
 #include "neighbours.inl"
+#include "rows.inl"
 
 constexpr Kernels kKernels = {
     .name = SPLATOPT_ISA_NAME, .project = project, .project_backward = project_backward, .block_spans = block_spans,
-    .blend = blend, .blend_backward = blend_backward,
+    .blend = blend, .blend_backward = blend_backward, .project_rows = project_rows,
+    .project_rows_backward = project_rows_backward, .splats_of_rows = splats_of_rows, .row_gradients = row_gradients,
+    .harmonics = harmonics, .harmonics_backward = harmonics_backward,
     .blend_statistics = blend_statistics, .project_statistics = project_statistics, .photometric_loss = photometric_loss,
     .loss_scratch_floats = loss_scratch_floats, .residuals = residuals, .residual_jvp = residual_jvp,
     .residual_vjp = residual_vjp, .pixel_curvature = pixel_curvature, .project_jvp = project_jvp,

@@ -79,8 +79,9 @@ inline Mask project_point(const Constants& k, const View& view, const Cloud& clo
     return front;
 }
 
-inline void project_covariance(const Constants& k, const View& view, const Cloud& cloud, int64_t i, Mask lanes,
-                               Projected& p) {
+// With the scales at hand.
+inline void project_scaled(const Constants& k, const View& view, const Cloud& cloud, int64_t i, Mask lanes,
+                           Projected& p) {
     const float fx = static_cast<float>(view.fx), fy = static_cast<float>(view.fy);
     const float cx = static_cast<float>(view.cx), cy = static_cast<float>(view.cy);
     const float margin_x = k.frustum_margin * 0.5f * view.width / fx;
@@ -108,7 +109,6 @@ inline void project_covariance(const Constants& k, const View& view, const Cloud
     p.quat_inverse_norm = Vec(1.0f) / sqrt(max(norm, Vec(1e-30f)));
     for (int c = 0; c < 4; ++c) p.quat[c] *= p.quat_inverse_norm;
     rotation_of(p.quat, p.rotation);
-    for (int c = 0; c < 3; ++c) p.scale[c] = exp(gather(cloud.log_scales + 3 * i + c, 3, lanes));
     for (int r = 0; r < 2; ++r)
         for (int c = 0; c < 3; ++c) {
             const Vec* t = p.camera_to_image[r];
@@ -126,6 +126,12 @@ inline void project_covariance(const Constants& k, const View& view, const Cloud
     p.cov_xy = dot3(a, b);
     p.cov_yy = bb + Vec(k.low_pass);
     p.determinant = p.cross_squared + Vec(k.low_pass) * (aa + bb + Vec(k.low_pass));
+}
+
+inline void project_covariance(const Constants& k, const View& view, const Cloud& cloud, int64_t i, Mask lanes,
+                               Projected& p) {
+    for (int c = 0; c < 3; ++c) p.scale[c] = exp(gather(cloud.log_scales + 3 * i + c, 3, lanes));
+    project_scaled(k, view, cloud, i, lanes, p);
 }
 
 inline Vec opacity_of(const Cloud& cloud, int64_t i, Mask lanes) {

@@ -68,6 +68,17 @@ inline void half_gradient(const Constants& k, bool antialiased, const Projected&
     }
 }
 
+// ∂L/∂(J W) and ∂L/∂q from ∂L/∂(J W R).
+inline void rotated_gradient(const Projected& p, const Vec d_rotated[2][3], Vec d_image[2][3], Vec* d_quat) {
+    Vec d_rotation[3][3];
+    for (int a = 0; a < 3; ++a) {
+        for (int r = 0; r < 2; ++r) d_image[r][a] = dot3(d_rotated[r], p.rotation[a]);
+        for (int c = 0; c < 3; ++c)
+            d_rotation[a][c] = p.camera_to_image[0][a] * d_rotated[0][c] + p.camera_to_image[1][a] * d_rotated[1][c];
+    }
+    quaternion_gradient(p, d_rotation, d_quat);
+}
+
 // Through the colours, where the clamp at 0 did not act.
 inline void color_gradient(const Cloud& cloud, int64_t i, Mask lanes, const Vec* offset, const Splat* splats,
                            const Vec* color, const CloudTensors& out, Vec* mean) {
@@ -120,9 +131,9 @@ inline FootprintGradient footprint_gradient(const Whitening& a, const Derivative
             inverse_unit * a.xx * t, inverse_unit * (a.xy * t + a.yy * (a.xy * g.uv + a.yy * g.vv))};
 }
 
-// Adds ∂L/∂mean through the projection to `mean`, from ∂L/∂(J W) and ∂L/∂(mean in the image).
-inline void point_gradient(const View& view, const Projected& p, const Vec d_image[2][3], const FootprintGradient& g,
-                           Vec* mean) {
+// ∂L/∂(point in the camera's axes), from ∂L/∂(J W) and ∂L/∂(mean in the image).
+inline void camera_point_gradient(const View& view, const Projected& p, const Vec d_image[2][3],
+                                  const FootprintGradient& g, Vec* d_point) {
     const float fx = static_cast<float>(view.fx), fy = static_cast<float>(view.fy);
     const CameraRotation w(view);
     Vec d_j00(0.0f), d_j02(0.0f), d_j11(0.0f), d_j12(0.0f);
@@ -136,8 +147,17 @@ inline void point_gradient(const View& view, const Projected& p, const Vec d_ima
     const Vec d_ratio_y = Vec(fy) * g.mean_y - keep(p.inside_y, d_j12 * p.j11);
     const Vec d_inverse_z = Vec(fx) * (d_j00 - d_j02 * p.tangent_x) + Vec(fy) * (d_j11 - d_j12 * p.tangent_y) +
                             d_ratio_x * p.point[0] + d_ratio_y * p.point[1];
-    const Vec d_point[3] = {d_ratio_x * p.inverse_z, d_ratio_y * p.inverse_z,
-                            -(d_inverse_z * p.inverse_z * p.inverse_z)};
+    d_point[0] = d_ratio_x * p.inverse_z;
+    d_point[1] = d_ratio_y * p.inverse_z;
+    d_point[2] = -(d_inverse_z * p.inverse_z * p.inverse_z);
+}
+
+// Adds ∂L/∂mean through the projection to `mean`.
+inline void point_gradient(const View& view, const Projected& p, const Vec d_image[2][3], const FootprintGradient& g,
+                           Vec* mean) {
+    Vec d_point[3];
+    camera_point_gradient(view, p, d_image, g, d_point);
+    const CameraRotation w(view);
     for (int c = 0; c < 3; ++c)
         mean[c] += d_point[0] * Vec(w[0][c]) + d_point[1] * Vec(w[1][c]) + d_point[2] * Vec(w[2][c]);
 }
@@ -208,7 +228,7 @@ void project_backward(const Constants& k, const View& view, const Cloud& cloud, 
         const auto g = scaled(load_records<DerivativeFields<Vec>>(splat_gradient + i, lanes), Vec(weight));
         const FootprintGradient footprint = footprint_gradient(whitening_of(splats, i, lanes), g);
         if (observed) observe(view, p, whitening_of(splats, i, lanes), splat_gradient, i, lanes, *observed);
-        Vec d_half[2][3], d_rotated[2][3], d_image[2][3], d_rotation[3][3], d_quat[4], d_mean[3];
+        Vec d_half[2][3], d_rotated[2][3], d_image[2][3], d_quat[4], d_mean[3];
         half_gradient(k, view.antialiased, p, footprint.cov_xx, footprint.cov_xy, footprint.cov_yy, g.log2_opacity,
                       d_half);
         for (int c = 0; c < 3; ++c) {
@@ -216,13 +236,7 @@ void project_backward(const Constants& k, const View& view, const Cloud& cloud, 
             scatter_add(out.log_scales + 3 * i + c, 3, lanes, d_scale);
             for (int r = 0; r < 2; ++r) d_rotated[r][c] = d_half[r][c] * p.scale[c];
         }
-        for (int a = 0; a < 3; ++a) {
-            for (int r = 0; r < 2; ++r) d_image[r][a] = dot3(d_rotated[r], p.rotation[a]);
-            for (int c = 0; c < 3; ++c)
-                d_rotation[a][c] =
-                    p.camera_to_image[0][a] * d_rotated[0][c] + p.camera_to_image[1][a] * d_rotated[1][c];
-        }
-        quaternion_gradient(p, d_rotation, d_quat);
+        rotated_gradient(p, d_rotated, d_image, d_quat);
         for (int c = 0; c < 4; ++c) scatter_add(out.quats + 4 * i + c, 4, lanes, d_quat[c]);
         // log2 σ(x) has the derivative (1 - σ)/ln2, and 1 - σ(x) = 1/(1 + eˣ) keeps its digits near 0.
         const Vec transparency = transparency_of(cloud, i, lanes);

@@ -358,10 +358,10 @@ void bind_inputs(nb::module_& m) {
 
 }  // namespace
 
-void bind_raster(nb::module_& m) {
+nb::class_<Rasterizer> bind_raster(nb::module_& m) {
     bind_inputs(m);
-    nb::class_<Rasterizer>(m, "Rasterizer", "One view's passes in order, with the buffers they share.")
-        .def(nb::init<const Constants&, std::shared_ptr<Workers>>(), "constants"_a, "workers"_a)
+    nb::class_<Rasterizer> rasterizer(m, "Rasterizer", "One view's passes in order, with the buffers they share.");
+    rasterizer.def(nb::init<const Constants&, std::shared_ptr<Workers>>(), "constants"_a, "workers"_a)
         .def("forward", &Rasterizer::forward, "view"_a, "cloud"_a, "with_depth"_a = false,
              nb::call_guard<nb::gil_scoped_release>(), "Project, bin and blend.")
         .def("loss", &loss, "target"_a, "rule"_a,
@@ -393,6 +393,7 @@ void bind_raster(nb::module_& m) {
         .def_prop_ro("visible_count", &Rasterizer::visible_count)
         .def_prop_ro("entry_count", &Rasterizer::entry_count)
         .def_prop_ro("memory_bytes", &Rasterizer::memory_bytes);
+    return rasterizer;
 }
 
 }  // namespace splatopt

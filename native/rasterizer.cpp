@@ -151,7 +151,7 @@ void Rasterizer::backward(const Cloud& cloud, float weight, bool overwrite, cons
         pair_sums_.assign((entries_.size() + entries_.size() / 8) * kDerivativeFloats, 0.0f);
     auto* pair_gradient = reinterpret_cast<SplatDerivative*>(pair_sums_.data());
     ensure(splat_gradient_, count_);
-    const float* planes[3] = {plane(kGradient), plane(kGradient + 1), plane(kGradient + 2)};
+    const GradientPlanes planes{{plane(kGradient), plane(kGradient + 1), plane(kGradient + 2)}, nullptr, nullptr};
     {
         const Stopwatch watch(timings_.blend_backward);
         for_each_tile([&](int64_t tile, int thread) {

@@ -95,6 +95,14 @@ public:
     // Adds weight · each Gaussian's own block of JᵀJ, 105 floats, and the diagonal of sh_rest.
     void blocks(const Cloud& cloud, float weight, bool overwrite, float* blocks, float* rest);
 
+    // Lists of rows that are projected already; then their images, up to four channels at a time.
+    void draw_rows(const View& view, const BlendRows& rows);
+    // Σ w c of these channels, (H, W, stride); where alpha (H, W) is given, 1 - T_end.
+    void blend_channels(const ChannelRange& range, const float* colors, float* image, float* alpha);
+    // Adds to the rows' derivatives and sets those of these channels; gradients of image and alpha may be null.
+    void channels_backward(const ChannelRange& range, const float* colors, const float* image_gradient,
+                           const float* alpha_gradient, const BlendRowGradients& out, float* color_gradient);
+
     void copy_image(float* out) const;               // (H, W, 3)
     void copy_depth(float* alpha, float* depth) const;  // (H, W) each, after forward with depth
     void copy_visible(uint8_t* out) const;
@@ -133,6 +141,9 @@ private:
     template <class Work>
     void sweep_bands(const Work& work);
     void clear_padding();
+    void set_channels(const ChannelRange& range, const float* colors);
+    void copy_alpha(float* out) const;
+    void fill_plane(int index, const float* from, int64_t step);
     // Fills the planes of errors and of what counts; the padding beyond the image does not.
     void set_errors(const float* error, const float* weights);
     void order_tiles();

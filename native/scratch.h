@@ -15,7 +15,7 @@ struct TileScratch {
     uint32_t* blocks = nullptr;    // of each list position, padded to whole vectors
     uint32_t* list = nullptr;      // positions that touch one block
     size_t capacity = 0;
-    alignas(64) float transmittance[kTilePixels], behind[kTilePixels], gradient[3][kTilePixels], error[kTilePixels];
+    alignas(64) float transmittance[kTilePixels], behind[kTilePixels], gradient[4][kTilePixels], error[kTilePixels];
     alignas(64) int32_t last[kTilePixels];
 
     TileScratch();

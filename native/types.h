@@ -168,7 +168,7 @@ struct ObservedFields : DerivativeFields<Real> {
     Real absolute_x, absolute_y;
 };
 struct SplatDerivative : ObservedFields<float> {
-    float unused;
+    float depth;  // of a fourth channel in the depth's place, where there is one
 };
 constexpr int kDerivativeFloats = sizeof(SplatDerivative) / sizeof(float);
 
@@ -237,6 +237,63 @@ struct BlendPlanes {
     float* depth;  // null when not wanted
 };
 
+// ∂L/∂image by planes; alpha and depth are null where there are none.
+struct GradientPlanes {
+    const float* color[3];
+    const float* alpha;
+    const float* depth;
+};
+
+// Gaussians as others hold them: scales and opacities as they are.
+struct PlainRows {
+    int64_t count;
+    const float *means, *quats, *scales, *opacities;
+};
+
+// What projecting them gives, zeros where a row is not drawn: centres (N, 2) in pixels, the upper triangle of U (N, 3)
+// with UᵀU = Σ⁻¹, camera z, √(det Σ before / after the low-pass), null where it is not asked for, and the half sides of
+// the box around what is drawn (N, 2).
+struct PlainSplats {
+    float *centers, *factors, *depths, *compensations;
+    int32_t* radii;
+};
+struct RowLimits {
+    float far_plane, radius_clip;
+};
+
+// Derivatives with respect to those (null where there are none), and where they go: (N, 3), (N, 4), (N, 3).
+struct PlainSplatGradients {
+    const float *centers, *factors, *depths, *compensations;
+    const int32_t* radii;
+};
+struct PlainGradients {
+    float *means, *quats, *scales;
+};
+constexpr int kPoseNumbers = 12;  // ∂L/∂ world to camera: the rotation row-major, then the translation
+
+// Projected rows as blending takes them, and where their derivatives are added; absolute is null where not asked for.
+struct BlendRows {
+    int64_t count;
+    const float *centers, *factors, *opacities, *depths;
+    const int32_t* radii;
+};
+// Channels first … first + count - 1, at most four, of rows or pixels of `stride` channels.
+struct ChannelRange {
+    int64_t stride;
+    int first, count;
+};
+struct BlendRowGradients {
+    float *centers, *factors, *opacities, *absolute;
+};
+
+// Spherical harmonics of rows: directions (N, 3) of any length, coefficients (N, K, 3), rows that count (N,) or null.
+struct HarmonicRows {
+    int64_t count;
+    int degree, stored;
+    const float *directions, *coefficients;
+    const uint8_t* counted;
+};
+
 // Room for one thread: the entries of a tile, gathered.
 struct TileScratch;
 
@@ -255,8 +312,20 @@ struct Kernels {
     void (*blend)(const Constants&, const View&, const Splat*, Entry*, int64_t count, int tile, TileScratch&,
                   TileState&, const BlendPlanes&);
     void (*blend_backward)(const Constants&, const View&, const Splat*, const Entry*, int64_t count, int tile,
-                           TileScratch&, const TileState&, const float* const* image_gradient, bool absolute,
+                           TileScratch&, const TileState&, const GradientPlanes&, bool absolute,
                            SplatDerivative* pair_gradient);
+    // Rows of others' tensors, [begin, end): see rows.inl. Gradients are added; pose takes kPoseNumbers.
+    void (*project_rows)(const Constants&, const View&, const RowLimits&, const PlainRows&, int64_t begin, int64_t end,
+                         const PlainSplats&);
+    void (*project_rows_backward)(const Constants&, const View&, const PlainRows&, int64_t begin, int64_t end,
+                                  const PlainSplatGradients&, const PlainGradients&, double* pose);
+    void (*splats_of_rows)(const Constants&, const View&, const BlendRows&, int64_t begin, int64_t end, Splat*,
+                           uint8_t* visible);
+    void (*row_gradients)(const Splat*, const uint8_t* visible, const SplatDerivative*, int64_t begin, int64_t end,
+                          const BlendRowGradients&);
+    void (*harmonics)(const HarmonicRows&, int64_t begin, int64_t end, float* colors);
+    void (*harmonics_backward)(const HarmonicRows&, int64_t begin, int64_t end, const float* gradient,
+                               float* directions, float* coefficients, bool overwrite);
     void (*blend_statistics)(const Constants&, const View&, const Splat*, const Entry*, int64_t count, int tile,
                              TileScratch&, const TileState&, const StatisticsPlanes&, bool cross, RowSums* pair_sums);
     void (*project_statistics)(const Constants&, const View&, const Cloud&, int64_t begin, int64_t end, const Splat*,

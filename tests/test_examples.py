@@ -79,6 +79,15 @@ def test_neural_field(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
 
 
+def test_gsplat_loop(tmp_path: Path):
+    pytest.importorskip("gsplat", reason="gsplat is not installed")
+    out = run("gsplat_loop.py", tmp_path)
+    rows, grown, before, after = re.search(r"(\d+) -> (\d+) Gaussians, ([\d.]+) -> ([\d.]+) dB", out).groups()
+    assert int(grown) > int(rows)
+    assert float(after) > float(before) + 4
+    assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+
+
 def test_every_example_has_its_test():
     names = {path.stem for path in (ROOT / "examples").glob("*.py")}
     assert {f"test_{name}" for name in names} <= set(globals())

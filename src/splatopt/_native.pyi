@@ -25,6 +25,22 @@ class Workers:
     @property
     def isa(self) -> str: ...
 
+    def project_rows(self, constants: Constants, view: View, limits: Sequence[float], rows: PlainRows, into: PlainSplats) -> None:
+        """
+        Project rows; limits are the far plane and the radius up to which they are left out.
+        """
+
+    def project_rows_backward(self, constants: Constants, view: View, rows: PlainRows, given: PlainSplatGradients, means: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], quats: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], scales: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]) -> list[float]:
+        """
+        Add to the rows' gradients; returns that of world to camera, 3x3 and 3 numbers.
+        """
+
+    def harmonics(self, rows: HarmonicRows, colors: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]) -> None:
+        """Evaluate spherical harmonics, (N, 3)."""
+
+    def harmonics_backward(self, rows: HarmonicRows, gradient: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], directions: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], coefficients: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu')], overwrite: bool) -> None:
+        """Write the directions' gradient and add that of the coefficients."""
+
     def adam_step(self, parameter: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], gradient: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], exp_avg: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], exp_avg_sq: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], *, rate: float, beta1: float, beta2: float, epsilon: float, step: int) -> None:
         """One Adam step in place on flat float32 tensors; step counts from 1."""
 
@@ -187,6 +203,49 @@ class Rasterizer:
 
     @property
     def memory_bytes(self) -> int: ...
+
+    def draw_rows(self, view: View, rows: BlendRows) -> None:
+        """Make the lists of rows that are projected already."""
+
+    def blend_channels(self, colors: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], first: int, count: int, image: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu')], alpha: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')] | None = None) -> None:
+        """Blend one to four channels of (N, D) colours into those of (H, W, D)."""
+
+    def channels_backward(self, colors: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], first: int, count: int, image_gradient: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu', writable=False)] | None, alpha_gradient: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)] | None, into: BlendRowGradients, color_gradient: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]) -> None:
+        """Add to the rows' gradients and write those of these channels."""
+
+class PlainRows:
+    """
+    Pointers to means, quaternions, scales and opacities, kept alive by the caller.
+    """
+
+    def __init__(self, means: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], quats: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], scales: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], opacities: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None: ...
+
+class PlainSplats:
+    """Pointers to where projected rows go, kept alive by the caller."""
+
+    def __init__(self, centers: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], factors: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], depths: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], compensations: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')] | None, radii: Annotated[NDArray[numpy.int32], dict(shape=(None, 2), order='C', device='cpu')]) -> None: ...
+
+class PlainSplatGradients:
+    """Pointers to the gradients of projected rows, kept alive by the caller."""
+
+    def __init__(self, centers: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)] | None, factors: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)] | None, depths: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, compensations: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, radii: Annotated[NDArray[numpy.int32], dict(shape=(None, 2), order='C', device='cpu', writable=False)]) -> None: ...
+
+class BlendRows:
+    """Pointers to projected rows that are blended, kept alive by the caller."""
+
+    def __init__(self, centers: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], factors: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], opacities: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], depths: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], radii: Annotated[NDArray[numpy.int32], dict(shape=(None, 2), order='C', device='cpu', writable=False)]) -> None: ...
+
+class BlendRowGradients:
+    """Pointers to where their gradients are added, kept alive by the caller."""
+
+    def __init__(self, centers: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], factors: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], opacities: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], absolute: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')] | None) -> None: ...
+
+class HarmonicRows:
+    """
+    Pointers to directions, coefficients and which rows count, kept alive likewise.
+    """
+
+    def __init__(self, degree: int, directions: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], coefficients: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], counted: Annotated[NDArray[numpy.bool_], dict(shape=(None,), order='C', device='cpu', writable=False)] | None) -> None: ...
 
 class TrustBounds:
     """The trust region of one step."""

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypedDict, Unpack, runtime_checkable
 
 from torch import Tensor
 
@@ -100,19 +100,25 @@ def _module() -> ModuleType:
     return module
 
 
+class AdamNumbers(TypedDict):
+    """The numbers of one Adam step; ``step`` is counted from 1."""
+
+    rate: float
+    beta1: float
+    beta2: float
+    epsilon: float
+    step: int
+
+
 def adam_step(
     parameter: Tensor,
     gradient: Tensor,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     *,
-    rate: float,
-    beta1: float,
-    beta2: float,
-    epsilon: float,
-    step: int,
     threads: int = 0,
     isa: str = "auto",
+    **numbers: Unpack[AdamNumbers],
 ) -> None:
     """Take one Adam step in place, on contiguous float32 tensors on the CPU.
 
@@ -120,17 +126,8 @@ def adam_step(
     θ ← θ - rate/(1-β₁ᵗ) · m / (√v/√(1-β₂ᵗ) + ε). The same bits for any number of ``threads``; 0 for one
     per processor. ``isa`` is the instruction set.
     """
-    workers(threads, isa).adam_step(
-        parameter.detach().view(-1),
-        gradient.view(-1),
-        exp_avg.view(-1),
-        exp_avg_sq.view(-1),
-        rate=rate,
-        beta1=beta1,
-        beta2=beta2,
-        epsilon=epsilon,
-        step=step,
-    )
+    flat = parameter.detach().view(-1), gradient.view(-1), exp_avg.view(-1), exp_avg_sq.view(-1)
+    workers(threads, isa).adam_step(*flat, **numbers)
 
 
 def cloud_tensors(tensors: Mapping[str, Tensor]) -> Native:

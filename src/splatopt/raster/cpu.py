@@ -21,15 +21,15 @@ from splatopt.raster.renderer import Renderer
 from splatopt.raster.types import Footprint, Gaussians, Rendering, RenderOptions
 
 
-def native_constants() -> object:
-    """Return the rendering rule's numbers as the native module takes them."""
+def native_constants(near_plane: float = constants.NEAR_PLANE, low_pass: float = constants.LOW_PASS) -> object:
+    """Return the rendering rule's numbers, or others in the place of two, as the native module takes them."""
     radius = constants.SSIM_WINDOW // 2
     taps = [math.exp(-0.5 * (i / constants.SSIM_SIGMA) ** 2) for i in range(-radius, radius + 1)]
     module = native.load()
     assert module is not None  # workers() has said so already
     return module.Constants(
-        near_plane=constants.NEAR_PLANE,
-        low_pass=constants.LOW_PASS,
+        near_plane=near_plane,
+        low_pass=low_pass,
         max_alpha=constants.MAX_ALPHA,
         min_alpha=constants.MIN_ALPHA,
         min_transmittance=constants.MIN_TRANSMITTANCE,

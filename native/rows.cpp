@@ -1,0 +1,116 @@
+// Rows that others have projected: their lists, channel by channel their images, and their derivatives.
+
+#include <algorithm>
+#include <cstring>
+
+#include "passes.h"
+#include "rasterizer.h"
+
+namespace splatopt {
+
+void Rasterizer::draw_rows(const View& view, const BlendRows& rows) {
+    view_ = view;
+    count_ = rows.count;
+    has_depth_ = false;
+    ensure(splats_, rows.count);
+    ensure(visible_, rows.count);
+    pool_.run(tasks_of(rows.count, kProjectionTask), [&](int64_t task, int) {
+        const int64_t begin = task * kProjectionTask, end = std::min(rows.count, begin + kProjectionTask);
+        kernels_.splats_of_rows(constants_, view_, rows, begin, end, splats_.data(), visible_.data());
+    });
+    sort_by_depth();
+    bin();
+    ensure(tiles_, static_cast<size_t>(view_.tiles_x) * view_.tiles_y);
+    order_tiles();
+    ensure(planes_, plane_size() * kPlanes + 64);
+}
+
+// The lists are made: the place of the depth is free for a fourth channel.
+void Rasterizer::set_channels(const ChannelRange& range, const float* colors) {
+    pool_.run(tasks_of(count_, kProjectionTask), [&](int64_t task, int) {
+        const int64_t begin = task * kProjectionTask, end = std::min(count_, begin + kProjectionTask);
+        for (int64_t i = begin; i < end; ++i) {
+            if (!visible_[i]) continue;
+            const float* from = colors + i * range.stride + range.first;
+            for (int c = 0; c < 3; ++c) splats_[i].color[c] = c < range.count ? from[c] : 0.0f;
+            if (range.count > 3) splats_[i].depth = from[3];
+        }
+    });
+}
+
+void Rasterizer::blend_channels(const ChannelRange& range, const float* colors, float* image, float* alpha) {
+    set_channels(range, colors);
+    BlendPlanes planes{{plane(kRed), plane(kGreen), plane(kBlue)}, plane(kAlpha), range.count > 3 ? plane(kDepth) : nullptr};
+    for_each_tile([&](int64_t tile, int thread) {
+        kernels_.blend(constants_, view_, splats_.data(), entries_.data() + tile_begin_[tile],
+                       tile_begin_[tile + 1] - tile_begin_[tile], static_cast<int>(tile), *scratch_[thread],
+                       tiles_[tile], planes);
+    });
+    for (int c = 0; c < range.count; ++c) {
+        const float* from = c < 3 ? planes.color[c] : planes.depth;
+        for (int y = 0; y < view_.height; ++y) {
+            float* to = image + static_cast<int64_t>(y) * view_.width * range.stride + range.first + c;
+            for (int x = 0; x < view_.width; ++x) to[static_cast<int64_t>(x) * range.stride] = from[x];
+            from += view_.stride;
+        }
+    }
+    if (alpha) copy_alpha(alpha);
+}
+
+// What each tile's rays have lost.
+void Rasterizer::copy_alpha(float* out) const {
+    for (int y = 0; y < view_.height; ++y)
+        for (int x = 0; x < view_.width; ++x) {
+            const TileState& state = tiles_[static_cast<int64_t>(y / kTile) * view_.tiles_x + x / kTile];
+            const int row = y % kTile, column = x % kTile;
+            const int block = row / kBlock * kTileBlocks + column / kBlock;
+            const int lane = row % kBlock * kBlock + column % kBlock;
+            out[static_cast<int64_t>(y) * view_.width + x] = 1.0f - state.transmittance[block * kBlock * kBlock + lane];
+        }
+}
+
+// A plane of numbers that lie `step` apart in rows of the image, zeros where there are none and beyond the image.
+void Rasterizer::fill_plane(int index, const float* from, int64_t step) {
+    for (int y = 0; y < view_.tiles_y * kTile; ++y) {
+        float* to = plane(index) + static_cast<int64_t>(y) * view_.stride;
+        const int filled = from && y < view_.height ? view_.width : 0;
+        const float* in = filled ? from + static_cast<int64_t>(y) * view_.width * step : nullptr;
+        for (int x = 0; x < filled; ++x) to[x] = in[x * step];
+        std::memset(to + filled, 0, sizeof(float) * (view_.stride - filled));
+    }
+}
+
+void Rasterizer::channels_backward(const ChannelRange& range, const float* colors, const float* image_gradient,
+                                   const float* alpha_gradient, const BlendRowGradients& out, float* color_gradient) {
+    set_channels(range, colors);
+    for (int c = 0; c < 4; ++c)
+        fill_plane(c < 3 ? kGradient + c : kDepth,
+                   image_gradient && c < range.count ? image_gradient + range.first + c : nullptr, range.stride);
+    if (alpha_gradient) fill_plane(kAlpha, alpha_gradient, 1);
+    const GradientPlanes planes{{plane(kGradient), plane(kGradient + 1), plane(kGradient + 2)},
+                                alpha_gradient ? plane(kAlpha) : nullptr,
+                                range.count > 3 ? plane(kDepth) : nullptr};
+    if (pair_sums_.size() < entries_.size() * kDerivativeFloats)
+        pair_sums_.assign((entries_.size() + entries_.size() / 8) * kDerivativeFloats, 0.0f);
+    ensure(splat_gradient_, count_);
+    for_each_tile([&](int64_t tile, int thread) {
+        kernels_.blend_backward(constants_, view_, splats_.data(), entries_.data() + tile_begin_[tile],
+                                tile_begin_[tile + 1] - tile_begin_[tile], static_cast<int>(tile), *scratch_[thread],
+                                tiles_[tile], planes, out.absolute != nullptr,
+                                reinterpret_cast<SplatDerivative*>(pair_sums_.data()));
+    });
+    pool_.run(tasks_of(count_, kProjectionTask), [&](int64_t task, int) {
+        const int64_t begin = task * kProjectionTask, end = std::min(count_, begin + kProjectionTask);
+        reduce_pairs(begin, end, kDerivativeFloats, pair_sums_.data(),
+                     reinterpret_cast<float*>(splat_gradient_.data()));
+        kernels_.row_gradients(splats_.data(), visible_.data(), splat_gradient_.data(), begin, end, out);
+        for (int64_t i = begin; i < end; ++i) {
+            if (!visible_[i]) continue;
+            float* to = color_gradient + i * range.stride + range.first;
+            for (int c = 0; c < std::min(range.count, 3); ++c) to[c] = splat_gradient_[i].color[c];
+            if (range.count > 3) to[3] = splat_gradient_[i].depth;
+        }
+    });
+}
+
+}  // namespace splatopt
