@@ -231,7 +231,7 @@ class ResidualObjective(_FunctionObjective):
             side = torch.cat([rows[name][:, :, None].flatten(2) for name in names], dim=2)
             blocks += torch.einsum("cni,cnj->nij", side, side)[:, lower, column]
             for name, total in diagonal.items():
-                total += rows[name].square().sum(dim=0)
+                total.add_(rows[name].square().sum(dim=0))
         return GaussNewtonBlocks(names, blocks, diagonal)
 
     def _rows_of_jacobian(self, batch: Batch) -> Iterator[dict[str, Tensor]]:
@@ -265,8 +265,8 @@ def _forward_mode() -> Iterator[None]:
             raise
         raise MissingOracleError(
             "residuals_fn holds a function that PyTorch cannot differentiate forwards, as jvp wants it (an "
-            "autograd.Function needs a jvp of its own); take an optimizer or an estimator that asks for vjp alone, such "
-            "as residual probes"
+            "autograd.Function needs a jvp of its own); take an optimizer or an estimator that asks for vjp alone, as "
+            "residual probes do"
         ) from error
 
 

@@ -222,7 +222,7 @@ class TorchOptimizer(Optimizer):
         for mine, theirs in zip(self.torch.param_groups, groups, strict=True):
             mine |= {key: value for key, value in theirs.items() if key != "params"}
         for name, leaf in self._leaves.items():
-            edited = _edited(name, *old[name], edit)
+            edited = edited_state(name, *old[name], edit)
             if edited:
                 self.torch.state[leaf] = edited
         rest = _rest(before)
@@ -303,8 +303,15 @@ _DEGREES = {
 """Of which degree in the gradient the usual states are; all others are taken to be of none, see ``SceneEdit``."""
 
 
-def _edited(name: str, shape: torch.Size, state: Mapping[str, object], edit: SceneEdit) -> Group:
-    """The state of the parameter ``name`` of ``shape`` after an edit of its rows; empty where it cannot follow."""
+def edited_state(name: str, shape: torch.Size, state: Mapping[str, object], edit: SceneEdit) -> Group:
+    """Return the state of a parameter after an edit of its rows; empty where it cannot follow.
+
+    Args:
+        name: The parameter's, as the edit knows it.
+        shape: Its shape before.
+        state: What a ``torch.optim`` optimizer keeps of it.
+        edit: The edit.
+    """
     edited: Group = {}
     for key, value in state.items():
         if isinstance(value, Tensor) and value.dim() and value.shape == shape:
