@@ -16,6 +16,7 @@ from torch import Tensor
 
 from splatopt.core.checks import InputError
 from splatopt.core.scene_edit import SceneEdit, Written
+from splatopt.optim.habits import RefusesGradScaler
 
 ROWS = "rows"
 """What the tensor is called in a proxy's state."""
@@ -43,7 +44,7 @@ class EditedScene(Protocol):
         ...
 
 
-class RowProxy(torch.optim.Optimizer):
+class RowProxy(RefusesGradScaler, torch.optim.Optimizer):
     """One key's optimizer as a strategy sees it: a parameter, a rate that tells, and a state by row.
 
     Trainers call ``step()`` and ``zero_grad()`` of every key's; the whole scene's step is taken by the first.
@@ -86,7 +87,12 @@ class RowProxy(torch.optim.Optimizer):
         return rows
 
     def step(self, closure: object = None) -> None:  # type: ignore[override]
-        """Take the whole scene's step, where this is the first key's."""
+        """Take the whole scene's step, where this is the first key's.
+
+        Raises:
+            InputError: There is a closure, or a ``GradScaler`` calls.
+        """
+        self.refuse_scaler()
         if closure is not None:
             raise InputError("a key of a scene takes no closure; call SceneOptimizer.step(residuals_fn)")
         if self._takes_step:

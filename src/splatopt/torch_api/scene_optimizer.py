@@ -19,6 +19,8 @@ from splatopt.meta.learned import Learned
 from splatopt.optim.averaging import RunningAverage
 from splatopt.optim.by_name import options_of
 from splatopt.optim.diagonal_gauss_newton import DiagonalGaussNewton
+from splatopt.optim.habits import RefusesGradScaler
+from splatopt.optim.types import Group
 from splatopt.torch_api.row_tracing import RowProxy, traced_edit
 from splatopt.torch_api.scene_objective import NO_INPUTS, ResidualsFunction, SceneObjective, StepInputs
 from splatopt.torch_api.scene_parameters import ParameterDict, SceneParameters
@@ -30,7 +32,7 @@ OTHERS_RATE = 2.5e-3
 """Adam's rate of parameters that are no Gaussian's, such as features; gsplat's and 3DGS' for colours."""
 
 
-class SceneOptimizer:
+class SceneOptimizer(RefusesGradScaler):
     """Any optimizer of scenes, by name, in any trainer.
 
     Three lines of it are new::
@@ -145,8 +147,9 @@ class SceneOptimizer:
             gradients away, and no step can be taken.
 
         Raises:
-            InputError: There is neither a gradient nor a function of residuals.
+            InputError: There is neither a gradient nor a function of residuals, or a ``GradScaler`` calls.
         """
+        self.refuse_scaler()
         number = loss.item() if isinstance(loss, Tensor) else loss
         evaluation = self.step_gaussians(StepInputs(residuals_fn, number, visible, tuple(views)))
         for other in self._others.values():
@@ -203,6 +206,11 @@ class SceneOptimizer:
     def warnings(self) -> list[str]:
         """Sentences about what happened in steps, for a person to read; whoever reads them may take them out."""
         return self.inner.warnings
+
+    @property
+    def param_groups(self) -> list[Group]:
+        """One group for each trained key, as of a ``torch.optim`` optimizer; to be read, for example to clip."""
+        return [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Let go of all gradients."""
