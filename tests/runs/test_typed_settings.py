@@ -35,7 +35,7 @@ def words(name: str, hint: object) -> str:
         parts = ["..." if part is Ellipsis else words(name, part) for part in get_args(hint)]
         return f"tuple[{', '.join(parts)}]"
     plain: dict[object, str] = {Any: "object", Path: "Path | str", type(None): "None"}
-    return plain[hint] if hint in plain else hint.__name__
+    return plain.get(hint, getattr(hint, "__name__", ""))
 
 
 def lines(config: type[RunConfig]) -> list[str]:
