@@ -12,6 +12,7 @@ A scene's optimizer in three lines, in any trainer::
 from __future__ import annotations
 
 from splatopt.torch_api.gsplat_strategies import SceneStrategy
+from splatopt.torch_api.photometric_residuals import photometric_residuals
 from splatopt.torch_api.scene_optimizer import SceneOptimizer
 
-__all__ = ["SceneOptimizer", "SceneStrategy"]
+__all__ = ["SceneOptimizer", "SceneStrategy", "photometric_residuals"]
