@@ -17,10 +17,13 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = Path(splatopt.__file__).resolve().parents[1]
 
 
-def run(name: str, folder: Path) -> str:
+def run(name: str, folder: Path, *arguments: str) -> str:
     """Output of an example that ran in ``folder``, with the package that is tested here."""
-    code = f"import runpy, sys; sys.path.insert(0, {str(SOURCE)!r}); runpy.run_path(sys.argv[1], run_name='__main__')"
-    command = [sys.executable, "-c", code, str(ROOT / "examples" / name)]
+    code = (
+        f"import runpy, sys; sys.path.insert(0, {str(SOURCE)!r}); sys.argv = sys.argv[1:]; "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    command = [sys.executable, "-c", code, str(ROOT / "examples" / name), *arguments]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -86,6 +89,21 @@ def test_gsplat_loop(tmp_path: Path):
     assert int(grown) > int(rows)
     assert float(after) > float(before) + 4
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+
+
+def test_scene_optimizer(tmp_path: Path):
+    losses = re.findall(r"^([\w-]+): loss ([\d.]+) -> ([\d.]+)$", run("scene_optimizer.py", tmp_path), re.MULTILINE)
+    assert [name for name, _, _ in losses] == ["adam", "sign-tr", "learned", "tr2", "block-gn"]
+    after = {name: float(last) for name, _, last in losses}
+    assert all(float(last) < float(first) for _, first, last in losses)
+    assert max(after, key=after.__getitem__) == "adam", "all others are ahead at equal steps"
+    assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+
+
+def test_siren_esgd(tmp_path: Path):
+    scores = re.findall(r"^step (\d+): ([\d.]+) dB$", run("siren_esgd.py", tmp_path, "60"), re.MULTILINE)
+    assert [step for step, _ in scores] == ["1", "60"]
+    assert float(scores[1][1]) > float(scores[0][1]) + 6
 
 
 def test_every_example_has_its_test():

@@ -22,6 +22,7 @@ from splatopt.core.version import __version__ as __version__
 if TYPE_CHECKING:
     from splatopt.core.camera import Camera
     from splatopt.core.checks import InputError
+    from splatopt.core.function_objectives import ModuleObjective, ResidualObjective
     from splatopt.core.objective import Evaluation, Objective, Oracle
     from splatopt.core.optimizer import Optimizer, Progress, optimizer_names, register
     from splatopt.core.row_statistics import GradientStatistics
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from splatopt.fit.config import FitConfig
     from splatopt.fit.loop import fit_field, open_field
     from splatopt.fit.verb import fit
-    from splatopt.optim import Adam, AdamOptions
+    from splatopt.optim import Adam, AdamOptions, make_optimizer
     from splatopt.raster.check_loss import check_loss
     from splatopt.raster.loss_registry import register_loss
     from splatopt.raster.render import make_renderer, render
@@ -57,6 +58,7 @@ announce("splatopt.density", "splatopt.density.adc", "splatopt.density.gain", "s
 _HOMES = {
     "splatopt.core.camera": ("Camera",),
     "splatopt.core.checks": ("InputError",),
+    "splatopt.core.function_objectives": ("ModuleObjective", "ResidualObjective"),
     "splatopt.core.objective": ("Evaluation", "Objective", "Oracle"),
     "splatopt.core.optimizer": ("Optimizer", "Progress", "optimizer_names", "register"),
     "splatopt.core.row_statistics": ("GradientStatistics",),
@@ -64,7 +66,7 @@ _HOMES = {
     "splatopt.core.state": ("PerParameter",),
     "splatopt.density.strategy": ("DensityStrategy", "register_density"),
     "splatopt.data": ("Capture", "CaptureOptions", "inspect_capture", "load_capture"),
-    "splatopt.optim": ("Adam", "AdamOptions"),
+    "splatopt.optim": ("Adam", "AdamOptions", "make_optimizer"),
     "splatopt.data.readers": ("register_reader",),
     "splatopt.raster.check_loss": ("check_loss",),
     "splatopt.raster.loss_registry": ("register_loss",),
@@ -102,6 +104,7 @@ __all__ = [
     "GaussianCloud",
     "GradientStatistics",
     "InputError",
+    "ModuleObjective",
     "Objective",
     "Optimizer",
     "Oracle",
@@ -111,6 +114,7 @@ __all__ = [
     "PruneOptions",
     "PruneResult",
     "RenderOptions",
+    "ResidualObjective",
     "Run",
     "SceneEdit",
     "TorchLoss",
@@ -124,6 +128,7 @@ __all__ = [
     "load_capture",
     "load_ply",
     "load_scene",
+    "make_optimizer",
     "make_renderer",
     "open_field",
     "open_run",

@@ -26,7 +26,7 @@ class GraphObjective(Objective):
             module: Twice differentiable in its parameters, which all require gradients.
         """
         self.module = module
-        self._leaves = dict(module.named_parameters())
+        self._leaves: dict[str, Tensor] = dict(module.named_parameters())
 
     @abstractmethod
     def residual(self, batch: Batch) -> Tensor:
@@ -41,7 +41,7 @@ class GraphObjective(Objective):
         return {}
 
     @property
-    def leaves(self) -> Mapping[str, nn.Parameter]:
+    def leaves(self) -> Mapping[str, Tensor]:
         """The module's parameters, which the graph leads to."""
         return self._leaves
 
@@ -69,7 +69,7 @@ class GraphObjective(Objective):
         """Return loss and ∂loss/∂θ on ``batch``."""
         with torch.enable_grad():
             loss = self.loss(batch)
-            found = torch.autograd.grad(loss, list(self._leaves.values()))
+            found = torch.autograd.grad(loss, list(self._leaves.values()), materialize_grads=True)
         return self.evaluation(float(loss.detach()), found)
 
     def evaluation(self, loss: float, gradients: Sequence[Tensor]) -> Evaluation:
@@ -89,7 +89,8 @@ class GraphObjective(Objective):
         """Return Jᵀ u."""
         with torch.enable_grad():
             residual = self.residual(batch)
-            found = torch.autograd.grad(residual, list(self._leaves.values()), cotangent[0])
+            leaves = list(self._leaves.values())
+            found = torch.autograd.grad(residual, leaves, cotangent[0], materialize_grads=True)
         return dict(zip(self._leaves, found, strict=True))
 
     def jvp(self, batch: Batch, tangent: Tensors) -> Residuals:

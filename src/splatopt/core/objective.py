@@ -7,6 +7,7 @@ An optimizer sees nothing but this. What an objective can answer is its set of
 from __future__ import annotations
 
 import enum
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -151,6 +152,9 @@ QUESTIONS: Mapping[str, Question] = {
 }
 """Every public name of :class:`Objective`, once. An objective around another answers by its row, or is not made."""
 
+_ANSWERED_BY_AUTOGRAD = frozenset({name for name, row in QUESTIONS.items() if row.needs} | {"residuals"})
+"""The questions about derivatives, which who writes an objective may answer by autograd."""
+
 
 @runtime_checkable
 class DiagonalEstimator(Protocol):
@@ -191,6 +195,13 @@ class Objective(ABC):
 
     questions: Mapping[str, Question] = QUESTIONS
     """What may be asked; a subclass with a further question adds its row."""
+
+    def __init_subclass__(cls) -> None:
+        """Answer with autograd switched on, whatever the optimizer that asks has switched off."""
+        super().__init_subclass__()
+        for name in _ANSWERED_BY_AUTOGRAD & vars(cls).keys():
+            if inspect.isfunction(method := vars(cls)[name]):
+                setattr(cls, name, torch.enable_grad()(method))
 
     @property
     @abstractmethod

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from splatopt.fit.config import FitConfig
 from splatopt.fit.events import FitCallback, FitProgress
 from splatopt.fit.loop import FitResult, fit_field
+from splatopt.fit.settings import FitSettings
 
 
-def fit(target: Path | str, *, callbacks: Sequence[FitCallback] | None = None, **settings: Any) -> FitResult:
+def fit(
+    target: Path | str, *, callbacks: Sequence[FitCallback] | None = None, **settings: Unpack[FitSettings]
+) -> FitResult:
     """Fit a neural field to an image, a mesh or a capture, and leave a run's folder.
 
     Args:

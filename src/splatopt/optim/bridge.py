@@ -24,7 +24,7 @@ from splatopt.core.scene_edit import SceneEdit
 from splatopt.core.state import OptimizerState
 from splatopt.curvature.hessian import CentralDifference, ExactHessian
 from splatopt.optim.flat_state import flatten, unflatten
-from splatopt.optim.torch_state import check_like, check_state, first_state
+from splatopt.optim.torch_state import COPIES, check_like, check_state, edited_state, first_state
 from splatopt.optim.types import Group
 
 Factory = Callable[[list[Group], Any, torch.Generator | None], torch.optim.Optimizer]
@@ -38,10 +38,6 @@ class Feed(Enum):
     CLOSURE = "step(closure) is called, and the closure sets them and returns the loss"
     GRADIENTS_AND_CLOSURE = "they are set, then step(closure) is called, as SAM wants it"
     GRAPH = "step(closure) is called, and the closure returns a graph that can be differentiated twice"
-
-
-COPIES = frozenset(("z", "x0", "p0", "slow_params", "slow_buffer", "lookahead_params", "prev_param", "mov_avg_param"))
-"""Usual names of states that are places of a parameter: averages, slow weights, where it began."""
 
 
 class TorchOptimizer(Optimizer):
@@ -255,31 +251,12 @@ class TorchOptimizer(Optimizer):
         for mine, theirs in zip(self.torch.param_groups, groups, strict=True):
             mine |= {key: value for key, value in theirs.items() if key != "params"}
         for name, leaf in self._leaves.items():
-            edited = self._edited(name, leaf, *old[name], edit)
+            edited = edited_state(name, *old[name], edit, leaf, self.copies)
             if edited:
                 self.torch.state[leaf] = edited
         rest = _rest(before)
         if rest:
             self.torch.load_state_dict({**self.torch.state_dict(), **rest})
-
-    def _edited(
-        self, name: str, leaf: Tensor, shape: torch.Size, state: Mapping[str, object], edit: SceneEdit
-    ) -> Group:
-        """The state of the parameter ``name`` of ``shape`` after an edit of its rows; empty where it cannot follow."""
-        edited: Group = {}
-        for key, value in state.items():
-            if isinstance(value, Tensor) and value.dim() and value.shape == shape:
-                edited[key] = edit.parameter_state(name, value, _DEGREES.get(key, 0))
-                if key.rpartition(".")[2] in self.copies:
-                    anew = edit.fresh.clone()
-                    if name in edit.values:
-                        anew[edit.values[name].rows] = True
-                    edited[key][anew] = leaf.detach()[anew].to(value.dtype)
-            elif isinstance(value, bool | int | float) or (isinstance(value, Tensor) and value.numel() == 1):
-                edited[key] = value
-            else:
-                return {}
-        return edited
 
 
 def bridge(
@@ -347,13 +324,6 @@ def _numbers(group: Mapping[str, object]) -> Group:
     """What a group of parameters keeps beside them, as far as it is numbers: names and functions do not change."""
     plain = (bool, int, float, Tensor, type(None), tuple)
     return {key: value for key, value in group.items() if key != "params" and isinstance(value, plain)}
-
-
-_DEGREES = {
-    **dict.fromkeys(("exp_avg", "momentum_buffer", "ema", "gradient_mean"), 1),
-    **dict.fromkeys(("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "diagonal"), 2),
-}
-"""Of which degree in the gradient the usual states are; all others are taken to be of none, see ``SceneEdit``."""
 
 
 # ---------------------------------------------------------------------- any objective as a graph

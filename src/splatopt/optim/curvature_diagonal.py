@@ -5,8 +5,9 @@ Each is a moving average of gradients divided by a diagonal of the Hessian that 
     optimizer = ESGD(field.parameters())
     loss = optimizer.step(lambda: ((field(x) - y) ** 2).mean())
 
-The closure returns the loss with its graph and calls no ``backward``: what is differentiated, and how often, is
-the optimizer's business.
+The closure returns the loss with its graph. It need not call ``backward``: what is differentiated, and how often, is
+the optimizer's business. One that does, as closures of ``torch.optim`` do, leaves in ``.grad`` what the step takes for
+the gradient, so that it may be clipped there; where probes are due the loss is differentiated again.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from splatopt.core.checks import check_fraction, check_positive
 from splatopt.curvature.estimators import rademacher
+from splatopt.optim.habits import Closure, RefusesGradScaler
 from splatopt.optim.preconditioned import (
     bias_correction,
     decaying_maximum,
@@ -34,7 +36,7 @@ Probes = Sequence[Tensor]
 """One tensor for each probe, in the parameter's shape."""
 
 
-class CurvatureDiagonal(torch.optim.Optimizer):
+class CurvatureDiagonal(RefusesGradScaler, torch.optim.Optimizer):
     """θ ← θ - rate · m̂ / (|D| + damping), with m̂ the bias-corrected mean of gradients and D from Hessian probes.
 
     A refresh takes Hv on the step's own minibatch and graph, by differentiating twice. Steps 1 to ``warmup``
@@ -82,6 +84,7 @@ class CurvatureDiagonal(torch.optim.Optimizer):
             if count < 1:
                 raise ValueError(f"{name} must be at least 1, got {count}")
         self.generator = generator or torch.Generator().manual_seed(0)
+        self._closure = Closure()
         self.warmup, self.interval, self.first_probes, self.floor = warmup, interval, first_probes, floor
         defaults = {"lr": lr, "beta1": betas[0], "beta2": betas[1], "damping": damping, "steps": 0, "refreshes": 0}
         super().__init__(params, defaults)
@@ -102,25 +105,31 @@ class CurvatureDiagonal(torch.optim.Optimizer):
         """Whether step 1, 2, … takes new probes."""
         return step <= self.warmup or step % self.interval == 0
 
-    def step(self, closure: Callable[[], Tensor]) -> Tensor:  # type: ignore[override]
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor:  # type: ignore[override]
         """Take one step and return the loss at the point it started from.
 
         Args:
             closure: Returns the loss with its graph.
+
+        Raises:
+            InputError: There is no closure, or a ``GradScaler`` calls.
         """
+        self.refuse_scaler()
         params = [param for group in self.param_groups for param in _trained(group)]
         fresh = [param for param in params if not self.state[param]]
+        refresh = self.is_refresh(self.param_groups[0]["steps"] + 1) or bool(fresh)
+        loss = self._closure.run(closure, type(self).__name__, keeps_graph=refresh)
         for param in fresh:
             self.state[param] |= {name: torch.zeros_like(param) for name in ("mean", "diagonal", "inverse")}
-        refresh = self.is_refresh(self.param_groups[0]["steps"] + 1) or bool(fresh)
-        with torch.enable_grad():
-            loss = closure()
-            try:
-                gradients = torch.autograd.grad(loss, params, create_graph=refresh, materialize_grads=True)
-            except RuntimeError as error:
-                raise RuntimeError(f"the closure must return the loss with its graph, unspent: {error}") from error
-        for param, gradient in zip(params, gradients, strict=True):
-            param.grad = gradient.detach()
+        backward = bool(self._closure.calls_backward)
+        gradients: Sequence[Tensor] = ()
+        if refresh or not backward:
+            gradients = _gradients(loss, params, create_graph=refresh)
+        for place, param in enumerate(params):
+            if not backward:
+                param.grad = gradients[place].detach()
+            elif param.grad is None:
+                param.grad = torch.zeros_like(param)
         if refresh:
             probes, products = self._probe(params, gradients)
         with torch.no_grad():
@@ -173,6 +182,15 @@ class CurvatureDiagonal(torch.optim.Optimizer):
             torch._foreach_lerp_(means, gradients, 1 - group["beta1"])
             rate = self.rate(group) / bias_correction(group["beta1"], group["steps"])
             torch._foreach_addcmul_(params, means, inverses, value=-rate)
+
+
+def _gradients(loss: Tensor, params: list[Tensor], *, create_graph: bool) -> tuple[Tensor, ...]:
+    """Return ∂loss/∂θ of each parameter."""
+    with torch.enable_grad():
+        try:
+            return torch.autograd.grad(loss, params, create_graph=create_graph, materialize_grads=True)
+        except RuntimeError as error:
+            raise RuntimeError(f"the closure must return the loss with its graph, unspent: {error}") from error
 
 
 def _trained(group: Group) -> list[Tensor]:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from splatopt.core.checks import check_fraction, check_positive
+from splatopt.core.checks import InputError, check_fraction, check_positive
 from splatopt.curvature.estimators import rademacher
+from splatopt.optim.habits import RefusesGradScaler
 from splatopt.optim.preconditioned import bias_correction, moving_average
 from splatopt.optim.types import Group
 
@@ -29,7 +30,7 @@ class Factors:
     outputs: Tensor
 
 
-class KFAC(torch.optim.Optimizer):
+class KFAC(RefusesGradScaler, torch.optim.Optimizer):
     """K-FAC (Martens and Grosse 2015) for the linear layers of a module, of a loss ½‖r‖².
 
     Each layer's step on (W, b) is ``(G + √λ/π I)⁻¹ M (A + π√λ I)⁻¹``, M the mean of gradients, π² the ratio of the
@@ -84,12 +85,18 @@ class KFAC(torch.optim.Optimizer):
         names = {"lr": lr, "momentum": momentum, "decay": decay, "damping": damping, "interval": interval, "clip": clip}
         super().__init__(list(module.parameters()), names | {"steps": 0, "refreshes": 0})
 
-    def step(self, closure: Callable[[], Tensor]) -> Tensor:  # type: ignore[override]
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor:  # type: ignore[override]
         """Take one step and return the loss ½‖r‖² at the point it started from.
 
         Args:
             closure: Returns r with its graph.
+
+        Raises:
+            InputError: There is no closure, or a ``GradScaler`` calls.
         """
+        self.refuse_scaler()
+        if closure is None:
+            raise InputError("KFAC needs the residuals: call step(closure), where closure() returns r with its graph")
         (group,) = self.param_groups
         refresh = group["steps"] % group["interval"] == 0
         group["steps"] += 1

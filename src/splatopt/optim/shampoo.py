@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from splatopt.core.checks import check_fraction, check_positive
+from splatopt.optim.habits import RefusesGradScaler
 from splatopt.optim.preconditioned import bias_correction, moving_average
 from splatopt.optim.types import Group
 
 
-class Shampoo(torch.optim.Optimizer):
+class Shampoo(RefusesGradScaler, torch.optim.Optimizer):
     """Shampoo (Gupta, Koren and Singer 2018), grafted to SGD (Anil et al. 2020).
 
     With the gradient G of a weight (m, n)::
@@ -65,7 +66,11 @@ class Shampoo(torch.optim.Optimizer):
 
         Returns:
             What the closure returned.
+
+        Raises:
+            InputError: A ``GradScaler`` calls.
         """
+        self.refuse_scaler()
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from splatopt.core.checks import InputError, quoted
 from splatopt.core.objective import Tensors
+from splatopt.core.scene_edit import SceneEdit
 from splatopt.optim.types import Group
 
 _COUNTS = ("step", "steps")
@@ -160,3 +161,47 @@ def _is_number(value: object) -> bool:
     if isinstance(value, Tensor):
         return value.dim() == 0 and value.is_floating_point()
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+COPIES = frozenset(("z", "x0", "p0", "slow_params", "slow_buffer", "lookahead_params", "prev_param", "mov_avg_param"))
+"""Usual names of states that are places of a parameter: averages, slow weights, where it began."""
+
+_DEGREES = {
+    **dict.fromkeys(("exp_avg", "momentum_buffer", "ema", "gradient_mean"), 1),
+    **dict.fromkeys(("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "diagonal"), 2),
+}
+"""Of which degree in the gradient the usual states are; all others are taken to be of none, see ``SceneEdit``."""
+
+
+def edited_state(
+    name: str,
+    shape: torch.Size,
+    state: Mapping[str, object],
+    edit: SceneEdit,
+    leaf: Tensor,
+    copies: frozenset[str] = COPIES,
+) -> Group:
+    """Return the state of a parameter after an edit of its rows; empty where it cannot follow.
+
+    Args:
+        name: The parameter's, as the edit knows it.
+        shape: Its shape before.
+        state: What a ``torch.optim`` optimizer keeps of it.
+        edit: The edit.
+        leaf: The parameter after it.
+        copies: States that are places of the parameter: those of new and of written rows begin there.
+    """
+    edited: Group = {}
+    for key, value in state.items():
+        if isinstance(value, Tensor) and value.dim() and value.shape == shape:
+            edited[key] = edit.parameter_state(name, value, _DEGREES.get(key, 0))
+            if key.rpartition(".")[2] in copies:
+                anew = edit.fresh.clone()
+                if name in edit.values:
+                    anew[edit.values[name].rows] = True
+                edited[key][anew] = leaf.detach()[anew].to(value.dtype)
+        elif isinstance(value, bool | int | float) or (isinstance(value, Tensor) and value.numel() == 1):
+            edited[key] = value
+        else:
+            return {}
+    return edited

@@ -21,8 +21,9 @@ import torch
 from splatopt.core.checks import InputError, check_positive, nearest_names
 from splatopt.core.objective import Batch, Evaluation, Oracle
 from splatopt.core.optimizer import Entry, Progress, register_family
-from splatopt.optim.bridge import COPIES, Feed, TorchOptimizer
+from splatopt.optim.bridge import Feed, TorchOptimizer
 from splatopt.optim.first_order import AdamOptions
+from splatopt.optim.torch_state import COPIES
 from splatopt.optim.types import Group
 from splatopt.optim.zoo_wrappers import REFUSED_WRAPPERS, WRAPPERS, feed_of, wrapped_factory
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from splatopt.train import loop
 from splatopt.train.config import TrainConfig
 from splatopt.train.events import Callback
 from splatopt.train.progress import ProgressLine
 from splatopt.train.result import TrainResult
+from splatopt.train.settings import TrainSettings
 
 
 def train(
     capture: Path | str,
     *,
     callbacks: Sequence[Callback] | None = None,
-    **settings: Any,
+    **settings: Unpack[TrainSettings],
 ) -> TrainResult:
     """Train a scene from a capture and leave a run's folder.
 

@@ -1,0 +1,161 @@
+"""Our density strategies where gsplat's trainers have theirs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from splatopt.core.checks import InputError
+from splatopt.core.objective import MissingOracleError
+from splatopt.torch_api import SceneOptimizer, SceneStrategy
+from splatopt.torch_api.scene_parameters import GSPLAT_NAMES
+from torch_api.toy_scene import SIDE, loss_of, parameters, photographs, render
+
+TARGETS = photographs()
+RATES = dict.fromkeys(GSPLAT_NAMES, 1e-2)
+
+
+def adams(params) -> dict[str, torch.optim.Optimizer]:
+    return {key: torch.optim.Adam([params[key]], lr=rate) for key, rate in RATES.items() if key in params}
+
+
+def one_step(params, optimizers, strategy, state, step, *, absgrad=True, **more):
+    image, info = render(params, step % 3)
+    strategy.step_pre_backward(params, optimizers, state, step, info)
+    (image - TARGETS[step % 3]).square().mean().backward()
+    if absgrad and info["means2d"].grad is not None:
+        info["means2d"].absgrad = info["means2d"].grad.abs()
+    for optimizer in optimizers.values():
+        optimizer.step()
+        optimizer.zero_grad()
+    strategy.step_post_backward(params, optimizers, state, step, info, **more)
+    return info
+
+
+STRATEGIES = {
+    "gain": {"every": 5},
+    "adc": {"start": 4, "until": 35, "every": 5, "horizon": 0, "min_gradient": 1e-3, "clone_size": 0.15},
+    "mcmc": {"start": 4, "until": 35, "every": 5, "horizon": 0},
+}
+
+
+@pytest.mark.parametrize("ours", [True, False])
+@pytest.mark.parametrize("name", list(STRATEGIES))
+def test_a_strategy_of_ours_grows_a_scene_in_their_loop(name, ours):
+    params = parameters()
+    optimizers = SceneOptimizer("adam-searched", params, steps=40).optimizers if ours else adams(params)
+    strategy = SceneStrategy(name, steps=40, max_gaussians=40, **STRATEGIES[name])
+    strategy.check_sanity(params, optimizers)
+    state, counts = strategy.initialize_state(scene_scale=1.0), []
+    before = loss_of(params, TARGETS)
+    for step in range(40):
+        one_step(params, optimizers, strategy, state, step)
+        counts.append(len(params["means"]))
+    assert max(counts) > 24
+    assert max(counts) <= 40
+    assert all(torch.isfinite(value).all() for value in params.values())
+    assert loss_of(params, TARGETS) < before
+    if not ours:
+        for key, adam in optimizers.items():
+            (parameter,) = adam.param_groups[0]["params"]
+            assert parameter is params[key]
+            assert adam.state[parameter]["exp_avg"].shape == parameter.shape
+
+
+def test_children_of_gain_carry_halved_momentum_in_a_torch_adam():
+    params = parameters()
+    optimizers = adams(params)
+    strategy = SceneStrategy("gain", steps=100, max_gaussians=48, every=4, until=0.05)
+    state = strategy.initialize_state()
+    moments = []
+    for step in range(4):
+        if step == 3:
+            optimizers["sh0"].register_step_post_hook(
+                lambda adam, *_: moments.append(adam.state[params["sh0"]]["exp_avg"].clone())
+            )
+        one_step(params, optimizers, strategy, state, step)
+    assert len(params["means"]) == 48, "every row was split"
+    after = optimizers["sh0"].state[params["sh0"]]["exp_avg"]
+    torch.testing.assert_close(after, 0.5 * torch.cat([moments[0], moments[0]]))
+
+
+def test_statistics_are_those_of_the_centres_gradients():
+    params = parameters()
+    strategy = SceneStrategy("gain", steps=100)
+    state, optimizers = strategy.initialize_state(), adams(params)
+    sums = {"gradient": torch.zeros(24), "absolute": torch.zeros(24)}
+    for step in range(2):
+        info = one_step(params, optimizers, strategy, state, step)
+        grad = info["means2d"].grad[0] * SIDE / 2
+        sums["gradient"] += grad.norm(dim=1)
+        sums["absolute"] += grad.abs().norm(dim=1)
+    found = state["working"].strategy.gradient_statistics
+    torch.testing.assert_close(found.gradient, sums["gradient"])
+    torch.testing.assert_close(found.absolute, sums["absolute"])
+    assert torch.equal(found.views, torch.full((24,), 2.0))
+    assert float(found.max_radius.max()) == pytest.approx(float(info["radii"].max()) / SIDE, rel=0.5)
+
+
+def test_a_packed_rendering_counts_alike():
+    found = []
+    for packed in (False, True):
+        params = parameters()
+        strategy = SceneStrategy("adc", steps=1000)
+        state, optimizers = strategy.initialize_state(), adams(params)
+        image, info = render(params)
+        strategy.step_pre_backward(params, optimizers, state, 0, info)
+        image.square().mean().backward()
+        if packed:
+            rows = torch.arange(24).flip(0)
+            centers = info["means2d"][0, rows].detach()
+            centers.grad = info["means2d"].grad[0, rows]
+            info |= {"means2d": centers, "radii": info["radii"][0, rows], "gaussian_ids": rows}
+        strategy.step_post_backward(params, optimizers, state, 0, info, packed=packed)
+        found.append(state["working"].strategy.gradient_statistics)
+    assert torch.equal(found[0].gradient, found[1].gradient)
+    assert torch.equal(found[0].max_radius, found[1].max_radius)
+    assert float(found[0].gradient.max()) > 0
+
+
+def test_the_penalty_of_mcmc_is_in_the_gradients():
+    params = parameters()
+    strategy = SceneStrategy("mcmc", steps=100)
+    state = strategy.initialize_state()
+    strategy.step_pre_backward(params, adams(params), state, 0, {})
+    opacities = params["opacities"].detach().sigmoid()
+    torch.testing.assert_close(params["opacities"].grad, opacities * (1 - opacities) * 0.01 / 24)
+    torch.testing.assert_close(params["scales"].grad, params["scales"].detach().exp() * 0.01 / 72)
+    assert params["means"].grad is None
+
+
+def test_noise_follows_the_rate_that_is_told():
+    moved = []
+    for lr in (0.0001, 0.0002):
+        params = parameters()
+        with torch.no_grad():
+            params["opacities"].fill_(-6.0)
+        strategy = SceneStrategy("mcmc", steps=100)
+        before = params["means"].detach().clone()
+        strategy.step_post_backward(params, adams(params), strategy.initialize_state(), 0, {}, lr=lr)
+        moved.append(params["means"].detach() - before)
+    assert float(moved[0].abs().max()) > 0
+    torch.testing.assert_close(moved[1], 2 * moved[0], rtol=1e-2, atol=1e-5)
+
+
+def test_what_is_missing_is_said_in_a_sentence():
+    params = parameters()
+    with pytest.raises(InputError, match="no option 'rate'"):
+        SceneStrategy("gain", rate=1)
+    with pytest.raises(InputError, match="no density strategy"):
+        SceneStrategy("gains")
+    strategy = SceneStrategy("gain")
+    with pytest.raises(InputError, match="an optimizer of its name"):
+        strategy.check_sanity(params, {})
+    with pytest.raises(InputError, match="absgrad=True"):
+        one_step(params, adams(params), strategy, strategy.initialize_state(), 0, absgrad=False)
+    with pytest.raises(InputError, match="means2d"):
+        strategy.step_pre_backward(params, {}, strategy.initialize_state(), 0, {})
+    state, optimizers = strategy.initialize_state(), adams(params)
+    one_step(params, optimizers, strategy, state, 0)
+    with pytest.raises(MissingOracleError, match="blending weights"):
+        state["working"].strategy.objective.statistics(None, lambda *_: None)
