@@ -50,7 +50,7 @@ $(VENV)/.installed: $(SOURCES) $(VENV)/.dependencies
 	@touch $@
 
 demo: install
-	@$(BIN)/python -m splatopt.commands.demo --out runs/demo
+	@$(BIN)/splatopt demo
 
 test: install
 	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
