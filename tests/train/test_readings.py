@@ -46,10 +46,9 @@ def test_steps_that_were_asked_for_are_scored(settings):
 
 def test_a_run_is_scored_ten_times_where_nothing_was_asked(settings):
     """Of the toy one view is scored, so that 40 steps are too few for more than eight times."""
-    assert [step for step, _ in run(settings("long", steps=100))[1]] == [0, *range(10, 101, 10)]
-    assert [step for step, _ in run(settings("short", steps=40))[1]] == [0, *range(5, 41, 5)]
-    assert [step for step, _ in run(settings("few", steps=4))[1]] == [0, 4]
-    assert [step for step, _ in run(settings("none", steps=40, eval_every=0))[1]] == [0, 40]
+    for steps, expected in ((100, range(10, 101, 10)), (40, range(10, 41, 10)), (4, [4])):
+        _, readings = run(settings(str(steps), steps=steps, eval_every=None))
+        assert [step for step, _ in readings] == [0, *expected]
 
 
 def test_a_step_that_is_asked_for_twice_is_scored_once(settings):
