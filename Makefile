@@ -1,4 +1,4 @@
-# make install | demo | test | test-slow | sanitize | lint | bench | campaign | clean
+# make install | demo | test | test-slow | sanitize | lint | docs | pictures | bench | campaign | clean
 #
 # Needs Python 3.11 or later, a C++20 compiler, make, and a pip that reaches a package registry. All else,
 # CMake and Ninja included, is installed into .venv at the versions that constraints.txt pins.
@@ -20,7 +20,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
 # Folders are listed too: their time changes when a file in them goes away.
 SOURCES := $(wildcard CMakeLists.txt) $(shell find src native \( -name __pycache__ -o -name '*.pyc' \) -prune -o -print 2>/dev/null)
 
-.PHONY: install demo test test-slow sanitize lint bench campaign clean
+.PHONY: install demo test test-slow sanitize lint docs pictures bench campaign clean
 
 install: $(VENV)/.installed
 
@@ -68,6 +68,15 @@ lint: install
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m benchmarks.figures
+
+# The site, in build/site; a broken link or anchor fails. Nothing is asked of the network.
+docs: install
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "built: build/site/index.html"
+
+# Those of README and site; an idle machine is not needed.
+pictures: install
+	@$(BIN)/python -m benchmarks.pictures
 
 bench: install
 	@$(BIN)/python -m benchmarks

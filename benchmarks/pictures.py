@@ -86,7 +86,14 @@ def draw_training(result: TrainResult, watcher: Watcher, steps: Sequence[int], p
     frames = [_render(watcher.clouds[step], camera) for step, camera in zip(steps, cameras, strict=True)]
     durations = [FRAME_MILLISECONDS] * (len(frames) - 1) + [LAST_FRAME_MILLISECONDS]
     frames[0].save(
-        path, save_all=True, append_images=frames[1:], duration=durations, loop=0, quality=72, method=6, minimize_size=True
+        path,
+        save_all=True,
+        append_images=frames[1:],
+        duration=durations,
+        loop=0,
+        quality=72,
+        method=6,
+        minimize_size=True,
     )
 
 
@@ -140,9 +147,13 @@ def main() -> int:
         prog="python -m benchmarks.pictures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("docs/pictures"), help="folder of the pictures")
-    parser.add_argument("--runs", type=Path, help="folder of captures and runs, empty or absent; a temporary one if left out")
+    parser.add_argument(
+        "--runs", type=Path, help="folder of captures and runs, empty or absent; a temporary one if left out"
+    )
     parser.add_argument("--against", choices=("steps", "seconds"), default="steps", help="of the chart of optimizers")
-    parser.add_argument("--steps", type=int, default=400, help="of the scene that is shown; a quarter more of each optimizer")
+    parser.add_argument(
+        "--steps", type=int, default=400, help="of the scene that is shown; a quarter more of each optimizer"
+    )
     parser.add_argument("--width", type=int, default=360, help="of photographs, in pixels")
     parser.add_argument("--threads", type=int, default=0, help="0 for all processors")
     given = parser.parse_args()

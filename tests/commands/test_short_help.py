@@ -11,14 +11,15 @@ from splatopt.commands import fit, train
 from splatopt.fit.config import FitConfig
 from splatopt.train.config import TrainConfig
 
-FLAG = re.compile(r"(?<=[ ,])--[a-z][a-z.-]+(?= [A-Z{]|  |$)", re.MULTILINE)
+FLAG = re.compile(r"(?<=[ ,])--[a-z][a-z0-9.-]+")
 
 
 def flags(capsys: pytest.CaptureFixture[str], *words: str) -> set[str]:
     """The options that a help explains."""
     assert main([*words]) == 0
-    explained = [line[2:] for line in capsys.readouterr().out.splitlines() if line.startswith("│ -")]
-    return {flag for line in explained for flag in FLAG.findall(f" {line.removesuffix('│')}")} - {"--help"}
+    lines = [line.replace("│", " ") for line in capsys.readouterr().out.splitlines()]
+    names = [line.strip().split("  ")[0] for line in lines if line.startswith("  -")]
+    return {flag for name in names for flag in FLAG.findall(f" {name}")} - {"--help"}
 
 
 @pytest.mark.parametrize(
