@@ -4,10 +4,11 @@
 
     python -m benchmarks.pictures --out docs/pictures
 
-``training.webp`` is a scene while it trains, the camera going around it; ``views.webp`` a held-out view as photographed,
-before the first step and after the last, and ``report.webp`` the page of that run, which Chromium has to be there for.
-``optimizers.svg`` has the held-out PSNR of several optimizers against steps, or with ``--against seconds`` against
-seconds, which say something on an idle machine alone. All is seeded; the folder of runs is kept where it is named.
+``training.webp`` is a scene while it trains, the camera going around it; ``views.webp`` a held-out view as
+photographed, before the first step and after the last; ``report.webp`` the views on that run's page, for which Chromium has
+to be there. ``optimizers.svg`` has the held-out PSNR of several optimizers against steps, or with ``--against seconds``
+against seconds, which say something on an idle machine alone. All is seeded; the runs are kept in a folder that
+``--runs`` names.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ OPTIMIZERS = {
     "block-gn": Mark.FOURTH,
     "learned": Mark.FIFTH,
 }
+VIEWS_HEADING = "<h2>Side by side</h2>"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -68,6 +70,7 @@ class Watcher:
         self.scores: dict[int, tuple[float, Scores]] = {}
 
     def __call__(self, event: Event) -> None:
+        """Take what an event of the run brings."""
         if isinstance(event, Evaluated):
             self.scores[event.step] = event.seconds, event.scores
         if isinstance(event, Evaluated | Stepped) and event.step in self._steps:
@@ -120,15 +123,23 @@ def draw_views(result: TrainResult, path: Path) -> None:
 
 
 def draw_report(page: Path, path: Path) -> bool:
-    """Write a picture of a run's page; returns whether a browser is there to make it."""
+    """Write a picture of a run's page, without the numbers and curves that depend on the machine.
+
+    Returns:
+        Whether a browser is there to make it.
+    """
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if browser is None:
         return False
+    text = page.read_text(encoding="utf-8")
+    head, views, rest = (text.index(mark) for mark in ('<section class="numbers">', VIEWS_HEADING, "<h2>Command</h2>"))
+    shown = page.with_name("shown.html")
+    shown.write_text(f"{text[:head]}{text[views:rest]}</main></body></html>", encoding="utf-8")
     shot = page.with_suffix(".png")
-    size = ["--window-size=1100,1500", "--hide-scrollbars", f"--screenshot={shot}"]
-    words = [browser, "--headless", "--no-sandbox", "--disable-gpu", *size, page.resolve().as_uri()]
+    size = ["--window-size=1100,1000", "--hide-scrollbars", f"--screenshot={shot}"]
+    words = [browser, "--headless", "--no-sandbox", "--disable-gpu", *size, shown.resolve().as_uri()]
     subprocess.run(words, check=True, capture_output=True, timeout=120)
-    Image.open(shot).convert("RGB").resize((825, 1125), Image.Resampling.LANCZOS).save(path, quality=80, method=6)
+    Image.open(shot).convert("RGB").save(path, quality=80, method=6)
     return True
 
 
@@ -148,11 +159,11 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("docs/pictures"), help="folder of the pictures")
     parser.add_argument(
-        "--runs", type=Path, help="folder of captures and runs, empty or absent; a temporary one if left out"
+        "--runs", type=Path, help="folder of captures and runs, not there yet; a temporary one if left out"
     )
     parser.add_argument("--against", choices=("steps", "seconds"), default="steps", help="of the chart of optimizers")
     parser.add_argument(
-        "--steps", type=int, default=400, help="of the scene that is shown; a quarter more of each optimizer"
+        "--steps", type=int, default=400, help="of the scene that is shown; optimizers take a quarter more"
     )
     parser.add_argument("--width", type=int, default=360, help="of photographs, in pixels")
     parser.add_argument("--threads", type=int, default=0, help="0 for all processors")

@@ -21,7 +21,6 @@ from splatopt.optim.field_optimizers import FIELD_OPTIMIZERS
 from splatopt.optim.zoo import ZooOptions
 from splatopt.report.field_page import write_field_report
 
-
 SHOWN = (
     *("target", "task", "max_side", "points", "field", "width", "depth", "sigma", "omega"),
     *("seed", "optimizer", "epochs", "steps", "batch", "eval_every", "out", "resume", "threads", "plugins"),

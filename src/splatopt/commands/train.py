@@ -25,7 +25,6 @@ from splatopt.train.loop import train
 from splatopt.train.options import USUAL_OPTIMIZER
 from splatopt.train.progress import ProgressLine
 
-
 SHOWN = (
     *("capture", "max_side", "mask", "init", "exposure", "refine_poses"),
     *("seed", "optimizer", "stages", "steps", "view_batch", "density", "max_gaussians", "eval_every"),

@@ -13,7 +13,7 @@ WIDTH, HEIGHT = 460, 250
 """Size of a chart in its own units; the page scales it."""
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 14, 40
-_TITLE, _LEGEND_ROW, _LEGEND_COLUMNS = 26, 20, 4
+_TITLE, _LEGEND_ROW, _LEGEND_COLUMNS = 26, 20, 3
 _MAX_POINTS = 600
 _MAX_NUMBER = 1e100
 _MIN_RANGE = 1e-12
