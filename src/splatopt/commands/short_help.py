@@ -10,6 +10,8 @@ import tyro
 
 SHORT, WHOLE = frozenset({"-h", "--help"}), "--help-all"
 
+_SUPPRESSED: Any = tyro.conf.Suppress
+
 
 def is_help(words: Sequence[str]) -> bool:
     """Return whether a command line asks for help of either length."""
@@ -52,8 +54,8 @@ def _shortened_group(group: type, shown: Collection[str]) -> type:
     for setting in fields(group):
         if setting.name not in shown:
             given = {"default": setting.default, "default_factory": setting.default_factory}
-            default = {name: value for name, value in given.items() if value is not MISSING}
-            hidden.append((setting.name, tyro.conf.Suppress[hints[setting.name]], field(**default)))
+            default: dict[str, Any] = {name: value for name, value in given.items() if value is not MISSING}
+            hidden.append((setting.name, _SUPPRESSED[hints[setting.name]], field(**default)))
     twin = make_dataclass(group.__name__, hidden, bases=(group,), frozen=True)
     twin.__doc__ = group.__doc__
     return twin

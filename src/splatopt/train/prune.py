@@ -175,8 +175,9 @@ class _Pruning:
         checkpoint = scene.checkpoint(self._write_config())
         save_checkpoint(self.folder.checkpoints, checkpoint)
         save_ply(scene.cloud.in_world(self.run.frame), self.folder.scene)
-        taken = {"steps": scene.step, "seconds": scene.seconds, "gaussians": len(scene.cloud)}
-        write_json(self.folder.evaluation, evaluation_record(self._config(), self.before, scores, **taken))
+        scored, count = (self._config(), self.before, scores), len(scene.cloud)
+        record = evaluation_record(*scored, steps=scene.step, seconds=scene.seconds, gaussians=count)
+        write_json(self.folder.evaluation, record)
         self.rounds.append(one)
         self._write_curve(scores)
         self.tell(one)

@@ -371,8 +371,9 @@ class Trainer(ResumableRun):
     def _write_scores(self, after: Scores | None) -> None:
         if not self.processes.is_first:
             return
-        taken = {"steps": self.step, "seconds": self.seconds, "gaussians": len(self.objective.cloud)}
-        write_json(self.folder.evaluation, evaluation_record(self.config, self.before, after, **taken))
+        scored, count = (self.config, self.before, after), len(self.objective.cloud)
+        record = evaluation_record(*scored, steps=self.step, seconds=self.seconds, gaussians=count)
+        write_json(self.folder.evaluation, record)
 
     def _finish(self) -> TrainResult:
         (self.seconds,) = self.context.seconds(self.seconds)
