@@ -6,9 +6,9 @@
 
 ``training.webp`` is a scene while it trains, the camera going around it; ``views.webp`` a held-out view as
 photographed, before the first step and after the last; ``report.webp`` the views on that run's page, for which
-Chromium has to be there. ``optimizers.svg`` has the held-out PSNR of several optimizers against steps, or with ``--against seconds``
-against seconds, which say something on an idle machine alone. All is seeded; the runs are kept in a folder that
-``--runs`` names.
+Chromium has to be there. ``optimizers.svg`` has the held-out PSNR of several optimizers against steps, or with
+``--against seconds`` against seconds, which say something on an idle machine alone. All is seeded; the runs are kept in
+a folder that ``--runs`` names.
 """
 
 from __future__ import annotations
