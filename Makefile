@@ -69,9 +69,9 @@ lint: install
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m benchmarks.figures
 
-# The site, in build/site; a broken link or anchor fails. Nothing is asked of the network.
+# The site, in build/site; a broken link or anchor fails (--quiet would hide it). Nothing is asked of the network.
 docs: install
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "built: build/site/index.html"
 
 # Those of README and site; an idle machine is not needed.
