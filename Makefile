@@ -1,4 +1,5 @@
-# make install | demo | test | test-slow | sanitize | lint | bench | campaign | wheels | wheels-test | aarch64-check | clean
+# make install | demo | test | test-slow | sanitize | lint | docs | pictures | bench | campaign | wheels | wheels-test |
+#   aarch64-check | clean
 #
 # Needs Python 3.11 or later, a C++20 compiler, make, and a pip that reaches a package registry. All else,
 # CMake and Ninja included, is installed into .venv at the versions that constraints.txt pins.
@@ -28,7 +29,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 
 # Folders are listed too: their time changes when a file in them goes away.
 SOURCES := $(wildcard CMakeLists.txt) $(shell find src native \( -name __pycache__ -o -name '*.pyc' \) -prune -o -print 2>/dev/null)
 
-.PHONY: install demo test test-slow sanitize lint bench campaign wheels wheels-test aarch64-check clean
+.PHONY: install demo test test-slow sanitize lint docs pictures bench campaign wheels wheels-test aarch64-check clean
 
 install: $(VENV)/.installed
 
@@ -58,7 +59,7 @@ $(VENV)/.installed: $(SOURCES) $(VENV)/.dependencies
 	@touch $@
 
 demo: install
-	@$(BIN)/python -m splatopt.commands.demo --out runs/demo
+	@$(BIN)/splatopt demo
 
 test: install
 	@$(PYTEST) -m "not slow" $(PYTEST_ARGS)
@@ -76,6 +77,15 @@ lint: install
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m benchmarks.figures
+
+# The site, in build/site; a broken link or anchor fails (--quiet would hide it). Nothing is asked of the network.
+docs: install
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "built: build/site/index.html"
+
+# Those of README and site; an idle machine is not needed.
+pictures: install
+	@$(BIN)/python -m benchmarks.pictures
 
 bench: install
 	@$(BIN)/python -m benchmarks

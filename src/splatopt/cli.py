@@ -30,6 +30,7 @@ _COMMANDS = {
     "diagnose": ("diagnose", "measure the curvature of neural fields"),
     "poses": ("poses", "find the camera poses of photographs or a video: a capture to train on"),
     "inspect": ("inspect", "say what a capture holds"),
+    "demo": ("demo", "make a small capture, train it and write a page: half a minute to see what this is"),
     "doctor": ("doctor", "say what this machine has"),
 }
 """The file of each command in ``splatopt.commands``, and a line of help."""

@@ -82,14 +82,24 @@ class Browser:
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         return self._call(method, self._session, **parameters)
 
-    def open(self, page: Path, *, width: int = 1200, height: int = 900, dark: bool = False) -> None:
-        """Open a file and wait until its script has run."""
+    def open(
+        self,
+        page: Path,
+        *,
+        width: int = 1200,
+        height: int = 900,
+        dark: bool = False,
+        on_paper: bool = False,
+        scripted: bool = True,
+    ) -> None:
+        """Open a file, as it is printed if wanted, and wait until its script has run where it has one."""
         self.events.clear()
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self.call("Emulation.setEmulatedMedia", media="print" if on_paper else "screen", features=[scheme])
         self.call("Page.navigate", url=page.resolve().as_uri())
-        self.wait("document.readyState === 'complete' && document.documentElement.dataset.ready === 'yes'")
+        ready = f"location.href === {json.dumps(page.resolve().as_uri())} && document.readyState === 'complete'"
+        self.wait(f"{ready} && document.documentElement.dataset.ready === 'yes'" if scripted else ready)
 
     def evaluate(self, expression: str) -> Any:
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)

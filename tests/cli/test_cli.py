@@ -39,6 +39,7 @@ COMMANDS = (
     "diagnose",
     "poses",
     "inspect",
+    "demo",
     "doctor",
 )
 
@@ -78,8 +79,8 @@ def test_each_command_explains_itself(command, capsys):
     assert f"usage: splatopt {command}" in capsys.readouterr().out
 
 
-def test_help_of_train_shows_the_optimizers_options(capsys):
-    main(["train", "--help"])
+def test_whole_help_of_train_shows_the_optimizers_options(capsys):
+    main(["train", "--help-all"])
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for flag in (
         "--adam.means-rate",
@@ -102,7 +103,7 @@ def test_help_of_train_shows_the_optimizers_options(capsys):
     ],
 )
 def test_help_has_a_heading_for_each_group_whose_name_no_option_bears(command, groups, capsys):
-    main([command, "--help"])
+    main([command, "--help-all"])
     shown = capsys.readouterr().out
     headings = [shown.find(f" {group} options ") for group in groups]
     assert min(headings) > 0
@@ -122,7 +123,7 @@ def test_help_of_train_explains_the_optimizers_that_are_named_and_lists_all(word
     assert main(["train", *words, "--help"]) == 0
     shown = capsys.readouterr().out
     assert {name for name in optimizer_names() if f"--{name}." in shown.replace("--adam.means-rate.", "")} == there
-    assert all(f"\n{name}: " in shown for name in optimizer_names())
+    assert all(f"\n- {name}: " in shown for name in optimizer_names())
 
 
 @pytest.mark.parametrize(("words", "said"), [([], "a command is missing"), (["trian"], "did you mean train")])

@@ -183,7 +183,7 @@ def test_help_shows_what_a_plugin_brings(plugin, capsys):
     assert "--power.power" in shown
     assert "walk: a step of one size" in shown
     assert "power: a power of the difference" in shown
-    assert command("fit", f"--plugin={plugin}", "--help") == 0
+    assert command("fit", f"--plugin={plugin}", "--help-all") == 0
     assert "--walk.rate" in capsys.readouterr().out
 
 
@@ -263,7 +263,7 @@ def installed(tmp_path, monkeypatch) -> str:
 def test_what_packages_offer_is_found_by_its_name(capture, installed, tmp_path, capsys):
     assert main(["train", "--help"]) == 0
     shown = capsys.readouterr().out
-    assert f"walk: of the package {installed}" in shown
+    assert f"- walk: of the package {installed}" in shown
     assert "shattered: of the package broken_package" in shown
     assert installed not in sys.modules
     words = ["--optimizer", "walk", "--walk.rate", "0.002", "--loss", "power", "--power.power", "1.5", "--steps", "2"]

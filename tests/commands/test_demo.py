@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from splatopt.cli import main
 from splatopt.commands import demo
-from splatopt.commands.demo import DemoOptions, free_folder, main, run_demo
+from splatopt.commands.demo import DemoOptions, free_folder, run_demo
 from splatopt.core.checks import InputError
 
 SMALL = DemoOptions(steps=30, seconds=600, views=8, width=32, height=24, points=300)
@@ -53,7 +54,7 @@ def test_the_page_shows_the_held_out_view(finished: demo.DemoResult):
     page = finished.report.read_text()
     assert "<h3>view_000.png</h3>" in page
     assert page.count('<img src="data:image/png;base64,') == 4
-    assert "<pre>make demo</pre>" in page
+    assert "<h1>A procedural scene, trained on the CPU</h1>" in page
 
 
 def test_the_run_can_be_opened_again_with_its_capture(finished: demo.DemoResult):
@@ -96,11 +97,17 @@ def test_impossible_options_are_refused():
         DemoOptions(steps=0)
 
 
-def test_bad_input_ends_with_code_2_and_one_sentence(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-):
-    monkeypatch.setattr("sys.argv", ["demo", "--out", str(tmp_path / "demo"), "--renderer", "natve"])
-    assert main() == 2
+def test_the_command_says_what_to_type_next(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    small = ["--steps", "5", "--views", "8", "--width", "32", "--height", "24", "--points", "100"]
+    assert main(["demo", *small, "--out", str(tmp_path / "demo")]) == 0
+    said = capsys.readouterr().out
+    for command in ("view", "render", "export"):
+        assert f"{command} {tmp_path / 'demo'}" in said
+    assert "train path/to/capture --out runs/mine" in said
+
+
+def test_bad_input_ends_with_code_2_and_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    assert main(["demo", "--out", str(tmp_path / "demo"), "--renderer", "natve"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("splatopt: no renderer is named 'natve'; did you mean native")
     assert error.count("\n") == 1

@@ -22,7 +22,8 @@ def settings(capture_folder, tmp_path):
     """Settings of a short run; several can be made from them."""
 
     def make(name: str = "run", **changes) -> TrainConfig:
-        base = {"steps": 40, "out": tmp_path / name, "sh_interval": 10, "log_every": 3, "checkpoint_every": 7}
+        base = {"steps": 40, "out": tmp_path / name, "sh_interval": 10}
+        base |= {"log_every": 3, "checkpoint_every": 7, "eval_every": 0}
         return TrainConfig.of(str(capture_folder), **(base | changes))
 
     return make

@@ -82,7 +82,7 @@ def planted(monkeypatch):
 
 
 def settings_of(scene, name: str, folder, **changes) -> TrainConfig:
-    base = {"steps": STEPS, "threads": 1, "checkpoint_every": 8, "log_every": 5}
+    base = {"steps": STEPS, "threads": 1, "checkpoint_every": 8, "log_every": 5, "eval_every": 0}
     return TrainConfig.of(str(scene), optimizer=name, out=folder, **(base | changes))
 
 

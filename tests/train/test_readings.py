@@ -44,6 +44,13 @@ def test_steps_that_were_asked_for_are_scored(settings):
     assert [step for step, _ in readings] == [0, 1, 5, 17, 20, 40]
 
 
+def test_a_run_is_scored_ten_times_where_nothing_was_asked(settings):
+    """Of the toy one view is scored, so that 40 steps are too few for more than eight times."""
+    for steps, expected in ((100, range(10, 101, 10)), (40, range(10, 41, 10)), (4, [4])):
+        _, readings = run(settings(str(steps), steps=steps, eval_every=None))
+        assert [step for step, _ in readings] == [0, *expected]
+
+
 def test_a_step_that_is_asked_for_twice_is_scored_once(settings):
     _, readings = run(settings(eval_at=(20, 40), eval_every=20))
     assert [step for step, _ in readings] == [0, 20, 40]

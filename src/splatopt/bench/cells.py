@@ -249,7 +249,7 @@ def _config(
 
 def _base(protocol: Protocol) -> dict[str, object]:
     # Checkpoints by steps alone would weigh on the clock of quick steps.
-    return {"checkpoint_every": 0, "log_every": 50, **protocol.usual, **protocol.fixed}
+    return {"checkpoint_every": 0, "log_every": 50, "eval_every": 0, **protocol.usual, **protocol.fixed}
 
 
 def timed(cell: Cell, seconds: float) -> Cell:

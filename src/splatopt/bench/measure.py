@@ -101,7 +101,7 @@ class Recorder:
     def _is_planned(self, step: int) -> bool:
         """Whether every run of this cell is scored after ``step`` steps, however quick the machine is."""
         config = self._config
-        every = config.scoring.eval_every
+        every = config.scoring.eval_every or 0
         return step in (0, config.schedule.steps) or step in config.scoring.eval_at or (every > 0 and step % every == 0)
 
     def finish(self, result: TrainResult, measured: CellRecord) -> None:

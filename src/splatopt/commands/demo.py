@@ -1,6 +1,6 @@
-"""The demo: a small procedural capture, trained on the CPU, with a page to look at.
+"""``splatopt demo``: a small procedural capture, trained on the CPU, with a page to look at.
 
-``python -m splatopt.commands.demo --out runs/demo`` leaves a run's folder with three things more: the
+``splatopt demo`` leaves a run's folder with three things more: the
 capture it was trained on, ``metrics.json`` with the numbers, and ``report.html``. A folder that exists
 is never touched: the next demo goes to ``runs/demo-2``, and says so.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 import statistics
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +17,15 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from splatopt.commands.parsing import HelpShown, parse_options
-from splatopt.core.checks import InputError, say, shown
+from splatopt.commands.after_training import next_commands
+from splatopt.commands.parsing import run_command
+from splatopt.core.checks import InputError, shown
 from splatopt.core.files import make_folder, own_folder, whole_folder
 from splatopt.core.version import __version__
 from splatopt.data import Capture
 from splatopt.data.procedural import make_capture
 from splatopt.raster.renderer import Renderer
-from splatopt.report.pictures import run_pictures
-from splatopt.report.scene_page import write_report
+from splatopt.report.finished import report_finished
 from splatopt.runs.folder import write_json
 from splatopt.runs.program import program
 from splatopt.train.config import TrainConfig
@@ -129,7 +128,6 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> DemoResult
         make_capture(made, options.seed, options.views, options.width, options.height, options.points)
         capture = open_capture(config.changed(capture=str(made)))
         config = _within_budget(config, capture, machine.renderer, options.seconds)
-        config = config.changed(eval_every=max(1, config.schedule.total_steps // 10))
 
         def keep_capture(event: Event) -> None:
             if isinstance(event, Started):
@@ -193,9 +191,7 @@ def _leave(out: Path, result: TrainResult, machine: Machine) -> DemoResult:
             "version": __version__,
         },
     )
-    capture, cloud = result.capture.localised(result.frame), result.cloud.in_local(result.frame)
-    pictures = run_pictures(result.config, capture, cloud, result.steps, machine)
-    report = write_report(out, pictures, title="A procedural scene, trained on the CPU", command="make demo")
+    report = report_finished(result, machine, title="A procedural scene, trained on the CPU")
     return DemoResult(out, result, report)
 
 
@@ -215,6 +211,8 @@ def _say(result: DemoResult, console: Console) -> None:
         f"  {folder / 'scene.ply'}   the scene, for any viewer of 3D Gaussians",
         f"  {folder / 'metrics.json'}   the numbers",
         "",
+        *next_commands(folder),
+        "",
         "with your own photographs (a folder from COLMAP, nerfstudio, instant-ngp or Blender)",
         f"  {typed} inspect path/to/capture",
         f"  {typed} train path/to/capture --out runs/mine",
@@ -228,24 +226,12 @@ def _tell(console: Console, line: str) -> None:
     console.print(shown(line), highlight=False, markup=False, soft_wrap=True)
 
 
-def main() -> int:
-    """Run the demo from the command line; 2 on bad input, 130 when stopped by hand."""
-    console = Console()
-    try:
-        options = parse_options(
-            DemoOptions, "python -m splatopt.commands.demo", sys.argv[1:], description=DemoOptions.__doc__
-        )
+def main(words: list[str]) -> int:
+    """Run the command on the words after its name; returns its exit code."""
+
+    def run(options: DemoOptions) -> int:
+        console = Console()
         _say(run_demo(options, console), console)
-    except HelpShown:
         return 0
-    except InputError as error:
-        say(f"splatopt: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as error:
-        say(f"splatopt: {str(error) or 'stopped'}", file=sys.stderr)
-        return 130
-    return 0
 
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return run_command(DemoOptions, run, "demo", words)

@@ -9,8 +9,9 @@ from typing import Any
 
 from splatopt.commands.optimizer_fields import chosen_options, option_columns
 from splatopt.commands.parsing import flat, load_given, run_command, values_in
+from splatopt.commands.short_help import as_help, is_short_help, shortened
 from splatopt.core.checks import say
-from splatopt.core.optimizer import OPTIMIZERS
+from splatopt.core.optimizer import OPTIMIZERS, option_prefix
 from splatopt.core.plugins import Origin
 from splatopt.fit.config import FitConfig
 from splatopt.fit.events import FitProgress, written_scores
@@ -20,6 +21,12 @@ from splatopt.optim.field_optimizers import FIELD_OPTIMIZERS
 from splatopt.optim.zoo import ZooOptions
 from splatopt.report.field_page import write_field_report
 
+SHOWN = (
+    *("target", "task", "max_side", "points", "field", "width", "depth", "sigma", "omega"),
+    *("seed", "optimizer", "epochs", "steps", "batch", "eval_every", "out", "resume", "threads", "plugins"),
+)
+"""Settings that ``--help`` shows, those that people use; ``--help-all`` shows all."""
+
 
 def fit_options(words: Sequence[str]) -> Any:
     """Return FitConfig, with the options of every optimizer of fields under its name.
@@ -28,9 +35,15 @@ def fit_options(words: Sequence[str]) -> Any:
         words: The command line; what installed packages offer is there where it is named.
     """
     options = _options(values_in(words, "--optimizer"))
-    columns: list[Any] = [("fit", flat(FitConfig)), *option_columns(options)]
+    short = is_short_help(words)
+    if short:
+        named = {option_prefix(name) for name in values_in(words, "--optimizer")}
+        options = {name: kind for name, kind in options.items() if name in named}
+    columns: list[Any] = [("fit", flat(shortened(FitConfig, SHOWN) if short else FitConfig)), *option_columns(options)]
     command = make_dataclass("Fit", columns, frozen=True)
-    command.__doc__ = FitConfig.__doc__
+    rest = "These are the options that people use; `splatopt fit --help-all` shows all, and "
+    rest += "`splatopt fit --optimizer NAME --help` those of an optimizer."
+    command.__doc__ = f"{FitConfig.__doc__}\n\n{rest}" if short else FitConfig.__doc__
     return command
 
 
@@ -64,4 +77,4 @@ def report_fit(folder: Path, views: int) -> Path:
 def main(words: list[str]) -> int:
     """Run the command on the words after its name; returns its exit code."""
     load_given(words)
-    return run_command(fit_options(words), run_fit, "fit", words)
+    return run_command(fit_options(words), run_fit, "fit", as_help(words))

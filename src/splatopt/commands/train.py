@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import make_dataclass
 from typing import Any
 
 import splatopt.meta
 import splatopt.optim  # noqa: F401 - both register optimizers
+from splatopt.commands.after_training import say_finished
 from splatopt.commands.optimizer_fields import chosen_options, one_of_options, option_columns
 from splatopt.commands.parsing import flat, load_given, run_command, values_in
-from splatopt.core.checks import InputError, say
+from splatopt.commands.short_help import as_help, is_help, is_short_help, shortened
+from splatopt.core.checks import InputError
 from splatopt.core.optimizer import OPTIMIZERS, find_optimizer, optimizer_names, option_prefix
 from splatopt.core.processes import LostProcessError, Processes, find_launch, join
 from splatopt.density.strategy import STRATEGIES, find_density
@@ -20,7 +22,15 @@ from splatopt.runs.distributed_command import part_ways, quietly
 from splatopt.train.chosen_loss import USUAL_LOSS
 from splatopt.train.config import TrainConfig
 from splatopt.train.loop import train
+from splatopt.train.options import USUAL_OPTIMIZER
 from splatopt.train.progress import ProgressLine
+
+SHOWN = (
+    *("capture", "max_side", "mask", "init", "exposure", "refine_poses"),
+    *("seed", "optimizer", "stages", "steps", "view_batch", "density", "max_gaussians", "eval_every"),
+    *("out", "resume", "threads", "plugins", "device"),
+)
+"""Settings that ``--help`` shows, those that people use; ``--help-all`` shows all."""
 
 
 def train_options(words: list[str]) -> Any:
@@ -32,30 +42,39 @@ def train_options(words: list[str]) -> Any:
     """
     optimizers, losses = _optimizer_options(_optimizers_named(words)), _loss_options(_losses_named(words))
     strategies = _density_options(_strategies_named(words))
-    if {"-h", "--help"} & set(words):
-        named = {option_prefix(name) for name in _optimizers_named(words) or {"adam"}}
+    if is_help(words):
+        usual = set() if is_short_help(words) else {USUAL_OPTIMIZER}
+        named = {option_prefix(name) for name in _optimizers_named(words) or usual}
         optimizers = {name: kind for name, kind in optimizers.items() if name in named}
         losses = {name: kind for name, kind in losses.items() if name in _losses_named(words)}
         strategies = {name: kind for name, kind in strategies.items() if name in _strategies_named(words)}
-    columns: list[Any] = [("training", flat(TrainConfig))]
+    columns: list[Any] = [("training", flat(shortened(TrainConfig, SHOWN) if is_short_help(words) else TrainConfig))]
     columns += [*option_columns(optimizers), *option_columns(losses, "loss")]
     columns += option_columns(strategies, "density")
     command = make_dataclass("Train", columns, frozen=True)
-    command.__doc__ = "\n\n".join(
-        [
-            str(TrainConfig.__doc__),
-            "Optimizers, whose options `splatopt train --optimizer NAME --help` explains:",
-            *(f"{name}: {find_optimizer(name).help}" for name in optimizer_names()),
-            *(f"{name}: of the package {package}" for name, package in OPTIMIZERS.offered().items()),
-            "Losses, whose options `splatopt train --loss NAME --help` explains:",
-            *(f"{name}: {find_loss(name).help}" for name in LOSSES.names()),
-            *(f"{name}: of the package {package}" for name, package in LOSSES.offered().items()),
-            "Density strategies, whose options `splatopt train --density NAME --help` explains:",
-            *(f"{name}: {find_density(name).help}" for name in STRATEGIES.names()),
-            *(f"{name}: of the package {package}" for name, package in STRATEGIES.offered().items()),
-        ]
-    )
+    command.__doc__ = "\n\n".join([str(TrainConfig.__doc__), *_lists(words)])
     return command
+
+
+def _lists(words: list[str]) -> list[str]:
+    """Paragraphs of the help: how to see all of it, and what can be named, one a line."""
+    rest = "These are the options that people use; `splatopt train --help-all` shows all."
+    optimizers = {name: find_optimizer(name).help for name in optimizer_names()}
+    losses = {name: find_loss(name).help for name in LOSSES.names()}
+    strategies = {name: find_density(name).help for name in STRATEGIES.names()}
+    return [
+        *([rest] if is_short_help(words) else []),
+        _list("Optimizers", "optimizer", optimizers, OPTIMIZERS.offered()),
+        _list("Losses", "loss", losses, LOSSES.offered()),
+        _list("Density strategies", "density", strategies, STRATEGIES.offered()),
+    ]
+
+
+def _list(what: str, flag: str, helps: Mapping[str, str], offered: Mapping[str, str]) -> str:
+    """Names with what each is, those that installed packages offer last."""
+    lines = [f"- {name}: {help}" for name, help in helps.items()]
+    lines += [f"- {name}: of the package {package}" for name, package in offered.items()]
+    return "\n".join([f"{what}, whose options `splatopt train --{flag} NAME --help` explains:", *lines])
 
 
 def run_train(parsed: Any) -> int:
@@ -81,14 +100,8 @@ def run_train(parsed: Any) -> int:
         if code is None:
             raise
         return code
-    say(
-        f"{result.steps} steps in {result.seconds:.1f} s, {len(result.cloud):,} Gaussians; "
-        f"{result.after.subset} PSNR {result.after.psnr:.2f} dB, SSIM {result.after.ssim:.4f} "
-        f"({len(result.after.views)} views, split {result.after.split}){result.after.over_pixels}",
-        *([result.after.fitted_sentence] if result.after.fitted else []),
-        *([result.cameras_moved.sentence] if result.cameras_moved else []),
-        f"scene: {result.folder / 'scene.ply'}",
-    )
+    if processes.is_first:
+        say_finished(result)
     return 0
 
 
@@ -135,6 +148,6 @@ def main(words: list[str]) -> int:
             return run_train(parsed)
 
         load_given(words)
-        return run_command(train_options(words), run, "train", words)
+        return run_command(train_options(words), run, "train", as_help(words))
 
     return quietly(command, find_launch())

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from splatopt.report.page import escape
+from splatopt.report.page import escape, style_sheet
 
 WIDTH, HEIGHT = 460, 250
 """Size of a chart in its own units; the page scales it."""
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 14, 40
+_TITLE, _LEGEND_ROW, _LEGEND_COLUMNS = 26, 20, 3
 _MAX_POINTS = 600
 _MAX_NUMBER = 1e100
 _MIN_RANGE = 1e-12
@@ -24,6 +25,9 @@ class Mark(Enum):
 
     LINE = "line"
     SECOND = "second"
+    THIRD = "third"
+    FOURTH = "fourth"
+    FIFTH = "fifth"
     FAINT = "faint"
     DOTS = "dots"
 
@@ -81,10 +85,44 @@ def line_chart(title: str, x_label: str, series: Sequence[Series]) -> str:
     Returns:
         The element, or a sentence in a paragraph where there is nothing to draw.
     """
+    inside = _inside(x_label, series)
+    if inside is None:
+        return '<p class="quiet">Nothing was logged.</p>'
+    head = f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">'
+    return f"{head}{inside}</svg>{_legend(series)}"
+
+
+def chart_file(title: str, x_label: str, series: Sequence[Series]) -> str:
+    """Draw ``series`` as an SVG file that stands alone: with its title, its legend and the colours of pages.
+
+    Args:
+        title: Written above.
+        x_label: As for :func:`line_chart`.
+        series: As for :func:`line_chart`, with points that can be drawn.
+    """
+    named = [one for one in series if one.label]
+    height = _TITLE + HEIGHT + _LEGEND_ROW * math.ceil(len(named) / _LEGEND_COLUMNS) + _TOP
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {WIDTH} {height}" role="img" '
+        f'aria-label="{escape(title)}" font-family="system-ui, sans-serif"><style>{style_sheet()}</style>',
+        f'<rect class="sheet" width="{WIDTH}" height="{height}" rx="8"/>',
+        f'<text class="head" x="{_RIGHT}" y="{_TITLE - 2}">{escape(title)}</text>',
+        f'<g transform="translate(0 {_TITLE})">{_inside(x_label, series) or ""}</g>',
+    ]
+    for index, one in enumerate(named):
+        row, column = divmod(index, _LEGEND_COLUMNS)
+        x, y = _LEFT + column * (WIDTH - _LEFT) / _LEGEND_COLUMNS, _TITLE + HEIGHT + _LEGEND_ROW * row + _TOP
+        parts.append(_draw(one.mark, [(x, y - 4), (x + 18, y - 4)]))
+        parts.append(f'<text class="axis" x="{x + 24:.1f}" y="{y}">{escape(one.label)}</text>')
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _inside(x_label: str, series: Sequence[Series]) -> str | None:
+    """The inside of a chart of WIDTH by HEIGHT; None where there is nothing to draw."""
     points = [[(x, y) for x, y in zip(s.x, s.y, strict=True) if _is_drawn(x) and _is_drawn(y)] for s in series]
     everything = [point for line in points for point in line]
     if not everything:
-        return '<p class="quiet">Nothing was logged.</p>'
+        return None
     x_low, x_high = _range([x for x, _ in everything], anchor=True)
     y_low, y_high = _range([y for _, y in everything], anchor=False)
 
@@ -93,7 +131,7 @@ def line_chart(title: str, x_label: str, series: Sequence[Series]) -> str:
         up = (y - y_low) / (y_high - y_low)
         return _LEFT + across * (WIDTH - _LEFT - _RIGHT), HEIGHT - _BOTTOM - up * (HEIGHT - _TOP - _BOTTOM)
 
-    parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
+    parts = []
     for value in ticks(y_low, y_high):
         _, y = place(x_low, value)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
@@ -107,8 +145,7 @@ def line_chart(title: str, x_label: str, series: Sequence[Series]) -> str:
     parts.append(f'<text class="axis" x="{middle:.1f}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
     for one, line in zip(series, points, strict=True):
         parts.append(_draw(one.mark, [place(x, y) for x, y in _thinned(line)]))
-    parts.append("</svg>")
-    return "".join(parts) + _legend(series)
+    return "".join(parts)
 
 
 def _is_drawn(value: float) -> bool:

@@ -36,6 +36,11 @@ def escape(text: object) -> str:
     return html.escape(shown(text))
 
 
+def style_sheet() -> str:
+    """Return the style of pages, which charts are coloured by."""
+    return Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+
+
 def write_page(path: Path, title: str, sections: Sequence[str]) -> Path:
     """Write a page of ``sections``, each HTML, in one move.
 
@@ -44,8 +49,7 @@ def write_page(path: Path, title: str, sections: Sequence[str]) -> Path:
         title: Plain text.
         sections: The body.
     """
-    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-    page = _PAGE.format(title=escape(title), style=style, body="\n".join(sections))
+    page = _PAGE.format(title=escape(title), style=style_sheet(), body="\n".join(sections))
     replace_file(path, page.encode())
     return path
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from splatopt.core.checks import InputError
+from splatopt.core.version import __version__
 from splatopt.data import Capture
+from splatopt.data.capture import capture_name
 from splatopt.metrics.image import SSIM_WINDOW, ViewScore, psnr
 from splatopt.raster.threads import quiet_torch
 from splatopt.scene.exposure import apply_map, solve_maps, view_system
 from splatopt.scene.photometric import PhotometricObjective
+from splatopt.train.config import TrainConfig
 
 MAX_DECIBELS = 100.0
 """PSNR of a render that equals its photograph, dB; infinity would have no mean and no JSON."""
@@ -147,8 +151,8 @@ def evaluate(
     """
     subset = "test" if capture.split.test else "train"
     with quiet_torch(objective.renderer):
-        scores = objective.evaluate(_scored(capture), watch)
-        halves = _right_halves(objective, _scored(capture)) if fitted or objective.exposure is not None else ()
+        scores = objective.evaluate(scored_views(capture), watch)
+        halves = _right_halves(objective, scored_views(capture)) if fitted or objective.exposure is not None else ()
     # The score stands first in min(), which returns a NaN only from there.
     capped = tuple(replace(score, psnr=min(score.psnr, MAX_DECIBELS)) for score in scores)
     return Scores(capture.split.name, subset, capped, halves)
@@ -184,7 +188,7 @@ def check_scorable(capture: Capture) -> None:
     Raises:
         InputError: One is not; names it and its size.
     """
-    for view in _scored(capture):
+    for view in scored_views(capture):
         camera = capture.cameras[view]
         if min(camera.width, camera.height) < SSIM_WINDOW:
             raise InputError(
@@ -199,17 +203,18 @@ def check_scorable(capture: Capture) -> None:
             )
 
 
-def _scored(capture: Capture) -> tuple[int, ...]:
-    """The held-out views, or the training views where there are no others."""
+def scored_views(capture: Capture) -> tuple[int, ...]:
+    """Return the held-out views, or the training views where there are no others."""
     return capture.split.test or capture.split.train
 
 
 def evaluation_record(
-    before: Scores | None, after: Scores | None, *, steps: int, seconds: float, gaussians: int
+    config: TrainConfig, before: Scores | None, after: Scores | None, *, steps: int, seconds: float, gaussians: int
 ) -> dict[str, Any]:
     """Return what ``eval.json`` holds.
 
     Args:
+        config: What the run was told.
         before: Scores before the first step.
         after: Scores now; None where training has not come to an end.
         steps: Optimizer steps taken.
@@ -218,6 +223,7 @@ def evaluation_record(
     """
     some = after or before
     record: dict[str, Any] = {
+        **_what_was_run(config),
         "protocol": some.protocol if some else PROTOCOL,
         "split": some.split if some else None,
         "subset": some.subset if some else None,
@@ -229,3 +235,16 @@ def evaluation_record(
         record |= after.to_json()
     record["before"] = before.to_json() if before else None
     return record
+
+
+def _what_was_run(config: TrainConfig) -> dict[str, str | None]:
+    """What tells one run's scores from another's, in words."""
+    schedule = config.schedule
+    by = {"optimizer": schedule.optimizer} if schedule.stages is None else {"stages": schedule.stages}
+    return {
+        "version": __version__,
+        "capture": capture_name(Path(config.data.capture)),
+        **by,
+        "density": config.density.density,
+        "recipe": None,  # the name of the configuration's recipe, where there is one
+    }

@@ -32,6 +32,10 @@ from splatopt.train.stages import Stage, parse_stages
 USUAL_OPTIMIZER = "adam"
 _USUAL_STEPS = 2000
 
+_USUAL_TIMES_SCORED = 10
+_USUAL_STEPS_PER_VIEW_SCORED = 5
+"""At least; rendering and scoring a view costs less than half a step, so that it all stays below a tenth."""
+
 _MAX_VIEWS = 100_000
 """Of one step."""
 
@@ -261,16 +265,30 @@ class ScheduleOptions(runs.ScheduleOptions):
 class ScoringOptions(runs.ScoringOptions):
     """When the test views are scored."""
 
-    eval_every: int = field(default=0, metadata=bounds(0) | FREE_ON_RESUME)
-    """Score the test views every so many steps; 0 for only before and after. Unit: steps."""
+    eval_every: int | None = field(default=None, metadata=bounds(0) | FREE_ON_RESUME)
+    """Score the test views every so many steps; when None, and no other moments are asked for, ten times over the
+    run, less often where that were more than one view for every five steps; 0 for only before and after.
+    Unit: steps."""
 
     eval_at_seconds: tuple[float, ...] = field(default=(), metadata=bounds(0) | FREE_ON_RESUME)
     """Score the test views after the first step that ends past each of these times. Unit: seconds of training."""
 
-    def is_due(self, step: int, since: float, seconds: float) -> bool:
-        """Whether the test views are scored after a step, where ``since`` to ``seconds`` of training went by in it."""
-        by_time = any(since < moment <= seconds for moment in self.eval_at_seconds)
-        return is_due(step, self.eval_every) or step in self.eval_at or by_time
+    def is_due(self, step: int, planned: int, views: int) -> bool:
+        """Whether the test views are scored after a step.
+
+        Args:
+            step: Steps done.
+            planned: Steps of the whole run.
+            views: How many are scored.
+        """
+        if self.eval_every is not None or self.eval_at or self.eval_at_seconds:
+            return is_due(step, self.eval_every or 0) or step in self.eval_at
+        times = min(_USUAL_TIMES_SCORED, planned // (_USUAL_STEPS_PER_VIEW_SCORED * views))
+        return times * step // planned > times * (step - 1) // planned
+
+    def is_due_by_time(self, since: float, seconds: float) -> bool:
+        """Whether the test views are scored after a step in which ``since`` to ``seconds`` of training went by."""
+        return any(since < moment <= seconds for moment in self.eval_at_seconds)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from splatopt.runs.records import read_evaluation, read_metrics
 from splatopt.runs.resumable import NonFiniteError
 from splatopt.scene.microbatches import is_exhaustion
 from splatopt.scene.ply import save_ply
+from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import Scores, check_scorable, evaluation_record, scores_before
 from splatopt.train.pruning import PruneCurve, PruneOptions, PruneRound, RoundPlan, pruned_schedule
 from splatopt.train.repair import Repair
@@ -153,11 +154,15 @@ class _Pruning:
             self._warn(f"{error}; the new run has no scores of before training")
             return None
 
-    def _write_config(self) -> int:
-        """Write what the new run has seen; returns the position of the repair among its stages."""
+    def _config(self) -> TrainConfig:
+        """What the new run has seen."""
         run, repaired = self.run, self.scene.step - self.run.steps
         schedule = pruned_schedule(run.config.schedule, run.steps, self.options, repaired)
-        config = run.config.changed(**schedule, out=self.folder.path)
+        return run.config.changed(**schedule, out=self.folder.path)
+
+    def _write_config(self) -> int:
+        """Write what the new run has seen; returns the position of the repair among its stages."""
+        config, repaired = self._config(), self.scene.step - self.run.steps
         self.folder.write_config(config, __version__, fingerprint_capture(self.capture))
         # Without a repair there is no such stage, and whoever goes on begins with an optimizer without a state.
         return len(config.schedule.plan) - 1 if repaired else len(config.schedule.plan)
@@ -170,9 +175,8 @@ class _Pruning:
         checkpoint = scene.checkpoint(self._write_config())
         save_checkpoint(self.folder.checkpoints, checkpoint)
         save_ply(scene.cloud.in_world(self.run.frame), self.folder.scene)
-        record = evaluation_record(
-            self.before, scores, steps=scene.step, seconds=scene.seconds, gaussians=len(scene.cloud)
-        )
+        scored, count = (self._config(), self.before, scores), len(scene.cloud)
+        record = evaluation_record(*scored, steps=scene.step, seconds=scene.seconds, gaussians=count)
         write_json(self.folder.evaluation, record)
         self.rounds.append(one)
         self._write_curve(scores)

@@ -140,10 +140,9 @@ class Run:
         # A record of the same step also counts the writing of the checkpoint that we were read from.
         seconds = record.get("seconds", self.seconds) if record.get("steps") == self.steps else self.seconds
         before = Scores.from_json(record["before"], scores.split, scores.subset) if record.get("before") else None
-        write_json(
-            self.folder.evaluation,
-            evaluation_record(before, scores, steps=self.steps, seconds=seconds, gaussians=len(self.trained)),
-        )
+        count = len(self.trained)
+        record = evaluation_record(self.config, before, scores, steps=self.steps, seconds=seconds, gaussians=count)
+        write_json(self.folder.evaluation, record)
         return scores
 
     def export(self, path: Path, *, local: bool = False) -> None:

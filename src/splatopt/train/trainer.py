@@ -32,7 +32,7 @@ from splatopt.scene.microbatches import ExhaustedError, is_exhaustion
 from splatopt.scene.ply import save_ply
 from splatopt.train.checkpoint_content import CLOUD, check_degree, check_training, scene_of
 from splatopt.train.config import TrainConfig
-from splatopt.train.evaluate import Scores, evaluate, evaluation_record, scores_before
+from splatopt.train.evaluate import Scores, evaluate, evaluation_record, scored_views, scores_before
 from splatopt.train.events import Callback, Evaluated, Started, Stepped
 from splatopt.train.exposure import ExposureSolving
 from splatopt.train.finite_rows import FiniteRows, RowResets
@@ -337,7 +337,8 @@ class Trainer(ResumableRun):
     def _is_evaluation_due(self) -> bool:
         """Whether the held-out views are to be scored after this step; each time that was asked for comes once."""
         passed, self.looked_at_seconds = self.looked_at_seconds, self.seconds
-        return self.config.scoring.is_due(self.step, passed, self.seconds)
+        scoring, views = self.config.scoring, len(scored_views(self.capture))
+        return scoring.is_due(self.step, self.planned, views) or scoring.is_due_by_time(passed, self.seconds)
 
     def _log_line(self, evaluation: Evaluation, scores: Scores | None) -> None:
         head = {"step": self.step, "optimizer": self.stage.optimizer, "seconds": round(self.seconds, 4)}
@@ -370,9 +371,8 @@ class Trainer(ResumableRun):
     def _write_scores(self, after: Scores | None) -> None:
         if not self.processes.is_first:
             return
-        record = evaluation_record(
-            self.before, after, steps=self.step, seconds=self.seconds, gaussians=len(self.objective.cloud)
-        )
+        scored, count = (self.config, self.before, after), len(self.objective.cloud)
+        record = evaluation_record(*scored, steps=self.step, seconds=self.seconds, gaussians=count)
         write_json(self.folder.evaluation, record)
 
     def _finish(self) -> TrainResult:
