@@ -21,6 +21,7 @@ from splatopt.train.chosen_loss import USUAL_LOSS
 from splatopt.train.config import TrainConfig
 from splatopt.train.loop import train
 from splatopt.train.progress import ProgressLine
+from splatopt.viewer.serving import LiveOptions, watching
 
 
 def train_options(words: list[str]) -> Any:
@@ -37,7 +38,7 @@ def train_options(words: list[str]) -> Any:
         optimizers = {name: kind for name, kind in optimizers.items() if name in named}
         losses = {name: kind for name, kind in losses.items() if name in _losses_named(words)}
         strategies = {name: kind for name, kind in strategies.items() if name in _strategies_named(words)}
-    columns: list[Any] = [("training", flat(TrainConfig))]
+    columns: list[Any] = [("training", flat(TrainConfig)), ("page", flat(LiveOptions))]
     columns += [*option_columns(optimizers), *option_columns(losses, "loss")]
     columns += option_columns(strategies, "density")
     command = make_dataclass("Train", columns, frozen=True)
@@ -72,7 +73,9 @@ def run_train(parsed: Any) -> int:
     try:
         processes = join(find_launch(), config.processes.process_timeout)
         processes.check_versions()
-        result = train(config, [ProgressLine()], processes=processes)
+        progress = ProgressLine()
+        with watching(parsed.page, progress.say, processes.world_size) as watchers:
+            result = train(config, [progress, *watchers], processes=processes)
         processes.leave()
     except LostProcessError as error:
         raise InputError(f"another process of the run was lost outside its steps: {error}") from error
