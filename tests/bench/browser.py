@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ def find_browser() -> str | None:
 class Browser:
     """Chromium, spoken to through a pair of pipes in its DevTools protocol."""
 
-    def __init__(self, program: str, folder: Path) -> None:
+    def __init__(self, program: str, folder: Path, drawing: Sequence[str] = ("--disable-gpu",)) -> None:
+        """Start it; ``drawing`` are the switches that say with what it draws."""
         self._folder = folder
         theirs_in, self._to = os.pipe()
         self._from, theirs_out = os.pipe()
         # The protocol's pipes are the descriptors 3 and 4.
-        switches = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
+        switches = ["--headless=new", "--no-sandbox", *drawing, "--disable-dev-shm-usage", "--hide-scrollbars"]
         switches += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
         switches += ["--disable-quic", "--no-first-run", f"--user-data-dir={folder / 'profile'}"]
         words = [program, *switches, "--remote-debugging-pipe", "about:blank"]
@@ -77,6 +79,12 @@ class Browser:
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         return self._call(method, self._session, **parameters)
+
+    def visit(self, address: str, *, width: int = 1200, height: int = 900) -> None:
+        """Open an address."""
+        self.events.clear()
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.call("Page.navigate", url=address)
 
     def open(self, page: Path, *, width: int = 1200, height: int = 900, dark: bool = False) -> None:
         """Open a file and wait until its script has run."""

@@ -16,6 +16,12 @@ from splatopt.viewer.splats import BrowserSplats
 _TRAINED_ON, _HELD_OUT = (90, 120, 160), (230, 120, 40)
 _MAX_POINTS = 200_000
 _POINT_SIZE = 0.01
+_BEHIND, _ABOVE = 1.4, 0.2
+"""Where the page begins, in distances of the first camera from what it looks at."""
+
+_MIN_FOV = 0.9
+"""Of the page's beginning, vertical, radians."""
+
 _NEAR, _FAR = 0.01, 1000.0
 
 
@@ -44,11 +50,13 @@ class Canvas:
         start.fov, start.near, start.far = fov, _NEAR, _FAR
 
     def start_from_capture(self, capture: Capture) -> None:
-        """Say so by a capture: upright as its cameras are, through the first that is held out."""
-        cameras = capture.cameras
+        """Say so by a capture: upright as its cameras are, a little behind and above the first that is held out."""
+        cameras, up = capture.cameras, mean_up(capture.cameras)
         first = cameras[(capture.split.test or capture.split.train)[0]]
-        eye = eye_of(first)
-        self.start_from(mean_up(cameras).tolist(), eye.position, looked_at(cameras, first).tolist(), eye.fov)
+        eye, target = eye_of(first), looked_at(cameras, first)
+        offset = np.array(eye.position) - target
+        position = target + _BEHIND * offset + _ABOVE * float(np.linalg.norm(offset)) * up
+        self.start_from(up.tolist(), position.tolist(), target.tolist(), max(eye.fov, _MIN_FOV))
 
     def draw_splats(self, splats: BrowserSplats) -> None:
         """Draw Gaussians in place of those from before."""
@@ -106,11 +114,12 @@ class Canvas:
         """Show the cameras, or hide them."""
         self._root.visible = visible
 
-
-def look_through(client: viser.ClientHandle, camera: Camera) -> None:
-    """Have one client look through a camera."""
-    eye: Eye = eye_of(camera)
-    with client.atomic():
-        client.camera.fov = eye.fov
-        client.camera.position = np.array(eye.position)
-        client.camera.wxyz = np.array(eye.wxyz)
+    def look_through(self, client: viser.ClientHandle, view: int, camera: Camera) -> None:
+        """Have a client look through the camera of a view, whose own drawing would stand in the way."""
+        for other, handle in self._cameras.items():
+            handle.visible = other != view
+        eye: Eye = eye_of(camera)
+        with client.atomic():
+            client.camera.fov = eye.fov
+            client.camera.position = np.array(eye.position)
+            client.camera.wxyz = np.array(eye.wxyz)

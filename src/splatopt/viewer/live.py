@@ -71,7 +71,7 @@ class LivePage:
         self._standing = _Standing()
         self._config: TrainConfig | None = None
         self._rendering: Rendering | None = None
-        self._told_problem = self._rendered_last = False
+        self._told_problem, self._rendered_last = False, True
         subject = Subject(self._open_capture, self._describe, self.history, is_live=True)
         self._page = Page(door, subject, self.orders, self._pace)
 
@@ -107,6 +107,9 @@ class LivePage:
     def _start(self, event: Started) -> None:
         self._config = event.config
         self._standing.step, self._standing.gaussians = event.step, event.gaussians
+        scene = event.config.scene
+        options = RenderOptions(scene.background or (0.0, 0.0, 0.0), scene.footprint, scene.sh_degree)
+        self._rendering = Rendering(open_machine(event.config).renderer, options)
         if event.step:
             folder = RunFolder(event.config.folder)
             self.history.read(read_metrics(folder.metrics), read_edits(folder.density))
@@ -129,7 +132,7 @@ class LivePage:
         order, wants_scene = self.orders.next(), self._page.wants_scene(event.step)
         if order is None and not wants_scene:
             return False
-        with self._pace.spending():
+        with self._pace.spending(time.thread_time):
             if order is not None and not (wants_scene and self._rendered_last):
                 self._page.give_image(order, self._image(event, order), event.step)
                 self._rendered_last = True
@@ -140,13 +143,9 @@ class LivePage:
 
     def _image(self, event: Stepped, order: Order) -> np.ndarray:
         """Render an order as the next step would."""
-        if self._config is None:
+        if self._config is None or self._rendering is None:
             raise ValueError("a step was told before the run's start")
-        scene = self._config.scene
-        if self._rendering is None:
-            options = RenderOptions(scene.background or (0.0, 0.0, 0.0), scene.footprint, scene.sh_degree)
-            self._rendering = Rendering(open_machine(self._config).renderer, options)
-        return self._rendering.image(event.cloud, order, scene.sh_degree_at(event.step))
+        return self._rendering.image(event.cloud, order, self._config.scene.sh_degree_at(event.step))
 
     def _hold(self, event: Stepped) -> None:
         """Wait until the page, or a request to stop, ends the pause; raises KeyboardInterrupt for the latter."""

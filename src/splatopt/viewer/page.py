@@ -19,7 +19,7 @@ from splatopt.core.checks import InputError, shown
 from splatopt.data import Capture
 from splatopt.report.pictures import greyed
 from splatopt.report.scene_page import DIFFERENCE_GAIN
-from splatopt.viewer.canvas import Canvas, look_through
+from splatopt.viewer.canvas import Canvas
 from splatopt.viewer.eyes import Eye
 from splatopt.viewer.gate import Door
 from splatopt.viewer.history import History
@@ -174,7 +174,7 @@ class Page:
 
     def _go_to(self, client: viser.ClientHandle | None, view: int) -> None:
         if client is not None and self._capture is not None:
-            look_through(client, self._capture.cameras[view])
+            self._canvas.look_through(client, view, self._capture.cameras[view])
 
     # ------------------------------------------------------------------ the thread
 
