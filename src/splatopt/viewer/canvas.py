@@ -48,6 +48,16 @@ class Canvas:
         start = self._server.initial_camera
         start.position, start.look_at = np.asarray(position), np.asarray(target)
         start.fov, start.near, start.far = fov, _NEAR, _FAR
+        for client in self._server.get_clients().values():  # those who came before this was known
+            with client.atomic():
+                client.camera.up_direction = np.asarray(up, dtype=np.float64)
+                client.camera.fov = fov
+                client.camera.position, client.camera.look_at = np.asarray(position), np.asarray(target)
+
+    def lay_behind(self, background: Sequence[float]) -> None:
+        """Draw a colour behind everything, red, green, blue in [0, 1]."""
+        pixel = np.array([[background]], dtype=np.float64)
+        self._server.scene.set_background_image((255 * pixel).round().astype(np.uint8), format="png")
 
     def start_from_capture(self, capture: Capture) -> None:
         """Say so by a capture: upright as its cameras are, a little behind and above the first that is held out."""
