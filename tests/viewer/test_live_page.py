@@ -50,9 +50,8 @@ def test_without_a_client_nothing_is_copied_and_no_number_changes(capture, tmp_p
 
 def test_a_watched_run_has_its_scene_taken_and_images_rendered_and_no_number_changes(capture, tmp_path, live):
     live.orders.look(EYE)
-    live.watch_as_test = live._page._watching.add(0)  # as a client that has connected
-    steps = []
-    result = train(config(capture, tmp_path / "a"), [live, lambda event: steps.append(event)])
+    live._page._watching.add(0)  # as a client that has connected
+    result = train(config(capture, tmp_path / "a"), [live])
     assert (result.cloud.means == train(config(capture, tmp_path / "b")).cloud.means).all()
     assert live._page._given_step > 0
 

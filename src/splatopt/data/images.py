@@ -156,10 +156,8 @@ def read_pixels(
     return over_background(read_channels(path, upright=upright), background)
 
 
-def read_small(
-    path: Path, side: int, background: tuple[float, float, float]
-) -> UInt8[np.ndarray, "height width 3"]:
-    """Decode an image as :func:`read_pixels` does; a JPEG at a fraction of its size, its shorter side at least ``side``.
+def read_small(path: Path, side: int, background: tuple[float, float, float]) -> UInt8[np.ndarray, "height width 3"]:
+    """Decode as :func:`read_pixels` does; a JPEG at a fraction of its size, the shorter side at least ``side``.
 
     Raises:
         UnreadableImageError: The file is missing, truncated or corrupt.

@@ -77,7 +77,7 @@ def eye_of(camera: Camera) -> Eye:
     return Eye((w, x, y, z), (a, b, c), 2 * math.atan(camera.height / 2 / camera.fy), camera.width / camera.height)
 
 
-def mean_up(cameras: Sequence[Camera]) -> Float64[np.ndarray, "3"]:
+def mean_up(cameras: Sequence[Camera]) -> Float64[np.ndarray, 3]:
     """Return the direction that is up in the images on average, unit length; y points down in a camera."""
     downs = np.stack([camera.world_to_camera[1, :3].double().numpy() for camera in cameras])
     up = -downs.mean(axis=0)
@@ -86,7 +86,7 @@ def mean_up(cameras: Sequence[Camera]) -> Float64[np.ndarray, "3"]:
     return up / np.linalg.norm(up)
 
 
-def looked_at(cameras: Sequence[Camera], camera: Camera) -> Float64[np.ndarray, "3"]:
+def looked_at(cameras: Sequence[Camera], camera: Camera) -> Float64[np.ndarray, 3]:
     """Return the point on a camera's axis that is nearest to what all look at; in front of it in any case."""
     center, forward = camera.center.double(), camera.world_to_camera[2, :3].double()
     ahead = float((attention(cameras) - center) @ forward)

@@ -187,7 +187,7 @@ class Page:
             try:
                 while self.is_watched and not self._closing and (self._open() or self._do_next()):
                     pass
-            except Exception as error:  # noqa: BLE001 - whatever happens to the page, training goes on
+            except Exception as error:
                 self.problem = f"the page stands still: {type(error).__name__}: {error}"
 
     def _open(self) -> bool:
@@ -228,7 +228,7 @@ class Page:
 
     def _show_image(self) -> bool:
         if self._chosen is not None and not self._subject.has_gaussians:
-            self._show_photograph(self._chosen)
+            self._show_alone(self._chosen)
             self._chosen = None
             return True
         if not self._images:
@@ -240,7 +240,7 @@ class Page:
             self._compare(order.view, pixels, step)
         return True
 
-    def _show_photograph(self, view: int) -> None:
+    def _show_alone(self, view: int) -> None:
         """Show a view of a capture that has no scene."""
         if self._capture is None:
             return
@@ -269,8 +269,8 @@ class Page:
         shown_apart = np.minimum(np.abs(apart) * DIFFERENCE_GAIN, 255).astype(np.uint8)
         note = f"{name}: PSNR {psnr:.2f} dB at {pixels.shape[1]}x{pixels.shape[0]} pixels{_after(step)}. "
         note += f"The difference is {DIFFERENCE_GAIN} times as bright as it is."
-        photograph = greyed(target, seen).numpy()
-        self._panel.show_view({"photograph": photograph, "render": pixels, "difference": shown_apart}, note)
+        beside = greyed(target, seen).numpy()
+        self._panel.show_view({"photograph": beside, "render": pixels, "difference": shown_apart}, note)
 
     def _draw_scene(self) -> bool:
         taken, self._snapshot = self._snapshot, None

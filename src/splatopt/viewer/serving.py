@@ -30,7 +30,9 @@ class ServingOptions:
             InputError: viser is not installed, or the port cannot be had.
         """
         if not is_installed("viser"):
-            raise InputError("the page in the browser needs viser, which is not installed: `pip install splatopt[viewer]`")
+            raise InputError(
+                "the page in the browser needs viser, which is not installed: `pip install splatopt[viewer]`"
+            )
         return open_door(self.host, self.view_port)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from splatopt.core.checks import short, shown
 from splatopt.core.frame import USUAL_DISTANCE, Frame
 from splatopt.core.stop_signals import stop_requests
-from splatopt.data import Capture, CaptureOptions, load_capture
+from splatopt.data import CaptureOptions, load_capture
 from splatopt.raster.render import make_renderer
 from splatopt.raster.types import RenderOptions
 from splatopt.runs.records import read_edits, read_metrics
