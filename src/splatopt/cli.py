@@ -23,6 +23,7 @@ _COMMANDS = {
     "export": ("export", "write the scene of a run for viewers: PLY, SPZ, SOG, a web page"),
     "convert": ("convert", "write a scene file in another format, or as a web page"),
     "report": ("report", "write a page with a run's scores, curves and pictures"),
+    "view": ("view", "look at a run, a scene or a capture in the browser"),
     "bench": ("bench", "compare optimizers on scenes: a suite of runs, tables and one page"),
     "data": ("data", "make captures of random scenes: data make --scenes 200 --out DIR"),
     "meta-train": ("meta_train", "train the network of the learned optimizer on synthetic scenes"),

@@ -24,6 +24,7 @@ from splatopt.train.config import TrainConfig
 from splatopt.train.loop import train
 from splatopt.train.options import USUAL_OPTIMIZER
 from splatopt.train.progress import ProgressLine
+from splatopt.viewer.serving import LiveOptions, watching
 
 SHOWN = (
     *("capture", "max_side", "mask", "init", "exposure", "refine_poses"),
@@ -49,6 +50,7 @@ def train_options(words: list[str]) -> Any:
         losses = {name: kind for name, kind in losses.items() if name in _losses_named(words)}
         strategies = {name: kind for name, kind in strategies.items() if name in _strategies_named(words)}
     columns: list[Any] = [("training", flat(shortened(TrainConfig, SHOWN) if is_short_help(words) else TrainConfig))]
+    columns.append(("page", flat(LiveOptions)))
     columns += [*option_columns(optimizers), *option_columns(losses, "loss")]
     columns += option_columns(strategies, "density")
     command = make_dataclass("Train", columns, frozen=True)
@@ -91,7 +93,9 @@ def run_train(parsed: Any) -> int:
     try:
         processes = join(find_launch(), config.processes.process_timeout)
         processes.check_versions()
-        result = train(config, [ProgressLine()], processes=processes)
+        progress = ProgressLine()
+        with watching(parsed.page, progress.say, processes.world_size) as watchers:
+            result = train(config, [progress, *watchers], processes=processes)
         processes.leave()
     except LostProcessError as error:
         raise InputError(f"another process of the run was lost outside its steps: {error}") from error

@@ -156,6 +156,23 @@ def read_pixels(
     return over_background(read_channels(path, upright=upright), background)
 
 
+def read_small(path: Path, side: int, background: tuple[float, float, float]) -> UInt8[np.ndarray, "height width 3"]:
+    """Decode as :func:`read_pixels` does; a JPEG at a fraction of its size, the shorter side at least ``side``.
+
+    Raises:
+        UnreadableImageError: The file is missing, truncated or corrupt.
+        InputError: It holds floating-point numbers.
+    """
+    with _open(path) as image:
+        if image.format != "JPEG":
+            return read_pixels(path, background)
+        image.draft("RGB", (side, side))
+        try:
+            return np.array(image.convert("RGB"))
+        except _UNREADABLE as error:
+            raise UnreadableImageError(f"image {short(path)} is truncated or corrupt; replace it") from error
+
+
 def read_channels(path: Path, *, upright: bool = False) -> UInt8[np.ndarray, "height width channels"]:
     """Decode an image into 8-bit RGB, or RGBA where it is see-through; raises as :func:`read_pixels`."""
     with _open(path) as opened:

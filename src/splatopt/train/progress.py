@@ -47,6 +47,10 @@ class ProgressLine:
             case Ended():
                 self._line.close()
 
+    def say(self, sentence: str) -> None:
+        """Print a line that stays, above the one that is kept up to date."""
+        self._line.say(sentence)
+
     def _start(self, event: Started) -> None:
         for sentence in event.found:
             self._line.say(f"found: {sentence}")

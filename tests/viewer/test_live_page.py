@@ -1,0 +1,133 @@
+"""A run with its page: it neither waits for it nor changes by it; pauses and stops come from there."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("viser", reason="the page needs viser")
+
+from splatopt.cli import main
+from splatopt.runs.resumable import InterruptedRunError
+from splatopt.train.config import TrainConfig
+from splatopt.train.events import Stepped
+from splatopt.train.loop import train
+from splatopt.viewer.eyes import Eye, eye_of
+from splatopt.viewer.gate import open_door
+from splatopt.viewer.live import LivePage
+from splatopt.viewer.orders import HEIGHTS, Orders
+from train.toys import load_toy_capture, make_toy_capture
+
+EYE = Eye((1.0, 0.0, 0.0, 0.0), (0.0, 0.0, -3.0), 0.9, 1.5)
+
+
+@pytest.fixture(scope="module")
+def capture(tmp_path_factory) -> Path:
+    return make_toy_capture(tmp_path_factory.mktemp("capture") / "toy", width=48, height=36, points=50)
+
+
+@pytest.fixture
+def live():
+    page = LivePage(open_door("localhost", 0))
+    yield page
+    page.close()
+
+
+def config(capture: Path, out: Path, steps: int = 30) -> TrainConfig:
+    return TrainConfig.of(str(capture), steps=steps, out=out, threads=1)
+
+
+def test_without_a_client_nothing_is_copied_and_no_number_changes(capture, tmp_path, live, monkeypatch):
+    monkeypatch.setattr("splatopt.viewer.live.Snapshot", None)  # a copy would fail
+    with_page = train(config(capture, tmp_path / "a"), [live])
+    without = train(config(capture, tmp_path / "b"))
+    assert (with_page.cloud.means == without.cloud.means).all()
+    assert live.history.curves["loss"][0][-1] == 30
+
+
+def test_a_watched_run_has_its_scene_taken_and_images_rendered_and_no_number_changes(capture, tmp_path, live):
+    live.orders.look(EYE)
+    live._page._watching.add(0)  # as a client that has connected
+    result = train(config(capture, tmp_path / "a"), [live])
+    assert (result.cloud.means == train(config(capture, tmp_path / "b")).cloud.means).all()
+    assert live._page._given_step > 0
+
+
+def test_a_pause_holds_the_run_until_it_is_resumed_and_counts_no_seconds(capture, tmp_path, live):
+    told = []
+    live._say = told.append
+    seen = []
+
+    def watch(event) -> None:
+        if isinstance(event, Stepped):
+            seen.append(event.step)
+            if event.step == 5:
+                live.orders.paused = True
+                threading.Timer(1.0, lambda: setattr(live.orders, "paused", False)).start()
+
+    began = time.perf_counter()
+    result = train(config(capture, tmp_path / "run"), [watch, live])
+    passed = time.perf_counter() - began
+    assert seen[-1] == 30
+    assert passed - result.seconds > 0.9
+    assert told == ["paused from the page: resume there, or Ctrl-C to save and stop", "resumed from the page"]
+
+
+def test_stop_from_the_page_saves_as_ctrl_c_does(capture, tmp_path, live):
+    def watch(event) -> None:
+        if isinstance(event, Stepped) and event.step == 7:
+            live.orders.paused = live.orders.stopped = True
+
+    with pytest.raises(InterruptedRunError, match="stopped at step 7 of 30, step-000007 is kept"):
+        train(config(capture, tmp_path / "run"), [watch, live])
+    assert (tmp_path / "run" / "checkpoints" / "step-000007").is_dir()
+
+
+def test_the_viewed_camera_is_rendered_small_first_and_larger_when_it_rests():
+    orders = Orders()
+    assert orders.next() is None
+    orders.look(EYE)
+    first = orders.next()
+    assert (first.camera.height, first.camera.width) == (HEIGHTS[0], round(HEIGHTS[0] * 1.5))
+    orders.done(first)
+    second = orders.next()
+    assert second.camera.height == HEIGHTS[1]
+    orders.look(Eye(EYE.wxyz, (0.0, 0.0, -2.0), EYE.fov, EYE.aspect))
+    orders.done(second)
+    assert orders.next().camera.height == HEIGHTS[0], "it moved meanwhile"
+
+
+def test_a_view_that_was_clicked_goes_first(capture):
+    orders, camera = Orders(), load_toy_capture(capture.parent / "other").cameras[2]
+    orders.look(EYE)
+    orders.compare(2, camera)
+    order = orders.next()
+    assert (order.view, order.camera) == (2, camera)
+    orders.done(order)
+    assert orders.next().view is None
+
+
+@pytest.mark.parametrize("eye", [Eye((0.0,) * 4, (0.0,) * 3, 1, 1), Eye(EYE.wxyz, (float("nan"), 0, 0), 1, 1)])
+def test_what_is_no_camera_is_not_looked_through(eye):
+    orders = Orders()
+    orders.look(eye)
+    assert orders.next() is None
+
+
+def test_an_eye_is_the_camera_that_it_came_from(capture):
+    camera = load_toy_capture(capture.parent / "again").cameras[3]
+    again = eye_of(camera).camera(camera.height)
+    assert (again.width, again.height) == (camera.width, camera.height)
+    assert again.fy == pytest.approx(camera.fy)
+    assert (again.world_to_camera - camera.world_to_camera).abs().max() < 1e-9
+
+
+def test_without_viser_it_is_one_sentence(capture, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("splatopt.viewer.serving.is_installed", lambda name: False)
+    assert main(["train", str(capture), "--out", str(tmp_path / "run"), "--view"]) == 2
+    assert "pip install splatopt[viewer]" in capsys.readouterr().err
+    assert main(["view", str(capture)]) == 2
+    assert not (tmp_path / "run").exists()
