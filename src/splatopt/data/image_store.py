@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,11 @@ from splatopt.core.checks import InputError, short
 from splatopt.data.images import over_background, read_channels, read_mask
 from splatopt.data.lens import Lens
 from splatopt.data.seen_pixels import MaskUse, resized, undistorted
+
+
+def shrunk_size(width: float, height: float, factor: int) -> tuple[int, int]:
+    """Return width and height divided by ``factor``, rounded, at least 1."""
+    return max(1, round(width / factor)), max(1, round(height / factor))
 
 
 @dataclass(frozen=True)
@@ -42,12 +47,22 @@ class ImageSource:
     mask: Path | None = None
     use: MaskUse = MaskUse.AUTO
 
+    def shrunk(self, factor: int) -> ImageSource:
+        """Return the source of the same view whose sides are ``factor`` times shorter, rounded."""
+        width, height = shrunk_size(self.width, self.height, factor)
+        return replace(self, width=width, height=height)
+
     @property
     def is_masked(self) -> bool:
         """Whether some of its pixels may not count."""
         if self.use is MaskUse.BACKGROUND:
             return False
         return self.mask is not None or (self.has_alpha and self.use is MaskUse.IGNORE)
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Bytes that it takes once decoded."""
+        return self.width * self.height * (4 if self.is_masked else 3)
 
     @property
     def shows_background(self) -> bool:
@@ -113,10 +128,15 @@ def _with_matte(source: ImageSource, decoded: np.ndarray) -> np.ndarray:
 def _at_size(pixels: UInt8[np.ndarray, "_ _ 3"], source: ImageSource) -> UInt8[np.ndarray, "height width 3"]:
     """Undistort and resize what was decoded; raises InputError where it has not the size of the lens."""
     _check_size(pixels, source)
-    pixels = source.lens.undistort(pixels)
-    if pixels.shape[:2] != (source.height, source.width):
-        resampled = Image.fromarray(pixels).resize((source.width, source.height), Image.Resampling.BICUBIC)
-        pixels = np.array(resampled)
+    return resampled(source.lens.undistort(pixels), (source.width, source.height))
+
+
+def resampled(
+    pixels: UInt8[np.ndarray, "_ _ 3"], size: tuple[int, int]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Return an image at another size, (width, height): bicubic, low-passed where it shrinks."""
+    if (pixels.shape[1], pixels.shape[0]) != size:
+        pixels = np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
     return np.ascontiguousarray(pixels)
 
 
@@ -173,6 +193,8 @@ class ImageStore:
         self._lock = threading.Lock()
         self._cache: OrderedDict[int, LoadedImage] = OrderedDict()
         self._cached_bytes = 0
+        self._under_way: dict[int, threading.Event] = {}
+        self._is_given = False
 
     @classmethod
     def decoded(
@@ -183,9 +205,23 @@ class ImageStore:
     ) -> ImageStore:
         """Return a store whose images are all there already and stay, one per source; no file is opened."""
         store = cls(sources, background, sum(image.numel() for image in images))
+        store._is_given = True
         for index, image in enumerate(images):
             store._keep(index, LoadedImage(image, None))
         return store
+
+    def shrunk(self, factor: int) -> ImageStore:
+        """Return a store of the same views whose sides are ``factor`` times shorter, with a budget of its own.
+
+        They are made from the files as this store's are, and filtered as for a capture's ``downscale``; where there
+        are no files, from this store's pixels.
+        """
+        sources = [source.shrunk(factor) for source in self.sources]
+        if not self._is_given:
+            return ImageStore(sources, self.background, self.budget_bytes)
+        sizes = [(source.width, source.height) for source in sources]
+        images = [resampled(self[index].numpy(), size) for index, size in enumerate(sizes)]
+        return ImageStore.decoded(sources, self.background, [torch.from_numpy(image) for image in images])
 
     def __len__(self) -> int:
         """Number of views."""
@@ -195,6 +231,10 @@ class ImageStore:
     def cached_bytes(self) -> int:
         """Bytes of decoded images that are kept now."""
         return self._cached_bytes
+
+    def has(self, index: int) -> bool:
+        """Whether view ``index`` is decoded, or about to be."""
+        return index in self._cache or index in self._under_way
 
     @property
     def weights(self) -> PixelWeights | None:
@@ -220,13 +260,24 @@ class ImageStore:
     def _loaded(self, index: int) -> LoadedImage:
         if not 0 <= index < len(self.sources):
             raise IndexError(f"view {index} of {len(self.sources)}")
-        with self._lock:
-            if index in self._cache:
-                self._cache.move_to_end(index)
-                return self._cache[index]
+        while True:
+            with self._lock:
+                if index in self._cache:
+                    self._cache.move_to_end(index)
+                    return self._cache[index]
+                other = self._under_way.get(index)
+                if other is None:
+                    own = self._under_way[index] = threading.Event()
+                    break
+            other.wait()  # for the thread that decodes it already
         # Decoding happens outside the lock, so that threads decode side by side.
-        loaded = load_image(self.sources[index], self.background)
-        self._keep(index, loaded)
+        try:
+            loaded = load_image(self.sources[index], self.background)
+            self._keep(index, loaded)
+        finally:
+            with self._lock:
+                del self._under_way[index]
+            own.set()
         return loaded
 
     def with_alpha(self, index: int) -> tuple[UInt8[Tensor, "height width 3"], UInt8[Tensor, "height width"] | None]:
