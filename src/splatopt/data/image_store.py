@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from splatopt.core.checks import InputError, short
-from splatopt.data.images import over_background, read_channels, read_mask
-from splatopt.data.lens import Lens
+from splatopt.data.images import USUAL_MAX_SIDE, over_background, read_channels, read_mask
+from splatopt.data.lens import Lens, Pinhole
 from splatopt.data.seen_pixels import MaskUse, resized, undistorted
 
 
@@ -37,6 +37,7 @@ class ImageSource:
         has_alpha: Whether the file is see-through.
         mask: The file of its mask; None where it has none.
         use: What becomes of masked pixels.
+        pinhole: What the view is seen by, of any size; the lens's own when None.
     """
 
     path: Path
@@ -46,6 +47,7 @@ class ImageSource:
     has_alpha: bool = False
     mask: Path | None = None
     use: MaskUse = MaskUse.AUTO
+    pinhole: Pinhole | None = None
 
     def shrunk(self, factor: int) -> ImageSource:
         """Return the source of the same view whose sides are ``factor`` times shorter, rounded."""
@@ -96,7 +98,42 @@ def load_image(source: ImageSource, background: tuple[float, float, float]) -> L
     Raises:
         InputError: The file or its mask is unreadable, or its size is no longer the lens's.
     """
-    return _composed(source, read_channels(source.path), background)
+    return _composed(*_decoded(source), background)
+
+
+_REDUCTIONS = (8, 4, 2)
+
+
+def _decoded(source: ImageSource) -> tuple[ImageSource, UInt8[np.ndarray, "height width channels"]]:
+    """Decode a view's file, at a part of its size where that is enough and the decoder can.
+
+    Only of files with a longer side than ``USUAL_MAX_SIDE``, whose sides are multiples of what they are divided by.
+    What is to be undistorted, which is bilinear, is decoded one step finer: either way's PSNR against the whole file's
+    stays above 40 dB.
+
+    Returns:
+        How the view comes about from what was decoded, and that.
+    """
+    lens = source.lens
+    reduction = _reduction(source)
+    decoded = read_channels(source.path, reduction=reduction)
+    size, whole = (lens.width // reduction, lens.height // reduction), (lens.width, lens.height)
+    if reduction > 1 and (found := (decoded.shape[1], decoded.shape[0])) == size:
+        return replace(source, lens=lens.resized(*size), pinhole=lens.pinhole()), decoded
+    if reduction > 1 and found != whole:
+        decoded = read_channels(source.path)  # another file than was checked, which is said of its own size
+    return source, decoded
+
+
+def _reduction(source: ImageSource) -> int:
+    """By how much the sides of a view's file may be shorter when it is decoded: no pixel is made of less than one."""
+    lens = source.lens
+    if lens.longer_side <= USUAL_MAX_SIDE or (source.is_masked and not lens.is_pinhole):
+        return 1  # a mask is undistorted along with its photograph, pixel by pixel
+    shrunk = min(lens.width / source.width, lens.height / source.height)
+    fits = (one for one in _REDUCTIONS if one <= shrunk and not (lens.width % one or lens.height % one))
+    reduction = next(fits, 1)
+    return reduction // 2 if reduction > 2 and not lens.is_pinhole else reduction
 
 
 def _composed(source: ImageSource, decoded: np.ndarray, background: tuple[float, float, float]) -> LoadedImage:
@@ -128,15 +165,31 @@ def _with_matte(source: ImageSource, decoded: np.ndarray) -> np.ndarray:
 def _at_size(pixels: UInt8[np.ndarray, "_ _ 3"], source: ImageSource) -> UInt8[np.ndarray, "height width 3"]:
     """Undistort and resize what was decoded; raises InputError where it has not the size of the lens."""
     _check_size(pixels, source)
-    return resampled(source.lens.undistort(pixels), (source.width, source.height))
+    return resampled(source.lens.undistort(pixels), (source.width, source.height), _part_seen(source))
+
+
+def _part_seen(source: ImageSource) -> tuple[float, float, float, float] | None:
+    """Return left, upper, right and lower border of what a view sees of its undistorted file, pixels; None for all.
+
+    A lens of a reduced file has a pinhole whose sides are rounded, and so sees a little more or less.
+    """
+    if source.pinhole is None or source.lens.is_pinhole:
+        return None
+    own, wanted = source.lens.pinhole(), source.pinhole
+    across, down = own.fx / wanted.fx, own.fy / wanted.fy
+    left, upper = own.cx - across * wanted.cx, own.cy - down * wanted.cy
+    right, lower = left + across * wanted.width, upper + down * wanted.height
+    return max(0.0, left), max(0.0, upper), min(float(own.width), right), min(float(own.height), lower)
 
 
 def resampled(
-    pixels: UInt8[np.ndarray, "_ _ 3"], size: tuple[int, int]
+    pixels: UInt8[np.ndarray, "_ _ 3"],
+    size: tuple[int, int],
+    part: tuple[float, float, float, float] | None = None,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Return an image at another size, (width, height): bicubic, low-passed where it shrinks."""
-    if (pixels.shape[1], pixels.shape[0]) != size:
-        pixels = np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+    """Return an image, or a part of it, at another size, (width, height): bicubic, low-passed where it shrinks."""
+    if part is not None or (pixels.shape[1], pixels.shape[0]) != size:
+        pixels = np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC, part))
     return np.ascontiguousarray(pixels)
 
 
@@ -288,7 +341,7 @@ class ImageStore:
         """
         if not 0 <= index < len(self.sources) or not (source := self.sources[index]).shows_background:
             return self[index], None
-        decoded = read_channels(source.path)
+        source, decoded = _decoded(source)
         loaded = _composed(source, decoded, self.background)
         self._keep(index, loaded)
         opaque = _with_matte(source, decoded)

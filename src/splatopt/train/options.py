@@ -65,10 +65,11 @@ class DataOptions(runs.SettingGroup):
     background, so that nothing is learned to be there."""
 
     downscale: int = field(default=1, metadata=bounds(1))
-    """Train on photographs this many times smaller. Unit: factor."""
+    """Train on photographs this many times smaller, whatever size that is. Unit: factor."""
 
-    max_side: int | None = field(default=None, metadata=bounds(1))
-    """Shrink photographs until their longer side has at most so many pixels. Unit: pixels."""
+    max_side: int | None = field(default=None, metadata=bounds(0))
+    """Shrink photographs until their longer side has at most so many pixels; 0 keeps all pixels. When None, 1600
+    without --downscale, and all with it. Unit: pixels. Source: 3DGS."""
 
     skip_missing: bool = False
     """Leave out photographs that are missing or damaged, instead of stopping."""
