@@ -75,7 +75,7 @@ def a_level(capture: Capture, levels: str = "2:10") -> tuple[PhotometricObjectiv
     cloud = GaussianCloud(**{name: value[:5] for name, value in a_cloud().tensors.items()})
     objective = PhotometricObjective(cloud, capture.cameras, context.images, ToyRenderer())
     shown = CoarseToFine(levels, objective, capture, context)
-    shown.begin(())
+    shown.begin((), ())
     return objective, shown, context
 
 

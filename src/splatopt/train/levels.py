@@ -112,10 +112,10 @@ class CoarseToFine:
         self._factor = 1
         self._begun = False
 
-    def begin(self, views: Sequence[int]) -> None:
-        """Go to the first level, of which ``views`` are fetched while whole photographs are scored."""
+    def begin(self, scored: Sequence[int], views: Sequence[int]) -> None:
+        """Go to the first level, and begin to fetch whole photographs to be scored, and ``views`` of that level."""
         self.before_step(0)
-        self._context.expect((), views)
+        self._context.expect_first(scored, views)
 
     def before_step(self, step: int, *followers: Follower | None) -> None:
         """Change the level where the next step begins another one.

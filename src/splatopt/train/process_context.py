@@ -94,6 +94,16 @@ class ProcessContext:
         at_once = len((*views, *later)[: 2 * len(views)][own])
         self._at_hand.expect(following[:at_once], following[at_once:])
 
+    def expect_first(self, scored: Sequence[int], views: Sequence[int]) -> None:
+        """Begin to fetch what the first process scores at full size before the first step, and then ``views``."""
+        whole = tuple(scored) if self.processes.is_first else ()
+        own = views[self.processes.rank :: self.processes.world_size]
+        if self._at_hand is self._whole:
+            self._whole.expect((), (*whole, *own))
+            return
+        self._whole.expect((), whole)
+        self._at_hand.expect((), own)
+
     def seconds(self, *times: float) -> list[float]:
         """Return the first process's times, so that all do the same at the same step."""
         return self.processes.sum_numbers([value if self.processes.is_first else 0.0 for value in times])

@@ -33,7 +33,7 @@ from splatopt.scene.ply import save_ply
 from splatopt.train.checkpoint_content import CLOUD, check_degree, check_training, scene_of
 from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import Scores, evaluate, evaluation_record, scores_before
-from splatopt.train.events import Callback, Evaluated, Started, Stepped
+from splatopt.train.events import Callback, Evaluated, Scoring, Started, Stepped
 from splatopt.train.exposure import ExposureSolving
 from splatopt.train.finite_rows import FiniteRows, RowResets
 from splatopt.train.growth import Growth, Surroundings, metrics_of, open_growth
@@ -249,7 +249,7 @@ class Trainer(ResumableRun):
             self.close()
 
     def _start(self) -> None:
-        self.levels.begin(self.sampler.upcoming(READ_AHEAD))
+        self.levels.begin(self.capture.split.test, self.sampler.upcoming(READ_AHEAD))
         self.before = self._evaluate()
         self._write_scores(None)
 
@@ -365,7 +365,7 @@ class Trainer(ResumableRun):
         """Score the held-out views as the last step rendered; its time is not counted."""
         self._set_degree(max(0, self.step - 1))
         with self.levels.full_size():
-            scores = self.context.scores(lambda: evaluate(self.objective, self.capture))
+            scores = self.context.scores(lambda: evaluate(self.objective, self.capture, lambda n: self.tell(Scoring(n))))
         self.tell(Evaluated(self.step, self.seconds, scores, self.objective.cloud))
         return scores
 
