@@ -365,9 +365,9 @@ class Trainer(ResumableRun):
         """Score the held-out views as the last step rendered; its time is not counted."""
         self._set_degree(max(0, self.step - 1))
         with self.levels.full_size():
-            scores = self.context.scores(lambda: evaluate(self.objective, self.capture, lambda n: self.tell(Scoring(n))))
-        self.tell(Evaluated(self.step, self.seconds, scores, self.objective.cloud))
-        return scores
+            found = self.context.scores(lambda: evaluate(self.objective, self.capture, lambda n: self.tell(Scoring(n))))
+        self.tell(Evaluated(self.step, self.seconds, found, self.objective.cloud))
+        return found
 
     def _write_scores(self, after: Scores | None) -> None:
         if not self.processes.is_first:
