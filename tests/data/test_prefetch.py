@@ -13,7 +13,7 @@ from splatopt.core.checks import InputError
 from splatopt.data import image_store
 from splatopt.data.image_store import ImageSource, ImageStore, LoadedImage
 from splatopt.data.lens import Lens
-from splatopt.data.prefetch import DeviceImages, Photographs, ReadAhead
+from splatopt.data.prefetch import DeviceImages, ImagesAhead, ReadAhead
 
 SIZE = 4 * 5 * 3
 
@@ -190,7 +190,7 @@ def test_what_waits_is_dropped_when_it_is_closed_and_nothing_is_begun_before(mon
     unused = ReadAhead(files.store)
     unused.close()
     files.open.clear()
-    photographs = Photographs(files.store, torch.device("cpu"))
+    photographs = ImagesAhead(files.store, torch.device("cpu"))
     assert photographs.images is files.store
     photographs.expect((0,), (1, 2, 3, 4, 5))
     while not files.store.has(1):

@@ -1,4 +1,4 @@
-"""Sizes that photographs are loaded at: shrunk to 1600 pixels where nothing is said, decoded at a part of their size."""
+"""Sizes that photographs are loaded at: 1600 pixels where nothing is said, decoded at a part of their size."""
 
 from __future__ import annotations
 

@@ -106,7 +106,6 @@ _MIN_UNDISTORTED_SHRINK = 2.4
 """From which on what is undistorted is decoded at half its size: from 12 megapixels to 1600 pixels it is 2.5."""
 
 
-
 def _decoded(source: ImageSource) -> tuple[ImageSource, UInt8[np.ndarray, "height width channels"]]:
     """Decode a view's file, at a part of its size where that is enough and the decoder can.
 

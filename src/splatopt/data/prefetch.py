@@ -220,7 +220,7 @@ class ReadAhead:
                 self._store[view]
 
 
-class Photographs:
+class ImagesAhead:
     """A store's photographs where they are rendered, read ahead.
 
     Attributes:

@@ -96,9 +96,7 @@ class Follower(Protocol):
 class CoarseToFine:
     """Has an objective see the photographs of the level at hand; of none, it leaves all as it is."""
 
-    def __init__(
-        self, levels: str, objective: PhotometricObjective, capture: Capture, context: ProcessContext
-    ) -> None:
+    def __init__(self, levels: str, objective: PhotometricObjective, capture: Capture, context: ProcessContext) -> None:
         """Begin at full size.
 
         Args:

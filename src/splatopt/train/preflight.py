@@ -110,7 +110,7 @@ def estimate_memory(
     pairs = math.ceil(count_tile_pairs(cloud, cameras, config) * count / max(1, len(cloud)))
     hungers = [measure_optimizer(name, config, cloud, renderer, on_host=on_host) for name in config.schedule.optimizers]
     optimizer_memory = max(hungers, key=lambda one: one.row_bytes)
-    kept = photograph_bytes(config, cameras)
+    kept = image_bytes(config, cameras)
     residuals = 2 * 3 * _FLOAT * pixels if any(one.residuals for one in hungers) else 0
     # An edit holds the old Gaussians and the new ones at once.
     strategy = numbers * _FLOAT + strategy_row_bytes(config, cloud, renderer) if most else 0
@@ -130,7 +130,7 @@ def estimate_memory(
     )
 
 
-def photograph_bytes(config: TrainConfig, cameras: Sequence[Camera]) -> int:
+def image_bytes(config: TrainConfig, cameras: Sequence[Camera]) -> int:
     """Return the bytes of decoded photographs that are kept, and of those of the largest level beside them."""
     factors = [1, *(level.factor for level in parse_levels(config.schedule.levels)[-1:])]
     sizes = [[shrunk_size(one.width, one.height, factor) for one in cameras] for factor in factors]

@@ -13,12 +13,11 @@ from splatopt.core.checks import InputError
 from splatopt.core.objective import Objective, Tensors
 from splatopt.core.processes import Processes
 from splatopt.data import Capture
-from splatopt.data.prefetch import Photographs
+from splatopt.data.prefetch import ImagesAhead
 from splatopt.scene.data_parallel import DataParallel
 from splatopt.scene.microbatches import Microbatched
 from splatopt.scene.photometric import Images
 from splatopt.train.evaluate import Scores
-
 
 READ_AHEAD = 1024
 """Views that are looked at, at most, for what there is to decode ahead."""
@@ -43,7 +42,7 @@ class ProcessContext:
         self.device = device
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        self._store, self._whole = capture.images, Photographs(capture.images, self.device)
+        self._store, self._whole = capture.images, ImagesAhead(capture.images, self.device)
         self._at_hand = self._whole
         self._max_views: int | None = None
 
@@ -59,7 +58,7 @@ class ProcessContext:
         """
         if self._at_hand is not self._whole:
             self._at_hand.close()
-        self._at_hand = Photographs(self._store.shrunk(factor), self.device) if factor > 1 else self._whole
+        self._at_hand = ImagesAhead(self._store.shrunk(factor), self.device) if factor > 1 else self._whole
         return self._at_hand.images
 
     def guard(self, objective: Objective, tell: Callable[[str], None]) -> Objective:

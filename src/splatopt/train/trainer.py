@@ -257,7 +257,7 @@ class Trainer(ResumableRun):
         """Take one step and whatever is due after it."""
         began = time.perf_counter()
         stage, views = self.stage, self._draw()
-        self.levels.before_step(self.step, self.optimizer, self.growth and self.growth.strategy, self.poses)
+        self.levels.before_step(self.step, self.optimizer, self.growth, self.poses)
         self.context.expect(views, self.sampler.upcoming(READ_AHEAD))
         self._set_degree(self.step)
         self.exposure.before_step(len(views))
@@ -344,10 +344,9 @@ class Trainer(ResumableRun):
     def _log_line(self, evaluation: Evaluation, scores: Scores | None) -> None:
         head = {"step": self.step, "optimizer": self.stage.optimizer, "seconds": round(self.seconds, 4)}
         tail = {name: value for name, value in evaluation.metrics.items() if name != "psnr"}
-        if scores:
-            tail |= {"test_psnr": scores.psnr, "test_ssim": scores.ssim}
-        line = metrics_of(self.sums, len(self.objective.cloud), grows=self.growth is not None)
-        self.log.append({**head, **line, **tail})
+        tail |= {"test_psnr": scores.psnr, "test_ssim": scores.ssim} if scores else {}
+        grows = self.growth is not None
+        self.log.append({**head, **metrics_of(self.sums, len(self.objective.cloud), grows=grows), **tail})
         self.sums = MetricSums()
 
     def _non_finite(self, evaluation: Evaluation, views: Sequence[int]) -> str | None:
@@ -372,8 +371,9 @@ class Trainer(ResumableRun):
     def _write_scores(self, after: Scores | None) -> None:
         if not self.processes.is_first:
             return
-        counts = {"steps": self.step, "seconds": self.seconds, "gaussians": len(self.objective.cloud)}
-        write_json(self.folder.evaluation, evaluation_record(self.before, after, **counts))
+        gaussians = len(self.objective.cloud)
+        record = evaluation_record(self.before, after, steps=self.step, seconds=self.seconds, gaussians=gaussians)
+        write_json(self.folder.evaluation, record)
 
     def _finish(self) -> TrainResult:
         (self.seconds,) = self.context.seconds(self.seconds)
