@@ -26,7 +26,7 @@ def _camera(x: float, y: float, z: float) -> Camera:
     ("change", "message"),
     [
         ({"downscale": 0}, "downscale must be"),
-        ({"max_side": 0}, "max_side must be"),
+        ({"max_side": -1}, "max_side must be"),
         ({"background": (0.0, 2.0, 0.0)}, "background must be"),
         ({"cache_mebibytes": -1}, "cache_mebibytes must be"),
         ({"test_every": 1}, "test_every must be"),

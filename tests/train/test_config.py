@@ -10,8 +10,11 @@ import pytest
 from splatopt.core.checks import InputError
 from splatopt.optim.first_order import AdamOptions
 from splatopt.raster.types import Footprint
+from splatopt.runs.folder import RunFolder
 from splatopt.train.config import TrainConfig
+from splatopt.train.loop import train
 from splatopt.train.sampler import ViewChoice
+from train.toys import ToyRenderer
 
 BLACK = (0.0, 0.0, 0.0)
 
@@ -46,7 +49,7 @@ def test_resolving_spells_out_what_was_left_open():
         ({"steps": 0}, "--steps must be at least 1, got 0"),
         ({"view_batch": 0}, "--view-batch"),
         ({"downscale": 0}, "--downscale"),
-        ({"max_side": 0}, "--max-side"),
+        ({"max_side": -1}, "--max-side"),
         ({"test_every": 1}, "--test-every"),
         ({"log_every": 0}, "--log-every"),
         ({"checkpoint_every": -1}, "--checkpoint-every"),
@@ -129,3 +132,17 @@ def test_settings_by_name_are_taken_as_in_a_file():
     assert TrainConfig.of("here", view_choice=ViewChoice.FARTHEST) == TrainConfig.of("here", view_choice="farthest")
     with pytest.raises(InputError, match="view_choice must be shuffled or farthest"):
         TrainConfig.of("here", view_choice="near")
+
+
+def test_a_run_that_names_no_longest_side_is_of_an_older_version_and_keeps_all_pixels(settings):
+    result = train(settings(steps=1), renderer=ToyRenderer())
+    file = result.folder / "config.json"
+    held = json.loads(file.read_text())
+    assert held["max_side"] == 1600
+    assert TrainConfig.read(RunFolder(result.folder)).data.max_side == 1600
+    for older in (held | {"max_side": None}, {name: value for name, value in held.items() if name != "max_side"}):
+        file.write_text(json.dumps(older))
+        assert TrainConfig.read(RunFolder(result.folder)).data.max_side == 0
+    gone_on = train(settings(steps=2, resume=True), renderer=ToyRenderer())
+    assert gone_on.config.data.max_side == 0
+    assert TrainConfig.of("x", downscale=2).resolved("x", BLACK).data.max_side == 0

@@ -15,7 +15,7 @@ from splatopt.runs.live_line import _clock
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import Scores
-from splatopt.train.events import Evaluated, Started, Stepped
+from splatopt.train.events import Evaluated, Scoring, Started, Stepped
 from splatopt.train.progress import ProgressLine
 
 
@@ -95,3 +95,15 @@ def test_elsewhere_than_on_a_terminal_lines_are_few_and_plain():
 @pytest.mark.parametrize(("seconds", "shown"), [(0.0, "0:00"), (59.6, "1:00"), (125.0, "2:05"), (3725.0, "1:02:05")])
 def test_durations(seconds, shown):
     assert _clock(seconds) == shown
+
+
+def test_scoring_that_takes_long_is_told_of(monkeypatch):
+    now, stream = [100.0], io.StringIO()
+    monkeypatch.setattr(live_line_module.time, "perf_counter", lambda: now[0])
+    line = ProgressLine(Console(file=stream, width=200))
+    line(Started(TrainConfig.of("fox").resolved("fox", (0.0, 0.0, 0.0)), 0, 1234, 43, "native"))
+    for done in range(1, 20):
+        now[0] += 1.0
+        line(Scoring(done))
+    notes = [one for one in stream.getvalue().splitlines() if "scoring" in one]
+    assert notes == [f"scoring held-out views: {done} done" for done in (5, 10, 15)]

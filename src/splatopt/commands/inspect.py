@@ -30,7 +30,8 @@ class InspectOptions:
     """Photographs this many times smaller. Unit: factor."""
 
     max_side: int | None = None
-    """Shrink photographs until their longer side has at most so many pixels. Unit: pixels."""
+    """Shrink photographs until their longer side has at most so many pixels; 0 keeps all pixels. When None, 1600
+    without --downscale, and all with it. Unit: pixels. Source: 3DGS."""
 
     test_every: int = 8
     """Every so many-th view by name is a test view. Unit: views."""

@@ -12,6 +12,7 @@ import torch
 from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError, say, short
 from splatopt.data import Capture, CaptureOptions, load_capture
+from splatopt.data.capture import Shrunk
 from splatopt.data.packed_scenes import SCENE_ENDINGS
 from splatopt.raster.render import find_backend, open_backend
 from splatopt.raster.types import Footprint, RenderOptions
@@ -35,7 +36,8 @@ class SceneOptions:
     """Photographs this many times smaller. Unit: factor."""
 
     max_side: int | None = None
-    """Shrink photographs until their longer side has at most so many pixels. Unit: pixels."""
+    """Shrink photographs until their longer side has at most so many pixels; 0 keeps all pixels. When None, 1600
+    without --downscale, and all with it. Unit: pixels. Source: 3DGS."""
 
     skip_missing: bool = False
     """Leave out photographs that are missing or damaged, instead of stopping."""
@@ -105,6 +107,8 @@ def open_scene(
         )
     if seen < _MIN_SEEN:
         warnings.append(f"the cameras of {short(capture)} see only {seen:.1%} of the Gaussians of {short(path)}")
+    for shrunk in (one for one in posed.found if isinstance(one, Shrunk)):
+        say(f"splatopt: {shrunk}", file=sys.stderr)
     for warning in (*posed.warnings, *warnings):
         say(f"splatopt: warning: {warning}", file=sys.stderr)
     rendered = RenderOptions(options.background or posed.background, options.footprint)

@@ -110,6 +110,10 @@ class GradientStatistics(StatePart):
         for name, value in self.tensors().items():
             setattr(self, name.partition(".")[2], edit.gather_state(value))
 
+    def follow_level(self, ratio: float) -> None:
+        """Begin again: what blurred photographs ask for says little of what sharper ones do."""
+        self.clear()
+
     @property
     def mean_gradient(self) -> Tensor:
         """The gradient's mean over the views that drew the row, (N,); 0 where none did."""

@@ -61,6 +61,12 @@ class StatePart(ABC):
             parameters: The parameters, edited already.
         """
 
+    def follow_level(self, ratio: float) -> None:  # noqa: B027 - what is a mean over pixels stays as it is
+        """Go on with images of ``ratio`` times as many pixels a side.
+
+        Loss and residuals are means over pixels, so that gradients and JᵀJ of what a pixel resolves keep their size.
+        """
+
 
 StatePartType = TypeVar("StatePartType", bound=StatePart)
 
@@ -90,6 +96,11 @@ class Stateful:
         """Go on from ``state``; raises InputError where it does not fit."""
         for part in self._state_parts:
             part.load(state)
+
+    def follow_level(self, ratio: float) -> None:
+        """Go on with images of ``ratio`` times as many pixels a side, see :meth:`StatePart.follow_level`."""
+        for part in self._state_parts:
+            part.follow_level(ratio)
 
 
 class PerParameter(StatePart):
@@ -157,6 +168,19 @@ class PerRow(StatePart):
     def edit_rows(self, edit: SceneEdit, parameters: Tensors) -> None:
         """Gather, with zeros where fresh."""
         self.values = edit.gather_state(self.values)
+
+
+class Measurements(PerRow):
+    """How many measurements the running mean of each row's curvature is of.
+
+    At images of another size all that was measured before counts as one measurement: a mean that is corrected by this
+    number goes half way to the first one of the new size. The mean itself stays as it is, for J is of residuals that
+    are means over pixels; what changes is by row, with what the coarser pixels hid of it.
+    """
+
+    def follow_level(self, ratio: float) -> None:
+        """Count as one measurement at most."""
+        self.values.clamp_(max=1)
 
 
 class Number(StatePart, Generic[NumberType]):

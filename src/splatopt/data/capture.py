@@ -15,7 +15,7 @@ from splatopt.core.checks import InputError, cut, quoted, short, shown
 from splatopt.core.frame import WORLD, Frame
 from splatopt.data.image_formats import UnreadFormatError, in_one_sentence
 from splatopt.data.image_store import ImageSource, ImageStore
-from splatopt.data.images import ImageHeader, UnreadableImageError, read_header
+from splatopt.data.images import USUAL_MAX_SIDE, ImageHeader, UnreadableImageError, read_header
 from splatopt.data.lens import Lens, Pinhole
 from splatopt.data.masks import check_masks, with_masks
 from splatopt.data.readers import read_source
@@ -32,7 +32,8 @@ class CaptureOptions:
         images: Name of the capture's folder whose photographs are used, such as ``images_4``, with the lenses rescaled
             to their size; None for those that the capture itself names.
         downscale: Images are made this many times smaller, factor.
-        max_side: Images whose longer side is larger are shrunk to this, pixels; None leaves them.
+        max_side: Images whose longer side is larger are shrunk to this, pixels; 0 leaves them, and None does as
+            ``USUAL_MAX_SIDE`` where there is no ``downscale``, which then says all.
         background: What lies behind see-through images, red, green, blue in [0, 1].
         skip_missing: Whether views whose image is missing or truncated are left out, with a warning.
         cache_mebibytes: Decoded images kept in memory, MiB.
@@ -57,14 +58,21 @@ class CaptureOptions:
         """
         if self.downscale < 1:
             raise InputError(f"downscale must be a whole number of at least 1, got {self.downscale}")
-        if self.max_side is not None and self.max_side < 1:
-            raise InputError(f"max_side must be at least 1 pixel, got {self.max_side}")
+        if self.max_side is not None and self.max_side < 0:
+            raise InputError(f"max_side must be at least 1 pixel, or 0 for all pixels, got {self.max_side}")
         if len(self.background) != 3 or not all(0 <= value <= 1 for value in self.background):
             raise InputError(f"background must be three numbers between 0 and 1, got {self.background}")
         if self.cache_mebibytes < 0:
             raise InputError(f"cache_mebibytes must be at least 0, got {self.cache_mebibytes}")
         if self.test_every < 2:
             raise InputError(f"test_every must be at least 2 so that views to train on remain, got {self.test_every}")
+
+    @property
+    def longest_side(self) -> int:
+        """Pixels that no longer side exceeds; 0 for no bound."""
+        if self.max_side is not None:
+            return self.max_side
+        return USUAL_MAX_SIDE if self.downscale == 1 else 0
 
 
 @dataclass(frozen=True)
@@ -205,10 +213,14 @@ def check_views(images: Sequence[PosedImage]) -> tuple[list[View], list[tuple[Po
 def target_size(pinhole: Pinhole, options: CaptureOptions) -> tuple[int, int]:
     """Return width and height after ``downscale`` and ``max_side``, rounded, at least 1."""
     width, height = pinhole.width / options.downscale, pinhole.height / options.downscale
-    if options.max_side is not None and max(width, height) > options.max_side:
-        shrink = options.max_side / max(width, height)
+    if 0 < options.longest_side < max(width, height):
+        shrink = options.longest_side / max(width, height)
         width, height = width * shrink, height * shrink
     return max(1, round(width)), max(1, round(height))
+
+
+class Shrunk(Finding):
+    """That photographs are shrunk to ``USUAL_MAX_SIDE``."""
 
 
 class CameraMaker:
@@ -218,6 +230,17 @@ class CameraMaker:
         """Keep the options that decide on the size."""
         self.options = options
         self._pinholes: dict[Lens, Pinhole] = {}
+        self._shrunk: Counter[str] = Counter()
+
+    @property
+    def found(self) -> tuple[Shrunk, ...]:
+        """What is said of photographs that are shrunk though nobody asked for it, of their most frequent size."""
+        if self.options.max_side is not None or not self._shrunk:
+            return ()
+        sizes = self._shrunk.most_common()
+        (of, _, to), more = sizes[0][0].partition(" to "), f" and {len(sizes) - 1} other sizes" if sizes[1:] else ""
+        how = f"shrunk to {to} as in 3DGS; --max-side 0 keeps all pixels"
+        return (Shrunk(f"photographs of {of}{more}", used=True, how=how),)
 
     def camera(self, posed: PosedImage, lens: Lens) -> Camera:
         """Return the pinhole camera of a view.
@@ -236,7 +259,10 @@ class CameraMaker:
         # From here on the name is for people: in tables, pages, messages and the names of pictures.
         name = shown(posed.name)
         full = Camera(pose, pinhole.fx, pinhole.fy, pinhole.cx, pinhole.cy, pinhole.width, pinhole.height, name)
-        return full.resized(*target_size(pinhole, self.options))
+        camera = full.resized(*target_size(pinhole, self.options))
+        if self.options.downscale == 1 and camera.width < full.width:
+            self._shrunk[f"{lens.width}x{lens.height} to {camera.width}x{camera.height}"] += 1
+        return camera
 
 
 _MAX_DOUBTS = 3
@@ -344,5 +370,5 @@ def load_capture(path: Path, options: CaptureOptions | None = None) -> Capture:
         warnings=gather_warnings(source, views, [posed for posed, _ in unreadable]),
         camera_models=tuple(sorted({view.posed.lens.model for view in views})),
         background=options.background if see_through else (0.0, 0.0, 0.0),
-        found=source.found,
+        found=(*source.found, *maker.found),
     )

@@ -20,6 +20,9 @@ from splatopt.data.image_formats import UnreadFormatError, is_raw_preview, regis
 MAX_PIXELS = 150_000_000
 """Largest image that is decoded, pixels; a small file that claims more is a decompression bomb."""
 
+USUAL_MAX_SIDE = 1600
+"""Photographs with a longer side are shrunk to it where nothing else is said, pixels; 3DGS does so too."""
+
 _FORMATS = (
     *("AVIF", "BMP", "DDS", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "PSD", "QOI", "SGI"),
     *("SUN", "TGA", "TIFF", "WEBP", "HEIF"),
@@ -157,26 +160,27 @@ def read_pixels(
 
 
 def read_small(path: Path, side: int, background: tuple[float, float, float]) -> UInt8[np.ndarray, "height width 3"]:
-    """Decode as :func:`read_pixels` does; a JPEG at a fraction of its size, the shorter side at least ``side``.
-
-    Raises:
-        UnreadableImageError: The file is missing, truncated or corrupt.
-        InputError: It holds floating-point numbers.
-    """
+    """Decode as :func:`read_pixels` does; a JPEG at a fraction of its size, the shorter side at least ``side``."""
     with _open(path) as image:
-        if image.format != "JPEG":
-            return read_pixels(path, background)
-        image.draft("RGB", (side, side))
-        try:
-            return np.array(image.convert("RGB"))
-        except _UNREADABLE as error:
-            raise UnreadableImageError(f"image {short(path)} is truncated or corrupt; replace it") from error
+        reduction = next((one for one in (8, 4, 2) if min(image.size) >= one * side), 1)
+    return over_background(read_channels(path, reduction=reduction), background)
 
 
-def read_channels(path: Path, *, upright: bool = False) -> UInt8[np.ndarray, "height width channels"]:
-    """Decode an image into 8-bit RGB, or RGBA where it is see-through; raises as :func:`read_pixels`."""
+def read_channels(
+    path: Path, *, upright: bool = False, reduction: int = 1
+) -> UInt8[np.ndarray, "height width channels"]:
+    """Decode an image into 8-bit RGB, or RGBA where it is see-through; raises as :func:`read_pixels`.
+
+    Args:
+        path: The file.
+        upright: Turn it as its EXIF orientation says.
+        reduction: By how much its sides may be shorter, 2, 4 or 8, where a decoder can leave finer frequencies out, as
+            that of JPEG does.
+    """
     with _open(path) as opened:
         image = opened
+        if reduction > 1:
+            image.draft(None, (image.width // reduction, image.height // reduction))
         if image.mode == "F":
             raise InputError(
                 f"image {short(path)} holds floating-point numbers of any range; save it with 8 or 16 bits"

@@ -1,7 +1,8 @@
-"""Photographs on a device: copied there by a thread of its own before they are asked for."""
+"""Photographs before they are asked for: decoded by threads of their own, and copied to the device that renders."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -11,6 +12,8 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from splatopt.data.image_store import ImageStore
 
 DEVICE_BYTES = 256 << 20
 """Photographs that are kept on the device at most, beside the one that was asked for last."""
@@ -155,3 +158,99 @@ class DeviceImages:
                 return
             del self._kept[view]
             held -= self._sizes.get(view, 0)
+
+
+class ReadAhead:
+    """Decodes photographs into the cache of their store, in the order in which they will be asked for.
+
+    Threads begin with the first view that there is something to do for. Of a capture that the cache holds whole all
+    views are read; of a larger one as many as half the cache takes, so that none pushes out one that comes before it.
+    What cannot be read is left for whoever asks for it.
+    """
+
+    def __init__(self, store: ImageStore, threads: int = 2) -> None:
+        """Read nothing yet.
+
+        Args:
+            store: Where photographs are decoded and kept.
+            threads: How many decode side by side.
+        """
+        self._store, self._count = store, threads
+        whole = sum(source.decoded_bytes for source in store.sources)
+        self._room = store.budget_bytes if whole <= store.budget_bytes else store.budget_bytes // 2
+        self._threads: list[threading.Thread] = []
+        self._changed = threading.Condition()
+        self._pending: list[int] = []
+        self._closed = False
+
+    def expect(self, views: Sequence[int]) -> None:
+        """Read ``views`` next, in that order, and nothing else; waits for nothing."""
+        room, pending = self._room, []
+        for view in dict.fromkeys(views):
+            room -= self._store.sources[view].decoded_bytes
+            if room < 0:
+                break
+            if not self._store.has(view):
+                pending.append(view)
+        with self._changed:
+            self._pending = pending[::-1]
+            self._changed.notify_all()
+        if pending and not self._threads:
+            for number in range(self._count):
+                self._threads.append(threading.Thread(target=self._work, name=f"reading-{number}", daemon=True))
+                self._threads[-1].start()
+
+    def close(self) -> None:
+        """End the threads; what is under way is finished, what waits is dropped."""
+        with self._changed:
+            self._closed = True
+            self._pending = []
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._pending or self._closed)
+                if self._closed:
+                    return
+                view = self._pending.pop()
+            with contextlib.suppress(Exception):  # whoever asks for it is told
+                self._store[view]
+
+
+class ImagesAhead:
+    """A store's photographs where they are rendered, read ahead.
+
+    Attributes:
+        images: The store itself on the CPU; for another device, those that are fetched to it.
+    """
+
+    def __init__(self, store: ImageStore, device: torch.device) -> None:
+        """Begin with nothing read.
+
+        Args:
+            store: On the host.
+            device: Where they are rendered.
+        """
+        self._ahead = ReadAhead(store)
+        self._fetched = DeviceImages(store, device) if device.type != "cpu" else None
+        self.images: ImageStore | DeviceImages = self._fetched or store
+
+    def expect(self, views: Sequence[int], later: Sequence[int] = ()) -> None:
+        """Begin to fetch what comes next.
+
+        Args:
+            views: Taken to the device, where there is one.
+            later: What follows, of which as much as there is room for is decoded.
+        """
+        if self._fetched is not None:
+            self._fetched.expect(views)
+        self._ahead.expect((*views, *later))
+
+    def close(self) -> None:
+        """Stop fetching and reading."""
+        if self._fetched is not None:
+            self._fetched.close()
+        self._ahead.close()

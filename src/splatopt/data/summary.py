@@ -94,6 +94,7 @@ class _Findings:
     usable: tuple[PosedImage, ...]
     problems: tuple[str, ...]
     masks: MaskCheck[View]
+    shrunk: tuple[Finding, ...]
 
 
 def _look(images: tuple[PosedImage, ...], options: CaptureOptions) -> _Findings:
@@ -131,6 +132,7 @@ def _look(images: tuple[PosedImage, ...], options: CaptureOptions) -> _Findings:
         usable=tuple(posed for posed in usable if id(posed) not in empty),
         problems=(*in_one_sentence(unread), *_grouped(problems), *masks.problems),
         masks=masks,
+        shrunk=maker.found,
     )
 
 
@@ -208,7 +210,7 @@ def inspect_capture(path: Path, options: CaptureOptions | None = None, *, min_si
         warnings=gather_warnings(source, found.views, unreadable if options.skip_missing else ()),
         next_command=_next_command(path, options, can_train=not problems, points=points, unreadable=len(unreadable)),
         points_file=source.points.file if source.points is not None else "",
-        found=tuple(one for one in source.found if one.used),
+        found=(*(one for one in source.found if one.used), *found.shrunk),
     )
 
 

@@ -64,7 +64,7 @@ def open_task(config: FitConfig, generator: torch.Generator) -> OpenedTask:
         case TaskKind.NERF:
             capture = load_capture(
                 Path(config.data.target),
-                CaptureOptions(max_side=config.data.max_side, test_every=config.data.test_every),
+                CaptureOptions(max_side=config.data.max_side or 0, test_every=config.data.test_every),
             )
             # Near its cameras float32 loses nothing, wherever the capture lies.
             radiance = _radiance_task(config, capture.localised(), generator)

@@ -173,6 +173,12 @@ class InnerState(StatePart):
             self.losses[place] += (1 - decay) * (loss - self.losses[place])
         self.steps += 1
 
+    def rescale_losses(self, loss: float) -> None:
+        """Multiply the running means of the loss, so that the fastest one is ``loss``; their ratios stay."""
+        fast = self.running_losses()[0]
+        if math.isfinite(loss) and fast > 0:
+            self.losses = [mean * (loss / fast) for mean in self.losses]
+
     def running_losses(self) -> list[float]:
         """Return the running means of the loss, corrected for their start at zero."""
         steps = max(1, self.steps)

@@ -113,7 +113,7 @@ class Learned(Optimizer):
         self._near: Tensor | None = None
         self._fallen = False
         self._settled = False
-        self._lowest, self._above = math.inf, 0
+        self._lowest, self._above, self._is_new_level = math.inf, 0, False
         self._fused: FusedNetwork | None = None
         self._neighbours(0)
 
@@ -134,6 +134,9 @@ class Learned(Optimizer):
 
     def _step(self, batch: Batch, progress: Progress) -> Evaluation:
         evaluation = self.objective.gradient(batch)
+        if self._is_new_level:
+            self._inner.rescale_losses(evaluation.loss)
+            self._is_new_level = False
         self._visited_views.visit(self.objective.views(batch))
         state = self._inner
         if not len(state.age):
@@ -210,6 +213,15 @@ class Learned(Optimizer):
                 f"the loss has stayed {self.options.fallback_rise:.0%} above its lowest for "
                 f"{self.options.fallback_window} steps: from step {self._inner.steps} on the learned step is Adam's"
             )
+
+    def follow_level(self, ratio: float) -> None:
+        """Forget which loss was the lowest, as sharper photographs have a higher one; moments and ages stay.
+
+        The running means of the loss, whose ratios the network sees, are multiplied by what the first loss at the new
+        size is to the latest of them: it sees neither a rise nor a fall in that.
+        """
+        super().follow_level(ratio)
+        self._lowest, self._above, self._is_new_level = math.inf, 0, True
 
     def state(self) -> OptimizerState:
         """Return the run's memory; neighbours are kept as well, since they were found some steps ago."""

@@ -157,6 +157,10 @@ class Averaged(Optimizer):
         own = {name: value for name, value in state.tensors.items() if not name.startswith(f"{_NAME}.")}
         self.inner.load_state(OptimizerState(own, state.scalars))
 
+    def follow_level(self, ratio: float) -> None:
+        """Have the inner one follow; an average of iterates knows no pixels."""
+        self.inner.follow_level(ratio)
+
     def edit_rows(self, edit: SceneEdit) -> None:
         """Follow an edit; the inner one sees the last iterate."""
         parameters = self.objective.parameters

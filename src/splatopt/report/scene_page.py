@@ -18,6 +18,7 @@ from splatopt.core.checks import InputError
 from splatopt.core.optimizer import find_optimizer, option_prefix
 from splatopt.core.typed import field_names
 from splatopt.core.version import __version__
+from splatopt.data.images import USUAL_MAX_SIDE
 from splatopt.density.strategy import find_density
 from splatopt.raster.loss_registry import find_loss
 from splatopt.report.charts import Mark, Series, line_chart, running_mean
@@ -279,7 +280,9 @@ def _table(values: Mapping[str, object]) -> str:
 def _command(config: Mapping[str, object], run_folder: Path) -> str:
     """The command that makes a run like this one: the usual options, and every other that is not at its default."""
     words = ["splatopt", "train", str(config.get("capture", ""))]
-    implied = ("optimizer", "steps") if config.get("stages") else ()
+    implied = ["optimizer", "steps"] if config.get("stages") else []
+    if config.get("max_side") == (USUAL_MAX_SIDE if config.get("downscale", 1) == 1 else 0):
+        implied.append("max_side")
     places = TrainConfig.setting_places()
     for name in dict.fromkeys((*_FIRST_OPTIONS, *places)):
         value = config.get(name)

@@ -23,9 +23,11 @@ class LiveLine:
         self._live: Live | None = None
         self._shown_at = 0.0
         self._first: tuple[int, float] | None = None
+        self._noted_at = time.perf_counter()
 
     def open(self) -> None:
         """Begin the line where there is a terminal."""
+        self._noted_at = time.perf_counter()
         if self._console.is_terminal:
             self._live = Live(Text(""), console=self._console, auto_refresh=False)
             self._live.start()
@@ -39,6 +41,17 @@ class LiveLine:
     def say(self, text: str, style: str | None = None) -> None:
         """Print a line that stays."""
         self._console.print(shown(text), style=style, highlight=False, markup=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """Show what goes on between steps, unless something was shown or began a moment ago."""
+        now, pause = time.perf_counter(), _REFRESH_SECONDS if self._live else _PLAIN_SECONDS
+        if now - max(self._noted_at, self._shown_at) < pause:
+            return
+        self._noted_at = now
+        if self._live:
+            self._live.update(Text(shown(text), no_wrap=True, overflow="ellipsis"), refresh=True)
+        else:
+            self.say(text)
 
     def restart(self) -> None:
         """Time steps from the next one on, which is shown."""

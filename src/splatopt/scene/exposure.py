@@ -168,6 +168,10 @@ class ExposureMaps:
         self.maps[list(views)] = anchored_maps(found)
         self._kept.clear()
 
+    def forget(self) -> None:
+        """Take photographs back anew, as they have another size now."""
+        self._kept.clear()
+
     def taken_back(self, view: int, image: Pixels) -> Pixels:
         """Return p' = M⁻¹ (p - b), rounded and clamped to 8 bits.
 

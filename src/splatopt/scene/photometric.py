@@ -224,6 +224,13 @@ class PhotometricObjective(Objective):
         """Return how much each pixel of a photograph counts, (H, W); None where all count alike."""
         return None if self.weights is None else self.weights[view]
 
+    def show(self, cameras: Sequence[Camera], images: Images) -> None:
+        """Compare with ``images`` from now on, photographs of the same views at the size of these ``cameras``."""
+        self.cameras, self.images = tuple(cameras), images
+        self.weights = images.weights if isinstance(images, Weighted) else None
+        if self.exposure is not None:
+            self.exposure.forget()
+
     def replace_camera(self, view: int, camera: Camera) -> None:
         """See ``view`` from ``camera`` from now on."""
         self.cameras = (*self.cameras[:view], camera, *self.cameras[view + 1 :])

@@ -181,6 +181,14 @@ class PoseRefinement:
         self._motions[place] = twist_to_world(camera, twist_between(self.given[place], pose))
         self._objective.replace_camera(view, camera)
 
+    def follow_level(self, ratio: float) -> None:
+        """Go on with photographs of ``ratio`` times as many pixels a side.
+
+        A loss per view and a motion in the world stay what they are, and a pixel of motion is 1/ratio of one: κ, loss
+        by squared pixel, becomes κ/ratio².
+        """
+        self._curvature /= ratio**2
+
     def state(self) -> dict[str, Tensor]:
         """Return what goes on from here needs; nothing where no views are refined."""
         if not self._places:

@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 
 from splatopt.core.checks import InputError
 from splatopt.core.optimizer import find_optimizer, option_prefix
+from splatopt.data import CaptureOptions
 from splatopt.runs.config import RunConfig
+from splatopt.runs.folder import RunFolder
 from splatopt.runs.resuming import check_options
 from splatopt.runs.saved_options import saved_options
 from splatopt.runs.unread import check_read, options_to_json
@@ -54,8 +56,19 @@ class TrainConfig(RunConfig):
             steps=schedule.total_steps,
             optimizer_options=options[schedule.optimizer] if schedule.stages is None else options,
             background=background if self.scene.background is None else self.scene.background,
+            max_side=CaptureOptions(downscale=self.data.downscale, max_side=self.data.max_side).longest_side,
             out=out if out is not None else Path("runs") / "-".join((name, *schedule.optimizers)).replace(":", "-"),
         )
+
+    @classmethod
+    def read(cls, folder: RunFolder) -> TrainConfig:
+        """Return what the run in ``folder`` was told; one that names no longest side, as of older versions, has none.
+
+        Raises:
+            InputError: There is no run of this kind here.
+        """
+        found = super().read(folder)
+        return found.changed(max_side=0) if found.data.max_side is None else found
 
     def check_known(self, where: str) -> None:
         """Raise InputError where an optimizer, loss or strategy of a run read in ``where`` is not known here."""

@@ -53,6 +53,17 @@ class Stepped(RunStepped):
 
 
 @dataclass(frozen=True)
+class Scoring:
+    """The held-out views are being scored.
+
+    Attributes:
+        done: Views that are scored already.
+    """
+
+    done: int
+
+
+@dataclass(frozen=True)
 class Evaluated:
     """The held-out views were scored.
 
@@ -86,6 +97,6 @@ class Edited:
     gaussians: int
 
 
-Event = Started | Stepped | Edited | Evaluated | Saved | Warned | Ended
+Event = Started | Stepped | Edited | Scoring | Evaluated | Saved | Warned | Ended
 Callback = Callable[[Event], None]
 """Called with every event, in order, between steps. Raising KeyboardInterrupt stops the run as Ctrl-C does."""

@@ -199,6 +199,10 @@ class Growth:
                 "free"
             )
 
+    def follow_level(self, ratio: float) -> None:
+        """Have the strategy go on with photographs of ``ratio`` times as many pixels a side."""
+        self.strategy.follow_level(ratio)
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, float | int]]:
         """Return what a checkpoint holds of the strategy: its tensors under their prefix, and its numbers."""
         state = self.strategy.state()

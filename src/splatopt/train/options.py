@@ -26,6 +26,7 @@ from splatopt.runs.unread import UnreadOptions
 from splatopt.scene.exposure import Exposure
 from splatopt.scene.initialization import Initialization, parse_initialization
 from splatopt.train.chosen_loss import USUAL_LOSS, checked_loss_options, chosen_loss
+from splatopt.train.levels import parse_levels
 from splatopt.train.sampler import ViewChoice
 from splatopt.train.stages import Stage, parse_stages
 
@@ -68,10 +69,11 @@ class DataOptions(runs.SettingGroup):
     background, so that nothing is learned to be there."""
 
     downscale: int = field(default=1, metadata=bounds(1))
-    """Train on photographs this many times smaller. Unit: factor."""
+    """Train on photographs this many times smaller, whatever size that is. Unit: factor."""
 
-    max_side: int | None = field(default=None, metadata=bounds(1))
-    """Shrink photographs until their longer side has at most so many pixels. Unit: pixels."""
+    max_side: int | None = field(default=None, metadata=bounds(0))
+    """Shrink photographs until their longer side has at most so many pixels; 0 keeps all pixels. When None, 1600
+    without --downscale, and all with it. Unit: pixels. Source: 3DGS."""
 
     skip_missing: bool = False
     """Leave out photographs that are missing or damaged, instead of stopping."""
@@ -172,6 +174,10 @@ class ScheduleOptions(runs.ScheduleOptions):
     steps: int | None = field(default=None, metadata=bounds(1) | FREE_ON_RESUME)
     """Optimizer steps; 2000 when None, and with --stages their sum. Unit: steps."""
 
+    levels: str = ""
+    """Coarse to fine, as in 4:300,2:900: photographs are shrunk by 4 until step 300, by 2 until step 900, and whole
+    from then on; scores are of whole ones. Source: DashGaussian, docs/train.md."""
+
     horizon: int | None = field(default=None, metadata=bounds(1))
     """Steps that schedules are planned for, where the run goes on longer or ends sooner; ``steps`` when None.
     Unit: steps."""
@@ -199,6 +205,7 @@ class ScheduleOptions(runs.ScheduleOptions):
             self._check_stages(self.stages)
             object.__setattr__(self, "optimizer", self.plan[0].optimizer)
         self._check_options()
+        parse_levels(self.levels)
         if self.average and "learned" in self.optimizers:
             raise InputError("the optimizer learned leaves an average of its iterates already; leave --average out")
 

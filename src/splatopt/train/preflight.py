@@ -23,6 +23,7 @@ from splatopt.core.objective import Batch, Evaluation, Objective, Oracle, Residu
 from splatopt.core.optimizer import Optimizer, Progress, find_optimizer
 from splatopt.core.schema import BLOCK_TENSORS, PACKED_BLOCK
 from splatopt.data import Capture
+from splatopt.data.image_store import shrunk_size
 from splatopt.data.prefetch import DEVICE_BYTES
 from splatopt.density.penalised import Penalised
 from splatopt.density.strategy import DensityLimits
@@ -35,6 +36,7 @@ from splatopt.raster.types import RenderOptions
 from splatopt.runs.memory import GIBIBYTE, SCORING, MemoryEstimate
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.train.config import TrainConfig
+from splatopt.train.levels import parse_levels
 from splatopt.train.process_context import ProcessContext
 from splatopt.train.setup import make_optimizer, make_strategy
 
@@ -108,7 +110,7 @@ def estimate_memory(
     pairs = math.ceil(count_tile_pairs(cloud, cameras, config) * count / max(1, len(cloud)))
     hungers = [measure_optimizer(name, config, cloud, renderer, on_host=on_host) for name in config.schedule.optimizers]
     optimizer_memory = max(hungers, key=lambda one: one.row_bytes)
-    kept = min(config.data.cache_mebibytes << 20, 3 * sum(camera.width * camera.height for camera in cameras))
+    kept = image_bytes(config, cameras)
     residuals = 2 * 3 * _FLOAT * pixels if any(one.residuals for one in hungers) else 0
     # An edit holds the old Gaussians and the new ones at once.
     strategy = numbers * _FLOAT + strategy_row_bytes(config, cloud, renderer) if most else 0
@@ -126,6 +128,14 @@ def estimate_memory(
         },
         row_bytes=2 * numbers * _FLOAT + 1 + optimizer_memory.row_bytes + strategy,
     )
+
+
+def image_bytes(config: TrainConfig, cameras: Sequence[Camera]) -> int:
+    """Return the bytes of decoded photographs that are kept, and of those of the largest level beside them."""
+    factors = [1, *(level.factor for level in parse_levels(config.schedule.levels)[-1:])]
+    sizes = [[shrunk_size(one.width, one.height, factor) for one in cameras] for factor in factors]
+    whole = (3 * sum(width * height for width, height in some) for some in sizes)
+    return sum(min(config.data.cache_mebibytes << 20, some) for some in whole)
 
 
 def strategy_row_bytes(config: TrainConfig, cloud: GaussianCloud, renderer: Renderer) -> int:

@@ -13,18 +13,21 @@ from splatopt.core.checks import InputError
 from splatopt.core.objective import Objective, Tensors
 from splatopt.core.processes import Processes
 from splatopt.data import Capture
-from splatopt.data.prefetch import DeviceImages
+from splatopt.data.prefetch import ImagesAhead
 from splatopt.scene.data_parallel import DataParallel
 from splatopt.scene.microbatches import Microbatched
 from splatopt.scene.photometric import Images
 from splatopt.train.evaluate import Scores
 
+READ_AHEAD = 1024
+"""Views that are looked at, at most, for what there is to decode ahead."""
+
 
 class ProcessContext:
     """What one process of a run computes with.
 
-    The photographs stay on the host where that is where they are rendered; for another device they are fetched
-    ahead.
+    The photographs are decoded ahead. They stay on the host where that is where they are rendered; for another device
+    they are fetched ahead as well.
     """
 
     def __init__(self, device: torch.device, capture: Capture, processes: Processes) -> None:
@@ -39,9 +42,24 @@ class ProcessContext:
         self.device = device
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        self._prefetched = DeviceImages(capture.images, self.device) if self.device.type != "cpu" else None
-        self.images: Images = self._prefetched or capture.images
+        self._store, self._whole = capture.images, ImagesAhead(capture.images, self.device)
+        self._at_hand = self._whole
         self._max_views: int | None = None
+
+    @property
+    def images(self) -> Images:
+        """The photographs where they are rendered, at full size."""
+        return self._whole.images
+
+    def shrunk_images(self, factor: int) -> Images:
+        """Return the photographs with sides ``factor`` times shorter; they are what is fetched from now on.
+
+        Those of another factor than 1 that were fetched before are dropped.
+        """
+        if self._at_hand is not self._whole:
+            self._at_hand.close()
+        self._at_hand = ImagesAhead(self._store.shrunk(factor), self.device) if factor > 1 else self._whole
+        return self._at_hand.images
 
     def guard(self, objective: Objective, tell: Callable[[str], None]) -> Objective:
         """Return what optimizers ask: ``objective``, shared by the processes, in microbatches where memory runs out.
@@ -68,10 +86,22 @@ class ProcessContext:
         share = 1 if self.device.type == "cuda" else self.processes.launch.local_world_size
         return devices.free_memory(self.device) // share
 
-    def expect(self, views: Sequence[int]) -> None:
-        """Begin to fetch those of ``views``, a step's, that this process renders."""
-        if self._prefetched is not None:
-            self._prefetched.expect(views[self.processes.rank :: self.processes.world_size])
+    def expect(self, views: Sequence[int], later: Sequence[int]) -> None:
+        """Begin to fetch what this process renders of a step's ``views`` and of those that come ``later``."""
+        own = slice(self.processes.rank, None, self.processes.world_size)
+        following = (*views, *later)[own]
+        at_once = len((*views, *later)[: 2 * len(views)][own])
+        self._at_hand.expect(following[:at_once], following[at_once:])
+
+    def expect_first(self, scored: Sequence[int], views: Sequence[int]) -> None:
+        """Begin to fetch what the first process scores at full size before the first step, and then ``views``."""
+        whole = tuple(scored) if self.processes.is_first else ()
+        own = views[self.processes.rank :: self.processes.world_size]
+        if self._at_hand is self._whole:
+            self._whole.expect((), (*whole, *own))
+            return
+        self._whole.expect((), whole)
+        self._at_hand.expect((), own)
 
     def seconds(self, *times: float) -> list[float]:
         """Return the first process's times, so that all do the same at the same step."""
@@ -107,8 +137,9 @@ class ProcessContext:
 
     def close(self) -> None:
         """Stop fetching."""
-        if self._prefetched is not None:
-            self._prefetched.close()
+        if self._at_hand is not self._whole:
+            self._at_hand.close()
+        self._whole.close()
 
 
 def fingerprint(tensor: Tensor) -> int:

@@ -8,7 +8,7 @@ from splatopt.core.checks import shown
 from splatopt.runs.events import Ended, Warned
 from splatopt.runs.live_line import LiveLine
 from splatopt.runs.memory import resident_megabytes
-from splatopt.train.events import Evaluated, Event, Started, Stepped
+from splatopt.train.events import Evaluated, Event, Scoring, Started, Stepped
 from splatopt.train.options import ScheduleOptions
 from splatopt.train.stages import Stage
 
@@ -36,6 +36,8 @@ class ProgressLine:
                 self._step(event)
             case Started():
                 self._start(event)
+            case Scoring():
+                self._line.note(f"scoring held-out views: {event.done} done")
             case Evaluated():
                 scores = event.scores
                 self._line.say(

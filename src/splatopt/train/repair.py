@@ -26,7 +26,7 @@ from splatopt.train.evaluate import Scores, evaluate
 from splatopt.train.finite_rows import FiniteRows, RowResets
 from splatopt.train.growth import metrics_of
 from splatopt.train.preflight import check_memory
-from splatopt.train.process_context import ProcessContext
+from splatopt.train.process_context import READ_AHEAD, ProcessContext
 from splatopt.train.pruning import PruneOptions, PruneRound, pruned_schedule
 from splatopt.train.run import Run
 from splatopt.train.sampler import ViewSampler
@@ -120,7 +120,7 @@ class Repair:
         wanted = self._optimizer.batch_size
         batch = self._config.schedule.view_batch
         views = self._sampler.draw(batch) if wanted is None else self._sampler.draw_distinct(wanted)
-        self.context.expect((*views, *self._sampler.upcoming(len(views))))
+        self.context.expect(views, self._sampler.upcoming(READ_AHEAD))
         self._set_degree(self.step)
         evaluation = self._optimizer.step(views, progress)
         self._check_sound(evaluation.loss)

@@ -84,8 +84,15 @@ class ViewSampler:
         return tuple(self._views[position] for position in drawn)
 
     def upcoming(self, count: int) -> tuple[int, ...]:
-        """Return at most ``count`` views that come next in the order at hand; draws nothing."""
-        return tuple(self._views[position] for position in self._pending[:count])
+        """Return at most ``count`` views that come next in the order at hand; draws nothing.
+
+        Where none are left, those of the next order, as long as nothing else draws from the generator before.
+        """
+        pending = self._pending
+        if not pending:
+            aside = torch.Generator().set_state(self._generator.get_state())
+            pending = torch.randperm(len(self._views), generator=aside).tolist()
+        return tuple(self._views[position] for position in pending[:count])
 
     def shuffle(self) -> None:
         """Forget the order at hand, so that the next draw makes a new one."""

@@ -33,13 +33,14 @@ from splatopt.scene.ply import save_ply
 from splatopt.train.checkpoint_content import CLOUD, check_degree, check_training, scene_of
 from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import Scores, evaluate, evaluation_record, scored_views, scores_before
-from splatopt.train.events import Callback, Evaluated, Started, Stepped
+from splatopt.train.events import Callback, Evaluated, Scoring, Started, Stepped
 from splatopt.train.exposure import ExposureSolving
 from splatopt.train.finite_rows import FiniteRows, RowResets
 from splatopt.train.growth import Growth, Surroundings, metrics_of, open_growth
+from splatopt.train.levels import CoarseToFine
 from splatopt.train.machine import Machine
 from splatopt.train.preflight import MemoryEstimate, check_memory
-from splatopt.train.process_context import ProcessContext
+from splatopt.train.process_context import READ_AHEAD, ProcessContext
 from splatopt.train.refined_poses import open_refinement, write_poses
 from splatopt.train.result import CheckpointError, TrainResult
 from splatopt.train.sampler import ViewSampler
@@ -134,6 +135,7 @@ class Trainer(ResumableRun):
         views = self.capture.split.train
         self.exposure = ExposureSolving(self.config.scene.exposure, self.objective, views, self.processes)
         self.poses = open_refinement(self.config, self.objective, self.capture, self.processes)
+        self.levels = CoarseToFine(self.config.schedule.levels, self.objective, self.capture, self.context)
         shared = self.context.guard(self.objective, lambda sentence: self.tell(Warned(sentence)))
         if not self.config.density.is_at_work:
             self.guarded = FiniteRows(shared)
@@ -177,8 +179,8 @@ class Trainer(ResumableRun):
         tensors = {f"{CLOUD}{name}": value for name, value in self.objective.parameters.items()}
         tensors |= {f"{OPTIMIZER}{name}": value for name, value in state.tensors.items()}
         maps, counts = self.exposure.state()
-        tensors |= {"sampler": self.sampler.state(), "generator": self.generator.get_state(), **maps}
-        tensors |= self.poses.state()
+        tensors |= {"sampler": self.sampler.state(), "generator": self.generator.get_state()}
+        tensors |= {**maps, **self.poses.state()}
         scalars = {
             "seconds": self.seconds,
             "stage": self.position,
@@ -247,6 +249,7 @@ class Trainer(ResumableRun):
             self.close()
 
     def _start(self) -> None:
+        self.levels.begin(self.capture.split.test, self.sampler.upcoming(READ_AHEAD))
         self.before = self._evaluate()
         self._write_scores(None)
 
@@ -254,7 +257,8 @@ class Trainer(ResumableRun):
         """Take one step and whatever is due after it."""
         began = time.perf_counter()
         stage, views = self.stage, self._draw()
-        self.context.expect((*views, *self.sampler.upcoming(len(views))))
+        self.levels.before_step(self.step, self.optimizer, self.growth, self.poses)
+        self.context.expect(views, self.sampler.upcoming(READ_AHEAD))
         self._set_degree(self.step)
         self.exposure.before_step(len(views))
         progress = Progress(self.step - stage.begin, self.config.schedule.horizon or stage.steps)
@@ -306,10 +310,8 @@ class Trainer(ResumableRun):
 
     def _draw(self) -> tuple[int, ...]:
         """Return the views of the next step: as many as its optimizer wants, or else the configuration."""
-        wanted = self.optimizer.batch_size
-        return (
-            self.sampler.draw(self.config.schedule.view_batch) if wanted is None else self.sampler.draw_distinct(wanted)
-        )
+        wanted, usual = self.optimizer.batch_size, self.config.schedule.view_batch
+        return self.sampler.draw(usual) if wanted is None else self.sampler.draw_distinct(wanted)
 
     def _after_step(self, evaluation: Evaluation) -> None:
         saving, step, stage = self.config.saving, self.step, self.stage
@@ -343,10 +345,9 @@ class Trainer(ResumableRun):
     def _log_line(self, evaluation: Evaluation, scores: Scores | None) -> None:
         head = {"step": self.step, "optimizer": self.stage.optimizer, "seconds": round(self.seconds, 4)}
         tail = {name: value for name, value in evaluation.metrics.items() if name != "psnr"}
-        if scores:
-            tail |= {"test_psnr": scores.psnr, "test_ssim": scores.ssim}
-        line = metrics_of(self.sums, len(self.objective.cloud), grows=self.growth is not None)
-        self.log.append({**head, **line, **tail})
+        tail |= {"test_psnr": scores.psnr, "test_ssim": scores.ssim} if scores else {}
+        grows = self.growth is not None
+        self.log.append({**head, **metrics_of(self.sums, len(self.objective.cloud), grows=grows), **tail})
         self.sums = MetricSums()
 
     def _non_finite(self, evaluation: Evaluation, views: Sequence[int]) -> str | None:
@@ -355,8 +356,7 @@ class Trainer(ResumableRun):
             return None
         names = [self.capture.cameras[view].name for view in views[:_MAX_NAMES]]
         more = f" and {len(views) - len(names)} more" if len(views) > len(names) else ""
-        where = f"step {self.step + 1} (view {', '.join(names)}{more})"
-        return f"{broken or f'the loss is {evaluation.loss}'} at {where}"
+        return f"{broken or f'the loss is {evaluation.loss}'} at step {self.step + 1} (view {', '.join(names)}{more})"
 
     def _set_degree(self, step: int) -> None:
         self.objective.sh_degree = self.config.scene.sh_degree_at(step)
@@ -364,9 +364,10 @@ class Trainer(ResumableRun):
     def _evaluate(self) -> Scores:
         """Score the held-out views as the last step rendered; its time is not counted."""
         self._set_degree(max(0, self.step - 1))
-        scores = self.context.scores(lambda: evaluate(self.objective, self.capture))
-        self.tell(Evaluated(self.step, self.seconds, scores, self.objective.cloud))
-        return scores
+        with self.levels.full_size():
+            found = self.context.scores(lambda: evaluate(self.objective, self.capture, lambda n: self.tell(Scoring(n))))
+        self.tell(Evaluated(self.step, self.seconds, found, self.objective.cloud))
+        return found
 
     def _write_scores(self, after: Scores | None) -> None:
         if not self.processes.is_first:

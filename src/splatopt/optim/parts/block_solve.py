@@ -12,7 +12,7 @@ from torch import Tensor
 from splatopt.core.objective import Batch, Evaluation, GaussNewtonBlocks, Tensors
 from splatopt.core.optimizer import Optimizer, Progress
 from splatopt.core.schema import BLOCK_TENSORS
-from splatopt.core.state import Number, PerParameter, PerRow
+from splatopt.core.state import Measurements, Number, PerParameter, PerRow
 from splatopt.curvature.blocks import side_by_side
 from splatopt.optim.fused import AnyFusedPasses
 from splatopt.optim.parts.blocks import KeptBlocks, KnownCurvature, solve_in_balls
@@ -70,7 +70,7 @@ class BlockSolve(Direction):
         self._kappa = host.remember(Number("kappa", 0.0))
         self._predicted = host.remember(Number("predicted", 0.0))
         self.momentum = host.remember(PerParameter("momentum", parameters, degree=1))
-        self._age = host.remember(PerRow("age", parameters, saved_as="age"))
+        self._age = host.remember(Measurements("age", parameters, saved_as="age"))
         self.multipliers = host.remember(PerRow("multipliers", parameters, saved_as="multipliers"))
         self.diagonal = host.remember(KnownCurvature("diagonal", parameters, degree=2, resettable=False, only=rest))
         fused = self.passes()  # the layout is the same for any number of threads

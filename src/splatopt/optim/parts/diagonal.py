@@ -12,7 +12,7 @@ from torch import Tensor
 
 from splatopt.core.objective import Batch, DiagonalEstimator, Evaluation
 from splatopt.core.optimizer import Optimizer, Progress
-from splatopt.core.state import OptimizerState, PerParameter, PerRow, StatePart
+from splatopt.core.state import Measurements, OptimizerState, PerParameter, StatePart
 from splatopt.optim.parts.bounds import HellingerBox
 from splatopt.optim.parts.direction import Change, Direction, Point, Share
 
@@ -47,7 +47,7 @@ class CorrectedMean(Weighting):
     def __init__(self, host: Optimizer, decay: float) -> None:
         """Keep θ₂ and count the measurements of each row."""
         self._decay = decay
-        self._age = host.remember(PerRow("age", host.objective.parameters))
+        self._age = host.remember(Measurements("age", host.objective.parameters))
 
     def weight(self) -> Tensor:
         """Return (1-θ₂)/(1-θ₂ᵃ) of each row, once its age a has risen by 1."""

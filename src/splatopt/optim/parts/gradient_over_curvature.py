@@ -9,7 +9,7 @@ from torch import Tensor
 
 from splatopt.core.objective import Batch, Evaluation
 from splatopt.core.optimizer import Optimizer, Progress
-from splatopt.core.state import PerParameter, PerRow
+from splatopt.core.state import OptimizerState, PerParameter, PerRow, StatePart
 from splatopt.optim.parts.direction import Change, Direction, Point, Share
 from splatopt.optim.parts.hessian_measures import CurvatureMeasure, Units
 
@@ -56,6 +56,7 @@ class GradientOverCurvature(Direction):
         self.curvature = host.remember(PerParameter("curvature", parameters, degree=measure.degree, resettable=False))
         self._age = host.remember(PerRow("age", parameters))
         self._measured = host.remember(PerRow("measured", parameters))
+        host.remember(_MeasuredBefore(self.curvature, self._measured, beta2))
         self._fresh: dict[str, Tensor] = {}
 
     def evaluate(self, batch: Batch, progress: Progress) -> Evaluation:
@@ -96,6 +97,24 @@ class GradientOverCurvature(Direction):
     def corrected_curvature(self, curvature: Tensor) -> Tensor:
         """Return a running mean of curvature over the weight of all that went into it; 0 where nothing did."""
         return _corrected(curvature, self._measured, self.beta2)
+
+
+class _MeasuredBefore(StatePart):
+    """Has all that was measured at images of another size count as one measurement, as ``Measurements`` says."""
+
+    def __init__(self, curvature: PerParameter, measured: PerRow, decay: float) -> None:
+        self._curvature, self._measured, self._decay = curvature, measured, decay
+
+    def load(self, state: OptimizerState) -> None:
+        """Keep nothing."""
+
+    def follow_level(self, ratio: float) -> None:
+        """Give the mean, begun at 0, the weight of one measurement, without changing what it is once corrected."""
+        count = self._measured.values
+        share = torch.where(count > 1, (1 - self._decay) / (1 - self._decay ** count.double()), 1.0)
+        for curvature in self._curvature.values.values():
+            curvature.mul_(by_row(share, curvature))
+        count.clamp_(max=1)
 
 
 def _corrected(mean: Tensor, count: PerRow, decay: float, factor: float = 1.0) -> Tensor:
