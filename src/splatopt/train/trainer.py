@@ -21,7 +21,6 @@ from splatopt.data.fingerprint import fingerprint_capture
 from splatopt.density.penalised import Penalised
 from splatopt.density.strategy import StepTaken
 from splatopt.raster.threads import quiet_torch
-from splatopt.runs.checkpoint_content import OPTIMIZER, load_optimizer
 from splatopt.runs.events import Warned
 from splatopt.runs.folder import MetricsLog, MetricSums, NoLog, RunFolder, write_json
 from splatopt.runs.records import read_evaluation
@@ -30,7 +29,8 @@ from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.initialization import points_file
 from splatopt.scene.microbatches import ExhaustedError, is_exhaustion
 from splatopt.scene.ply import save_ply
-from splatopt.train.checkpoint_content import CLOUD, check_degree, check_training, scene_of
+from splatopt.train.checkpoint_content import check_degree, check_training, scene_of
+from splatopt.train.checkpointing import checkpoint_of, load_parts
 from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import Scores, evaluate, evaluation_record, scores_before
 from splatopt.train.events import Callback, Evaluated, Started, Stepped
@@ -173,48 +173,19 @@ class Trainer(ResumableRun):
     # ------------------------------------------------------------------ checkpoints
 
     def _checkpoint(self) -> Checkpoint:
-        state = self.optimizer.state()
-        tensors = {f"{CLOUD}{name}": value for name, value in self.objective.parameters.items()}
-        tensors |= {f"{OPTIMIZER}{name}": value for name, value in state.tensors.items()}
-        maps, counts = self.exposure.state()
-        tensors |= {"sampler": self.sampler.state(), "generator": self.generator.get_state(), **maps}
-        tensors |= self.poses.state()
-        scalars = {
-            "seconds": self.seconds,
-            "stage": self.position,
-            "optimizer": dict(state.scalars),
-            "sums": self.sums.to_json(),
-            "resets": self.resets.to_json(),
-            **counts,
-        }
-        if self.growth is not None:
-            kept, scalars["density"] = self.growth.state()
-            tensors |= kept
-        return Checkpoint(self.step, tensors, scalars)
+        return checkpoint_of(self)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Make the run what it was when ``checkpoint`` was written."""
         check_training(checkpoint)
-        tensors, scalars = checkpoint.tensors, checkpoint.scalars
         cloud = scene_of(checkpoint).clone()
         check_degree(cloud, self.config.scene.sh_degree, checkpoint.where)
         self._bind(cloud)
         self._begin_stage(stage_at(self.plan, checkpoint.step))
-        # A run that had come to its end may go on with another stage, which starts anew.
-        if self.position == scalars.get("stage", 0):
-            load_optimizer(self.optimizer, checkpoint)
-        if self.growth is not None:
-            self.growth.load(checkpoint)
-        self.exposure.load(checkpoint)
-        self.poses.load_state(tensors, checkpoint.where)
-        self.sampler.load_state(tensors["sampler"])
-        self.step = checkpoint.step
-        self.seconds = self.saved_at_seconds = self.looked_at_seconds = scalars["seconds"]
-        self.sums = MetricSums(**scalars["sums"])
-        self.resets.load(scalars.get("resets"))
+        load_parts(self, checkpoint)
         self.over = self._is_over()
         # Last, so that nothing above draws from what the next step begins with.
-        self.generator.set_state(tensors["generator"])
+        self.generator.set_state(checkpoint.tensors["generator"])
 
     def _shuffle(self) -> None:
         self.sampler.shuffle()
