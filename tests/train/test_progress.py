@@ -72,7 +72,7 @@ def test_stages_are_told_apart(monkeypatch):
     config = TrainConfig.of("fox", stages="adam:1000,sign-tr:4").resolved("fox", (0.0, 0.0, 0.0))
     line(Started(config, 0, 5, 43, "native"))
     for step in range(1, 1005):
-        stage = config.schedule.plan[step > 1000]
+        stage = config.schedule.all_stages[step > 1000]
         clock[0] += 0.01 if step <= 1000 else 6.0
         line(Stepped(step, 1004, clock[0], 0.5 if step <= 1000 else 0.125, 20.0, cloud(5), stage))
     said = stream.getvalue().splitlines()

@@ -16,6 +16,7 @@ from splatopt.train.checkpoint_content import CLOUD
 from splatopt.train.exposure import ExposureSolving
 from splatopt.train.finite_rows import RowResets
 from splatopt.train.growth import Growth
+from splatopt.train.pacing import Pacing
 from splatopt.train.sampler import ViewSampler
 
 
@@ -25,6 +26,7 @@ class Checkpointed(Protocol):
 
     step: int
     seconds: float
+    pacing: Pacing
     saved_at_seconds: float
     looked_at_seconds: float
     position: int
@@ -49,6 +51,7 @@ def checkpoint_of(run: Checkpointed) -> Checkpoint:
     tensors |= run.poses.state()
     scalars = {
         "seconds": run.seconds,
+        "used": run.pacing.used,
         "stage": run.position,
         "optimizer": dict(state.scalars),
         "sums": run.sums.to_json(),

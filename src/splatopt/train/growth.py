@@ -85,6 +85,11 @@ class Growth:
         self._warned: set[str] = set()
         self._own: GradientStatistics | None = None
 
+    def limit(self, max_gaussians: int | None) -> None:
+        """Have no more Gaussians than so many from now on; None leaves the bound as it is."""
+        if max_gaussians is not None:
+            self.strategy.limits = replace(self.strategy.limits, max_gaussians=max_gaussians)
+
     def before_step(self, progress: Progress) -> None:
         """Have the gradient passes of the next step fill the strategy's statistics, where it wants them.
 

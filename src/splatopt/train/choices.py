@@ -1,0 +1,94 @@
+"""What a run takes where it was told nothing: its recipe's where it plans itself, else what is usual."""
+
+from __future__ import annotations
+
+from splatopt.core.bounds import flag
+from splatopt.core.checks import InputError
+from splatopt.train.density_options import AUTO, NO_DENSITY, DensityOptions
+from splatopt.train.options import USUAL_OPTIMIZER, USUAL_SH_INTERVAL, SceneOptions, ScheduleOptions
+from splatopt.train.recipe import DEFAULT_MINUTES, DEFAULT_RECIPE, find_recipe
+from splatopt.train.stages import Stage, written
+
+_SUITED_VIEWS = {"learned": 8}
+"""Views a step of optimizers whose results are of more than one, where no Gaussians are added: docs/results/learned.md.
+Their colours take all bands from the start."""
+
+_ENDS = ("steps", "stages", "horizon", "max_seconds")
+"""Settings that say how a run ends that does not plan itself."""
+
+
+def left_open(schedule: ScheduleOptions, scene: SceneOptions, density: DensityOptions) -> dict[str, object]:
+    """Return the settings that were left to be chosen, as they are chosen.
+
+    Raises:
+        InputError: Some that were given contradict each other.
+    """
+    _check(schedule)
+    return _planned(schedule, density) if schedule.is_planned else _plain(schedule, scene, density)
+
+
+def _check(schedule: ScheduleOptions) -> None:
+    """Refuse settings of a planned run beside those of a plain one."""
+    given = [name for name in _ENDS if getattr(schedule, name)]
+    if schedule.plan is not None:
+        more = ["minutes"] * (schedule.minutes is not None) + ["until_plateau"] * schedule.until_plateau
+        if contradicting := (*given, *more):
+            name = flag(contradicting[0])
+            raise InputError(
+                f"--plan {schedule.plan} says all steps of the run, and {name} contradicts it; leave {name} out"
+            )
+    elif schedule.minutes is not None and given:
+        name = flag(given[0])
+        raise InputError(
+            f"--minutes {schedule.minutes:g} has the run plan its own end, and {name} says another; give one of the two"
+        )
+    elif not schedule.is_planned:
+        for name, default in (("until_plateau", False), ("recipe", DEFAULT_RECIPE)):
+            if getattr(schedule, name) != default:
+                raise InputError(f"{flag(name)} is of runs that plan themselves; add --minutes, or leave it out")
+
+
+def _planned(schedule: ScheduleOptions, density: DensityOptions) -> dict[str, object]:
+    recipe = find_recipe(schedule.recipe)
+    stages = schedule.all_stages
+    chosen: dict[str, object] = {
+        "optimizer": stages[0].optimizer,
+        "density": recipe.density if density.density == AUTO else density.density,
+        "view_batch": schedule.view_batch or recipe.view_batch,
+    }
+    if len(stages) > 1:  # how many steps each has is for the plan to say
+        chosen["stages"] = written(tuple(Stage(one.optimizer, place, 1) for place, one in enumerate(stages)))
+    if schedule.plan is None and schedule.minutes is None:
+        chosen |= {"minutes": DEFAULT_MINUTES, "until_plateau": True}
+    return chosen
+
+
+def _plain(schedule: ScheduleOptions, scene: SceneOptions, density: DensityOptions) -> dict[str, object]:
+    name = NO_DENSITY if density.density == AUTO else density.density
+    alone = len(schedule.all_stages) == 1 and name == NO_DENSITY
+    views = _SUITED_VIEWS.get(schedule.optimizers[0], 1) if alone else 1
+    interval = (0 if views > 1 else USUAL_SH_INTERVAL) if scene.sh_interval is None else scene.sh_interval
+    return {
+        "optimizer": USUAL_OPTIMIZER if schedule.optimizer == AUTO else schedule.optimizer,
+        "density": name,
+        "view_batch": schedule.view_batch or views,
+        "sh_interval": interval,
+    }
+
+
+def check_end(asked: ScheduleOptions, saved: ScheduleOptions) -> None:
+    """Make sure that a resumed run that plans itself goes on doing so, and no other begins to.
+
+    Raises:
+        InputError: What was asked for says otherwise.
+    """
+    given = [flag(name) for name in _ENDS if getattr(asked, name)]
+    minutes = asked.minutes is not None or asked.until_plateau
+    if saved.plan is not None and (given or minutes):
+        raise InputError(
+            f"the run repeats the plan {saved.plan}, and ends with it; leave {' and '.join(given) or '--minutes'} out"
+        )
+    if saved.minutes is not None and given:
+        raise InputError(f"the run plans its own steps; leave {' and '.join(given)} out, or give it more --minutes")
+    if saved.minutes is None and saved.plan is None and minutes:
+        raise InputError("the run was started with its steps given, and cannot begin to plan itself; give --steps")
