@@ -18,17 +18,16 @@ _ENDS = ("steps", "stages", "horizon", "max_seconds")
 
 
 def left_open(schedule: ScheduleOptions, scene: SceneOptions, density: DensityOptions) -> dict[str, object]:
-    """Return the settings that were left to be chosen, as they are chosen.
-
-    Raises:
-        InputError: Some that were given contradict each other.
-    """
-    _check(schedule)
+    """Return the settings that were left to be chosen, as they are chosen."""
     return _planned(schedule, density) if schedule.is_planned else _plain(schedule, scene, density)
 
 
-def _check(schedule: ScheduleOptions) -> None:
-    """Refuse settings of a planned run beside those of a plain one."""
+def check_given(schedule: ScheduleOptions) -> None:
+    """Make sure that what a new run was given says its end once.
+
+    Raises:
+        InputError: Settings contradict each other.
+    """
     given = [name for name in _ENDS if getattr(schedule, name)]
     if schedule.plan is not None:
         more = ["minutes"] * (schedule.minutes is not None) + ["until_plateau"] * schedule.until_plateau

@@ -53,7 +53,7 @@ class TrainConfig(RunConfig):
         given = schedule.options_by_name
         options = {name: given.get(name) or find_optimizer(name).options() for name in schedule.optimizers}
         return chosen.changed(
-            steps=schedule.total_steps,
+            steps=None if schedule.is_planned and schedule.stages is None else schedule.total_steps,
             optimizer_options=options[schedule.optimizer] if schedule.stages is None else options,
             background=background if self.scene.background is None else self.scene.background,
             out=out if out is not None else Path("runs") / "-".join((name, *schedule.optimizers)).replace(":", "-"),

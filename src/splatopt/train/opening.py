@@ -15,6 +15,7 @@ from splatopt.runs.plugins import load_again, recorded_plugins
 from splatopt.runs.resumable import checkpoint_to_resume
 from splatopt.runs.trained_on import check_resumed, training_frame
 from splatopt.train.checkpoint_content import check_training
+from splatopt.train.choices import check_given
 from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import check_scorable
 from splatopt.train.machine import on_this_machine, with_own_instructions
@@ -65,6 +66,7 @@ def open_training(config: TrainConfig, capture: Capture | None, *, has_renderer:
     else:
         if config.saving.out is not None:
             RunFolder(config.folder).check_free()
+        check_given(config.schedule)
         if config.schedule.plan is not None:
             asked = config
             config, plan = repeating(config)

@@ -15,7 +15,7 @@ from splatopt.train.config import TrainConfig
 from splatopt.train.plan import Decision, PlanFile, write_plan
 from splatopt.train.plan_by_clock import ByClock
 from splatopt.train.planner import Planner, Taken
-from splatopt.train.planning import Clock, open_planner, time_gradient, with_growth
+from splatopt.train.planning import Clock, affordable, open_planner, time_gradient, with_edits
 from splatopt.train.preflight import check_memory
 from splatopt.train.process_context import ProcessContext
 from splatopt.train.stages import Stage
@@ -66,13 +66,18 @@ class Pacing:
             free = {"minutes": config.schedule.minutes, "until_plateau": config.schedule.until_plateau}
             told = kept.config.changed(**free)
         (used,) = self.context.seconds(self.used)
-        self.planner = open_planner(told, capture, len(cloud), used, kept)
+        self.planner = planner = open_planner(told, capture, len(cloud), used, kept)
+        if planner is not None and kept is None:
+            told = config = with_edits(told, planner.current.steps)
         self._told = told
-        if self.planner is None:
-            at_work = config.density.is_at_work
-            return config.changed(max_gaussians=config.density.cap(len(cloud), cloud.sh_degree)) if at_work else config
-        check = partial(check_memory, capture=capture, cloud=cloud, renderer=renderer, context=self.context)
-        return with_growth(config, self.planner, len(cloud), check)
+        if not config.density.is_at_work:
+            return config
+        if isinstance(planner, ByClock) and kept is None:
+            check = partial(check_memory, capture=capture, cloud=cloud, renderer=renderer, context=self.context)
+            return affordable(config, planner, len(cloud), check)
+        if planner is not None:
+            return config.changed(max_gaussians=max(one.max_gaussians or 0 for one in planner.plan.decisions))
+        return config.changed(max_gaussians=config.density.cap(len(cloud), cloud.sh_degree))
 
     def restore(self, step: int, gaussians: int) -> Decision | None:
         """Return the decision that a run goes on with from a checkpoint; None where its steps were given.

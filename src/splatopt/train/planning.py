@@ -94,28 +94,27 @@ def _facts(told: TrainConfig, capture: Capture, gaussians: int) -> PlanFacts:
     )
 
 
-def with_growth(
-    told: TrainConfig, planner: Planner, gaussians: int, check: Callable[[TrainConfig], object]
+def with_edits(told: TrainConfig, steps: int) -> TrainConfig:
+    """Return the configuration of a run of about so many steps whose growth comes to its end in time."""
+    options = told.density.density_options
+    usual = isinstance(options, GainOptions) and options == GainOptions()
+    return told.changed(density_options=gain_options(steps)) if usual else told
+
+
+def affordable(
+    told: TrainConfig, planner: ByClock, gaussians: int, check: Callable[[TrainConfig], object]
 ) -> TrainConfig:
-    """Return a planned run's configuration with as many Gaussians as it may come to need memory for.
+    """Return the configuration of a run that grows, with as many Gaussians as it may come to need memory for.
 
     Args:
         told: What the run was told.
-        planner: Who plans it; a smaller bound is noted there.
+        planner: Plans it anew; a smaller bound is noted there.
         gaussians: How many there are.
         check: Raises InputError where a configuration takes more memory than there is.
 
     Raises:
         InputError: There is no memory for those that there are, or that were asked for.
     """
-    if not told.density.is_at_work:
-        return told
-    if isinstance(planner, Repeated):
-        return told.changed(max_gaussians=max(one.max_gaussians or 0 for one in planner.plan.decisions))
-    assert isinstance(planner, ByClock)
-    options = told.density.density_options
-    if isinstance(options, GainOptions) and options == GainOptions():
-        told = told.changed(density_options=gain_options(planner.current.steps))
     while True:
         most = planner.facts.max_gaussians or gaussians
         config = told.changed(max_gaussians=most)

@@ -7,7 +7,6 @@ from splatopt.data import Capture
 from splatopt.data.fingerprint import fingerprint_capture
 from splatopt.runs.folder import RunFolder
 from splatopt.runs.trained_on import difference
-from splatopt.train.choices import left_open
 from splatopt.train.config import TrainConfig
 from splatopt.train.plan import PlanFile, read_plan
 
@@ -40,7 +39,6 @@ def repeating(asked: TrainConfig) -> tuple[TrainConfig, PlanFile]:
     """
     path = asked.schedule.plan
     assert path is not None
-    left_open(asked.schedule, asked.scene, asked.density)  # refuses what contradicts any plan
     kept = read_plan(path)
     saved = kept.config.changed(plan=path, minutes=None, until_plateau=False)
     saved.check_known(str(path))

@@ -271,12 +271,8 @@ class Trainer(ResumableRun):
             self.tell(Warned(notice))
         self.optimizer.warnings.clear()
         self.sums.add(evaluation.loss, psnr := evaluation.metrics["psnr"])
-        times = (
-            self.seconds + time.perf_counter() - began,
-            self.saved_at_seconds,
-            self.looked_at_seconds,
-            self.pacing.used,
-        )
+        seconds = self.seconds + time.perf_counter() - began
+        times = (seconds, self.saved_at_seconds, self.looked_at_seconds, self.pacing.used)
         self.seconds, self.saved_at_seconds, self.looked_at_seconds, used = self.context.seconds(*times)
         cloud = self.objective.cloud
         self._follow(self.pacing.after_step(self.step, len(cloud), used, evaluation.loss))
