@@ -143,11 +143,11 @@ def test_growth_keeps_to_a_size_of_the_file(planned):
         ({"plan": "nowhere.json"}, "there is no plan at nowhere.json; give the plan.json of a run that planned itself"),
         (
             {"plan": "nowhere.json", "steps": 3},
-            "--plan nowhere.json says all steps of the run, and --steps contradicts it; leave --steps out",
+            "all steps of the run, and --steps contradicts it; leave --steps out",
         ),
         (
             {"plan": "nowhere.json", "minutes": 3.0},
-            "says all steps of the run, and --minutes contradicts it; leave --minutes out",
+            "and --minutes contradicts it; leave --minutes out",
         ),
     ],
 )

@@ -20,6 +20,7 @@ from splatopt.runs.distributed_command import part_ways, quietly
 from splatopt.train.chosen_loss import USUAL_LOSS
 from splatopt.train.config import TrainConfig
 from splatopt.train.loop import train
+from splatopt.train.planning import Clock, clock_of_process
 from splatopt.train.progress import ProgressLine
 
 
@@ -58,13 +59,20 @@ def train_options(words: list[str]) -> Any:
     return command
 
 
-def run_train(parsed: Any) -> int:
-    """Train, and say what came of it."""
+def run_train(parsed: Any, clock: Clock | None = None) -> int:
+    """Train, and say what came of it.
+
+    Args:
+        parsed: The command line.
+        clock: Seconds since the command was given.
+    """
     config = parsed.training
     schedule, loss, density = config.schedule, config.scene.loss, config.density.density
-    given = chosen_options(parsed, _optimizer_options(schedule.optimizers), schedule.optimizers, resuming=False)
+    names = schedule.optimizers
+    given = chosen_options(parsed, _optimizer_options(names), names, resuming=False)
+    single = schedule.stages is None and len(names) == 1
     config = config.changed(
-        optimizer_options=given.get(schedule.optimizer) if schedule.stages is None else given,
+        optimizer_options=given.get(names[0]) if single else given,
         loss_options=one_of_options(parsed, _loss_options({loss}), loss, "loss"),
         density_options=one_of_options(parsed, _density_options({density}), density, "density"),
     )
@@ -72,7 +80,7 @@ def run_train(parsed: Any) -> int:
     try:
         processes = join(find_launch(), config.processes.process_timeout)
         processes.check_versions()
-        result = train(config, [ProgressLine()], processes=processes)
+        result = train(config, [ProgressLine()], processes=processes, clock=clock)
         processes.leave()
     except LostProcessError as error:
         raise InputError(f"another process of the run was lost outside its steps: {error}") from error
@@ -128,11 +136,12 @@ def _strategies_named(words: list[str]) -> set[str]:
 
 def main(words: list[str]) -> int:
     """Run the command on the words after its name; returns its exit code."""
+    clock = clock_of_process(words)
 
     def command(begun: Callable[[], None]) -> int:
         def run(parsed: Any) -> int:
             begun()
-            return run_train(parsed)
+            return run_train(parsed, clock)
 
         load_given(words)
         return run_command(train_options(words), run, "train", words)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from splatopt.core.checks import InputError
@@ -73,8 +74,9 @@ class Decision:
         """Steps of the whole run."""
         return self.stages[-1].end
 
+    @cached_property
     def parts(self) -> tuple[Stage, ...]:
-        """Return the stages with their steps."""
+        """The stages with their steps."""
         begins = (0, *(stage.end for stage in self.stages))
         return tuple(
             Stage(one.optimizer, begin, one.end - begin) for begin, one in zip(begins, self.stages, strict=False)
@@ -82,7 +84,7 @@ class Decision:
 
     def position(self, step: int) -> int:
         """Return the position of the stage that takes the step after ``step`` steps; the last one at the end."""
-        return stage_at(self.parts(), step)
+        return stage_at(self.parts, step)
 
     def share(self, position: int) -> tuple[float, float]:
         """Return the shares of the run that are done where a stage begins, and where it ends."""
@@ -94,7 +96,7 @@ class Decision:
 
     def _within(self, step: int, position: int) -> float:
         """The share after ``step`` steps, by the line of one stage."""
-        stage, (first, last) = self.parts()[position], self.share(position)
+        stage, (first, last) = self.parts[position], self.share(position)
         begin, reached = (stage.begin, first) if self.step <= stage.begin else (self.step, self.done)
         left = max(1, stage.end - begin)
         return min(1.0, max(0.0, reached + (last - reached) * min(1.0, (step - begin) / left)))
@@ -113,7 +115,7 @@ class Decision:
 
     def stage_progress(self, step: int, position: int) -> Progress:
         """Return where a stage's own schedules stand before the step after ``step`` steps of the run."""
-        stage, (first, last) = self.parts()[position], self.share(position)
+        stage, (first, last) = self.parts[position], self.share(position)
         passed = (self._within(step, position) - first) / (last - first)
         return Progress(step - stage.begin, stage.steps, min(1.0, max(0.0, passed)))
 
@@ -121,7 +123,7 @@ class Decision:
         """Return the configuration of a run that goes on so."""
         settings: dict[str, object] = {"steps": self.steps, "levels": self.levels, "sh_interval": self.sh_interval}
         if config.schedule.stages is not None:
-            settings["stages"] = written(self.parts())
+            settings["stages"] = written(self.parts)
         if config.density.is_at_work:
             settings["max_gaussians"] = self.max_gaussians
         return config.changed(**settings)

@@ -159,7 +159,7 @@ class ByClock(Planner):
             self._costs = StepCosts(stage.optimizer, self._costs.pace)
             self._optimizer, self._mark = stage.optimizer, None
             return None
-        if taken.step == self.current.parts()[position].begin:
+        if taken.step == self.current.parts[position].begin:
             return None
         done = self.current.done_at(taken.step)
         if self.facts.until_plateau and position == len(self.current.stages) - 1 and done >= self.facts.settled:
@@ -186,7 +186,7 @@ class ByClock(Planner):
         assert self._mark is not None
         steps, seconds = taken.step - self._mark[0], taken.now - self._mark[1]
         if steps and seconds > 0:
-            self._costs.note(Stretch(seconds / steps, *(float(total) / steps for total in self._sums)))
+            self._costs.note(Stretch(steps, seconds / steps, *(float(total) / steps for total in self._sums)))
         self._mark, self._sums = (taken.step, taken.now), np.zeros(2)
 
     def _factor(self, done: float, step: int | None = None) -> int:

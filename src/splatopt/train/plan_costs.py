@@ -4,7 +4,7 @@
 
 Each stretch of steps gives an equation, weighed by how long ago it was; what one machine is known to take stands beside
 them with a small weight, so that a run that has seen one size alone still knows what others would cost. In the end all
-is scaled to the last stretch, since machines change their pace.
+is scaled to the last stretches, since machines change their pace.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _USUAL = np.array([1e-3, 6e-8, 2e-7])
 """Seconds a step, a pixel and a Gaussian of a usual machine: provisional, since the scale is measured."""
 
 _USUAL_WEIGHT = 0.1
-_FORGOTTEN = 0.7
-"""Weight of a stretch beside the one after it."""
+_FORGOTTEN, _PAST = 0.7, 0.5
+"""Weight of a stretch beside the one after it: in what steps cost, and in the pace."""
 
 _FACTORS = {"learned": 1.4, "block-gn": 3.0, "tr2": 2.0}
 """Of a step over Adam's, where it was not measured yet."""
@@ -30,11 +30,13 @@ class Stretch:
     """Steps that were measured together.
 
     Attributes:
+        steps: How many.
         seconds: Mean of a step.
         pixels: Mean of a step, over its views.
         gaussians: Mean of a step.
     """
 
+    steps: int
     seconds: float
     pixels: float
     gaussians: float
@@ -66,17 +68,15 @@ class StepCosts:
 
     @property
     def pace(self) -> float:
-        """This machine's pace over the usual one's, by the last stretch."""
+        """This machine's pace over the usual one's, by the last stretches."""
         if not self._stretches:
             return float(self._usual[0] / _USUAL[0]) / self._factor
-        last = self._stretches[-1]
-        return last.seconds / float(_USUAL @ last.terms) / self._factor
+        return self._pace(_USUAL) / self._factor
 
     def note(self, stretch: Stretch) -> None:
         """Take a stretch into account."""
         self._stretches.append(stretch)
-        last = float(self._usual @ stretch.terms)
-        usual = self._usual * (stretch.seconds / last)
+        usual = self._usual * self._pace(self._usual)
         rows = [_USUAL_WEIGHT * np.diag(1 / usual)]
         wanted = [np.full(3, _USUAL_WEIGHT)]
         for age, one in enumerate(reversed(self._stretches)):
@@ -85,6 +85,14 @@ class StepCosts:
             wanted.append(np.array([weight]))
         # In units of the usual costs, which differ by orders of magnitude.
         found, _ = nnls(np.concatenate(rows) * usual, np.concatenate(wanted))
-        costs = found * usual
-        predicted = float(costs @ stretch.terms)
-        self._costs = costs * (stretch.seconds / predicted) if predicted > 0 else usual
+        self._costs = found * usual
+        self._costs = self._costs * self._pace(self._costs)
+
+    def _pace(self, costs: np.ndarray) -> float:
+        """What the last stretches took, over what they would by ``costs``."""
+        taken = predicted = 0.0
+        for age, one in enumerate(reversed(self._stretches)):
+            weight = one.steps * _PAST**age
+            taken += weight * one.seconds
+            predicted += weight * float(costs @ one.terms)
+        return taken / predicted if predicted > 0 else 1.0
