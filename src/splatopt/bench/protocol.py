@@ -60,7 +60,7 @@ def _plain(settings: Mapping[str, object]) -> dict[str, object]:
 
 _EVERY_8TH = "every 8th view by name is held out, or the capture's own test views"
 
-_ONE_VIEW: Mapping[str, object] = MappingProxyType({"view_batch": 1, "sh_interval": 1000})
+_ONE_VIEW: dict[str, object] = {"view_batch": 1, "sh_interval": 1000}
 """For every optimizer alike, whatever one would take by itself."""
 
 _PROTOCOLS = (

@@ -64,15 +64,24 @@ def _planned(schedule: ScheduleOptions, density: DensityOptions) -> dict[str, ob
 
 def _plain(schedule: ScheduleOptions, scene: SceneOptions, density: DensityOptions) -> dict[str, object]:
     name = NO_DENSITY if density.density == AUTO else density.density
-    alone = len(schedule.all_stages) == 1 and name == NO_DENSITY
-    views = _SUITED_VIEWS.get(schedule.optimizers[0], 1) if alone else 1
-    interval = (0 if views > 1 else USUAL_SH_INTERVAL) if scene.sh_interval is None else scene.sh_interval
+    usual = usual_choices(schedule.optimizers[0] if len(schedule.all_stages) == 1 else "", name)
     return {
         "optimizer": USUAL_OPTIMIZER if schedule.optimizer == AUTO else schedule.optimizer,
         "density": name,
-        "view_batch": schedule.view_batch or views,
-        "sh_interval": interval,
+        "view_batch": schedule.view_batch or usual["view_batch"],
+        "sh_interval": usual["sh_interval"] if scene.sh_interval is None else scene.sh_interval,
     }
+
+
+def usual_choices(optimizer: str, density: str) -> dict[str, int]:
+    """Return the views of a step, and the steps between two degrees of the colour, of a run whose steps were given.
+
+    Args:
+        optimizer: The run's only one; empty for stages.
+        density: The strategy, or none.
+    """
+    views = _SUITED_VIEWS.get(optimizer, 1) if density == NO_DENSITY else 1
+    return {"view_batch": views, "sh_interval": 0 if views > 1 else USUAL_SH_INTERVAL}
 
 
 def check_end(asked: ScheduleOptions, saved: ScheduleOptions) -> None:

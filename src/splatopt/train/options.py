@@ -14,7 +14,7 @@ from splatopt.core.bounds import bounds
 from splatopt.core.checks import InputError
 from splatopt.core.devices import check_device_name
 from splatopt.core.native import check_instructions_name
-from splatopt.core.optimizer import find_optimizer
+from splatopt.core.optimizer import find_optimizer, optimizer_names
 from splatopt.data.seen_pixels import MaskUse
 from splatopt.raster.constants import SSIM_WEIGHT
 from splatopt.raster.losses import L1Ssim, Loss
@@ -258,7 +258,7 @@ class ScheduleOptions(runs.ScheduleOptions):
             if isinstance(options, UnreadOptions):
                 continue
             expected = find_optimizer(name).options
-            if name not in self.optimizers:
+            if name not in self.optimizers and self.optimizer != AUTO:
                 raise InputError(f"options of optimizer {name!r} are given, which the run does not use")
             if not isinstance(options, expected):
                 raise InputError(
@@ -306,9 +306,14 @@ class ScheduleOptions(runs.ScheduleOptions):
         """The options that were given, by the optimizer's name."""
         if self.optimizer_options is None:
             return {}
-        if isinstance(self.optimizer_options, Mapping):
+        names = self.optimizers
+        if isinstance(self.optimizer_options, Mapping) and (self.stages is not None or len(names) > 1):
             return dict(self.optimizer_options)
-        return {self.optimizers[0]: self.optimizer_options}
+        if self.optimizer == AUTO and self.stages is None and not isinstance(self.optimizer_options, UnreadOptions):
+            # A resumed run's is found out later: it is the one that these are options of.
+            kind = type(self.optimizer_options)
+            names = (*[name for name in optimizer_names() if find_optimizer(name).options is kind], *names)
+        return {names[0]: self.optimizer_options}
 
 
 @dataclass(frozen=True)
