@@ -15,7 +15,7 @@ from splatopt.train.config import TrainConfig
 from splatopt.train.plan import Decision, PlanFile, write_plan
 from splatopt.train.plan_by_clock import ByClock
 from splatopt.train.planner import Planner, Taken
-from splatopt.train.planning import Clock, affordable, open_planner, time_gradient, with_edits
+from splatopt.train.planning import Clock, affordable, open_planner, time_gradient
 from splatopt.train.preflight import check_memory
 from splatopt.train.process_context import ProcessContext
 from splatopt.train.stages import Stage
@@ -67,8 +67,6 @@ class Pacing:
             told = kept.config.changed(**free)
         (used,) = self.context.seconds(self.used)
         self.planner = planner = open_planner(told, capture, len(cloud), used, kept)
-        if planner is not None and kept is None:
-            told = config = with_edits(told, planner.current.steps)
         self._told = told
         if not config.density.is_at_work:
             return config

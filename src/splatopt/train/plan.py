@@ -22,6 +22,7 @@ from splatopt.core.optimizer import Progress
 from splatopt.core.reading import read_object
 from splatopt.core.typed import Fields
 from splatopt.core.version import __version__
+from splatopt.density.gain import GainOptions
 from splatopt.runs.folder import TRAINED_ON, write_json
 from splatopt.train.config import TrainConfig
 from splatopt.train.levels import parse_levels
@@ -59,6 +60,7 @@ class Decision:
         levels: As ``--levels`` reads them.
         sh_interval: Steps from one degree of the colour to the next; 0 for all from the start.
         max_gaussians: How many Gaussians there may be; None where no strategy is at work.
+        edit_every: Steps from one edit of ``gain`` to the next; None for those that were given.
     """
 
     step: int
@@ -68,6 +70,7 @@ class Decision:
     levels: str = ""
     sh_interval: int = 0
     max_gaussians: int | None = None
+    edit_every: int | None = None
 
     @property
     def steps(self) -> int:
@@ -126,6 +129,9 @@ class Decision:
             settings["stages"] = written(self.parts)
         if config.density.is_at_work:
             settings["max_gaussians"] = self.max_gaussians
+        options = config.density.density_options
+        if self.edit_every is not None and isinstance(options, GainOptions):
+            settings["density_options"] = replace(options, every=self.edit_every)
         return config.changed(**settings)
 
     @classmethod
@@ -150,6 +156,7 @@ class Decision:
             levels=levels,
             sh_interval=one.count("sh_interval", _MAX_COUNT),
             max_gaussians=one.count("max_gaussians", _MAX_COUNT) if "max_gaussians" in one else None,
+            edit_every=max(1, one.count("edit_every", _MAX_COUNT)) if "edit_every" in one else None,
         )
 
 

@@ -19,7 +19,7 @@ from splatopt.train.plan import Decision, Plan, PlannedStage
 from splatopt.train.plan_costs import StepCosts, Stretch
 from splatopt.train.plan_plateau import Plateau
 from splatopt.train.planner import Planner, Taken
-from splatopt.train.recipe import Recipe, steps_wanted
+from splatopt.train.recipe import Recipe, edit_every, steps_wanted
 
 PLATEAU = "plateau"
 """What a decision is taken for that ends a run early."""
@@ -57,6 +57,7 @@ class PlanFacts:
         levels: Levels that were given, which are not planned; None where none were.
         sh_degree: Highest degree of the colour.
         sh_interval: Steps between two degrees that were given; None where the recipe says.
+        plans_edits: Whether the strategy is ``gain`` and how often it edits was not given.
         until_plateau: Whether the run ends sooner where nothing improves.
     """
 
@@ -70,6 +71,7 @@ class PlanFacts:
     levels: str | None = None
     sh_degree: int = 3
     sh_interval: int | None = None
+    plans_edits: bool = False
     until_plateau: bool = False
 
     @property
@@ -275,7 +277,8 @@ class ByClock(Planner):
         interval = self.facts.sh_interval
         if interval is None:
             interval = self._sh_interval(decision, before.sh_interval)
-        return replace(decision, levels=levels, sh_interval=interval)
+        every = edit_every(decision.steps) if self.facts.plans_edits else None
+        return replace(decision, levels=levels, sh_interval=interval, edit_every=every)
 
     def _sh_interval(self, decision: Decision, before: int) -> int:
         """Steps between two degrees, so that the next rise comes at its share and none is taken back."""

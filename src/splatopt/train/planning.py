@@ -17,7 +17,7 @@ from splatopt.train.config import TrainConfig
 from splatopt.train.plan import PlanFile
 from splatopt.train.plan_by_clock import ByClock, PlanFacts
 from splatopt.train.planner import Planner, Repeated
-from splatopt.train.recipe import MAX_CAP, PIXELS_A_GAUSSIAN, find_recipe, gain_options
+from splatopt.train.recipe import MAX_CAP, PIXELS_A_GAUSSIAN, find_recipe
 
 Clock = Callable[[], float]
 """Returns the seconds since a run was asked for."""
@@ -90,15 +90,9 @@ def _facts(told: TrainConfig, capture: Capture, gaussians: int) -> PlanFacts:
         levels=schedule.levels or None,
         sh_degree=told.scene.sh_degree,
         sh_interval=told.scene.sh_interval,
+        plans_edits=density.density_options == GainOptions(),
         until_plateau=schedule.until_plateau,
     )
-
-
-def with_edits(told: TrainConfig, steps: int) -> TrainConfig:
-    """Return the configuration of a run of about so many steps whose growth comes to its end in time."""
-    options = told.density.density_options
-    usual = isinstance(options, GainOptions) and options == GainOptions()
-    return told.changed(density_options=gain_options(steps)) if usual else told
 
 
 def affordable(

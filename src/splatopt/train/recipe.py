@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from splatopt.core.checks import InputError, nearest_names
@@ -77,8 +77,7 @@ def steps_wanted(seconds: float) -> float:
     return _STEPS_OF_HALF_A_MINUTE * math.sqrt(seconds / 30)
 
 
-def gain_options(steps: int) -> GainOptions:
-    """Return the options of ``gain`` for a run of about so many steps: short ones edit as often as growth needs."""
-    usual = GainOptions()
-    growing = (usual.until - usual.begin) * steps
-    return replace(usual, every=max(1, min(usual.every, round(growing / _EDITS))))
+def edit_every(steps: int) -> int:
+    """Return the steps between two edits of ``gain`` in a run of so many: fewer in short ones, so that they grow."""
+    growing = (GainOptions.until - GainOptions.begin) * steps
+    return max(1, min(GainOptions.every, round(growing / _EDITS)))

@@ -137,7 +137,7 @@ class Trainer(ResumableRun):
         self.config = decision.applied(self.config)
         self.stages = self.config.schedule.all_stages
         if self.growth is not None:
-            self.growth.limit(self.config.density.max_gaussians)
+            self.growth.follow(self.config.density)
         if self.is_open and self.processes.is_first:
             self._write_settings()
 
