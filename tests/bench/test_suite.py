@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from bench.cases import toy_suite
-from splatopt.bench.cells import cell_name, make_cells, make_timing_cells, timed
+from splatopt.bench.cells import Cell, cell_name, make_cells, make_timing_cells, timed
 from splatopt.bench.protocol import POINTS, PROTOCOLS
 from splatopt.bench.suite import make_suite, read_suite
 from splatopt.core.checks import InputError
@@ -15,6 +16,7 @@ from splatopt.core.plugins import Origin
 from splatopt.density.strategy import STRATEGIES
 from splatopt.optim import AdamOptions
 from splatopt.raster.types import Footprint
+from splatopt.train.recipe import RECIPES
 from splatopt.train.sampler import ViewChoice
 from train.density_runs import plugins_forgotten
 
@@ -188,7 +190,7 @@ def test_a_setting_that_no_run_can_have_names_its_cell(capture):
 
 STANDARD = ("llff", "mip-nerf-360", "nerf-synthetic", "tanks-and-temples")
 """Suites of data sets that everyone brings."""
-SYNTHETIC = ("density-scores",)
+SYNTHETIC = ("density-scores", "recipes")
 """Suites of scenes that `splatopt data make` renders."""
 
 
@@ -287,6 +289,24 @@ def test_the_suite_of_densities_has_the_bounds_of_its_scenes(data_folder):
         assert ("+" in cell.label) == grows
         if cell.config.schedule.optimizer == "learned":
             assert (cell.config.schedule.steps, cell.config.schedule.view_batch) == (4000, 1)
+
+
+def test_the_suite_of_recipes_goes_through_minutes(tmp_path):
+    for name in ("scene-0000", "scene-0003", "fern"):
+        (tmp_path / name).mkdir()
+    suite = read_suite(SUITES / "recipes.toml")
+    cells = make_cells(suite, Path("out"), {}, tmp_path)
+    assert len(cells) == 3 * 4 * len(RECIPES)
+    assert {cell.config.schedule.recipe for cell in cells} == set(RECIPES)
+    assert {cell.config.schedule.minutes for cell in cells} == {0.5, 2.0, 5.0, 15.0}
+    assert {cell.config.schedule.view_batch for cell in cells} == {None}  # the recipe's
+    for cell in cells[:3]:
+        assert Cell.from_json(json.loads(json.dumps(cell.to_json())), "a cell").config == cell.config
+    with pytest.raises(InputError, match="recipes are of the protocol minutes, and the suite's is dense"):
+        make_suite({"scenes": [{"path": "fox"}], "optimizers": [{"recipe": "default"}]}, "x", tmp_path, "t")
+    with pytest.raises(InputError, match="there is no recipe 'defualt'; did you mean default"):
+        values = {"protocol": "minutes", "scenes": [{"path": "fox"}], "optimizers": [{"recipe": "defualt"}]}
+        make_suite(values, "x", tmp_path, "t")
 
 
 def test_the_suite_of_scores_loads_its_plugin_and_compares_at_equal_numbers(tmp_path):

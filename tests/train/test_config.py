@@ -22,6 +22,7 @@ BLACK = (0.0, 0.0, 0.0)
 def test_it_survives_json():
     config = TrainConfig.of(
         "/data/fox",
+        optimizer="adam",
         optimizer_options=AdamOptions(means_rate=1.0 / 3.0),
         out=Path("runs/x"),
         background=(0.1, 0.2, 0.3),
@@ -34,12 +35,14 @@ def test_it_survives_json():
 
 
 def test_resolving_spells_out_what_was_left_open():
-    config = TrainConfig.of("fox").resolved("fox", (1.0, 1.0, 1.0))
+    config = TrainConfig.of("fox", steps=3).resolved("fox", (1.0, 1.0, 1.0))
     assert config.folder == Path("runs/fox-adam")
     assert config.schedule.optimizer_options == AdamOptions()
     assert config.scene.background == (1.0, 1.0, 1.0)
     given = TrainConfig.of("fox", out=Path("x"), background=BLACK).resolved("fox", (1.0, 1.0, 1.0))
     assert given.folder == Path("x")
+    assert (given.schedule.optimizer, given.density.density, given.schedule.minutes) == ("learned", "gain", 5.0)
+    assert given.schedule.until_plateau
     assert given.scene.background == BLACK
 
 
@@ -73,7 +76,21 @@ def test_nonsense_is_refused_in_a_sentence(settings, said):
 
 def test_options_of_another_optimizer_are_refused():
     with pytest.raises(InputError, match="must be a AdamOptions, got a dict"):
-        TrainConfig.of("fox", optimizer_options={"rate": 1.0})
+        TrainConfig.of("fox", optimizer="adam", optimizer_options={"rate": 1.0})
+    given = TrainConfig.of("fox", optimizer_options=AdamOptions())  # of a run that is gone on with, it may be
+    with pytest.raises(InputError, match="must be a LearnedOptions, got a AdamOptions"):
+        given.resolved("fox", BLACK)
+
+
+def test_learned_sets_its_views_and_its_colours_where_nothing_grows():
+    def chosen(**settings):
+        config = TrainConfig.of("fox", **settings).resolved("fox", BLACK)
+        return config.schedule.view_batch, config.scene.sh_interval
+
+    assert chosen(optimizer="learned") == (8, 0)
+    assert chosen(optimizer="learned", view_batch=2, sh_interval=7) == (2, 7)
+    assert chosen(optimizer="learned", density="gain") == (1, 1000)
+    assert chosen(optimizer="adam") == chosen(stages="learned:5,adam:5") == (1, 1000)
 
 
 @pytest.mark.parametrize(

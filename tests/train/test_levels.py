@@ -33,8 +33,9 @@ from splatopt.scene.exposure import Exposure, ExposureMaps, identity_maps
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.photometric import PhotometricObjective
 from splatopt.scene.pose_refinement import PoseRefinement, image_motion, pose_gauss_newton
+from splatopt.train.coarse_to_fine import CoarseToFine
 from splatopt.train.events import Evaluated
-from splatopt.train.levels import CoarseToFine, Level, factor_at, parse_levels
+from splatopt.train.levels import Level, factor_at, parse_levels
 from splatopt.train.loop import train
 from splatopt.train.preflight import estimate_memory
 from splatopt.train.process_context import ProcessContext

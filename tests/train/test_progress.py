@@ -29,7 +29,7 @@ def cloud(count: int) -> GaussianCloud:
 def say(terminal: bool) -> str:
     stream = io.StringIO()
     line = ProgressLine(Console(file=stream, force_terminal=terminal, width=200))
-    line(Started(TrainConfig.of("fox").resolved("fox", (0.0, 0.0, 0.0)), 0, 1234, 43, "native"))
+    line(Started(TrainConfig.of("fox", optimizer="adam").resolved("fox", (0.0, 0.0, 0.0)), 0, 1234, 43, "native"))
     line(
         Evaluated(
             0, 0.0, Scores("every-8th-test", "test", (ViewScore("a", 10.0, 0.25), ViewScore("b", 12.0, 0.75))), cloud(1)
@@ -64,6 +64,19 @@ def test_it_tells_everything_a_person_asks_for(terminal):
         assert words in said, words
 
 
+def test_a_run_that_plans_itself_says_when_it_ends_and_how_to_have_more():
+    stream = io.StringIO()
+    line = ProgressLine(Console(file=stream, width=300))
+    line(Started(TrainConfig.of("fox").resolved("fox", (0.0, 0.0, 0.0)), 0, 1234, 43, "native"))
+    for step in (1, 2):
+        line(Stepped(step, 2, 0.01 * step, 0.25, 20.0, cloud(7), seconds_left=83.4))
+    said = stream.getvalue().splitlines()
+    assert said[0].startswith("the run ends 5 minutes after its start, or sooner once the training views no longer")
+    assert "--minutes 10; --steps N trains plainly for N steps" in said[1]
+    assert said[2].startswith("training, step 0: 1,234 Gaussians, 43 views, optimizer learned")
+    assert said[-1].endswith("ETA 1:23")
+
+
 def test_stages_are_told_apart(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(live_line_module.time, "perf_counter", lambda: clock[0])
@@ -72,7 +85,7 @@ def test_stages_are_told_apart(monkeypatch):
     config = TrainConfig.of("fox", stages="adam:1000,sign-tr:4").resolved("fox", (0.0, 0.0, 0.0))
     line(Started(config, 0, 5, 43, "native"))
     for step in range(1, 1005):
-        stage = config.schedule.plan[step > 1000]
+        stage = config.schedule.all_stages[step > 1000]
         clock[0] += 0.01 if step <= 1000 else 6.0
         line(Stepped(step, 1004, clock[0], 0.5 if step <= 1000 else 0.125, 20.0, cloud(5), stage))
     said = stream.getvalue().splitlines()

@@ -208,7 +208,7 @@ def test_the_new_run_can_be_trained_on(trained, capture, tmp_path):
 def test_any_optimizer_repairs(trained, tmp_path, optimizer):
     result = prune(open_run(trained), PruneOptions(to=90, repair=3, optimizer=optimizer), tmp_path / "new")
     assert result.left.gaussians == 90
-    assert open_run(result.folder).config.schedule.plan[-1].optimizer == optimizer
+    assert open_run(result.folder).config.schedule.all_stages[-1].optimizer == optimizer
     bare = prune(open_run(trained), PruneOptions(to=90, repair=0), tmp_path / "bare")
     assert result.left.loss != bare.left.loss
 

@@ -76,7 +76,9 @@ def test_the_picture_follows_the_camera_and_the_run_its_buttons(run, tmp_path: P
         assert before.std() > 5, "something is drawn"
         resting = np.abs(seen(browser, tmp_path / "resting.png") - before).mean()
         browser.mouse("mouseMoved", 400, 300)
-        browser.call("Input.dispatchMouseEvent", type="mousePressed", x=400, y=300, button="left", buttons=1, clickCount=1)
+        browser.call(
+            "Input.dispatchMouseEvent", type="mousePressed", x=400, y=300, button="left", buttons=1, clickCount=1
+        )
         for x in range(400, 500, 10):
             browser.mouse("mouseMoved", x, 330, pressed=True)
         browser.call("Input.dispatchMouseEvent", type="mouseReleased", x=500, y=330, button="left", clickCount=1)

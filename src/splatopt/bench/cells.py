@@ -19,7 +19,7 @@ from splatopt.core.plugins import PluginFile
 from splatopt.core.typed import Fields, typed
 from splatopt.runs.plugins import load_unchanged, plugins_from_json, plugins_without_place
 from splatopt.train.config import TrainConfig
-from splatopt.train.density_options import NO_DENSITY
+from splatopt.train.density_options import AUTO, NO_DENSITY
 
 LOOSE = (
     "capture",
@@ -235,7 +235,7 @@ def _config(
         return TrainConfig.of(
             path,
             optimizer=entry.name,
-            optimizer_options=find_optimizer(entry.name).options(**entry.options),
+            optimizer_options=None if entry.name == AUTO else find_optimizer(entry.name).options(**entry.options),
             seed=seed,
             out=folder,
             eval_at=tuple(point for point in suite.points if point > 0),

@@ -12,7 +12,8 @@ from splatopt.core.optimizer import find_optimizer
 from splatopt.core.typed import field_names, typed, typed_fields
 from splatopt.density.strategy import find_density
 from splatopt.train.config import TrainConfig
-from splatopt.train.density_options import NO_DENSITY
+from splatopt.train.density_options import AUTO, NO_DENSITY
+from splatopt.train.recipe import find_recipe
 
 OWN_SETTINGS = frozenset(
     {"capture", "out", "resume", "seed", "optimizer", "optimizer_options", "eval_at", "eval_at_seconds", "max_seconds"}
@@ -129,6 +130,8 @@ def setting_entry(value: object, where: str, protocol: Protocol) -> SettingEntry
 def optimizer_entry(value: object, where: str, protocol: Protocol) -> OptimizerEntry:
     """Return one of [[optimizers]]; raises InputError where something is unknown, missing or impossible."""
     values = dict(table_of(value, where))
+    if "recipe" in values and "name" not in values:
+        return _recipe_entry(values, where, protocol)
     if "name" not in values:
         raise InputError(f"{where}: name is missing; give a registered optimizer")
     name = typed(values.pop("name"), str, f"{where}: name")
@@ -144,6 +147,16 @@ def optimizer_entry(value: object, where: str, protocol: Protocol) -> OptimizerE
     except InputError as error:
         raise InputError(f"{where} ({label}): {error}") from error
     return OptimizerEntry(label, name, chosen, settings_of(values, f"{where} ({label})", protocol))
+
+
+def _recipe_entry(values: Mapping[str, object], where: str, protocol: Protocol) -> OptimizerEntry:
+    """Return an entry of runs that plan themselves, by the name of their recipe."""
+    if not protocol.plans:
+        raise InputError(f"{where}: recipes are of the protocol minutes, and the suite's is {protocol.name}")
+    settings = settings_of({name: one for name, one in values.items() if name != "label"}, where, protocol)
+    recipe = str(settings["recipe"])
+    find_recipe(recipe)
+    return OptimizerEntry(typed(values.get("label", recipe), str, f"{where}: label"), AUTO, {}, settings)
 
 
 def _joined(label: str, density: object) -> str:

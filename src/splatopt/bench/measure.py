@@ -33,6 +33,15 @@ RECORD = "cell.json"
 
 _LOCK_SECONDS = 10.0
 
+_CHOSEN = ("device", "instructions", "density", "view_batch", "sh_interval")
+"""Settings that a run spells out where they were left to be chosen."""
+
+_PLANNED = (
+    *("optimizer", "optimizer_options", "stages", "steps", "levels", "density", "density_options"),
+    *("max_gaussians", "view_batch", "sh_interval"),
+)
+"""Settings that a run that plans itself spells out besides."""
+
 Finisher = Callable[[TrainResult], CellRecord]
 """Adds to a cell's record what is measured once, at its end."""
 
@@ -153,7 +162,9 @@ def finished_record(cell: Cell) -> CellRecord | None:
         if not record:
             # Killed before its first score; the run has spelt out what the cell leaves to be chosen.
             asked = cell.config.settings()
-            chosen = {name: "auto" for name in ("device", "instructions") if asked[name] == "auto"}
+            chosen = {name: asked[name] for name in _CHOSEN if asked[name] in ("auto", None)}
+            if cell.config.schedule.is_planned:
+                chosen |= {name: asked[name] for name in _PLANNED}
             kept = replace(cell, config=saved.changed(background=asked["background"], **chosen))
         else:
             kept = Cell.from_json(record, str(folder / RECORD))

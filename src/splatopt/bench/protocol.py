@@ -30,6 +30,7 @@ class Protocol:
         fixed: Settings that it fixes.
         usual: Settings that it begins from and a suite may change.
         inputs: Numbers of input views that a suite goes through, in ``sparse``; else empty. Unit: views.
+        plans: Whether cells plan themselves to end after their minutes, by a recipe.
         budget_steps: Adam steps that give the time of a cell, in ``fixed-time``; else 0. Unit: steps.
     """
 
@@ -39,6 +40,7 @@ class Protocol:
     usual: Mapping[str, object] = field(default_factory=dict)
     inputs: tuple[int, ...] = ()
     budget_steps: int = 0
+    plans: bool = False
 
     def to_json(self) -> ProtocolRecord:
         """Return what a result says of its protocol."""
@@ -58,17 +60,22 @@ def _plain(settings: Mapping[str, object]) -> dict[str, object]:
 
 _EVERY_8TH = "every 8th view by name is held out, or the capture's own test views"
 
+_ONE_VIEW: dict[str, object] = {"view_batch": 1, "sh_interval": 1000}
+"""For every optimizer alike, whatever one would take by itself."""
+
 _PROTOCOLS = (
     Protocol(
         "dense",
         f"{_EVERY_8TH}; one shuffled view a step unless the suite names more",
         fixed={"test_every": 8, "input_views": 0, "max_seconds": 0.0},
+        usual=_ONE_VIEW,
     ),
     Protocol(
         "sparse",
         "few input views chosen by farthest-point sampling of camera positions, from the one nearest to their mean; "
         "all other views are held out, or the capture's own test views",
         fixed={"test_every": 8, "max_seconds": 0.0},
+        usual=_ONE_VIEW,
         inputs=(3, 6, 8),
     ),
     Protocol(
@@ -76,7 +83,7 @@ _PROTOCOLS = (
         f"{_EVERY_8TH}; training goes on well past the horizon that schedules are planned for, and the worst drop "
         "after the peak is reported",
         fixed={"test_every": 8, "input_views": 0, "max_seconds": 0.0},
-        usual={"steps": 30_000, "horizon": 7000},
+        usual={"steps": 30_000, "horizon": 7000, **_ONE_VIEW},
     ),
     Protocol(
         "fixed-time",
@@ -86,6 +93,13 @@ _PROTOCOLS = (
         fixed={"test_every": 8, "input_views": 0, "view_batch": 8, "view_choice": ViewChoice.FARTHEST},
         usual={"steps": BUDGET_STEPS, "sh_interval": 0},
         budget_steps=BUDGET_STEPS,
+    ),
+    Protocol(
+        "minutes",
+        f"{_EVERY_8TH}; every run plans itself to end after its minutes, with its last scoring and its files, and no "
+        "held-out view is looked at on the way but for the scores before and after",
+        fixed={"test_every": 8, "input_views": 0, "max_seconds": 0.0, "eval_every": 0, "steps": None},
+        plans=True,
     ),
 )
 PROTOCOLS: Mapping[str, Protocol] = MappingProxyType({protocol.name: protocol for protocol in _PROTOCOLS})

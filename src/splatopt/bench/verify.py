@@ -95,7 +95,8 @@ def _compared(before: CellRecord, now: CellRecord, run: Path, again: Path) -> Ve
             was, came = old[step][name], new[step][name]
             if was != came:
                 differences.append(f"step {step}: {name} was {was!r} and came to {came!r}")
-    ends_by_steps = before["config"].get("max_seconds") in (None, 0)
+    told = before["config"]
+    ends_by_steps = told.get("max_seconds") in (None, 0) and told.get("minutes") is None
     if ends_by_steps and set(old) != set(new):
         differences.append(f"it was scored at steps {sorted(old)} and is now at {sorted(new)}")
     if ends_by_steps and _digest(run) != _digest(again):

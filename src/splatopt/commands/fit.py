@@ -7,7 +7,7 @@ from dataclasses import make_dataclass
 from pathlib import Path
 from typing import Any
 
-from splatopt.commands.optimizer_fields import chosen_options, option_columns
+from splatopt.commands.optimizer_fields import chosen_options, field_name, option_columns
 from splatopt.commands.parsing import flat, load_given, run_command, values_in
 from splatopt.commands.short_help import as_help, is_short_help, shortened
 from splatopt.core.checks import say
@@ -16,6 +16,7 @@ from splatopt.core.plugins import Origin
 from splatopt.fit.config import FitConfig
 from splatopt.fit.events import FitProgress, written_scores
 from splatopt.fit.loop import fit_field, open_field
+from splatopt.fit.options import AUTO
 from splatopt.fit.results import result_pictures
 from splatopt.optim.field_optimizers import FIELD_OPTIMIZERS
 from splatopt.optim.zoo import ZooOptions
@@ -57,10 +58,18 @@ def _options(named: Sequence[str]) -> dict[str, type]:
 
 def run_fit(parsed: Any) -> int:
     """Fit, and say what came of it."""
-    config = parsed.fit
+    config = parsed.fit if parsed.fit.saving.resume else parsed.fit.with_optimizer()
     optimizer = config.schedule.optimizer
-    options = chosen_options(parsed, _options([optimizer]), [optimizer], resuming=config.saving.resume)
-    result = fit_field(config.changed(optimizer_options=options.get(optimizer)), [FitProgress()])
+    kinds = _options([optimizer])
+    options = chosen_options(parsed, kinds, [optimizer], resuming=config.saving.resume)
+    if optimizer == AUTO:  # a run that is gone on with knows its own; what was given must agree with it
+        given = (getattr(parsed, field_name(name)) for name in kinds)
+        chosen = next((one for one in given if one != type(one)()), None)
+    else:
+        chosen = options.get(optimizer)
+    if chosen is None or chosen == type(chosen)():  # none were given: the field's own, where it has some
+        chosen = config.schedule.optimizer_options or chosen
+    result = fit_field(config.changed(optimizer_options=chosen), [FitProgress()])
     say(f"{result.steps} steps in {result.seconds:.1f} s; {written_scores(result.after)}", f"result: {result.folder}")
     return 0
 

@@ -40,15 +40,15 @@ def shortened(config: type, shown: Collection[str]) -> Any:
     kinds = get_type_hints(config, include_extras=True)
     groups = []
     for group in fields(config):
-        twin = _shortened_group(kinds[group.name], shown)
+        twin = shortened_group(kinds[group.name], shown)
         groups.append((group.name, twin, field() if group.default_factory is MISSING else field(default_factory=twin)))
     twin = make_dataclass(config.__name__, groups, frozen=True)
     twin.__doc__ = config.__doc__
     return twin
 
 
-def _shortened_group(group: type, shown: Collection[str]) -> type:
-    """A subclass of a group whose other settings are hidden."""
+def shortened_group(group: type, shown: Collection[str]) -> type:
+    """Return a subclass of a group of settings whose help has those ``shown`` alone."""
     hints = get_type_hints(group, include_extras=True)
     hidden = []
     for setting in fields(group):

@@ -11,7 +11,7 @@ import splatopt.optim  # noqa: F401 - both register optimizers
 from splatopt.commands.after_training import say_finished
 from splatopt.commands.optimizer_fields import chosen_options, one_of_options, option_columns
 from splatopt.commands.parsing import flat, load_given, run_command, values_in
-from splatopt.commands.short_help import as_help, is_help, is_short_help, shortened
+from splatopt.commands.short_help import as_help, is_help, is_short_help, shortened, shortened_group
 from splatopt.core.checks import InputError
 from splatopt.core.optimizer import OPTIMIZERS, find_optimizer, optimizer_names, option_prefix
 from splatopt.core.processes import LostProcessError, Processes, find_launch, join
@@ -23,13 +23,14 @@ from splatopt.train.chosen_loss import USUAL_LOSS
 from splatopt.train.config import TrainConfig
 from splatopt.train.loop import train
 from splatopt.train.options import USUAL_OPTIMIZER
+from splatopt.train.planning import Clock, clock_of_process
 from splatopt.train.progress import ProgressLine
 from splatopt.viewer.serving import LiveOptions, watching
 
 SHOWN = (
     *("capture", "max_side", "mask", "init", "exposure", "refine_poses"),
-    *("seed", "optimizer", "stages", "steps", "view_batch", "density", "max_gaussians", "eval_every"),
-    *("out", "resume", "threads", "plugins", "device"),
+    *("minutes", "seed", "optimizer", "stages", "steps", "view_batch", "density", "max_gaussians", "eval_every"),
+    *("out", "resume", "threads", "plugins", "device", "view"),
 )
 """Settings that ``--help`` shows, those that people use; ``--help-all`` shows all."""
 
@@ -50,7 +51,7 @@ def train_options(words: list[str]) -> Any:
         losses = {name: kind for name, kind in losses.items() if name in _losses_named(words)}
         strategies = {name: kind for name, kind in strategies.items() if name in _strategies_named(words)}
     columns: list[Any] = [("training", flat(shortened(TrainConfig, SHOWN) if is_short_help(words) else TrainConfig))]
-    columns.append(("page", flat(LiveOptions)))
+    columns.append(("page", flat(shortened_group(LiveOptions, SHOWN) if is_short_help(words) else LiveOptions)))
     columns += [*option_columns(optimizers), *option_columns(losses, "loss")]
     columns += option_columns(strategies, "density")
     command = make_dataclass("Train", columns, frozen=True)
@@ -79,13 +80,20 @@ def _list(what: str, flag: str, helps: Mapping[str, str], offered: Mapping[str, 
     return "\n".join([f"{what}, whose options `splatopt train --{flag} NAME --help` explains:", *lines])
 
 
-def run_train(parsed: Any) -> int:
-    """Train, and say what came of it."""
+def run_train(parsed: Any, clock: Clock | None = None) -> int:
+    """Train, and say what came of it.
+
+    Args:
+        parsed: The command line.
+        clock: Seconds since the command was given.
+    """
     config = parsed.training
     schedule, loss, density = config.schedule, config.scene.loss, config.density.density
-    given = chosen_options(parsed, _optimizer_options(schedule.optimizers), schedule.optimizers, resuming=False)
+    names = schedule.optimizers
+    given = chosen_options(parsed, _optimizer_options(names), names, resuming=False)
+    single = schedule.stages is None and len(names) == 1
     config = config.changed(
-        optimizer_options=given.get(schedule.optimizer) if schedule.stages is None else given,
+        optimizer_options=given.get(names[0]) if single else given,
         loss_options=one_of_options(parsed, _loss_options({loss}), loss, "loss"),
         density_options=one_of_options(parsed, _density_options({density}), density, "density"),
     )
@@ -95,7 +103,7 @@ def run_train(parsed: Any) -> int:
         processes.check_versions()
         progress = ProgressLine()
         with watching(parsed.page, progress.say, processes.world_size) as watchers:
-            result = train(config, [progress, *watchers], processes=processes)
+            result = train(config, [progress, *watchers], processes=processes, clock=clock)
         processes.leave()
     except LostProcessError as error:
         raise InputError(f"another process of the run was lost outside its steps: {error}") from error
@@ -145,11 +153,12 @@ def _strategies_named(words: list[str]) -> set[str]:
 
 def main(words: list[str]) -> int:
     """Run the command on the words after its name; returns its exit code."""
+    clock = clock_of_process(words)
 
     def command(begun: Callable[[], None]) -> int:
         def run(parsed: Any) -> int:
             begun()
-            return run_train(parsed)
+            return run_train(parsed, clock)
 
         load_given(words)
         return run_command(train_options(words), run, "train", as_help(words))

@@ -50,15 +50,24 @@ class Progress:
     Attributes:
         step: Steps done before this one; the first is 0.
         horizon: Steps that the run is planned for; schedules end there.
+        passed: Share of it that is done, of a run whose horizon was moved on the way, so that no schedule jumps; None
+            for step / horizon.
     """
 
     step: int
     horizon: int
+    passed: float | None = None
 
     @property
     def fraction(self) -> float:
         """Share of the horizon already done, within [0, 1]."""
-        return min(1.0, self.step / max(1, self.horizon))
+        return min(1.0, self.step / max(1, self.horizon)) if self.passed is None else self.passed
+
+    def fraction_after(self, steps: int) -> float:
+        """Return the share that will be done after so many more steps; more than 1 past the horizon."""
+        if self.passed is None:
+            return (self.step + steps) / max(1, self.horizon)
+        return self.passed + steps * (1 - self.passed) / max(1, self.horizon - self.step)
 
 
 class Optimizer(Stateful, ABC, Generic[Options]):

@@ -86,7 +86,7 @@ class Gain(DensityStrategy[GainOptions]):
         if not options.begin <= progress.fraction < 1:
             return None
         # The edit after which no other comes before `until` brings the number to its bound.
-        following = (progress.step + options.every) / max(1, progress.horizon)
+        following = progress.fraction_after(options.every)
         fraction = 1.0 if following > options.until or following >= 1 else progress.fraction
         share = (fraction - options.begin) / (options.until - options.begin)
         rows = self._draw(min(self.budget(share) - count, count))

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from splatopt.core.checks import InputError
 from splatopt.core.optimizer import option_prefix
 from splatopt.fit.options import (
+    AUTO,
     DataOptions,
     NetworkOptions,
     ProcessOptions,
@@ -18,7 +19,7 @@ from splatopt.fit.options import (
     TaskKind,
     guess_task,
 )
-from splatopt.optim.field_optimizers import field_options, find_field_optimizer
+from splatopt.optim.field_optimizers import EsgdOptions, field_options, find_field_optimizer
 from splatopt.runs.config import RunConfig, SavingOptions
 from splatopt.runs.resuming import check_options
 from splatopt.runs.unread import UnreadOptions, check_read, options_to_json, read_options
@@ -37,6 +38,28 @@ class TaskDefaults:
     epochs: int
     batch: int
     sigma: float
+
+
+_SMOOTH, _SMOOTH_OF_MESHES = ("gaussian", "sine", "wavelet", "sinc"), ("gaussian", "sine")
+"""Fields that ESGD fits better than Adam, of images and of meshes: docs/results/fields.md. Of radiance fields gaussian
+alone was measured, and is taken as images are."""
+
+_SINE_IMAGE_RATE = 0.05
+"""Of ESGD; at the published 0.15 a sine field of an image swings: docs/results/fields.md."""
+
+
+def suited_optimizer(field: str, task: TaskKind) -> tuple[str, Any]:
+    """Return the optimizer that suits a field best, and its options where these are not its usual ones, else None.
+
+    Args:
+        field: Name of the field.
+        task: What it is fitted to.
+    """
+    smooth = _SMOOTH_OF_MESHES if task is TaskKind.OCCUPANCY else _SMOOTH
+    if field not in smooth:
+        return "adam", None
+    swings = (field, task) == ("sine", TaskKind.IMAGE)
+    return "esgd", EsgdOptions(rate=_SINE_IMAGE_RATE) if swings else None
 
 
 TASK_DEFAULTS = {
@@ -62,7 +85,23 @@ class FitConfig(RunConfig):
 
     def __post_init__(self) -> None:
         """Refuse options of another optimizer."""
-        self._optimizer_options()
+        if self.schedule.optimizer != AUTO:
+            self._optimizer_options()
+
+    @property
+    def kind(self) -> TaskKind:
+        """What the field is fitted to, by what the target is where that was left open."""
+        return self.data.task if self.data.task is not TaskKind.AUTO else guess_task(Path(self.data.target))
+
+    def with_optimizer(self) -> FitConfig:
+        """Return the configuration with the field's own optimizer, where it was left open."""
+        if self.schedule.optimizer != AUTO:
+            return self
+        name, options = suited_optimizer(self.network.field, self.kind)
+        given = self.schedule.optimizer_options
+        if options is not None and given in (None, type(options)()):
+            given = options
+        return self.changed(optimizer=name, optimizer_options=given)
 
     def _optimizer_options(self) -> Any:
         """The optimizer's options with all that suits the field, where they are known."""
@@ -72,8 +111,9 @@ class FitConfig(RunConfig):
 
     def resolved(self) -> FitConfig:
         """Return the configuration with everything spelt out that was left to be chosen, sizes of batches aside."""
-        schedule, network, target = self.schedule, self.network, Path(self.data.target)
-        kind = self.data.task if self.data.task is not TaskKind.AUTO else guess_task(target)
+        if self.schedule.optimizer == AUTO:
+            return self.with_optimizer().resolved()
+        schedule, network, target, kind = self.schedule, self.network, Path(self.data.target), self.kind
         defaults = TASK_DEFAULTS[kind]
         name = f"{target.resolve().stem}-{network.field}-{schedule.optimizer.replace(':', '-')}"
         has_end = schedule.epochs is not None or schedule.steps is not None
@@ -99,7 +139,7 @@ class FitConfig(RunConfig):
     ) -> dict[str, object]:
         if (saved := values.get("optimizer_options")) is None:
             return {}
-        optimizer = settings.get("optimizer", ScheduleOptions.optimizer)
+        optimizer = settings.get("optimizer", "adam")  # of versions that did not write it
         place = f"{where}: optimizer_options"
         return {"optimizer_options": read_options(saved, lambda: find_field_optimizer(optimizer).entry.options, place)}
 

@@ -28,6 +28,9 @@ class TaskKind(Enum):
     NERF = "nerf"
 
 
+AUTO = "auto"
+"""The optimizer that was measured to suit the field."""
+
 MAX_CONSTANT = 1e9
 """Squares of larger constants of an activation, and of the inverse of smaller ones, leave single precision."""
 
@@ -131,9 +134,10 @@ class NetworkOptions(ActivationConstants):
 class ScheduleOptions(runs.ScheduleOptions):
     """Which steps are taken, and how many."""
 
-    optimizer: str = "adam"
+    optimizer: str = AUTO
     """Name of the optimizer: sgd, adam, esgd, esgd-max, adahessian-e, adahessian-j, shampoo, kfac, lbfgs, or
-    zoo:NAME; its options follow under its name, as in --esgd.rate or --zoo.rate."""
+    zoo:NAME; its options follow under its name, as in --esgd.rate or --zoo.rate. auto is esgd for gaussian, sine,
+    wavelet and sinc, of a mesh's inside for gaussian and sine alone, and else adam. Source: docs/results/fields.md."""
 
     epochs: int | None = field(default=None, metadata=bounds(1) | FREE_ON_RESUME)
     """Passes over all pixels, points or rays; 200, for nerf 1, when None. Unit: epochs."""
@@ -147,7 +151,7 @@ class ScheduleOptions(runs.ScheduleOptions):
     def __post_init__(self) -> None:
         """Refuse what no fit can do."""
         super().__post_init__()
-        unread = isinstance(self.optimizer_options, UnreadOptions)
+        unread = isinstance(self.optimizer_options, UnreadOptions) or self.optimizer == AUTO
         if self.batch is not None and not unread and find_field_optimizer(self.optimizer).full_batch:
             raise InputError(
                 f"{self.optimizer} compares gradients of successive steps, which differ by noise where each step sees "

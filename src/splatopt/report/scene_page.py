@@ -39,7 +39,9 @@ from splatopt.report.pruning_curve import pruning_section
 from splatopt.runs.folder import TRAINED_ON, RunFolder, read_json
 from splatopt.runs.records import read_evaluation, read_metrics
 from splatopt.runs.renamed import renamed
+from splatopt.train.choices import usual_choices
 from splatopt.train.config import TrainConfig
+from splatopt.train.density_options import NO_DENSITY
 
 DIFFERENCE_GAIN = 4
 """Factor on the absolute difference of two pictures, so that small ones can be seen."""
@@ -280,9 +282,7 @@ def _table(values: Mapping[str, object]) -> str:
 def _command(config: Mapping[str, object], run_folder: Path) -> str:
     """The command that makes a run like this one: the usual options, and every other that is not at its default."""
     words = ["splatopt", "train", str(config.get("capture", ""))]
-    implied = ["optimizer", "steps"] if config.get("stages") else []
-    if config.get("max_side") == (USUAL_MAX_SIDE if config.get("downscale", 1) == 1 else 0):
-        implied.append("max_side")
+    implied = _implied(config)
     places = TrainConfig.setting_places()
     for name in dict.fromkeys((*_FIRST_OPTIONS, *places)):
         value = config.get(name)
@@ -304,6 +304,23 @@ def _command(config: Mapping[str, object], run_folder: Path) -> str:
             if value != defaults.get(name):
                 words += _option(f"{option_prefix(optimizer)}.{name}", value)
     return shlex.join([*words, "--out", str(run_folder)])
+
+
+def _implied(config: Mapping[str, object]) -> tuple[str, ...]:
+    """Settings that follow from others, and need not be typed."""
+    stages, optimizer, density = config.get("stages"), str(config.get("optimizer")), config.get("density", NO_DENSITY)
+    if config.get("minutes") or config.get("plan"):  # what the run has decided itself
+        planned = ("steps", "stages", "levels", "sh_interval", "max_gaussians")
+        return (*planned, *_usual_size(config), *(("optimizer",) if stages else ()))
+    usual = {"density": NO_DENSITY, **usual_choices("" if stages else optimizer, str(density))}
+    same = tuple(name for name, value in usual.items() if config.get(name) == value)
+    return (*same, *_usual_size(config), *(("optimizer", "steps") if stages else ()))
+
+
+def _usual_size(config: Mapping[str, object]) -> tuple[str, ...]:
+    """The bound on the photographs' size, where it is the one that nobody asked for."""
+    usual = USUAL_MAX_SIDE if config.get("downscale", 1) == 1 else 0
+    return ("max_side",) if config.get("max_side") == usual else ()
 
 
 def _options(config: Mapping[str, object]) -> dict[str, dict[str, object]]:
@@ -359,7 +376,7 @@ def _plugin_paths(config: Mapping[str, object]) -> list[str]:
     )
 
 
-_FIRST_OPTIONS = ("optimizer", "stages", "steps", "seed", "init")
+_FIRST_OPTIONS = ("minutes", "optimizer", "stages", "steps", "seed", "init")
 _USUAL_OPTIONS = ("optimizer", "steps", "seed", "init")
 _NO_OPTIONS = ("capture", "out", "resume", "optimizer_options", "loss_options", "density_options", "plugins")
 

@@ -25,7 +25,7 @@ TRAINED_ON = "trained_on"
 _MAKERS = {FORMAT: "splatopt train", FIELD_FORMAT: "splatopt fit"}
 _WRITTEN = (
     *("config.json", "metrics.jsonl", "density.jsonl", "eval.json", "scene.ply", "report.html"),
-    *("result.png", "mesh.ply", "metrics.json", "cell.json", "capture", "pruning.json"),
+    *("result.png", "mesh.ply", "metrics.json", "cell.json", "capture", "pruning.json", "plan.json"),
 )
 """What commands write into a run's folder; parts of pictures and videos lie in folders of their own."""
 
@@ -78,6 +78,11 @@ class RunFolder:
     def pruning(self) -> Path:
         """Of a run that ``splatopt prune`` left: quality against the number of Gaussians."""
         return self.path / "pruning.json"
+
+    @property
+    def plan(self) -> Path:
+        """Of a run that planned itself, or repeats one: what it decided, by steps."""
+        return self.path / "plan.json"
 
     @property
     def poses(self) -> Path:

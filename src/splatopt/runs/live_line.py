@@ -58,13 +58,14 @@ class LiveLine:
         self._first = None
         self._shown_at = 0.0
 
-    def update(self, text: str, step: int, steps: int, goal: str = "") -> None:
+    def update(self, text: str, step: int, steps: int, left: float | None = None, goal: str = "") -> None:
         """Show ``text`` with pace and time left, unless something was shown a moment ago.
 
         Args:
             text: What there is to say of this step.
             step: Steps done.
             steps: Steps planned; the last is always shown.
+            left: Seconds that are left, where the run knows; by the pace so far when None.
             goal: What ends there, where it is not the run.
         """
         now = time.perf_counter()
@@ -78,7 +79,8 @@ class LiveLine:
         first_step, began = self._first
         if step > first_step:
             each = (now - began) / (step - first_step)
-            text = f"{text}  {1000 * each:.1f} ms/step  ETA {_clock(each * (steps - step))}{goal}"
+            remaining = each * (steps - step) if left is None else left
+            text = f"{text}  {1000 * each:.1f} ms/step  ETA {_clock(remaining)}{goal}"
         if self._live:
             self._live.update(Text(shown(text), no_wrap=True, overflow="ellipsis"), refresh=True)
         else:

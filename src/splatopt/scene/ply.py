@@ -40,6 +40,11 @@ _MAX_LOG_RATIO = float(np.log(1e6))
 _REST_COUNTS = tuple(3 * count for count in SH_REST_COUNTS)
 
 
+def row_bytes(sh_degree: int) -> int:
+    """Return the bytes of one Gaussian in a scene's file: 62 numbers at degree 3, normals included."""
+    return 4 * (17 + _REST_COUNTS[sh_degree])
+
+
 def save_ply(cloud: GaussianCloud, path: Path | str) -> None:
     """Write ``cloud`` to ``path`` so that it appears whole or not at all.
 

@@ -89,6 +89,8 @@ def check_training(checkpoint: Checkpoint) -> None:
     with damage_in(numbers.where):
         if "stage" in numbers.values:
             numbers.count("stage")
+        if "used" in numbers.values:
+            numbers.number("used", minimum=0)
         sums = numbers.object("sums")
         kinds = get_type_hints(MetricSums)
         if not {"loss", "psnr", "count"} <= set(sums.values) <= set(kinds):

@@ -15,8 +15,9 @@ from splatopt.runs.folder import RunFolder
 from splatopt.runs.resuming import check_options
 from splatopt.runs.saved_options import saved_options
 from splatopt.runs.unread import check_read, options_to_json
+from splatopt.train.choices import check_end, left_open
 from splatopt.train.chosen_loss import USUAL_LOSS, saved_loss_options
-from splatopt.train.density_options import NO_DENSITY, DensityOptions, saved_density_options
+from splatopt.train.density_options import AUTO, NO_DENSITY, DensityOptions, saved_density_options
 from splatopt.train.options import (
     USUAL_OPTIMIZER,
     DataOptions,
@@ -49,11 +50,12 @@ class TrainConfig(RunConfig):
             name: The capture's name, for the folder.
             background: The capture's own, where none was given.
         """
-        schedule, out = self.schedule, self.saving.out
+        chosen = self.changed(**left_open(self.schedule, self.scene, self.density))
+        schedule, out = chosen.schedule, chosen.saving.out
         given = schedule.options_by_name
         options = {name: given.get(name) or find_optimizer(name).options() for name in schedule.optimizers}
-        return self.changed(
-            steps=schedule.total_steps,
+        return chosen.changed(
+            steps=None if schedule.is_planned and schedule.stages is None else schedule.total_steps,
             optimizer_options=options[schedule.optimizer] if schedule.stages is None else options,
             background=background if self.scene.background is None else self.scene.background,
             max_side=CaptureOptions(downscale=self.data.downscale, max_side=self.data.max_side).longest_side,
@@ -78,7 +80,7 @@ class TrainConfig(RunConfig):
     def _options_to_json(self) -> dict[str, object]:
         schedule, loss, strategy = self.schedule, self.scene.loss_options, self.density.density_options
         by_name = {name: options_to_json(given) for name, given in schedule.options_by_name.items()}
-        options = by_name if schedule.stages is not None else by_name.get(schedule.optimizer)
+        options = by_name if schedule.stages is not None else next(iter(by_name.values()), None)
         return {
             "optimizer_options": None if schedule.optimizer_options is None else options,
             "loss_options": None if loss is None else options_to_json(loss),
@@ -90,18 +92,23 @@ class TrainConfig(RunConfig):
         cls, values: Mapping[str, object], settings: Mapping[str, Any], where: str
     ) -> dict[str, object]:
         loss, strategy = settings.get("loss", USUAL_LOSS), settings.get("density", NO_DENSITY)
+        # What files of older versions do not name was the plain run's.
+        optimizer = settings.get("optimizer", AUTO if settings.get("stages") is not None else USUAL_OPTIMIZER)
         found: dict[str, object] = {
+            "density": strategy,
+            "optimizer": optimizer,
             "loss_options": saved_loss_options(loss, values.get("loss_options"), where),
             "density_options": saved_density_options(strategy, values.get("density_options"), where),
         }
         if (saved := values.get("optimizer_options")) is not None:
-            optimizer, staged = settings.get("optimizer", USUAL_OPTIMIZER), settings.get("stages") is not None
-            found["optimizer_options"] = saved_options(saved, optimizer, staged, where)
+            staged = settings.get("stages") is not None
+            found["optimizer_options"] = saved_options(saved, str(optimizer), staged, where)
         return found
 
     def _resumed(self, saved: TrainConfig, chosen: dict[str, object]) -> TrainConfig:
         if self.schedule.stages is not None:
             chosen |= {"steps": self.schedule.steps, "optimizer": self.schedule.optimizer}
+        check_end(self.schedule, saved.schedule)
         kept_loss, kept_density = saved.scene.loss_options, saved.density.density_options
         for name, given, kept in (
             (saved.scene.loss, self.scene.loss_options, kept_loss),

@@ -8,15 +8,19 @@ from typing import Any
 
 import tyro
 
-from splatopt.core.bounds import bounds
+from splatopt.core.bounds import bounds, flag
 from splatopt.core.checks import InputError
 from splatopt.core.typed import read_dataclass
 from splatopt.density.strategy import find_density
 from splatopt.runs import config as runs
 from splatopt.runs.unread import UnreadOptions, read_options
+from splatopt.scene.ply import row_bytes
 
 NO_DENSITY = "none"
 """The name of no strategy: the Gaussians of the start are those of the end."""
+
+AUTO = "auto"
+"""What is left to the recipe, or to the plain run."""
 
 _GROWTH, _MIN_CAP = 4, 50_000
 _MAX_GAUSSIANS = 10**10
@@ -27,46 +31,65 @@ _MAX_GAUSSIANS = 10**10
 class DensityOptions(runs.SettingGroup):
     """Which Gaussians there are: whether some are added and removed while the run goes on."""
 
-    density: str = NO_DENSITY
+    density: str = AUTO
     """Name of the density strategy: none, adc, mcmc, gain, or that of a plug-in; its options follow under its name,
-    as in --adc.until."""
+    as in --adc.until. auto is what the recipe says where the run plans itself, and else none."""
 
     density_options: tyro.conf.Suppress[Any] = None
     """The strategy's own dataclass, or its options by name; its defaults when None."""
 
     max_gaussians: int | None = field(default=None, metadata=bounds(1, _MAX_GAUSSIANS))
     """Gaussians at most, where a density strategy is at work. When None, four times those of the start, or 50,000
-    where that is more. Unit: Gaussians."""
+    where that is more; a run that plans itself chooses by the capture and its time. Unit: Gaussians."""
+
+    max_megabytes: float | None = field(default=None, metadata=bounds(0.001, 1e6))
+    """As many Gaussians at most as a scene.ply of this size holds, where a density strategy is at work.
+    Unit: MB of 10⁶ bytes."""
 
     def __post_init__(self) -> None:
         """Refuse what no run can do."""
         super().__post_init__()
         object.__setattr__(self, "density_options", _checked_options(self.density, self.density_options))
-        if self.max_gaussians is not None and not self.is_at_work:
-            raise InputError(
-                f"--max-gaussians {self.max_gaussians} bounds what a density strategy adds, and none is at work; "
-                "name one with --density, or leave --max-gaussians out"
-            )
+        for name in ("max_gaussians", "max_megabytes"):
+            if getattr(self, name) is not None and self.density == NO_DENSITY:
+                raise InputError(
+                    f"{flag(name)} {getattr(self, name):g} bounds what a density strategy adds, and none is at work; "
+                    f"name one with --density, or leave {flag(name)} out"
+                )
 
     @property
     def is_at_work(self) -> bool:
         """Whether there is a strategy."""
-        return self.density != NO_DENSITY
+        return self.density not in (NO_DENSITY, AUTO)
 
-    def cap(self, gaussians: int) -> int:
-        """Return how many Gaussians there may be at most, of a run that begins with so many.
+    @property
+    def is_bound(self) -> bool:
+        """Whether a number of Gaussians or a size of the scene was given."""
+        return self.max_gaussians is not None or self.max_megabytes is not None
+
+    def cap(self, gaussians: int, sh_degree: int) -> int:
+        """Return how many Gaussians there may be at most.
+
+        Args:
+            gaussians: How many the run begins with.
+            sh_degree: Degree of their colours, by which a file of them is larger or smaller.
 
         Raises:
             InputError: It begins with more.
         """
-        if self.max_gaussians is None:
+        if not self.is_bound:
             return max(_GROWTH * gaussians, _MIN_CAP)
-        if self.max_gaussians < gaussians:
+        caps = [] if self.max_gaussians is None else [(self.max_gaussians, f"--max-gaussians {self.max_gaussians}")]
+        if self.max_megabytes is not None:
+            held = int(self.max_megabytes * 1e6 // row_bytes(sh_degree))
+            caps.append((held, f"--max-megabytes {self.max_megabytes:g}, for {held:,} Gaussians,"))
+        cap, said = min(caps)
+        if cap < gaussians:
             raise InputError(
-                f"--max-gaussians {self.max_gaussians} is fewer than the {gaussians:,} Gaussians that the run begins "
+                f"{said} is fewer than the {gaussians:,} Gaussians that the run begins "
                 "with; allow more, or begin with fewer"
             )
-        return self.max_gaussians
+        return cap
 
 
 def _checked_options(name: str, options: Any) -> Any:
@@ -77,7 +100,7 @@ def _checked_options(name: str, options: Any) -> Any:
     """
     if isinstance(options, UnreadOptions):
         return options
-    if name == NO_DENSITY:
+    if name in (NO_DENSITY, AUTO):
         if options is not None:
             raise InputError("options of a density strategy are given, and --density is none; name the strategy")
         return None
@@ -101,6 +124,6 @@ def saved_density_options(name: str, saved: Any, where: str) -> Any:
     Raises:
         InputError: They are no options of this strategy; of one that is not known they stay unread.
     """
-    if name == NO_DENSITY and saved is None:
+    if name in (NO_DENSITY, AUTO) and saved is None:
         return None
     return read_options({} if saved is None else saved, lambda: find_density(name).options, f"{where}: density_options")

@@ -45,11 +45,13 @@ class Stepped(RunStepped):
         cloud: The live cloud, in the training frame; whoever keeps it clones it.
         stage: The stage that took the step, which in a run without --stages is the whole run; None where it is
             not told.
+        seconds_left: Until the run is to be done, scoring and files included, where it plans itself; else None.
     """
 
     psnr: float
     cloud: GaussianCloud
     stage: Stage | None = None
+    seconds_left: float | None = None
 
 
 @dataclass(frozen=True)

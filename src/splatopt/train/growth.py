@@ -24,6 +24,7 @@ from splatopt.runs.memory import resident_megabytes
 from splatopt.scene.photometric import PhotometricObjective
 from splatopt.train.checkpoint_content import DENSITY
 from splatopt.train.config import TrainConfig
+from splatopt.train.density_options import DensityOptions
 from splatopt.train.events import Edited
 from splatopt.train.process_context import ProcessContext
 from splatopt.train.setup import make_strategy
@@ -84,6 +85,11 @@ class Growth:
         self._processes = surroundings.context.processes
         self._warned: set[str] = set()
         self._own: GradientStatistics | None = None
+
+    def follow(self, density: DensityOptions) -> None:
+        """Go on with other options, and with no more Gaussians than these allow."""
+        self.strategy.options = density.density_options
+        self.strategy.limits = replace(self.strategy.limits, max_gaussians=density.max_gaussians or 0)
 
     def before_step(self, progress: Progress) -> None:
         """Have the gradient passes of the next step fill the strategy's statistics, where it wants them.

@@ -13,6 +13,9 @@ from splatopt.train.config import TrainConfig
 from splatopt.train.events import Callback
 from splatopt.train.machine import machine_around, open_machine
 from splatopt.train.opening import Opening, open_training
+from splatopt.train.pacing import Pacing
+from splatopt.train.planning import Clock, clock_from_now
+from splatopt.train.process_context import ProcessContext
 from splatopt.train.result import TrainResult
 from splatopt.train.trainer import Trainer
 
@@ -24,6 +27,7 @@ def train(
     capture: Capture | None = None,
     renderer: Renderer | None = None,
     processes: Processes | None = None,
+    clock: Clock | None = None,
 ) -> TrainResult:
     """Train a scene and leave a run's folder.
 
@@ -34,6 +38,8 @@ def train(
         renderer: Used in place of the one that ``config`` names.
         processes: Those that share every step's views, from :func:`splatopt.core.processes.join`; this one alone
             when None. Each calls this function alike, and each gets the same result.
+        clock: Returns the seconds since the run was asked for, which ``--minutes`` are counted by; since this call when
+            None.
 
     Returns:
         The trained scene and its scores.
@@ -44,7 +50,7 @@ def train(
         LostRunError: Another process of the run was lost; the last checkpoint is kept.
         OutOfMemoryError: Memory ran out over a single view, or outside the views; the last checkpoint is kept.
     """
-    team = processes or Processes()
+    team, clock = processes or Processes(), clock or clock_from_now()
 
     def prepare() -> tuple[Trainer, Opening]:
         opening = open_training(config, capture, has_renderer=renderer is not None)
@@ -53,7 +59,8 @@ def train(
         else:
             machine = machine_around(renderer, opening.config, team.launch)
         listeners = tuple(callbacks) if team.is_first else ()
-        return Trainer(opening.config, opening.capture, machine, listeners, team), opening
+        pacing = Pacing(clock, opening.plan, ProcessContext(machine.device, opening.capture, team))
+        return Trainer(opening.config, opening.capture, machine, listeners, team, pacing), opening
 
     trainer, opening = team.together(prepare)
     warnings = team.together(lambda: trainer.begin(opening.checkpoint))

@@ -15,9 +15,12 @@ from splatopt.runs.plugins import load_again, recorded_plugins
 from splatopt.runs.resumable import checkpoint_to_resume
 from splatopt.runs.trained_on import check_resumed, training_frame
 from splatopt.train.checkpoint_content import check_training
+from splatopt.train.choices import check_given
 from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import check_scorable
 from splatopt.train.machine import on_this_machine, with_own_instructions
+from splatopt.train.plan import PlanFile
+from splatopt.train.repeating import check_planned_capture, plan_of_run, repeating
 from splatopt.train.setup import open_capture
 from splatopt.train.stages import check_continues
 
@@ -32,6 +35,7 @@ class Opening:
         checkpoint: Where to go on; None for a new run.
         warnings: One sentence each.
         backend: What renders, and where; None where the renderer is given.
+        plan: The plan that the run repeats or goes on with; None for a new one, and where it has none.
     """
 
     config: TrainConfig
@@ -39,6 +43,7 @@ class Opening:
     checkpoint: Checkpoint | None
     warnings: tuple[str, ...]
     backend: Backend | None
+    plan: PlanFile | None = None
 
 
 def open_training(config: TrainConfig, capture: Capture | None, *, has_renderer: bool) -> Opening:
@@ -53,16 +58,23 @@ def open_training(config: TrainConfig, capture: Capture | None, *, has_renderer:
         InputError: Something that was given cannot be used.
     """
     warnings: list[str] = []
-    checkpoint, asked = None, None
+    checkpoint, asked, plan = None, None, None
     if config.saving.resume:
         asked = config
         config, capture, checkpoint, warnings = _reopen(config, capture)
+        plan = plan_of_run(RunFolder(config.folder), config)
     else:
         if config.saving.out is not None:
             RunFolder(config.folder).check_free()
+        check_given(config.schedule)
+        if config.schedule.plan is not None:
+            asked = config
+            config, plan = repeating(config)
         capture = (capture or open_capture(config)).localised()
         config = config.resolved(capture.name, capture.background)
         RunFolder(config.folder).check_free()
+        if plan is not None:
+            check_planned_capture(config, plan, capture)
         warnings += _far_from_origin(capture)
     check_scorable(capture)
     backend = None
@@ -73,7 +85,7 @@ def open_training(config: TrainConfig, capture: Capture | None, *, has_renderer:
         config = config.changed(device="cpu")
     config, changes = with_own_instructions(config, asked)
     warnings += changes
-    return Opening(config, capture, checkpoint, (*capture.warnings, *warnings), backend)
+    return Opening(config, capture, checkpoint, (*capture.warnings, *warnings), backend, plan)
 
 
 def _reopen(config: TrainConfig, capture: Capture | None) -> tuple[TrainConfig, Capture, Checkpoint | None, list[str]]:
@@ -89,8 +101,8 @@ def _reopen(config: TrainConfig, capture: Capture | None) -> tuple[TrainConfig, 
     resumed = config.resuming(saved)
     checkpoint, warnings = checkpoint_to_resume(folder, check_training)
     warnings += again.warnings
-    if checkpoint is not None and len(saved.schedule.plan) + len(resumed.schedule.plan) > 2:
-        check_continues(resumed.schedule.plan, saved.schedule.plan, checkpoint.step)
+    if checkpoint is not None and len(saved.schedule.all_stages) + len(resumed.schedule.all_stages) > 2:
+        check_continues(resumed.schedule.all_stages, saved.schedule.all_stages, checkpoint.step)
     frame = training_frame(folder)
     if frame is None and checkpoint is not None and checkpoint.step > 0:
         frame = WORLD

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -13,7 +14,7 @@ from splatopt.core.bounds import bounds
 from splatopt.core.checks import InputError
 from splatopt.core.devices import check_device_name
 from splatopt.core.native import check_instructions_name
-from splatopt.core.optimizer import find_optimizer
+from splatopt.core.optimizer import find_optimizer, optimizer_names
 from splatopt.data.seen_pixels import MaskUse
 from splatopt.raster.constants import SSIM_WEIGHT
 from splatopt.raster.losses import L1Ssim, Loss
@@ -26,11 +27,16 @@ from splatopt.runs.unread import UnreadOptions
 from splatopt.scene.exposure import Exposure
 from splatopt.scene.initialization import Initialization, parse_initialization
 from splatopt.train.chosen_loss import USUAL_LOSS, checked_loss_options, chosen_loss
+from splatopt.train.density_options import AUTO
 from splatopt.train.levels import parse_levels
+from splatopt.train.recipe import DEFAULT_RECIPE, find_recipe
 from splatopt.train.sampler import ViewChoice
 from splatopt.train.stages import Stage, parse_stages
 
 USUAL_OPTIMIZER = "adam"
+"""Of a run that does not plan itself."""
+
+USUAL_SH_INTERVAL = 1000
 _USUAL_STEPS = 2000
 
 _USUAL_TIMES_SCORED = 10
@@ -45,6 +51,9 @@ _MAX_POINTS = 10**10
 
 _MAX_SECONDS = 1e8
 """Some three years."""
+
+_MIN_MINUTES, _MAX_MINUTES = 0.05, 100_000.0
+"""Three seconds, and some ten weeks."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +110,10 @@ class SceneOptions(runs.SettingGroup):
     sh_degree: int = 3
     """Highest spherical-harmonics degree of the colour, 0 to 3. Source: 3DGS."""
 
-    sh_interval: int = field(default=1000, metadata=bounds(0))
+    sh_interval: int | None = field(default=None, metadata=bounds(0))
     """The degree rises by one every so many steps; 0 uses all from the start. A .ply scene uses all
-    as well. Unit: steps. Source: 3DGS."""
+    as well. When None 1000, of learned without a density strategy 0, and a run that plans itself takes shares of its
+    steps. Unit: steps. Source: 3DGS, docs/results/learned.md."""
 
     loss: str = USUAL_LOSS
     """Name of the loss: l1-ssim, squared, charbonnier, or that of a plug-in; its options follow under its name, as in
@@ -153,18 +163,35 @@ class SceneOptions(runs.SettingGroup):
         It rises by one every ``sh_interval`` steps, as in 3DGS, so that the constant colour settles first;
         a scene that comes with its bands keeps them all.
         """
-        if self.sh_interval == 0 or self.initialization.has_bands:
+        interval = USUAL_SH_INTERVAL if self.sh_interval is None else self.sh_interval
+        if interval == 0 or self.initialization.has_bands:
             return self.sh_degree
-        return min(self.sh_degree, step // self.sh_interval)
+        return min(self.sh_degree, step // interval)
 
 
 @dataclass(frozen=True)
 class ScheduleOptions(runs.ScheduleOptions):
     """Which steps are taken, and how many."""
 
-    optimizer: str = USUAL_OPTIMIZER
+    minutes: float | None = field(default=None, metadata=bounds(_MIN_MINUTES, _MAX_MINUTES) | FREE_ON_RESUME)
+    """Plan the run so that it ends after so many minutes, from the command's start to its last file: sizes of the
+    photographs, growth, optimizer and steps follow from the speed that the run measures. 5, or until nothing improves,
+    when no option says how a run ends or what optimizes. Unit: minutes."""
+
+    until_plateau: bool = field(default=False, metadata=FREE_ON_RESUME)
+    """With --minutes, end sooner where the loss of the training views no longer falls."""
+
+    recipe: str = DEFAULT_RECIPE
+    """How a run that plans itself spends its time, by name. Source: docs/train.md."""
+
+    plan: Path | None = None
+    """Repeat a run that planned itself: its plan.json, or its folder. The same scene to the bit, by steps and not by
+    the clock, of the same capture."""
+
+    optimizer: str = AUTO
     """Name of the optimizer; its options follow under its name, as in --adam.means-rate. zoo:NAME takes one of the
-    pytorch-optimizer package, with --zoo.rate-factor."""
+    pytorch-optimizer package, with --zoo.rate-factor. auto is what the recipe says where the run plans itself, and
+    else adam."""
 
     stages: str | None = field(default=None, metadata=FREE_ON_RESUME)
     """Optimizers with their steps, one after the other on the same scene, as in adam:1500,lm:10; in place of
@@ -176,7 +203,8 @@ class ScheduleOptions(runs.ScheduleOptions):
 
     levels: str = ""
     """Coarse to fine, as in 4:300,2:900: photographs are shrunk by 4 until step 300, by 2 until step 900, and whole
-    from then on; scores are of whole ones. Source: DashGaussian, docs/train.md."""
+    from then on; scores are of whole ones. A run that plans itself chooses them. Unit: steps. Source: DashGaussian,
+    docs/train.md."""
 
     horizon: int | None = field(default=None, metadata=bounds(1))
     """Steps that schedules are planned for, where the run goes on longer or ends sooner; ``steps`` when None.
@@ -188,11 +216,12 @@ class ScheduleOptions(runs.ScheduleOptions):
     Zhang 2013."""
 
     max_seconds: float = field(default=0.0, metadata=bounds(0) | FREE_ON_RESUME)
-    """End after so many seconds of training, evaluation not counted, if that is sooner; 0 for never.
-    Unit: seconds."""
+    """Cut a run of so many steps off after so many seconds of training, wherever its schedules stand, where --minutes
+    plans one that is done by then; evaluation is not counted, and 0 is for never. Unit: seconds."""
 
-    view_batch: int = field(default=1, metadata=bounds(1, _MAX_VIEWS))
-    """Views rendered per step; the loss is their mean. Unit: views."""
+    view_batch: int | None = field(default=None, metadata=bounds(1, _MAX_VIEWS))
+    """Views rendered per step; the loss is their mean. When None 1, and 8 for learned without a density strategy.
+    Unit: views. Source: docs/results/learned.md."""
 
     view_choice: ViewChoice = ViewChoice.SHUFFLED
     """How the views of a step are chosen: shuffled, or farthest for one shuffled view and those farthest from it
@@ -201,23 +230,24 @@ class ScheduleOptions(runs.ScheduleOptions):
     def __post_init__(self) -> None:
         """Refuse what no run can do."""
         super().__post_init__()
+        find_recipe(self.recipe)
+        parse_levels(self.levels)
         if self.stages is not None:
             self._check_stages(self.stages)
-            object.__setattr__(self, "optimizer", self.plan[0].optimizer)
+            object.__setattr__(self, "optimizer", self.all_stages[0].optimizer)
         self._check_options()
-        parse_levels(self.levels)
         if self.average and "learned" in self.optimizers:
             raise InputError("the optimizer learned leaves an average of its iterates already; leave --average out")
 
     def _check_stages(self, stages: str) -> None:
         """Refuse stages, steps and optimizers that contradict each other."""
-        plan = self.plan
-        if self.steps not in (None, plan[-1].end):
+        named = self.all_stages
+        if self.steps not in (None, named[-1].end):
             raise InputError(
-                f"--steps {self.steps} contradicts --stages {stages}, whose steps sum to {plan[-1].end}; "
+                f"--steps {self.steps} contradicts --stages {stages}, whose steps sum to {named[-1].end}; "
                 "leave --steps out"
             )
-        if self.optimizer not in (USUAL_OPTIMIZER, plan[0].optimizer):
+        if self.optimizer not in (AUTO, USUAL_OPTIMIZER, named[0].optimizer):
             raise InputError(f"--optimizer {self.optimizer} contradicts --stages {stages}; leave --optimizer out")
         if self.horizon is not None:
             raise InputError(
@@ -234,7 +264,7 @@ class ScheduleOptions(runs.ScheduleOptions):
             if isinstance(options, UnreadOptions):
                 continue
             expected = find_optimizer(name).options
-            if name not in self.optimizers:
+            if name not in self.optimizers and self.optimizer != AUTO:
                 raise InputError(f"options of optimizer {name!r} are given, which the run does not use")
             if not isinstance(options, expected):
                 raise InputError(
@@ -242,30 +272,54 @@ class ScheduleOptions(runs.ScheduleOptions):
                 )
 
     @property
-    def plan(self) -> tuple[Stage, ...]:
+    def is_planned(self) -> bool:
+        """Whether the run decides by itself how many steps there are, or repeats one that did."""
+        left_open = self.optimizer == AUTO and self.steps is None and self.stages is None
+        return (
+            self.minutes is not None
+            or self.plan is not None
+            or (left_open and self.horizon is None and not self.max_seconds)
+        )
+
+    @property
+    def all_stages(self) -> tuple[Stage, ...]:
         """The run's stages; one where none were given."""
-        if self.stages is None:
+        if self.stages is not None:
+            return parse_stages(self.stages)
+        if self.optimizer != AUTO:
             return (Stage(self.optimizer, 0, self.steps or _USUAL_STEPS),)
-        return parse_stages(self.stages)
+        if not self.is_planned:
+            return (Stage(USUAL_OPTIMIZER, 0, self.steps or _USUAL_STEPS),)
+        return tuple(Stage(name, place, 1) for place, (name, _) in enumerate(find_recipe(self.recipe).stages))
 
     @property
     def total_steps(self) -> int:
         """Steps of all stages."""
-        return self.plan[-1].end
+        return self.all_stages[-1].end
+
+    @property
+    def views_a_step(self) -> int:
+        """Views rendered per step."""
+        return self.view_batch or 1
 
     @property
     def optimizers(self) -> tuple[str, ...]:
         """Names of the stages' optimizers in order, each once."""
-        return tuple(dict.fromkeys(stage.optimizer for stage in self.plan))
+        return tuple(dict.fromkeys(stage.optimizer for stage in self.all_stages))
 
     @property
     def options_by_name(self) -> dict[str, Any]:
         """The options that were given, by the optimizer's name."""
         if self.optimizer_options is None:
             return {}
-        if self.stages is not None and isinstance(self.optimizer_options, Mapping):
+        names = self.optimizers
+        if isinstance(self.optimizer_options, Mapping) and (self.stages is not None or len(names) > 1):
             return dict(self.optimizer_options)
-        return {self.optimizer: self.optimizer_options}
+        if self.optimizer == AUTO and self.stages is None and not isinstance(self.optimizer_options, UnreadOptions):
+            # A resumed run's is found out later: it is the one that these are options of.
+            kind = type(self.optimizer_options)
+            names = (*[name for name in optimizer_names() if find_optimizer(name).options is kind], *names)
+        return {names[0]: self.optimizer_options}
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,10 @@ class ProgressLine:
         schedule, saving = event.config.schedule, event.config.saving
         verb = "going on at step" if event.step or saving.resume else "training, step"
         source = f" from {shown(event.points_file)}" if event.points_file and not event.step else ""
+        for sentence in _plan_sentences(event):
+            self._line.say(sentence)
         self._line.say(
-            f"{verb} {event.step} of {schedule.total_steps}: {event.gaussians:,} Gaussians{source}, "
+            f"{verb} {event.step}{_total(schedule)}: {event.gaussians:,} Gaussians{source}, "
             f"{event.views} views, {_optimizers(schedule)}, {event.renderer} renderer{_place(event)} -> {saving.out}"
         )
         self._line.open()
@@ -82,13 +84,38 @@ class ProgressLine:
             f"{len(event.cloud):,} Gaussians  {resident_megabytes():.0f} MB",
             event.step,
             stage.end if stage else event.steps,
-            goal=f" of {stage.optimizer}'s end" if stage and several else "",
+            left=event.seconds_left,
+            goal=f" of {stage.optimizer}'s end" if stage and several and event.seconds_left is None else "",
         )
+
+
+def _plan_sentences(event: Started) -> list[str]:
+    """Say when a run ends that plans itself, and how to have it otherwise."""
+    schedule = event.config.schedule
+    if schedule.plan is not None:
+        return [f"repeating {schedule.plan}: {schedule.total_steps} steps, whatever time they take"]
+    if schedule.minutes is None:
+        return []
+    minutes = f"{schedule.minutes:g} minute" + "s" * (schedule.minutes != 1)
+    sooner = ", or sooner once the training views no longer improve" if schedule.until_plateau else ""
+    more = 2 * schedule.minutes
+    return [
+        f"the run ends {minutes} after its start{sooner}; it chooses steps, sizes and Gaussians for that",
+        f"more time makes a better scene: --minutes {more:g}; --steps N trains plainly for N steps",
+    ]
+
+
+def _total(schedule: ScheduleOptions) -> str:
+    """Say how many steps there are, where that is known."""
+    return "" if schedule.minutes is not None else f" of {schedule.total_steps}"
 
 
 def _optimizers(schedule: ScheduleOptions) -> str:
     """Say what optimizes: one optimizer, or stages."""
-    return f"optimizer {schedule.optimizer}" if schedule.stages is None else f"stages {schedule.stages}"
+    if schedule.stages is None:
+        return f"optimizer {schedule.optimizer}"
+    names = " and then ".join(stage.optimizer for stage in schedule.all_stages)
+    return f"stages {schedule.stages}" if schedule.minutes is None else f"optimizers {names}"
 
 
 def _place(event: Started) -> str:

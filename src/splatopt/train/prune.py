@@ -165,7 +165,7 @@ class _Pruning:
         config, repaired = self._config(), self.scene.step - self.run.steps
         self.folder.write_config(config, __version__, fingerprint_capture(self.capture))
         # Without a repair there is no such stage, and whoever goes on begins with an optimizer without a state.
-        return len(config.schedule.plan) - 1 if repaired else len(config.schedule.plan)
+        return len(config.schedule.all_stages) - 1 if repaired else len(config.schedule.all_stages)
 
     def _keep(self, one: PruneRound) -> tuple[Checkpoint, Scores]:
         """Write the scene after a round as what the new run is; returns it with its scores."""

@@ -17,6 +17,7 @@ from splatopt.runs.config import SettingGroup
 from splatopt.runs.folder import write_json
 from splatopt.train.density_options import NO_DENSITY
 from splatopt.train.options import ScheduleOptions
+from splatopt.train.recipe import DEFAULT_RECIPE
 from splatopt.train.stages import Stage, written
 
 _SMALLEST_PART = 1 / 8
@@ -206,11 +207,11 @@ def pruned_schedule(schedule: ScheduleOptions, taken: int, options: PruneOptions
         options: Name the optimizer that repairs.
         repaired: Steps that it took.
     """
-    stages = [Stage(one.optimizer, one.begin, min(one.end, taken) - one.begin) for one in schedule.plan]
+    stages = [Stage(one.optimizer, one.begin, min(one.end, taken) - one.begin) for one in schedule.all_stages]
     stages = [one for one in stages if one.steps > 0]
     if repaired:
         stages.append(Stage(options.optimizer, taken, repaired))
-    stages = stages or list(schedule.plan)
+    stages = stages or list(schedule.all_stages)
     given = schedule.options_by_name
     has_average = "learned" in (*schedule.optimizers, options.optimizer)
     return {
@@ -223,7 +224,13 @@ def pruned_schedule(schedule: ScheduleOptions, taken: int, options: PruneOptions
         "horizon": None,
         "average": options.average if repaired and not has_average else 0.0,
         "max_seconds": 0.0,
+        "minutes": None,
+        "until_plateau": False,
+        "plan": None,
+        "recipe": DEFAULT_RECIPE,
+        "levels": "",
         "density": NO_DENSITY,
         "density_options": None,
         "max_gaussians": None,
+        "max_megabytes": None,
     }

@@ -118,7 +118,7 @@ class Repair:
 
     def _take_step(self, progress: Progress) -> None:
         wanted = self._optimizer.batch_size
-        batch = self._config.schedule.view_batch
+        batch = self._config.schedule.views_a_step
         views = self._sampler.draw(batch) if wanted is None else self._sampler.draw_distinct(wanted)
         self.context.expect(views, self._sampler.upcoming(READ_AHEAD))
         self._set_degree(self.step)

@@ -21,7 +21,6 @@ from splatopt.data.fingerprint import fingerprint_capture
 from splatopt.density.penalised import Penalised
 from splatopt.density.strategy import StepTaken
 from splatopt.raster.threads import quiet_torch
-from splatopt.runs.checkpoint_content import OPTIMIZER, load_optimizer
 from splatopt.runs.events import Warned
 from splatopt.runs.folder import MetricsLog, MetricSums, NoLog, RunFolder, write_json
 from splatopt.runs.records import read_evaluation
@@ -30,17 +29,20 @@ from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.initialization import points_file
 from splatopt.scene.microbatches import ExhaustedError, is_exhaustion
 from splatopt.scene.ply import save_ply
-from splatopt.train.checkpoint_content import CLOUD, check_degree, check_training, scene_of
+from splatopt.train.checkpoint_content import check_degree, check_training, scene_of
+from splatopt.train.checkpointing import checkpoint_of, load_parts
+from splatopt.train.coarse_to_fine import CoarseToFine
 from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import Scores, evaluate, evaluation_record, scored_views, scores_before
 from splatopt.train.events import Callback, Evaluated, Scoring, Started, Stepped
 from splatopt.train.exposure import ExposureSolving
 from splatopt.train.finite_rows import FiniteRows, RowResets
 from splatopt.train.growth import Growth, Surroundings, metrics_of, open_growth
-from splatopt.train.levels import CoarseToFine
 from splatopt.train.machine import Machine
+from splatopt.train.pacing import Pacing
+from splatopt.train.plan import Decision
 from splatopt.train.preflight import MemoryEstimate, check_memory
-from splatopt.train.process_context import READ_AHEAD, ProcessContext
+from splatopt.train.process_context import READ_AHEAD
 from splatopt.train.refined_poses import open_refinement, write_poses
 from splatopt.train.result import CheckpointError, TrainResult
 from splatopt.train.sampler import ViewSampler
@@ -64,14 +66,15 @@ class Trainer(ResumableRun):
         machine: Machine,
         callbacks: tuple[Callback, ...],
         processes: Processes,
+        pacing: Pacing,
     ) -> None:
         resumed = config.saving.resume
         super().__init__(RunFolder(config.folder), config.data.capture, callbacks, processes, resumed=resumed)
         self.machine = machine
-        self.context = ProcessContext(machine.device, capture, processes)
+        self.context, self.pacing = pacing.context, pacing
         self.needed: MemoryEstimate | None = None
         self.config = config
-        self.plan = config.schedule.plan
+        self.stages = config.schedule.all_stages
         self.capture = capture
         self.renderer = machine.renderer
         self.generator = torch.Generator().manual_seed(config.schedule.seed)
@@ -80,6 +83,7 @@ class Trainer(ResumableRun):
         self.resets = RowResets(lambda sentence: self.tell(Warned(sentence)))
         self.growth: Growth | None = None
         self.before: Scores | None = None
+        self.is_open = False
         self.looked_at_seconds = 0.0
 
     @property
@@ -90,7 +94,7 @@ class Trainer(ResumableRun):
     @property
     def planned(self) -> int:
         """Steps of all stages."""
-        return self.plan[-1].end
+        return self.stages[-1].end
 
     # ------------------------------------------------------------------ begin
 
@@ -99,11 +103,12 @@ class Trainer(ResumableRun):
         warnings: list[str] = []
         if checkpoint is None:
             cloud = starting_cloud(self.config, self.capture, self.generator, warnings)
-            if self.config.density.is_at_work:
-                self.config = self.config.changed(max_gaussians=self.config.density.cap(len(cloud)))
+            self.config = self.pacing.begin(self.config, self.capture, cloud, self.renderer)
             self._bind(cloud)
+            self._follow(self.pacing.decision)
             self._begin_stage(0)
         else:
+            self.pacing.used_before = float(checkpoint.scalars.get("used", 0.0))
             self._restore(checkpoint)
             self.before = scores_before(read_evaluation(self.folder.evaluation))
         return (*warnings, *self._check_stages())
@@ -113,13 +118,31 @@ class Trainer(ResumableRun):
         if self.processes.is_first:
             if checkpoint is None:  # an older version's, in another frame, of a run that begins anew
                 shutil.rmtree(self.folder.checkpoints / "step-000000", ignore_errors=True)
-            self.folder.write_config(self.config, __version__, fingerprint_capture(self.capture))
+            self._write_settings()
+        self.is_open = True
         self.log = MetricsLog(self.folder.metrics) if self.processes.is_first else NoLog()
         if self.growth is not None and self.processes.is_first:
             self.growth.log = MetricsLog(self.folder.density)
         if checkpoint is not None:
             self.saved = self.folder.checkpoints / f"step-{self.step:06d}"
             self.trim_logs()
+
+    def _write_settings(self) -> None:
+        """Write what the run was told, and what it has decided so far."""
+        self.folder.write_config(self.config, __version__, trained_on := fingerprint_capture(self.capture))
+        self.pacing.write(self.folder, trained_on)
+
+    def _follow(self, decision: Decision | None) -> None:
+        """Go on as a decision of the plan says, if there is one."""
+        if decision is None:
+            return
+        self.config = decision.applied(self.config)
+        self.stages = self.config.schedule.all_stages
+        self.levels.replan(self.config.schedule.levels)
+        if self.growth is not None:
+            self.growth.follow(self.config.density)
+        if self.is_open and self.processes.is_first:
+            self._write_settings()
 
     @property
     def logs(self) -> tuple[MetricsLog | NoLog, ...]:
@@ -155,7 +178,7 @@ class Trainer(ResumableRun):
     @property
     def stage(self) -> Stage:
         """The stage at work."""
-        return self.plan[self.position]
+        return self.stages[self.position]
 
     def _make_optimizer(self, name: str, generator: torch.Generator) -> Optimizer:
         optimizer = make_optimizer(name, self.config, self.guarded, generator)
@@ -168,55 +191,29 @@ class Trainer(ResumableRun):
         optimizers = {name: self._make_optimizer(name, aside) for name in self.config.schedule.optimizers}
         for optimizer in optimizers.values():
             optimizer.check_batch(tuple(self.capture.split.train))
-        if self.config.schedule.view_batch == 1 or any(one.batch_size is None for one in optimizers.values()):
+        if self.config.schedule.views_a_step == 1 or any(one.batch_size is None for one in optimizers.values()):
             return ()
         return (f"--view-batch is not read by {' and '.join(optimizers)}, which takes views of its own number",)
 
     # ------------------------------------------------------------------ checkpoints
 
     def _checkpoint(self) -> Checkpoint:
-        state = self.optimizer.state()
-        tensors = {f"{CLOUD}{name}": value for name, value in self.objective.parameters.items()}
-        tensors |= {f"{OPTIMIZER}{name}": value for name, value in state.tensors.items()}
-        maps, counts = self.exposure.state()
-        tensors |= {"sampler": self.sampler.state(), "generator": self.generator.get_state()}
-        tensors |= {**maps, **self.poses.state()}
-        scalars = {
-            "seconds": self.seconds,
-            "stage": self.position,
-            "optimizer": dict(state.scalars),
-            "sums": self.sums.to_json(),
-            "resets": self.resets.to_json(),
-            **counts,
-        }
-        if self.growth is not None:
-            kept, scalars["density"] = self.growth.state()
-            tensors |= kept
-        return Checkpoint(self.step, tensors, scalars)
+        return checkpoint_of(self)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Make the run what it was when ``checkpoint`` was written."""
         check_training(checkpoint)
-        tensors, scalars = checkpoint.tensors, checkpoint.scalars
         cloud = scene_of(checkpoint).clone()
         check_degree(cloud, self.config.scene.sh_degree, checkpoint.where)
+        if self.needed is None:
+            self.config = self.pacing.begin(self.config, self.capture, cloud, self.renderer)
         self._bind(cloud)
-        self._begin_stage(stage_at(self.plan, checkpoint.step))
-        # A run that had come to its end may go on with another stage, which starts anew.
-        if self.position == scalars.get("stage", 0):
-            load_optimizer(self.optimizer, checkpoint)
-        if self.growth is not None:
-            self.growth.load(checkpoint)
-        self.exposure.load(checkpoint)
-        self.poses.load_state(tensors, checkpoint.where)
-        self.sampler.load_state(tensors["sampler"])
-        self.step = checkpoint.step
-        self.seconds = self.saved_at_seconds = self.looked_at_seconds = scalars["seconds"]
-        self.sums = MetricSums(**scalars["sums"])
-        self.resets.load(scalars.get("resets"))
+        self._follow(self.pacing.restore(checkpoint.step, len(cloud)))
+        self._begin_stage(stage_at(self.stages, checkpoint.step))
+        load_parts(self, checkpoint)
         self.over = self._is_over()
         # Last, so that nothing above draws from what the next step begins with.
-        self.generator.set_state(tensors["generator"])
+        self.generator.set_state(checkpoint.tensors["generator"])
 
     def _shuffle(self) -> None:
         self.sampler.shuffle()
@@ -250,18 +247,22 @@ class Trainer(ResumableRun):
 
     def _start(self) -> None:
         self.levels.begin(self.capture.split.test, self.sampler.upcoming(READ_AHEAD))
+        began = self.pacing.used
         self.before = self._evaluate()
         self._write_scores(None)
+        with self.levels.full_size():
+            decision = self.pacing.measured(began, self.objective, self.capture.split.train[0])
+        self._follow(decision)
 
     def _advance(self) -> None:
         """Take one step and whatever is due after it."""
         began = time.perf_counter()
-        stage, views = self.stage, self._draw()
+        position, views = self.position, self._draw()
         self.levels.before_step(self.step, self.optimizer, self.growth, self.poses)
         self.context.expect(views, self.sampler.upcoming(READ_AHEAD))
         self._set_degree(self.step)
         self.exposure.before_step(len(views))
-        progress = Progress(self.step - stage.begin, self.config.schedule.horizon or stage.steps)
+        progress = self.pacing.stage_progress(self.step, position, self.stage, self.config.schedule.horizon)
         if self.growth is not None:
             self.growth.before_step(self._whole_progress)
         self.poses.before_step(self._whole_progress)
@@ -278,10 +279,14 @@ class Trainer(ResumableRun):
             self.tell(Warned(notice))
         self.optimizer.warnings.clear()
         self.sums.add(evaluation.loss, psnr := evaluation.metrics["psnr"])
-        times = (self.seconds + time.perf_counter() - began, self.saved_at_seconds, self.looked_at_seconds)
-        self.seconds, self.saved_at_seconds, self.looked_at_seconds = self.context.seconds(*times)
+        seconds = self.seconds + time.perf_counter() - began
+        times = (seconds, self.saved_at_seconds, self.looked_at_seconds, self.pacing.used)
+        self.seconds, self.saved_at_seconds, self.looked_at_seconds, used = self.context.seconds(*times)
+        cloud = self.objective.cloud
+        self._follow(self.pacing.after_step(self.step, len(cloud), used, evaluation.loss))
         self._after_step(evaluation)
-        self.tell(Stepped(self.step, self.planned, self.seconds, evaluation.loss, psnr, self.objective.cloud, stage))
+        stage, left = self.stages[position], self.pacing.seconds_left(used)
+        self.tell(Stepped(self.step, self.planned, self.seconds, evaluation.loss, psnr, cloud, stage, left))
 
     def _mend_rows(self) -> str | None:
         """Let Gaussians that broke down in the step at hand begin anew, or remove them where a strategy is at work.
@@ -298,7 +303,7 @@ class Trainer(ResumableRun):
     @property
     def _whole_progress(self) -> Progress:
         """Where the run stands over all stages."""
-        return Progress(self.step, self.config.schedule.horizon or self.planned)
+        return self.pacing.whole_progress(self.step, self.config.schedule.horizon or self.planned)
 
     def _grow(self, progress: Progress, loss: float) -> None:
         """Have the density strategy, where there is one, do what it wants after a step."""
@@ -310,8 +315,8 @@ class Trainer(ResumableRun):
 
     def _draw(self) -> tuple[int, ...]:
         """Return the views of the next step: as many as its optimizer wants, or else the configuration."""
-        wanted, usual = self.optimizer.batch_size, self.config.schedule.view_batch
-        return self.sampler.draw(usual) if wanted is None else self.sampler.draw_distinct(wanted)
+        wanted, views = self.optimizer.batch_size, self.config.schedule.views_a_step
+        return self.sampler.draw(views) if wanted is None else self.sampler.draw_distinct(wanted)
 
     def _after_step(self, evaluation: Evaluation) -> None:
         saving, step, stage = self.config.saving, self.step, self.stage

@@ -1,0 +1,136 @@
+"""The plan of a run in progress: what the trainer asks of it, and the time that it counts by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+from splatopt.core.optimizer import Progress
+from splatopt.data import Capture
+from splatopt.raster.renderer import Renderer
+from splatopt.runs.folder import RunFolder
+from splatopt.scene.gaussians import GaussianCloud
+from splatopt.scene.photometric import PhotometricObjective
+from splatopt.train.config import TrainConfig
+from splatopt.train.plan import Decision, PlanFile, write_plan
+from splatopt.train.plan_by_clock import ByClock
+from splatopt.train.planner import Planner, Taken
+from splatopt.train.planning import Clock, affordable, open_planner, time_gradient
+from splatopt.train.preflight import check_memory
+from splatopt.train.process_context import ProcessContext
+from splatopt.train.stages import Stage
+
+
+class Pacing:
+    """How far a run is by its plan, or by its steps where these were given.
+
+    Attributes:
+        planner: Who plans it; None where its steps were given, and before it begins.
+        context: What this process computes with.
+        used_before: Seconds that processes before this one took.
+    """
+
+    def __init__(self, clock: Clock, kept: PlanFile | None, context: ProcessContext) -> None:
+        """Begin without a plan.
+
+        Args:
+            clock: Seconds since this process was asked for the run.
+            kept: The plan that the run repeats or goes on with.
+            context: Shares times, so that several processes decide alike.
+        """
+        self._clock, self._kept, self.context = clock, kept, context
+        self._told: TrainConfig | None = None
+        self.planner: Planner | None = None
+        self.used_before = 0.0
+
+    @property
+    def used(self) -> float:
+        """Seconds since the run was asked for, those of processes before this one included."""
+        return self.used_before + self._clock()
+
+    def begin(self, config: TrainConfig, capture: Capture, cloud: GaussianCloud, renderer: Renderer) -> TrainConfig:
+        """Find out who plans the run; returns its configuration with the most Gaussians that it may come to.
+
+        Args:
+            config: What it is to do.
+            capture: What it is trained on.
+            cloud: Where it begins.
+            renderer: What renders.
+
+        Raises:
+            InputError: It begins with more Gaussians than were allowed, or than there is memory for.
+        """
+        told, kept = config, self._kept
+        if kept is not None and config.schedule.plan is None:
+            # What the run was told, without what it has decided since.
+            free = {"minutes": config.schedule.minutes, "until_plateau": config.schedule.until_plateau}
+            told = kept.config.changed(**free)
+        (used,) = self.context.seconds(self.used)
+        self.planner = planner = open_planner(told, capture, len(cloud), used, kept)
+        self._told = told
+        if not config.density.is_at_work:
+            return config
+        if isinstance(planner, ByClock) and kept is None:
+            check = partial(check_memory, capture=capture, cloud=cloud, renderer=renderer, context=self.context)
+            return affordable(config, planner, len(cloud), check)
+        if planner is not None:
+            return config.changed(max_gaussians=max(one.max_gaussians or 0 for one in planner.plan.decisions))
+        return config.changed(max_gaussians=config.density.cap(len(cloud), cloud.sh_degree))
+
+    def restore(self, step: int, gaussians: int) -> Decision | None:
+        """Return the decision that a run goes on with from a checkpoint; None where its steps were given.
+
+        Args:
+            step: Steps done.
+            gaussians: How many there are.
+        """
+        planner = self.planner
+        if planner is None:
+            return None
+        decision = planner.go_back(step)
+        if isinstance(planner, ByClock) and step >= decision.steps and self._has_more_time:
+            return planner.go_on(step, gaussians, *self.context.seconds(self.used))
+        return decision
+
+    @property
+    def _has_more_time(self) -> bool:
+        """Whether a run that goes on was given more minutes than it had."""
+        if self._told is None or self._kept is None:
+            return False
+        return (self._told.schedule.minutes or 0.0) > (self._kept.config.schedule.minutes or 0.0)
+
+    def measured(self, began: float, objective: PhotometricObjective, view: int) -> Decision | None:
+        """Return a decision after the first scoring, which began at ``began``, by the time of one view's gradient."""
+        if self.planner is None:
+            return None
+        scoring = self.used - began
+        gradient = time_gradient(objective, view, self._clock) if isinstance(self.planner, ByClock) else 0.0
+        return self.planner.measured(*self.context.seconds(self.used, scoring, gradient))
+
+    def after_step(self, step: int, gaussians: int, used: float, loss: float) -> Decision | None:
+        """Return a decision after a step, where one is due; see :class:`Taken`."""
+        return None if self.planner is None else self.planner.after_step(Taken(step, gaussians, used, loss))
+
+    def seconds_left(self, used: float) -> float | None:
+        """Return the seconds until the run is to end by its plan; None where no clock says so."""
+        return None if self.planner is None else self.planner.seconds_left(used)
+
+    @property
+    def decision(self) -> Decision | None:
+        """The decision that holds now; None where there is no plan."""
+        return None if self.planner is None else self.planner.current
+
+    def whole_progress(self, step: int, horizon: int) -> Progress:
+        """Return where the run stands over all stages; ``horizon`` where no plan says so."""
+        return Progress(step, horizon) if self.planner is None else self.planner.current.whole_progress(step)
+
+    def stage_progress(self, step: int, position: int, stage: Stage, horizon: int | None) -> Progress:
+        """Return where a stage stands, of ``horizon`` steps or its own where no plan says so."""
+        if self.planner is None:
+            return Progress(step - stage.begin, horizon or stage.steps)
+        return self.planner.current.stage_progress(step, position)
+
+    def write(self, folder: RunFolder, trained_on: Mapping[str, str]) -> None:
+        """Write the plan, where there is one."""
+        if self.planner is not None and self._told is not None:
+            write_plan(folder.plan, self.planner.plan, self._told, trained_on)

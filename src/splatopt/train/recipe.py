@@ -1,0 +1,83 @@
+"""Recipes: how a run that plans itself spends its time, all in shares of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from splatopt.core.checks import InputError, nearest_names
+from splatopt.density.gain import GainOptions
+
+DEFAULT_RECIPE = "default"
+DEFAULT_MINUTES = 5.0
+"""Of a run that is told nothing; it ends sooner where nothing improves any more."""
+
+PIXELS_A_GAUSSIAN = 40
+"""A capture is trained with at most one Gaussian for so many pixels of its training views: provisional."""
+
+MAX_CAP = 2_000_000
+"""Gaussians at most that a plan asks for by itself."""
+
+_STEPS_OF_HALF_A_MINUTE = 1500
+_EDITS = 12
+"""Edits that growth is spread over, at least."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a run does with its time; the plan turns shares into steps, by the speed that it measures.
+
+    Attributes:
+        stages: Optimizers, each with its share of the time; shares sum to 1.
+        density: The strategy by which Gaussians are added, or none.
+        levels: Factors by which photographs are shrunk, each until a share of the run, the largest factor first.
+        min_side: A level is left out where it would leave photographs whose longer side has fewer pixels.
+        view_batch: Views a step.
+        sh_share: Share of the run after which the colours' degree rises by one, and again after as much; 0 for all
+            from the start.
+    """
+
+    stages: tuple[tuple[str, float], ...] = (("learned", 1.0),)
+    density: str = "gain"
+    levels: tuple[tuple[int, float], ...] = ((4, 0.1), (2, 0.3))
+    min_side: int = 400
+    view_batch: int = 1
+    sh_share: float = 0.25
+
+    def levels_for(self, side: int) -> tuple[tuple[int, float], ...]:
+        """Return the levels for photographs whose longer side has so many pixels."""
+        return tuple((factor, until) for factor, until in self.levels if side >= factor * self.min_side)
+
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        DEFAULT_RECIPE: Recipe(),
+        "learned-all-sizes": Recipe(levels=()),
+        "learned-all-colours": Recipe(sh_share=0.0),
+        "learned-no-growth": Recipe(density="none", view_batch=8, sh_share=0.0),
+        "learned-block-gn": Recipe(stages=(("learned", 0.75), ("block-gn", 0.25))),
+        "block-gn": Recipe(stages=(("block-gn", 1.0),)),
+        "adam-mcmc": Recipe(stages=(("adam", 1.0),), density="mcmc"),
+    }
+)
+"""Candidates by name. The default is provisional: docs/results/density.md names learned with gain, one view a step."""
+
+
+def find_recipe(name: str) -> Recipe:
+    """Return the recipe of ``name``; raises InputError with the nearest names if there is none."""
+    if name not in RECIPES:
+        raise InputError(f"there is no recipe {name!r}; {nearest_names(name, RECIPES)}")
+    return RECIPES[name]
+
+
+def steps_wanted(seconds: float) -> float:
+    """Return how many steps a run of so many seconds should be left with: more time goes into both steps and rows."""
+    return _STEPS_OF_HALF_A_MINUTE * math.sqrt(seconds / 30)
+
+
+def edit_every(steps: int) -> int:
+    """Return the steps between two edits of ``gain`` in a run of so many: fewer in short ones, so that they grow."""
+    growing = (GainOptions.until - GainOptions.begin) * steps
+    return max(1, min(GainOptions.every, round(growing / _EDITS)))

@@ -1,0 +1,160 @@
+"""Plans by the clock, on machines that are made up: when runs end, and how their schedules move."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from splatopt.train.levels import factor_at, parse_levels
+from splatopt.train.plan import Decision, PlannedStage
+from splatopt.train.plan_by_clock import ByClock, PlanFacts
+from splatopt.train.plan_costs import StepCosts, Stretch
+from splatopt.train.plan_plateau import Plateau
+from splatopt.train.planner import Taken
+from splatopt.train.recipe import Recipe
+
+FACTS = PlanFacts(
+    seconds=120.0,
+    recipe=Recipe(),
+    views=40,
+    pixels=400_000,
+    side=1000,
+    max_gaussians=100_000,
+)
+
+
+@dataclass
+class MadeUp:
+    """A machine whose steps take what pixels and Gaussians cost, times what else goes on there."""
+
+    seconds_a_pixel: float = 5e-7
+    seconds_a_gaussian: float = 5e-7
+    burden: Callable[[float], float] = lambda now: 1.0
+    loading: float = 4.0
+    scoring: float = 2.0
+    decisions: list[Decision] = field(default_factory=list)
+    done: list[float] = field(default_factory=list)
+
+    def run(self, facts: PlanFacts = FACTS, loss: Callable[[int], float] = lambda step: 1.0) -> float:
+        """Take all steps of a plan; returns when the run is done, its scoring included."""
+        start = 10_000
+        planner = ByClock(facts, start, self.loading)
+        now, step, gaussians = self.loading + self.scoring, 0, start
+        gradient = self.seconds_a_pixel * facts.pixels + self.seconds_a_gaussian * start
+        self.decisions.append(planner.measured(now, self.scoring, gradient))
+        while step < planner.current.steps:
+            done = planner.current.done_at(step)
+            self.done.append(done)
+            if facts.max_gaussians is not None:
+                share = min(1.0, max(0.0, (done - 0.03) / 0.22))
+                gaussians = round(start * (planner.current.max_gaussians / start) ** share)
+            factor = factor_at(parse_levels(planner.current.levels), step)
+            cost = self.seconds_a_pixel * facts.pixels / factor**2 + self.seconds_a_gaussian * gaussians
+            now += self.burden(now) * cost
+            step += 1
+            decision = planner.after_step(Taken(step, gaussians, now, loss(step)))
+            if decision is not None:
+                self.decisions.append(decision)
+        grown = gradient + self.seconds_a_gaussian * (gaussians - start)
+        return now + self.scoring * grown / gradient
+
+
+@pytest.mark.parametrize("seconds", [30.0, 200.0])
+@pytest.mark.parametrize("burden", ["none", "twice", "from the middle", "in turns"])
+@pytest.mark.parametrize(("pixel", "gaussian"), [(1e-6, 5e-7), (1e-7, 1e-6)])
+def test_runs_end_in_time_whatever_else_goes_on(seconds, burden, pixel, gaussian):
+    """Within a twentieth of their time, or three seconds."""
+    burdens = {
+        "none": lambda now: 1.0,
+        "twice": lambda now: 2.0,
+        "from the middle": lambda now: 2.0 if now > seconds / 2 else 1.0,
+        "in turns": lambda now: 1.8 if int(now / seconds * 40) % 2 else 1.0,
+    }
+    machine = MadeUp(pixel, gaussian, burdens[burden])
+    ended = machine.run(replace(FACTS, seconds=seconds))
+    assert abs(ended - seconds) <= max(3.0, 0.05 * seconds)
+    assert len(machine.decisions) < 30
+
+
+def test_schedules_are_pulled_in_and_never_jump():
+    machine = MadeUp(burden=lambda now: 3.0 if now > 60 else 1.0)
+    machine.run()
+    moves = [after - before for before, after in itertools.pairwise(machine.done)]
+    assert min(moves) > 0
+    assert max(moves) < 10 / len(moves)
+    assert machine.done[-1] + moves[-1] == pytest.approx(1.0)
+    caps = [one.max_gaussians for one in machine.decisions if one.done > 0.07]
+    assert len(set(caps)) == 1
+
+
+def test_levels_and_degrees_of_colour_follow_the_plan_and_what_has_passed_stays():
+    machine = MadeUp(burden=lambda now: 3.0 if now > 40 else 1.0)
+    machine.run()
+    for before, after in itertools.pairwise(machine.decisions):
+        step = after.step
+        old, new = parse_levels(before.levels), parse_levels(after.levels)
+        assert factor_at(new, step) == factor_at(old, step)
+        assert [one for one in new if one.until <= step] == [one for one in old if one.until <= step]
+        assert min(3, step // after.sh_interval) == min(3, step // before.sh_interval)
+    last = machine.decisions[-1]
+    assert last.levels.startswith("2:")  # photographs of 250 pixels say too little
+    assert machine.done[parse_levels(last.levels)[0].until] == pytest.approx(0.3, abs=0.02)
+
+
+def test_more_time_goes_into_steps_and_gaussians():
+    ends = []
+    for seconds in (30.0, 120.0, 600.0):
+        planner = ByClock(replace(FACTS, seconds=seconds, max_gaussians=1_000_000), 10_000, 0.0)
+        decision = planner.measured(1.0, 0.5, 0.013)
+        ends.append((decision.steps, decision.max_gaussians))
+    for shorter, longer in itertools.pairwise(ends):
+        assert shorter[0] < longer[0]
+        assert shorter[1] < longer[1]
+
+
+def test_a_run_ends_early_where_its_loss_no_longer_falls_and_its_schedules_end_with_it():
+    facts = replace(FACTS, until_plateau=True, views=10)
+    still, falling = MadeUp(1e-7, 1e-7), MadeUp(1e-7, 1e-7)
+    ended = still.run(facts, lambda step: 0.5 + 0.1 * (step % 7))
+    last = still.decisions[-1]
+    assert last.why == "plateau"
+    assert ended < 100
+    assert last.done >= facts.settled
+    assert last.step < last.steps <= 1.1 * last.step + 1
+    assert falling.run(facts, lambda step: 1 / (1 + 0.01 * step)) > 110
+    assert falling.decisions[-1].why == "pace"
+
+
+def test_a_plateau_is_told_from_noise_and_from_a_slow_fall():
+    noisy, slow = Plateau(epoch=10), Plateau(epoch=10)
+    for step in range(1, 2001):
+        noisy.add(1.0 + 0.5 * ((step * 7919) % 10) / 10)
+        slow.add(1.0 - 0.0003 * step)
+        assert not slow.is_reached(step)
+    assert noisy.is_reached(2000)
+
+
+def test_what_a_step_costs_is_found_from_steps_of_several_sizes():
+    costs = StepCosts("adam")
+    for pixels, gaussians in ((1e5, 1e4), (4e5, 2e4), (4e5, 8e4)):
+        costs.note(Stretch(10, 2e-3 + 1e-7 * pixels + 3e-7 * gaussians, pixels, gaussians))
+    assert costs.predict(4e5, 8e4) == pytest.approx(2e-3 + 0.04 + 0.024, rel=0.01)
+    assert costs.predict(4e5, 1e5) == pytest.approx(2e-3 + 0.04 + 0.03, rel=0.1)
+
+
+def test_the_share_of_a_run_goes_on_from_where_it_is():
+    """Two stages; the decision at step 30 makes the first one longer."""
+    first = Decision(0, 0.0, "start", (PlannedStage("a", 50, 0.5), PlannedStage("b", 100, 1.0)))
+    assert [first.done_at(step) for step in (0, 25, 50, 75, 100)] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    later = Decision(30, first.done_at(30), "pace", (PlannedStage("a", 70, 0.5), PlannedStage("b", 80, 1.0)))
+    assert later.done_at(30) == 0.3
+    assert later.done_at(50) == pytest.approx(0.4)
+    assert [later.done_at(step) for step in (70, 75, 80)] == [0.5, 0.75, 1.0]
+    assert later.stage_progress(50, 0).fraction == pytest.approx(0.8)
+    assert later.stage_progress(75, 1).fraction == pytest.approx(0.5)
+    assert later.stage_progress(75, 1).step == 5
+    assert later.step_at(0.4) == 50
+    assert later.whole_progress(50).fraction_after(20) == pytest.approx(0.8)
