@@ -49,9 +49,9 @@ PRIVATE_MODULES = {"made": "synthetic", "starts": "initialization"}
 """Names of files and folders that have a better one, though the word may name a variable."""
 STANDARD_NAMES = frozenset({"made", "most_common", "push_back"})
 """Names that are Python's or C++'s own, or plain words for a variable."""
-CODE_LINES = 37_700
-"""Lines of code with more formats and layouts of captures, masks, exposure, refined poses, structure from motion and
-tours of cameras; 34,184 before them."""
+CODE_LINES = 44_100
+"""Lines of code with runs that plan themselves, coarse to fine, the live page, formats of scene files, gsplat's
+rasterization on a CPU and optimizers in other people's trainers; 37,588 before them."""
 
 
 @dataclass(frozen=True)
@@ -334,7 +334,7 @@ FIGURES: dict[str, tuple[Callable[[Source], Iterator[Offender]], int]] = {
     "long-files": (long_files, 3),
     "import-cycles": (circles, 0),
     "imports-upward": (imports_upward, 0),
-    "ssim-weight": (ssim_weight, 4),
+    "ssim-weight": (ssim_weight, 5),
     "tensor-names": (tensor_names, 1),
     "any": (lines_with_any, 220),
     "any-in-protocol": (any_in_protocol, 0),

@@ -61,7 +61,7 @@ class Up(Enum):
     @property
     def direction(self) -> torch.Tensor:
         """A unit vector along it."""
-        sign, axis = self.axis
+        sign, axis = self.axis[0], self.axis[1]
         found = torch.zeros(3, dtype=torch.float64)
         found["xyz".index(axis)] = 1.0 if sign == "+" else -1.0
         return found
@@ -109,7 +109,7 @@ def _export(options: ExportOptions) -> int:
     way = Similarity.to_world(run.frame) if options.frame is SceneFrame.CAPTURE else Similarity.staying()
     if options.up is not None:
         turned = robust_up([way.camera(camera) for camera in cameras])
-        way = way.then(Similarity.turning(turn_between(turned, options.up.direction)))
+        way = way.then(Similarity.rotating(turn_between(turned, options.up.direction)))
     cloud, way, said = trim(run.trained, way, options.trimmed)
     what = f"{len(cloud):,} Gaussians of step {run.steps} written to {options.scene}"
     if is_page:

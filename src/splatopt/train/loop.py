@@ -38,8 +38,7 @@ def train(
         renderer: Used in place of the one that ``config`` names.
         processes: Those that share every step's views, from :func:`splatopt.core.processes.join`; this one alone
             when None. Each calls this function alike, and each gets the same result.
-        clock: Returns the seconds since the run was asked for, which ``--minutes`` are counted by; since this call when
-            None.
+        clock: Returns the seconds since the run was asked for, which ``--minutes`` counts; since this call when None.
 
     Returns:
         The trained scene and its scores.

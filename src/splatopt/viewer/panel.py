@@ -105,8 +105,13 @@ class Panel:
         gui = self._gui
         self._render = gui.add_image(_EMPTY, label="Rendered by splatopt", jpeg_quality=_QUALITY, visible=False)
         self._render_note = gui.add_markdown("", visible=False)
+
+        def look_again() -> None:
+            self._orders.look_again()
+            self._hooks.changed()
+
         again = gui.add_button("Render again", hint="From the same place, with the Gaussians as they are now.")
-        again.on_click(lambda _: (self._orders.look_again(), self._hooks.changed()))
+        again.on_click(lambda _: look_again())
         opacity = gui.add_slider(
             "Opacity from", 0.0, 1.0, 0.01, 0.0, hint="Gaussians that are less opaque are left out in the browser."
         )
