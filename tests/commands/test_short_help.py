@@ -53,6 +53,7 @@ def test_short_help_explains_the_options_of_what_is_named(capsys):
     assert "--adam.means-rate" not in flags(capsys, "train", "--help")
     assert "--adam.means-rate" in flags(capsys, "train", "--optimizer", "adam", "--help")
     assert "--adc.until" in flags(capsys, "train", "--density", "adc", "-h")
+    assert "--charbonnier.epsilon" in flags(capsys, "train", "--loss", "charbonnier", "--help")
     assert "--esgd.rate" in flags(capsys, "fit", "--optimizer", "esgd", "--help")
 
 

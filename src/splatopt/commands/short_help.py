@@ -24,8 +24,8 @@ def is_short_help(words: Sequence[str]) -> bool:
 
 
 def as_help(words: Sequence[str]) -> list[str]:
-    """Return the words with ``--help`` in place of ``--help-all``, which the parser does not know."""
-    return ["--help" if word == WHOLE else word for word in words]
+    """Return the words, or where they ask for help of either length what the parser knows it by, and nothing else."""
+    return ["--help"] if is_help(words) else list(words)
 
 
 def shortened(config: type, shown: Collection[str]) -> Any:
