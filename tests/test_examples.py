@@ -19,7 +19,9 @@ SOURCE = Path(splatopt.__file__).resolve().parents[1]
 
 def run(name: str, folder: Path) -> str:
     """Output of an example that ran in ``folder``, with the package that is tested here."""
-    code = f"import runpy, sys; sys.path.insert(0, {str(SOURCE)!r}); runpy.run_path(sys.argv[1], run_name='__main__')"
+    # The example's path stands first, as where it is run by its name: some take arguments.
+    code = f"import runpy, sys; sys.path.insert(0, {str(SOURCE)!r}); del sys.argv[0]; "
+    code += "runpy.run_path(sys.argv[0], run_name='__main__')"
     command = [sys.executable, "-c", code, str(ROOT / "examples" / name)]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
     assert result.returncode == 0, result.stderr
