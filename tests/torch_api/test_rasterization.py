@@ -158,6 +158,22 @@ def test_each_camera_may_have_colours_or_coefficients_of_its_own() -> None:
 
 
 @needs_native
+def test_the_number_of_threads_changes_no_bit() -> None:
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            scene = plain_scene(torch.float32, rows=1500, views=1, channels=3)
+            image, alpha, _ = rasterization(**arguments_of(scene))
+            weighted(image, alpha).backward()
+            results.append([image, alpha, *(scene[name].grad for name in DIFFERENTIABLE if name != "backgrounds")])
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+@needs_native
 def test_covariances_stand_for_quaternions_and_scales() -> None:
     scene = plain_scene(torch.float32, rows=40, views=2)
     image, _, meta = rasterization(**arguments_of(scene))

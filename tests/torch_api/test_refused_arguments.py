@@ -51,6 +51,8 @@ def test_unsupported_arguments_are_refused_by_name(name: str, value: object) -> 
         ("scales", lambda t: t[:-1], "scales"),
         ("opacities", lambda t: t[:, None], "opacities"),
         ("viewmats", lambda t: t[0], "viewmats"),
+        ("viewmats", lambda t: 0 * t, "invertible"),
+        ("viewmats", lambda t: t / 0, "invertible"),
         ("Ks", lambda t: t[0], "Ks"),
         ("Ks", lambda t: t.clone().requires_grad_(), "cannot be differentiated"),
         ("colors", lambda t: t[:2], "colors"),

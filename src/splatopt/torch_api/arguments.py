@@ -103,7 +103,9 @@ def check_shapes(tensors: Mapping[str, Tensor | None]) -> None:
             )
     if tensors["covars"] is None and (tensors["quats"] is None or tensors["scales"] is None):
         raise InputError("rasterization needs quats and scales, or covars")
-    intrinsics = tensors["Ks"]
+    intrinsics, poses = tensors["Ks"], tensors["viewmats"]
+    if poses is not None and not (torch.linalg.det(poses.detach()[:, :3, :3]).abs() > 0).all():
+        raise InputError("viewmats must be finite and invertible, world to camera")
     if intrinsics is not None and intrinsics.requires_grad:
         raise InputError("Ks cannot be differentiated, as in gsplat: give them without requires_grad")
 
