@@ -108,7 +108,7 @@ def _export(options: ExportOptions) -> int:
     way = Similarity.to_world(run.frame) if options.frame is SceneFrame.CAPTURE else Similarity.staying()
     if options.up is not None:
         turned = robust_up([way.camera(camera) for camera in cameras])
-        way = way.then(Similarity.turning(turn_between(turned, options.up.direction)))
+        way = way.then(Similarity.rotating(turn_between(turned, options.up.direction)))
     cloud, way, said = trim(run.trained, way, options.trimmed)
     what = f"{len(cloud):,} Gaussians of step {run.steps} written to {options.scene}"
     if is_page:

@@ -69,10 +69,10 @@ class Similarity:
     @classmethod
     def staying(cls) -> Similarity:
         """Return what changes nothing."""
-        return cls.turning(torch.eye(3, dtype=torch.float64))
+        return cls.rotating(torch.eye(3, dtype=torch.float64))
 
     @classmethod
-    def turning(cls, rotation: Float64[Tensor, "3 3"]) -> Similarity:
+    def rotating(cls, rotation: Float64[Tensor, "3 3"]) -> Similarity:
         """Return a turn about the origin."""
         return cls(rotation, 1.0, torch.zeros(3, dtype=torch.float64))
 
@@ -125,7 +125,7 @@ class Similarity:
         return replace(camera, world_to_camera=pose)
 
 
-HALF_TURN_ABOUT_X = Similarity.turning(torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)))
+HALF_TURN_ABOUT_X = Similarity.rotating(torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)))
 """From x right, y down, z forward to x right, y up, z back, and the other way."""
 
 
