@@ -39,7 +39,7 @@ def test_a_run_is_written_upright_with_its_cameras(run_folder, tmp_path, capsys)
     capture = run.open_capture()
     for words, axis, up in (
         (["--up", "auto"], "-y", [0, -1, 0]),
-        (["--up", "+z"], "+z", [0, 0, 1]),
+        (["--up", "+y"], "+y", [0, 1, 0]),
         (["--up", "-x", "--center"], "-x", [-1, 0, 0]),
     ):
         folder = tmp_path / axis

@@ -61,9 +61,8 @@ class Up(Enum):
     @property
     def direction(self) -> torch.Tensor:
         """A unit vector along it."""
-        sign, axis = self.axis[0], self.axis[1]
         found = torch.zeros(3, dtype=torch.float64)
-        found["xyz".index(axis)] = 1.0 if sign == "+" else -1.0
+        found["xyz".index(self.axis[1])] = 1.0 if self.axis[0] == "+" else -1.0
         return found
 
 
