@@ -81,7 +81,7 @@ def test_adam_is_driven_as_a_torch_adam_of_each_key():
 def test_states_follow_clones_splits_and_prunes(name):
     params = parameters()
     optimizer = SceneOptimizer(name, params, steps=30)
-    strategy, counts = default_strategy(), []
+    strategy, counts = default_strategy(refine_stop_iter=16), []
     state = strategy.initialize_state(scene_scale=1.0)
     before = loss_of(params, TARGETS)
     for step in range(29):
