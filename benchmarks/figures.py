@@ -240,8 +240,10 @@ def imports_upward(source: Source) -> Iterator[Offender]:
 
 
 def ssim_weight(source: Source) -> Iterator[Offender]:
-    """Files that name ssim_weight."""
+    """Files that name ssim_weight, the list of all settings' types left out."""
     for file in (*source.python, *source.cpp):
+        if file.path.parts[-2:] == ("train", "settings.py"):
+            continue
         where = file.text.find("ssim_weight")
         if where >= 0:
             yield Offender(file.path, file.text.count("\n", 0, where) + 1, "names ssim_weight")

@@ -23,6 +23,10 @@ from torch_api.toy_scene import loss_of, parameters, photographs, render, residu
 
 BY_GRADIENTS = ("learned", "sign-tr", "adam-tr", "adam", "adam-tuned", "adam-searched", "zoo:lion")
 BY_CURVATURE = ("tr2", "tr2-paper", "block-gn")
+BRIEFLY = ("learned", "sign-tr", "adam", "tr2", "block-gn")
+EVERY = [
+    name if name in BRIEFLY else pytest.param(name, marks=pytest.mark.slow) for name in BY_GRADIENTS + BY_CURVATURE
+]
 TARGETS = photographs()
 
 
@@ -39,23 +43,23 @@ def train(optimizer: SceneOptimizer, params, steps: int, begin: int = 0) -> None
         optimizer.zero_grad()
 
 
-@pytest.mark.parametrize("name", [*BY_GRADIENTS, *BY_CURVATURE])
+@pytest.mark.parametrize("name", EVERY)
 def test_the_loss_falls_and_parameters_are_shared(name):
     params = parameters()
     held = dict(params)
     places = {key: value.data_ptr() for key, value in params.items()}
-    optimizer = SceneOptimizer(name, params, scene_scale=1.0, steps=40)
+    optimizer = SceneOptimizer(name, params, scene_scale=1.0, steps=24)
     before = loss_of(params, TARGETS)
-    train(optimizer, params, 40)
+    train(optimizer, params, 24)
     slow = name in ("adam", "adam-tr", "tr2-paper", "zoo:lion")
-    assert loss_of(params, TARGETS) < (0.97 if slow else 0.8) * before
+    assert loss_of(params, TARGETS) < (0.98 if slow else 0.85) * before
     for key, value in params.items():
         assert value is held[key]
         assert value.data_ptr() == places[key], "steps write in place"
         assert value.grad is None
 
 
-@pytest.mark.parametrize("name", [*BY_GRADIENTS, *BY_CURVATURE])
+@pytest.mark.parametrize("name", EVERY)
 def test_a_saved_state_goes_on_bit_for_bit(name):
     params = parameters()
     optimizer = SceneOptimizer(name, params, steps=40)
@@ -207,12 +211,12 @@ def test_blocks_by_probes_come_to_the_exact_ones_at_the_rate_of_a_mean():
     params = parameters(4, dtype=torch.float64)
     exact = exact_of(params).gauss_newton_blocks(None)
     errors = []
-    for probes in (16, 256):
+    for probes in (8, 128):
         found = objective_of(params, probes).gauss_newton_blocks(None)
         assert found.names == exact.names
         errors.append(float((found.blocks - exact.blocks).norm() / exact.blocks.norm()))
         assert float(torch.linalg.eigvalsh(unpack_blocks(found.blocks)).min()) > -1e-9, "none is negative"
-    assert errors[1] < 0.2
+    assert errors[1] < 0.3
     assert errors[1] < 0.5 * errors[0]
     torch.testing.assert_close(found.diagonal["sh_rest"], exact.diagonal["sh_rest"], rtol=0.5, atol=1e-6)
 
@@ -230,9 +234,9 @@ def test_curvature_is_rendered_only_where_it_is_due():
 def test_the_diagonal_is_measured_by_residual_probes():
     params = parameters(4, dtype=torch.float64)
     exact, objective = exact_of(params).exact_gauss_newton_diagonal(None), objective_of(params)
-    found = objective.gauss_newton_diagonal(None, ResidualProbes(400), torch.Generator().manual_seed(1))
+    found = objective.gauss_newton_diagonal(None, ResidualProbes(100), torch.Generator().manual_seed(1))
     for name in ("means", "sh_dc", "logit_opacities"):
-        assert float((found[name] - exact[name]).norm() / exact[name].norm()) < 0.2
+        assert float((found[name] - exact[name]).norm() / exact[name].norm()) < 0.4
 
 
 def test_a_parameter_probe_survives_the_difference_before_it():

@@ -33,9 +33,9 @@ def one_step(params, optimizers, strategy, state, step, *, absgrad=True, **more)
 
 
 STRATEGIES = {
-    "gain": {"every": 5},
-    "adc": {"start": 4, "until": 35, "every": 5, "horizon": 0, "min_gradient": 1e-3, "clone_size": 0.15},
-    "mcmc": {"start": 4, "until": 35, "every": 5, "horizon": 0},
+    "gain": {"every": 3},
+    "adc": {"start": 4, "until": 20, "every": 5, "horizon": 0, "min_gradient": 1e-3, "clone_size": 0.15},
+    "mcmc": {"start": 4, "until": 20, "every": 5, "horizon": 0},
 }
 
 
@@ -43,12 +43,12 @@ STRATEGIES = {
 @pytest.mark.parametrize("name", list(STRATEGIES))
 def test_a_strategy_of_ours_grows_a_scene_in_their_loop(name, ours):
     params = parameters()
-    optimizers = SceneOptimizer("adam-searched", params, steps=40).optimizers if ours else adams(params)
-    strategy = SceneStrategy(name, steps=40, max_gaussians=40, **STRATEGIES[name])
+    optimizers = SceneOptimizer("adam-searched", params, steps=24).optimizers if ours else adams(params)
+    strategy = SceneStrategy(name, steps=24, max_gaussians=40, **STRATEGIES[name])
     strategy.check_sanity(params, optimizers)
     state, counts = strategy.initialize_state(scene_scale=1.0), []
     before = loss_of(params, TARGETS)
-    for step in range(40):
+    for step in range(24):
         one_step(params, optimizers, strategy, state, step)
         counts.append(len(params["means"]))
     assert max(counts) > 24

@@ -35,8 +35,8 @@ def photometric_residuals(images: Tensor, targets: Tensor, loss: Loss | None = N
             f"{tuple(targets.shape)}"
         )
     views = images.reshape(-1, *images.shape[-3:])
-    images = targets.reshape(views.shape).to(views)
-    found = [_Residuals.apply(view, target, loss or L1Ssim()) for view, target in zip(views, images, strict=True)]
+    compared = targets.reshape(views.shape).to(views)
+    found = [_Residuals.apply(view, target, loss or L1Ssim()) for view, target in zip(views, compared, strict=True)]
     return torch.stack(found) / math.sqrt(len(found))
 
 
