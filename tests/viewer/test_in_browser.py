@@ -67,17 +67,19 @@ def test_the_picture_follows_the_camera_and_the_run_its_buttons(run, tmp_path: P
     browser = Browser(program, tmp_path, SOFTWARE)
     try:
         browser.visit(link, width=WIDTH + 300, height=HEIGHT)
-        browser.wait("document.body.innerText.includes('Gaussians shown')", 120)
+        browser.wait("document.body?.innerText.includes('Gaussians shown')", 120)
         browser.wait("document.querySelectorAll('img').length > 0", 120)
         press(browser, "Pause")
         assert wait_for(log, "paused from the page", 60)
-        browser.wait("document.body.innerText.includes('paused')", 60)
+        browser.wait("document.body?.innerText.includes('paused')", 60)
         time.sleep(3)
         before = seen(browser, tmp_path / "before.png")
         assert before.std() > 5, "something is drawn"
         resting = np.abs(seen(browser, tmp_path / "resting.png") - before).mean()
         browser.mouse("mouseMoved", 400, 300)
-        browser.call("Input.dispatchMouseEvent", type="mousePressed", x=400, y=300, button="left", buttons=1, clickCount=1)
+        browser.call(
+            "Input.dispatchMouseEvent", type="mousePressed", x=400, y=300, button="left", buttons=1, clickCount=1
+        )
         for x in range(400, 500, 10):
             browser.mouse("mouseMoved", x, 330, pressed=True)
         browser.call("Input.dispatchMouseEvent", type="mouseReleased", x=500, y=330, button="left", clickCount=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import viser
@@ -105,7 +106,7 @@ class Canvas:
                 cast_shadow=False,
                 receive_shadow=False,
             )
-            handle.on_click(lambda event, view=view: clicked(view, event.client))
+            handle.on_click(partial(_pass_on, clicked, view))
             self._cameras[view] = handle
 
     def draw_next_image(self, capture: Capture, waiting: list[int]) -> None:
@@ -133,3 +134,12 @@ class Canvas:
             client.camera.fov = eye.fov
             client.camera.position = np.array(eye.position)
             client.camera.wxyz = np.array(eye.wxyz)
+
+
+def _pass_on(
+    clicked: Callable[[int, viser.ClientHandle], None],
+    view: int,
+    event: viser.SceneNodePointerEvent[viser.CameraFrustumHandle],
+) -> None:
+    if event.client is not None:
+        clicked(view, event.client)

@@ -264,8 +264,8 @@ class Page:
             return
         apart = pixels.astype(np.int16) - target.numpy().astype(np.int16)
         counted = apart if seen is None else apart[seen.numpy()]
-        error = float(np.square(counted.astype(np.float64)).mean()) if counted.size else 0.0
-        psnr = min(_MAX_DECIBELS, 10 * np.log10(255**2 / error)) if error else _MAX_DECIBELS
+        squared = float(np.square(counted.astype(np.float64)).mean()) if counted.size else 0.0
+        psnr = min(_MAX_DECIBELS, 10 * np.log10(255**2 / squared)) if squared else _MAX_DECIBELS
         shown_apart = np.minimum(np.abs(apart) * DIFFERENCE_GAIN, 255).astype(np.uint8)
         note = f"{name}: PSNR {psnr:.2f} dB at {pixels.shape[1]}x{pixels.shape[0]} pixels{_after(step)}. "
         note += f"The difference is {DIFFERENCE_GAIN} times as bright as it is."
