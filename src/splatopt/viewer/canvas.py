@@ -55,11 +55,6 @@ class Canvas:
                 client.camera.fov = fov
                 client.camera.position, client.camera.look_at = np.asarray(position), np.asarray(target)
 
-    def lay_behind(self, background: Sequence[float]) -> None:
-        """Draw a colour behind everything, red, green, blue in [0, 1]."""
-        pixel = np.array([[background]], dtype=np.float64)
-        self._server.scene.set_background_image((255 * pixel).round().astype(np.uint8), format="png")
-
     def start_from_capture(self, capture: Capture) -> None:
         """Say so by a capture: upright as its cameras are, a little behind and above the first that is held out."""
         cameras, up = capture.cameras, mean_up(capture.cameras)
