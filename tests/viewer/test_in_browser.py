@@ -66,11 +66,11 @@ def test_the_picture_follows_the_camera_and_the_run_its_buttons(run, tmp_path: P
     browser = Browser(program, tmp_path, webgl=True)
     try:
         browser.visit(link, width=WIDTH + 300, height=HEIGHT)
-        browser.wait("document.body.innerText.includes('Gaussians shown')", 120)
+        browser.wait("document.body?.innerText.includes('Gaussians shown')", 120)
         browser.wait("document.querySelectorAll('img').length > 0", 120)
         press(browser, "Pause")
         assert wait_for(log, "paused from the page", 60)
-        browser.wait("document.body.innerText.includes('paused')", 60)
+        browser.wait("document.body?.innerText.includes('paused')", 60)
         time.sleep(3)
         before = seen(browser, tmp_path / "before.png")
         assert before.std() > 5, "something is drawn"

@@ -56,6 +56,20 @@ def test_a_watched_run_has_its_scene_taken_and_images_rendered_and_no_number_cha
     assert live._page._given_step > 0
 
 
+def test_a_view_is_compared_with_its_image_and_curves_are_drawn(capture, tmp_path, live):
+    train(config(capture, tmp_path / "run"), [live])
+    page = live._page
+    assert page._open()
+    view = page._capture.split.test[0]
+    page._choose(view)
+    assert live.orders.next().view == view
+    page._compare(view, page._capture.images[view].numpy(), 30)
+    assert "PSNR 100.00 dB at 48x36 pixels after 30 steps" in page._panel._view_note.content
+    page._panel.draw(live.history.curves)
+    assert {"loss", "psnr", "gaussians"} <= set(page._panel._plots)
+    assert page.problem is None
+
+
 def test_a_pause_holds_the_run_until_it_is_resumed_and_counts_no_seconds(capture, tmp_path, live):
     told = []
     live._say = told.append

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import viser
@@ -54,11 +55,6 @@ class Canvas:
                 client.camera.fov = fov
                 client.camera.position, client.camera.look_at = np.asarray(position), np.asarray(target)
 
-    def lay_behind(self, background: Sequence[float]) -> None:
-        """Draw a colour behind everything, red, green, blue in [0, 1]."""
-        pixel = np.array([[background]], dtype=np.float64)
-        self._server.scene.set_background_image((255 * pixel).round().astype(np.uint8), format="png")
-
     def start_from_capture(self, capture: Capture) -> None:
         """Say so by a capture: upright as its cameras are, a little behind and above the first that is held out."""
         cameras, up = capture.cameras, mean_up(capture.cameras)
@@ -105,7 +101,7 @@ class Canvas:
                 cast_shadow=False,
                 receive_shadow=False,
             )
-            handle.on_click(lambda event, view=view: clicked(view, event.client))
+            handle.on_click(partial(_pass_on, clicked, view))
             self._cameras[view] = handle
 
     def draw_next_image(self, capture: Capture, waiting: list[int]) -> None:
@@ -133,3 +129,12 @@ class Canvas:
             client.camera.fov = eye.fov
             client.camera.position = np.array(eye.position)
             client.camera.wxyz = np.array(eye.wxyz)
+
+
+def _pass_on(
+    clicked: Callable[[int, viser.ClientHandle], None],
+    view: int,
+    event: viser.SceneNodePointerEvent[viser.CameraFrustumHandle],
+) -> None:
+    if event.client is not None:
+        clicked(view, event.client)

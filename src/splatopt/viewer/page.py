@@ -51,7 +51,6 @@ class Subject:
         is_live: Whether there is a run that can be paused and stopped, whose thread renders.
         start: Says what is up, and where the page begins, where there is no capture.
         render: Renders an order on the page's thread; None where a run does, or where there are no Gaussians.
-        background: Colour behind the scene; the capture's own when None.
     """
 
     open_capture: Callable[[], Capture | None]
@@ -60,7 +59,6 @@ class Subject:
     is_live: bool = False
     start: Callable[[Canvas], None] | None = None
     render: Callable[[Order], np.ndarray] | None = None
-    background: tuple[float, float, float] | None = None
 
     @property
     def has_gaussians(self) -> bool:
@@ -206,8 +204,6 @@ class Page:
                 subject.start(self._canvas)
             return True
         self._canvas.start_from_capture(capture)
-        if subject.has_gaussians:
-            self._canvas.lay_behind(capture.background if subject.background is None else subject.background)
         self._canvas.draw_cameras(capture, lambda view, client: self._go_to(client, view))
         self._waiting = self._canvas.views
         if not subject.has_gaussians and capture.points is not None:

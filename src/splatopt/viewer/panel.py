@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import viser
+from viser import uplot
 
 from splatopt.viewer.orders import Orders
 from splatopt.viewer.splats import Thresholds
@@ -39,7 +40,7 @@ class Hooks:
 
     changed: Callable[[], None]
     chosen: Callable[[int], None]
-    go_to: Callable[[viser.ClientHandle, int], None]
+    go_to: Callable[[viser.ClientHandle | None, int], None]
     show_cameras: Callable[[bool], None]
 
 
@@ -105,13 +106,8 @@ class Panel:
         gui = self._gui
         self._render = gui.add_image(_EMPTY, label="Rendered by splatopt", jpeg_quality=_QUALITY, visible=False)
         self._render_note = gui.add_markdown("", visible=False)
-
-        def look_again() -> None:
-            self._orders.look_again()
-            self._hooks.changed()
-
         again = gui.add_button("Render again", hint="From the same place, with the Gaussians as they are now.")
-        again.on_click(lambda _: look_again())
+        again.on_click(lambda _: self._look_again())
         opacity = gui.add_slider(
             "Opacity from", 0.0, 1.0, 0.01, 0.0, hint="Gaussians that are less opaque are left out in the browser."
         )
@@ -134,6 +130,10 @@ class Panel:
         size.on_update(lambda _: cut())
         self._shown = gui.add_markdown("")
 
+    def _look_again(self) -> None:
+        self._orders.look_again()
+        self._hooks.changed()
+
     def add_views(self, names: Sequence[tuple[str, int]], title: str) -> None:
         """Add the tab of views that can be compared.
 
@@ -155,7 +155,7 @@ class Panel:
 
         def move() -> None:
             place = labels.index(choice.value) + (1 if steps.value == "next" else -1)
-            choice.value = labels[place % len(labels)]
+            setattr(choice, "value", labels[place % len(labels)])  # noqa: B010 - read-only in viser's types alone
 
         choice.on_update(lambda _: self._hooks.chosen(self._views[choice.value]))
         steps.on_click(lambda _: move())
@@ -194,7 +194,8 @@ class Panel:
             if name in self._plots:
                 self._plots[name].data = (steps, values)
                 continue
-            series = ({"label": "step"}, {"label": name.replace("_", " "), "stroke": _STROKES[name], "width": 2})
+            label = name.replace("_", " ")
+            series = (uplot.Series(label="step"), uplot.Series(label=label, stroke=_STROKES[name], width=2))
             with self._curves_tab:
                 self._plots[name] = self._gui.add_uplot(
                     (steps, values),
