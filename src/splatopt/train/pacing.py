@@ -65,8 +65,8 @@ class Pacing:
             # What the run was told, without what it has decided since.
             free = {"minutes": config.schedule.minutes, "until_plateau": config.schedule.until_plateau}
             told = kept.config.changed(**free)
-        (used,) = self.context.seconds(self.used)
-        self.planner = planner = open_planner(told, capture, len(cloud), used, kept)
+        # By a time that all processes know; what has passed since is seen at the first look at the clock.
+        self.planner = planner = open_planner(told, capture, len(cloud), self.used_before, kept)
         self._told = told
         if not config.density.is_at_work:
             return config
@@ -89,7 +89,7 @@ class Pacing:
             return None
         decision = planner.go_back(step)
         if isinstance(planner, ByClock) and step >= decision.steps and self._has_more_time:
-            return planner.go_on(step, gaussians, *self.context.seconds(self.used))
+            return planner.go_on(step, gaussians, self.used_before)
         return decision
 
     @property
@@ -101,11 +101,15 @@ class Pacing:
 
     def measured(self, began: float, objective: PhotometricObjective, view: int) -> Decision | None:
         """Return a decision after the first scoring, which began at ``began``, by the time of one view's gradient."""
-        if self.planner is None:
+        planner = self.planner
+        if not isinstance(planner, ByClock):
             return None
-        scoring = self.used - began
-        gradient = time_gradient(objective, view, self._clock) if isinstance(self.planner, ByClock) else 0.0
-        return self.planner.measured(*self.context.seconds(self.used, scoring, gradient))
+        scoring, gradient = self.used - began, time_gradient(objective, view, self._clock)
+        most = planner.facts.max_gaussians
+        *times, shared = self.context.seconds(self.used, scoring, gradient, most or 0)
+        if most is not None and shared != most:  # another process has memory for another number
+            planner.limit(int(shared))
+        return planner.measured(*times)
 
     def after_step(self, step: int, gaussians: int, used: float, loss: float) -> Decision | None:
         """Return a decision after a step, where one is due; see :class:`Taken`."""

@@ -141,8 +141,14 @@ class ByClock(Planner):
         """Return the decision for a run that had come to its end, and has more time now."""
         return self.take(self._decide(self.current, step, gaussians, now, "more time"))
 
-    def measured(self, now: float, scoring: float, gradient: float) -> Decision | None:
-        """Return the decision for the whole run, by what the gradient of one view takes."""
+    def measured(self, now: float, scoring: float, gradient: float) -> Decision:
+        """Return the decision for the whole run after its first scoring.
+
+        Args:
+            now: Seconds since the run was asked for.
+            scoring: What scoring the held-out views took. Unit: seconds.
+            gradient: What the gradient of one training view takes. Unit: seconds.
+        """
         batch, gaussians = self.facts.recipe.view_batch, self._scoring[1]
         usual = StepCosts("adam").predict(self.facts.pixels, gaussians)
         self._costs = StepCosts(self._optimizer, scale=max(1e-9, batch * gradient) / usual)

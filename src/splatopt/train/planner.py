@@ -46,16 +46,6 @@ class Planner(ABC):
         """Return the decision that held after ``step`` steps, at which the run goes on."""
 
     @abstractmethod
-    def measured(self, now: float, scoring: float, gradient: float) -> Decision | None:
-        """Return a decision for the whole run after its first scoring, if there is one.
-
-        Args:
-            now: Seconds since the run was asked for.
-            scoring: What scoring the held-out views took. Unit: seconds.
-            gradient: What the gradient of one training view takes. Unit: seconds.
-        """
-
-    @abstractmethod
     def after_step(self, taken: Taken) -> Decision | None:
         """Return a decision where one is due; none comes after the last step of a stage."""
 
@@ -76,10 +66,6 @@ class Repeated(Planner):
         """Return the decision that holds after ``step`` steps."""
         self.current = self.plan.at(step)
         return self.current
-
-    def measured(self, now: float, scoring: float, gradient: float) -> Decision | None:
-        """Have nothing to measure."""
-        return None
 
     def after_step(self, taken: Taken) -> Decision | None:
         """Return the decision of this step, where the plan has one."""

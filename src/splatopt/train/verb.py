@@ -25,7 +25,7 @@ def train(
     Args:
         capture: Folder of the capture.
         callbacks: Called with every event of the run; a line of progress when None.
-        **settings: Settings of :class:`TrainConfig`, such as ``steps``, ``optimizer``, ``downscale`` and ``out``.
+        **settings: Settings of :class:`TrainConfig`, such as ``minutes`` or ``steps``, ``optimizer`` and ``out``.
 
     Returns:
         The trained scene, its scores before and after, and where it lies.
