@@ -246,5 +246,5 @@ def _what_was_run(config: TrainConfig) -> dict[str, str | None]:
         "capture": capture_name(Path(config.data.capture)),
         **by,
         "density": config.density.density,
-        "recipe": None,  # the name of the configuration's recipe, where there is one
+        "recipe": schedule.recipe if schedule.is_planned else None,
     }
