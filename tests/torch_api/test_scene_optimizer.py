@@ -22,7 +22,7 @@ from splatopt.torch_api.scene_parameters import GSPLAT_NAMES, SceneParameters
 from torch_api.toy_scene import loss_of, parameters, photographs, render, residuals
 
 BY_GRADIENTS = ("learned", "sign-tr", "adam-tr", "adam", "adam-tuned", "adam-searched", "zoo:lion")
-BY_CURVATURE = ("tr2", "tr2-paper", "block-gn")
+BY_CURVATURE = ("tr2", "tr2-paper", "sophia", "block-gn")
 BRIEFLY = ("learned", "sign-tr", "adam", "tr2", "block-gn")
 EVERY = [
     name if name in BRIEFLY else pytest.param(name, marks=pytest.mark.slow) for name in BY_GRADIENTS + BY_CURVATURE
@@ -51,7 +51,7 @@ def test_the_loss_falls_and_parameters_are_shared(name):
     optimizer = SceneOptimizer(name, params, scene_scale=1.0, steps=24)
     before = loss_of(params, TARGETS)
     train(optimizer, params, 24)
-    slow = name in ("adam", "adam-tr", "tr2-paper", "zoo:lion")
+    slow = name in ("adam", "adam-tr", "tr2-paper", "sophia", "zoo:lion")
     assert loss_of(params, TARGETS) < (0.98 if slow else 0.85) * before
     for key, value in params.items():
         assert value is held[key]
