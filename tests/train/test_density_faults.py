@@ -203,7 +203,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(scene, tmp_path, capsys):
     few = said(capsys, scene, "--out", out, "--density", "mcmc", "--max-gaussians", 59)
     assert "--max-gaussians 59 is fewer than the 60 Gaussians that the run begins with" in few
     assert not out.exists()
-    lone = said(capsys, scene, "--out", out, "--max-gaussians", 100)
+    lone = said(capsys, scene, "--out", out, "--steps", 5, "--max-gaussians", 100)
     assert "--max-gaussians 100 bounds what a density strategy adds, and none is at work" in lone
     other = said(capsys, scene, "--out", out, "--density", "mcmc", "--adc.until", 5)
     assert "options of 'adc' are given, but the density is 'mcmc'; add --density adc" in other
