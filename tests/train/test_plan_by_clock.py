@@ -97,11 +97,11 @@ def test_levels_and_degrees_of_colour_follow_the_plan_and_what_has_passed_stays(
         step = after.step
         old, new = parse_levels(before.levels), parse_levels(after.levels)
         assert factor_at(new, step) == factor_at(old, step)
-        assert [one for one in new if one.until <= step] == [one for one in old if one.until <= step]
+        assert [one for one in new if one.end <= step] == [one for one in old if one.end <= step]
         assert min(3, step // after.sh_interval) == min(3, step // before.sh_interval)
     last = machine.decisions[-1]
     assert last.levels.startswith("2:")  # photographs of 250 pixels say too little
-    assert machine.done[parse_levels(last.levels)[0].until] == pytest.approx(0.3, abs=0.02)
+    assert machine.done[parse_levels(last.levels)[0].end] == pytest.approx(0.3, abs=0.02)
 
 
 def test_more_time_goes_into_steps_and_gaussians():
@@ -141,7 +141,7 @@ def test_what_a_step_costs_is_found_from_steps_of_several_sizes():
     costs = StepCosts("adam")
     for pixels, gaussians in ((1e5, 1e4), (4e5, 2e4), (4e5, 8e4)):
         costs.note(Stretch(10, 2e-3 + 1e-7 * pixels + 3e-7 * gaussians, pixels, gaussians))
-    assert costs.predict(4e5, 8e4) == pytest.approx(2e-3 + 0.04 + 0.024, rel=0.01)
+    assert costs.predict(4e5, 8e4) == pytest.approx(2e-3 + 0.04 + 0.024, rel=0.03)
     assert costs.predict(4e5, 1e5) == pytest.approx(2e-3 + 0.04 + 0.03, rel=0.1)
 
 

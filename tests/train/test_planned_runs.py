@@ -34,6 +34,8 @@ def planned(capture_folder, tmp_path):
     def run(name="run", clock=None, listener=None, **changes):
         told = listener or Listener()
         own = {"out": tmp_path / name, "checkpoint_every": 10, "sh_degree": 1, "threads": 1}
+        if "plan" not in changes and "resume" not in changes:
+            own["max_gaussians"] = 80
         ends = {} if {"plan", "resume"} & set(changes) else {"minutes": SECONDS / 60}
         return train(
             TrainConfig.of(str(capture_folder), **(own | ends | changes)), [told], clock=clock or Clock()

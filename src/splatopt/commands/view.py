@@ -15,7 +15,7 @@ from splatopt.commands.parsing import load_given, positional, run_command
 from splatopt.core.checks import say
 from splatopt.runs.folder import RunFolder
 from splatopt.runs.plugins import PluginFiles
-from splatopt.scene.ply import load_ply
+from splatopt.scene.scene_files import load_scene
 from splatopt.viewer.serving import ServingOptions
 
 
@@ -40,7 +40,7 @@ def _view(options: ViewOptions) -> int:
 
     if is_scene_file(options.what):
         warnings: list[str] = []
-        still = still_scene(load_ply(options.what, warnings), options.what.name)
+        still = still_scene(load_scene(options.what, warnings), options.what.name)
         for warning in warnings:
             say(f"splatopt: warning: {warning}", file=sys.stderr)
     elif RunFolder(options.what).config.is_file():

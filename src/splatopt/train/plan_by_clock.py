@@ -19,7 +19,7 @@ from splatopt.train.plan import Decision, Plan, PlannedStage
 from splatopt.train.plan_costs import StepCosts, Stretch
 from splatopt.train.plan_plateau import Plateau
 from splatopt.train.planner import Planner, Taken
-from splatopt.train.recipe import Recipe, edit_every, steps_wanted
+from splatopt.train.recipe import STEPS_A_GAUSSIAN, Recipe, edit_every
 
 PLATEAU = "plateau"
 """What a decision is taken for that ends a run early."""
@@ -252,12 +252,10 @@ class ByClock(Planner):
         if before.max_gaussians is not None and done > _CAP_UNTIL:
             return before.max_gaussians
         pixels = self.facts.pixels
-        # Gaussians may take as much time as pixels do, and more where there is time for it.
-        allowed = max(left / steps_wanted(max(1.0, left)), 2 * self._costs.predict(pixels, 0))
         low, high = min(gaussians, most), most
         while low < high:
             middle = (low + high + 1) // 2
-            fits = self._costs.predict(pixels, middle) <= allowed
+            fits = left >= STEPS_A_GAUSSIAN * middle * self._costs.predict(pixels, middle)
             low, high = (middle, high) if fits else (low, middle - 1)
         return low
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -14,13 +13,15 @@ DEFAULT_RECIPE = "default"
 DEFAULT_MINUTES = 5.0
 """Of a run that is told nothing; it ends sooner where nothing improves any more."""
 
-PIXELS_A_GAUSSIAN = 40
+PIXELS_A_GAUSSIAN = 100
 """A capture is trained with at most one Gaussian for so many pixels of its training views: provisional."""
 
 MAX_CAP = 2_000_000
 """Gaussians at most that a plan asks for by itself."""
 
-_STEPS_OF_HALF_A_MINUTE = 1500
+STEPS_A_GAUSSIAN = 3 / 80
+"""A scene grows to as many Gaussians as leave it so many steps for each: 1,500 for 40,000."""
+
 _EDITS = 12
 """Edits that growth is spread over, at least."""
 
@@ -70,11 +71,6 @@ def find_recipe(name: str) -> Recipe:
     if name not in RECIPES:
         raise InputError(f"there is no recipe {name!r}; {nearest_names(name, RECIPES)}")
     return RECIPES[name]
-
-
-def steps_wanted(seconds: float) -> float:
-    """Return how many steps a run of so many seconds should be left with: more time goes into both steps and rows."""
-    return _STEPS_OF_HALF_A_MINUTE * math.sqrt(seconds / 30)
 
 
 def edit_every(steps: int) -> int:
