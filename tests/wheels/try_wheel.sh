@@ -32,7 +32,7 @@ echo "trying $wheel without a compiler"
 if [ "$mode" = full ]; then
     install "$@" "$wheel"
     (cd "$folder" && alone "$folder/bin/splatopt" doctor &&
-        alone "$folder/bin/python" -m splatopt.commands.demo --steps 60 --out "$folder/demo")
+        alone "$folder/bin/splatopt" demo --steps 60 --out "$folder/demo")
     test -s "$folder/demo/report.html"
 else
     install "$@" numpy
