@@ -292,6 +292,7 @@ def test_compiled_as_uncompiled(tmp_path):
     """What gsply compiles gives what it gives uncompiled, which the other tests look at."""
     code = """
 import sys, torch
+from pathlib import Path
 from splatopt.scene.ply import load_ply
 from splatopt.scene.scene_files import load_scene, save_scene
 folder = Path(sys.argv[1])

@@ -33,7 +33,7 @@ RECORD = "cell.json"
 
 _LOCK_SECONDS = 10.0
 
-_CHOSEN = ("device", "instructions", "density", "view_batch", "sh_interval")
+_CHOSEN = ("device", "instructions", "density", "view_batch", "sh_interval", "max_side")
 """Settings that a run spells out where they were left to be chosen."""
 
 _PLANNED = (
