@@ -40,7 +40,7 @@ def test_fit_says_what_came_of_it(photo, tmp_path, capsys):
     record = json.loads((out / "eval.json").read_text())
     assert f"8 steps in {record['seconds']:.1f} s; PSNR {record['psnr']:.2f} dB, SSIM" in said.out
     assert f"result: {out}" in said.out.replace("\n", "")
-    assert json.loads((out / "config.json").read_text())["optimizer_options"]["rate"] == 1e-4
+    assert json.loads((out / "config.json").read_text())["optimizer_options"]["rate"] == 0.15
 
 
 def test_options_reach_the_optimizer_and_resuming_needs_none_of_them(photo, fitted, tmp_path, capsys):
@@ -62,7 +62,7 @@ def test_the_folder_is_named_after_target_field_and_optimizer(photo, tmp_path, m
         (["--field", "gausian"], "did you mean gaussian"),
         (["--optimizer", "esdg"], "did you mean esgd"),
         (["--optimizer", "lbfgs", "--batch", "64"], "leave --batch out"),
-        (["--esgd.rate", "0.1"], "add --optimizer esgd"),
+        (["--adam.rate", "0.1"], "add --optimizer adam"),
         (["--optimizer", "zoo:lomo"], "whole model"),
         (["--sigma", "0.1", "--field", "sine"], "no constant 'sigma'"),
         (["--task", "occupancy"], "has an ending that cannot be read"),

@@ -39,8 +39,8 @@ def test_it_survives_json(config):
 def test_resolving_spells_out_what_was_left_open(tmp_path):
     config = FitConfig.of("photo.png").resolved()
     assert (config.data.task, config.schedule.epochs, config.network.sigma) == (TaskKind.IMAGE, 200, 0.05)
-    assert config.schedule.optimizer_options == FieldAdamOptions(rate=1e-4)
-    assert config.folder == Path("runs/photo-gaussian-adam")
+    assert config.schedule.optimizer_options == EsgdOptions(rate=0.15, floor=0.0)
+    assert config.folder == Path("runs/photo-gaussian-esgd")
     shape = FitConfig.of("bunny.obj", field="relu-pe", optimizer="esgd").resolved()
     assert (shape.data.task, shape.network.sigma, shape.schedule.optimizer_options.rate) == (
         TaskKind.OCCUPANCY,
@@ -91,7 +91,7 @@ def test_the_task_goes_by_the_target(tmp_path):
         ({"log_every": 0}, "--log-every"),
         ({"field": "gausian"}, "did you mean gaussian"),
         ({"optimizer": "esdg"}, "did you mean esgd"),
-        ({"optimizer_options": EsgdOptions()}, "must be a FieldAdamOptions"),
+        ({"optimizer": "adam", "optimizer_options": EsgdOptions()}, "must be a FieldAdamOptions"),
         ({"optimizer": "lbfgs", "batch": 512}, "lbfgs compares gradients of successive steps.*leave --batch out"),
     ],
 )
@@ -101,7 +101,8 @@ def test_nonsense_is_refused_in_a_sentence(settings, said):
 
 
 @pytest.mark.parametrize(
-    "values", [{"stpes": 1}, {"task": "nothing"}, {"epochs": "many"}, {"optimizer_options": {"speed": 1}}]
+    "values",
+    [{"stpes": 1}, {"task": "nothing"}, {"epochs": "many"}, {"optimizer": "adam", "optimizer_options": {"speed": 1}}],
 )
 def test_a_file_that_is_no_configuration_is_refused(values):
     with pytest.raises(InputError, match=r"config\.json"):
@@ -151,7 +152,7 @@ def test_resuming_may_change_what_leaves_past_steps_alone():
         ),
         (
             {"optimizer_options": FieldAdamOptions(rate=0.5)},
-            "options of 'adam' are given, and the run in run does not use it",
+            "options of 'auto' are given, and the run in run does not use it",
         ),
     ],
 )

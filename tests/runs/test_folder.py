@@ -66,10 +66,10 @@ def test_reading_what_is_not_there_gives_nothing_and_what_is_damaged_is_named(tm
 def test_a_run_is_recognised_and_read_where_it_lies(tmp_path):
     folder = RunFolder(tmp_path / "a")
     folder.check_free()
-    folder.write_config(TrainConfig.of("/data/fox", out=Path("elsewhere")), "1.2.3")
+    folder.write_config(TrainConfig.of("/data/fox", max_side=0, out=Path("elsewhere")), "1.2.3")
     assert folder.is_run
     assert json.loads(folder.config.read_text())["version"] == "1.2.3"
-    assert TrainConfig.read(folder) == TrainConfig.of("/data/fox", out=tmp_path / "a")
+    assert TrainConfig.read(folder) == TrainConfig.of("/data/fox", max_side=0, out=tmp_path / "a")
 
 
 def test_an_empty_folder_is_free(tmp_path):

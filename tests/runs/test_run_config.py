@@ -42,7 +42,9 @@ def test_a_name_in_two_groups_is_refused():
 
 def test_the_file_and_the_keywords_name_settings_without_groups():
     options = AdamOptions(sh_dc_rate=1.0)
-    config = TrainConfig.of("/data/fox", steps=7, downscale=2, out="runs/x", optimizer_options=options)
+    config = TrainConfig.of(
+        "/data/fox", steps=7, downscale=2, max_side=0, out="runs/x", optimizer="adam", optimizer_options=options
+    )
     assert (config.schedule.steps, config.data.downscale, config.folder) == (7, 2, Path("runs/x"))
     values = json.loads(json.dumps(config.to_json()))
     assert set(values) == TrainConfig.setting_names() - {"resume"}

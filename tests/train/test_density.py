@@ -92,8 +92,8 @@ def test_the_bound_is_chosen_and_kept(scene, tmp_path):
     assert result.config.density.max_gaussians == 50_000
     assert json.loads((result.folder / "config.json").read_text())["max_gaussians"] == 50_000
     density = replace(result.config.density, max_gaussians=None)
-    assert density.cap(20_000) == 80_000
-    assert replace(density, max_gaussians=70).cap(60) == 70
+    assert density.cap(20_000, 3) == 80_000
+    assert replace(density, max_gaussians=70).cap(60, 3) == 70
 
 
 def test_a_strategy_is_told_of_the_whole_run_of_the_rate_and_of_the_loss(turns, scene, tmp_path, monkeypatch):

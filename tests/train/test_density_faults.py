@@ -173,7 +173,7 @@ def test_statistics_are_of_steps_and_not_of_what_a_strategy_asks_itself(scene, t
 
 def test_memory_is_counted_for_as_many_as_there_may_be(scene):
     def estimate(**changes):
-        config = TrainConfig.of(str(scene), threads=1, **changes)
+        config = TrainConfig.of(str(scene), threads=1, optimizer="adam", **changes)
         capture = open_capture(config)
         cloud = starting_cloud(config, capture, torch.Generator())
         return estimate_memory(config, capture, cloud, NativeRenderer(), on_host=True)

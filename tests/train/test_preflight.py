@@ -100,9 +100,9 @@ def test_a_matrix_over_all_gaussians_is_refused(scene, count):
     pytest.importorskip("pytorch_optimizer", reason="the extra 'zoo' is not installed")
     capture = load_capture(scene / "capture", CaptureOptions())
     cloud = start_random(capture, count, sh_degree=3, generator=torch.Generator().manual_seed(0))
-    said = f"zoo:shampoo works with a matrix that has a row and a column for each of the {count:,} Gaussians; take"
+    said = f"zoo:dash works with a matrix that has a row and a column for each of the {count:,} Gaussians; take"
     with pytest.raises(InputError, match=said):
-        measure_optimizer("zoo:shampoo", TrainConfig.of("x"), cloud, NativeRenderer(1), on_host=False)
+        measure_optimizer("zoo:dash", TrainConfig.of("x"), cloud, NativeRenderer(1), on_host=False)
 
 
 def test_too_little_memory_is_refused_before_anything_is_written(settings):

@@ -29,7 +29,7 @@ class TrainSettings(TypedDict, total=False):
     init: str
     random_points: int
     sh_degree: int
-    sh_interval: int
+    sh_interval: int | None
     loss: str
     loss_options: object
     ssim_weight: float
@@ -39,19 +39,25 @@ class TrainSettings(TypedDict, total=False):
     refine_poses: bool
     optimizer_options: object
     seed: int
+    minutes: float | None
+    until_plateau: bool
+    recipe: str
+    plan: Path | str | None
     optimizer: str
     stages: str | None
     steps: int | None
+    levels: str
     horizon: int | None
     average: float
     max_seconds: float
-    view_batch: int
+    view_batch: int | None
     view_choice: ViewChoice | str
     density: str
     density_options: object
     max_gaussians: int | None
+    max_megabytes: float | None
     eval_at: tuple[int, ...]
-    eval_every: int
+    eval_every: int | None
     eval_at_seconds: tuple[float, ...]
     out: Path | str | None
     resume: bool
