@@ -336,7 +336,7 @@ FIGURES: dict[str, tuple[Callable[[Source], Iterator[Offender]], int]] = {
     "long-files": (long_files, 3),
     "import-cycles": (circles, 0),
     "imports-upward": (imports_upward, 0),
-    "ssim-weight": (ssim_weight, 5),
+    "ssim-weight": (ssim_weight, 4),
     "tensor-names": (tensor_names, 1),
     "any": (lines_with_any, 220),
     "any-in-protocol": (any_in_protocol, 0),

@@ -125,7 +125,7 @@ def test_a_run_that_is_looked_at_runs_no_file_that_it_names(trained, plugin, tmp
     capsys.readouterr()
     for words in (["eval", trained], ["render", trained]):
         assert command(*words) == 2
-        assert "the run was made with a plug-in, add --plugin '" in capsys.readouterr().err
+        assert f"the run was made with a plug-in, add --plugin '{plugin}'" in capsys.readouterr().err
 
 
 def test_what_needs_the_reader_is_given_it(trained, plugin, tmp_path):

@@ -93,7 +93,7 @@ def test_a_damaged_configuration_is_named(workshop, run, name, command):
     assert said in told
     assert "config.json" in told
     assert len(told.splitlines()) == 1
-    assert len(told) < 1000
+    assert len(told) < 800
 
 
 SCALARS = {

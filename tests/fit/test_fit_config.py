@@ -152,7 +152,7 @@ def test_resuming_may_change_what_leaves_past_steps_alone():
         ),
         (
             {"optimizer_options": FieldAdamOptions(rate=0.5)},
-            "options of 'auto' are given, and the run in run does not use it",
+            "options of 'adam' are given, and the run in run does not use it",
         ),
     ],
 )

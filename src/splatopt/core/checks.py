@@ -19,6 +19,7 @@ MAX_QUOTE_LETTERS = 80
 """What is quoted from a file is cut at so many characters."""
 
 _MAX_PATH_LETTERS = 400
+_MAX_NAMES = 40
 
 # Controls, marks of direction, halves of pairs, what is not assigned, and separators of lines and paragraphs.
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
@@ -113,10 +114,13 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def nearest_names(name: str, known: Iterable[str]) -> str:
-    """Return a hint for a misspelt name: its nearest known names, or all of them."""
+    """Return a hint for a misspelt name: its nearest known names, or all of them, of very many the first ones."""
     names = sorted(known)
     close = difflib.get_close_matches(name[:MAX_QUOTE_LETTERS], names, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names)}"
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES + 1 else ""
+    return f"known: {', '.join(names[:_MAX_NAMES] if more else names)}{more}"
 
 
 def check_max_count(name: str, count: int) -> None:

@@ -19,7 +19,7 @@ from splatopt.fit.options import (
     TaskKind,
     guess_task,
 )
-from splatopt.optim.field_optimizers import EsgdOptions, field_options, find_field_optimizer
+from splatopt.optim.field_optimizers import FIELD_OPTIMIZERS, EsgdOptions, field_options, find_field_optimizer
 from splatopt.runs.config import RunConfig, SavingOptions
 from splatopt.runs.resuming import check_options
 from splatopt.runs.unread import UnreadOptions, check_read, options_to_json, read_options
@@ -148,7 +148,9 @@ class FitConfig(RunConfig):
         if given is not None and type(given) is type(kept):
             check_options(run, option_prefix(saved.schedule.optimizer), given, kept)
         elif given is not None and given != type(given)():
-            raise InputError(f"options of {self.schedule.optimizer!r} are given, and the run in {run} does not use it")
+            owners = (name for name, entry in FIELD_OPTIMIZERS.items() if entry.entry.options is type(given))
+            name = next(owners, AUTO) if self.schedule.optimizer == AUTO else self.schedule.optimizer
+            raise InputError(f"options of {name!r} are given, and the run in {run} does not use it")
         if self.schedule.epochs is not None and self.schedule.steps is None:
             chosen["steps"] = None
         return self.changed(**chosen, optimizer_options=kept)

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from splatopt.core.checks import InputError, quoted, short
+from splatopt.core.checks import InputError, short
 from splatopt.core.plugins import PluginFile, digest_of, load_plugin, loaded_plugins
 from splatopt.core.typed import Fields
 from splatopt.runs.folder import RunFolder, read_json
@@ -147,5 +147,5 @@ def _given_again(kept: PluginFile) -> PluginFile | None:
 
 def plugins_missing(plugins: Sequence[PluginFile]) -> str:
     """Return how to give what was not loaded of a run's plug-ins; empty where all were."""
-    missing = [str(one.path) for one in plugins if _given_again(one) is None]
-    return "".join(f"; the run was made with a plug-in, add --plugin {quoted(path)}" for path in missing[:1])
+    missing = [one.path for one in plugins if _given_again(one) is None]
+    return "".join(f"; the run was made with a plug-in, add --plugin '{short(path)}'" for path in missing[:1])

@@ -18,7 +18,7 @@ _USUAL = np.array([2e-3, 8e-8, 1e-6])
 """Seconds a step, a pixel and a Gaussian of Adam, one thread of a laptop: their scale is measured, what counts is how
 they compare."""
 
-_USUAL_WEIGHT = 0.1
+_USUAL_WEIGHT = 0.05
 _FORGOTTEN, _PAST = 0.7, 0.5
 """Weight of a stretch beside the one after it: in what steps cost, and in the pace."""
 
