@@ -13,7 +13,7 @@ import pytest
 from benchmarks.site import ROOT_PAGES, on_page_content, site_links
 
 import splatopt
-from bench.browser import Browser, find_browser
+from bench.browser import opened_browser
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -107,11 +107,7 @@ def test_a_link_that_leads_nowhere_fails(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "dark"), [(360, False), (1200, True)])
 def test_pages_fit_and_are_light_or_dark_as_the_reader_is(site, tmp_path, width, dark):
-    program = find_browser()
-    if program is None:
-        pytest.skip("no Chromium on the search path")
-    browser = Browser(program, tmp_path)
-    try:
+    with opened_browser(tmp_path) as browser:
         for name in ("index", "quick-start", "which-optimizer", "commands", "api", "data", "results/optim"):
             page = site / f"{name}.html"
             browser.open(page, width=width, dark=dark, scripted=False)
@@ -120,5 +116,3 @@ def test_pages_fit_and_are_light_or_dark_as_the_reader_is(site, tmp_path, width,
             assert scheme == ("slate" if dark else "default")
             assert browser.evaluate("[...document.images].every(image => image.naturalWidth > 0)"), name
             assert all(url.startswith("file:") for url in browser.requests())
-    finally:
-        browser.close()

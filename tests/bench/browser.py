@@ -9,14 +9,31 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "headless_shell")
 
 
 def find_browser() -> str | None:
     return next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+@contextmanager
+def opened_browser(folder: Path, *, webgl: bool = False) -> Iterator[Browser]:
+    """A browser for a while; skips where there is none."""
+    program = find_browser()
+    if program is None:
+        pytest.skip("no Chromium on the search path")
+    found = Browser(program, folder, webgl=webgl)
+    try:
+        yield found
+    finally:
+        found.close()
 
 
 class Browser:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.browser import Browser, find_browser
+from bench.browser import Browser, opened_browser
 from bench.cases import HOSTILE, made_cell, made_results, two_labels
 from splatopt.bench.page import make_page
 from splatopt.bench.pictures import TARGET, _webp, load_pictures
@@ -127,12 +127,8 @@ def test_a_picture_that_is_none_is_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    program = find_browser()
-    if program is None:
-        pytest.skip("no Chromium on the search path")
-    found = Browser(program, tmp_path_factory.mktemp("browser"))
-    yield found
-    found.close()
+    with opened_browser(tmp_path_factory.mktemp("browser")) as found:
+        yield found
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.browser import Browser, find_browser
+from bench.browser import Browser, opened_browser
 from report.test_growth_section import camera, line
 from report.test_scene_page import NASTY, write_run
 from splatopt.report.charts import Mark, Series, chart_file
@@ -22,12 +22,8 @@ from splatopt.runs.folder import FIELD_FORMAT, RunFolder
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    program = find_browser()
-    if program is None:
-        pytest.skip("no Chromium on the search path")
-    found = Browser(program, tmp_path_factory.mktemp("browser"))
-    yield found
-    found.close()
+    with opened_browser(tmp_path_factory.mktemp("browser")) as found:
+        yield found
 
 
 def noise(seed: int) -> torch.Tensor:

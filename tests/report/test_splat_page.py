@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.browser import Browser, find_browser
+from bench.browser import Browser, opened_browser
 from raster.cases import make_camera, random_cloud
 from splatopt.core.camera import Camera
 from splatopt.metrics.image import psnr
@@ -24,12 +24,8 @@ from splatopt.scene.gaussians import GaussianCloud
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    program = find_browser()
-    if program is None:
-        pytest.skip("no Chromium on this machine")
-    found = Browser(program, tmp_path_factory.mktemp("browser"), webgl=True)
-    yield found
-    found.close()
+    with opened_browser(tmp_path_factory.mktemp("browser"), webgl=True) as found:
+        yield found
 
 
 def make_cloud(degree: int, count: int = 80) -> GaussianCloud:

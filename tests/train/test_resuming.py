@@ -26,10 +26,7 @@ pytestmark = pytest.mark.skipif(not native.available(), reason="the native modul
 
 ZOO = [f"zoo:{name}" for name in (zoo_names() if find_spec("pytorch_optimizer") else ())]
 QUICK = ("zoo:lion", "zoo:alig", "zoo:a2grad", "zoo:soap", "zoo:muon")
-REFUSED = {f"zoo:{name}": re.escape(reason) for name, reason in REFUSED_ON_SCENES.items()} | {
-    f"zoo:{name}": "works with a matrix that has a row and a column for each of the 60 Gaussians"
-    for name in ("alice", "dash")
-}
+REFUSED = {f"zoo:{name}": re.escape(reason) for name, reason in REFUSED_ON_SCENES.items()}
 """What is not for scenes, and why; all else of the zoo takes its steps here."""
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 pytest.importorskip("viser", reason="the page needs viser")
 
-from bench.browser import Browser, find_browser
+from bench.browser import Browser, opened_browser
 from train.toys import make_toy_capture
 
 WIDTH, HEIGHT, PANEL = 640, 480, 340
@@ -59,12 +59,8 @@ def press(browser: Browser, label: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_picture_follows_the_camera_and_the_run_its_buttons(run, tmp_path: Path):
-    program = find_browser()
-    if program is None:
-        pytest.skip("no Chromium on the search path")
     process, log, link = run
-    browser = Browser(program, tmp_path, webgl=True)
-    try:
+    with opened_browser(tmp_path, webgl=True) as browser:
         browser.visit(link, width=WIDTH + 300, height=HEIGHT)
         browser.wait("document.body?.innerText.includes('Gaussians shown')", 120)
         browser.wait("document.querySelectorAll('img').length > 0", 120)
@@ -93,5 +89,3 @@ def test_the_picture_follows_the_camera_and_the_run_its_buttons(run, tmp_path: P
         press(browser, "Stop and save")
         assert process.wait(60) == 130
         assert "is kept; go on with" in log.read_text()
-    finally:
-        browser.close()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +14,7 @@ from splatopt.bench.results import Results
 from splatopt.bench.summaries import tables, view_tables
 from splatopt.bench.tables import to_html
 from splatopt.core.checks import shown
-from splatopt.report.page import escape
+from splatopt.report.page import HEAD, escape, scripted_policy
 
 
 def make_page(results: Results, pictures: Sequence[Picture] = (), reference: str | None = None) -> str:
@@ -37,8 +35,7 @@ def make_page(results: Results, pictures: Sequence[Picture] = (), reference: str
         body += [_main_tables(found), _CURVES]
     body += [_PICTURES if pictures else "", *(_scene_tables(group) for group in found), _provenance(results)]
     return _PAGE.format(
-        policy=f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
-        f"base-uri 'none'; form-action 'none'",
+        policy=scripted_policy(style, script),
         title=escape(results.title),
         style=style,
         body="\n".join(part for part in body if part),
@@ -47,22 +44,12 @@ def make_page(results: Results, pictures: Sequence[Picture] = (), reference: str
     )
 
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<link rel="icon" href="data:,">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
+_PAGE = f"""{HEAD}<body>
 <main>
-{body}
+{{body}}
 </main>
-<script type="application/json" id="data">{data}</script>
-<script>{script}</script>
+<script type="application/json" id="data">{{data}}</script>
+<script>{{script}}</script>
 </body>
 </html>
 """
@@ -91,11 +78,6 @@ aria-label="Where the two meet"></div>
 def _beside(name: str) -> str:
     """A text that lies beside this file."""
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    """A source of the content policy: this text and no other."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
 
 
 def _embedded(values: Mapping[str, object]) -> str:

@@ -61,7 +61,7 @@ _SQUARE = "it would keep a square matrix with one row and one column for every G
 REFUSED_ON_SCENES = {
     "a2grad": "it keeps no rate, and each of a scene's parameters has a rate that is set by its type",
     "lorarite": "it steps on pairs of low-rank factors, and a scene has none",
-    "shampoo": _SQUARE,
+    **dict.fromkeys(("alice", "dash", "shampoo"), _SQUARE),
     "ftrl": "it makes parameters anew from sums of their gradients, and forgets where they began",
     "kate": "its first steps at the rates of 3DGS throw a scene about",
     "nero": "what it keeps depends on which parameters are zero, so a run could not be resumed",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import math
 from collections.abc import Mapping, Sequence
@@ -11,24 +13,44 @@ from typing import TypeGuard
 from splatopt.core.checkpoint import replace_file
 from splatopt.core.checks import shown
 
-_PAGE = """<!doctype html>
+HEAD = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <link rel="icon" href="data:,">
 <title>{title}</title>
-<style>
-{style}</style>
+<style>{style}</style>
 </head>
-<body>
+"""
+"""What every page begins with: its content policy, title and style."""
+
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_PAGE = f"""{HEAD}<body>
 <main>
-{body}
+{{body}}
 </main>
 </body>
 </html>
 """
+
+
+def scripted_policy(style: str, script: str, more: str = "") -> str:
+    """Return the content policy of a page with a script: style and script by their hashes, and no request.
+
+    Args:
+        style: The page's only style.
+        script: Its only script.
+        more: Further rules, each with its semicolon.
+    """
+    style_hash, script_hash = (
+        base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)
+    )
+    return (
+        f"default-src 'none'; img-src data:; {more}style-src 'sha256-{style_hash}'; script-src 'sha256-{script_hash}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
 
 
 def escape(text: object) -> str:
@@ -49,7 +71,7 @@ def write_page(path: Path, title: str, sections: Sequence[str]) -> Path:
         title: Plain text.
         sections: The body.
     """
-    page = _PAGE.format(title=escape(title), style=style_sheet(), body="\n".join(sections))
+    page = _PAGE.format(policy=_POLICY, title=escape(title), style=style_sheet(), body="\n".join(sections))
     replace_file(path, page.encode())
     return path
 

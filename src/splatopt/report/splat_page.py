@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import gzip
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from torch import Tensor
 from splatopt.core.camera import Camera
 from splatopt.raster.constants import NEAR_PLANE
 from splatopt.raster.types import Footprint, RenderOptions
-from splatopt.report.page import escape
+from splatopt.report.page import HEAD, escape, scripted_policy
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.ply import write_whole
 from splatopt.scene.similarity import Similarity, robust_up
@@ -115,9 +114,8 @@ def write_splat_page(path: Path, cloud: GaussianCloud, view: StartView, options:
         },
     }
     page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    text = page.format(
-        policy=f"default-src 'none'; img-src data:; worker-src blob:; style-src {_hash(_STYLE)}; "
-        f"script-src {_hash(script)}; base-uri 'none'; form-action 'none'",
+    text = f"{HEAD}{page}".format(
+        policy=scripted_policy(_STYLE, script, "worker-src blob:; "),
         title=escape(title),
         style=_STYLE,
         count=f"{len(cloud):,}",
@@ -161,8 +159,3 @@ def _harmonics(cloud: GaussianCloud) -> tuple[np.ndarray, float]:
 
 def _packed(numbers: np.ndarray) -> str:
     return base64.b64encode(gzip.compress(numbers.tobytes(), compresslevel=6, mtime=0)).decode("ascii")
-
-
-def _hash(text: str) -> str:
-    """A source of the content policy: this text and no other."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
