@@ -203,6 +203,7 @@ def test_it_says_what_it_does_not_give_and_what_it_does_not_take():
 def test_without_a_gpu_it_is_refused_with_one_sentence(monkeypatch):
     import triton
 
+    monkeypatch.setattr(triton.knobs, "propagate_env", False)  # else it comes back through the environment
     monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
     with pytest.raises(InputError, match="needs a GPU"):
         TritonRenderer()
