@@ -19,7 +19,7 @@ from splatopt.train.plan import Decision, Plan, PlannedStage
 from splatopt.train.plan_costs import StepCosts, Stretch
 from splatopt.train.plan_plateau import Plateau
 from splatopt.train.planner import Planner, Taken
-from splatopt.train.recipe import STEPS_A_GAUSSIAN, Recipe, edit_every
+from splatopt.train.recipe import Recipe, edit_every
 
 PLATEAU = "plateau"
 """What a decision is taken for that ends a run early."""
@@ -255,7 +255,7 @@ class ByClock(Planner):
         low, high = min(gaussians, most), most
         while low < high:
             middle = (low + high + 1) // 2
-            fits = left >= STEPS_A_GAUSSIAN * middle * self._costs.predict(pixels, middle)
+            fits = left >= self.facts.recipe.steps_per_gaussian * middle * self._costs.predict(pixels, middle)
             low, high = (middle, high) if fits else (low, middle - 1)
         return low
 

@@ -19,9 +19,6 @@ PIXELS_A_GAUSSIAN = 100
 MAX_CAP = 2_000_000
 """Gaussians at most that a plan asks for by itself."""
 
-STEPS_A_GAUSSIAN = 3 / 80
-"""A scene grows to as many Gaussians as leave it so many steps for each: 1,500 for 40,000."""
-
 _EDITS = 12
 """Edits that growth is spread over, at least."""
 
@@ -38,6 +35,7 @@ class Recipe:
         view_batch: Views a step.
         sh_share: Share of the run after which the colours' degree rises by one, and again after as much; 0 for all
             from the start.
+        steps_per_gaussian: A scene grows to as many Gaussians as leave it so many steps for each.
     """
 
     stages: tuple[tuple[str, float], ...] = (("learned", 1.0),)
@@ -46,6 +44,7 @@ class Recipe:
     min_side: int = 400
     view_batch: int = 1
     sh_share: float = 0.25
+    steps_per_gaussian: float = 3 / 80
 
     def levels_for(self, side: int) -> tuple[tuple[int, float], ...]:
         """Return the levels for photographs whose longer side has so many pixels."""
@@ -57,6 +56,8 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         DEFAULT_RECIPE: Recipe(),
         "learned-all-sizes": Recipe(levels=()),
         "learned-all-colours": Recipe(sh_share=0.0),
+        "learned-more-gaussians": Recipe(steps_per_gaussian=3 / 160),
+        "learned-fewer-gaussians": Recipe(steps_per_gaussian=3 / 40),
         "learned-no-growth": Recipe(density="none", view_batch=8, sh_share=0.0),
         "learned-block-gn": Recipe(stages=(("learned", 0.75), ("block-gn", 0.25))),
         "block-gn": Recipe(stages=(("block-gn", 1.0),)),
