@@ -22,9 +22,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
-# A file's tests stay in one process, which keeps what they share. PyTorch's threads wait for work by spinning, and
-# would keep the other processes from their cores.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile
+# A file's tests stay in one process, which keeps what they share; files are handed out in the order of
+# tests/conftest.py. PyTorch's threads wait for work by spinning, and would keep the other processes from their cores.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 # Folders are listed too: their time changes when a file in them goes away.
 SOURCES := $(wildcard CMakeLists.txt) $(shell find src native \( -name __pycache__ -o -name '*.pyc' \) -prune -o -print 2>/dev/null)
@@ -33,8 +33,9 @@ SOURCES := $(wildcard CMakeLists.txt) $(shell find src native \( -name __pycache
 
 install: $(VENV)/.installed
 
-# Three stamps: the interpreter with the build tools, the dependencies, the package. A change in a source file
-# repeats the last alone, and the kept build folder compiles only what changed.
+# Four stamps: the interpreter with the build tools, the dependencies, the package's wheel, the package. A change in a
+# source file repeats the last two alone, and the kept build folder compiles only what changed. With `make -j2 install`
+# the wheel is compiled while the dependencies are fetched and unpacked.
 $(VENV)/.build-tools: constraints.txt
 	@test -n "$(PYTHON)" || { echo "make: no python3 found; set PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -53,9 +54,16 @@ $(VENV)/.dependencies: pyproject.toml $(VENV)/.build-tools
 	@$(PIP_INSTALL) -r $(VENV)/requirements.txt
 	@touch $@
 
-$(VENV)/.installed: $(SOURCES) $(VENV)/.dependencies
-	@echo "building and installing splatopt"
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP_INSTALL) --no-build-isolation --no-deps --force-reinstall .
+$(VENV)/.wheel: $(SOURCES) $(VENV)/.build-tools
+	@echo "building splatopt"
+	@rm -rf $(VENV)/wheel
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip wheel --quiet --disable-pip-version-check \
+	    --no-build-isolation --no-deps --wheel-dir $(VENV)/wheel .
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.dependencies $(VENV)/.wheel
+	@echo "installing splatopt"
+	@$(PIP_INSTALL) --no-deps --no-index --force-reinstall $(VENV)/wheel/*.whl
 	@touch $@
 
 demo: install

@@ -31,6 +31,9 @@ from typing import Any
 HANG_SECONDS = 60.0
 """An input that takes longer hangs; far above what one takes, since the machine may be busy."""
 
+_START_SECONDS = 240.0
+"""A process may take so long until it reads its first input: it imports first, on a machine that may be busy."""
+
 MAX_MEBIBYTES = 1024
 """Memory that reading a damaged file may take at most, that of the process without it included."""
 
@@ -149,12 +152,12 @@ def _one_process(counts: Counts, work: tuple[int, int, int, str], ends: float, h
 
 
 def _lines(process: subprocess.Popen[bytes], hang_seconds: float) -> Iterator[dict[str, Any]]:
-    """Yield what a process says, until it ends or is silent for too long."""
+    """Yield what a process says, until it ends or is silent for too long; it may take its time to begin."""
     assert process.stdout is not None
-    pending = b""
+    pending, patience = b"", _START_SECONDS
     with process.stdout as pipe:
-        while select.select([pipe], [], [], hang_seconds)[0]:
-            data = os.read(pipe.fileno(), 65_536)
+        while select.select([pipe], [], [], patience)[0]:
+            data, patience = os.read(pipe.fileno(), 65_536), hang_seconds
             if not data:
                 process.wait()
                 return

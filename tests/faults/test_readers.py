@@ -47,10 +47,10 @@ def test_damaged_files_are_used_or_refused() -> None:
 
 
 @pytest.mark.slow
-def test_damaged_files_for_a_minute() -> None:
-    counts = campaign(10**6, SEED + 1, seconds=60)
+def test_more_damaged_files_are_used_or_refused() -> None:
+    counts = campaign(500, SEED + 1)
     check(counts)
-    assert counts.inputs > 200
+    assert counts.inputs == 500
 
 
 @pytest.mark.slow
@@ -65,8 +65,7 @@ def test_a_campaign_sees_a_signal_and_goes_on() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("outcome", ["traces", "unsafe", "bloated", "hangs", "used"])
 def test_a_campaign_sees_other_faults(outcome) -> None:
-    # Long enough for a process to begin on a busy machine.
-    counts = campaign(1, SEED, only=f"trial-{outcome}", hang_seconds=30)
+    counts = campaign(1, SEED, only=f"trial-{outcome}", hang_seconds=3 if outcome == "hangs" else 30)
     assert (counts.inputs, getattr(counts, outcome), len(counts.failures)) == (1, 1, int(outcome != "used"))
 
 

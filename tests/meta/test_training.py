@@ -31,6 +31,10 @@ from splatopt.meta.tasks import scene_folders
 from splatopt.meta.training import MetaTrainConfig, MetaTrainer
 from splatopt.meta.weights import load_weights
 
+BRIEF_STEPS = ["--tasks.view-batches", "2", "--tasks.targets", "2", "--tasks.sh-degree", "1"]
+BRIEF_STEPS += ["--episodes.unroll", "2", "--episodes.rollout", "6", "--episodes.rollout-growth", "3"]
+"""TASKS and EPISODES, for the command line."""
+
 
 def config(scenes, out, **changed):
     settings = {
@@ -117,7 +121,7 @@ def test_the_log_goes_on_where_the_checkpoint_is(scenes, tmp_path, monkeypatch):
 def test_the_command_that_is_stopped_says_how_to_go_on(scenes, tmp_path, processes):
     run = tmp_path / "run"
     words = ["meta-train", "--data", str(Path(scenes[0]).parent), "--processes", processes, "--out", str(run)]
-    words += ["--steps", "100000", "--save-every", "1"]
+    words += ["--steps", "100000", "--save-every", "1", *BRIEF_STEPS]
     environment = os.environ | {"PYTHONPATH": str(Path(splatopt.__file__).resolve().parents[1])}
     command = [sys.executable, "-m", "splatopt", *words]
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
@@ -298,24 +302,16 @@ def test_sizes_and_scenes_are_what_they_say(scenes):
 
 @pytest.mark.slow
 def test_processes_end_with_the_command_that_began_them(scenes, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "splatopt",
-        "meta-train",
-        "--data",
-        str(Path(scenes[0]).parent),
-        "--processes",
-        "2",
-    ]
-    command += ["--out", str(tmp_path / "run"), "--steps", "100000", "--save-every", "1"]
+    command = [sys.executable, "-m", "splatopt", "meta-train", "--data", str(Path(scenes[0]).parent)]
+    command += ["--processes", "2", "--out", str(tmp_path / "run"), "--steps", "100000", "--save-every", "1"]
+    command += BRIEF_STEPS
     source = Path(splatopt.__file__).resolve().parents[1]
     environment = os.environ | {"PYTHONPATH": str(source)}
     run = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 120
         while not (tmp_path / "run" / "checkpoints" / "step-000001").exists() and time.monotonic() < deadline:
-            time.sleep(0.2)
+            time.sleep(0.1)
         children = psutil.Process(run.pid).children(recursive=True)
         assert len(children) >= 2
     finally:
