@@ -19,6 +19,7 @@ from splatopt.core.optimizer import OPTIMIZERS, Entry, Optimizer
 from splatopt.core.plugins import Origin
 from splatopt.optim.bridge import Feed, TorchOptimizer, bridge
 from splatopt.optim.curvature_diagonal import ESGD, AdaHessianE, AdaHessianJ, CurvatureDiagonal, ESGDMax
+from splatopt.optim.exact_gauss_newton import ExactGaussNewton, ExactGaussNewtonOptions
 from splatopt.optim.kfac import KFAC
 from splatopt.optim.shampoo import Shampoo
 from splatopt.optim.torch_state import misfit, misfit_of_history
@@ -348,6 +349,9 @@ FIELD_OPTIMIZERS: dict[str, FieldEntry] = {
     ),
     "shampoo": FieldEntry(Entry(bridge(_shampoo), ShampooOptions, "Shampoo, grafted to SGD"), 1e-2, 1e-1),
     "kfac": FieldEntry(Entry(FieldKfac, KfacOptions, "K-FAC"), 0.1, 0.1),
+    "egn": FieldEntry(
+        Entry(ExactGaussNewton, ExactGaussNewtonOptions, "exact Gauss-Newton of a minibatch"), rate=None, relu_rate=None
+    ),
     "lbfgs": FieldEntry(Entry(FieldLbfgs, LbfgsOptions, "L-BFGS, on the full batch"), 1.0, 1.0, full_batch=True),
 }
 """By name; ``zoo:NAME`` beside them, see :func:`find_field_optimizer`."""
