@@ -1,4 +1,4 @@
-"""The optimizers of neural fields by name, with their options; each is a ``torch.optim`` optimizer, bridged.
+"""The optimizers of neural fields by name, with their options; all but ``egn`` are of ``torch.optim``, bridged.
 
 They have a table of their own, since a name means other rates here than for Gaussians.
 """
@@ -312,6 +312,7 @@ class FieldEntry:
         relu_rate: Rate for ReLU, bare or with positional encoding.
         full_batch: Whether it needs one batch of everything.
         relu_floor: Lower bound of its diagonal for ReLU.
+        batch: Examples a step where none are named; the task's own when None.
     """
 
     entry: Entry
@@ -319,6 +320,7 @@ class FieldEntry:
     relu_rate: float | None
     full_batch: bool = False
     relu_floor: float = 0.0
+    batch: int | None = None
 
 
 FIELD_OPTIMIZERS: dict[str, FieldEntry] = {
@@ -350,7 +352,10 @@ FIELD_OPTIMIZERS: dict[str, FieldEntry] = {
     "shampoo": FieldEntry(Entry(bridge(_shampoo), ShampooOptions, "Shampoo, grafted to SGD"), 1e-2, 1e-1),
     "kfac": FieldEntry(Entry(FieldKfac, KfacOptions, "K-FAC"), 0.1, 0.1),
     "egn": FieldEntry(
-        Entry(ExactGaussNewton, ExactGaussNewtonOptions, "exact Gauss-Newton of a minibatch"), rate=None, relu_rate=None
+        Entry(ExactGaussNewton, ExactGaussNewtonOptions, "exact Gauss-Newton of a minibatch"),
+        rate=None,
+        relu_rate=None,
+        batch=128,
     ),
     "lbfgs": FieldEntry(Entry(FieldLbfgs, LbfgsOptions, "L-BFGS, on the full batch"), 1.0, 1.0, full_batch=True),
 }
