@@ -201,7 +201,7 @@ def test_a_capture_becomes_views(settings, tmp_path):
     assert Image.open(picture).size == (24, 16)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "lbfgs", "kfac", "egn", "zoo:lion"])
+@pytest.mark.parametrize("optimizer", ["adam", "lbfgs", "kfac", "zoo:lion"])
 def test_other_optimizers_fit_too(settings, optimizer):
     pytest.importorskip("pytorch_optimizer", reason="the extra 'zoo' is not installed")
     batch = None if optimizer == "lbfgs" else 100

@@ -86,12 +86,6 @@ def test_too_little_memory_is_refused_before_anything_is_written(settings):
         settings(max_memory=-1.0)
 
 
-def test_the_gram_matrix_of_a_batch_is_counted(settings):
-    fitted = task(24, side=64)
-    few, many = (check_field_memory(settings(optimizer="egn"), fitted, batch).parts["steps"] for batch in (50, 2000))
-    assert many - few > 4 * 4 * (3 * 2000) ** 2 - 4 * 4 * (3 * 50) ** 2
-
-
 def test_products_of_whole_factors_are_refused_or_ordered_otherwise(settings):
     """kron asks for 256⁴ numbers where nothing orders its products."""
     pytest.importorskip("pytorch_optimizer", reason="the extra 'zoo' is not installed")

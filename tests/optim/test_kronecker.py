@@ -7,8 +7,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, jacrev
 
-from splatopt.curvature.layer_jacobian import WatchedLayers
-from splatopt.optim.kfac import KFAC, Factors, damped_inverses, layer_factors
+from splatopt.optim.kfac import KFAC, Factors, _Watch, damped_inverses, layer_factors
 from splatopt.optim.shampoo import Shampoo, kronecker_sides, matrix_power
 
 
@@ -140,7 +139,7 @@ def residual(module, targets=0.3):
 
 
 def factors_of(module, seed=0):
-    with WatchedLayers([part for part in module if isinstance(part, nn.Linear)]) as seen:
+    with _Watch([part for part in module if isinstance(part, nn.Linear)]) as seen:
         r = residual(module)
     return layer_factors(r, seen, generator(seed)), seen
 
@@ -148,7 +147,7 @@ def factors_of(module, seed=0):
 def slopes(module, seen):
     """∂r/∂s of each layer and row, (rows, residuals of that row, out)."""
     r = residual(module)
-    with WatchedLayers([part for part in module if isinstance(part, nn.Linear)]) as again:
+    with _Watch([part for part in module if isinstance(part, nn.Linear)]) as again:
         r = residual(module)
     found = []
     for _, s in again:

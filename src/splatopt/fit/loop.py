@@ -175,9 +175,8 @@ class _Fitter(ResumableRun):
     def _batch(self) -> int:
         """Examples a step."""
         optimizer, batch = self.config.schedule.optimizer, self.config.schedule.batch
-        found = find_field_optimizer(optimizer)
-        if not found.full_batch:
-            return batch or found.batch or TASK_DEFAULTS[self.config.data.task].batch
+        if not find_field_optimizer(optimizer).full_batch:
+            return batch or TASK_DEFAULTS[self.config.data.task].batch
         if isinstance(self.task, RadianceTask):
             raise InputError(
                 f"{optimizer} needs all examples in one batch, and the {self.task.size:,} rays of a "

@@ -135,8 +135,8 @@ class ScheduleOptions(runs.ScheduleOptions):
     """Which steps are taken, and how many."""
 
     optimizer: str = AUTO
-    """Name of the optimizer: sgd, adam, esgd, esgd-max, adahessian-e, adahessian-j, shampoo, kfac, egn, lbfgs,
-    or zoo:NAME; its options follow under its name, as in --esgd.rate or --zoo.rate. auto is esgd for gaussian, sine,
+    """Name of the optimizer: sgd, adam, esgd, esgd-max, adahessian-e, adahessian-j, shampoo, kfac, lbfgs, or
+    zoo:NAME; its options follow under its name, as in --esgd.rate or --zoo.rate. auto is esgd for gaussian, sine,
     wavelet and sinc, of a mesh's inside for gaussian and sine alone, and else adam. Source: docs/results/fields.md."""
 
     epochs: int | None = field(default=None, metadata=bounds(1) | FREE_ON_RESUME)
@@ -146,8 +146,7 @@ class ScheduleOptions(runs.ScheduleOptions):
     """Stop after so many steps in place of epochs. Unit: steps."""
 
     batch: int | None = field(default=None, metadata=bounds(1))
-    """Pixels, points or rays a step; 512, for occupancy 50,000, for egn 128, when None; lbfgs takes all.
-    Unit: examples."""
+    """Pixels, points or rays a step; 512, for occupancy 50,000, when None; lbfgs takes all. Unit: examples."""
 
     def __post_init__(self) -> None:
         """Refuse what no fit can do."""

@@ -92,7 +92,7 @@ def _estimate(config: FitConfig, task: Task, batch: int, max_bytes: int) -> Memo
     return MemoryEstimate(
         {
             f"optimizer {config.schedule.optimizer}": held,
-            "steps": max(peak - held, evaluated, 2 * (parameters + held)) + made[0].memory_needed(draw(batch)),
+            "steps": max(peak - held, evaluated, 2 * (parameters + held)),
             "scoring": SCORING * _pixels(task),
         },
         verb="fitting",

@@ -1,4 +1,4 @@
-"""The optimizers of neural fields by name, with their options; all but ``egn`` are of ``torch.optim``, bridged.
+"""The optimizers of neural fields by name, with their options; each is a ``torch.optim`` optimizer, bridged.
 
 They have a table of their own, since a name means other rates here than for Gaussians.
 """
@@ -19,7 +19,6 @@ from splatopt.core.optimizer import OPTIMIZERS, Entry, Optimizer
 from splatopt.core.plugins import Origin
 from splatopt.optim.bridge import Feed, TorchOptimizer, bridge
 from splatopt.optim.curvature_diagonal import ESGD, AdaHessianE, AdaHessianJ, CurvatureDiagonal, ESGDMax
-from splatopt.optim.exact_gauss_newton import ExactGaussNewton, ExactGaussNewtonOptions
 from splatopt.optim.kfac import KFAC
 from splatopt.optim.shampoo import Shampoo
 from splatopt.optim.torch_state import misfit, misfit_of_history
@@ -312,7 +311,6 @@ class FieldEntry:
         relu_rate: Rate for ReLU, bare or with positional encoding.
         full_batch: Whether it needs one batch of everything.
         relu_floor: Lower bound of its diagonal for ReLU.
-        batch: Examples a step where none are named; the task's own when None.
     """
 
     entry: Entry
@@ -320,7 +318,6 @@ class FieldEntry:
     relu_rate: float | None
     full_batch: bool = False
     relu_floor: float = 0.0
-    batch: int | None = None
 
 
 FIELD_OPTIMIZERS: dict[str, FieldEntry] = {
@@ -351,12 +348,6 @@ FIELD_OPTIMIZERS: dict[str, FieldEntry] = {
     ),
     "shampoo": FieldEntry(Entry(bridge(_shampoo), ShampooOptions, "Shampoo, grafted to SGD"), 1e-2, 1e-1),
     "kfac": FieldEntry(Entry(FieldKfac, KfacOptions, "K-FAC"), 0.1, 0.1),
-    "egn": FieldEntry(
-        Entry(ExactGaussNewton, ExactGaussNewtonOptions, "exact Gauss-Newton of a minibatch"),
-        rate=None,
-        relu_rate=None,
-        batch=128,
-    ),
     "lbfgs": FieldEntry(Entry(FieldLbfgs, LbfgsOptions, "L-BFGS, on the full batch"), 1.0, 1.0, full_batch=True),
 }
 """By name; ``zoo:NAME`` beside them, see :func:`find_field_optimizer`."""

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from splatopt.core.checks import InputError, check_fraction, check_positive
 from splatopt.curvature.estimators import rademacher
-from splatopt.curvature.layer_jacobian import WatchedLayers
 from splatopt.optim.habits import RefusesGradScaler
 from splatopt.optim.preconditioned import bias_correction, moving_average
 from splatopt.optim.types import Group
@@ -101,7 +100,7 @@ class KFAC(RefusesGradScaler, torch.optim.Optimizer):
         (group,) = self.param_groups
         refresh = group["steps"] % group["interval"] == 0
         group["steps"] += 1
-        with torch.enable_grad(), WatchedLayers(self.layers if refresh else []) as seen:
+        with torch.enable_grad(), _Watch(self.layers if refresh else []) as seen:
             residual = closure()
             loss = 0.5 * residual.square().sum()
         gradients = torch.autograd.grad(loss, group["params"], retain_graph=refresh)
@@ -182,3 +181,24 @@ def _inverse(matrix: Tensor, shift: float) -> Tensor:
     """(A + shift·I)⁻¹ in double precision, in the type of A."""
     shifted = matrix.double() + shift * torch.eye(len(matrix), dtype=torch.float64, device=matrix.device)
     return torch.cholesky_inverse(torch.linalg.cholesky(shifted)).to(matrix.dtype).contiguous()
+
+
+class _Watch:
+    """Notes input and output of layers while it is entered."""
+
+    def __init__(self, layers: list[nn.Linear]) -> None:
+        self._layers = layers
+        self._seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def __enter__(self) -> list[tuple[Tensor, Tensor]]:
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+        self._hooks = [layer.register_forward_hook(self._note) for layer in self._layers]
+        return self._pairs
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._pairs += [self._seen[layer] for layer in self._layers]
+
+    def _note(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self._seen[layer] = (inputs[0], output)
