@@ -1,22 +1,22 @@
 """What the live page costs a run: `python -m benchmarks.live_page CAPTURE`.
 
 The same steps are trained without a page, with one that nobody has open, and with one that a headless browser has
-open, in turns and each in a process of its own. Prints the processor time of the training process, all its threads
-together: of the second half of the steps, when the page is open and drawn, and of all of them; shares are of the run
-without a page in the same round. What the browser takes is said beside it.
+open, each in a process of its own. Of its processor time the benchmark counts apart what the training thread spends
+in the page's callback, and what all other threads take: shares of what training takes itself, so that what else the
+machine does hardly matters. Of the second half of the steps, when the page is drawn, and of all of them, in which the
+capture is read once more. What the browser takes is said beside it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
@@ -32,47 +32,65 @@ class Taken:
     """Processor seconds.
 
     Attributes:
-        half: Of the training process, over the second half of the steps.
-        whole: Of the training process, over all steps.
-        browser: Of the browser and its children.
+        training: Of the training thread, without the page's callback.
+        callback: Of the training thread in the page's callback.
+        others: Of all other threads.
     """
 
-    half: float
-    whole: float
-    browser: float = 0.0
+    training: float
+    callback: float
+    others: float
+
+    def since(self, before: Taken) -> Taken:
+        """Return what was taken after ``before``."""
+        return Taken(self.training - before.training, self.callback - before.callback, self.others - before.others)
+
+    @property
+    def cells(self) -> str:
+        """As cells of a table: seconds, and shares of them in percent."""
+        callback, others = (100 * one / self.training for one in (self.callback, self.others))
+        return f"{self.training:.1f} | {callback:.2f} | {others:.2f} | {callback + others:.2f}"
 
 
 def train_once(capture: str, steps: int, mode: int, out: Path) -> None:
-    """Train in this process; prints the page's link before, and then the seconds."""
+    """Train in this process; prints the page's link before, and then what was taken."""
     from splatopt.train.config import TrainConfig
-    from splatopt.train.events import Callback, Ended, Event, Started, Stepped
+    from splatopt.train.events import Ended, Event, Started, Stepped
     from splatopt.train.loop import train
     from splatopt.viewer.live import LivePage
     from splatopt.viewer.serving import ServingOptions
 
-    marks: dict[str, float] = {}
+    marks: list[Taken] = []
+    spent = 0.0
+
+    def mark() -> None:
+        mine = time.thread_time()
+        marks.append(Taken(mine - spent, spent, time.process_time() - mine))
 
     def note(event: Event) -> None:
+        nonlocal spent
+        began = time.thread_time()
+        for page in pages:
+            page(event)
+        spent += time.thread_time() - began
         if isinstance(event, Started):
             while mode == WATCHED and not pages[0].is_watched:
                 time.sleep(0.05)
-            marks["start"] = time.process_time()
-        elif isinstance(event, Stepped) and event.step == steps // 2:
-            marks["half"] = time.process_time()
-        elif isinstance(event, Ended):
-            marks["end"] = time.process_time()
+        is_half = isinstance(event, Stepped) and event.step == steps // 2
+        if is_half or isinstance(event, Started | Ended):
+            mark()
 
     pages = [LivePage(ServingOptions(view_port=0).open())] if mode else []
     print(pages[0].link if pages else "", flush=True)
-    callbacks: list[Callback] = [*pages, note]
-    train(TrainConfig.of(capture, steps=steps, optimizer="adam", out=out, threads=1), callbacks)
+    train(TrainConfig.of(capture, steps=steps, optimizer="adam", out=out, threads=1), [note])
     for page in pages:
         page.close()
-    print(json.dumps({"half": marks["end"] - marks["half"], "whole": marks["end"] - marks["start"]}), flush=True)
+    start, half, end = marks
+    print(json.dumps([asdict(end.since(half)), asdict(end.since(start))]), flush=True)
 
 
-def measured(capture: str, steps: int, mode: int, browser: str) -> Taken:
-    """Train in a process of its own, with a browser beside it where the mode has one."""
+def row(capture: str, steps: int, mode: int, browser: str) -> str:
+    """Train in a process of its own, with a browser beside it where the mode has one; returns a row of the table."""
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, "-m", "benchmarks.live_page", capture, "--steps", str(steps), "--train", str(mode)]
         process = subprocess.Popen([*words, "--out", f"{folder}/run"], stdout=subprocess.PIPE, text=True)
@@ -85,8 +103,8 @@ def measured(capture: str, steps: int, mode: int, browser: str) -> Taken:
             seconds = _ended(client)
         if process.wait(_WAIT_SECONDS):
             raise SystemExit(f"the run {MODES[mode]!r} failed")
-        taken = json.loads(answer)
-        return Taken(taken["half"], taken["whole"], seconds)
+        half, whole = (Taken(**values) for values in json.loads(answer))
+        return f"| {MODES[mode]} | {half.cells} | {whole.cells} | {seconds:.0f} |"
 
 
 def _browser(program: str, link: str, profile: Path) -> subprocess.Popen[bytes]:
@@ -115,7 +133,6 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.live_page", description=__doc__)
     parser.add_argument("capture", help="folder of a capture")
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--browser", default="chromium", help="a program of Chromium's family")
     parser.add_argument("--train", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
@@ -123,25 +140,12 @@ def main(words: Sequence[str] | None = None) -> int:
     if given.train is not None:
         train_once(given.capture, given.steps, given.train, given.out)
         return 0
-    rounds = []
-    for number in range(given.rounds):
-        rounds.append([measured(given.capture, given.steps, mode, given.browser) for mode in range(len(MODES))])
-        print(f"round {number + 1}: {rounds[-1]}", file=sys.stderr, flush=True)
-    print("| | second half, s | more, % | all steps, s | more, % | browser, s |\n|---|---|---|---|---|---|")
-    for mode, name in enumerate(MODES):
-        runs, bare = [one[mode] for one in rounds], [one[0] for one in rounds]
-        half, whole, browser = (
-            statistics.median(getattr(run, what) for run in runs) for what in ("half", "whole", "browser")
-        )
-        more = [_more(runs, bare, what) for what in ("half", "whole")]
-        print(f"| {name} | {half:.2f} | {more[0]} | {whole:.2f} | {more[1]} | {browser:.1f} |")
+    columns = ("training, s", "callback, %", "other threads, %", "both, %")
+    print(f"| | {' | '.join((*columns, *(f'all steps: {name}' for name in columns)))} | browser, s |")
+    print("|---" * (2 * len(columns) + 2) + "|")
+    for mode in range(len(MODES)):
+        print(row(given.capture, given.steps, mode, given.browser), flush=True)
     return 0
-
-
-def _more(runs: list[Taken], bare: list[Taken], what: str) -> str:
-    """Median over the rounds of what a run took more than the bare one, with the least and the most."""
-    shares = [100 * (getattr(run, what) / getattr(one, what) - 1) for run, one in zip(runs, bare, strict=True)]
-    return f"{statistics.median(shares):+.1f} ({min(shares):+.1f} to {max(shares):+.1f})" if any(shares) else ""
 
 
 if __name__ == "__main__":

@@ -55,19 +55,16 @@ class _Standing:
 class LivePage:
     """Called with every event of a run; see :data:`splatopt.train.events.Callback`."""
 
-    def __init__(
-        self, door: Door, say: Callable[[str], None] = lambda _: None, clock: Callable[[], float] = time.perf_counter
-    ) -> None:
+    def __init__(self, door: Door, say: Callable[[str], None] = lambda _: None) -> None:
         """Begin to serve.
 
         Args:
             door: The port, and who is let in.
             say: Tells whoever sits at the terminal.
-            clock: Tells the time, seconds.
         """
         self.orders, self.history = Orders(), History()
-        self._say, self._clock = say, clock
-        self._pace = Pace(TRAINING_SHARE, clock)
+        self._say = say
+        self._pace = Pace(TRAINING_SHARE, time.process_time)
         self._standing = _Standing()
         self._config: TrainConfig | None = None
         self._rendering: Rendering | None = None

@@ -140,11 +140,11 @@ class Page:
         It is while somebody looks, where the last copy was taken, is of another step and some seconds old.
         """
         is_new = self.is_watched and self._snapshot is None and step != self._given_step
-        return is_new and self._given.is_due(self.pace.clock())
+        return is_new and self._given.is_due(time.perf_counter())
 
     def give_scene(self, snapshot: Snapshot, step: int) -> None:
         """Hand over a copy of the scene after ``step`` steps."""
-        self._given.last, self._given_step = self.pace.clock(), step
+        self._given.last, self._given_step = time.perf_counter(), step
         self._snapshot = snapshot
         self._wake.set()
 
@@ -152,7 +152,7 @@ class Page:
         """Hand over the image of an order, (h, w, 3) uint8, rendered after ``step`` steps."""
         self.orders.done(order)
         if order.view is None:
-            self._rendered.last, self._rendered_step = self.pace.clock(), step
+            self._rendered.last, self._rendered_step = time.perf_counter(), step
         self._images.append((order, pixels, step))
         self._wake.set()
 
@@ -296,7 +296,7 @@ class Page:
         return True
 
     def _tell(self) -> bool:
-        now, history = self.pace.clock(), self._subject.history
+        now, history = time.perf_counter(), self._subject.history
         if history is not None and self._curved.is_due(now):
             self._curved.last = now
             self._panel.draw(history.curves)
