@@ -116,3 +116,17 @@ def test_pages_fit_and_are_light_or_dark_as_the_reader_is(site, tmp_path, width,
             assert scheme == ("slate" if dark else "default")
             assert browser.evaluate("[...document.images].every(image => image.naturalWidth > 0)"), name
             assert all(url.startswith("file:") for url in browser.requests())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dark", [False, True])
+def test_pages_on_paper_are_light_and_hold_their_words_alone(site, tmp_path, dark):
+    with opened_browser(tmp_path) as browser:
+        for name in ("index", "which-optimizer", "results/optim"):
+            browser.open(site / f"{name}.html", width=720, dark=dark, on_paper=True, scripted=False)
+            assert browser.lightness("body", "color") < 100, name
+            behind = browser.lightness("body", "backgroundColor")
+            assert behind is None or behind > 230, name
+            hidden = "[...document.querySelectorAll('.md-header, .md-sidebar, .md-tabs')]"
+            assert browser.evaluate(f"{hidden}.every(e => getComputedStyle(e).display === 'none')"), name
+            assert 1 <= browser.printed() <= 20, name

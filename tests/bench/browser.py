@@ -6,6 +6,7 @@ import base64
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -175,6 +176,19 @@ class Browser:
         data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
         path.write_bytes(base64.b64decode(data))
         return path
+
+    def lightness(self, selector: str, what: str) -> float | None:
+        """Mean of an element's color or backgroundColor, 0 to 255; None where that is see-through."""
+        color = self.evaluate(f"getComputedStyle(document.querySelector({json.dumps(selector)})).{what}")
+        red, green, blue, *alpha = (float(part) for part in re.findall(r"[\d.]+", color))
+        return None if alpha == [0.0] else (red + green + blue) / 3
+
+    def printed(self, path: Path | None = None) -> int:
+        """Print the page as its media says; returns how many sheets that takes."""
+        pdf = base64.b64decode(self.call("Page.printToPDF", printBackground=True)["data"])
+        if path is not None:
+            path.write_bytes(pdf)
+        return len(re.findall(rb"/Type\s*/Page\b", pdf))
 
     def close(self) -> None:
         self._process.kill()

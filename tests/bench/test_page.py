@@ -300,11 +300,10 @@ def test_the_page_fits_its_window(browser, page, width):
 
 
 def contrast(browser: Browser) -> float:
-    colors = browser.evaluate(
-        "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
-    )
-    lights = [sum(int(part) for part in re.findall(r"\d+", color)[:3]) / 3 for color in colors]
-    return lights[0] - lights[1]
+    words, behind = browser.lightness("body", "color"), browser.lightness("body", "backgroundColor")
+    assert words is not None
+    assert behind is not None
+    return words - behind
 
 
 def test_light_and_dark_follow_the_reader(browser, page):
@@ -312,3 +311,12 @@ def test_light_and_dark_follow_the_reader(browser, page):
     assert contrast(browser) < -150
     browser.open(page, dark=True)
     assert contrast(browser) > 150
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_paper_is_light_and_holds_whole_tables(browser, page, dark):
+    browser.open(page, width=720, dark=dark, on_paper=True)
+    assert contrast(browser) < -150
+    assert browser.evaluate("[...document.querySelectorAll('.scroll')].every(e => e.scrollWidth <= e.clientWidth)")
+    assert browser.evaluate("getComputedStyle(document.querySelector('.controls')).display") == "none"
+    assert 2 <= browser.printed() <= 12

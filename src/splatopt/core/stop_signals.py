@@ -31,6 +31,7 @@ PATIENCE_SECONDS = 30.0
 _HANG_UP: int | None = getattr(signal, "SIGHUP", None)  # Windows has none
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if _HANG_UP else []))
 _SHOW_CURSOR = "\x1b[?25h\n"
+_STOPPING = "stopping after the step at hand"
 
 _signal_thread: _SignalThread | None = None
 
@@ -46,6 +47,7 @@ class _SignalThread:
         """
         self.patient = patient
         self.note: Callable[[int], None] | None = None
+        self.answer = _STOPPING
         self.noted = 0
         self.resume_hints: list[Callable[[], str]] = []
         self.terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
@@ -99,7 +101,7 @@ class _SignalThread:
                 if deadline is None:
                     deadline = time.monotonic() + PATIENCE_SECONDS
                     if self.note is not None:
-                        _say("stopping after the step at hand; once more to end at once")
+                        _say(f"{self.answer}; once more to end at once")
                 elif not self.patient:
                     self._end("ended at once")
 
@@ -179,7 +181,9 @@ def resume_hint(words: Callable[[], str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def stop_requests(requested: list[int], then: Callable[[], None] | None = None) -> Iterator[None]:
+def stop_requests(
+    requested: list[int], then: Callable[[], None] | None = None, answer: str = _STOPPING
+) -> Iterator[None]:
     """Note requests to stop in ``requested``, so that no step is torn.
 
     Outside of :func:`handled_stop_signals`, a second request raises KeyboardInterrupt, and nothing is said.
@@ -187,6 +191,7 @@ def stop_requests(requested: list[int], then: Callable[[], None] | None = None) 
     Args:
         requested: Takes the signals' numbers.
         then: Called after each note, by the main thread; a second request raises nothing then.
+        answer: Said at the first request: what happens now.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -200,12 +205,13 @@ def stop_requests(requested: list[int], then: Callable[[], None] | None = None) 
             then()
 
     if _signal_thread is not None:
-        before, _signal_thread.note = _signal_thread.note, note
+        before = _signal_thread.note, _signal_thread.answer
+        _signal_thread.note, _signal_thread.answer = note, answer
         try:
             yield
         finally:
             if _signal_thread is not None:
-                _signal_thread.note = before
+                _signal_thread.note, _signal_thread.answer = before
         return
     previous = {number: signal.signal(number, lambda number, _: note(number)) for number in _taken()}
     try:

@@ -55,6 +55,10 @@ class Canvas:
                 client.camera.fov = fov
                 client.camera.position, client.camera.look_at = np.asarray(position), np.asarray(target)
 
+    def draw_background(self, color: Sequence[float]) -> None:
+        """Draw one color, red, green, blue in [0, 1], behind everything."""
+        self._server.scene.set_background_image(np.full((1, 1, 3), color, dtype=np.float64), format="png")
+
     def start_from_capture(self, capture: Capture) -> None:
         """Say so by a capture: upright as its cameras are, a little behind and above the first that is held out."""
         cameras, up = capture.cameras, mean_up(capture.cameras)

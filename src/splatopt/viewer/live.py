@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,30 +55,32 @@ class _Standing:
 class LivePage:
     """Called with every event of a run; see :data:`splatopt.train.events.Callback`."""
 
-    def __init__(
-        self, door: Door, say: Callable[[str], None] = lambda _: None, clock: Callable[[], float] = time.perf_counter
-    ) -> None:
+    def __init__(self, door: Door, say: Callable[[str], None] = lambda _: None) -> None:
         """Begin to serve.
 
         Args:
             door: The port, and who is let in.
             say: Tells whoever sits at the terminal.
-            clock: Tells the time, seconds.
         """
         self.orders, self.history = Orders(), History()
-        self._say, self._clock = say, clock
-        self._pace = Pace(TRAINING_SHARE, clock)
+        self._say = say
+        self._pace = Pace(TRAINING_SHARE, time.process_time)
         self._standing = _Standing()
         self._config: TrainConfig | None = None
         self._rendering: Rendering | None = None
         self._told_problem, self._rendered_last = False, True
-        subject = Subject(self._open_capture, self._describe, self.history, is_live=True)
+        subject = Subject(self._open_capture, self._describe, self.history, is_live=True, background=self._background)
         self._page = Page(door, subject, self.orders, self._pace)
 
     @property
     def link(self) -> str:
         """What a person opens."""
         return self._page.link
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody has the page open."""
+        return self._page.is_watched
 
     def close(self) -> None:
         """Stop serving."""
@@ -96,7 +98,8 @@ class LivePage:
             case Evaluated():
                 scores = event.scores
                 self.history.scored(event.step, scores.psnr)
-                self._standing.scores = f"{scores.subset} views: PSNR {scores.psnr:.2f} dB, SSIM {scores.ssim:.4f}"
+                which = "held-out" if scores.subset == "test" else "training"
+                self._standing.scores = f"{which} views: PSNR {scores.psnr:.2f} dB, SSIM {scores.ssim:.4f}"
             case Warned():
                 self._standing.warning = event.message
             case Ended():
@@ -153,6 +156,7 @@ class LivePage:
         if not self.orders.stopped:
             self._say("paused from the page: resume there, or Ctrl-C to save and stop")
         self._pace.idle = self._standing.is_paused = True
+        self.orders.look_again()
         with stop_requests(requests):
             while self.orders.paused and not self.orders.stopped and not requests:
                 if not (self._page.is_watched and self._serve(event)):
@@ -173,12 +177,15 @@ class LivePage:
         small = open_capture(config.changed(max_side=side, cache_mebibytes=CACHE_MEBIBYTES))
         return small.localised(training_frame(RunFolder(config.folder)) or WORLD)
 
+    def _background(self) -> Sequence[float]:
+        return (self._config and self._config.scene.background) or (0.0, 0.0, 0.0)
+
     def _describe(self) -> list[str]:
         standing, history = self._standing, self.history
         state = "ended" if standing.is_over else "**paused**" if standing.is_paused else "training"
         lines = [
             f"{state}, step {standing.step:,} of {standing.steps:,}, {standing.seconds:.0f} s",
-            f"loss {standing.loss:.4f}, PSNR {standing.psnr:.2f} dB (the last step's views)",
+            f"loss {standing.loss:.4f}, PSNR {standing.psnr:.2f} dB of the last step's views",
             f"{standing.gaussians:,} Gaussians, {history.added:,} added, {history.removed:,} removed",
         ]
         return [*lines, *(shown(one) for one in (standing.scores, standing.warning) if one)]

@@ -51,9 +51,9 @@ class Orders:
                 self._eye, self._stage = eye, 0
 
     def look_again(self) -> None:
-        """What is seen from the same place is asked for once more."""
+        """What is seen from the same place is asked for once more, unless it is to be rendered anyway."""
         with self._lock:
-            self._stage = 0
+            self._stage = min(self._stage, len(HEIGHTS) - 1)
 
     def compare(self, view: int, camera: Camera) -> None:
         """A view of the capture is asked for."""

@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 TRAINING_SHARE = 0.02
-"""Of the time of training; what the server itself takes to send comes on top, and both stay below 3 %."""
+"""Of the processor time of the run; what the server itself takes to send comes on top, and both stay below 3 %.
+
+By the time that passes, a run that gets little of a busy machine would give the page a larger share of its work.
+"""
 
 
 class Pace:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,6 +34,9 @@ SPLAT_SECONDS = 2.0
 
 _TELL_SECONDS = 1.0
 _CURVE_SECONDS = 5.0
+_RENDER_SECONDS = 10.0
+"""Between two images of a run for a camera that rests, at least."""
+
 _LOOK_SECONDS = 0.25
 _MAX_DECIBELS = 100.0
 _MAX_NAMES = 500
@@ -51,6 +54,7 @@ class Subject:
         is_live: Whether there is a run that can be paused and stopped, whose thread renders.
         start: Says what is up, and where the page begins, where there is no capture.
         render: Renders an order on the page's thread; None where a run does, or where there are no Gaussians.
+        background: What Gaussians are drawn over, red, green, blue in [0, 1].
     """
 
     open_capture: Callable[[], Capture | None]
@@ -59,6 +63,7 @@ class Subject:
     is_live: bool = False
     start: Callable[[Canvas], None] | None = None
     render: Callable[[Order], np.ndarray] | None = None
+    background: Callable[[], Sequence[float]] = lambda: (0.0, 0.0, 0.0)
 
     @property
     def has_gaussians(self) -> bool:
@@ -94,10 +99,11 @@ class Page:
         self._subject = subject
         self._watching: set[int] = set()
         self._snapshot: Snapshot | None = None
-        self._given_step = -1
+        self._given_step = self._rendered_step = -1
         self._drawn: Snapshot | None = None
         self._images: deque[tuple[Order, np.ndarray, int]] = deque()
         self._given, self._told, self._curved = _Due(SPLAT_SECONDS), _Due(_TELL_SECONDS), _Due(_CURVE_SECONDS)
+        self._rendered = _Due(_RENDER_SECONDS)
         self._waiting: list[int] = []
         self._chosen: int | None = None
         self._notes: list[str] = []
@@ -134,17 +140,19 @@ class Page:
         It is while somebody looks, where the last copy was taken, is of another step and some seconds old.
         """
         is_new = self.is_watched and self._snapshot is None and step != self._given_step
-        return is_new and self._given.is_due(self.pace.clock())
+        return is_new and self._given.is_due(time.perf_counter())
 
     def give_scene(self, snapshot: Snapshot, step: int) -> None:
         """Hand over a copy of the scene after ``step`` steps."""
-        self._given.last, self._given_step = self.pace.clock(), step
+        self._given.last, self._given_step = time.perf_counter(), step
         self._snapshot = snapshot
         self._wake.set()
 
     def give_image(self, order: Order, pixels: np.ndarray, step: int) -> None:
         """Hand over the image of an order, (h, w, 3) uint8, rendered after ``step`` steps."""
         self.orders.done(order)
+        if order.view is None:
+            self._rendered.last, self._rendered_step = time.perf_counter(), step
         self._images.append((order, pixels, step))
         self._wake.set()
 
@@ -194,6 +202,8 @@ class Page:
             return False
         self._is_open = True
         subject = self._subject
+        if subject.has_gaussians:
+            self._canvas.draw_background(subject.background())
         try:
             self._capture = capture = subject.open_capture()
         except InputError as error:
@@ -286,7 +296,7 @@ class Page:
         return True
 
     def _tell(self) -> bool:
-        now, history = self.pace.clock(), self._subject.history
+        now, history = time.perf_counter(), self._subject.history
         if history is not None and self._curved.is_due(now):
             self._curved.last = now
             self._panel.draw(history.curves)
@@ -294,6 +304,8 @@ class Page:
         if not self._told.is_due(now):
             return False
         self._told.last = now
+        if self._subject.is_live and self._given_step > self._rendered_step and self._rendered.is_due(now):
+            self.orders.look_again()
         self._panel.tell([*self._subject.describe(), *self._notes])
         return True
 

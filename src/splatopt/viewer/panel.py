@@ -112,11 +112,11 @@ class Panel:
             "Opacity from", 0.0, 1.0, 0.01, 0.0, hint="Gaussians that are less opaque are left out in the browser."
         )
         size = gui.add_slider(
-            "Size up to",
+            "Size up to 10^",
             *_SIZES,
             0.1,
             _SIZES[1],
-            marks=tuple((power, f"{10.0**power:g}") for power in range(round(_SIZES[0]), round(_SIZES[1]) + 1, 2)),
+            marks=tuple((power, f"{power}") for power in range(round(_SIZES[0]), round(_SIZES[1]) + 1)),
             hint="Gaussians whose largest standard deviation is more than 10 to this power are left out in the browser;"
             " half of the cameras stand within 3.5 of their middle.",
         )

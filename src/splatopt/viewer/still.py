@@ -67,10 +67,18 @@ def still_run(run: Run) -> Still:
     scene, side = run.config.scene, min(IMAGE_SIDE, run.config.data.max_side or IMAGE_SIDE)
     small = replace(run, config=run.config.changed(max_side=side, cache_mebibytes=CACHE_MEBIBYTES))
     degree = scene.sh_degree_at(max(0, run.steps - 1))
-    rendering = Rendering(run.machine.renderer, RenderOptions(scene.background or (0, 0, 0), scene.footprint, degree))
+    background = scene.background or (0.0, 0.0, 0.0)
+    rendering = Rendering(run.machine.renderer, RenderOptions(background, scene.footprint, degree))
     cloud = run.trained.to(run.machine.device)
     render = _renders(rendering, cloud)
-    subject = Subject(small.open_capture, lambda: lines, history=history, start=_start, render=render)
+    subject = Subject(
+        small.open_capture,
+        lambda: lines,
+        history=history,
+        start=_start,
+        render=render,
+        background=lambda: background,
+    )
     return Still(subject, cloud)
 
 
@@ -121,7 +129,7 @@ def show(still: Still, door: Door, say: Callable[[str], None]) -> None:
         if still.cloud is not None:
             page.give_scene(Snapshot.of(still.cloud), 0)
         told = False
-        with stop_requests(requests):
+        with stop_requests(requests, answer="closing the page"):
             while not requests:
                 time.sleep(_LOOK_SECONDS)
                 if page.problem and not told:
