@@ -28,7 +28,7 @@ _COMMANDS = {
     "data": ("data", "make captures of random scenes: data make --scenes 200 --out DIR"),
     "meta-train": ("meta_train", "train the network of the learned optimizer on synthetic scenes"),
     "fit": ("fit", "fit a neural field to an image, a mesh or a capture"),
-    "diagnose": ("diagnose", "measure the curvature of neural fields"),
+    "diagnose": ("diagnose", "measure the curvature of neural fields, and around a run's steps"),
     "poses": ("poses", "find the camera poses of photographs or a video: a capture to train on"),
     "inspect": ("inspect", "say what a capture holds"),
     "demo": ("demo", "make a small capture, train it and write a page: half a minute to see what this is"),

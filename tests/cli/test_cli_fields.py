@@ -90,6 +90,19 @@ def test_commands_for_scenes_say_what_a_fit_is(fitted, capsys):
     assert "is a run of splatopt fit, and this wants one of splatopt train" in capsys.readouterr().err
 
 
+def test_a_fit_is_diagnosed_and_stays_as_it_is(fitted, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in fitted.rglob("*")}
+    words = ["--examples", "50", "--lanczos-steps", "5", "--top", "2", "--out", str(tmp_path / "out")]
+    assert main(["diagnose", "run", str(fitted), *words]) == 0
+    assert {path: path.stat().st_mtime_ns for path in fitted.rglob("*")} == before
+    found = json.loads((tmp_path / "out" / "diagnosis.json").read_text())
+    assert found["matrix"] == "the Hessian"
+    first, last = found["points"][0], found["points"][-1]
+    assert first["step"] == 0 < last["step"]
+    assert last["loss"] < first["loss"]
+    assert len(last["eigenvalues"]) == 2
+
+
 @pytest.mark.slow
 def test_diagnose_writes_a_table_and_a_plot(tmp_path, capsys):
     out = tmp_path / "diagnosis"

@@ -189,6 +189,26 @@ def latest_checkpoint(
     return None, damages
 
 
+def whole_checkpoints(
+    folder: Path, damages: list[str], check: Callable[[Checkpoint], None] = lambda checkpoint: None
+) -> Iterator[Checkpoint]:
+    """Yield every checkpoint that is whole, the oldest first, one after the other.
+
+    Args:
+        folder: The run's folder of checkpoints.
+        damages: Gets a sentence for each that is not.
+        check: Raises DamagedCheckpointError where a checkpoint does not hold what it should.
+    """
+    for _, path in _checkpoints(folder):
+        try:
+            found = load_checkpoint(path)
+            check(found)
+        except DamagedCheckpointError as error:
+            damages.append(str(error))
+        else:
+            yield found
+
+
 @contextlib.contextmanager
 def damage_in(where: str) -> Iterator[None]:
     """Have what is refused as input mean that a checkpoint is damaged.

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from splatopt.core.objective import Tensors
+from splatopt.core.objective import GaussNewtonBlocks, Tensors
 
 
 def unpack_blocks(packed: Float[Tensor, "n p"]) -> Float[Tensor, "n b b"]:
@@ -60,3 +60,14 @@ def apart(rows: Float[Tensor, "n b"], shapes: Mapping[str, torch.Size]) -> dict[
     """Return the tensors whose rows stand side by side in ``rows``, by name in their shapes (N, …)."""
     parts = rows.split([math.prod(shape[1:]) for shape in shapes.values()], dim=1)
     return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
+def block_form(blocks: GaussNewtonBlocks, step: Tensors) -> float:
+    """Return Σ dᵀB d over the rows, and Σ D d² over what has a diagonal alone, summed in float64."""
+    d = side_by_side(step, blocks.names).double()
+    row, column = torch.tril_indices(d.shape[1], d.shape[1], device=d.device)
+    twice = torch.where(row == column, 1.0, 2.0).double()
+    form = (blocks.blocks.double() * d[:, row] * d[:, column] * twice).sum()
+    for name, diagonal in blocks.diagonal.items():
+        form += (diagonal * step[name].square()).sum(dtype=torch.float64)
+    return float(form)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from splatopt.core.checks import InputError
-from splatopt.core.objective import Batch, HessianProduct, Objective
+from splatopt.core.objective import Batch, HessianProduct, Objective, Tensors
 from splatopt.curvature.estimators import rademacher
+from splatopt.curvature.flat import FlatLayout
 from splatopt.curvature.hessian import ExactHessian
 
 ZERO = 1e-10
@@ -31,6 +32,30 @@ class RitzPairs:
 
     values: Float[Tensor, " count"]
     weights: Float[Tensor, " count"]
+
+
+def gauss_newton_operator(
+    objective: Objective, batch: Batch, units: Mapping[str, float] | None = None
+) -> Callable[[Tensor], Tensor]:
+    """Return x ↦ u ⊙ JᵀJ (u ⊙ x) on flat vectors.
+
+    Args:
+        objective: Whose Gauss-Newton matrix.
+        batch: Where.
+        units: u, a number for each parameter: x counts in these; 1 where none is given.
+    """
+    layout = FlatLayout(objective.parameters)
+
+    def product(vector: Tensor) -> Tensor:
+        found = objective.gauss_newton_product(batch, scaled(layout.unflatten(vector), units or {}))
+        return layout.flatten(scaled(found, units or {}))
+
+    return product
+
+
+def scaled(tensors: Tensors, units: Mapping[str, float]) -> dict[str, Tensor]:
+    """Return each tensor times its number; those without one as they are."""
+    return {name: value * units[name] if name in units else value for name, value in tensors.items()}
 
 
 def hessian_operator(
@@ -114,6 +139,23 @@ def product_density(product: Float[Tensor, " n"], threshold: float = 1e-6) -> fl
     return float((sizes > threshold * largest).double().mean()) if largest > 0 else 0.0
 
 
+@dataclass(frozen=True)
+class TopSpace:
+    """The eigenspace of a symmetric operator's largest eigenvalues, as far as Lanczos has found it.
+
+    Attributes:
+        values: λ, descending, (k,).
+        residuals: ‖Av - λv‖ of each, (k,): some eigenvalue lies within it of λ.
+        vectors: v, orthonormal rows, (k, n).
+        pairs: All Ritz pairs of the start.
+    """
+
+    values: Float[Tensor, " count"]
+    residuals: Float[Tensor, " count"]
+    vectors: Float[Tensor, "count n"]
+    pairs: RitzPairs
+
+
 def lanczos(product: Callable[[Tensor], Tensor], start: Float[Tensor, " n"], steps: int) -> RitzPairs:
     """Return the Ritz pairs of ``steps`` steps of Lanczos from ``start``, every vector orthogonalised against all.
 
@@ -122,26 +164,51 @@ def lanczos(product: Callable[[Tensor], Tensor], start: Float[Tensor, " n"], ste
         start: z, not zero.
         steps: At most as many are taken as there are dimensions that z reaches.
     """
-    basis = [start / start.norm()]
+    return top_space(product, start, steps, 0).pairs
+
+
+def top_space(
+    product: Callable[[Tensor], Tensor],
+    start: Float[Tensor, " n"],
+    steps: int,
+    count: int,
+    goes_on: Callable[[], bool] = lambda: True,
+) -> TopSpace:
+    """Return the Ritz pairs of Lanczos from ``start``, and vectors of the ``count`` largest values.
+
+    Args:
+        product: v ↦ Av, A symmetric.
+        start: z, not zero.
+        steps: At most as many are taken as there are dimensions that z reaches; so many vectors are held.
+        count: k; fewer where there are fewer steps.
+        goes_on: Asked after each step; where it says no, that was the last.
+    """
+    steps = min(steps, start.numel())
+    basis = start.new_empty(steps, start.numel())
+    basis[0] = start / start.norm()
     diagonal, off = [], []
-    for step in range(min(steps, start.numel())):
-        vector = product(basis[-1])
-        diagonal.append(float(basis[-1] @ vector))
+    length = 0.0
+    for step in range(steps):
+        vector = product(basis[step])
+        diagonal.append(float(basis[step] @ vector))
         size = float(vector.norm())
-        stacked = torch.stack(basis)
+        known = basis[: step + 1]
         for _ in range(2):  # once is not enough: rounding brings the found eigenvectors back
-            vector = vector - stacked.T @ (stacked @ vector)
+            vector = vector - known.T @ (known @ vector)
         length = float(vector.norm())
-        if step + 1 == steps or length <= 10 * torch.finfo(start.dtype).eps * max(size, abs(diagonal[0])):
+        is_whole = length <= 10 * torch.finfo(start.dtype).eps * max(size, abs(diagonal[0]))
+        if is_whole or step + 1 == steps or not goes_on():
             break
         off.append(length)
-        basis.append(vector / length)
+        basis[step + 1] = vector / length
     matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
-    if off[: len(diagonal) - 1]:
-        beside = torch.tensor(off[: len(diagonal) - 1], dtype=torch.float64)
+    if off:
+        beside = torch.tensor(off, dtype=torch.float64)
         matrix += torch.diag(beside, 1) + torch.diag(beside, -1)
     values, vectors = torch.linalg.eigh(matrix)
-    return RitzPairs(values, vectors[0].square())
+    top = vectors.flip(1)[:, :count]
+    ritz = top.T.to(basis) @ basis[: len(diagonal)]
+    return TopSpace(values.flip(0)[:count], length * top[-1].abs(), ritz, RitzPairs(values, vectors[0].square()))
 
 
 def spectral_pairs(

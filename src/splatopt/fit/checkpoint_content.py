@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from splatopt.core.checkpoint import Checkpoint, damage_in
+from splatopt.core.checkpoint import Checkpoint, below, check_like, damage_in
 from splatopt.core.typed import Fields
+from splatopt.fields.task import Task
 from splatopt.runs.checkpoint_content import OPTIMIZER, check_finite, check_state_numbers, check_tensors
 
 FIELD = "field."
@@ -34,3 +35,11 @@ def check_fit(checkpoint: Checkpoint) -> None:
         mean.number("sum", minimum=0, maximum=sys.float_info.max)
         mean.count("count")
         check_state_numbers(numbers.object("optimizer"))
+
+
+def load_field(task: Task, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint's parameters into the task's field; raises InputError where they do not fit."""
+    kept = below(checkpoint.tensors, FIELD)
+    check_like(kept, task.parameters, f"{checkpoint.where}: the field that config.json describes")
+    for name, value in task.parameters.items():
+        value.copy_(kept[name])

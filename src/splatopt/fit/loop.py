@@ -13,14 +13,14 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import torch
 
-from splatopt.core.checkpoint import Checkpoint, below, check_like, latest_checkpoint
+from splatopt.core.checkpoint import Checkpoint, latest_checkpoint
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Evaluation, Tensors
 from splatopt.core.optimizer import Progress
 from splatopt.core.version import __version__
 from splatopt.fields.radiance import RadianceTask
 from splatopt.fields.task import Task
-from splatopt.fit.checkpoint_content import FIELD, check_fit
+from splatopt.fit.checkpoint_content import FIELD, check_fit, load_field
 from splatopt.fit.config import TASK_DEFAULTS, FitConfig
 from splatopt.fit.events import FitCallback, FitScored, FitStarted, FitStepped
 from splatopt.fit.preflight import check_field_memory
@@ -116,7 +116,7 @@ def open_field(folder: Path | str) -> tuple[FitConfig, Task, int]:
         missing = plugins_missing(config.processes.plugins)
         raise InputError(f"{error}{missing}") if missing else error from None
     check_unchanged(run, config.data.target, opened.fingerprint, "its scores and pictures")
-    _load_field(opened.task, checkpoint)
+    load_field(opened.task, checkpoint)
     return config, opened.task, checkpoint.step
 
 
@@ -230,7 +230,7 @@ class _Fitter(ResumableRun):
         """Make the run what it was when ``checkpoint`` was written."""
         check_fit(checkpoint)
         scalars = checkpoint.scalars
-        _load_field(self.task, checkpoint)
+        load_field(self.task, checkpoint)
         load_optimizer(self.optimizer, checkpoint)
         self.sampler.load_state(scalars["sampler"])
         self.step, self.seconds, self.scored = checkpoint.step, scalars["seconds"], None
@@ -333,14 +333,6 @@ class _Fitter(ResumableRun):
         write_results(self.folder.path, self.config, self.task)
         config, task = self.config, self.task
         return FitResult(self.folder.path, config, task, self.step, self.seconds, self.before, after)
-
-
-def _load_field(task: Task, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint's parameters into the task's field; raises InputError where they do not fit."""
-    kept = below(checkpoint.tensors, FIELD)
-    check_like(kept, task.parameters, f"{checkpoint.where}: the field that config.json describes")
-    for name, value in task.parameters.items():
-        value.copy_(kept[name])
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from splatopt.core.optimizer import Progress, register
 from splatopt.optim.parts.adam import AdamMoments
 from splatopt.optim.parts.bounds import Unbounded
 from splatopt.optim.parts.composed import ComposedOptimizer, Parts
+from splatopt.optim.parts.own_frames import OwnFrameMoments
 
 
 @dataclass(frozen=True)
@@ -218,6 +219,29 @@ class Adam(ComposedOptimizer):
         return Parts(AdamMoments(self, self.options), Unbounded())
 
 
+@dataclass(frozen=True)
+class OwnFrameAdamOptions(TunedAdamOptions):
+    """Adam in each Gaussian's own frame; the rates of centres and turns are in the Gaussian's own units."""
+
+    means_rate: float = 0.02
+    """Rate of the means at step 0, along the own axes. Unit: own standard deviations per step.
+    Source: swept on synthetic scenes over 500 steps."""
+
+    quats_rate: float = 2e-3
+    """Rate of the turns about the own axes. Unit: radians per step. Source: 3DGS, rotation_lr, of a unit quaternion."""
+
+
+class OwnFrameAdam(ComposedOptimizer):
+    """Adam whose moments live in each Gaussian's own frame, see ``splatopt.optim.parts.own_frames``."""
+
+    options: OwnFrameAdamOptions
+
+    def compose(self) -> Parts:
+        """Return Adam's direction in own frames, which nothing bounds."""
+        return Parts(OwnFrameMoments(self, self.options), Unbounded())
+
+
+register("adam-frames", OwnFrameAdam, OwnFrameAdamOptions, help="Adam in each Gaussian's own frame")
 register("adam", Adam, AdamOptions, help="Adam with the rates of 3DGS; the default")
 register("adam-tuned", Adam, TunedAdamOptions, help="Adam with all rates of 3DGS raised, and all decaying")
 register("adam-searched", Adam, SearchedAdamOptions, help="Adam with rates and decays searched on synthetic scenes")

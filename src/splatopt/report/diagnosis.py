@@ -184,7 +184,7 @@ def write_diagnosis(folder: Path, plan: DiagnosePlan, found: Sequence[Diagnosis]
     check_free(folder)
     make_folder(folder)
     draws = {one.field: [asdict(draw) for draw in one.draws] for one in found}
-    write_json(folder / "diagnosis.json", {"plan": _finite(plan.to_json()), "draws": _finite(draws)})
+    write_json(folder / "diagnosis.json", {"plan": finite_values(plan.to_json()), "draws": finite_values(draws)})
     sections = [
         "<h1>Curvature of neural fields at their start</h1>",
         f'<p class="lead">Medians of {plan.draws} starts, {plan.side}×{plan.side} pixels, width {plan.width}, '
@@ -240,10 +240,10 @@ def _chart(one: Diagnosis) -> str:
     return chart_card(heading, line_chart(heading, label, [Series("", centres, shares)]))
 
 
-def _finite(value: object) -> object:
-    """JSON has no infinity and no NaN: they become null."""
+def finite_values(value: object) -> object:
+    """Return values as JSON holds them, which has no infinity and no NaN: they become null."""
     if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
+        return {key: finite_values(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
+        return [finite_values(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

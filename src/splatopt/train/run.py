@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from splatopt.core.checkpoint import below, latest_checkpoint
+from splatopt.core.checkpoint import Checkpoint, below, latest_checkpoint
 from splatopt.core.checks import InputError
 from splatopt.core.frame import WORLD, Frame
 from splatopt.data import Capture
@@ -186,13 +186,8 @@ def open_run(path: Path | str, renderer: str | None = None, device: str | None =
     record, spoilt = _record(folder)
     warnings += spoilt
     if checkpoint is not None and not _is_later(record, folder, checkpoint.step):
-        cloud = scene_of(checkpoint).clone()
-        check_degree(cloud, config.scene.sh_degree, checkpoint.where)
         warnings += damages
-        seconds, maps = float(checkpoint.scalars["seconds"]), maps_of(checkpoint)
-        exposure = None if maps is None or config.scene.exposure is Exposure.NONE else ExposureMaps(maps)
-        poses = below(checkpoint.tensors, POSES)
-        return Run(folder, config, cloud, frame, checkpoint.step, seconds, tuple(warnings), exposure, poses)
+        return run_at(checkpoint, folder, config, frame, tuple(warnings))
     if not folder.scene.is_file():
         detail = f" ({damages[0]})" if damages else ""
         raise InputError(f"{folder.path} holds neither a whole checkpoint{detail} nor a scene.ply; train it first")
@@ -200,6 +195,29 @@ def open_run(path: Path | str, renderer: str | None = None, device: str | None =
     cloud, steps = load_ply(folder.scene, warnings).in_local(frame), record.get("steps", config.schedule.total_steps)
     check_degree(cloud, config.scene.sh_degree, str(folder.scene))
     return Run(folder, config, cloud, frame, steps, record.get("seconds", 0.0), tuple(warnings))
+
+
+def run_at(
+    checkpoint: Checkpoint, folder: RunFolder, config: TrainConfig, frame: Frame, warnings: tuple[str, ...] = ()
+) -> Run:
+    """Return a run as one of its checkpoints holds it.
+
+    Args:
+        checkpoint: Whose form was checked.
+        folder: The run's.
+        config: What it was told.
+        frame: In which it was trained.
+        warnings: What there is to say of it.
+
+    Raises:
+        InputError: The scene has other colours than ``config`` says.
+    """
+    cloud = scene_of(checkpoint).clone()
+    check_degree(cloud, config.scene.sh_degree, checkpoint.where)
+    seconds, maps = float(checkpoint.scalars["seconds"]), maps_of(checkpoint)
+    exposure = None if maps is None or config.scene.exposure is Exposure.NONE else ExposureMaps(maps)
+    poses = below(checkpoint.tensors, POSES)
+    return Run(folder, config, cloud, frame, checkpoint.step, seconds, warnings, exposure, poses)
 
 
 def _record(folder: RunFolder) -> tuple[dict[str, Any], list[str]]:

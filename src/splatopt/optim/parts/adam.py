@@ -89,7 +89,13 @@ class AdamMoments(Direction):
 
 
 def adam_quotient(
-    gradient: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, rate: float, step: int, options: Decays
+    gradient: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    rate: float,
+    step: int,
+    options: Decays,
+    square: Tensor | None = None,
 ) -> Quotient:
     """Bring both means up to date, in place, and return Adam's step.
 
@@ -100,9 +106,14 @@ def adam_quotient(
         rate: Learning rate of this tensor.
         step: t, 1 at the first step.
         options: Betas and epsilon.
+        square: What v is the mean of; g² when None.
     """
     exp_avg.lerp_(gradient, 1 - options.beta1)
-    exp_avg_sq.mul_(options.beta2).addcmul_(gradient, gradient, value=1 - options.beta2)
+    exp_avg_sq.mul_(options.beta2)
+    if square is None:
+        exp_avg_sq.addcmul_(gradient, gradient, value=1 - options.beta2)
+    else:
+        exp_avg_sq.add_(square, alpha=1 - options.beta2)
     root = exp_avg_sq.sqrt().div_((1 - options.beta2**step) ** 0.5).add_(options.epsilon)
     return Quotient(exp_avg, root, rate / (1 - options.beta1**step))
 

@@ -13,7 +13,7 @@ from splatopt.core.objective import Batch, Evaluation, GaussNewtonBlocks, Tensor
 from splatopt.core.optimizer import Optimizer, Progress
 from splatopt.core.schema import BLOCK_TENSORS
 from splatopt.core.state import Measurements, Number, PerParameter, PerRow
-from splatopt.curvature.blocks import side_by_side
+from splatopt.curvature.blocks import block_form, side_by_side
 from splatopt.optim.fused import AnyFusedPasses
 from splatopt.optim.parts.blocks import KeptBlocks, KnownCurvature, solve_in_balls
 from splatopt.optim.parts.bounds import HellingerBall
@@ -133,13 +133,7 @@ class BlockSolve(Direction):
         fused = self.passes()
         if fused is not None:
             return fused.passes.block_form(fresh.blocks, fresh.diagonal["sh_rest"], fused.cloud(step))
-        d = side_by_side(step, fresh.names).double()
-        row, column = torch.tril_indices(d.shape[1], d.shape[1], device=d.device)
-        twice = torch.where(row == column, 1.0, 2.0).double()
-        form = (fresh.blocks.double() * d[:, row] * d[:, column] * twice).sum()
-        for name, diagonal in fresh.diagonal.items():
-            form += (diagonal * step[name].square()).sum(dtype=torch.float64)
-        return float(form)
+        return block_form(fresh, step)
 
     @property
     def overlap_factor(self) -> float:

@@ -13,7 +13,7 @@ from splatopt.core.objective import Tensors
 from splatopt.core.optimizer import Progress
 from splatopt.optim.fused import BoundsT, CloudT, FusedPasses
 from splatopt.optim.hellinger import HellingerRadii, TrustRegionOptions
-from splatopt.optim.parts.direction import Change, Quotient, Share, Solved
+from splatopt.optim.parts.direction import Change, Quotient, Share, Solved, Whole
 from splatopt.optim.radius_factors import RadiusFactors
 
 
@@ -46,7 +46,10 @@ class Unbounded(StepBound):
     """No bound: a change is taken whole."""
 
     def apply(self, name: str, parameter: Tensor, change: Change) -> None:
-        """θ ← θ - factor · numerator/denominator."""
+        """θ ← θ - factor · numerator/denominator, or θ + step."""
+        if isinstance(change, Whole):
+            parameter.add_(change.step)
+            return
         if not isinstance(change, Quotient):
             raise TypeError(f"a {type(change).__name__} needs a radius, and nothing bounds this step")
         parameter.addcdiv_(change.numerator, change.denominator, value=-change.factor)
@@ -83,8 +86,8 @@ class HellingerBox(StepBound):
             case Quotient():
                 step = torch.div(change.numerator, change.denominator, out=change.denominator).mul_(change.factor)
                 parameter.sub_(step.clamp_(-radius, radius))
-            case Solved():
-                raise TypeError("a box clips entries, and this step is of rows")
+            case Solved() | Whole():
+                raise TypeError("a box clips entries, and this step is taken whole")
 
     def fused(self, passes: FusedPasses[BoundsT, CloudT]) -> BoundsT:
         """Return what fused passes make the same radii from."""

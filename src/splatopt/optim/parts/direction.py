@@ -40,7 +40,14 @@ class Solved:
     step: Tensor
 
 
-Change = Quotient | Share | Solved
+@dataclass(frozen=True)
+class Whole:
+    """A change +step of a parameter that nothing bounds."""
+
+    step: Tensor
+
+
+Change = Quotient | Share | Solved | Whole
 
 
 class Point(NamedTuple):
