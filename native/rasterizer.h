@@ -142,8 +142,10 @@ private:
     void sweep_bands(const Work& work);
     void clear_padding();
     void set_channels(const ChannelRange& range, const float* colors);
-    void copy_alpha(float* out) const;
-    void fill_plane(int index, const float* from, int64_t step);
+    template <class Work>
+    void for_tile_rows(const Work& work);
+    void copy_alpha(int y, float* out) const;
+    void fill_row(int index, int y, const float* from, int64_t step);
     // Fills the planes of errors and of what counts; the padding beyond the image does not.
     void set_errors(const float* error, const float* weights);
     void order_tiles();

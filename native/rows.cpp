@@ -8,6 +8,15 @@
 
 namespace splatopt {
 
+// Runs work(first row, last row) over the image and its padding, a row of tiles a task.
+template <class Work>
+void Rasterizer::for_tile_rows(const Work& work) {
+    pool_.run(view_.tiles_y, [&](int64_t task, int) {
+        const int begin = static_cast<int>(task) * kTile;
+        work(begin, begin + kTile);
+    });
+}
+
 void Rasterizer::draw_rows(const View& view, const BlendRows& rows) {
     view_ = view;
     count_ = rows.count;
@@ -46,47 +55,50 @@ void Rasterizer::blend_channels(const ChannelRange& range, const float* colors, 
                        tile_begin_[tile + 1] - tile_begin_[tile], static_cast<int>(tile), *scratch_[thread],
                        tiles_[tile], planes);
     });
-    for (int c = 0; c < range.count; ++c) {
-        const float* from = c < 3 ? planes.color[c] : planes.depth;
-        for (int y = 0; y < view_.height; ++y) {
-            float* to = image + static_cast<int64_t>(y) * view_.width * range.stride + range.first + c;
-            for (int x = 0; x < view_.width; ++x) to[static_cast<int64_t>(x) * range.stride] = from[x];
-            from += view_.stride;
+    for_tile_rows([&](int begin, int end) {
+        for (int y = begin; y < std::min(end, view_.height); ++y) {
+            float* to = image + static_cast<int64_t>(y) * view_.width * range.stride + range.first;
+            for (int c = 0; c < range.count; ++c) {
+                const float* from = (c < 3 ? planes.color[c] : planes.depth) + static_cast<int64_t>(y) * view_.stride;
+                for (int x = 0; x < view_.width; ++x) to[static_cast<int64_t>(x) * range.stride + c] = from[x];
+            }
+            if (alpha) copy_alpha(y, alpha + static_cast<int64_t>(y) * view_.width);
         }
-    }
-    if (alpha) copy_alpha(alpha);
+    });
 }
 
-// What each tile's rays have lost.
-void Rasterizer::copy_alpha(float* out) const {
-    for (int y = 0; y < view_.height; ++y)
-        for (int x = 0; x < view_.width; ++x) {
-            const TileState& state = tiles_[static_cast<int64_t>(y / kTile) * view_.tiles_x + x / kTile];
-            const int row = y % kTile, column = x % kTile;
-            const int block = row / kBlock * kTileBlocks + column / kBlock;
-            const int lane = row % kBlock * kBlock + column % kBlock;
-            out[static_cast<int64_t>(y) * view_.width + x] = 1.0f - state.transmittance[block * kBlock * kBlock + lane];
-        }
+// What the rays of a row of pixels have lost.
+void Rasterizer::copy_alpha(int y, float* out) const {
+    const TileState* tiles = tiles_.data() + static_cast<int64_t>(y / kTile) * view_.tiles_x;
+    const int lane = (y % kTile / kBlock * kTileBlocks * kBlock + y % kBlock) * kBlock;
+    for (int x = 0; x < view_.width; x += kBlock) {
+        const float* from = tiles[x / kTile].transmittance + lane + x % kTile / kBlock * kBlock * kBlock;
+        for (int c = 0; c < std::min(kBlock, view_.width - x); ++c) out[x + c] = 1.0f - from[c];
+    }
 }
 
-// A plane of numbers that lie `step` apart in rows of the image, zeros where there are none and beyond the image.
-void Rasterizer::fill_plane(int index, const float* from, int64_t step) {
-    for (int y = 0; y < view_.tiles_y * kTile; ++y) {
-        float* to = plane(index) + static_cast<int64_t>(y) * view_.stride;
-        const int filled = from && y < view_.height ? view_.width : 0;
-        const float* in = filled ? from + static_cast<int64_t>(y) * view_.width * step : nullptr;
-        for (int x = 0; x < filled; ++x) to[x] = in[x * step];
-        std::memset(to + filled, 0, sizeof(float) * (view_.stride - filled));
-    }
+// A row of a plane from numbers that lie `step` apart, zeros where there are none and beyond the image.
+void Rasterizer::fill_row(int index, int y, const float* from, int64_t step) {
+    float* to = plane(index) + static_cast<int64_t>(y) * view_.stride;
+    const int filled = from && y < view_.height ? view_.width : 0;
+    const float* in = filled ? from + static_cast<int64_t>(y) * view_.width * step : nullptr;
+    for (int x = 0; x < filled; ++x) to[x] = in[x * step];
+    std::memset(to + filled, 0, sizeof(float) * (view_.stride - filled));
 }
 
 void Rasterizer::channels_backward(const ChannelRange& range, const float* colors, const float* image_gradient,
                                    const float* alpha_gradient, const BlendRowGradients& out, float* color_gradient) {
     set_channels(range, colors);
-    for (int c = 0; c < 4; ++c)
-        fill_plane(c < 3 ? kGradient + c : kDepth,
-                   image_gradient && c < range.count ? image_gradient + range.first + c : nullptr, range.stride);
-    if (alpha_gradient) fill_plane(kAlpha, alpha_gradient, 1);
+    for_tile_rows([&](int begin, int end) {
+        for (int y = begin; y < end; ++y) {
+            for (int c = 0; c < std::max(3, range.count); ++c) {
+                const bool given = image_gradient && c < range.count;
+                fill_row(c < 3 ? kGradient + c : kDepth, y, given ? image_gradient + range.first + c : nullptr,
+                         range.stride);
+            }
+            if (alpha_gradient) fill_row(kAlpha, y, alpha_gradient, 1);
+        }
+    });
     const GradientPlanes planes{{plane(kGradient), plane(kGradient + 1), plane(kGradient + 2)},
                                 alpha_gradient ? plane(kAlpha) : nullptr,
                                 range.count > 3 ? plane(kDepth) : nullptr};

@@ -106,6 +106,16 @@ def test_siren_esgd(tmp_path: Path):
     assert float(scores[1][1]) > float(scores[0][1]) + 6
 
 
+def test_lightning_esgd(tmp_path: Path):
+    pytest.importorskip("pytorch_lightning", reason="PyTorch Lightning is not installed")
+    steps, first, last = re.search(
+        r"(\d+) steps, loss ([\d.]+) -> ([\d.]+)", run("lightning_esgd.py", tmp_path)
+    ).groups()
+    assert int(steps) == 8 * 16, "Lightning counts the steps"
+    assert float(last) < 0.2 * float(first)
+    assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+
+
 def test_every_example_has_its_test():
     names = {path.stem for path in (ROOT / "examples").glob("*.py")}
     assert {f"test_{name}" for name in names} <= set(globals())

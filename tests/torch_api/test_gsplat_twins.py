@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from torch import Tensor
 
 from raster.compare import relative_vector_error
 from splatopt.core.checks import InputError
-from splatopt.torch_api import quat_scale_to_covar_preci, spherical_harmonics
+from splatopt.torch_api import (
+    compute_relocation,
+    fully_fused_projection,
+    quat_scale_to_covar_preci,
+    spherical_harmonics,
+)
 from splatopt.torch_api.projection import PinholeCameras, PlainGaussians, project
 from torch_api.scenes import plain_scene
 
+wrapper = pytest.importorskip("gsplat.cuda._wrapper", reason="gsplat is not installed")
+relocation = pytest.importorskip("gsplat.relocation", reason="gsplat is not installed")
 twins = pytest.importorskip("gsplat.cuda._torch_impl", reason="gsplat is not installed")
 
 TYPES = [torch.float32, torch.float64]
@@ -61,6 +70,59 @@ def test_what_is_drawn_reaches_into_the_image() -> None:
     full = PlainGaussians(scene["means"], scene["quats"], scene["scales"], torch.ones(80, dtype=torch.float64))
     opaque = project(full, PinholeCameras(scene["viewmats"], scene["Ks"], 41, 30))
     assert ((opaque.radii - radii)[opaque.drawn].abs() <= 1).all()
+
+
+@pytest.mark.parametrize("compensated", [False, True])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_the_fused_projection_is_gsplats_twin(dtype: torch.dtype, compensated: bool) -> None:
+    scene = plain_scene(dtype, rows=80, views=3)
+    means, quats, scales, viewmats = (scene[name] for name in ("means", "quats", "scales", "viewmats"))
+    seen = viewmats, scene["Ks"], 41, 30
+    triu, _ = quat_scale_to_covar_preci(quats, scales, compute_preci=False, triu=True)
+    plain = fully_fused_projection(means, None, quats, scales, *seen, calc_compensations=compensated)
+    covars, _ = twins._quat_scale_to_covar_preci(quats, scales, compute_preci=False)
+    theirs = twins._fully_fused_projection(means, covars, *seen, calc_compensations=compensated)
+    drawn = plain[0][..., 0] > 0
+    assert 30 < drawn.sum() < drawn.numel()
+    assert ((plain[0] - theirs[0])[drawn].abs() <= 1).all()
+    for ours in (plain, fully_fused_projection(means, triu, None, None, *seen, calc_compensations=compensated)):
+        assert torch.equal(ours[0][..., 0] > 0, drawn)
+        for one, other in zip(ours[1:], theirs[1:], strict=True):
+            assert (one is None) == (other is None)
+            if one is not None:
+                assert relative_vector_error(one[drawn], other[drawn]) < 1e-3
+    packed = fully_fused_projection(means, None, quats, scales, *seen, packed=True, calc_compensations=compensated)
+    batch, camera, row = packed[:3]
+    assert not batch.any()
+    for one, whole in zip(packed[3:], plain, strict=True):
+        assert one is whole is None or torch.equal(one, whole[camera, row])
+    assert len(row) == drawn.sum()
+
+
+def test_the_fused_projection_refuses_what_it_cannot_do() -> None:
+    scene = plain_scene(torch.float32, rows=4, views=1)
+    given = {name: scene[name] for name in ("means", "quats", "scales", "viewmats", "Ks")}
+    given |= {"covars": None, "width": 41, "height": 30}
+    for change, what in (
+        ({"sparse_grad": True}, "sparse_grad"),
+        ({"camera_model": "fisheye"}, "camera_model"),
+        ({"covars": torch.zeros(4, 3)}, r"covars must be \(4, 6\)"),
+        ({"scales": None}, "quats and scales, or covars"),
+    ):
+        with pytest.raises(InputError, match=what):
+            fully_fused_projection(**{**given, **change})
+
+
+@pytest.mark.parametrize(
+    "ours",
+    [fully_fused_projection, quat_scale_to_covar_preci, spherical_harmonics, compute_relocation],
+    ids=lambda ours: ours.__name__,
+)
+def test_signatures_are_gsplats(ours) -> None:
+    theirs = inspect.signature(getattr(wrapper, ours.__name__, relocation.compute_relocation)).parameters
+    own = inspect.signature(ours).parameters
+    assert list(own) == list(theirs)
+    assert [one.default for one in own.values()] == [one.default for one in theirs.values()]
 
 
 @pytest.mark.parametrize("triu", [False, True])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 
 from splatopt.core.checks import InputError
 from splatopt.torch_api import rasterization
+from splatopt.torch_api.arguments import UNSUPPORTED
 from torch_api.scenes import arguments_of, plain_scene
 
 
@@ -82,3 +85,13 @@ def test_the_signature_is_gsplats() -> None:
     assert list(ours) == list(theirs)
     differing = [name for name in ours if ours[name].default != theirs[name].default]
     assert differing == ["rolling_shutter"], "its default is a type of CUDA's; None stands for it"
+
+
+def test_the_table_in_the_docs_names_all_that_gsplats_takes_and_says_what_is_refused() -> None:
+    gsplat = pytest.importorskip("gsplat", reason="gsplat is not installed")
+    page = (Path(__file__).parents[2] / "docs" / "torch_api.md").read_text()
+    rows = re.findall(r"^\| (`.*`) \| (.*) \|$", page, re.MULTILINE)
+    said = {name: what for names, what in rows for name in re.findall(r"`(\w+)`", names)}
+    assert set(said) == set(inspect.signature(gsplat.rasterization).parameters)
+    assert {name for name, what in said.items() if what == "refused"} == set(UNSUPPORTED)
+    assert all(re.match(r"supported|refused|accepted|16; others|pinhole; |None or ", what) for what in said.values())

@@ -10,6 +10,7 @@ A scene's optimizer in three lines, in any trainer::
 """
 
 from splatopt.torch_api.covariances import quat_scale_to_covar_preci
+from splatopt.torch_api.fused_projection import fully_fused_projection
 from splatopt.torch_api.gsplat_strategies import SceneStrategy
 from splatopt.torch_api.harmonics import spherical_harmonics
 from splatopt.torch_api.photometric_residuals import photometric_residuals
@@ -21,6 +22,7 @@ __all__ = [
     "SceneOptimizer",
     "SceneStrategy",
     "compute_relocation",
+    "fully_fused_projection",
     "gsplat_on_cpu",
     "photometric_residuals",
     "quat_scale_to_covar_preci",

@@ -32,7 +32,7 @@ UNSUPPORTED = {
 def refuse_unsupported(given: Mapping[str, object]) -> None:
     """Raise InputError where one of ``UNSUPPORTED`` is asked for."""
     for name, why in UNSUPPORTED.items():
-        if given[name] is not None and given[name] is not False:
+        if given.get(name) is not None and given[name] is not False:
             raise InputError(f"splatopt's rasterization does not support {name}: {why}; leave it out")
 
 
@@ -45,10 +45,7 @@ def check_choices(camera_model: str, rolling_shutter: object, tile_size: int, mo
         tile_size: Pixels.
         modes: ``render_mode`` and ``rasterize_mode``.
     """
-    if camera_model != "pinhole":
-        raise InputError(
-            f"splatopt's rasterization has camera_model 'pinhole' alone, got {camera_model!r}; undistort first"
-        )
+    check_camera_model(camera_model)
     if getattr(rolling_shutter, "name", rolling_shutter) not in (None, "GLOBAL"):
         raise InputError("splatopt's rasterization does not support rolling_shutter: shutters are global; leave it out")
     if tile_size != TILE_SIZE:
@@ -58,6 +55,12 @@ def check_choices(camera_model: str, rolling_shutter: object, tile_size: int, mo
     ):
         if value not in known:
             raise InputError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+
+
+def check_camera_model(name: str) -> None:
+    """Raise InputError unless the camera is a pinhole."""
+    if name != "pinhole":
+        raise InputError(f"splatopt's rasterization has camera_model 'pinhole' alone, got {name!r}; undistort first")
 
 
 def check_size(width: int, height: int) -> None:

@@ -258,9 +258,10 @@ class _NativeProjection(torch.autograd.Function):
         constants = native_constants(near_plane=cameras.near_plane, low_pass=cameras.low_pass)
         module, limits = native_module(), (cameras.far_plane, cameras.radius_clip)
         pointers = module.PlainRows(*ctx.rows)
-        for view in range(count):
+        ctx.views = [native_view(cameras, view) for view in range(count)]
+        for view, camera in enumerate(ctx.views):
             into = module.PlainSplats(means2d[view], factors[view], depths[view], compensations[view], radii[view])
-            torch_workers().project_rows(constants, native_view(cameras, view), limits, pointers, into)
+            torch_workers().project_rows(constants, camera, limits, pointers, into)
         ctx.save_for_backward(means, quats, scales, viewmats, radii)
         ctx.mark_non_differentiable(radii)
         ctx.set_materialize_grads(False)
@@ -275,9 +276,8 @@ class _NativeProjection(torch.autograd.Function):
         poses = []
         given = [None if one is None else one.contiguous() for one in gradients]
         constants = native_constants(near_plane=ctx.cameras.near_plane, low_pass=ctx.cameras.low_pass)
-        for view in range(len(radii)):
+        for view, camera in enumerate(ctx.views):
             of_view = module.PlainSplatGradients(*(None if one is None else one[view] for one in given), radii[view])
-            camera = native_view(ctx.cameras, view)
             poses.append(torch_workers().project_rows_backward(constants, camera, pointers, of_view, *into))
         return *into, _pose_gradients(poses).to(into[0]), None, None
 
