@@ -109,7 +109,7 @@ def large(_: Path) -> Iterator[Measurement]:
         yield Measurement(f"large.{count}.step", times.step * 1e3, "ms", "lower")
         yield Measurement(f"large.{count}.pairs", times.blended_pairs / 1e6, "million", "lower")
         yield Measurement(f"large.{count}.per_pair", passes / times.blended_pairs * 1e9, "ns/pair", "lower")
-        for name, bar in (("adam", 2200.0), ("block-gn", 2900.0)):
+        for name, bar in (("adam", 2098.0), ("block-gn", 2766.0)):
             body = _STEPS.format(count=count, pixels=LARGE_PIXELS, name=name)
             above = _peak_mebibytes(body) - empty
             bar_here = bar if count == 1_000_000 else None

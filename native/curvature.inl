@@ -101,8 +101,10 @@ void moments_of_tile(const Constants& k, const View& view, const Splat* splats, 
     // At first the background.
     alignas(64) float behind_of[3][kTilePixels];
     for (int c = 0; c < 3; ++c)
-        for (int block = 0; block < kBlocksPerTile; ++block)
-            (Vec::load(scratch.rays[block].transmittance) * Vec(view.background[c])).store(behind_of[c] + block * kLanes);
+        for (int block = 0; block < kBlocksPerTile; ++block) {
+            const Vec t = Vec::load(scratch.rays[block].transmittance);
+            (t * Vec(view.background[c])).store(behind_of[c] + block * kLanes);
+        }
     alignas(64) float kept[kCross ? kKeptPlanes : 1][kTilePixels];
     for (int64_t i = count - 1; i >= 0; --i) {
         float* out = pair_moments + static_cast<int64_t>(entries[i].slot) * kSums;

@@ -141,7 +141,8 @@ inline void clear(float* p, int64_t floats) {
 
 // Empties what the gradient of these rows leaves as it is: all, where none was drawn.
 inline void clear_rows(const Cloud& cloud, const CloudTensors& out, const GradientRows& rows) {
-    const int64_t width = 3 * static_cast<int64_t>(cloud.rest), used = 3 * (int64_t{cloud.degree} + 1) * (cloud.degree + 1) - 3;
+    const int64_t width = 3 * static_cast<int64_t>(cloud.rest);
+    const int64_t used = 3 * (int64_t{cloud.degree} + 1) * (cloud.degree + 1) - 3;
     const uint32_t drawn = to_bits(rows.lanes);
     if (used && drawn) {
         for (int lane = 0; lane < rows.count; ++lane) {

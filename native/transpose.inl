@@ -83,7 +83,8 @@ inline Mask lanes_of_part(int floats, int part) {
 }
 #endif
 
-// Rows of three or four floats that follow each other, as channels. The first `rows` are read; other lanes hold anything.
+// Rows of three or four floats that follow each other, as channels. The first `rows` are read; other lanes hold
+// anything.
 template <int kFloats>
 inline void load_rows(const float* first, int rows, Vec* channels) {
 #if defined(SPLATOPT_AVX512)
