@@ -150,8 +150,8 @@ inline void add_transposed(const float* in, int width, Mask lanes, float* out, i
     float elsewhere[kMaxTransposed + 4] = {};
     float* rows[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) rows[lane] = bits >> lane & 1 ? out + stride * lane : elsewhere;
-    int n = 0;
-    for (; n + 4 <= width; n += 4) {
+    const int whole = width / 4 * 4;
+    for (int n = 0; n < whole; n += 4) {
         Vec v[4];
         for (int k = 0; k < 4; ++k) v[k] = Vec::load(in + kLanes * (n + k));
         transpose_fours(v);
@@ -166,7 +166,7 @@ inline void add_transposed(const float* in, int width, Mask lanes, float* out, i
             add(k + 12, quarter<3>(v[k]));
         }
     }
-    for (; n < width; ++n)
+    for (int n = whole; n < width; ++n)
         for (uint32_t left = bits; left; left &= left - 1) {
             const int lane = __builtin_ctz(left);
             float& to = out[stride * lane + n];
