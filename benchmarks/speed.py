@@ -21,11 +21,13 @@ from splatopt.raster.problem import ViewProblem
 from splatopt.raster.types import RenderOptions
 
 ENOUGH_PIXELS = 640.0  # at which 75,000 Gaussians reach 52 million pixels
+LARGE_PIXELS = 100.0  # that one of a million reaches; a garden's reach some 120
 
 
 def _step(key: str, times: StepTimes, top: float, bar: float | None) -> Iterator[Measurement]:
     blend = times.passes["blend"]
     yield Measurement(f"{key}.step", times.step * 1e3, "ms", "lower", bar)
+    yield Measurement(f"{key}.cpu", times.cpu * 1e3, "ms of CPU", "lower")
     for name, seconds in times.passes.items():
         if seconds:  # Adam asks for no JVP and no curvature
             yield Measurement(f"{key}.{name}", seconds * 1e3, "ms", "lower")
@@ -86,9 +88,9 @@ def threads(data: Path) -> Iterator[Measurement]:
 
 
 def scaling(_: Path) -> Iterator[Measurement]:
-    """Time per pair from 1e4 to 1e6 Gaussians; linear growth keeps it level."""
+    """Time per pair from 1e4 to 2e6 Gaussians; linear growth keeps it level."""
     per_pair = []
-    for count in (10_000, 30_000, 100_000, 300_000, 1_000_000):
+    for count in (10_000, 30_000, 100_000, 300_000, 1_000_000, 2_000_000):
         times = time_steps(made_up(count, 1280, 720, 200.0, sh_degree=0), repeats=30 if count < 300_000 else 10)
         passes = times.forward + times.backward
         per_pair.append(passes / times.blended_pairs)
@@ -96,6 +98,22 @@ def scaling(_: Path) -> Iterator[Measurement]:
         yield Measurement(f"scaling.{count}.forward_and_backward", passes * 1e3, "ms", "lower")
         yield Measurement(f"scaling.{count}.per_pair", per_pair[-1] * 1e9, "ns/pair", "lower")
     yield Measurement("scaling.last_of_first", per_pair[-1] / per_pair[0], "times per pair", "lower", 1.25, gated=True)
+
+
+def large(_: Path) -> Iterator[Measurement]:
+    """One and two million Gaussians of degree 3 at 1600x1067: a step's time, and peak memory above ``import torch``."""
+    empty = _peak_mebibytes("")
+    for count in (1_000_000, 2_000_000):
+        times = time_steps(made_up(count, 1600, 1067, LARGE_PIXELS), repeats=8)
+        passes = times.forward + times.backward
+        yield Measurement(f"large.{count}.step", times.step * 1e3, "ms", "lower")
+        yield Measurement(f"large.{count}.pairs", times.blended_pairs / 1e6, "million", "lower")
+        yield Measurement(f"large.{count}.per_pair", passes / times.blended_pairs * 1e9, "ns/pair", "lower")
+        for name, bar in (("adam", 2098.0), ("block-gn", 2766.0)):
+            body = _STEPS.format(count=count, pixels=LARGE_PIXELS, name=name)
+            above = _peak_mebibytes(body) - empty
+            bar_here = bar if count == 1_000_000 else None
+            yield Measurement(f"large.{count}.{name}_memory", above, "MiB above torch", "lower", bar_here)
 
 
 def peers(_: Path) -> Iterator[Measurement]:
@@ -162,6 +180,23 @@ for camera in load.cameras:
 """
 
 
+_STEPS = """
+import torch
+from benchmarks.loads import made_up
+from splatopt.core.optimizer import Progress, find_optimizer
+from splatopt.raster.cpu import NativeRenderer
+from splatopt.raster.types import RenderOptions
+from splatopt.scene.photometric import PhotometricObjective
+load = made_up({count}, 1600, 1067, {pixels})
+options = RenderOptions(sh_degree=load.sh_degree)
+objective = PhotometricObjective(load.cloud, load.cameras, load.targets, NativeRenderer(), options)
+entry = find_optimizer({name!r})
+optimizer = entry.optimizer(objective, entry.options())
+for step in range(3):
+    optimizer.step([0], Progress(step, 30_000))
+"""
+
+
 def _peak_mebibytes(body: str) -> float:
     result = subprocess.run([sys.executable, "-c", _PEAK.format(body=body)], capture_output=True, text=True, check=True)
     return float(result.stdout.split()[-1])
@@ -186,6 +221,7 @@ QUESTIONS = {
     "steps": steps,
     "threads": threads,
     "scaling": scaling,
+    "large": large,
     "peers": peers,
     "memory": memory,
 }

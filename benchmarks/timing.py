@@ -40,6 +40,7 @@ class StepTimes:
         relevant_pairs: Pixel-Gaussian pairs a view with α ≥ 1/255, mean over the views.
         blended_pairs: Those of them whose ray had not ended.
         threads: Threads that worked.
+        cpu: CPU seconds of a whole step, all threads together: comparable on a machine that does other things too.
     """
 
     step: float
@@ -47,6 +48,7 @@ class StepTimes:
     relevant_pairs: float
     blended_pairs: float
     threads: int
+    cpu: float
 
     @property
     def forward(self) -> float:
@@ -73,23 +75,24 @@ def time_steps(load: Load, threads: int = 0, repeats: int = 40, isa: str = "auto
         renderer.render(cloud, camera, objective.options)
         relevant.append(renderer.rasterizer.relevant_pairs())
         blended.append(renderer.rasterizer.blended_pairs())
-    samples: list[tuple[float, dict[str, float]]] = []
+    samples: list[tuple[float, float, dict[str, float]]] = []
     for step in range(8 + repeats):
         # The scene is put back each time: what is timed is this load and not what it turns into.
         for name, tensor in load.cloud.tensors.items():
             cloud.tensors[name].copy_(tensor)
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         optimizer.step([step % len(load.cameras)], Progress(step, 30_000))
-        seconds = time.perf_counter() - began
+        seconds, cpu = time.perf_counter() - began, time.process_time() - cpu_began
         if step >= 8:
-            samples.append((seconds, renderer.rasterizer.timings))
-    names = samples[0][1]
+            samples.append((seconds, cpu, renderer.rasterizer.timings))
+    names = samples[0][2]
     return StepTimes(
-        step=statistics.median(seconds for seconds, _ in samples),
-        passes={name: statistics.median(passes[name] for _, passes in samples) for name in names},
+        step=statistics.median(seconds for seconds, _, _ in samples),
+        passes={name: statistics.median(passes[name] for _, _, passes in samples) for name in names},
         relevant_pairs=statistics.mean(relevant),
         blended_pairs=statistics.mean(blended),
         threads=renderer.threads,
+        cpu=statistics.median(cpu for _, cpu, _ in samples),
     )
 
 

@@ -9,10 +9,18 @@ void adam(float* parameter, const float* gradient, float* exp_avg, float* exp_av
         v = b2 * v + d2 * g * g;
         return p - step * m / (sqrt(v) / root + eps);
     };
+    const Vec zero(0.0f);
+    const auto is_zero = [&](Vec a) { return to_bits((a >= zero) & (a <= zero)) == 0xffffu; };
     int64_t i = 0;
     for (; i + kLanes <= count; i += kLanes) {
+        const Vec g = Vec::load(gradient + i);
         Vec m = Vec::load(exp_avg + i), v = Vec::load(exp_avg_sq + i);
-        update(Vec::load(parameter + i), Vec::load(gradient + i), m, v).store(parameter + i);
+        // Bands of colour that are not evaluated yet: nothing moves, and memory is spared the writing.
+        if (epsilon > 0.0f && is_zero(g) && is_zero(m)) {
+            if (!is_zero(v)) (b2 * v).store(exp_avg_sq + i);
+            continue;
+        }
+        update(Vec::load(parameter + i), g, m, v).store(parameter + i);
         m.store(exp_avg + i);
         v.store(exp_avg_sq + i);
     }

@@ -35,35 +35,50 @@ void Rasterizer::order_tiles() {
                     tile_order_.push_back(static_cast<uint32_t>(row * view_.tiles_x + column));
 }
 
-// Visible Gaussians by camera depth, ties by index: positive floats order as their bits do.
+int64_t Rasterizer::list_visible(int64_t begin, int64_t end) {
+    int64_t n = begin;
+    for (int64_t i = begin; i < end; ++i) {
+        std::memcpy(&keys_[n], &splats_[i].depth, sizeof(float));
+        order_[n] = static_cast<uint32_t>(i);
+        n += visible_[i] != 0;
+    }
+    return n - begin;
+}
+
+// Visible Gaussians by camera depth, ties by index: positive floats order as their bits do. Two digits are enough where
+// the depths lie within some two octaves.
 void Rasterizer::sort_by_depth() {
     const Stopwatch watch(timings_.sort);
-    ensure(order_, count_);
-    ensure(keys_, count_);
     int64_t n = 0;
-    for (int64_t i = 0; i < count_; ++i) {
-        if (!visible_[i]) continue;
-        std::memcpy(&keys_[n], &splats_[i].depth, sizeof(float));
-        order_[n++] = static_cast<uint32_t>(i);
+    for (size_t task = 0; task < task_visible_.size(); ++task) {
+        const int64_t from = static_cast<int64_t>(task) * kProjectionTask, found = task_visible_[task];
+        std::memmove(&keys_[n], &keys_[from], sizeof(uint32_t) * found);
+        std::memmove(&order_[n], &order_[from], sizeof(uint32_t) * found);
+        n += found;
     }
     visible_count_ = n;
-    ensure(order_spare_, n);
-    ensure(keys_spare_, n);
-    constexpr int kBits = 11, kBuckets = 1 << kBits;
-    std::vector<uint32_t> histogram(3 * kBuckets, 0);
+    if (!n) return;
+    ensure(order_spare_, count_);
+    ensure(keys_spare_, count_);
+    const auto [low, high] = std::minmax_element(keys_.begin(), keys_.begin() + n);
+    const uint32_t nearest = *low, range = *high - nearest;
+    const int digits = range >> 24 ? 3 : 2, bits = range >> 24 ? 11 : 12, buckets = 1 << bits;
+    std::vector<uint32_t> histogram(digits * buckets, 0);
+    const auto bucket_of = [&](uint32_t key, int digit) {
+        return (key - nearest) >> (digit * bits) & static_cast<uint32_t>(buckets - 1);
+    };
     for (int64_t i = 0; i < n; ++i)
-        for (int digit = 0; digit < 3; ++digit)
-            ++histogram[digit * kBuckets + (keys_[i] >> (digit * kBits) & (kBuckets - 1))];
-    for (int digit = 0; digit < 3; ++digit) {
-        uint32_t* counts = histogram.data() + digit * kBuckets;
+        for (int digit = 0; digit < digits; ++digit) ++histogram[digit * buckets + bucket_of(keys_[i], digit)];
+    for (int digit = 0; digit < digits; ++digit) {
+        uint32_t* counts = histogram.data() + digit * buckets;
         uint32_t sum = 0;
-        for (int b = 0; b < kBuckets; ++b) {
+        for (int b = 0; b < buckets; ++b) {
             const uint32_t here = counts[b];
             counts[b] = sum;
             sum += here;
         }
         for (int64_t i = 0; i < n; ++i) {
-            const uint32_t to = counts[keys_[i] >> (digit * kBits) & (kBuckets - 1)]++;
+            const uint32_t to = counts[bucket_of(keys_[i], digit)]++;
             keys_spare_[to] = keys_[i];
             order_spare_[to] = order_[i];
         }

@@ -215,27 +215,27 @@ inline void load_tile_gradient(const View& view, int tile, const TileState& stat
     for (int block = 0; block < kBlocksPerTile; ++block) {
         const int64_t at = corner + static_cast<int64_t>(block / kTileBlocks) * kBlock * view.stride +
                            block % kTileBlocks * kBlock;
+        BlockRays& rays = scratch.rays[block];
         const Vec t = Vec::load(state.transmittance + block * kLanes);
         Vec behind(0.0f);
         for (int c = 0; c < 3; ++c) {
             const Vec g = load_block(gradient[c] + at, view.stride);
-            g.store(scratch.gradient[c] + block * kLanes);
+            g.store(rays.gradient[c]);
             behind = fmadd(g, Vec(view.background[c]), behind);
         }
         if (alpha) behind = behind - load_block(alpha + at, view.stride);
-        if (depth) load_block(depth + at, view.stride).store(scratch.gradient[3] + block * kLanes);
-        (behind * t).store(scratch.behind + block * kLanes);
-        t.store(scratch.transmittance + block * kLanes);
-        std::memcpy(scratch.last + block * kLanes, state.last + block * kLanes, sizeof(int32_t) * kLanes);
+        if (depth) load_block(depth + at, view.stride).store(rays.fourth);
+        (behind * t).store(rays.behind);
+        t.store(rays.transmittance);
+        std::memcpy(rays.last, state.last + block * kLanes, sizeof(int32_t) * kLanes);
     }
 }
 
 inline void reduce(const DerivativeFields<Vec>& sums, SplatDerivative& out) {
-    const Vec ln2(kLn2);
-    const Vec all[kDerivativeFields] = {sums.log2_opacity * ln2, sums.u * ln2,  sums.v * ln2,
-                                        sums.uu * ln2,           sums.uv * ln2, sums.vv * ln2,
-                                        sums.color[0],           sums.color[1], sums.color[2]};
+    const Vec all[kDerivativeFields] = {sums.log2_opacity, sums.u,        sums.v,        sums.uu,      sums.uv,
+                                        sums.vv,           sums.color[0], sums.color[1], sums.color[2]};
     reduce_nine(all, reinterpret_cast<float*>(&out));
+    for (float* sum = &out.log2_opacity; sum <= &out.vv; ++sum) *sum *= kLn2;
 }
 
 // Per pair, over the tile's pixels: see DerivativeFields and, for kAbsolute, ObservedFields. With kDepth there is a
@@ -260,30 +260,28 @@ void blend_tile_backward(const Constants& k, const View& view, const Splat* spla
         DerivativeFields<Vec> sums{zero, zero, zero, zero, zero, zero, {zero, zero, zero}};
         Vec absolute_x = zero, absolute_y = zero, depth = zero;
         for (; blocks; blocks &= blocks - 1) {
-            const int block = __builtin_ctz(blocks), at = block * kLanes;
-            const Vec x = Vec::load(kLaneX) + Vec(block % kTileBlocks * kBlock);
-            const Vec y = Vec::load(kLaneY) + Vec(block / kTileBlocks * kBlock);
-            const Pair pair = evaluate(s, x, y);
-            const Position last = Position::load(scratch.last + at);
+            BlockRays& rays = scratch.rays[__builtin_ctz(blocks)];
+            const Pair pair = evaluate(s, Vec::load(rays.x), Vec::load(rays.y));
+            const Position last = Position::load(rays.last);
             const Mask used = (pair.alpha >= min_alpha) & last.reaches(static_cast<uint32_t>(i));
             const Vec alpha = keep(used, min(pair.alpha, max_alpha));
             const Vec inverse = reciprocal(one - alpha);
-            const Vec t = Vec::load(scratch.transmittance + at) * inverse;
-            const Vec behind = Vec::load(scratch.behind + at);
-            const Vec red = Vec::load(scratch.gradient[0] + at), green = Vec::load(scratch.gradient[1] + at),
-                      blue = Vec::load(scratch.gradient[2] + at);
+            const Vec t = Vec::load(rays.transmittance) * inverse;
+            const Vec behind = Vec::load(rays.behind);
+            const Vec red = Vec::load(rays.gradient[0]), green = Vec::load(rays.gradient[1]),
+                      blue = Vec::load(rays.gradient[2]);
             const Vec w = alpha * t;
             Vec along = fmadd(Vec(s.color[0]), red, fmadd(Vec(s.color[1]), green, Vec(s.color[2]) * blue));
             if (kDepth) {
-                const Vec fourth = Vec::load(scratch.gradient[3] + at);
+                const Vec fourth = Vec::load(rays.fourth);
                 along = fmadd(Vec(s.depth), fourth, along);
                 depth = fmadd(w, fourth, depth);
             }
             const Vec d_alpha = fnmadd(behind, inverse, t * along);
             const Vec g = keep(pair.alpha <= max_alpha, alpha * d_alpha);
             const Vec gu = g * pair.u, gv = g * pair.v;
-            t.store(scratch.transmittance + at);
-            fmadd(w, along, behind).store(scratch.behind + at);
+            t.store(rays.transmittance);
+            fmadd(w, along, behind).store(rays.behind);
             sums.log2_opacity += g;
             sums.u += gu;
             sums.v += gv;

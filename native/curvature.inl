@@ -22,20 +22,19 @@ inline void sum_moments(const Constants& k, const LocalSplat& s, uint32_t positi
     for (Vec& sum : sums) sum = zero;
     for (; blocks; blocks &= blocks - 1) {
         const int block = __builtin_ctz(blocks), at = block * kLanes;
-        const Vec x = Vec::load(kLaneX) + Vec(block % kTileBlocks * kBlock);
-        const Vec y = Vec::load(kLaneY) + Vec(block / kTileBlocks * kBlock);
-        const Pair pair = evaluate(s, x, y);
-        const Mask used = (pair.alpha >= min_alpha) & Position::load(scratch.last + at).reaches(position);
+        BlockRays& rays = scratch.rays[block];
+        const Pair pair = evaluate(s, Vec::load(rays.x), Vec::load(rays.y));
+        const Mask used = (pair.alpha >= min_alpha) & Position::load(rays.last).reaches(position);
         const Vec alpha = keep(used, min(pair.alpha, max_alpha));
         const Vec inverse = reciprocal(one - alpha);
-        const Vec t = Vec::load(scratch.transmittance + at) * inverse;
+        const Vec t = Vec::load(rays.transmittance) * inverse;
         const Vec w = alpha * t, ww = w * w, slope = keep(pair.alpha <= max_alpha, alpha * ln2);
         const Vec own = slope * t, others = slope * inverse;
-        t.store(scratch.transmittance + at);
+        t.store(rays.transmittance);
         const Vec uu = pair.u * pair.u, uv = pair.u * pair.v, vv = pair.v * pair.v;
         Vec omega = zero;
         for (int c = 0; c < 3; ++c) {
-            const Vec weight = Vec::load(scratch.gradient[c] + at), behind = Vec::load(behind_of[c] + at);
+            const Vec weight = Vec::load(rays.gradient[c]), behind = Vec::load(behind_of[c] + at);
             const Vec g = fnmadd(behind, others, own * Vec(s.color[c]));
             const Vec weighted = weight * g;
             fmadd(w, Vec(s.color[c]), behind).store(behind_of[c] + at);
@@ -102,8 +101,10 @@ void moments_of_tile(const Constants& k, const View& view, const Splat* splats, 
     // At first the background.
     alignas(64) float behind_of[3][kTilePixels];
     for (int c = 0; c < 3; ++c)
-        for (int at = 0; at < kTilePixels; at += kLanes)
-            (Vec::load(scratch.transmittance + at) * Vec(view.background[c])).store(behind_of[c] + at);
+        for (int block = 0; block < kBlocksPerTile; ++block) {
+            const Vec t = Vec::load(scratch.rays[block].transmittance);
+            (t * Vec(view.background[c])).store(behind_of[c] + block * kLanes);
+        }
     alignas(64) float kept[kCross ? kKeptPlanes : 1][kTilePixels];
     for (int64_t i = count - 1; i >= 0; --i) {
         float* out = pair_moments + static_cast<int64_t>(entries[i].slot) * kSums;

@@ -24,18 +24,22 @@ int64_t loss_scratch_floats(const View& view) {
 inline int ring_slot(int row) { return (row + 4 * kWindow) % kWindow; }
 
 // Filters kMaps rows across into a slot of the ring.
+static_assert(kHalfWindow == 5);
 template <int kMaps>
 inline void filter_across(const Constants& k, const View& view, const float* source, float* ring, int slot) {
     Vec taps[kHalfWindow + 1];
     for (int i = 0; i <= kHalfWindow; ++i) taps[i] = Vec(k.window[i]);
     const int64_t width = padded_width(view);
     for (int m = 0; m < kMaps; ++m) {
-        const float* p = source + m * width + kMargin - kHalfWindow;
+        const float* p = source + m * width + kMargin;
         float* out = ring + (slot * kMaps + m) * kLanes;
         for (int x = 0; x < view.width; x += kLanes, p += kLanes, out += kWindow * kMaps * kLanes) {
-            Vec sum = taps[kHalfWindow] * Vec::load(p + kHalfWindow);
-            for (int i = 0; i < kHalfWindow; ++i)
-                sum = fmadd(taps[i], Vec::load(p + i) + Vec::load(p + kWindow - 1 - i), sum);
+            Vec sum = taps[kHalfWindow] * Vec::load(p);
+            sum = fmadd(taps[0], load_beside<-5>(p) + load_beside<5>(p), sum);
+            sum = fmadd(taps[1], load_beside<-4>(p) + load_beside<4>(p), sum);
+            sum = fmadd(taps[2], load_beside<-3>(p) + load_beside<3>(p), sum);
+            sum = fmadd(taps[3], load_beside<-2>(p) + load_beside<2>(p), sum);
+            sum = fmadd(taps[4], load_beside<-1>(p) + load_beside<1>(p), sum);
             sum.store(out);
         }
     }
@@ -203,15 +207,14 @@ inline SecondSweep second_sweep(const View& view, float* scratch) {
 template <class Weights, class Penalty>
 inline void photometric_loss_of(const Constants& k, const View& view, const LossRule& rule, const Penalty& penalty,
                                 const float* image, const TargetImage& target, int channel, int begin, int end,
-                                float* scratch, float* gradient, LossSums& sums) {
+                                float* scratch, float* gradient, LossSums* sums) {
     const SecondSweep second = second_sweep(view, scratch);
     const Vec ssim_scale(static_cast<float>(-rule.ssim_scale()));
     const Vec pixel_scale(static_cast<float>(rule.penalty_scale()));
-    sums = {};
     const auto on_source = [&](int row, double penalties, double squared) {
         if (row < begin || row >= end) return;
-        sums.penalty += penalties;
-        sums.squared += squared;
+        sums[row].penalty = penalties;
+        sums[row].squared = squared;
     };
     const auto on_window = [&](int row, const float* ring) {
         if (row < 0 || row >= view.height) {
@@ -220,7 +223,7 @@ inline void photometric_loss_of(const Constants& k, const View& view, const Loss
             const Weights weights(view, target, row);
             const auto factor = [&](int x, Vec) { return weights.weighted(x, ssim_scale); };
             const double ssim = derivative_rows(k, view, weights, row, ring, second.derivatives, factor);
-            if (row >= begin && row < end) sums.ssim += ssim;
+            if (row >= begin && row < end) sums[row].ssim = ssim;
             filter_across<kDerivativeMaps>(k, view, second.derivatives, second.ring, ring_slot(row));
         }
         const int out = row - kHalfWindow;
@@ -235,10 +238,10 @@ inline void photometric_loss_of(const Constants& k, const View& view, const Loss
                    on_window);
 }
 
-// Rows [begin, end) of one channel: the loss's sums and its gradient.
+// Rows [begin, end) of one channel: each row's sums of the loss, and its gradient.
 void photometric_loss(const Constants& k, const View& view, const LossRule& rule, const float* image,
                       const TargetImage& target, int channel, int begin, int end, float* scratch, float* gradient,
-                      LossSums& sums) {
+                      LossSums* sums) {
     with_penalty_and_weights(rule, target, [&](const auto& penalty, auto* weights) {
         photometric_loss_of<WeightsOf<decltype(weights)>>(k, view, rule, penalty, image, target, channel, begin,
                                                           end, scratch, gradient, sums);

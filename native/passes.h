@@ -12,7 +12,7 @@ namespace splatopt {
 inline constexpr int64_t kProjectionTask = 512;   // Gaussians a task
 inline constexpr int64_t kAhead = 12;             // Gaussians that memory is asked for early, where access jumps about
 inline constexpr int kSquare = 4;                 // tiles a side of a square that one thread takes in a row
-inline constexpr int kLossRows = 48;              // image rows a task; twenty more are filtered as margin
+inline constexpr int kLossRows = 48;              // image rows a task at least; twenty more are filtered as margin
 // Statistics of rows take the places of alpha and depth for what they read.
 enum PlaneIndex { kRed, kGreen, kBlue, kGradient, kAlpha = kGradient + 3, kDepth, kPlanes, kError = kAlpha, kCounted = kDepth };
 
@@ -41,13 +41,24 @@ void ensure(Buffer<T>& buffer, size_t size) {
 }
 
 template <class Work>
+void Rasterizer::project_tasks(const Work& work) {
+    ensure(order_, count_);
+    ensure(keys_, count_);
+    ensure(task_visible_, tasks_of(count_, kProjectionTask));
+    pool_.run(tasks_of(count_, kProjectionTask), [&](int64_t task, int) {
+        const int64_t begin = task * kProjectionTask, end = std::min(count_, begin + kProjectionTask);
+        work(begin, end);
+        task_visible_[task] = list_visible(begin, end);
+    });
+}
+
+template <class Work>
 void Rasterizer::sweep_bands(const Work& work) {
     for (auto& scratch : loss_scratch_) ensure(scratch, kernels_.loss_scratch_floats(view_));
-    const int64_t bands = tasks_of(view_.height, kLossRows);
-    pool_.run(bands * 3, [&](int64_t task, int thread) {
-        const int begin = static_cast<int>(task / 3) * kLossRows;
-        work(static_cast<int>(task % 3), begin, std::min(begin + kLossRows, view_.height),
-             loss_scratch_[thread].data(), task);
+    const int rows = std::max(kLossRows, static_cast<int>(tasks_of(view_.height, 2 * pool_.threads())));
+    pool_.run(tasks_of(view_.height, rows) * 3, [&](int64_t task, int thread) {
+        const int begin = static_cast<int>(task / 3) * rows;
+        work(static_cast<int>(task % 3), begin, std::min(begin + rows, view_.height), loss_scratch_[thread].data());
     });
 }
 

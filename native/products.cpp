@@ -18,7 +18,7 @@ void clear_range(float* p, int64_t begin, int64_t end, int64_t width) {
 }  // namespace
 
 void Rasterizer::residuals(const TargetImage& target, const LossRule& rule, float* out) {
-    sweep_bands([&](int channel, int begin, int end, float* scratch, int64_t) {
+    sweep_bands([&](int channel, int begin, int end, float* scratch) {
         kernels_.residuals(constants_, view_, rule, plane(channel), target, channel, begin, end, scratch, out);
     });
 }
@@ -50,7 +50,7 @@ void Rasterizer::jvp(const Cloud& cloud, const Cloud& tangent, const TargetImage
                      float* out) {
     const Stopwatch watch(timings_.jvp);
     draw_tangent(cloud, tangent);
-    sweep_bands([&](int channel, int begin, int end, float* scratch, int64_t) {
+    sweep_bands([&](int channel, int begin, int end, float* scratch) {
         const float* along = tangent_planes_.data() + plane_size() * channel;
         kernels_.residual_jvp(constants_, view_, rule, plane(channel), along, target, channel, begin, end, scratch,
                               out);
@@ -58,7 +58,7 @@ void Rasterizer::jvp(const Cloud& cloud, const Cloud& tangent, const TargetImage
 }
 
 void Rasterizer::set_cotangent(const TargetImage& target, const LossRule& rule, const float* cotangent) {
-    sweep_bands([&](int channel, int begin, int end, float* scratch, int64_t) {
+    sweep_bands([&](int channel, int begin, int end, float* scratch) {
         kernels_.residual_vjp(constants_, view_, rule, plane(channel), target, channel, begin, end, scratch,
                               cotangent, plane(kGradient + channel));
     });
@@ -66,7 +66,7 @@ void Rasterizer::set_cotangent(const TargetImage& target, const LossRule& rule, 
 
 void Rasterizer::set_pixel_curvature(const TargetImage& target, const LossRule& rule) {
     const Stopwatch watch(timings_.pixel_curvature);
-    sweep_bands([&](int channel, int begin, int end, float* scratch, int64_t) {
+    sweep_bands([&](int channel, int begin, int end, float* scratch) {
         kernels_.pixel_curvature(constants_, view_, rule, plane(channel), target, channel, begin, end, scratch,
                                  plane(kGradient + channel));
     });

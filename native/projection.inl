@@ -46,7 +46,8 @@ inline Vec dot3(const Vec* a, const Vec* b) { return fmadd(a[0], b[0], fmadd(a[1
 inline Mask project_point(const Constants& k, const View& view, const Cloud& cloud, int64_t i, Mask lanes,
                           Vec* offset, Projected& p) {
     float world[3][kLanes], from_center[3][kLanes], camera[3][kLanes], ratio[2][kLanes], mean[2][kLanes];
-    for (int c = 0; c < 3; ++c) gather(cloud.means + 3 * i + c, 3, lanes).store(world[c]);
+    load_rows<3>(cloud.means + 3 * i, lanes, p.point);
+    for (int c = 0; c < 3; ++c) p.point[c].store(world[c]);
     for (int lane = 0; lane < kLanes; ++lane) {
         double d[3], q[3];
         for (int c = 0; c < 3; ++c) d[c] = world[c][lane] - view.center[c];
@@ -102,10 +103,8 @@ inline void project_scaled(const Constants& k, const View& view, const Cloud& cl
         p.camera_to_image[1][c] = fmadd(p.j11, Vec(w[1][c]), p.j12 * Vec(w[2][c]));
     }
     Vec norm(0.0f);
-    for (int c = 0; c < 4; ++c) {
-        p.quat[c] = gather(cloud.quats + 4 * i + c, 4, lanes);
-        norm = fmadd(p.quat[c], p.quat[c], norm);
-    }
+    load_rows<4>(cloud.quats + 4 * i, lanes, p.quat);
+    for (int c = 0; c < 4; ++c) norm = fmadd(p.quat[c], p.quat[c], norm);
     p.quat_inverse_norm = Vec(1.0f) / sqrt(max(norm, Vec(1e-30f)));
     for (int c = 0; c < 4; ++c) p.quat[c] *= p.quat_inverse_norm;
     rotation_of(p.quat, p.rotation);
@@ -130,12 +129,13 @@ inline void project_scaled(const Constants& k, const View& view, const Cloud& cl
 
 inline void project_covariance(const Constants& k, const View& view, const Cloud& cloud, int64_t i, Mask lanes,
                                Projected& p) {
-    for (int c = 0; c < 3; ++c) p.scale[c] = exp(gather(cloud.log_scales + 3 * i + c, 3, lanes));
+    load_rows<3>(cloud.log_scales + 3 * i, lanes, p.scale);
+    for (Vec& scale : p.scale) scale = exp(scale);
     project_scaled(k, view, cloud, i, lanes, p);
 }
 
 inline Vec opacity_of(const Cloud& cloud, int64_t i, Mask lanes) {
-    const Vec logit = gather(cloud.logit_opacities + i, 1, lanes);
+    const Vec logit = load_part(cloud.logit_opacities + i, lanes);
     return Vec(1.0f) / (Vec(1.0f) + exp(-logit));
 }
 
@@ -152,10 +152,11 @@ inline void transpose_coefficients(const Cloud& cloud, const float* sh_rest, int
     if (bands) transpose_rows(sh_rest + stride * i, stride, lanes, 3 * bands, out);
 }
 
-// The other way: adds to the first `bands` coefficients of these rows.
-inline void add_coefficients(const Cloud& cloud, const float* in, int64_t i, Mask lanes, int bands, float* sh_rest) {
+// The other way: adds to the first `bands` coefficients of these rows, or overwrites them.
+inline void add_coefficients(const Cloud& cloud, const float* in, int64_t i, Mask lanes, int bands, float* sh_rest,
+                             bool overwrite = false) {
     const int64_t stride = 3 * static_cast<int64_t>(cloud.rest);
-    add_transposed(in, 3 * bands, lanes, sh_rest + stride * i, stride);
+    add_transposed(in, 3 * bands, lanes, sh_rest + stride * i, stride, overwrite);
 }
 
 // Colours before the clamp at 0.
@@ -164,8 +165,9 @@ inline void colors_of(const Cloud& cloud, int64_t i, Mask lanes, const Vec* dire
     const int count = sh_basis(cloud.degree, direction[0], direction[1], direction[2], basis);
     alignas(64) float rest[45 * kLanes];
     transpose_coefficients(cloud, cloud.sh_rest, i, lanes, count, rest);
+    load_rows<3>(cloud.sh_dc + 3 * i, lanes, color);
     for (int c = 0; c < 3; ++c) {
-        color[c] = fmadd(Vec(kSh0), gather(cloud.sh_dc + 3 * i + c, 3, lanes), Vec(0.5f));
+        color[c] = fmadd(Vec(kSh0), color[c], Vec(0.5f));
         for (int b = 0; b < count; ++b) color[c] = fmadd(basis[b], Vec::load(rest + kLanes * (3 * b + c)), color[c]);
     }
 }
@@ -245,13 +247,7 @@ void block_spans(const View&, const Splat& s, int row_begin, int row_end, int* f
         const Vec limit(1e6f);
         const Vec first_column = -floor((Vec(kBlock - 0.5f) - clamp(left, -limit, limit)) * Vec(1.0f / kBlock));
         const Vec last_column = floor((clamp(right, -limit, limit) - Vec(0.5f)) * Vec(1.0f / kBlock));
-        float lows[kLanes], highs[kLanes];
-        select(empty, Vec(1.0f), first_column).store(lows);
-        select(empty, Vec(0.0f), last_column).store(highs);
-        const int rows = row_end - row < kLanes ? row_end - row : kLanes;
-        for (int lane = 0; lane < rows; ++lane) {
-            first[row - row_begin + lane] = static_cast<int>(lows[lane]);
-            last[row - row_begin + lane] = static_cast<int>(highs[lane]);
-        }
+        store_integers(select(empty, Vec(1.0f), first_column), first + (row - row_begin));
+        store_integers(select(empty, Vec(0.0f), last_column), last + (row - row_begin));
     }
 }

@@ -7,9 +7,9 @@ struct Whitening {
 };
 
 inline Whitening whitening_of(const Splat* splats, int64_t i, Mask lanes) {
-    const Splat& first = splats[i];
-    return {gather(&first.whitening_xx, kSplatFloats, lanes), gather(&first.whitening_xy, kSplatFloats, lanes),
-            gather(&first.whitening_yy, kSplatFloats, lanes)};
+    alignas(64) float columns[4 * kLanes];  // with the opacity, four floats of each
+    transpose_rows(&splats[i].whitening_xx, kSplatFloats, lanes, 4, columns);
+    return {Vec::load(columns), Vec::load(columns + kLanes), Vec::load(columns + 2 * kLanes)};
 }
 
 inline Vec color_passes(const Splat* splats, int64_t i, int channel, Mask lanes) {
@@ -17,7 +17,7 @@ inline Vec color_passes(const Splat* splats, int64_t i, int channel, Mask lanes)
 }
 
 inline Vec transparency_of(const Cloud& cloud, int64_t i, Mask lanes) {
-    return Vec(1.0f) / (Vec(1.0f) + exp(gather(cloud.logit_opacities + i, 1, lanes)));
+    return Vec(1.0f) / (Vec(1.0f) + exp(load_part(cloud.logit_opacities + i, lanes)));
 }
 
 inline uint32_t visible_bits(const uint8_t* visible, int64_t i, int count) {
@@ -79,44 +79,85 @@ inline void rotated_gradient(const Projected& p, const Vec d_rotated[2][3], Vec 
     quaternion_gradient(p, d_rotation, d_quat);
 }
 
+// The rows whose gradient is written, sixteen from `first` on: what is there is overwritten or added to.
+struct GradientRows {
+    int64_t first;
+    int count;
+    Mask lanes;  // those that were drawn; the others' gradient is 0
+    bool overwrite;
+
+    template <int kFloats>
+    void put(const Vec* gradient, float* to) const {
+        to += kFloats * first;
+        Vec sum[kFloats];
+        if (overwrite)
+            for (Vec& old : sum) old = Vec(0.0f);
+        else
+            load_rows<kFloats>(to, count, sum);
+        for (int c = 0; c < kFloats; ++c) sum[c] += keep(lanes, gradient[c]);
+        store_rows<kFloats>(sum, count, to);
+    }
+    void put(Vec gradient, float* to) const {
+        const Mask all = first_lanes(count);
+        const Vec old = overwrite ? Vec(0.0f) : load_part(to + first, all);
+        store_part(to + first, all, old + keep(lanes, gradient));
+    }
+};
+
 // Through the colours, where the clamp at 0 did not act.
-inline void color_gradient(const Cloud& cloud, int64_t i, Mask lanes, const Vec* offset, const Splat* splats,
+inline void color_gradient(const Cloud& cloud, const GradientRows& rows, const Vec* offset, const Splat* splats,
                            const Vec* color, const CloudTensors& out, Vec* mean) {
+    const int64_t i = rows.first;
+    const Mask lanes = rows.lanes;
     Vec direction[3], basis[15], along[15];
     const Vec inverse = direction_of(offset, direction);
     const int count = sh_basis(cloud.degree, direction[0], direction[1], direction[2], basis);
     for (int b = 0; b < count; ++b) along[b] = Vec(0.0f);
     alignas(64) float rest[45 * kLanes];
     transpose_coefficients(cloud, cloud.sh_rest, i, lanes, count, rest);
+    alignas(64) float passes[4 * kLanes];  // with half_y before them, four floats of each
+    transpose_rows(&splats[i].half_y, kSplatFloats, lanes, 4, passes);
+    Vec of_dc[3];
     for (int c = 0; c < 3; ++c) {
-        const Vec g = color_passes(splats, i, c, lanes) * color[c];
-        scatter_add(out.sh_dc + 3 * i + c, 3, lanes, Vec(kSh0) * g);
+        const Vec g = Vec::load(passes + kLanes * (c + 1)) * color[c];
+        of_dc[c] = Vec(kSh0) * g;
         for (int b = 0; b < count; ++b) {
             float* const at = rest + kLanes * (3 * b + c);
             along[b] = fmadd(g, Vec::load(at), along[b]);
             (basis[b] * g).store(at);
         }
     }
-    add_coefficients(cloud, rest, i, lanes, count, out.sh_rest);
+    rows.put<3>(of_dc, out.sh_dc);
+    add_coefficients(cloud, rest, i, lanes, count, out.sh_rest, rows.overwrite);
     Vec g[3];
     sh_direction_gradient(cloud.degree, direction[0], direction[1], direction[2], along, g);
     const Vec radial = dot3(g, direction);
     for (int c = 0; c < 3; ++c) mean[c] = (g[c] - direction[c] * radial) * inverse;
 }
 
-// Empties the gradient of a few rows just before they are written, while they are about to be in the cache.
-inline void clear_rows(const Cloud& cloud, const CloudTensors& out, uint8_t* seen, int64_t row, int64_t count) {
-    const auto clear = [&](float* p, int64_t width) {
-        if (width == 0) return;  // p is null then, which memset must not be given
-        std::memset(p + row * width, 0, sizeof(float) * static_cast<size_t>(count * width));
-    };
-    clear(out.means, 3);
-    clear(out.log_scales, 3);
-    clear(out.quats, 4);
-    clear(out.logit_opacities, 1);
-    clear(out.sh_dc, 3);
-    clear(out.sh_rest, 3 * static_cast<int64_t>(cloud.rest));
-    std::memset(seen + row, 0, static_cast<size_t>(count));
+inline void clear(float* p, int64_t floats) {
+    if (floats) std::memset(p, 0, sizeof(float) * static_cast<size_t>(floats));  // p is null where there are none
+}
+
+// Empties what the gradient of these rows leaves as it is: all, where none was drawn.
+inline void clear_rows(const Cloud& cloud, const CloudTensors& out, const GradientRows& rows) {
+    const int64_t width = 3 * static_cast<int64_t>(cloud.rest);
+    const int64_t used = 3 * (int64_t{cloud.degree} + 1) * (cloud.degree + 1) - 3;
+    const uint32_t drawn = to_bits(rows.lanes);
+    if (used && drawn) {
+        for (int lane = 0; lane < rows.count; ++lane) {
+            const int64_t from = drawn >> lane & 1 ? used : 0;
+            clear(out.sh_rest + (rows.first + lane) * width + from, width - from);
+        }
+    } else {
+        clear(out.sh_rest + rows.first * width, rows.count * width);
+    }
+    if (drawn) return;
+    clear(out.means + 3 * rows.first, 3 * rows.count);
+    clear(out.log_scales + 3 * rows.first, 3 * rows.count);
+    clear(out.quats + 4 * rows.first, 4 * rows.count);
+    clear(out.logit_opacities + rows.first, rows.count);
+    clear(out.sh_dc + 3 * rows.first, 3 * rows.count);
 }
 
 // ∂L/∂(mean in the image) and ∂L/∂Σ (symmetric: xx, xy, yy) from what blending hands back.
@@ -216,11 +257,13 @@ void project_backward(const Constants& k, const View& view, const Cloud& cloud, 
                       bool overwrite, const CloudTensors& out, uint8_t* seen, const ObservedTensors* observed) {
     for (int64_t i = begin; i < end; i += kLanes) {
         const int count = static_cast<int>(end - i < kLanes ? end - i : kLanes);
-        if (overwrite) clear_rows(cloud, out, seen, i, count);
         const uint32_t bits = visible_bits(visible, i, count);
+        const Mask lanes = from_bits(bits);
+        const GradientRows rows{i, count, lanes, overwrite};
+        if (overwrite) clear_rows(cloud, out, rows);
+        if (overwrite) std::memset(seen + i, 0, static_cast<size_t>(count));
         if (!bits) continue;
         for (int lane = 0; lane < count; ++lane) seen[i + lane] |= visible[i + lane];
-        const Mask lanes = from_bits(bits);
         Projected p;
         Vec offset[3];
         project_point(k, view, cloud, i, lanes, offset, p);
@@ -228,21 +271,21 @@ void project_backward(const Constants& k, const View& view, const Cloud& cloud, 
         const auto g = scaled(load_records<DerivativeFields<Vec>>(splat_gradient + i, lanes), Vec(weight));
         const FootprintGradient footprint = footprint_gradient(whitening_of(splats, i, lanes), g);
         if (observed) observe(view, p, whitening_of(splats, i, lanes), splat_gradient, i, lanes, *observed);
-        Vec d_half[2][3], d_rotated[2][3], d_image[2][3], d_quat[4], d_mean[3];
+        Vec d_half[2][3], d_rotated[2][3], d_image[2][3], d_quat[4], d_mean[3], d_scale[3];
         half_gradient(k, view.antialiased, p, footprint.cov_xx, footprint.cov_xy, footprint.cov_yy, g.log2_opacity,
                       d_half);
         for (int c = 0; c < 3; ++c) {
-            const Vec d_scale = d_half[0][c] * p.half[0][c] + d_half[1][c] * p.half[1][c];
-            scatter_add(out.log_scales + 3 * i + c, 3, lanes, d_scale);
+            d_scale[c] = d_half[0][c] * p.half[0][c] + d_half[1][c] * p.half[1][c];
             for (int r = 0; r < 2; ++r) d_rotated[r][c] = d_half[r][c] * p.scale[c];
         }
         rotated_gradient(p, d_rotated, d_image, d_quat);
-        for (int c = 0; c < 4; ++c) scatter_add(out.quats + 4 * i + c, 4, lanes, d_quat[c]);
         // log2 σ(x) has the derivative (1 - σ)/ln2, and 1 - σ(x) = 1/(1 + eˣ) keeps its digits near 0.
         const Vec transparency = transparency_of(cloud, i, lanes);
-        scatter_add(out.logit_opacities + i, 1, lanes, g.log2_opacity * Vec(kLog2e) * transparency);
-        color_gradient(cloud, i, lanes, offset, splats, g.color, out, d_mean);
+        color_gradient(cloud, rows, offset, splats, g.color, out, d_mean);
         point_gradient(view, p, d_image, footprint, d_mean);
-        for (int c = 0; c < 3; ++c) scatter_add(out.means + 3 * i + c, 3, lanes, d_mean[c]);
+        rows.put<3>(d_mean, out.means);
+        rows.put<3>(d_scale, out.log_scales);
+        rows.put<4>(d_quat, out.quats);
+        rows.put(g.log2_opacity * Vec(kLog2e) * transparency, out.logit_opacities);
     }
 }

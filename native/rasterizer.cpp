@@ -11,7 +11,13 @@
 
 namespace splatopt {
 
-TileScratch::TileScratch() = default;
+TileScratch::TileScratch() {
+    for (int block = 0; block < kBlocksPerTile; ++block)
+        for (int lane = 0; lane < kLanes; ++lane) {
+            rays[block].x[lane] = static_cast<float>(block % kTileBlocks * kBlock + lane % kBlock) + 0.5f;
+            rays[block].y[lane] = static_cast<float>(block / kTileBlocks * kBlock + lane / kBlock) + 0.5f;
+        }
+}
 
 TileScratch::~TileScratch() {
     ::operator delete(splats, std::align_val_t(64));
@@ -70,8 +76,7 @@ void Rasterizer::forward(const View& view, const Cloud& cloud, bool with_depth) 
     ensure(visible_, cloud.count);
     {
         const Stopwatch watch(timings_.project);
-        pool_.run(tasks_of(cloud.count, kProjectionTask), [&](int64_t task, int) {
-            const int64_t begin = task * kProjectionTask, end = std::min(cloud.count, begin + kProjectionTask);
+        project_tasks([&](int64_t begin, int64_t end) {
             kernels_.project(constants_, view_, cloud, begin, end, splats_.data(), visible_.data());
         });
     }
@@ -92,17 +97,16 @@ void Rasterizer::forward(const View& view, const Cloud& cloud, bool with_depth) 
 
 ViewLoss Rasterizer::loss(const TargetImage& target, const LossRule& rule) {
     const Stopwatch watch(timings_.loss);
-    const int64_t bands = tasks_of(view_.height, kLossRows);
-    ensure(loss_sums_, bands * 3);
-    sweep_bands([&](int channel, int begin, int end, float* scratch, int64_t task) {
+    ensure(loss_sums_, int64_t{3} * view_.height);
+    sweep_bands([&](int channel, int begin, int end, float* scratch) {
         kernels_.photometric_loss(constants_, view_, rule, plane(channel), target, channel, begin, end, scratch,
-                                  plane(kGradient + channel), loss_sums_[task]);
+                                  plane(kGradient + channel), loss_sums_.data() + int64_t{channel} * view_.height);
     });
     LossSums total{};
-    for (int64_t task = 0; task < bands * 3; ++task) {
-        total.ssim += loss_sums_[task].ssim;
-        total.penalty += loss_sums_[task].penalty;
-        total.squared += loss_sums_[task].squared;
+    for (const LossSums& row : loss_sums_) {
+        total.ssim += row.ssim;
+        total.penalty += row.penalty;
+        total.squared += row.squared;
     }
     return {rule.value(total), total.squared / rule.divisor()};
 }

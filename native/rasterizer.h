@@ -132,12 +132,17 @@ private:
         Buffer<int> first, last;          // spans of one Gaussian
     };
 
+    // Runs work(begin, end), which fills splats, over tasks of Gaussians, and lists those that it found visible.
+    template <class Work>
+    void project_tasks(const Work& work);
+    // Writes the visible ones of [begin, end) and their depths from position begin on; returns how many.
+    int64_t list_visible(int64_t begin, int64_t end);
     void sort_by_depth();
     void bin();
     void emit(Chunk& chunk, int64_t begin, int64_t end);
     // Sums the floats that a Gaussian's pairs left, in slot order.
     void reduce_pairs(int64_t begin, int64_t end, int floats, const float* pairs, float* sums) const;
-    // Runs work(channel, first row, last row, scratch, task) over bands of the image.
+    // Runs work(channel, first row, last row, scratch) over bands of the image, whose number nothing may depend on.
     template <class Work>
     void sweep_bands(const Work& work);
     void clear_padding();
@@ -171,6 +176,7 @@ private:
     Buffer<Splat> splats_;
     Buffer<uint8_t> visible_;
     Buffer<uint32_t> order_, order_spare_, keys_, keys_spare_;
+    Buffer<int64_t> task_visible_;
     std::vector<Chunk> chunks_;
     Buffer<uint32_t> pair_begin_, pair_count_;  // a Gaussian's slots
     Buffer<Entry> entries_;

@@ -23,8 +23,7 @@ void Rasterizer::draw_rows(const View& view, const BlendRows& rows) {
     has_depth_ = false;
     ensure(splats_, rows.count);
     ensure(visible_, rows.count);
-    pool_.run(tasks_of(rows.count, kProjectionTask), [&](int64_t task, int) {
-        const int64_t begin = task * kProjectionTask, end = std::min(rows.count, begin + kProjectionTask);
+    project_tasks([&](int64_t begin, int64_t end) {
         kernels_.splats_of_rows(constants_, view_, rows, begin, end, splats_.data(), visible_.data());
     });
     sort_by_depth();

@@ -129,6 +129,11 @@ inline Int8 to_int(Float8 a) { return __builtin_convertvector(a, Int8); }
 inline Float8 to_float(Int8 a) { return __builtin_convertvector(a, Float8); }
 #endif
 
+template <int kAway>
+inline Vec load_beside(const float* p) {
+    return Vec::load(p + kAway);
+}
+
 typedef float Float4 __attribute__((vector_size(16)));
 inline Vec join(Float4 a, Float4 b, Float4 c, Float4 d) {
     return {__builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7),
@@ -183,6 +188,11 @@ inline bool any(Mask a) { return to_bits(a) != 0; }
 inline Vec scale_by_power(Vec a, Vec n) {
     n = min(max(n, Vec(-126.0f)), Vec(127.0f));
     return a * Vec((Float8)((to_int(n.lo) + 127) << 23), (Float8)((to_int(n.hi) + 127) << 23));
+}
+inline void store_integers(Vec a, int* p) {
+    const Int8 lo = to_int(a.lo), hi = to_int(a.hi);
+    std::memcpy(p, &lo, 32);
+    std::memcpy(p + 8, &hi, 32);
 }
 inline void split_exponent(Vec a, Vec& mantissa, Vec& exponent) {
     // Adding the bits of 1/0.75 moves the split point from 1 to 0.75.

@@ -10,13 +10,13 @@ inline void load_tile_statistics(const View& view, int tile, const TileState& st
     for (int block = 0; block < kBlocksPerTile; ++block) {
         const int64_t at = corner + static_cast<int64_t>(block / kTileBlocks) * kBlock * view.stride +
                            block % kTileBlocks * kBlock;
-        for (int c = 0; kCross && c < 3; ++c)
-            load_block(planes.gradient[c] + at, view.stride).store(scratch.gradient[c] + block * kLanes);
-        load_block(planes.error + at, view.stride).store(scratch.error + block * kLanes);
-        Vec(1.0f).store(scratch.transmittance + block * kLanes);
+        BlockRays& rays = scratch.rays[block];
+        for (int c = 0; kCross && c < 3; ++c) load_block(planes.gradient[c] + at, view.stride).store(rays.gradient[c]);
+        load_block(planes.error + at, view.stride).store(rays.fourth);
+        Vec(1.0f).store(rays.transmittance);
         Position last = Position::load(state.last + block * kLanes);
         last.set(load_block(planes.counted + at, view.stride) <= Vec(0.0f), &none);
-        last.store(scratch.last + block * kLanes);
+        last.store(rays.last);
     }
 }
 
@@ -40,16 +40,14 @@ void blend_tile_statistics(const Constants& k, const View& view, const Splat* sp
         StatisticFields<Vec> sums{zero, zero, zero, zero, {zero, zero, zero}, {zero, zero, zero}, zero, zero};
         int pixels = 0;
         for (; blocks; blocks &= blocks - 1) {
-            const int block = __builtin_ctz(blocks), at = block * kLanes;
-            const Vec x = Vec::load(kLaneX) + Vec(block % kTileBlocks * kBlock);
-            const Vec y = Vec::load(kLaneY) + Vec(block / kTileBlocks * kBlock);
-            const Pair pair = evaluate(s, x, y);
-            const Mask used =
-                (pair.alpha >= min_alpha) & Position::load(scratch.last + at).reaches(static_cast<uint32_t>(i));
+            BlockRays& rays = scratch.rays[__builtin_ctz(blocks)];
+            const Pair pair = evaluate(s, Vec::load(rays.x), Vec::load(rays.y));
+            const Mask reached = Position::load(rays.last).reaches(static_cast<uint32_t>(i));
+            const Mask used = (pair.alpha >= min_alpha) & reached;
             const Vec alpha = keep(used, min(pair.alpha, max_alpha));
-            const Vec t = Vec::load(scratch.transmittance + at), error = Vec::load(scratch.error + at);
+            const Vec t = Vec::load(rays.transmittance), error = Vec::load(rays.fourth);
             const Vec w = alpha * t, weighted = w * error;
-            fnmadd(alpha, t, t).store(scratch.transmittance + at);
+            fnmadd(alpha, t, t).store(rays.transmittance);
             pixels += __builtin_popcount(to_bits(used));
             sums.weight += w;
             sums.error += keep(used, error);
@@ -59,7 +57,7 @@ void blend_tile_statistics(const Constants& k, const View& view, const Splat* sp
             if (!kCross) continue;
             const Vec passing = keep(pair.alpha <= max_alpha, w), wu = passing * pair.u, wv = passing * pair.v;
             for (int c = 0; c < 3; ++c) {
-                const Vec along = Vec::load(scratch.gradient[c] + at);
+                const Vec along = Vec::load(rays.gradient[c]);
                 sums.cross_u[c] = fmadd(wu, along, sums.cross_u[c]);
                 sums.cross_v[c] = fmadd(wv, along, sums.cross_v[c]);
             }

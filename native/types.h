@@ -307,7 +307,7 @@ struct Kernels {
                              const Splat*, const uint8_t* visible, const SplatDerivative* splat_gradient, float weight,
                              bool overwrite, const CloudTensors&, uint8_t* seen, const ObservedTensors* observed);
     // Columns [first, last] of 4-pixel blocks that the splat touches, per block row from row_begin on;
-    // first > last where it touches none.
+    // first > last where it touches none. Both have room for whole vectors.
     void (*block_spans)(const View&, const Splat&, int row_begin, int row_end, int* first, int* last);
     void (*blend)(const Constants&, const View&, const Splat*, Entry*, int64_t count, int tile, TileScratch&,
                   TileState&, const BlendPlanes&);
@@ -330,9 +330,10 @@ struct Kernels {
                              TileScratch&, const TileState&, const StatisticsPlanes&, bool cross, RowSums* pair_sums);
     void (*project_statistics)(const Constants&, const View&, const Cloud&, int64_t begin, int64_t end, const Splat*,
                                const uint8_t* visible, const RowSums* sums, float weight, const StatisticsTensors&);
-    // Rows [begin, end) of one channel: the loss's sums and its gradient. Scratch holds loss_scratch_floats.
+    // Rows [begin, end) of one channel: the sums of each row, sums[row], and the loss's gradient. Scratch holds
+    // loss_scratch_floats.
     void (*photometric_loss)(const Constants&, const View&, const LossRule&, const float* image, const TargetImage&,
-                             int channel, int begin, int end, float* scratch, float* gradient, LossSums& sums);
+                             int channel, int begin, int end, float* scratch, float* gradient, LossSums* sums);
     int64_t (*loss_scratch_floats)(const View&);
     // The residual view of the loss: rows [begin, end) of one channel, residuals (kinds, H, W, 3) in memory.
     void (*residuals)(const Constants&, const View&, const LossRule&, const float* image, const TargetImage&,
