@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from splatopt.core.checks import InputError
@@ -135,6 +134,8 @@ def ssim(
 
 def _window_mean(values: np.ndarray) -> np.ndarray:
     """Return the Gaussian-weighted mean around each pixel that has a whole window, (H - 10, W - 10)."""
+    from scipy.ndimage import gaussian_filter
+
     blurred = gaussian_filter(values, sigma=SSIM_SIGMA, radius=_REACH)
     return blurred[_REACH:-_REACH, _REACH:-_REACH]
 

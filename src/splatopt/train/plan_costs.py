@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import nnls
 
 _USUAL = np.array([2e-3, 8e-8, 1e-6])
 """Seconds a step, a pixel and a Gaussian of Adam, one thread of a laptop: their scale is measured, what counts is how
@@ -76,6 +75,8 @@ class StepCosts:
 
     def note(self, stretch: Stretch) -> None:
         """Take a stretch into account."""
+        from scipy.optimize import nnls
+
         self._stretches.append(stretch)
         usual = self._usual * self._pace(self._usual)
         rows = [_USUAL_WEIGHT * np.diag(1 / usual)]
