@@ -25,9 +25,7 @@ SHARE, SECONDS = 0.05, 3.0
 DECIBELS = 0.1
 """How far from its plan repeated by steps."""
 
-HEAD = (
-    "| capture | minutes | other | ended at | off | within | cores | steps | Gaussians | dB | by its plan |"
-)
+HEAD = "| capture | minutes | other | ended at | off | within | cores | steps | Gaussians | dB | by its plan |"
 
 
 @contextmanager
@@ -57,19 +55,24 @@ def timed(words: Sequence[str], log: Path) -> dict[str, float]:
 
 def run(capture: Path, minutes: float, folder: Path, *, busy: bool) -> dict[str, float]:
     """Train for so long unless that was done, and return what it took."""
-    kept = folder.with_suffix(".json")
+    kept = _beside(folder, ".json")
     if not kept.is_file():
         with neighbour(busy=busy):
-            took = timed([str(capture), "--minutes", f"{minutes:g}", "--out", str(folder)], folder.with_suffix(".log"))
+            took = timed([str(capture), "--minutes", f"{minutes:g}", "--out", str(folder)], _beside(folder, ".log"))
         kept.write_text(json.dumps(took))
     return dict(json.loads(kept.read_text()))
+
+
+def _beside(folder: Path, ending: str) -> Path:
+    """The file of a run beside its folder, whose name may hold a point."""
+    return folder.with_name(folder.name + ending)
 
 
 def by_plan(capture: Path, folder: Path) -> str:
     """Repeat a run's plan and say how its scene compares."""
     again = folder.with_name(f"{folder.name}-again")
     if not (again / "scene.ply").is_file():
-        timed([str(capture), "--plan", str(folder / "plan.json"), "--out", str(again)], again.with_suffix(".log"))
+        timed([str(capture), "--plan", str(folder / "plan.json"), "--out", str(again)], _beside(again, ".log"))
     same = (again / "scene.ply").read_bytes() == (folder / "scene.ply").read_bytes()
     apart = abs(scores(again)["psnr"] - scores(folder)["psnr"])
     return ("same bytes" if same else "other bytes") + (f", {apart:.2f} dB apart" if apart > DECIBELS else "")

@@ -14,7 +14,7 @@ from splatopt.train.levels import factor_at, parse_levels
 from splatopt.train.outlook import Course, Outlook
 from splatopt.train.plan import Decision, PlannedStage
 from splatopt.train.plan_by_clock import ByClock, PlanFacts
-from splatopt.train.plan_costs import StepCosts, Stretch
+from splatopt.train.plan_costs import StepCosts, Stretch, files_seconds
 from splatopt.train.plan_memory import read_memory
 from splatopt.train.plan_plateau import Plateau
 from splatopt.train.planner import Taken
@@ -219,7 +219,14 @@ def test_a_memory_that_is_none_is_refused(change):
         read_memory(whole, "a checkpoint")
 
 
-@pytest.mark.parametrize("machine", [MadeUp(1e-7, 1e-6), MadeUp(1e-6, 5e-7), MadeUp(burden=lambda now: 1 + now % 1)])
+MACHINES = {
+    "many Gaussians": MadeUp(1e-7, 1e-6),
+    "many pixels": MadeUp(1e-6, 5e-7),
+    "restless": MadeUp(burden=lambda now: 1 + 0.5 * (now % 1)),
+}
+
+
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
 @pytest.mark.parametrize("kind", ["plain", "growing", "coarse to fine", "all", "two stages"])
 def test_a_run_of_known_steps_says_when_it_will_end(machine, kind):
     """Within a fifth, from a tenth of the run on."""
@@ -228,17 +235,20 @@ def test_a_run_of_known_steps_says_when_it_will_end(machine, kind):
     stages = (Stage("learned", 0, 2000), Stage("block-gn", 2000, 1000)) if two else (Stage("adam", 0, steps),)
     levels = parse_levels("4:300,2:900") if shrinks else ()
     growth, most = ((0.03, 0.25), 60_000) if grows else ((0.0, 0.0), None)
-    outlook = Outlook(Course(stages, FACTS.pixels, levels, growth, most), scoring)
+    outlook = Outlook(Course(stages, FACTS.pixels, 1, levels, growth, most), scoring)
+    if shrinks:
+        whole = machine.seconds_a_pixel * FACTS.pixels + machine.seconds_a_gaussian * start
+        outlook.try_out(start, machine.burden(0.5) * whole)
     now, gaussians, left = 5.0, start, []
     for step in range(1, steps + 1):
         share = min(1.0, max(0.0, (step / steps - 0.03) / 0.22)) if grows else 0.0
         gaussians = round(start * 6**share)
         pixels = FACTS.pixels / factor_at(levels, step - 1) ** 2
         cost = 2e-3 + machine.seconds_a_pixel * pixels + machine.seconds_a_gaussian * gaussians
-        now += machine.burden(now) * cost * (1.4 if step > 2000 and two else 1.0)
+        now += machine.burden(now) * cost * (1.3 if step > 2000 and two else 1.0)
         outlook.note(step, gaussians, now)
         left.append((now, outlook.seconds_left(now)))
-    end = now + scoring + 0.3
+    end = now + scoring + files_seconds(gaussians)
     for then, told in left[steps // 10 :]:
         assert abs(told - (end - then)) <= 0.2 * (end - then) + 0.5
 

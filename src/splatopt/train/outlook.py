@@ -13,6 +13,9 @@ from splatopt.train.stages import Stage, stage_at
 _LOOKS = 50
 """Stretches that a run's steps are measured in."""
 
+_FORGOTTEN = 0.93
+"""Weight of a stretch beside the one after it; they are short."""
+
 _SAMPLES = 16
 
 
@@ -23,6 +26,7 @@ class Course:
     Attributes:
         stages: Its optimizers with their steps.
         pixels: Of a step, at full size.
+        views: Of a step.
         levels: Steps at smaller sizes.
         growth: Shares of the run between which Gaussians are added.
         max_gaussians: How many there will be in the end; None where none are added, or nothing bounds them.
@@ -30,6 +34,7 @@ class Course:
 
     stages: tuple[Stage, ...]
     pixels: float
+    views: int = 1
     levels: tuple[Level, ...] = ()
     growth: tuple[float, float] = (0.0, 0.0)
     max_gaussians: int | None = None
@@ -52,6 +57,7 @@ class Outlook:
         """
         self.course = course
         self.scoring = scoring
+        self._tried: Stretch | None = None
         self._costs: StepCosts | None = None
         self._begun: tuple[int, float] | None = None
         self._sums = np.zeros(2)
@@ -61,12 +67,18 @@ class Outlook:
         """Measure from the next step on."""
         self._begun = self._end = None
 
+    def try_out(self, gaussians: int, gradient: float) -> None:
+        """Take in what the gradient of a view takes at full size, before the first step. Unit: seconds."""
+        self._tried = Stretch(1, max(1e-9, gradient), self.course.pixels / self.course.views, gaussians)
+
     def note(self, step: int, gaussians: int, now: float) -> None:
         """Take in that so many steps are done, and of how many Gaussians the last one was."""
         course, before = self.course, self._costs
         optimizer = course.stages[stage_at(course.stages, max(0, step - 1))].optimizer
         if before is None or before.optimizer != optimizer:
-            self._costs = StepCosts(optimizer, before.pace if before is not None and before.stretches else 1.0)
+            pace = before.pace if before is not None and before.stretches else 1.0
+            tried = self._tried if before is None else None
+            self._costs = StepCosts(optimizer, pace, tried=tried, forgotten=_FORGOTTEN)
             self._begun = None
         if self._begun is None:  # the first step warms up
             self._begun, self._sums = (step, now), np.zeros(2)

@@ -129,6 +129,8 @@ class Pacing:
         if not isinstance(planner, ByClock):
             if self._outlook is not None:
                 self._outlook.scoring = self.used - began
+                if self._outlook.course.levels:
+                    self._outlook.try_out(len(objective.cloud), time_gradient(objective, view, self._clock))
             return None
         scoring, gradient = self.used - began, time_gradient(objective, view, self._clock)
         most = planner.facts.max_gaussians
@@ -175,10 +177,11 @@ class Pacing:
 def _course_of(config: TrainConfig, capture: Capture, planner: Planner | None) -> Course:
     """What a run of known steps does, or one that repeats a plan, whose last decision tells all steps."""
     cameras = [capture.cameras[view] for view in capture.split.train]
-    pixels = config.schedule.views_a_step * sum(one.width * one.height for one in cameras) / len(cameras)
+    views, mean = config.schedule.views_a_step, sum(one.width * one.height for one in cameras) / len(cameras)
     stages, levels, most = config.schedule.all_stages, config.schedule.levels, config.density.max_gaussians
     if isinstance(planner, Repeated):
         last = planner.plan.decisions[-1]
         stages, levels, most = last.parts, last.levels, last.max_gaussians
-    density = config.density.density
-    return Course(stages, pixels, parse_levels(levels), growth_of(density), most if config.density.is_at_work else None)
+    growth = growth_of(config.density.density)
+    most = most if config.density.is_at_work else None
+    return Course(stages, views * mean, views, parse_levels(levels), growth, most)

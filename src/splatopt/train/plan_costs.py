@@ -32,6 +32,9 @@ _USUAL_WEIGHT = 0.05
 _FORGOTTEN, _PAST = 0.7, 0.5
 """Weight of a stretch beside the one after it: in what steps cost, and in the pace."""
 
+_TRIED_WEIGHT = 1.0
+"""Of what was tried at full size, which is not forgotten."""
+
 _FACTORS = {"learned": (1.0, 1.0, 2.5), "block-gn": (1.0, 1.6, 1.3), "tr2": (1.0, 1.5, 1.3)}
 """Of the three costs over Adam's, where they were not measured yet."""
 
@@ -89,14 +92,24 @@ class Stretch:
 class StepCosts:
     """Seconds of a step of one optimizer, after what was measured."""
 
-    def __init__(self, optimizer: str, scale: float = 1.0, stretches: Sequence[Stretch] = ()) -> None:
+    def __init__(
+        self,
+        optimizer: str,
+        scale: float = 1.0,
+        stretches: Sequence[Stretch] = (),
+        tried: Stretch | None = None,
+        forgotten: float = _FORGOTTEN,
+    ) -> None:
         """Begin with a usual machine's costs.
 
         Args:
             optimizer: Its name.
             scale: This machine's pace over the usual one's.
             stretches: What was measured before.
+            tried: What a step was found to take at full size, while steps may be of smaller photographs.
+            forgotten: Weight of a stretch beside the one after it.
         """
+        self._tried, self._forgotten = tried, forgotten
         self.optimizer, self.scale = optimizer, scale
         self._own = _USUAL * np.array(_FACTORS.get(optimizer, (1.0, 1.0, 1.0)))
         self._usual = self._own * scale
@@ -130,9 +143,12 @@ class StepCosts:
         rows = [_USUAL_WEIGHT * np.diag(1 / usual)]
         wanted = [np.full(3, _USUAL_WEIGHT)]
         for age, one in enumerate(reversed(self._stretches)):
-            weight = _FORGOTTEN**age
+            weight = self._forgotten**age
             rows.append(weight * one.terms[None] / one.seconds)
             wanted.append(np.array([weight]))
+        if self._tried is not None:
+            rows.append(_TRIED_WEIGHT * self._tried.terms[None] / self._tried.seconds)
+            wanted.append(np.array([_TRIED_WEIGHT]))
         # In units of the usual costs, which differ by orders of magnitude.
         found, _ = nnls(np.concatenate(rows) * usual, np.concatenate(wanted))
         self._costs = found * usual
