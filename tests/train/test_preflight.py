@@ -13,6 +13,7 @@ import torch
 from splatopt.core import native
 from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.core.checks import InputError
+from splatopt.core.processes import Processes
 from splatopt.data import CaptureOptions, load_capture, make_capture
 from splatopt.optim.zoo import ZooOptions
 from splatopt.raster.cpu import NativeRenderer
@@ -26,6 +27,7 @@ from splatopt.train.loop import train
 from splatopt.train.pacing import Pacing
 from splatopt.train.planning import clock_from_now
 from splatopt.train.preflight import FACTOR, MemoryEstimate, count_tile_pairs, image_bytes, measure_optimizer
+from splatopt.train.process_context import ProcessContext
 from splatopt.train.setup import starting_cloud
 from train.toys import Listener, ToyRenderer
 
@@ -123,11 +125,12 @@ def test_too_little_memory_is_refused_before_anything_is_written(settings):
 
 def test_photographs_of_planned_levels_are_counted(scene):
     capture = load_capture(scene / "capture")
-    capture = replace(capture, cameras=[camera.resized(1600, 1200) for camera in capture.cameras])
+    capture = replace(capture, cameras=tuple(camera.resized(1600, 1200) for camera in capture.cameras))
     told = TrainConfig.of(str(scene / "capture"), minutes=1.0, recipe="learned-no-growth")
     config = told.resolved("toy", (0.0, 0.0, 0.0))
     cloud = starting_cloud(config, capture, torch.Generator())
-    planned = Pacing(clock_from_now(), None, None).begin(config, capture, cloud, None)
+    context = ProcessContext(torch.device("cpu"), capture, Processes())
+    planned = Pacing(clock_from_now(), None, context).begin(config, capture, cloud, ToyRenderer())
     assert [level.factor for level in parse_levels(planned.schedule.levels)] == [4, 2]
     cameras = [capture.cameras[view] for view in capture.split.train]
     whole = len(cameras) * 3 * 1600 * 1200
