@@ -73,6 +73,12 @@ print([name for name in ("torchmetrics", "matplotlib") if name in sys.modules])
     assert output_of(code).strip() == "[]"
 
 
+def test_training_begins_without_what_its_first_line_does_not_need():
+    heavy = ("scipy", "matplotlib", "viser", "torchmetrics", "trimesh", "gsply", "torch._dynamo", "torch._inductor")
+    code = f"import sys, splatopt.commands.train; print([name for name in {heavy} if name in sys.modules])"
+    assert output_of(code).strip() == "[]"
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_explains_itself(command, capsys):
     assert main([command, "--help"]) == 0

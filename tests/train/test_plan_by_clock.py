@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import pytest
 
+from splatopt.core.checks import InputError
 from splatopt.train.levels import factor_at, parse_levels
+from splatopt.train.outlook import Course, Outlook
 from splatopt.train.plan import Decision, PlannedStage
 from splatopt.train.plan_by_clock import ByClock, PlanFacts
-from splatopt.train.plan_costs import StepCosts, Stretch
+from splatopt.train.plan_costs import StepCosts, Stretch, files_seconds
+from splatopt.train.plan_memory import read_memory
 from splatopt.train.plan_plateau import Plateau
 from splatopt.train.planner import Taken
 from splatopt.train.recipe import Recipe
+from splatopt.train.stages import Stage
 
 FACTS = PlanFacts(
     seconds=120.0,
@@ -37,6 +42,7 @@ class MadeUp:
     scoring: float = 2.0
     decisions: list[Decision] = field(default_factory=list)
     done: list[float] = field(default_factory=list)
+    left: list[tuple[float, float]] = field(default_factory=list)
 
     def run(self, facts: PlanFacts = FACTS, loss: Callable[[int], float] = lambda step: 1.0) -> float:
         """Take all steps of a plan; returns when the run is done, its scoring included."""
@@ -55,7 +61,8 @@ class MadeUp:
             cost = self.seconds_a_pixel * facts.pixels / factor**2 + self.seconds_a_gaussian * gaussians
             now += self.burden(now) * cost
             step += 1
-            decision = planner.after_step(Taken(step, gaussians, now, loss(step)))
+            decision = planner.after_step(taken := Taken(step, gaussians, now, loss(step)))
+            self.left.append((now, planner.seconds_left(taken)))
             if decision is not None:
                 self.decisions.append(decision)
         grown = gradient + self.seconds_a_gaussian * (gaussians - start)
@@ -158,3 +165,107 @@ def test_the_share_of_a_run_goes_on_from_where_it_is():
     assert later.stage_progress(75, 1).step == 5
     assert later.step_at(0.4) == 50
     assert later.whole_progress(50).fraction_after(20) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("when", [0, 40, 700])
+def test_what_a_run_remembers_has_it_end_early_at_the_same_step(when):
+    """After a resume, which begins a new plan by what a checkpoint holds."""
+    facts = replace(FACTS, until_plateau=True, views=10, seconds=1e6)
+    decision = Decision(0, 0.0, "pace", (PlannedStage("learned", 2000, 1.0),), max_gaussians=20_000)
+    memory, found = None, []
+    for resumed in (False, True):
+        planner = ByClock(facts, 20_000, 0.0)
+        planner.take(decision)
+        for step in range(1, 2001):
+            if resumed and step == when + 1:
+                planner = ByClock(facts, 20_000, 0.0, planner.plan)
+                planner.recall(read_memory(json.loads(memory), "a checkpoint"))
+            if planner.after_step(Taken(step, 20_000, 0.01 * step, 0.5 + 0.1 * (step % 7))):
+                found.append(step)
+                break
+            if not resumed and step == max(1, when):
+                memory = json.dumps(planner.memory.to_json())
+    assert found[0] == found[1] > 700
+
+
+def test_what_a_run_remembers_says_what_steps_and_scoring_take():
+    planner = ByClock(FACTS, 10_000, 4.0)
+    planner.measured(6.0, 2.0, 0.2)
+    for step in range(1, 300):
+        planner.after_step(Taken(step, 10_000, 6.0 + 0.2 * step, 1.0))
+    again = ByClock(FACTS, 10_000, 66.0, planner.plan)
+    again.recall(read_memory(planner.memory.to_json(), "a checkpoint"))
+    assert again.memory == planner.memory
+    assert again.memory.scoring == (2.0, 10_000)
+    assert len(again.memory.stretches) > 3
+    assert again.go_on(299, 10_000, 66.0) == planner.go_on(299, 10_000, 66.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stretches": [[1, 0.5, 100.0]]},
+        {"stretches": [[1, -0.5, 100.0, 5.0]]},
+        {"scale": 0.0},
+        {"scoring": "none"},
+        {"plateau": {"count": -1}},
+        {"plateau": 3},
+        {"more": 1},
+    ],
+)
+def test_a_memory_that_is_none_is_refused(change):
+    whole = {"optimizer": "learned"} | change
+    with pytest.raises(InputError, match="a checkpoint"):
+        read_memory(whole, "a checkpoint")
+
+
+MACHINES = {
+    "many Gaussians": MadeUp(1e-7, 1e-6),
+    "many pixels": MadeUp(1e-6, 5e-7),
+    "restless": MadeUp(burden=lambda now: 1 + 0.5 * (now % 1)),
+}
+
+
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
+@pytest.mark.parametrize("kind", ["plain", "growing", "coarse to fine", "all", "two stages"])
+def test_a_run_of_known_steps_says_when_it_will_end(machine, kind):
+    """Within a fifth, from a tenth of the run on."""
+    steps, start, scoring = 3000, 10_000, 2.0
+    grows, shrinks, two = kind in ("growing", "all"), kind in ("coarse to fine", "all"), kind == "two stages"
+    stages = (Stage("learned", 0, 2000), Stage("block-gn", 2000, 1000)) if two else (Stage("adam", 0, steps),)
+    levels = parse_levels("4:300,2:900") if shrinks else ()
+    growth, most = ((0.03, 0.25), 60_000) if grows else ((0.0, 0.0), None)
+    outlook = Outlook(Course(stages, FACTS.pixels, 1, levels, growth, most), scoring)
+    if shrinks:
+        whole = machine.seconds_a_pixel * FACTS.pixels + machine.seconds_a_gaussian * start
+        outlook.try_out(start, machine.burden(0.5) * whole)
+    now, gaussians, left = 5.0, start, []
+    for step in range(1, steps + 1):
+        share = min(1.0, max(0.0, (step / steps - 0.03) / 0.22)) if grows else 0.0
+        gaussians = round(start * 6**share)
+        pixels = FACTS.pixels / factor_at(levels, step - 1) ** 2
+        cost = 2e-3 + machine.seconds_a_pixel * pixels + machine.seconds_a_gaussian * gaussians
+        now += machine.burden(now) * cost * (1.3 if step > 2000 and two else 1.0)
+        outlook.note(step, gaussians, now)
+        left.append((now, outlook.seconds_left(now)))
+    end = now + scoring + files_seconds(gaussians)
+    for then, told in left[steps // 10 :]:
+        assert abs(told - (end - then)) <= 0.2 * (end - then) + 0.5
+
+
+def test_a_run_that_ends_early_says_so():
+    facts = replace(FACTS, until_plateau=True, views=10)
+    machine = MadeUp(1e-7, 1e-7)
+    ended = machine.run(facts, lambda step: 0.5 + 0.1 * (step % 7))
+    for then, told in machine.left:
+        if then > 0.9 * ended:
+            assert told == pytest.approx(ended - then, rel=0.2, abs=1.0)
+
+
+@pytest.mark.parametrize("burden", [lambda now: 1.0, lambda now: 2.0 if now > 50 else 1.0])
+def test_a_planned_run_says_when_it_will_end(burden):
+    machine = MadeUp(burden=burden)
+    ended = machine.run()
+    for then, told in machine.left:
+        if then > 0.1 * ended:
+            assert told == pytest.approx(ended - then, rel=0.2, abs=3.0)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 
+from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.core.checks import InputError
 from splatopt.train.config import TrainConfig
 from splatopt.train.events import Edited, Stepped
 from splatopt.train.loop import train
+from splatopt.train.plan_memory import read_memory
 from train.toys import Listener, make_toy_capture
 
 SECONDS = 12.0
@@ -83,7 +84,12 @@ def test_a_stopped_run_goes_on_as_its_plan_says_and_the_time_used_counts(planned
     with pytest.raises(KeyboardInterrupt, match="stopped at step 15"):
         planned("stopped", clock, stopping)
     stopped_at = clock.now
-    shutil.copytree(tmp_path / "stopped", tmp_path / "copy")
+    # What scoring and steps were found to take is kept, so that the end comes in time again.
+    checkpoint, _ = latest_checkpoint(tmp_path / "stopped" / "checkpoints")
+    assert checkpoint.step == 15
+    memory = read_memory(checkpoint.scalars["plan"], "here")
+    assert memory.scoring[0] > 0
+    assert memory.stretches
     clock = Clock()
     result, _ = planned("stopped", clock, resume=True)
     assert abs(stopped_at + clock.now - SECONDS) <= 3.0

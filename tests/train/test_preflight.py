@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from splatopt.core import native
 from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.core.checks import InputError
+from splatopt.core.processes import Processes
 from splatopt.data import CaptureOptions, load_capture, make_capture
 from splatopt.optim.zoo import ZooOptions
 from splatopt.raster.cpu import NativeRenderer
@@ -20,8 +22,13 @@ from splatopt.runs.events import Warned
 from splatopt.runs.resumable import OutOfMemoryError
 from splatopt.scene.initialization import start_random
 from splatopt.train.config import TrainConfig
+from splatopt.train.levels import parse_levels
 from splatopt.train.loop import train
-from splatopt.train.preflight import FACTOR, MemoryEstimate, count_tile_pairs, measure_optimizer
+from splatopt.train.pacing import Pacing
+from splatopt.train.planning import clock_from_now
+from splatopt.train.preflight import FACTOR, MemoryEstimate, count_tile_pairs, image_bytes, measure_optimizer
+from splatopt.train.process_context import ProcessContext
+from splatopt.train.setup import starting_cloud
 from train.toys import Listener, ToyRenderer
 
 needs_native = pytest.mark.skipif(not native.available(), reason="the native module is not installed")
@@ -114,6 +121,21 @@ def test_too_little_memory_is_refused_before_anything_is_written(settings):
     with pytest.raises(InputError, match=said):
         train(config, renderer=ToyRenderer())
     assert not config.folder.exists()
+
+
+def test_photographs_of_planned_levels_are_counted(scene):
+    capture = load_capture(scene / "capture")
+    capture = replace(capture, cameras=tuple(camera.resized(1600, 1200) for camera in capture.cameras))
+    told = TrainConfig.of(str(scene / "capture"), minutes=1.0, recipe="learned-no-growth")
+    config = told.resolved("toy", (0.0, 0.0, 0.0))
+    cloud = starting_cloud(config, capture, torch.Generator())
+    context = ProcessContext(torch.device("cpu"), capture, Processes())
+    planned = Pacing(clock_from_now(), None, context).begin(config, capture, cloud, ToyRenderer())
+    assert [level.factor for level in parse_levels(planned.schedule.levels)] == [4, 2]
+    cameras = [capture.cameras[view] for view in capture.split.train]
+    whole = len(cameras) * 3 * 1600 * 1200
+    assert image_bytes(config, cameras) == whole
+    assert image_bytes(planned, cameras) == whole + whole // 4
 
 
 def test_a_sentence_names_the_largest_first():

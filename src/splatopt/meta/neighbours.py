@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 from splatopt.core import native
@@ -56,6 +55,8 @@ def nearest_others(
 
 def _by_scipy(points: np.ndarray, count: int, threads: int) -> Int[Tensor, "n k"]:
     """The same where the native module is missing; of points that are equally far any."""
+    from scipy.spatial import cKDTree
+
     _, found = cKDTree(points).query(points, k=count + 1, workers=threads or -1)
     own = found == np.arange(len(points))[:, None]
     own[~own.any(axis=1), -1] = True  # among more than count + 1 points at one place a point may not find itself

@@ -10,13 +10,14 @@ windows beside it do not see it, and it is left out of the mean.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from splatopt.core.checks import InputError
@@ -28,6 +29,10 @@ SSIM_SIGMA = 1.5
 """Standard deviation of SSIM's Gaussian window, pixels (Wang et al. 2004)."""
 
 _REACH = SSIM_WINDOW // 2
+_TILE, _BAND = (16, 512), 32
+"""Rows and columns that SSIM is computed of at once, and columns of a product: they stay in a processor's cache, and no
+product is so large that NumPy would share it among threads."""
+
 _C1 = 0.01**2
 _C2 = 0.03**2
 
@@ -133,16 +138,45 @@ def ssim(
     return float(np.mean([float(_weighted_mean(torch.from_numpy(similarity), weights)) for similarity in channels]))
 
 
-def _window_mean(values: np.ndarray) -> np.ndarray:
-    """Return the Gaussian-weighted mean around each pixel that has a whole window, (H - 10, W - 10)."""
-    blurred = gaussian_filter(values, sigma=SSIM_SIGMA, radius=_REACH)
-    return blurred[_REACH:-_REACH, _REACH:-_REACH]
-
-
 def _structural_similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return SSIM of one channel, (H - 10, W - 10) float64; equations 13 and 14 of Wang et al."""
-    mean_first, mean_second = _window_mean(first), _window_mean(second)
-    variances = _window_mean(first**2) - mean_first**2 + _window_mean(second**2) - mean_second**2
-    covariance = _window_mean(first * second) - mean_first * mean_second
-    luminance = (2 * mean_first * mean_second + _C1) / (mean_first**2 + mean_second**2 + _C1)
-    return luminance * (2 * covariance + _C2) / (variances + _C2)
+    found = np.empty((first.shape[0] - 2 * _REACH, first.shape[1] - 2 * _REACH))
+    for top, left in itertools.product(*(range(0, side, step) for side, step in zip(found.shape, _TILE, strict=True))):
+        rows, columns = (slice(begin, begin + step) for begin, step in zip((top, left), _TILE, strict=True))
+        around = slice(top, rows.stop + 2 * _REACH), slice(left, columns.stop + 2 * _REACH)
+        found[rows, columns] = _tile_similarity(first[around], second[around])
+    return found
+
+
+def _tile_similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return SSIM of a tile, given with the pixels around it; the formula asks for the sum of the variances alone."""
+    sums = np.stack([first, second, first * first + second * second, first * second])
+    mean_first, mean_second, squares, products = _window_means(sums)
+    product, square = mean_first * mean_second, mean_first * mean_first + mean_second * mean_second
+    similarity: np.ndarray = (
+        (2 * product + _C1) / (square + _C1) * (2 * (products - product) + _C2) / (squares - square + _C2)
+    )
+    return similarity
+
+
+def _window_means(values: np.ndarray) -> np.ndarray:
+    """Return the Gaussian-weighted means around all pixels that have a whole window, (n, h - 10, w - 10) of (n, h, w).
+
+    As products with band matrices, down and then across: several times as fast as sums of shifted images.
+    """
+    count, height, width = values.shape[0], values.shape[1] - 2 * _REACH, values.shape[2] - 2 * _REACH
+    down = np.matmul(_bands(height), values).reshape(count * height, -1)
+    across = np.empty((count * height, width))
+    for left in range(0, width, _BAND):
+        columns = slice(left, min(left + _BAND, width))
+        bands = _bands(columns.stop - left).T
+        np.matmul(down[:, left : columns.stop + 2 * _REACH], bands, out=across[:, columns])
+    return across.reshape(count, height, width)
+
+
+@lru_cache(maxsize=64)
+def _bands(count: int) -> np.ndarray:
+    """Return the matrix, (count, count + 10), by which values become means in their windows."""
+    window = np.exp(-0.5 * (np.arange(-_REACH, _REACH + 1) / SSIM_SIGMA) ** 2)
+    rows = [np.pad(window / window.sum(), (row, count - 1 - row)) for row in range(count)]
+    return np.stack(rows)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, UInt8
-from scipy.spatial import cKDTree
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from splatopt.core import native
 from splatopt.core.checks import InputError, quoted
-from splatopt.core.constants import SH_C0
+from splatopt.core.constants import MAX_COORDINATE, SH_C0
 from splatopt.core.devices import free_memory
 from splatopt.core.schema import SH_REST_COUNTS
 from splatopt.data import Capture
@@ -48,11 +48,22 @@ def neighbour_distances(positions: Float[Tensor, "p 3"]) -> Float[Tensor, " p"]:
     count = positions.shape[0]
     if count < 2:
         return positions.new_full((count,), _LONE_DISTANCE)
-    points = positions.double().numpy()
-    distances, _ = cKDTree(points).query(points, k=min(count, _NEIGHBOURS + 1))
-    # The nearest of all is the point itself, or one that coincides with it.
-    squared = torch.from_numpy(distances[:, 1:]).square().mean(dim=1)
+    points = positions.double()
+    away = points[_nearest_rows(points, min(count - 1, _NEIGHBOURS))] - points[:, None]
+    squared = (away[..., 0] ** 2 + away[..., 1] ** 2 + away[..., 2] ** 2).mean(dim=1)
     return squared.clamp_min(_MIN_SQUARED_DISTANCE).sqrt().to(positions.dtype)
+
+
+def _nearest_rows(points: Float[Tensor, "p 3"], count: int) -> Int[Tensor, "p k"]:
+    """The rows of as many nearest others of each point; of those that coincide with it, it may be itself."""
+    if native.available() and float(points.abs().max()) <= MAX_COORDINATE:
+        rows = torch.empty(len(points), count, dtype=torch.int64)
+        native.nearest_others(points.float(), rows)
+        return rows
+    from scipy.spatial import cKDTree
+
+    _, found = cKDTree(points.numpy()).query(points.numpy(), k=count + 1)
+    return torch.from_numpy(found[:, 1:])
 
 
 def _cloud(positions: Tensor, colors: Tensor, sizes: Tensor, sh_degree: int) -> GaussianCloud:

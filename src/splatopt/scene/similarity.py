@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float64
-from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from splatopt.core.camera import Camera
@@ -131,6 +130,8 @@ HALF_TURN_ABOUT_X = Similarity.rotating(torch.diag(torch.tensor([1.0, -1.0, -1.0
 
 def _turned_quats(rotation: Float64[Tensor, "3 3"], quats: Tensor) -> Tensor:
     """Return q_Q ⊗ q, wxyz, as long as q is."""
+    from scipy.spatial.transform import Rotation
+
     x, y, z, w = Rotation.from_matrix(rotation.numpy()).as_quat().tolist()
     times = torch.tensor(
         [[w, -x, -y, -z], [x, w, -z, y], [y, z, w, -x], [z, -y, x, w]], dtype=torch.float64, device=quats.device

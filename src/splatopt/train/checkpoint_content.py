@@ -14,6 +14,7 @@ from splatopt.runs.folder import MetricSums
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.pose_refinement import POSES
 from splatopt.scene.saved import saved_cloud
+from splatopt.train.plan_memory import PLAN, read_memory
 
 CLOUD = "cloud."
 """What the names of a scene's tensors begin with."""
@@ -89,6 +90,8 @@ def check_training(checkpoint: Checkpoint) -> None:
     with damage_in(numbers.where):
         if "stage" in numbers.values:
             numbers.count("stage")
+        if PLAN in numbers.values:
+            read_memory(numbers.values[PLAN], f"{numbers.where}: {PLAN}")
         if "used" in numbers.values:
             numbers.number("used", minimum=0)
         sums = numbers.object("sums")

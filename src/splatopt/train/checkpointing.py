@@ -17,6 +17,7 @@ from splatopt.train.exposure import ExposureSolving
 from splatopt.train.finite_rows import RowResets
 from splatopt.train.growth import Growth
 from splatopt.train.pacing import Pacing
+from splatopt.train.plan_memory import PLAN
 from splatopt.train.sampler import ViewSampler
 
 
@@ -58,6 +59,8 @@ def checkpoint_of(run: Checkpointed) -> Checkpoint:
         "resets": run.resets.to_json(),
         **counts,
     }
+    if (memory := run.pacing.memory) is not None:
+        scalars[PLAN] = memory.to_json()
     if run.growth is not None:
         kept, scalars["density"] = run.growth.state()
         tensors |= kept

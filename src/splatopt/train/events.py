@@ -45,7 +45,7 @@ class Stepped(RunStepped):
         cloud: The live cloud, in the training frame; whoever keeps it clones it.
         stage: The stage that took the step, which in a run without --stages is the whole run; None where it is
             not told.
-        seconds_left: Until the run is to be done, scoring and files included, where it plans itself; else None.
+        seconds_left: Until the run is done, scoring and files included; None before enough steps were taken to tell.
     """
 
     psnr: float

@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from splatopt.density.gain import GainOptions
-from splatopt.train.density_options import NO_DENSITY
 from splatopt.train.levels import Level, parse_levels, written_levels
 from splatopt.train.plan import Decision, Plan, PlannedStage
-from splatopt.train.plan_costs import StepCosts, Stretch
+from splatopt.train.plan_costs import StepCosts, Stretch, files_seconds, gaussians_at, growth_of
+from splatopt.train.plan_memory import PlanMemory
 from splatopt.train.plan_plateau import Plateau
 from splatopt.train.planner import Planner, Taken
 from splatopt.train.recipe import Recipe, edit_every
@@ -30,14 +29,7 @@ _LOOKS = (0.01, 0.03, 0.06, *(0.05 * part for part in range(2, 20)), 0.97, 0.985
 _CAP_UNTIL = 0.06
 """Share of the run up to which the number of Gaussians of its end may still change."""
 
-_GROWTH = {"gain": (GainOptions.begin, GainOptions.until)}
-_OTHER_GROWTH = (0.02, 0.5)
-"""Shares of the run between which Gaussians are added."""
-
 _SAMPLES = 16
-_FILES_SECONDS, _ROW_SECONDS = 0.3, 1e-5
-"""What the last files take, and of it each Gaussian: provisional."""
-
 _EARLY_END = 10
 """Where nothing improves any more, schedules end within a tenth of the steps so far."""
 
@@ -77,7 +69,7 @@ class PlanFacts:
     @property
     def growth(self) -> tuple[float, float]:
         """Shares of the run between which Gaussians are added."""
-        return _GROWTH.get(self.recipe.density, _OTHER_GROWTH) if self.recipe.density != NO_DENSITY else (0.0, 0.0)
+        return growth_of(self.recipe.density)
 
     @property
     def settled(self) -> float:
@@ -103,7 +95,8 @@ class ByClock(Planner):
         self._costs = StepCosts(optimizer)
         self._optimizer = optimizer
         self._looks = self._looks_from(now)
-        self._plateau = Plateau(max(1, facts.views // facts.recipe.view_batch))
+        self._epoch = max(1, facts.views // facts.recipe.view_batch)
+        self._plateau = Plateau(self._epoch)
         self._mark: tuple[int, float] | None = None
         self._sums = np.zeros(2)
         if plan is None:
@@ -120,9 +113,13 @@ class ByClock(Planner):
         """Times at which the run looks at its clock, the next one last."""
         return [now + share * (self.facts.seconds - now) for share in reversed(_LOOKS)]
 
-    def seconds_left(self, now: float) -> float | None:
-        """Return the seconds until the run is to end."""
-        return max(0.0, self.facts.seconds - now)
+    def seconds_left(self, taken: Taken) -> float | None:
+        """Return the seconds until the run is to end; of one that nothing improves, by what its last steps take."""
+        left = max(0.0, self.facts.seconds - taken.now)
+        if self.current.why != PLATEAU:
+            return left
+        each = self._costs.predict(self.facts.pixels, taken.gaussians)
+        return min(left, (self.current.steps - taken.step) * each + self._reserve(taken.gaussians))
 
     def go_back(self, step: int) -> Decision:
         """Return the decision that held after ``step`` steps; those that came later are forgotten."""
@@ -130,6 +127,20 @@ class ByClock(Planner):
         self.current = self.plan.decisions[-1]
         self._mark = None
         return self.current
+
+    @property
+    def memory(self) -> PlanMemory:
+        """What it decides by."""
+        costs = self._costs
+        stretches = tuple((one.steps, one.seconds, one.pixels, one.gaussians) for one in costs.stretches)
+        return PlanMemory(costs.optimizer, costs.scale, stretches, self._scoring, self._plateau.memory)
+
+    def recall(self, memory: PlanMemory) -> None:
+        """Decide by what a checkpoint holds; what steps take is measured anew from the next one on."""
+        self._optimizer, self._mark = memory.optimizer, None
+        self._costs = StepCosts(memory.optimizer, memory.scale, [Stretch(*one) for one in memory.stretches])
+        self._scoring = memory.scoring
+        self._plateau = Plateau(self._epoch, memory.plateau)
 
     def limit(self, max_gaussians: int) -> None:
         """Have memory for no more Gaussians than so many."""
@@ -139,6 +150,7 @@ class ByClock(Planner):
 
     def go_on(self, step: int, gaussians: int, now: float) -> Decision:
         """Return the decision for a run that had come to its end, and has more time now."""
+        self._plateau = Plateau(self._epoch)
         return self.take(self._decide(self.current, step, gaussians, now, "more time"))
 
     def measured(self, now: float, scoring: float, gradient: float) -> Decision:
@@ -236,13 +248,8 @@ class ByClock(Planner):
 
     def _step_seconds(self, costs: StepCosts, at: float, done: float, gaussians: int, cap: int | None) -> float:
         """What a step takes at a share of the run, with the Gaussians that there will be."""
-        begin, until = self.facts.growth
         pixels = self.facts.pixels / self._factor(at) ** 2
-        if cap is None or gaussians >= cap or at <= begin:
-            return costs.predict(pixels, gaussians)
-        begin = max(begin, min(done, until))
-        share = min(1.0, (at - begin) / (until - begin)) if until > begin else 1.0
-        return costs.predict(pixels, gaussians * (cap / max(1, gaussians)) ** share)
+        return costs.predict(pixels, gaussians_at(at, done, gaussians, cap, self.facts.growth))
 
     def _cap(self, before: Decision, done: float, gaussians: int, left: float) -> int | None:
         """How many Gaussians there may be: so many that enough steps are left."""
@@ -263,7 +270,7 @@ class ByClock(Planner):
         """Seconds that scoring and files take in the end."""
         scoring, scored = self._scoring
         grown = self._costs.predict(self.facts.pixels, gaussians) / self._costs.predict(self.facts.pixels, scored)
-        return scoring * max(1.0, grown) + _FILES_SECONDS + _ROW_SECONDS * gaussians
+        return scoring * max(1.0, grown) + files_seconds(gaussians)
 
     # ------------------------------------------------------------------ what follows from them
 

@@ -9,10 +9,20 @@ is scaled to the last stretches, since machines change their pace.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import nnls
+
+from splatopt.density.gain import GainOptions
+from splatopt.train.density_options import NO_DENSITY
+
+_GROWTH = {NO_DENSITY: (0.0, 0.0), "gain": (GainOptions.begin, GainOptions.until)}
+_OTHER_GROWTH = (0.02, 0.5)
+"""Shares of the run between which Gaussians are added."""
+
+_FILES_SECONDS, _ROW_SECONDS = 0.3, 1e-5
+"""What the last files take, and of it each Gaussian: provisional."""
 
 _USUAL = np.array([2e-3, 8e-8, 1e-6])
 """Seconds a step, a pixel and a Gaussian of Adam, one thread of a laptop: their scale is measured, what counts is how
@@ -22,8 +32,39 @@ _USUAL_WEIGHT = 0.05
 _FORGOTTEN, _PAST = 0.7, 0.5
 """Weight of a stretch beside the one after it: in what steps cost, and in the pace."""
 
+_TRIED_WEIGHT = 1.0
+"""Of what was tried at full size, which is not forgotten."""
+
 _FACTORS = {"learned": (1.0, 1.0, 2.5), "block-gn": (1.0, 1.6, 1.3), "tr2": (1.0, 1.5, 1.3)}
 """Of the three costs over Adam's, where they were not measured yet."""
+
+
+def growth_of(density: str) -> tuple[float, float]:
+    """Return the shares of the run between which a strategy adds Gaussians."""
+    return _GROWTH.get(density, _OTHER_GROWTH)
+
+
+def gaussians_at(at: float, done: float, gaussians: int, cap: int | None, growth: tuple[float, float]) -> float:
+    """Return how many Gaussians there will be at a share of the run, by as large a share of them each moment.
+
+    Args:
+        at: The share.
+        done: That which is done.
+        gaussians: How many there are.
+        cap: How many there will be in the end; None where none are added.
+        growth: Shares between which they are.
+    """
+    begin, until = growth
+    if cap is None or gaussians >= cap or at <= begin:
+        return gaussians
+    begin = max(begin, min(done, until))
+    share = min(1.0, (at - begin) / (until - begin)) if until > begin else 1.0
+    return float(gaussians * (cap / max(1, gaussians)) ** share)
+
+
+def files_seconds(gaussians: float) -> float:
+    """Return what writing a run's last files takes."""
+    return _FILES_SECONDS + _ROW_SECONDS * gaussians
 
 
 @dataclass(frozen=True)
@@ -51,17 +92,36 @@ class Stretch:
 class StepCosts:
     """Seconds of a step of one optimizer, after what was measured."""
 
-    def __init__(self, optimizer: str, scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        optimizer: str,
+        scale: float = 1.0,
+        stretches: Sequence[Stretch] = (),
+        tried: Stretch | None = None,
+        forgotten: float = _FORGOTTEN,
+    ) -> None:
         """Begin with a usual machine's costs.
 
         Args:
             optimizer: Its name.
             scale: This machine's pace over the usual one's.
+            stretches: What was measured before.
+            tried: What a step was found to take at full size, while steps may be of smaller photographs.
+            forgotten: Weight of a stretch beside the one after it.
         """
+        self._tried, self._forgotten = tried, forgotten
+        self.optimizer, self.scale = optimizer, scale
         self._own = _USUAL * np.array(_FACTORS.get(optimizer, (1.0, 1.0, 1.0)))
         self._usual = self._own * scale
         self._stretches: list[Stretch] = []
         self._costs = self._usual
+        for one in stretches:
+            self.note(one)
+
+    @property
+    def stretches(self) -> tuple[Stretch, ...]:
+        """What was measured, the last one last."""
+        return tuple(self._stretches)
 
     def predict(self, pixels: float, gaussians: float) -> float:
         """Return the seconds of a step."""
@@ -76,14 +136,19 @@ class StepCosts:
 
     def note(self, stretch: Stretch) -> None:
         """Take a stretch into account."""
+        from scipy.optimize import nnls
+
         self._stretches.append(stretch)
         usual = self._usual * self._pace(self._usual)
         rows = [_USUAL_WEIGHT * np.diag(1 / usual)]
         wanted = [np.full(3, _USUAL_WEIGHT)]
         for age, one in enumerate(reversed(self._stretches)):
-            weight = _FORGOTTEN**age
+            weight = self._forgotten**age
             rows.append(weight * one.terms[None] / one.seconds)
             wanted.append(np.array([weight]))
+        if self._tried is not None:
+            rows.append(_TRIED_WEIGHT * self._tried.terms[None] / self._tried.seconds)
+            wanted.append(np.array([_TRIED_WEIGHT]))
         # In units of the usual costs, which differ by orders of magnitude.
         found, _ = nnls(np.concatenate(rows) * usual, np.concatenate(wanted))
         self._costs = found * usual

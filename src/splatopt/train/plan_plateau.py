@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 
+from splatopt.train.plan_memory import PlateauMemory
+
 _PATIENCE = 6
 """Stretches that may pass without a new lowest mean."""
 
@@ -24,15 +26,23 @@ _MIN_SHARE = 0.15
 class Plateau:
     """Takes in losses and says when they have stopped falling."""
 
-    def __init__(self, epoch: int) -> None:
-        """Begin without a loss.
+    def __init__(self, epoch: int, memory: PlateauMemory | None = None) -> None:
+        """Begin without a loss, or go on.
 
         Args:
             epoch: Steps in which every training view is seen once.
+            memory: What was taken in before.
         """
+        memory = memory or PlateauMemory()
         self._length = epoch * math.ceil(_MIN_STEPS / epoch)
-        self._sum, self._count = 0.0, 0
-        self._lowest, self._since = math.inf, 0
+        self._sum, self._count = memory.total, memory.count
+        self._lowest, self._since = math.inf if memory.lowest is None else memory.lowest, memory.since
+
+    @property
+    def memory(self) -> PlateauMemory:
+        """What was taken in so far."""
+        lowest = self._lowest if math.isfinite(self._lowest) else None
+        return PlateauMemory(self._sum, self._count, lowest, self._since)
 
     def add(self, loss: float) -> None:
         """Take in the loss of one step."""

@@ -49,7 +49,7 @@ class Planner(ABC):
     def after_step(self, taken: Taken) -> Decision | None:
         """Return a decision where one is due; none comes after the last step of a stage."""
 
-    def seconds_left(self, now: float) -> float | None:
+    def seconds_left(self, taken: Taken) -> float | None:
         """Return the seconds until the run is to end, final scoring included; None where no clock says so."""
         return None
 

@@ -208,7 +208,7 @@ class Trainer(ResumableRun):
         if self.needed is None:
             self.config = self.pacing.begin(self.config, self.capture, cloud, self.renderer)
         self._bind(cloud)
-        self._follow(self.pacing.restore(checkpoint.step, len(cloud)))
+        self._follow(self.pacing.restore(checkpoint, len(cloud)))
         self._begin_stage(stage_at(self.stages, checkpoint.step))
         load_parts(self, checkpoint)
         self.over = self._is_over()
@@ -285,7 +285,7 @@ class Trainer(ResumableRun):
         cloud = self.objective.cloud
         self._follow(self.pacing.after_step(self.step, len(cloud), used, evaluation.loss))
         self._after_step(evaluation)
-        stage, left = self.stages[position], self.pacing.seconds_left(used)
+        stage, left = self.stages[position], self.pacing.seconds_left
         self.tell(Stepped(self.step, self.planned, self.seconds, evaluation.loss, psnr, cloud, stage, left))
 
     def _mend_rows(self) -> str | None:
