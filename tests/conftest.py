@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -22,6 +23,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="../shared/data",
         help="folder with the real scenes (fox, castle, lego_200, …); tests that use them skip where it is absent",
     )
+
+
+def pytest_collection_finish() -> None:
+    """Have the garbage collector pass over what is there by now: it lives to the end, and is much to look through."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
