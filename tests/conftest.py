@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import Counter
 from pathlib import Path
@@ -48,6 +49,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {path: LONGEST.index(name) if name in LONGEST else len(LONGEST) for path, name in names.items()}
     counts = Counter(item.path for item in items)
     items.sort(key=lambda item: (places[item.path], -counts[item.path]))
+
+
+def pytest_collection_finish() -> None:
+    """Have the garbage collector pass over what is there by now: it lives to the end, and is much to look through."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -64,11 +64,14 @@ print([name for name in {heavy} if name in sys.modules])
     assert out.splitlines()[-1] == "[]"
 
 
-def test_the_python_names_load_neither_metrics_nor_plotting():
+def test_the_python_names_load_neither_metrics_nor_plotting_and_nothing_on_a_cpu_needs_triton():
     code = """
-import sys, splatopt
+import sys, splatopt, torch
 splatopt.TrainConfig, splatopt.fit, splatopt.AdamOptions
-print([name for name in ("torchmetrics", "matplotlib") if name in sys.modules])
+import splatopt.optim
+from splatopt import kernels
+kernels.takes([torch.zeros(3)]); kernels.available()
+print([name for name in ("torchmetrics", "matplotlib", "triton") if name in sys.modules])
 """
     assert output_of(code).strip() == "[]"
 

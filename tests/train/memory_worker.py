@@ -1,7 +1,8 @@
-"""Trains for two steps in a process of its own and prints what it was estimated to take and what it took, bytes."""
+"""Trains for two steps in a process for each optimizer and prints what it was estimated to take and took, bytes."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from splatopt.train import trainer as trainer_module
 from splatopt.train.config import TrainConfig
 from splatopt.train.loop import train
 
-if __name__ == "__main__":
-    folder, optimizer, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+
+def measure(folder: Path, optimizer: str, count: int) -> None:
+    """Train, and print a line."""
     capture = load_capture(folder / "capture", CaptureOptions())
     estimates = []
     check = trainer_module.check_memory
@@ -45,4 +47,14 @@ if __name__ == "__main__":
     train(warm, capture=capture, renderer=make_renderer("native", 1))
     before = resident_megabytes()
     train(config, capture=capture, renderer=make_renderer("native", 1))
-    print(estimates[-1].total, round((peak_megabytes() - before) * 1e6), estimates[-1].sentence)
+    print(optimizer, estimates[-1].total, round((peak_megabytes() - before) * 1e6), estimates[-1].sentence, flush=True)
+
+
+if __name__ == "__main__":
+    for name in sys.argv[3:]:
+        child = os.fork()  # its peak is its own, and nothing is imported again
+        if child == 0:
+            measure(Path(sys.argv[1]), name, int(sys.argv[2]))
+            os._exit(0)
+        if os.waitpid(child, 0)[1]:
+            sys.exit(f"{name} failed")

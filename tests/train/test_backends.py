@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not native.available(), reason="the native modul
 
 
 def test_200_steps_end_within_two_hundredths_of_a_decibel(tmp_path):
-    capture = make_toy_capture(tmp_path / "capture", width=40, height=30, points=150)
+    capture = make_toy_capture(tmp_path / "capture", width=28, height=20, points=80)
     results = {
         renderer: train(
             TrainConfig.of(str(capture), steps=200, out=tmp_path / renderer, renderer=renderer, sh_interval=50)

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.process_group import finish, in_threads, start
+from core.process_group import ThreadProcesses, finish, in_threads, start
 from splatopt.core import native
 from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.core.checks import InputError
-from splatopt.core.processes import Launch, Processes, find_launch
+from splatopt.core.processes import Launch, Processes, ReportedElsewhereError, find_launch
 from splatopt.core.row_statistics import GradientStatistics
 from splatopt.core.version import __version__
 from splatopt.density.strategy import STRATEGIES, DensityStrategy, register_density
@@ -156,6 +156,7 @@ def test_a_lost_process_ends_the_run_with_a_checkpoint_and_a_way_on(capture, tmp
     assert latest_checkpoint(out / "checkpoints")[0].step == 10
 
 
+@pytest.mark.slow
 def test_different_versions_are_refused_in_one_sentence(capture, tmp_path):
     out = tmp_path / "run"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -266,6 +267,17 @@ def test_a_row_that_breaks_down_is_removed_in_all_processes_and_from_what_each_h
     for name, value in first.cloud.tensors.items():
         assert torch.equal(value, second.cloud.tensors[name]), name
     assert sum(line.get("broken_rows", 0) for line in lines(config.folder)) == 1
+
+
+def test_versions_that_differ_are_said_once():
+    def work(processes: ThreadProcesses):
+        texts = processes.texts
+        processes.texts = lambda text: texts("9.9.9" if processes.rank else text)
+        said = rf"{__version__} \(process 0\), 9\.9\.9 \(process 1\); install one for all"
+        with pytest.raises(InputError if processes.is_first else ReportedElsewhereError, match=said):
+            processes.check_versions()
+
+    in_threads(2, work)
 
 
 def test_states_that_differ_are_found(settings):

@@ -9,6 +9,7 @@ name, just as a plug-in file does.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import importlib.metadata
@@ -202,7 +203,7 @@ class Registry(Generic[Entry]):
             self._loading = False
 
     def _points(self) -> list[importlib.metadata.EntryPoint]:
-        return list(importlib.metadata.entry_points(group=self.group))
+        return list(_entry_points(self.group, tuple(sys.path)))
 
     def _load_installed(self, name: str) -> None:
         """Import what an installed package offers under ``name``, where one does."""
@@ -217,6 +218,12 @@ class Registry(Generic[Entry]):
                 point.load()
             if name not in self._entries:
                 raise InputError(f"{told} is {point.value}, which registers no {self.kind} of that name")
+
+
+@functools.lru_cache(maxsize=8)
+def _entry_points(group: str, search_path: tuple[str, ...]) -> importlib.metadata.EntryPoints:
+    """Return those of the packages on ``search_path``, which is Python's own; reading them takes a while."""
+    return importlib.metadata.entry_points(group=group)
 
 
 _REGISTRIES: list[Registry[Any]] = []
