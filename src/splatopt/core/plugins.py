@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import importlib
 import importlib.metadata
 import re
 import sys
@@ -159,13 +158,13 @@ class Registry(Generic[Entry]):
     def offered(self) -> Mapping[str, str]:
         """Return the names that installed packages offer and nobody has asked for yet, each with its package's."""
         self._load_own()
-        return {point.name: _package(point) for point in self._points() if point.name not in self._entries}
+        found = {point.name: _package(point) for point in _entry_points(self.group, tuple(sys.path))}
+        return {name: package for name, package in found.items() if name not in self._entries}
 
     def load_offered(self, names: Collection[str]) -> None:
         """Load those of ``names`` that installed packages offer; raises InputError where one cannot be loaded."""
-        for name in self.offered():
-            if name in names:
-                self._find(name)
+        for name in [name for name in self.offered() if name in names]:
+            self._find(name)
 
     def find(self, name: str) -> Entry:
         """Return what ``name`` stands for.
@@ -202,12 +201,9 @@ class Registry(Generic[Entry]):
         finally:
             self._loading = False
 
-    def _points(self) -> list[importlib.metadata.EntryPoint]:
-        return list(_entry_points(self.group, tuple(sys.path)))
-
     def _load_installed(self, name: str) -> None:
         """Import what an installed package offers under ``name``, where one does."""
-        points = [point for point in self._points() if point.name == name]
+        points = [point for point in _entry_points(self.group, tuple(sys.path)) if point.name == name]
         if len(points) > 1:
             packages = " and ".join(_package(point) for point in points)
             raise InputError(f"{_article(self.kind)} named {name!r} is offered twice, by {packages}; uninstall one")

@@ -200,25 +200,8 @@ def diagnose_point(
     gradient = layout.flatten(scaled(evaluation.gradient, units))
     if not bool(torch.isfinite(gradient).all()):
         raise InputError(f"the gradient at step {point.step} is not finite; there is no curvature to speak of")
-    steps = _lanczos_steps(plan, gradient)
-    product, about, done = _operator(objective, batch), f"step {point.step}, product", 0
-
-    def counted(vector: Tensor) -> Tensor:
-        nonlocal done
-        done += 1
-        watch(f"{about} {done} of {plan.probes * steps}")
-        return product(vector)
-
-    generator = torch.Generator().manual_seed(plan.seed)
-    like = gradient.cpu()
-    start = rademacher(like, generator).to(gradient)
-    top = top_space(counted, start, steps, plan.top, goes_on)
-    shares = shares_of(gradient, top)
-    spectrum = [top.pairs]
-    for _ in range(plan.probes - 1):
-        if goes_on():
-            start = rademacher(like, generator).to(gradient)
-            spectrum.append(top_space(counted, start, steps, 0, goes_on).pairs)
+    product = _operator(objective, batch)
+    top, spectrum = _spaces(product, gradient, plan, lambda text: watch(f"step {point.step}, {text}"), goes_on)
     watch(f"step {point.step}, the optimizer's step")
     kept_overlap = point.optimizer.state().scalars.get("kappa") or None
     moved = step_of(point, batch)
@@ -231,7 +214,7 @@ def diagnose_point(
         gradient_norm=float(gradient.norm()),
         eigenvalues=tuple(top.values.tolist()),
         residuals=tuple(top.residuals.tolist()),
-        shares=shares,
+        shares=shares_of(gradient, top),
         products=tuple(len(one.values) for one in spectrum),
         spectrum=tuple(spectrum),
         slope=float(gradient.double() @ flat.double()),
@@ -240,6 +223,32 @@ def diagnose_point(
         overlap=_overlap(objective, batch, moved),
         kept_overlap=kept_overlap,
     )
+
+
+def _spaces(
+    product: Callable[[Tensor], Tensor],
+    gradient: Tensor,
+    plan: RunDiagnosisPlan,
+    watch: Watch,
+    goes_on: Callable[[], bool],
+) -> tuple[TopSpace, list[RitzPairs]]:
+    """Return the top eigenvectors, and the spectrum by every probe; see :func:`diagnose_point`."""
+    steps, done = _lanczos_steps(plan, gradient), 0
+
+    def counted(vector: Tensor) -> Tensor:
+        nonlocal done
+        done += 1
+        watch(f"product {done} of {plan.probes * steps}")
+        return product(vector)
+
+    generator, like = torch.Generator().manual_seed(plan.seed), gradient.cpu()
+    top = top_space(counted, rademacher(like, generator).to(gradient), steps, plan.top, goes_on)
+    spectrum = [top.pairs]
+    for _ in range(plan.probes - 1):
+        if goes_on():
+            start = rademacher(like, generator).to(gradient)
+            spectrum.append(top_space(counted, start, steps, 0, goes_on).pairs)
+    return top, spectrum
 
 
 def units_of(objective: Objective) -> Mapping[str, float]:
