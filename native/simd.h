@@ -60,17 +60,8 @@ inline Vec magnitude(Vec a) { return max(-a, a); }
 inline Vec clamp(Vec a, Vec low, Vec high) { return min(max(a, low), high); }
 inline Mask first_lanes(int count) { return from_bits(count >= kLanes ? 0xffffu : (1u << count) - 1u); }
 
-// 2^x to 2e-7 relative.
+// 2^x to 1e-7 relative: x = n + f with |f| <= 1/2, a degree-5 minimax polynomial for 2^f.
 inline Vec exp2(Vec x) {
-#if defined(SPLATOPT_AVX512)
-    // x = n + f with n a multiple of 1/32 and |f| <= 1/64, a degree-2 minimax polynomial for 2^f. Adding 1.5·2^18 rounds
-    // to such an n, whose thirty-seconds are the sum's lowest bits.
-    const Vec shift(393216.0f), shifted = x + shift, n = shifted - shift, f = x - n;
-    const Vec power = power_of_two_fraction(shifted);
-    const Vec p = fmadd(Vec(2.4022650e-1f), f, Vec(6.9315733e-1f));
-    return scale_by_power(fmadd(p, f * power, power), n);
-#else
-    // x = n + f with |f| <= 1/2, a degree-5 minimax polynomial for 2^f.
     const Vec n = round(x);
     const Vec f = x - n;
     Vec p = Vec(1.32647e-3f);
@@ -80,7 +71,6 @@ inline Vec exp2(Vec x) {
     p = fmadd(p, f, Vec(6.9314698e-1f));
     p = fmadd(p, f, Vec(1.0f));
     return scale_by_power(p, n);
-#endif
 }
 // e^x, |x| below 87: the product with log2(e) in two parts keeps the relative error near 1e-7.
 inline Vec exp(Vec x) {

@@ -24,17 +24,8 @@ inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a.v, b.v); }
 inline Vec sqrt(Vec a) { return _mm512_sqrt_ps(a.v); }
 inline Vec round(Vec a) { return _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline Vec floor(Vec a) { return _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
-// a * 2^(n rounded down).
+// a * 2^n for integral n.
 inline Vec scale_by_power(Vec a, Vec n) { return _mm512_scalef_ps(a.v, n.v); }
-// 2^(k/32), k the lowest five bits of a.
-inline Vec power_of_two_fraction(Vec a) {
-    alignas(64) static constexpr float kPowers[32] = {
-        1.f, 1.0218972f, 1.0442737f, 1.0671405f, 1.0905077f, 1.1143868f, 1.1387886f, 1.1637249f,
-        1.1892071f, 1.2152474f, 1.2418578f, 1.269051f, 1.2968396f, 1.3252367f, 1.3542556f, 1.38391f,
-        1.4142135f, 1.4451808f, 1.4768262f, 1.5091645f, 1.5422108f, 1.5759809f, 1.6104903f, 1.6457555f,
-        1.6817929f, 1.7186193f, 1.7562522f, 1.7947091f, 1.8340081f, 1.8741677f, 1.9152066f, 1.9571441f};
-    return _mm512_permutex2var_ps(_mm512_load_ps(kPowers), _mm512_castps_si512(a.v), _mm512_load_ps(kPowers + 16));
-}
 // Mantissa in [0.75, 1.5) and the exponent that belongs to it, for positive normal a.
 inline void split_exponent(Vec a, Vec& mantissa, Vec& exponent) {
     mantissa = _mm512_getmant_ps(a.v, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_src);

@@ -18,7 +18,14 @@ from splatopt.optim.diagonal_gauss_newton import (
     SignTrustRegion,
     SignTrustRegionOptions,
 )
-from splatopt.optim.first_order import Adam, AdamOptions, SearchedAdamOptions, TunedAdamOptions
+from splatopt.optim.first_order import (
+    Adam,
+    AdamOptions,
+    OwnFrameAdam,
+    OwnFrameAdamOptions,
+    SearchedAdamOptions,
+    TunedAdamOptions,
+)
 from splatopt.optim.hessian_diagonal import AdaHessian, AdaHessianOptions, Esgd, EsgdOptions, Sophia, SophiaOptions
 from splatopt.optim.kfac import KFAC
 from splatopt.optim.levenberg_marquardt import LevenbergMarquardt, LevenbergMarquardtOptions
@@ -47,6 +54,8 @@ __all__ = [
     "Feed",
     "LevenbergMarquardt",
     "LevenbergMarquardtOptions",
+    "OwnFrameAdam",
+    "OwnFrameAdamOptions",
     "PublishedGaussNewton",
     "PublishedGaussNewtonOptions",
     "SearchedAdamOptions",

@@ -87,7 +87,7 @@ class HellingerBox(StepBound):
                 step = torch.div(change.numerator, change.denominator, out=change.denominator).mul_(change.factor)
                 parameter.sub_(step.clamp_(-radius, radius))
             case Solved() | Whole():
-                raise TypeError("a box clips entries, and this step is taken whole")
+                raise TypeError("a box clips entries, and this step is of whole rows")
 
     def fused(self, passes: FusedPasses[BoundsT, CloudT]) -> BoundsT:
         """Return what fused passes make the same radii from."""
