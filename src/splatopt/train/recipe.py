@@ -61,6 +61,8 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "learned-no-growth": Recipe(density="none", view_batch=8, sh_share=0.0),
         "learned-block-gn": Recipe(stages=(("learned", 0.75), ("block-gn", 0.25))),
         "block-gn": Recipe(stages=(("block-gn", 1.0),)),
+        "block-gn-more-gaussians": Recipe(stages=(("block-gn", 1.0),), steps_per_gaussian=3 / 160),
+        "block-gn-learned": Recipe(stages=(("block-gn", 0.5), ("learned", 0.5))),
         "adam-mcmc": Recipe(stages=(("adam", 1.0),), density="mcmc"),
     }
 )
