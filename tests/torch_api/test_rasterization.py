@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -233,6 +235,17 @@ def test_rasterizers_are_used_again_and_no_graph_keeps_none() -> None:
         rasterization(**given)
     assert len(workers._idle[torch.get_num_threads()]) == before
     assert 1 <= before <= 8
+
+
+@needs_native
+def test_a_script_that_ends_with_a_graph_ends_quietly() -> None:
+    script = (
+        "import torch\nfrom splatopt.torch_api import rasterization\n"
+        "one, eye = torch.ones(1, 3, requires_grad=True), torch.eye(4)[None]\n"
+        "image, _, _ = rasterization(one, torch.ones(1, 4), one, one[:, 0], one, eye, eye[:, :3, :3], 8, 8)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    assert ended.stderr == ""
 
 
 def test_backgrounds_show_where_nothing_is_and_depths_have_none() -> None:

@@ -6,6 +6,9 @@ import os
 import sys
 from pathlib import Path
 
+import scipy.optimize  # noqa: F401 - a longer run loads it on first use, and that is not counted
+import scipy.spatial  # noqa: F401
+
 from splatopt.data import CaptureOptions, load_capture
 from splatopt.raster.render import make_renderer
 from splatopt.runs.memory import peak_megabytes, resident_megabytes

@@ -15,7 +15,7 @@ from splatopt.core import native
 from splatopt.core.schema import rotation_matrices
 from splatopt.raster.constants import FRUSTUM_MARGIN, MIN_ALPHA
 from splatopt.raster.cpu import native_constants
-from splatopt.torch_api.workers import native_module, torch_workers, uses_native
+from splatopt.torch_api.workers import HeldViews, native_module, torch_workers, uses_native
 
 MAX_EXTENT = 3.33
 """Half sides of a row's box end at so many standard deviations, as gsplat's; α of an opacity of 1 ends at 3.329."""
@@ -258,8 +258,8 @@ class _NativeProjection(torch.autograd.Function):
         constants = native_constants(near_plane=cameras.near_plane, low_pass=cameras.low_pass)
         module, limits = native_module(), (cameras.far_plane, cameras.radius_clip)
         pointers = module.PlainRows(*ctx.rows)
-        ctx.views = [native_view(cameras, view) for view in range(count)]
-        for view, camera in enumerate(ctx.views):
+        ctx.held = HeldViews([native_view(cameras, view) for view in range(count)])
+        for view, camera in enumerate(ctx.held.views):
             into = module.PlainSplats(means2d[view], factors[view], depths[view], compensations[view], radii[view])
             torch_workers().project_rows(constants, camera, limits, pointers, into)
         ctx.save_for_backward(means, quats, scales, viewmats, radii)
@@ -276,7 +276,7 @@ class _NativeProjection(torch.autograd.Function):
         poses = []
         given = [None if one is None else one.contiguous() for one in gradients]
         constants = native_constants(near_plane=ctx.cameras.near_plane, low_pass=ctx.cameras.low_pass)
-        for view, camera in enumerate(ctx.views):
+        for view, camera in enumerate(ctx.held.views):
             of_view = module.PlainSplatGradients(*(None if one is None else one[view] for one in given), radii[view])
             poses.append(torch_workers().project_rows_backward(constants, camera, pointers, of_view, *into))
         return *into, _pose_gradients(poses).to(into[0]), None, None

@@ -16,6 +16,7 @@ _MAX_IDLE = 8
 _idle: dict[int, list[native.Native]] = {}
 """Rasterizers that wait, by their number of threads."""
 _drawings: weakref.WeakSet[Drawing] = weakref.WeakSet()
+_held: weakref.WeakSet[HeldViews] = weakref.WeakSet()
 
 
 def uses_native(tensor: Tensor) -> bool:
@@ -33,6 +34,14 @@ def native_module() -> ModuleType:
 def torch_workers() -> native.Native:
     """Return the pool of ``torch.get_num_threads()`` threads."""
     return native.workers(torch.get_num_threads())
+
+
+class HeldViews:
+    """Cameras as the native module takes them, which a graph keeps for its backward pass."""
+
+    def __init__(self, views: list[native.Native]) -> None:
+        self.views = views
+        _held.add(self)
 
 
 class Drawing:
@@ -59,5 +68,7 @@ def _let_go() -> None:
     # PyTorch keeps graphs that are alive when the interpreter ends, and all that they hold.
     for drawing in _drawings:
         drawing.rasterizer = None
+    for held in _held:
+        held.views.clear()
     for waiting in _idle.values():
         waiting.clear()
