@@ -41,7 +41,7 @@ def test_resolving_spells_out_what_was_left_open():
     assert config.scene.background == (1.0, 1.0, 1.0)
     given = TrainConfig.of("fox", out=Path("x"), background=BLACK).resolved("fox", (1.0, 1.0, 1.0))
     assert given.folder == Path("x")
-    assert (given.schedule.optimizer, given.density.density, given.schedule.minutes) == ("learned", "gain", 5.0)
+    assert (given.schedule.optimizer, given.density.density, given.schedule.minutes) == ("block-gn", "gain", 5.0)
     assert given.schedule.until_plateau
     assert given.scene.background == BLACK
 
@@ -78,7 +78,7 @@ def test_options_of_another_optimizer_are_refused():
     with pytest.raises(InputError, match="must be a AdamOptions, got a dict"):
         TrainConfig.of("fox", optimizer="adam", optimizer_options={"rate": 1.0})
     given = TrainConfig.of("fox", optimizer_options=AdamOptions())  # of a run that is gone on with, it may be
-    with pytest.raises(InputError, match="must be a LearnedOptions, got a AdamOptions"):
+    with pytest.raises(InputError, match="must be a BlockGaussNewtonOptions, got a AdamOptions"):
         given.resolved("fox", BLACK)
 
 

@@ -146,7 +146,7 @@ def test_growth_keeps_to_a_size_of_the_file(planned):
         ({"minutes": float("nan")}, "--minutes must be at least 0.05, got nan"),
         ({"minutes": 1.0, "max_gaussians": 5}, "--max-gaussians 5 is fewer than the 40 Gaussians"),
         ({"minutes": 1.0, "recipe": "best"}, "there is no recipe 'best'"),
-        ({"steps": 5, "recipe": "block-gn"}, "--recipe is of runs that plan themselves"),
+        ({"steps": 5, "recipe": "learned"}, "--recipe is of runs that plan themselves"),
         ({"steps": 5, "until_plateau": True}, "--until-plateau is of runs that plan themselves"),
         ({"plan": "nowhere.json"}, "there is no plan at nowhere.json; give the plan.json of a run that planned itself"),
         (

@@ -14,7 +14,7 @@ import numpy as np
 
 from splatopt.train.levels import Level, parse_levels, written_levels
 from splatopt.train.plan import Decision, Plan, PlannedStage
-from splatopt.train.plan_costs import StepCosts, Stretch, files_seconds, gaussians_at, growth_of
+from splatopt.train.plan_costs import StepCosts, Stretch, files_seconds, gaussians_at, growth_of, load_solver
 from splatopt.train.plan_memory import PlanMemory
 from splatopt.train.plan_plateau import Plateau
 from splatopt.train.planner import Planner, Taken
@@ -26,8 +26,8 @@ PLATEAU = "plateau"
 _LOOKS = (0.01, 0.03, 0.06, *(0.05 * part for part in range(2, 20)), 0.97, 0.985)
 """Shares of the time after which the run looks at its clock."""
 
-_CAP_UNTIL = 0.06
-"""Share of the run up to which the number of Gaussians of its end may still change."""
+_CAP_UNTIL = 0.2
+"""Share of the run up to which the number of Gaussians of its end may still change: while they are being added."""
 
 _SAMPLES = 16
 _EARLY_END = 10
@@ -89,6 +89,7 @@ class ByClock(Planner):
             now: Seconds since the run was asked for.
             plan: That of the run so far; a new one when None.
         """
+        load_solver()
         self.facts = facts
         self._scoring = (0.0, gaussians)
         optimizer = facts.recipe.stages[0][0]

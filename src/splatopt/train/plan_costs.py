@@ -9,6 +9,7 @@ is scaled to the last stretches, since machines change their pace.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,6 +66,11 @@ def gaussians_at(at: float, done: float, gaussians: int, cap: int | None, growth
 def files_seconds(gaussians: float) -> float:
     """Return what writing a run's last files takes."""
     return _FILES_SECONDS + _ROW_SECONDS * gaussians
+
+
+def load_solver() -> None:
+    """Load what :meth:`StepCosts.note` fits with, before steps are timed rather than during the first of them."""
+    importlib.import_module("scipy.optimize")
 
 
 @dataclass(frozen=True)

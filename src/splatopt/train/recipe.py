@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from splatopt.core.checks import InputError, nearest_names
@@ -14,7 +14,7 @@ DEFAULT_MINUTES = 5.0
 """Of a run that is told nothing; it ends sooner where nothing improves any more."""
 
 PIXELS_A_GAUSSIAN = 100
-"""A capture is trained with at most one Gaussian for so many pixels of its training views: provisional."""
+"""A capture is trained with at most one Gaussian for so many pixels of its training views; own choice."""
 
 MAX_CAP = 2_000_000
 """Gaussians at most that a plan asks for by itself."""
@@ -38,35 +38,37 @@ class Recipe:
         steps_per_gaussian: A scene grows to as many Gaussians as leave it so many steps for each.
     """
 
-    stages: tuple[tuple[str, float], ...] = (("learned", 1.0),)
+    stages: tuple[tuple[str, float], ...] = (("block-gn", 1.0),)
     density: str = "gain"
     levels: tuple[tuple[int, float], ...] = ((4, 0.1), (2, 0.3))
     min_side: int = 400
     view_batch: int = 1
     sh_share: float = 0.25
-    steps_per_gaussian: float = 3 / 80
+    steps_per_gaussian: float = 1 / 40
 
     def levels_for(self, side: int) -> tuple[tuple[int, float], ...]:
         """Return the levels for photographs whose longer side has so many pixels."""
         return tuple((factor, until) for factor, until in self.levels if side >= factor * self.min_side)
 
 
+_LEARNED = Recipe(stages=(("learned", 1.0),), steps_per_gaussian=3 / 80)
+
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         DEFAULT_RECIPE: Recipe(),
-        "learned-all-sizes": Recipe(levels=()),
-        "learned-all-colours": Recipe(sh_share=0.0),
-        "learned-more-gaussians": Recipe(steps_per_gaussian=3 / 160),
-        "learned-fewer-gaussians": Recipe(steps_per_gaussian=3 / 40),
-        "learned-no-growth": Recipe(density="none", view_batch=8, sh_share=0.0),
-        "learned-block-gn": Recipe(stages=(("learned", 0.75), ("block-gn", 0.25))),
-        "block-gn": Recipe(stages=(("block-gn", 1.0),)),
-        "block-gn-more-gaussians": Recipe(stages=(("block-gn", 1.0),), steps_per_gaussian=3 / 160),
-        "block-gn-learned": Recipe(stages=(("block-gn", 0.5), ("learned", 0.5))),
+        "fewer-gaussians": Recipe(steps_per_gaussian=3 / 80),
+        "more-gaussians": Recipe(steps_per_gaussian=3 / 160),
+        "later-colours": Recipe(sh_share=0.33),
+        "all-sizes": Recipe(levels=()),
+        "all-colours": Recipe(sh_share=0.0),
+        "learned": _LEARNED,
+        "learned-more-gaussians": replace(_LEARNED, steps_per_gaussian=3 / 160),
+        "learned-no-growth": replace(_LEARNED, density="none", view_batch=8, sh_share=0.0),
+        "learned-block-gn": replace(_LEARNED, stages=(("learned", 0.75), ("block-gn", 0.25))),
         "adam-mcmc": Recipe(stages=(("adam", 1.0),), density="mcmc"),
     }
 )
-"""Candidates by name. The default is provisional: docs/results/density.md names learned with gain, one view a step."""
+"""Candidates by name; docs/results/planned-runs.md has what chose the default."""
 
 
 def find_recipe(name: str) -> Recipe:
