@@ -253,6 +253,14 @@ def test_a_run_of_known_steps_says_when_it_will_end(machine, kind):
         assert abs(told - (end - then)) <= 0.2 * (end - then) + 0.5
 
 
+def test_slow_first_steps_do_not_settle_how_many_gaussians_there_are():
+    usual, slow_at_first = MadeUp(), MadeUp(burden=lambda now: 3.0 if now < 14 else 1.0)
+    usual.run()
+    slow_at_first.run()
+    settled = [machine.decisions[-1].max_gaussians for machine in (usual, slow_at_first)]
+    assert settled[1] > 0.8 * settled[0]
+
+
 def test_a_run_that_ends_early_says_so():
     facts = replace(FACTS, until_plateau=True, views=10)
     machine = MadeUp(1e-7, 1e-7)
