@@ -10,11 +10,14 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from splatopt.core.checks import InputError
+from splatopt.density.adc import AdcOptions
+from splatopt.density.gain import GainOptions
+from splatopt.density.mcmc import McmcOptions
 from splatopt.train.levels import factor_at, parse_levels
 from splatopt.train.outlook import Course, Outlook
 from splatopt.train.plan import Decision, PlannedStage
 from splatopt.train.plan_by_clock import ByClock, PlanFacts
-from splatopt.train.plan_costs import StepCosts, Stretch, files_seconds
+from splatopt.train.plan_costs import StepCosts, Stretch, files_seconds, growth_of
 from splatopt.train.plan_memory import read_memory
 from splatopt.train.plan_plateau import Plateau
 from splatopt.train.planner import Taken
@@ -33,13 +36,17 @@ FACTS = PlanFacts(
 
 @dataclass
 class MadeUp:
-    """A machine whose steps take what pixels and Gaussians cost, times what else goes on there."""
+    """A machine whose steps take what pixels and Gaussians cost, times what else goes on there.
+
+    A strategy adds Gaussians there until ``reached`` of the cap.
+    """
 
     seconds_a_pixel: float = 5e-7
     seconds_a_gaussian: float = 5e-7
     burden: Callable[[float], float] = lambda now: 1.0
     loading: float = 4.0
     scoring: float = 2.0
+    reached: float = 1.0
     decisions: list[Decision] = field(default_factory=list)
     done: list[float] = field(default_factory=list)
     left: list[tuple[float, float]] = field(default_factory=list)
@@ -55,8 +62,9 @@ class MadeUp:
             done = planner.current.done_at(step)
             self.done.append(done)
             if facts.max_gaussians is not None:
-                share = min(1.0, max(0.0, (done - 0.03) / 0.22))
-                gaussians = round(start * (planner.current.max_gaussians / start) ** share)
+                begin, until = facts.growth
+                share = min(1.0, max(0.0, (done - begin) / (until - begin)))
+                gaussians = round(start * (self.reached * planner.current.max_gaussians / start) ** share)
             factor = factor_at(parse_levels(planner.current.levels), step)
             cost = self.seconds_a_pixel * facts.pixels / factor**2 + self.seconds_a_gaussian * gaussians
             now += self.burden(now) * cost
@@ -129,7 +137,9 @@ def test_a_run_ends_early_where_its_loss_no_longer_falls_and_its_schedules_end_w
     last = still.decisions[-1]
     assert last.why == "plateau"
     assert ended < 100
-    assert last.done >= facts.settled
+    assert facts.is_settled(last.step, last.done)
+    assert last.step // last.sh_interval >= facts.sh_degree, "all colours are there when nothing improves any more"
+    assert [one.why for one in still.decisions].count("colours") >= 1
     assert last.step < last.steps <= 1.1 * last.step + 1
     assert falling.run(facts, lambda step: 1 / (1 + 0.01 * step)) > 110
     assert falling.decisions[-1].why == "pace"
@@ -253,17 +263,37 @@ def test_a_run_of_known_steps_says_when_it_will_end(machine, kind):
         assert abs(told - (end - then)) <= 0.2 * (end - then) + 0.5
 
 
+def test_a_strategy_that_stays_below_its_cap_has_all_its_time():
+    machine = MadeUp(1e-7, 1e-6, reached=0.2)
+    ended = machine.run(replace(FACTS, is_bound=True, growth=(0.02, 0.5)))
+    assert ended == pytest.approx(FACTS.seconds, rel=0.05)
+
+
+def test_levels_that_were_given_come_to_their_end_before_a_plateau_is_looked_for():
+    facts = replace(FACTS, levels="2:5000")
+    assert not facts.is_settled(4999, 0.9)
+    assert facts.is_settled(5000, 0.9)
+    assert not facts.is_settled(5000, 0.2), "Gaussians are still being added"
+
+
+def test_the_shares_of_growth_are_those_of_the_strategys_options():
+    assert growth_of(None) == (0.0, 0.0)
+    assert growth_of(GainOptions(until=0.6)) == (0.03, 0.6)
+    assert growth_of(McmcOptions()) == (pytest.approx(1 / 12), pytest.approx(5 / 6))
+    assert growth_of(AdcOptions(horizon=0)) == (0.1, 1.0)
+
+
 def test_slow_first_steps_do_not_settle_how_many_gaussians_there_are():
-    usual, slow_at_first = MadeUp(), MadeUp(burden=lambda now: 3.0 if now < 14 else 1.0)
-    usual.run()
-    slow_at_first.run()
+    usual, slow_at_first = MadeUp(), MadeUp(burden=lambda now: 3.0 if now < 10 else 1.0)
+    for machine in (usual, slow_at_first):
+        machine.run(replace(FACTS, side=400))  # without smaller photographs first, of which a fifth is soon over
     settled = [machine.decisions[-1].max_gaussians for machine in (usual, slow_at_first)]
     assert settled[1] > 0.8 * settled[0]
 
 
 def test_a_run_that_ends_early_says_so():
     facts = replace(FACTS, until_plateau=True, views=10)
-    machine = MadeUp(1e-7, 1e-7)
+    machine = MadeUp(1e-7, 1e-6)
     ended = machine.run(facts, lambda step: 0.5 + 0.1 * (step % 7))
     for then, told in machine.left:
         if then > 0.9 * ended:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import errno
 import json
 
 import pytest
 
 from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.core.checks import InputError
+from splatopt.runs.events import Warned
+from splatopt.train import plan as plan_module
 from splatopt.train.config import TrainConfig
 from splatopt.train.events import Edited, Stepped
 from splatopt.train.loop import train
 from splatopt.train.plan_memory import read_memory
+from splatopt.train.process_context import ProcessContext
 from train.toys import Listener, make_toy_capture
 
 SECONDS = 12.0
@@ -125,6 +130,55 @@ def test_stages_share_the_time(planned):
     assert result.config.schedule.stages == f"learned:{first['end']},block-gn:{last['end'] - first['end']}"
     again, _ = planned("again", plan=result.folder / "plan.json")
     assert scene(again) == scene(result)
+
+
+def test_a_plan_of_other_optimizers_or_no_gaussians_is_refused(planned, tmp_path):
+    values = plan_of(planned()[0].folder)
+    others, none = copy.deepcopy(values), copy.deepcopy(values)
+    for decision in others["decisions"]:
+        decision["stages"][0]["optimizer"] = "tr2"
+    none["decisions"][-1]["max_gaussians"] = 0
+    for changed, problem in ((others, "on the optimizers that its config names"), (none, "must be 1 or more, got 0")):
+        (tmp_path / "changed.json").write_text(json.dumps(changed))
+        with pytest.raises(InputError, match=problem):
+            planned("again", plan=tmp_path / "changed.json")
+
+
+def test_a_disk_that_is_full_at_a_decision_ends_no_run(planned, monkeypatch):
+    write, full = plan_module.write_json, []
+
+    def writing(path, values):
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, values)
+
+    class Filling(Listener):
+        def __call__(self, event):
+            super().__call__(event)
+            if isinstance(event, Stepped):
+                full[:] = [True] if event.step < 15 else []
+
+    monkeypatch.setattr(plan_module, "write_json", writing)
+    result, told = planned(listener=Filling())
+    warnings = [event.message for event in told.of(Warned)]
+    assert any("what the run has decided could not be written (No space left on device)" in one for one in warnings)
+    assert any("the checkpoint of step 10 could not be written" in one for one in warnings), "without its decisions"
+    assert plan_of(result.folder)["decisions"][-1]["stages"][-1]["end"] == result.steps
+
+
+def test_no_decision_gives_back_room_that_there_is_no_memory_for(planned, monkeypatch):
+    asked = []
+
+    class Scarce(Listener):
+        def __call__(self, event):
+            super().__call__(event)
+            if isinstance(event, Stepped) and event.step == 1:
+                monkeypatch.setattr(ProcessContext, "free_memory", lambda context: asked.append(context) or 0)
+
+    result, told = planned(listener=Scarce())
+    assert len(asked) == 1, "the strategy keeps to what there is, and asks for no more"
+    assert sum("adds no more Gaussians" in event.message for event in told.of(Warned)) == 1
+    assert len(plan_of(result.folder)["decisions"]) > 3
 
 
 def test_growth_keeps_to_a_size_of_the_file(planned):

@@ -35,6 +35,12 @@ class EditSchedule:
                 raise InputError(f"{name} must be at least {minimum}, got {value}")
             check_max_count(name, value)
 
+    @property
+    def shares(self) -> tuple[float, float]:
+        """Shares of a run of at most ``horizon`` steps between which it edits; of all of it where horizon is 0."""
+        until = min(1.0, self.until / self.horizon) if self.horizon else 1.0
+        return until / _START_SHARE, until
+
     def of_run(self, steps: int) -> EditSchedule:
         """Return the schedule of a run of so many steps, whose ``horizon`` is 0."""
         if not 0 < steps < self.horizon:

@@ -85,11 +85,14 @@ class Growth:
         self._processes = surroundings.context.processes
         self._warned: set[str] = set()
         self._own: GradientStatistics | None = None
+        self._room: int | None = None
 
     def follow(self, density: DensityOptions) -> None:
-        """Go on with other options, and with no more Gaussians than these allow."""
+        """Go on with other options, and with no more Gaussians than these allow and there was memory for."""
         self.strategy.options = density.density_options
-        self.strategy.limits = replace(self.strategy.limits, max_gaussians=density.max_gaussians or 0)
+        most = density.max_gaussians or 0
+        most = most if self._room is None else min(most, self._room)
+        self.strategy.limits = replace(self.strategy.limits, max_gaussians=most)
 
     def before_step(self, progress: Progress) -> None:
         """Have the gradient passes of the next step fill the strategy's statistics, where it wants them.
@@ -165,7 +168,8 @@ class Growth:
             self._warn("adds no more Gaussians", str(error))
             if isinstance(error, NoMemoryError):
                 # So that its next edits are within what there is, and remove and move Gaussians as before.
-                self.strategy.limits = replace(self.strategy.limits, max_gaussians=len(before))
+                self._room = len(before)
+                self.strategy.limits = replace(self.strategy.limits, max_gaussians=self._room)
             return
         sums.added += len(new)
         sums.removed += len(gone)

@@ -199,7 +199,8 @@ class ScheduleOptions(runs.ScheduleOptions):
     name."""
 
     steps: int | None = field(default=None, metadata=bounds(1) | FREE_ON_RESUME)
-    """Optimizer steps; 2000 when None, and with --stages their sum. Unit: steps."""
+    """Optimizer steps. When None the sum of --stages, 2000 with --optimizer alone, and else what the run plans.
+    Unit: steps."""
 
     levels: str = ""
     """Coarse to fine, as in 4:300,2:900: photographs are shrunk by 4 until step 300, by 2 until step 900, and whole
@@ -220,7 +221,8 @@ class ScheduleOptions(runs.ScheduleOptions):
     plans one that is done by then; evaluation is not counted, and 0 is for never. Unit: seconds."""
 
     view_batch: int | None = field(default=None, metadata=bounds(1, _MAX_VIEWS))
-    """Views rendered per step; the loss is their mean. When None 1, and 8 for learned without a density strategy.
+    """Views rendered per step; the loss is their mean. When None 1, and 8 for learned in known steps and without
+    growth.
     Unit: views. Source: docs/results/learned.md."""
 
     view_choice: ViewChoice = ViewChoice.SHUFFLED

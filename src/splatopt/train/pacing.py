@@ -85,11 +85,11 @@ class Pacing:
             config = config.changed(levels=planner.current.levels)
         if not config.density.is_at_work:
             return config
-        if isinstance(planner, ByClock) and kept is None:
+        if isinstance(planner, ByClock):
             check = partial(check_memory, capture=capture, cloud=cloud, renderer=renderer, context=self.context)
             return affordable(config, planner, len(cloud), check)
         if planner is not None:
-            return config.changed(max_gaussians=max(one.max_gaussians or 0 for one in planner.plan.decisions))
+            return config.changed(max_gaussians=planner.plan.decisions[-1].max_gaussians)
         return config.changed(max_gaussians=config.density.cap(len(cloud), cloud.sh_degree))
 
     def restore(self, checkpoint: Checkpoint, gaussians: int) -> Decision | None:
@@ -134,10 +134,9 @@ class Pacing:
             return None
         scoring, gradient = self.used - began, time_gradient(objective, view, self._clock)
         most = planner.facts.max_gaussians
-        *times, shared = self.context.seconds(self.used, scoring, gradient, most or 0)
-        if most is not None and shared != most:  # another process has memory for another number
-            planner.limit(int(shared))
-        return planner.measured(*times)
+        if most is not None and (shared := self.context.smallest(most)) < most:  # another process has memory for fewer
+            planner.limit(shared)
+        return planner.measured(*self.context.seconds(self.used, scoring, gradient))
 
     def after_step(self, step: int, gaussians: int, used: float, loss: float) -> Decision | None:
         """Return a decision after a step, where one is due; see :class:`Taken`."""
@@ -182,6 +181,6 @@ def _course_of(config: TrainConfig, capture: Capture, planner: Planner | None) -
     if isinstance(planner, Repeated):
         last = planner.plan.decisions[-1]
         stages, levels, most = last.parts, last.levels, last.max_gaussians
-    growth = growth_of(config.density.density)
+    growth = growth_of(config.density.density_options)
     most = most if config.density.is_at_work else None
     return Course(stages, views * mean, views, parse_levels(levels), growth, most)

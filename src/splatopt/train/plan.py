@@ -148,6 +148,9 @@ class Decision:
             raise one.refusal("stages", "stages of which the last ends with the run")
         levels = one.text("levels")
         parse_levels(levels)
+        most = one.count("max_gaussians", _MAX_COUNT) if "max_gaussians" in one else None
+        if most == 0:
+            raise one.refusal("max_gaussians", "1 or more")
         return cls(
             step=one.count("step", stages[-1].end),
             done=one.number("done", minimum=0, maximum=1),
@@ -155,7 +158,7 @@ class Decision:
             stages=tuple(stages),
             levels=levels,
             sh_interval=one.count("sh_interval", _MAX_COUNT),
-            max_gaussians=one.count("max_gaussians", _MAX_COUNT) if "max_gaussians" in one else None,
+            max_gaussians=most,
             edit_every=max(1, one.count("edit_every", _MAX_COUNT)) if "edit_every" in one else None,
         )
 
@@ -238,4 +241,7 @@ def read_plan(path: Path) -> PlanFile:
     if not steps or steps[0] != 0 or steps != sorted(set(steps)) or len(names) > 1:
         raise whole.refusal("decisions", "decisions by rising steps from 0 on, all with the same optimizers")
     settings = {**whole.object("config").values, "capture": str(file), "out": str(file)}
-    return PlanFile(Plan(decisions), TrainConfig.from_json(settings, f"{file}: config"), trained_on)
+    config = TrainConfig.from_json(settings, f"{file}: config")
+    if names != {tuple(stage.optimizer for stage in config.schedule.all_stages)}:
+        raise whole.refusal("decisions", "decisions on the optimizers that its config names")
+    return PlanFile(Plan(decisions), config, trained_on)

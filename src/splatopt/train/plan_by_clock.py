@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from splatopt.density.gain import GainOptions
 from splatopt.train.levels import Level, parse_levels, written_levels
 from splatopt.train.plan import Decision, Plan, PlannedStage
 from splatopt.train.plan_costs import StepCosts, Stretch, files_seconds, gaussians_at, growth_of, load_solver
@@ -49,6 +50,7 @@ class PlanFacts:
         levels: Levels that were given, which are not planned; None where none were.
         sh_degree: Highest degree of the colour.
         sh_interval: Steps between two degrees that were given; None where the recipe says.
+        growth: Shares of the run between which Gaussians are added.
         plans_edits: Whether the strategy is ``gain`` and how often it edits was not given.
         until_plateau: Whether the run ends sooner where nothing improves.
     """
@@ -63,18 +65,22 @@ class PlanFacts:
     levels: str | None = None
     sh_degree: int = 3
     sh_interval: int | None = None
+    growth: tuple[float, float] = growth_of(GainOptions())
     plans_edits: bool = False
     until_plateau: bool = False
 
-    @property
-    def growth(self) -> tuple[float, float]:
-        """Shares of the run between which Gaussians are added."""
-        return growth_of(self.recipe.density)
+    def is_settled(self, step: int, done: float) -> bool:
+        """Whether neither the photographs' size nor the number of Gaussians changes any more.
 
-    @property
-    def settled(self) -> float:
-        """Share of the run after which neither the photographs' size nor the number of Gaussians changes."""
-        return max([self.growth[1], *(until for _, until in self.recipe.levels_for(self.side))])
+        Args:
+            step: Steps done.
+            done: The share of the run that they are.
+        """
+        if self.levels is None:
+            levels_end = all(done >= until for _, until in self.recipe.levels_for(self.side))
+        else:
+            levels_end = all(step >= level.end for level in parse_levels(self.levels))
+        return levels_end and done >= self.growth[1]
 
 
 class ByClock(Planner):
@@ -183,10 +189,11 @@ class ByClock(Planner):
         if taken.step == self.current.parts[position].begin:
             return None
         done = self.current.done_at(taken.step)
-        if self.facts.until_plateau and position == len(self.current.stages) - 1 and done >= self.facts.settled:
+        is_last = position == len(self.current.stages) - 1
+        if self.facts.until_plateau and is_last and self.facts.is_settled(taken.step, done):
             self._plateau.add(taken.loss)
             if self._plateau.is_reached(taken.step):
-                return self.take(self._ended_early(taken.step, done))
+                return self.take(self._more_colour(taken.step, done) or self._ended_early(taken.step, done))
         if not self._looks or taken.now < self._looks[-1]:
             return None
         while self._looks and taken.now >= self._looks[-1]:
@@ -233,7 +240,7 @@ class ByClock(Planner):
         done = before.done_at(step) if step else 0.0
         left = max(0.0, self.facts.seconds - now)
         cap = self._cap(before, done, gaussians, left)
-        left = max(0.0, left - self._reserve(cap or gaussians))
+        left = max(0.0, left - self._reserve(gaussians_at(1.0, done, gaussians, cap, self.facts.growth)))
         costs, end, stages = self._costs, step, list(before.stages[: before.position(step)])
         for place in range(len(stages), len(before.stages)):
             stage, begin = before.stages[place], max(done, before.share(place)[0])
@@ -257,8 +264,8 @@ class ByClock(Planner):
         most = self.facts.max_gaussians
         if most is None or self.facts.is_bound:
             return most
-        if before.max_gaussians is not None and done > _CAP_UNTIL:
-            return before.max_gaussians
+        if before.max_gaussians is not None and done > min(_CAP_UNTIL, self.facts.growth[1]):
+            return max(gaussians, min(before.max_gaussians, most))
         pixels = self.facts.pixels
         low, high = min(gaussians, most), most
         while low < high:
@@ -267,7 +274,7 @@ class ByClock(Planner):
             low, high = (middle, high) if fits else (low, middle - 1)
         return low
 
-    def _reserve(self, gaussians: int) -> float:
+    def _reserve(self, gaussians: float) -> float:
         """Seconds that scoring and files take in the end."""
         scoring, scored = self._scoring
         grown = self._costs.predict(self.facts.pixels, gaussians) / self._costs.predict(self.facts.pixels, scored)
@@ -303,6 +310,18 @@ class ByClock(Planner):
         wanted = round(decision.step_at(min(1.0, (degree + 1) * share)) / (degree + 1))
         wanted = max(wanted, step // (degree + 1) + 1)
         return min(wanted, step // degree) if degree else wanted
+
+    def _more_colour(self, step: int, done: float) -> Decision | None:
+        """Return the decision by which the colours' next degree comes now; None where all have come.
+
+        What the losses say of whether anything improves is then asked anew.
+        """
+        before = self.current.sh_interval
+        degree = step // before if before else self.facts.sh_degree
+        if degree >= self.facts.sh_degree or self.facts.sh_interval is not None:
+            return None
+        self._plateau = Plateau(self._epoch)
+        return replace(self.current, step=step, done=done, why="colours", sh_interval=step // (degree + 1))
 
     def _ended_early(self, step: int, done: float) -> Decision:
         """Return the decision by which schedules come to their end soon."""

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from splatopt.density.gain import GainOptions
-from splatopt.train.density_options import NO_DENSITY
+from splatopt.density.schedule import EditSchedule
 
-_GROWTH = {NO_DENSITY: (0.0, 0.0), "gain": (GainOptions.begin, GainOptions.until)}
 _OTHER_GROWTH = (0.02, 0.5)
-"""Shares of the run between which Gaussians are added."""
+"""Shares of the run between which a strategy adds Gaussians whose options do not say so: those of plug-ins."""
 
 _FILES_SECONDS, _ROW_SECONDS = 0.3, 1e-5
 """What the last files take, and of it each Gaussian: provisional."""
@@ -40,13 +39,19 @@ _FACTORS = {"learned": (1.0, 1.0, 2.5), "block-gn": (1.0, 1.6, 1.3), "tr2": (1.0
 """Of the three costs over Adam's, where they were not measured yet."""
 
 
-def growth_of(density: str) -> tuple[float, float]:
-    """Return the shares of the run between which a strategy adds Gaussians."""
-    return _GROWTH.get(density, _OTHER_GROWTH)
+def growth_of(options: object) -> tuple[float, float]:
+    """Return the shares of the run between which the strategy of these options adds Gaussians; None for no strategy."""
+    if options is None:
+        return 0.0, 0.0
+    if isinstance(options, GainOptions):
+        return options.begin, options.until
+    return options.shares if isinstance(options, EditSchedule) else _OTHER_GROWTH
 
 
 def gaussians_at(at: float, done: float, gaussians: int, cap: int | None, growth: tuple[float, float]) -> float:
     """Return how many Gaussians there will be at a share of the run, by as large a share of them each moment.
+
+    Once growth has ended there are as many as there are: not every strategy reaches its cap.
 
     Args:
         at: The share.
@@ -56,10 +61,10 @@ def gaussians_at(at: float, done: float, gaussians: int, cap: int | None, growth
         growth: Shares between which they are.
     """
     begin, until = growth
-    if cap is None or gaussians >= cap or at <= begin:
+    if cap is None or gaussians >= cap or at <= begin or done >= until:
         return gaussians
-    begin = max(begin, min(done, until))
-    share = min(1.0, (at - begin) / (until - begin)) if until > begin else 1.0
+    begin = max(begin, done)
+    share = min(1.0, (at - begin) / (until - begin))
     return float(gaussians * (cap / max(1, gaussians)) ** share)
 
 

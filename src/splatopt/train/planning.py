@@ -16,6 +16,7 @@ from splatopt.scene.photometric import PhotometricObjective
 from splatopt.train.config import TrainConfig
 from splatopt.train.plan import PlanFile
 from splatopt.train.plan_by_clock import ByClock, PlanFacts
+from splatopt.train.plan_costs import growth_of
 from splatopt.train.planner import Planner, Repeated
 from splatopt.train.recipe import MAX_CAP, PIXELS_A_GAUSSIAN, find_recipe
 
@@ -90,6 +91,7 @@ def _facts(told: TrainConfig, capture: Capture, gaussians: int) -> PlanFacts:
         levels=schedule.levels or None,
         sh_degree=told.scene.sh_degree,
         sh_interval=told.scene.sh_interval,
+        growth=growth_of(density.density_options),
         plans_edits=density.density_options == GainOptions(),
         until_plateau=schedule.until_plateau,
     )

@@ -107,6 +107,12 @@ class ProcessContext:
         """Return the first process's times, so that all do the same at the same step."""
         return self.processes.sum_numbers([value if self.processes.is_first else 0.0 for value in times])
 
+    def smallest(self, number: int) -> int:
+        """Return the smallest of the processes' numbers."""
+        found = torch.tensor([-float(number)], dtype=torch.float64)
+        self.processes.max([found])
+        return int(-found)
+
     def scores(self, evaluate: Callable[[], Scores]) -> Scores:
         """Return what the first process finds when it evaluates."""
         if self.processes.world_size == 1:

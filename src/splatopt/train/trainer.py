@@ -84,6 +84,7 @@ class Trainer(ResumableRun):
         self.growth: Growth | None = None
         self.before: Scores | None = None
         self.is_open = False
+        self.is_noted = True
         self.looked_at_seconds = 0.0
 
     @property
@@ -142,7 +143,18 @@ class Trainer(ResumableRun):
         if self.growth is not None:
             self.growth.follow(self.config.density)
         if self.is_open and self.processes.is_first:
+            self._note_settings()
+
+    def _note_settings(self) -> None:
+        """Write what was decided; where the disk refuses, say so, and try again before the next checkpoint."""
+        try:
             self._write_settings()
+        except OSError as error:
+            why = f"what the run has decided could not be written ({error.strerror})"
+            self.tell(Warned(f"{why}; it goes on, and tries again before the next checkpoint"))
+            self.is_noted = False
+        else:
+            self.is_noted = True
 
     @property
     def logs(self) -> tuple[MetricsLog | NoLog, ...]:
@@ -198,6 +210,9 @@ class Trainer(ResumableRun):
     # ------------------------------------------------------------------ checkpoints
 
     def _checkpoint(self) -> Checkpoint:
+        if not self.is_noted:  # a checkpoint is of no use without the decisions before it
+            self._write_settings()
+            self.is_noted = True
         return checkpoint_of(self)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
