@@ -15,6 +15,7 @@ from splatopt.runs.resumable import InterruptedRunError
 from splatopt.train.config import TrainConfig
 from splatopt.train.events import Stepped
 from splatopt.train.loop import train
+from splatopt.train.machine import open_machine
 from splatopt.viewer.eyes import Eye, eye_of
 from splatopt.viewer.gate import open_door
 from splatopt.viewer.live import LivePage
@@ -68,6 +69,32 @@ def test_a_view_is_compared_with_its_image_and_curves_are_drawn(capture, tmp_pat
     page._panel.draw(live.history.curves)
     assert {"loss", "psnr", "gaussians"} <= set(page._panel._plots)
     assert page.problem is None
+
+
+def test_a_page_that_is_opened_before_the_run_begins_gets_its_capture_and_background(
+    capture, tmp_path, live, monkeypatch
+):
+    page, drawn = live._page, []
+    monkeypatch.setattr(page._canvas, "draw_background", drawn.append)
+    assert not page._open(), "nothing is known yet"
+    assert drawn == []
+    train(config(capture, tmp_path / "run").changed(background=(0.2, 0.4, 0.6)), [live])
+    assert page._open()
+    assert drawn == [(0.2, 0.4, 0.6)]
+    assert page._capture.split.test[0] in page._canvas.views
+    assert not page._open(), "once is enough"
+
+
+def test_the_capture_is_not_opened_while_the_run_is_still_being_set_up(capture, tmp_path, live, monkeypatch):
+    opened = []
+
+    def watch(config):
+        opened.append(live._page._open())
+        return open_machine(config)
+
+    monkeypatch.setattr("splatopt.viewer.live.open_machine", watch)
+    train(config(capture, tmp_path / "run", steps=1), [live])
+    assert opened == [False]
 
 
 def test_a_pause_holds_the_run_until_it_is_resumed_and_counts_no_seconds(capture, tmp_path, live):

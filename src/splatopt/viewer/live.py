@@ -69,7 +69,14 @@ class LivePage:
         self._config: TrainConfig | None = None
         self._rendering: Rendering | None = None
         self._told_problem, self._rendered_last = False, True
-        subject = Subject(self._open_capture, self._describe, self.history, is_live=True, background=self._background)
+        subject = Subject(
+            self._open_capture,
+            self._describe,
+            self.history,
+            is_live=True,
+            background=self._background,
+            is_ready=lambda: self._config is not None,
+        )
         self._page = Page(door, subject, self.orders, self._pace)
 
     @property
@@ -108,7 +115,6 @@ class LivePage:
     # ------------------------------------------------------------------ on the thread that trains
 
     def _start(self, event: Started) -> None:
-        self._config = event.config
         self._standing.step, self._standing.gaussians = event.step, event.gaussians
         scene = event.config.scene
         options = RenderOptions(scene.background or (0.0, 0.0, 0.0), scene.footprint, scene.sh_degree)
@@ -116,6 +122,7 @@ class LivePage:
         if event.step:
             folder = RunFolder(event.config.folder)
             self.history.read(read_metrics(folder.metrics), read_edits(folder.density))
+        self._config = event.config  # last: from here on the page's thread opens the capture
 
     def _step(self, event: Stepped) -> None:
         standing, gaussians = self._standing, len(event.cloud)
