@@ -117,6 +117,47 @@ def test_a_pause_holds_the_run_until_it_is_resumed_and_counts_no_seconds(capture
     assert told == ["paused from the page: resume there, or Ctrl-C to save and stop", "resumed from the page"]
 
 
+def out_of_memory(*_: object) -> None:
+    raise MemoryError("no room for the page's image")
+
+
+def test_an_error_while_the_page_is_served_ends_the_page_and_not_the_run(capture, tmp_path, live, monkeypatch):
+    told = []
+    live._say = told.append
+    live._pace.idle = True  # so that an image is due after every step
+    live.orders.look(EYE)
+    live._page._watching.add(0)
+    monkeypatch.setattr(live, "_image", out_of_memory)
+    result = train(config(capture, tmp_path / "a"), [live])
+    assert (result.cloud.means == train(config(capture, tmp_path / "b")).cloud.means).all()
+    assert told == [
+        "warning: the page stands still: MemoryError: no room for the page's image; training goes on",
+    ]
+    assert not live.is_watched
+
+
+def test_an_error_in_a_pause_leaves_the_run_paused_until_it_is_resumed(capture, tmp_path, live, monkeypatch):
+    told = []
+
+    def say(line: str) -> None:
+        told.append(line)
+        if line.startswith("warning"):
+            live.orders.paused = False  # as the button does
+
+    live._say = say
+    live.orders.look(EYE)
+    live.orders.paused = True
+    live._page._watching.add(0)
+    monkeypatch.setattr(live, "_image", out_of_memory)
+    assert train(config(capture, tmp_path / "run"), [live]).steps == 30
+    assert told == [
+        "paused from the page: resume there, or Ctrl-C to save and stop",
+        "warning: the page stands still: MemoryError: no room for the page's image; "
+        "the run stays paused: resume it on the page, or Ctrl-C to save and stop",
+        "resumed from the page",
+    ]
+
+
 def test_stop_from_the_page_saves_as_ctrl_c_does(capture, tmp_path, live):
     def watch(event) -> None:
         if isinstance(event, Stepped) and event.step == 7:
@@ -151,7 +192,18 @@ def test_a_view_that_was_clicked_goes_first(capture):
     assert orders.next().view is None
 
 
-@pytest.mark.parametrize("eye", [Eye((0.0,) * 4, (0.0,) * 3, 1, 1), Eye(EYE.wxyz, (float("nan"), 0, 0), 1, 1)])
+@pytest.mark.parametrize(
+    "eye",
+    [
+        Eye((0.0,) * 4, (0.0,) * 3, 1, 1),
+        Eye((1e-200, 0.0, 0.0, 0.0), (0.0,) * 3, 1, 1),
+        Eye((1e200, 0.0, 0.0, 0.0), (0.0,) * 3, 1, 1),
+        Eye(EYE.wxyz, (float("nan"), 0, 0), 1, 1),
+        Eye(EYE.wxyz, (0, -1.1e30, 0), 1, 1),
+        Eye(EYE.wxyz, (0, 0, 0), 0, 1),
+        Eye(EYE.wxyz, (0, 0, 0), 1, -1),
+    ],
+)
 def test_what_is_no_camera_is_not_looked_through(eye):
     orders = Orders()
     orders.look(eye)

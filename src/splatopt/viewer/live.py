@@ -133,11 +133,23 @@ class LivePage:
             self._hold(event)
         if self._page.is_watched and self._pace.is_free:
             self._serve(event)
-        elif self._page.problem and not self._told_problem:
+        self._tell_problem("training goes on")
+
+    def _tell_problem(self, outlook: str) -> None:
+        """Say once why the page stands still, if it does, and what becomes of the run."""
+        if self._page.problem and not self._told_problem:
             self._told_problem = True
-            self._say(f"warning: {self._page.problem}; training goes on")
+            self._say(f"warning: {self._page.problem}; {outlook}")
 
     def _serve(self, event: Stepped) -> bool:
+        """Do what the page is due; returns whether there was something. An error ends the page and not the run."""
+        try:
+            return self._give(event)
+        except Exception as error:
+            self._page.fail(error)
+            return False
+
+    def _give(self, event: Stepped) -> bool:
         """Render what was asked for, or copy the scene, by turns; returns whether there was something to do."""
         order, wants_scene = self.orders.next(), self._page.wants_scene(event.step)
         if order is None and not wants_scene:
@@ -167,6 +179,7 @@ class LivePage:
         with stop_requests(requests):
             while self.orders.paused and not self.orders.stopped and not requests:
                 if not (self._page.is_watched and self._serve(event)):
+                    self._tell_problem("the run stays paused: resume it on the page, or Ctrl-C to save and stop")
                     time.sleep(_PAUSE_LOOK_SECONDS)
         self._pace.idle = self._standing.is_paused = False
         if self.orders.stopped or requests:

@@ -158,6 +158,10 @@ class Page:
         self._images.append((order, pixels, step))
         self._wake.set()
 
+    def fail(self, error: Exception) -> None:
+        """Do nothing for the page from now on, because of an error; its buttons still work."""
+        self.problem = f"the page stands still: {type(error).__name__}: {shown(error)}"
+
     # ------------------------------------------------------------------ who is there
 
     async def _connected(self, client: viser.ClientHandle) -> None:
@@ -196,7 +200,7 @@ class Page:
                 while self.is_watched and not self._closing and (self._open() or self._do_next()):
                     pass
             except Exception as error:
-                self.problem = f"the page stands still: {type(error).__name__}: {error}"
+                self.fail(error)
 
     def _open(self) -> bool:
         """Load and draw what stays, once the subject is ready; returns whether that was done now."""
