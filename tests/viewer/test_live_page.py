@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("viser", reason="the page needs viser")
@@ -20,6 +22,7 @@ from splatopt.viewer.eyes import Eye, eye_of
 from splatopt.viewer.gate import open_door
 from splatopt.viewer.live import LivePage
 from splatopt.viewer.orders import HEIGHTS, Orders
+from splatopt.viewer.pacing import TRAINING_SHARE, Pace
 from train.toys import load_toy_capture, make_toy_capture
 
 EYE = Eye((1.0, 0.0, 0.0, 0.0), (0.0, 0.0, -3.0), 0.9, 1.5)
@@ -115,6 +118,37 @@ def test_a_pause_holds_the_run_until_it_is_resumed_and_counts_no_seconds(capture
     assert seen[-1] == 30
     assert passed - result.seconds > 0.9
     assert told == ["paused from the page: resume there, or Ctrl-C to save and stop", "resumed from the page"]
+
+
+@dataclass
+class Processors:
+    """Seconds that all threads of a process have taken."""
+
+    now: float = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_an_image_that_several_threads_render_is_charged_with_what_all_of_them_take(
+    capture, tmp_path, live, monkeypatch
+):
+    clock, steps = Processors(), []
+
+    def render(*_: object) -> np.ndarray:
+        clock.now += 4 * 0.25  # a quarter of a second on four threads, of which the calling one waits
+        return np.zeros((2, 3, 3), dtype=np.uint8)
+
+    train(config(capture, tmp_path / "run", steps=1), [steps.append])
+    step = next(one for one in steps if isinstance(one, Stepped))
+    live._pace = Pace(TRAINING_SHARE, clock)
+    live.orders.look(EYE)
+    monkeypatch.setattr(live, "_image", render)
+    assert live._serve(step)
+    clock.now += 1.0 / TRAINING_SHARE - 0.1
+    assert not live._pace.is_free
+    clock.now += 0.2
+    assert live._pace.is_free
 
 
 def out_of_memory(*_: object) -> None:

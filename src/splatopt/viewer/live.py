@@ -154,7 +154,7 @@ class LivePage:
         order, wants_scene = self.orders.next(), self._page.wants_scene(event.step)
         if order is None and not wants_scene:
             return False
-        with self._pace.spending(time.thread_time):
+        with self._pace.spending():  # by the clock of all threads: a renderer has several, and training stands still
             if order is not None and not (wants_scene and self._rendered_last):
                 self._page.give_image(order, self._image(event, order), event.step)
                 self._rendered_last = True
