@@ -58,6 +58,25 @@ def test_with_a_token_every_request_must_have_it(path, cookie, verdict):
     assert Gate("right").verdict(path, {"Cookie": cookie} if cookie else {}) is verdict
 
 
+@pytest.mark.parametrize(
+    ("origin", "verdict"),
+    [
+        ("http://shared:8080", Verdict.SERVE),
+        ("http://shared:9000", Verdict.REFUSE),
+        ("http://shared", Verdict.REFUSE),
+        ("http://evil.example:8080", Verdict.REFUSE),
+        ("http://[broken", Verdict.REFUSE),
+        ("null", Verdict.REFUSE),
+    ],
+)
+def test_with_a_token_too_pages_of_other_hosts_and_ports_are_refused(origin, verdict):
+    headers = {"Host": "shared:8080", "Origin": origin, "Cookie": "splatopt=right"}
+    assert Gate("right").verdict("/", headers) is verdict
+    headers.pop("Cookie")
+    welcome = Verdict.WELCOME if verdict is Verdict.SERVE else Verdict.REFUSE
+    assert Gate("right").verdict("/?token=right", headers) is welcome
+
+
 def ask(port: int, path: str = "/", *, at: str = "127.0.0.1", **headers: str) -> tuple[int, dict[str, str], bytes]:
     connection = http.client.HTTPConnection(at, port, timeout=20)
     connection.request("GET", path, headers=headers)
@@ -92,6 +111,8 @@ def test_a_server_for_others_refuses_pages_files_and_websockets_without_the_toke
         assert b"<html" in body
         assert ask(port, "/..%2f..%2fpyproject.toml", Cookie=cookie)[0] == 404
         assert upgrade(port, Cookie=cookie) == 101
+        assert upgrade(port, Cookie=cookie, Origin=f"http://127.0.0.1:{port}") == 101
+        assert upgrade(port, Cookie=cookie, Origin=f"http://127.0.0.1:{port + 1}") == 403
     finally:
         server.stop()
 

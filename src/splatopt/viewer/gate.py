@@ -5,8 +5,9 @@ does: of pages, of files and of the websocket alike, as all begin as an HTTP req
 
 Without a token the port is bound to loopback. A page of another site that is open in a browser here could still speak
 to it, by its own address or by a name that its owner points to 127.0.0.1 (DNS rebinding): what is asked for under a
-name that is not loopback's, or by a page from elsewhere, is refused. With a token a request must have it in its link,
-which leaves a cookie and an address without it, or in that cookie.
+name that is not loopback's is refused. With a token a request must have it in its link, which leaves a cookie and an
+address without it, or in that cookie. Browsers send a cookie to all ports of a host, so a page at another port has it
+too: with or without a token, what a page from another host or port asks for is refused.
 """
 
 from __future__ import annotations
@@ -70,8 +71,10 @@ class Gate:
             path: With its query.
             headers: By their names; those that are looked at are Host, Origin and Cookie.
         """
+        if not _is_own_page(headers):
+            return Verdict.REFUSE
         if self.token is None:
-            return Verdict.SERVE if _names_loopback(headers) and _is_own_page(headers) else Verdict.REFUSE
+            return Verdict.SERVE if _names_loopback(headers) else Verdict.REFUSE
         if any(self._is_token(value) for value in _values(path, "token")):
             return Verdict.WELCOME
         return Verdict.SERVE if self._is_token(_cookie(headers.get("Cookie", ""), self.cookie)) else Verdict.REFUSE
