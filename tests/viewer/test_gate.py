@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import socket
+import sys
 
 import pytest
 
@@ -21,6 +22,12 @@ HERE = {"Host": "localhost:8080"}
         (HERE, Verdict.SERVE),
         ({"Host": "127.0.0.1:9000"}, Verdict.SERVE),
         ({"Host": "[::1]:9000"}, Verdict.SERVE),
+        ({"Host": "127.0.1.1:8080", "Origin": "http://127.0.1.1:8080"}, Verdict.SERVE),
+        ({"Host": "127.0.1.1.evil.example:8080"}, Verdict.REFUSE),
+        ({"Host": "192.168.0.1:8080"}, Verdict.REFUSE),
+        ({"Host": "[::2]:8080"}, Verdict.REFUSE),
+        ({"Host": "[evil]:8080"}, Verdict.REFUSE),
+        (HERE | {"Origin": "http://localhost:9000"}, Verdict.REFUSE),
         (HERE | {"Origin": "http://localhost:8080"}, Verdict.SERVE),
         (HERE | {"Origin": "http://evil.example"}, Verdict.REFUSE),
         (HERE | {"Origin": "null"}, Verdict.REFUSE),
@@ -51,8 +58,27 @@ def test_with_a_token_every_request_must_have_it(path, cookie, verdict):
     assert Gate("right").verdict(path, {"Cookie": cookie} if cookie else {}) is verdict
 
 
-def ask(port: int, path: str = "/", **headers: str) -> tuple[int, dict[str, str], bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+@pytest.mark.parametrize(
+    ("origin", "verdict"),
+    [
+        ("http://shared:8080", Verdict.SERVE),
+        ("http://shared:9000", Verdict.REFUSE),
+        ("http://shared", Verdict.REFUSE),
+        ("http://evil.example:8080", Verdict.REFUSE),
+        ("http://[broken", Verdict.REFUSE),
+        ("null", Verdict.REFUSE),
+    ],
+)
+def test_with_a_token_too_pages_of_other_hosts_and_ports_are_refused(origin, verdict):
+    headers = {"Host": "shared:8080", "Origin": origin, "Cookie": "splatopt=right"}
+    assert Gate("right").verdict("/", headers) is verdict
+    headers.pop("Cookie")
+    welcome = Verdict.WELCOME if verdict is Verdict.SERVE else Verdict.REFUSE
+    assert Gate("right").verdict("/?token=right", headers) is welcome
+
+
+def ask(port: int, path: str = "/", *, at: str = "127.0.0.1", **headers: str) -> tuple[int, dict[str, str], bytes]:
+    connection = http.client.HTTPConnection(at, port, timeout=20)
     connection.request("GET", path, headers=headers)
     answer = connection.getresponse()
     return answer.status, dict(answer.getheaders()), answer.read()
@@ -71,7 +97,8 @@ def test_a_server_for_others_refuses_pages_files_and_websockets_without_the_toke
     assert door.link.endswith(f":{port}/?token={token}")
     server = start_server(door)
     try:
-        assert ask(port)[0] == 403
+        status, _, body = ask(port)
+        assert (status, body) == (403, b"Refused: open the link that splatopt printed, with its token.\n")
         assert ask(port, "/index.html")[0] == 403
         assert ask(port, "/?token=guess")[0] == 403
         assert upgrade(port) == 403
@@ -84,6 +111,8 @@ def test_a_server_for_others_refuses_pages_files_and_websockets_without_the_toke
         assert b"<html" in body
         assert ask(port, "/..%2f..%2fpyproject.toml", Cookie=cookie)[0] == 404
         assert upgrade(port, Cookie=cookie) == 101
+        assert upgrade(port, Cookie=cookie, Origin=f"http://127.0.0.1:{port}") == 101
+        assert upgrade(port, Cookie=cookie, Origin=f"http://127.0.0.1:{port + 1}") == 403
     finally:
         server.stop()
 
@@ -100,6 +129,29 @@ def test_a_server_for_this_machine_refuses_pages_of_others():
         assert upgrade(port, Origin="http://evil.example") == 403
         assert upgrade(port, Origin=f"http://127.0.0.1:{port}") == 101
         assert server.request_share_url() is None
+    finally:
+        server.stop()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere 127.0.0.1 alone is loopback's")
+@pytest.mark.parametrize(("host", "address"), [("127.0.0.2", "127.0.0.2"), ("this-machine", "127.0.1.1")])
+def test_another_loopback_address_stands_in_its_link_and_is_served(host, address, monkeypatch):
+    from splatopt.viewer.server import start_server
+
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0))]
+    with monkeypatch.context() as context:
+        context.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        door = open_door(host, 0)
+    port = door.listener.getsockname()[1]
+    assert door.link == f"http://{address}:{port}/"
+    server = start_server(door)
+    try:
+        assert ask(port, at=address)[0] == 200
+        assert upgrade(port, at=address, Origin=f"http://{address}:{port}") == 101
+        status, _, body = ask(port, at=address, Host=f"this-machine:{port}")
+        assert status == 403
+        assert b"open the link that splatopt printed" in body
+        assert b"token" not in body
     finally:
         server.stop()
 

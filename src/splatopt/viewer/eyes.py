@@ -28,6 +28,11 @@ THUMBNAIL_SIDE = 96
 _MIN_FOV, _MAX_FOV = math.radians(1), math.radians(170)
 _MAX_ASPECT = 8.0
 _MAX_SIDE = 2048
+_MIN_LENGTH, _MAX_LENGTH = 1e-6, 1e6
+"""Of a quaternion that is a rotation; a browser's have length 1."""
+
+_MAX_DISTANCE = 1e30
+"""Of a camera from the origin along each axis, units of the world; a float32 holds it."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,10 @@ class Eye:
     def is_usable(self) -> bool:
         """Whether it is a camera at all: what comes from a browser is anybody's."""
         numbers = (*self.wxyz, *self.position, self.fov, self.aspect)
-        return all(math.isfinite(one) for one in numbers) and self.fov > 0 and self.aspect > 0 and any(self.wxyz)
+        if not all(math.isfinite(one) for one in numbers) or self.fov <= 0 or self.aspect <= 0:
+            return False
+        is_rotation = _MIN_LENGTH <= math.hypot(*self.wxyz) <= _MAX_LENGTH
+        return is_rotation and all(abs(one) <= _MAX_DISTANCE for one in self.position)
 
     def camera(self, height: int) -> Camera:
         """Return the camera of images that are so high, pixels; their width is bounded."""

@@ -5,8 +5,9 @@ does: of pages, of files and of the websocket alike, as all begin as an HTTP req
 
 Without a token the port is bound to loopback. A page of another site that is open in a browser here could still speak
 to it, by its own address or by a name that its owner points to 127.0.0.1 (DNS rebinding): what is asked for under a
-name that is not loopback's, or by a page from elsewhere, is refused. With a token a request must have it in its link,
-which leaves a cookie and an address without it, or in that cookie.
+name that is not loopback's is refused. With a token a request must have it in its link, which leaves a cookie and an
+address without it, or in that cookie. Browsers send a cookie to all ports of a host, so a page at another port has it
+too: with or without a token, what a page from another host or port asks for is refused.
 """
 
 from __future__ import annotations
@@ -29,8 +30,13 @@ from splatopt.core.checks import InputError
 
 _TOKEN_BYTES = 24
 _MAX_PORT = 65_535
-_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+_LOCALHOST = ("127.0.0.1", "::1")
+"""Addresses that every browser finds under the name localhost."""
+
 _EVERYWHERE = ("0.0.0.0", "::")
+
+_REFUSED = b"Refused: open the link that splatopt printed, with its token.\n"
+_REFUSED_HERE = b"Refused: this page is for the machine that it is served on; open the link that splatopt printed.\n"
 
 _quiet = logging.getLogger(__name__)
 _quiet.setLevel(logging.CRITICAL)
@@ -65,8 +71,10 @@ class Gate:
             path: With its query.
             headers: By their names; those that are looked at are Host, Origin and Cookie.
         """
+        if not _is_own_page(headers):
+            return Verdict.REFUSE
         if self.token is None:
-            return Verdict.SERVE if _is_from_here(headers) else Verdict.REFUSE
+            return Verdict.SERVE if _names_loopback(headers) else Verdict.REFUSE
         if any(self._is_token(value) for value in _values(path, "token")):
             return Verdict.WELCOME
         return Verdict.SERVE if self._is_token(_cookie(headers.get("Cookie", ""), self.cookie)) else Verdict.REFUSE
@@ -91,15 +99,29 @@ def _cookie(text: str, name: str) -> str:
     return found.value if found else ""
 
 
-def _is_from_here(headers: Mapping[str, str]) -> bool:
-    """Whether a request names loopback as its host, and comes from no page of another host."""
-    host, origin = headers.get("Host", ""), headers.get("Origin")
+def _is_own_page(headers: Mapping[str, str]) -> bool:
+    """Whether a request comes from no page, or from one of the host and port that it asks."""
+    origin = headers.get("Origin")
     try:
-        named = urlsplit(f"//{host}").hostname
-        same = origin is None or urlsplit(origin).netloc == host
+        return origin is None or urlsplit(origin).netloc == headers.get("Host", "")
     except ValueError:
         return False
-    return named in _LOOPBACK_NAMES and same
+
+
+def _names_loopback(headers: Mapping[str, str]) -> bool:
+    """Whether a request names as its host localhost, or an address that is loopback's."""
+    try:
+        named = urlsplit(f"//{headers.get('Host', '')}").hostname or ""
+    except ValueError:
+        return False
+    return named == "localhost" or _is_loopback(named)
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -142,11 +164,17 @@ def open_door(host: str, port: int) -> Door:
             "--view-port 0 for any that is free"
         ) from error
     bound = listener.getsockname()[1]
-    if ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
-        return Door(listener, Gate(None), f"http://localhost:{bound}/")
+    numbers = str(address[0]).partition("%")[0]
+    if _is_loopback(numbers):
+        named = "localhost" if numbers in _LOCALHOST else _in_link(numbers)
+        return Door(listener, Gate(None), f"http://{named}:{bound}/")
     gate = Gate(secrets.token_urlsafe(_TOKEN_BYTES), f"splatopt-{bound}")
-    named = socket.gethostname() if host in _EVERYWHERE else f"[{host}]" if ":" in host else host
+    named = socket.gethostname() if host in _EVERYWHERE else _in_link(host)
     return Door(listener, gate, f"http://{named}:{bound}/?token={gate.token}")
+
+
+def _in_link(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 @contextmanager
@@ -191,6 +219,6 @@ def _answer(gate: Gate, verdict: Verdict) -> Any:
         cookie = f"{gate.cookie}={gate.token}; Path=/; HttpOnly; SameSite=Lax"
         headers = Headers({"Location": "/", "Set-Cookie": cookie, "Content-Length": "0", "Cache-Control": "no-store"})
         return Response(HTTPStatus.SEE_OTHER, "See Other", headers, b"")
-    text = b"Refused: open the link that splatopt printed, with its token.\n"
+    text = _REFUSED_HERE if gate.token is None else _REFUSED
     headers = Headers({"Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(text))})
     return Response(HTTPStatus.FORBIDDEN, "Forbidden", headers, text)

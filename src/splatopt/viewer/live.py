@@ -69,7 +69,14 @@ class LivePage:
         self._config: TrainConfig | None = None
         self._rendering: Rendering | None = None
         self._told_problem, self._rendered_last = False, True
-        subject = Subject(self._open_capture, self._describe, self.history, is_live=True, background=self._background)
+        subject = Subject(
+            self._open_capture,
+            self._describe,
+            self.history,
+            is_live=True,
+            background=self._background,
+            is_ready=lambda: self._config is not None,
+        )
         self._page = Page(door, subject, self.orders, self._pace)
 
     @property
@@ -108,7 +115,6 @@ class LivePage:
     # ------------------------------------------------------------------ on the thread that trains
 
     def _start(self, event: Started) -> None:
-        self._config = event.config
         self._standing.step, self._standing.gaussians = event.step, event.gaussians
         scene = event.config.scene
         options = RenderOptions(scene.background or (0.0, 0.0, 0.0), scene.footprint, scene.sh_degree)
@@ -116,6 +122,7 @@ class LivePage:
         if event.step:
             folder = RunFolder(event.config.folder)
             self.history.read(read_metrics(folder.metrics), read_edits(folder.density))
+        self._config = event.config  # last: from here on the page's thread opens the capture
 
     def _step(self, event: Stepped) -> None:
         standing, gaussians = self._standing, len(event.cloud)
@@ -126,16 +133,28 @@ class LivePage:
             self._hold(event)
         if self._page.is_watched and self._pace.is_free:
             self._serve(event)
-        elif self._page.problem and not self._told_problem:
+        self._tell_problem("training goes on")
+
+    def _tell_problem(self, outlook: str) -> None:
+        """Say once why the page stands still, if it does, and what becomes of the run."""
+        if self._page.problem and not self._told_problem:
             self._told_problem = True
-            self._say(f"warning: {self._page.problem}; training goes on")
+            self._say(f"warning: {self._page.problem}; {outlook}")
 
     def _serve(self, event: Stepped) -> bool:
+        """Do what the page is due; returns whether there was something. An error ends the page and not the run."""
+        try:
+            return self._give(event)
+        except Exception as error:
+            self._page.fail(error)
+            return False
+
+    def _give(self, event: Stepped) -> bool:
         """Render what was asked for, or copy the scene, by turns; returns whether there was something to do."""
         order, wants_scene = self.orders.next(), self._page.wants_scene(event.step)
         if order is None and not wants_scene:
             return False
-        with self._pace.spending(time.thread_time):
+        with self._pace.spending():  # by the clock of all threads: a renderer has several, and training stands still
             if order is not None and not (wants_scene and self._rendered_last):
                 self._page.give_image(order, self._image(event, order), event.step)
                 self._rendered_last = True
@@ -160,6 +179,7 @@ class LivePage:
         with stop_requests(requests):
             while self.orders.paused and not self.orders.stopped and not requests:
                 if not (self._page.is_watched and self._serve(event)):
+                    self._tell_problem("the run stays paused: resume it on the page, or Ctrl-C to save and stop")
                     time.sleep(_PAUSE_LOOK_SECONDS)
         self._pace.idle = self._standing.is_paused = False
         if self.orders.stopped or requests:

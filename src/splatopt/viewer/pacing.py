@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 TRAINING_SHARE = 0.02
-"""Of the processor time of the run; what the server itself takes to send comes on top, and both stay below 3 %.
+"""Of the processor time of the run, all its threads together; what the server itself takes to send comes on top, and
+both stay below 3 %.
 
 By the time that passes, a run that gets little of a busy machine would give the page a larger share of its work.
 """
@@ -28,7 +29,7 @@ class Pace:
 
         Args:
             share: Of the time that passes, above 0; with 1, half of it is left free.
-            clock: Tells the time, seconds.
+            clock: Tells the time, seconds; processor time where that is what is shared.
         """
         self.share, self.clock, self.idle = share, clock, False
         self._lock = threading.Lock()
@@ -51,7 +52,8 @@ class Pace:
         """Count what the block takes.
 
         Args:
-            meter: Tells what was taken, seconds; the time that passes when None.
+            meter: Tells what was taken, seconds. The pace's clock when None: right where nothing but the block runs
+                meanwhile, on however many threads.
         """
         meter = meter or self.clock
         began = meter()

@@ -47,14 +47,15 @@ class Subject:
     """What a page shows.
 
     Attributes:
-        open_capture: Loads the capture in the frame of the splats, small; called once, when somebody opens the page.
-            Returns None where there is none.
+        open_capture: Loads the capture in the frame of the splats, small; called once, when somebody has the page
+            open and the subject is ready. Returns None where there is none.
         describe: Says what is shown, a line each.
         history: Curves; None where there are none.
         is_live: Whether there is a run that can be paused and stopped, whose thread renders.
         start: Says what is up, and where the page begins, where there is no capture.
         render: Renders an order on the page's thread; None where a run does, or where there are no Gaussians.
         background: What Gaussians are drawn over, red, green, blue in [0, 1].
+        is_ready: Says whether the capture can be opened and the background is known; asked again until it can.
     """
 
     open_capture: Callable[[], Capture | None]
@@ -64,6 +65,7 @@ class Subject:
     start: Callable[[Canvas], None] | None = None
     render: Callable[[Order], np.ndarray] | None = None
     background: Callable[[], Sequence[float]] = lambda: (0.0, 0.0, 0.0)
+    is_ready: Callable[[], bool] = lambda: True
 
     @property
     def has_gaussians(self) -> bool:
@@ -156,6 +158,10 @@ class Page:
         self._images.append((order, pixels, step))
         self._wake.set()
 
+    def fail(self, error: Exception) -> None:
+        """Do nothing for the page from now on, because of an error; its buttons still work."""
+        self.problem = f"the page stands still: {type(error).__name__}: {shown(error)}"
+
     # ------------------------------------------------------------------ who is there
 
     async def _connected(self, client: viser.ClientHandle) -> None:
@@ -194,14 +200,14 @@ class Page:
                 while self.is_watched and not self._closing and (self._open() or self._do_next()):
                     pass
             except Exception as error:
-                self.problem = f"the page stands still: {type(error).__name__}: {error}"
+                self.fail(error)
 
     def _open(self) -> bool:
-        """Load and draw what stays; returns whether that was done now."""
-        if self._is_open:
+        """Load and draw what stays, once the subject is ready; returns whether that was done now."""
+        subject = self._subject
+        if self._is_open or not subject.is_ready():
             return False
         self._is_open = True
-        subject = self._subject
         if subject.has_gaussians:
             self._canvas.draw_background(subject.background())
         try:
