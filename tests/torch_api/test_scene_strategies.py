@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from splatopt.core import native
 from splatopt.core.checks import InputError
 from splatopt.core.objective import MissingOracleError
-from splatopt.torch_api import SceneOptimizer, SceneStrategy
+from splatopt.torch_api import SceneOptimizer, SceneStrategy, rasterization
 from splatopt.torch_api.scene_parameters import GSPLAT_NAMES
+from torch_api.scenes import arguments_of, plain_scene
 from torch_api.toy_scene import SIDE, loss_of, parameters, photographs, render
 
 TARGETS = photographs()
@@ -96,6 +98,44 @@ def test_statistics_are_those_of_the_centres_gradients():
     assert float(found.max_radius.max()) == pytest.approx(float(info["radii"].max()) / SIDE, rel=0.5)
 
 
+@pytest.mark.skipif(not native.available(), reason="the native module is not built")
+@pytest.mark.parametrize("views", [1, 2])
+def test_rasterization_that_packs_by_default_counts_the_rows_that_it_drew(views):
+    """Of shapes alone: nobody says that the rendering is packed, and rows that are not drawn move all others."""
+    scene = {name: value.detach() for name, value in plain_scene(torch.float32, 24, views, degree=1).items()}
+    scene["means"][::3, 2] = -10.0  # behind the cameras
+    found = []
+    for packing in ({}, {"packed": False}):
+        shapes = {"scales": scene["scales"].log(), "opacities": scene["opacities"].logit()}
+        shapes |= {"means": scene["means"], "quats": scene["quats"]}
+        shapes |= {"sh0": scene["colors"][:, :1], "shN": scene["colors"][:, 1:]}
+        params = torch.nn.ParameterDict({key: torch.nn.Parameter(value.clone()) for key, value in shapes.items()})
+        strategy, optimizers = SceneStrategy("gain", steps=1000), adams(params)
+        state = strategy.initialize_state()
+        drawn = {
+            **scene,
+            "means": params["means"],
+            "quats": params["quats"],
+            "scales": params["scales"].exp(),
+            "opacities": params["opacities"].sigmoid(),
+            "colors": torch.cat([params["sh0"], params["shN"]], dim=1),
+        }
+        image, _, info = rasterization(**arguments_of(drawn, absgrad=True, **packing))
+        assert (info["means2d"].dim() == 2) == (not packing)
+        strategy.step_pre_backward(params, optimizers, state, 0, info)
+        image.square().mean().backward()
+        strategy.step_post_backward(params, optimizers, state, 0, info)
+        found.append(state["working"].strategy.gradient_statistics)
+    packed, whole = found
+    assert not packed.views[::3].any()
+    assert float(packed.views.max()) == views
+    assert torch.equal(packed.views, whole.views)
+    assert torch.equal(packed.max_radius, whole.max_radius)
+    torch.testing.assert_close(packed.gradient, whole.gradient)
+    torch.testing.assert_close(packed.absolute, whole.absolute)
+    assert float(packed.gradient.max()) > 0
+
+
 def test_a_packed_rendering_counts_alike():
     found = []
     for packed in (False, True):
@@ -110,7 +150,7 @@ def test_a_packed_rendering_counts_alike():
             centers = info["means2d"][0, rows].detach()
             centers.grad = info["means2d"].grad[0, rows]
             info |= {"means2d": centers, "radii": info["radii"][0, rows], "gaussian_ids": rows}
-        strategy.step_post_backward(params, optimizers, state, 0, info, packed=packed)
+        strategy.step_post_backward(params, optimizers, state, 0, info)
         found.append(state["working"].strategy.gradient_statistics)
     assert torch.equal(found[0].gradient, found[1].gradient)
     assert torch.equal(found[0].max_radius, found[1].max_radius)

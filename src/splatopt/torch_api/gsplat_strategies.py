@@ -137,7 +137,8 @@ class SceneStrategy:
             state: What :meth:`initialize_state` gave.
             step: Steps done before this one.
             info: Of the step's rendering.
-            packed: Whether ``rasterization`` was told so.
+            packed: Of gsplat's signature, and not read: the shape of ``info["means2d"]`` tells, (C, N, 2) of all rows
+                and (rows, 2) packed.
             lr: The means' rate; their optimizer's own when None.
         """
         scene = _scene_of(optimizers)
@@ -145,7 +146,7 @@ class SceneStrategy:
             scene.follow()
         working = self._working(params, state)
         if working.observes(Progress(step, self._steps)):
-            working.count(info, packed)
+            working.count(info)
         rate = lr if lr is not None else working.rate(optimizers)
         taken = StepTaken(Progress(step + 1, self._steps), rate or None, math.nan)
         working.strategy.move(taken)
@@ -222,7 +223,7 @@ class _Working:
                 more = self.scene.in_its_shape(key, gradient[name])
                 value.grad = more.clone() if value.grad is None else value.grad + more
 
-    def count(self, info: Info, packed: bool) -> None:
+    def count(self, info: Info) -> None:
         """Add one rendering of ``n_cameras`` views to the statistics, see ``GradientStatistics``."""
         sums: GradientStatistics | None = self.strategy.gradient_statistics
         assert sums is not None
@@ -235,7 +236,7 @@ class _Working:
         # Older versions of gsplat have one radius, newer ones one for each axis.
         radii = radii if radii.dim() == centers.dim() else radii[..., None]
         drawn = (radii > 0).all(dim=-1)
-        rows = info["gaussian_ids"][drawn] if packed else torch.nonzero(drawn)[:, -1]
+        rows = info["gaussian_ids"][drawn] if centers.dim() == 2 else torch.nonzero(drawn)[:, -1]
         sizes = radii[drawn].amax(dim=-1) / max(info["width"], info["height"])
         sums.views.index_add_(0, rows, torch.ones_like(sums.views[rows]))
         sums.gradient.index_add_(0, rows, (centers.grad[drawn] * half).norm(dim=-1).to(sums.gradient))
