@@ -398,6 +398,21 @@ def test_the_means_rate_is_told_for_noise():
     assert SceneOptimizer("sign-tr", parameters()).position_rate == 0.0
 
 
+@pytest.mark.parametrize("name", BRIEFLY)
+def test_steps_go_on_after_the_last_gaussian_was_pruned(name):
+    params = parameters()
+    optimizer = SceneOptimizer(name, params, steps=40)
+    train(optimizer, params, 2)
+    optimizer.apply(SceneEdit.keep(torch.zeros(24, dtype=torch.bool)))
+    train(optimizer, params, 3, begin=2)
+    evaluation = optimizer.step(lambda: residuals(params, 0, TARGETS))
+    assert evaluation.seen.shape == (0,)
+    assert evaluation.loss == pytest.approx(residuals(params, 0, TARGETS).detach().square().sum().item() / 2)
+    assert {key: value.shape for key, value in params.items()} == {
+        key: (0, *value.shape[1:]) for key, value in parameters().items()
+    }
+
+
 # ---------------------------------------------------------------------- sentences
 
 

@@ -255,7 +255,7 @@ class SceneObjective(Objective):
 def _touched(gradient: Tensors) -> Tensor:
     """Return which rows have a gradient, (N,)."""
     names = ("means", "logit_opacities", "sh_dc")
-    return torch.stack([gradient[name].reshape(len(gradient[name]), -1).any(dim=1) for name in names]).any(dim=0)
+    return torch.stack([gradient[name][:, None].flatten(1).any(dim=1) for name in names]).any(dim=0)
 
 
 def _norm(tensors: Tensors) -> float:
