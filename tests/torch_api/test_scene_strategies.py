@@ -11,7 +11,7 @@ from splatopt.core.objective import MissingOracleError
 from splatopt.torch_api import SceneOptimizer, SceneStrategy, rasterization
 from splatopt.torch_api.scene_parameters import GSPLAT_NAMES
 from torch_api.scenes import arguments_of, plain_scene
-from torch_api.toy_scene import SIDE, loss_of, parameters, photographs, render
+from torch_api.toy_scene import SIDE, loss_of, parameters, photographs, render, residuals
 
 TARGETS = photographs()
 RATES = dict.fromkeys(GSPLAT_NAMES, 1e-2)
@@ -166,6 +166,48 @@ def test_the_penalty_of_mcmc_is_in_the_gradients():
     torch.testing.assert_close(params["opacities"].grad, opacities * (1 - opacities) * 0.01 / 24)
     torch.testing.assert_close(params["scales"].grad, params["scales"].detach().exp() * 0.01 / 72)
     assert params["means"].grad is None
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_the_penalty_of_mcmc_joins_whichever_gradient_a_step_of_ours_takes(backward):
+    params = parameters()
+    optimizer, strategy = SceneOptimizer("sign-tr", params), SceneStrategy("mcmc", steps=100, opacity_penalty=1.0)
+    state, seen = strategy.initialize_state(), torch.arange(24) < 20
+
+    def rendered():
+        return residuals({key: value[:20] for key, value in params.items()}, 0, TARGETS)
+
+    for is_penalised in (True, False):
+        expected = torch.autograd.grad(rendered().square().sum() / 2, params["opacities"])[0]
+        strategy.step_pre_backward(params, optimizer.optimizers, state, 0, {})
+        if is_penalised:
+            opacities = params["opacities"].detach().sigmoid()
+            expected = expected + opacities * (1 - opacities) / 24
+        else:
+            optimizer.zero_grad()
+        assert params["opacities"].grad is None
+        loss = rendered().square().sum() / 2
+        if backward:
+            loss.backward()
+        evaluation = optimizer.step(rendered, loss=loss)
+        torch.testing.assert_close(evaluation.gradient["logit_opacities"], expected)
+        assert torch.equal(evaluation.seen, seen), "a penalty draws no row"
+        optimizer.zero_grad()
+    evaluation = optimizer.step(rendered)
+    assert not evaluation.gradient["logit_opacities"][20:].any(), "a step lets go of the penalty"
+    strategy.step_pre_backward(params, optimizer.optimizers, state, 0, {})
+    with pytest.raises(InputError, match="no gradient"):
+        optimizer.step()
+
+
+def test_mcmc_trains_on_residuals_without_a_backward_pass():
+    params = parameters()
+    optimizer, strategy = SceneOptimizer("block-gn", params, steps=20), SceneStrategy("mcmc", steps=20)
+    state, before = strategy.initialize_state(), loss_of(params, TARGETS)
+    for step in range(20):
+        strategy.step_pre_backward(params, optimizer.optimizers, state, step, {})
+        optimizer.step(lambda view=step % 3: residuals(params, view, TARGETS))
+    assert loss_of(params, TARGETS) < 0.85 * before
 
 
 def test_noise_follows_the_rate_that_is_told():

@@ -49,7 +49,8 @@ class SceneStrategy:
     States of ``torch.optim`` optimizers follow, as those of ``SceneOptimizer`` do. What a strategy looks at is had from
     ``info``: radii, and the gradients of ``means2d`` with their absolute ones, which ``gain`` wants
     (``absgrad=True``). One that asks for more, such as blending weights or splitting matrices, is refused in a
-    sentence. A penalty of ``mcmc``'s is added to the gradients, not to the loss that the trainer sees.
+    sentence. A penalty of ``mcmc``'s is added to the gradients, with ``SceneOptimizer`` within its step, and not to the
+    loss that the trainer sees.
     """
 
     def __init__(
@@ -109,6 +110,9 @@ class SceneStrategy:
         self, params: ParameterDict, optimizers: Optimizers, state: StrategyState, step: int, info: Info
     ) -> None:
         """Have the gradient of the centres in the image kept, and add that of the strategy's penalty."""
+        scene = _scene_of(optimizers)
+        if scene is not None:
+            scene.follow()
         working = self._working(params, state)
         if working.observes(Progress(step, self._steps)):
             if _KEY not in info:
@@ -116,7 +120,7 @@ class SceneStrategy:
             info[_KEY].retain_grad()
         penalty = working.strategy.penalty()
         if penalty is not None:
-            working.add_gradient(penalty[1])
+            working.add_penalty(penalty[1], optimizers)
 
     @torch.no_grad()
     def step_post_backward(
@@ -217,10 +221,15 @@ class _Working:
         key = next(key for key, name in self.scene.names.items() if name == "means")
         return float(optimizers[key].param_groups[0]["lr"]) if key in optimizers else 0.0
 
-    def add_gradient(self, gradient: Tensors) -> None:
+    def add_penalty(self, gradient: Tensors, optimizers: Optimizers) -> None:
+        """Add a penalty's gradient to those of the parameters, or hand it to the optimizer of their scene."""
         for key, name, value in self.scene.trained():
-            if name in gradient:
-                more = self.scene.in_its_shape(key, gradient[name])
+            if name not in gradient:
+                continue
+            more, optimizer = self.scene.in_its_shape(key, gradient[name]), optimizers.get(key)
+            if isinstance(optimizer, RowProxy):
+                optimizer.add_penalty(more)
+            else:
                 value.grad = more.clone() if value.grad is None else value.grad + more
 
     def count(self, info: Info) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -172,7 +172,7 @@ class SceneOptimizer(RefusesGradScaler):
                 "radii (C, N, 2) it is (radii > 0).all(-1).any(0)"
             )
         frozen = self._frozen()
-        self._objective.begin(inputs)
+        self._objective.begin(replace(inputs, penalty=self._take_penalty()))
         try:
             evaluation = self.inner.step(None, Progress(self._steps, self.horizon))
         finally:
@@ -185,6 +185,16 @@ class SceneOptimizer(RefusesGradScaler):
         self._edited = False
         self._after_step()
         return evaluation
+
+    def _take_penalty(self) -> dict[str, Tensor]:
+        """Return the penalty's gradient, by our names and in our shapes, and let go of it."""
+        found: dict[str, Tensor] = {}
+        for key, proxy in self._proxies.items():
+            if proxy.penalty is not None:
+                name = self._scene.names[key]
+                found[name] = proxy.penalty.reshape(self._scene.views[name].shape)
+                proxy.penalty = None
+        return found
 
     def _frozen(self) -> list[tuple[Tensor, Tensor]]:
         """Return those views of which the tensors are not trained, with their values."""
