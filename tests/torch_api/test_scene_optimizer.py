@@ -310,6 +310,55 @@ def test_what_is_no_gaussians_takes_adams_steps_and_follows_edits():
     assert saved["others"]["features"]["state"][0]["exp_avg"].shape == (24, 5)
 
 
+def test_frozen_tensors_that_are_no_gaussians_follow_edits():
+    params = parameters()
+    params["labels"] = nn.Parameter(torch.arange(24), requires_grad=False)
+    params["shN"].requires_grad_(False)
+    bands = params["shN"].detach().clone()
+    optimizer = SceneOptimizer("sign-tr", params)
+    source = torch.tensor([7, 2, 2])
+    optimizer.apply(SceneEdit(source, torch.tensor([False, False, True])))
+    assert torch.equal(params["labels"], source)
+    assert not params["labels"].requires_grad
+    assert torch.equal(params["shN"], bands[source])
+    assert not params["shN"].requires_grad
+    assert set(optimizer.optimizers) == set(params) - {"labels", "shN"}
+
+
+@pytest.mark.parametrize("shape", [(3,), ()])
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_tensor_without_the_scenes_rows_is_refused_before_an_edit(trained, shape):
+    params = parameters()
+    params["background"] = nn.Parameter(torch.ones(shape), requires_grad=trained)
+    optimizer = SceneOptimizer("sign-tr", params)
+    backward(params, 0)
+    if trained:
+        params["background"].grad = torch.ones(shape)
+    optimizer.step()
+    optimizer.zero_grad()
+    held, before = dict(params), optimizer.state_dict()
+    with pytest.raises(InputError, match="'background' of shape"):
+        optimizer.apply(SceneEdit.keep(torch.arange(24) < 10))
+    assert all(params[key] is value for key, value in held.items())
+    for name, value in optimizer.state_dict()["tensors"].items():
+        assert torch.equal(value, before["tensors"][name])
+    train(optimizer, params, 1)
+    for key in GSPLAT_NAMES:
+        params[key] = nn.Parameter(params[key].detach()[:10])
+    with pytest.raises(InputError, match="'background' of shape"):
+        optimizer.edit_rows(torch.arange(10))
+
+
+def test_edit_rows_refuses_states_of_other_rows():
+    params = parameters()
+    params["background"] = nn.Parameter(torch.ones(3))
+    optimizer = SceneOptimizer("sign-tr", params)
+    for key in GSPLAT_NAMES:
+        params[key] = nn.Parameter(params[key].detach()[:3])
+    with pytest.raises(InputError, match="'background' of shape"):
+        optimizer.edit_rows(torch.arange(3))
+
+
 def test_frozen_parameters_stay():
     params = parameters()
     params["shN"].requires_grad_(False)

@@ -224,6 +224,23 @@ def test_noise_follows_the_rate_that_is_told():
     torch.testing.assert_close(moved[1], 2 * moved[0], rtol=1e-2, atol=1e-5)
 
 
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_tensor_without_the_scenes_rows_is_refused_and_nothing_replaced(ours):
+    params = parameters()
+    params["background"] = torch.nn.Parameter(torch.ones(3), requires_grad=False)
+    held = dict(params)
+    optimizers = SceneOptimizer("adam", params).optimizers if ours else adams(params)
+    strategy = SceneStrategy("gain", steps=100, max_gaussians=48, every=4, until=0.05)
+    with pytest.raises(InputError, match="'background' of shape"):
+        strategy.check_sanity(params, optimizers)
+    state = strategy.initialize_state()
+    for step in range(3):
+        one_step(params, optimizers, strategy, state, step)
+    with pytest.raises(InputError, match="'background' of shape"):
+        one_step(params, optimizers, strategy, state, 3)
+    assert all(params[key] is value for key, value in held.items())
+
+
 def test_what_is_missing_is_said_in_a_sentence():
     params = parameters()
     with pytest.raises(InputError, match="no option 'rate'"):

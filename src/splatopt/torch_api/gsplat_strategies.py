@@ -85,7 +85,7 @@ class SceneStrategy:
         self._limits = DensityLimits(max_gaussians, (), background)
 
     def check_sanity(self, params: ParameterDict, optimizers: Optimizers) -> None:
-        """Raise InputError unless each trained tensor has an optimizer of its own, with one group."""
+        """Raise InputError unless each trained tensor has an optimizer, with one group, and all tensors have N rows."""
         trained = {key for key in params if params[key].requires_grad}
         if trained != set(optimizers):
             raise InputError(
@@ -95,7 +95,8 @@ class SceneStrategy:
         for key, optimizer in optimizers.items():
             if [len(group["params"]) for group in optimizer.param_groups] != [1]:
                 raise InputError(f"the optimizer of {key!r} must have one group with one tensor")
-        SceneParameters(params)
+        scene = SceneParameters(params)
+        scene.check_others(scene.count)
 
     def initialize_state(self, scene_scale: float = 1.0) -> dict[str, Any]:
         """Return the strategy's state before the first step.
@@ -266,6 +267,7 @@ class _Working:
         self.strategy.edit_rows(edit)
 
     def _edit(self, edit: SceneEdit, optimizers: Optimizers) -> None:
+        self.scene.check_others(self.scene.count)
         given, views = self.scene.given, dict(self.scene.views)
         for key in list(given):
             old, name = given[key], self.scene.names.get(key, key)
