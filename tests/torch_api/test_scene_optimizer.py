@@ -231,6 +231,39 @@ def test_curvature_is_rendered_only_where_it_is_due():
     assert calls == [0, 4]
 
 
+@pytest.mark.parametrize(
+    ("name", "first"), [("tr2", "graph"), ("tr2-paper", "ahead behind graph"), ("block-gn", "graph ahead behind")]
+)
+@pytest.mark.parametrize("backs", [True, False])
+def test_residuals_are_called_as_often_as_the_docs_say(name, first, backs):
+    """Once with a graph, and twice without at parameters to either side, h v and -h v, where J v is asked for."""
+    params, steps = parameters(), []
+    optimizer = SceneOptimizer(name, params, steps=100)
+
+    def rendered():
+        steps[-1].append((torch.is_grad_enabled(), params["means"].detach() - start))
+        return residuals(params, 0, TARGETS)
+
+    for _ in range(11):
+        start = params["means"].detach().clone()
+        steps.append([])
+        if backs:
+            backward(params, 0)
+        optimizer.step(rendered)
+        optimizer.zero_grad()
+    moved = [change for has_graph, change in steps[0] if not has_graph]
+    wanted = first.split()
+    if not backs:
+        wanted.sort(key=lambda word: word != "graph")
+    assert [has_graph for has_graph, _ in steps[0]] == [word == "graph" for word in wanted]
+    assert all(not change.any() for has_graph, change in steps[0] if has_graph)
+    if moved:
+        assert float(moved[0].abs().max()) > 0
+        torch.testing.assert_close(moved[0], -moved[1], rtol=1e-2, atol=1e-6)
+    assert [len(calls) for calls in steps[1:10]] == [0 if backs else 1] * 9
+    assert len(steps[10]) == (3 if name == "tr2-paper" else 1)
+
+
 def test_the_diagonal_is_measured_by_residual_probes():
     params = parameters(4, dtype=torch.float64)
     exact, objective = exact_of(params).exact_gauss_newton_diagonal(None), objective_of(params)

@@ -136,8 +136,8 @@ class SceneOptimizer(RefusesGradScaler):
         """Take one step.
 
         Args:
-            residuals_fn: Renders and returns residuals; called where curvature is due, and without ``backward()`` in
-                every step.
+            residuals_fn: Renders and returns residuals; called where curvature is due, for J v without a graph and at
+                parameters to either side, and without ``backward()`` in every step.
             loss: The loss; ``learned`` watches it.
             visible: Rows that the step's views draw, (N,) bool.
             views: Numbers of the step's views, a view's always the same; ``learned`` counts different ones.
