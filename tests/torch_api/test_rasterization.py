@@ -17,7 +17,7 @@ from splatopt.core import native
 from splatopt.raster.gsplat_peer import rasterization_arguments
 from splatopt.raster.reference import render_reference
 from splatopt.scene.gaussians import GaussianCloud
-from splatopt.torch_api import rasterization, workers
+from splatopt.torch_api import rasterization, spherical_harmonics, workers
 from torch_api.scenes import DIFFERENTIABLE, arguments_of, plain_scene
 
 needs_native = pytest.mark.skipif(not native.available(), reason="the native module is not built")
@@ -285,6 +285,19 @@ def test_no_gaussians_and_no_channels_of_colour_but_depth() -> None:
         assert (alpha == 0).all()
         assert meta["means2d"].shape == (0, 2)
         image.sum().backward()
+
+
+@pytest.mark.parametrize("degree", [0, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_gaussians_with_harmonics_are_the_background(dtype: torch.dtype, degree: int) -> None:
+    scene = plain_scene(dtype, rows=0, views=2, degree=degree)
+    images, _, _ = rasterization(**arguments_of(scene))
+    images.sum().backward()
+    assert torch.equal(images, scene["backgrounds"][:, None, None].expand_as(images))
+    assert scene["colors"].grad.shape == scene["colors"].shape
+    colors = spherical_harmonics(degree, scene["means"], scene["colors"], torch.zeros(0, dtype=torch.bool))
+    assert colors.shape == (0, 3)
+    assert colors.dtype == dtype
 
 
 @needs_native

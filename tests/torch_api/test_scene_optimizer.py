@@ -231,6 +231,39 @@ def test_curvature_is_rendered_only_where_it_is_due():
     assert calls == [0, 4]
 
 
+@pytest.mark.parametrize(
+    ("name", "first"), [("tr2", "graph"), ("tr2-paper", "ahead behind graph"), ("block-gn", "graph ahead behind")]
+)
+@pytest.mark.parametrize("backs", [True, False])
+def test_residuals_are_called_as_often_as_the_docs_say(name, first, backs):
+    """Once with a graph, and twice without at parameters to either side, h v and -h v, where J v is asked for."""
+    params, steps = parameters(), []
+    optimizer = SceneOptimizer(name, params, steps=100)
+
+    def rendered():
+        steps[-1].append((torch.is_grad_enabled(), params["means"].detach() - start))
+        return residuals(params, 0, TARGETS)
+
+    for _ in range(11):
+        start = params["means"].detach().clone()
+        steps.append([])
+        if backs:
+            backward(params, 0)
+        optimizer.step(rendered)
+        optimizer.zero_grad()
+    moved = [change for has_graph, change in steps[0] if not has_graph]
+    wanted = first.split()
+    if not backs:
+        wanted.sort(key=lambda word: word != "graph")
+    assert [has_graph for has_graph, _ in steps[0]] == [word == "graph" for word in wanted]
+    assert all(not change.any() for has_graph, change in steps[0] if has_graph)
+    if moved:
+        assert float(moved[0].abs().max()) > 0
+        torch.testing.assert_close(moved[0], -moved[1], rtol=1e-2, atol=1e-6)
+    assert [len(calls) for calls in steps[1:10]] == [0 if backs else 1] * 9
+    assert len(steps[10]) == (3 if name == "tr2-paper" else 1)
+
+
 def test_the_diagonal_is_measured_by_residual_probes():
     params = parameters(4, dtype=torch.float64)
     exact, objective = exact_of(params).exact_gauss_newton_diagonal(None), objective_of(params)
@@ -308,6 +341,55 @@ def test_what_is_no_gaussians_takes_adams_steps_and_follows_edits():
     state = optimizer.optimizers["features"].state[params["features"]]
     assert torch.equal(state["exp_avg"], adam.state[alone]["exp_avg"][:10])
     assert saved["others"]["features"]["state"][0]["exp_avg"].shape == (24, 5)
+
+
+def test_frozen_tensors_that_are_no_gaussians_follow_edits():
+    params = parameters()
+    params["labels"] = nn.Parameter(torch.arange(24), requires_grad=False)
+    params["shN"].requires_grad_(False)
+    bands = params["shN"].detach().clone()
+    optimizer = SceneOptimizer("sign-tr", params)
+    source = torch.tensor([7, 2, 2])
+    optimizer.apply(SceneEdit(source, torch.tensor([False, False, True])))
+    assert torch.equal(params["labels"], source)
+    assert not params["labels"].requires_grad
+    assert torch.equal(params["shN"], bands[source])
+    assert not params["shN"].requires_grad
+    assert set(optimizer.optimizers) == set(params) - {"labels", "shN"}
+
+
+@pytest.mark.parametrize("shape", [(3,), ()])
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_tensor_without_the_scenes_rows_is_refused_before_an_edit(trained, shape):
+    params = parameters()
+    params["background"] = nn.Parameter(torch.ones(shape), requires_grad=trained)
+    optimizer = SceneOptimizer("sign-tr", params)
+    backward(params, 0)
+    if trained:
+        params["background"].grad = torch.ones(shape)
+    optimizer.step()
+    optimizer.zero_grad()
+    held, before = dict(params), optimizer.state_dict()
+    with pytest.raises(InputError, match="'background' of shape"):
+        optimizer.apply(SceneEdit.keep(torch.arange(24) < 10))
+    assert all(params[key] is value for key, value in held.items())
+    for name, value in optimizer.state_dict()["tensors"].items():
+        assert torch.equal(value, before["tensors"][name])
+    train(optimizer, params, 1)
+    for key in GSPLAT_NAMES:
+        params[key] = nn.Parameter(params[key].detach()[:10])
+    with pytest.raises(InputError, match="'background' of shape"):
+        optimizer.edit_rows(torch.arange(10))
+
+
+def test_edit_rows_refuses_states_of_other_rows():
+    params = parameters()
+    params["background"] = nn.Parameter(torch.ones(3))
+    optimizer = SceneOptimizer("sign-tr", params)
+    for key in GSPLAT_NAMES:
+        params[key] = nn.Parameter(params[key].detach()[:3])
+    with pytest.raises(InputError, match="'background' of shape"):
+        optimizer.edit_rows(torch.arange(3))
 
 
 def test_frozen_parameters_stay():
@@ -396,6 +478,21 @@ def test_the_means_rate_is_told_for_noise():
     optimizer = SceneOptimizer("adam", parameters(), scene_scale=2.0)
     assert optimizer.optimizers["means"].param_groups[0]["lr"] == pytest.approx(2 * 1.6e-4)
     assert SceneOptimizer("sign-tr", parameters()).position_rate == 0.0
+
+
+@pytest.mark.parametrize("name", BRIEFLY)
+def test_steps_go_on_after_the_last_gaussian_was_pruned(name):
+    params = parameters()
+    optimizer = SceneOptimizer(name, params, steps=40)
+    train(optimizer, params, 2)
+    optimizer.apply(SceneEdit.keep(torch.zeros(24, dtype=torch.bool)))
+    train(optimizer, params, 3, begin=2)
+    evaluation = optimizer.step(lambda: residuals(params, 0, TARGETS))
+    assert evaluation.seen.shape == (0,)
+    assert evaluation.loss == pytest.approx(residuals(params, 0, TARGETS).detach().square().sum().item() / 2)
+    assert {key: value.shape for key, value in params.items()} == {
+        key: (0, *value.shape[1:]) for key, value in parameters().items()
+    }
 
 
 # ---------------------------------------------------------------------- sentences

@@ -49,7 +49,8 @@ class SceneStrategy:
     States of ``torch.optim`` optimizers follow, as those of ``SceneOptimizer`` do. What a strategy looks at is had from
     ``info``: radii, and the gradients of ``means2d`` with their absolute ones, which ``gain`` wants
     (``absgrad=True``). One that asks for more, such as blending weights or splitting matrices, is refused in a
-    sentence. A penalty of ``mcmc``'s is added to the gradients, not to the loss that the trainer sees.
+    sentence. A penalty of ``mcmc``'s is added to the gradients, with ``SceneOptimizer`` within its step, and not to the
+    loss that the trainer sees.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class SceneStrategy:
         self._limits = DensityLimits(max_gaussians, (), background)
 
     def check_sanity(self, params: ParameterDict, optimizers: Optimizers) -> None:
-        """Raise InputError unless each trained tensor has an optimizer of its own, with one group."""
+        """Raise InputError unless each trained tensor has an optimizer, with one group, and all tensors have N rows."""
         trained = {key for key in params if params[key].requires_grad}
         if trained != set(optimizers):
             raise InputError(
@@ -94,7 +95,8 @@ class SceneStrategy:
         for key, optimizer in optimizers.items():
             if [len(group["params"]) for group in optimizer.param_groups] != [1]:
                 raise InputError(f"the optimizer of {key!r} must have one group with one tensor")
-        SceneParameters(params)
+        scene = SceneParameters(params)
+        scene.check_others(scene.count)
 
     def initialize_state(self, scene_scale: float = 1.0) -> dict[str, Any]:
         """Return the strategy's state before the first step.
@@ -109,6 +111,9 @@ class SceneStrategy:
         self, params: ParameterDict, optimizers: Optimizers, state: StrategyState, step: int, info: Info
     ) -> None:
         """Have the gradient of the centres in the image kept, and add that of the strategy's penalty."""
+        scene = _scene_of(optimizers)
+        if scene is not None:
+            scene.follow()
         working = self._working(params, state)
         if working.observes(Progress(step, self._steps)):
             if _KEY not in info:
@@ -116,7 +121,7 @@ class SceneStrategy:
             info[_KEY].retain_grad()
         penalty = working.strategy.penalty()
         if penalty is not None:
-            working.add_gradient(penalty[1])
+            working.add_penalty(penalty[1], optimizers)
 
     @torch.no_grad()
     def step_post_backward(
@@ -137,7 +142,8 @@ class SceneStrategy:
             state: What :meth:`initialize_state` gave.
             step: Steps done before this one.
             info: Of the step's rendering.
-            packed: Whether ``rasterization`` was told so.
+            packed: Of gsplat's signature, and not read: the shape of ``info["means2d"]`` tells, (C, N, 2) of all rows
+                and (rows, 2) packed.
             lr: The means' rate; their optimizer's own when None.
         """
         scene = _scene_of(optimizers)
@@ -145,7 +151,7 @@ class SceneStrategy:
             scene.follow()
         working = self._working(params, state)
         if working.observes(Progress(step, self._steps)):
-            working.count(info, packed)
+            working.count(info)
         rate = lr if lr is not None else working.rate(optimizers)
         taken = StepTaken(Progress(step + 1, self._steps), rate or None, math.nan)
         working.strategy.move(taken)
@@ -216,13 +222,18 @@ class _Working:
         key = next(key for key, name in self.scene.names.items() if name == "means")
         return float(optimizers[key].param_groups[0]["lr"]) if key in optimizers else 0.0
 
-    def add_gradient(self, gradient: Tensors) -> None:
+    def add_penalty(self, gradient: Tensors, optimizers: Optimizers) -> None:
+        """Add a penalty's gradient to those of the parameters, or hand it to the optimizer of their scene."""
         for key, name, value in self.scene.trained():
-            if name in gradient:
-                more = self.scene.in_its_shape(key, gradient[name])
+            if name not in gradient:
+                continue
+            more, optimizer = self.scene.in_its_shape(key, gradient[name]), optimizers.get(key)
+            if isinstance(optimizer, RowProxy):
+                optimizer.add_penalty(more)
+            else:
                 value.grad = more.clone() if value.grad is None else value.grad + more
 
-    def count(self, info: Info, packed: bool) -> None:
+    def count(self, info: Info) -> None:
         """Add one rendering of ``n_cameras`` views to the statistics, see ``GradientStatistics``."""
         sums: GradientStatistics | None = self.strategy.gradient_statistics
         assert sums is not None
@@ -235,7 +246,7 @@ class _Working:
         # Older versions of gsplat have one radius, newer ones one for each axis.
         radii = radii if radii.dim() == centers.dim() else radii[..., None]
         drawn = (radii > 0).all(dim=-1)
-        rows = info["gaussian_ids"][drawn] if packed else torch.nonzero(drawn)[:, -1]
+        rows = info["gaussian_ids"][drawn] if centers.dim() == 2 else torch.nonzero(drawn)[:, -1]
         sizes = radii[drawn].amax(dim=-1) / max(info["width"], info["height"])
         sums.views.index_add_(0, rows, torch.ones_like(sums.views[rows]))
         sums.gradient.index_add_(0, rows, (centers.grad[drawn] * half).norm(dim=-1).to(sums.gradient))
@@ -256,6 +267,7 @@ class _Working:
         self.strategy.edit_rows(edit)
 
     def _edit(self, edit: SceneEdit, optimizers: Optimizers) -> None:
+        self.scene.check_others(self.scene.count)
         given, views = self.scene.given, dict(self.scene.views)
         for key in list(given):
             old, name = given[key], self.scene.names.get(key, key)

@@ -71,8 +71,9 @@ def harmonics_of_views(degree: int, directions: Tensor, coefficients: Tensor, co
         return _NativeHarmonics.apply(degree, directions, coefficients, counted)
     squared = (directions * directions).sum(dim=-1, keepdim=True)
     unit = directions / torch.where(squared > 0, squared, torch.ones_like(squared)).sqrt()
-    basis = spherical_harmonics_basis(unit.reshape(-1, 3), degree).reshape(*unit.shape[:-1], -1)
-    rest = coefficients[..., 1 : (degree + 1) ** 2, :]
+    count = (degree + 1) ** 2
+    basis = spherical_harmonics_basis(unit.reshape(-1, 3), degree).reshape(*unit.shape[:-1], count - 1)
+    rest = coefficients[..., 1:count, :]
     colors = SH_C0 * coefficients[..., 0, :] + (basis[..., None] * rest).sum(dim=-2)
     return colors if counted is None else torch.where(counted[..., None], colors, torch.zeros_like(colors))
 

@@ -48,6 +48,10 @@ class RowProxy(RefusesGradScaler, torch.optim.Optimizer):
     """One key's optimizer as a strategy sees it: a parameter, a rate that tells, and a state by row.
 
     Trainers call ``step()`` and ``zero_grad()`` of every key's; the whole scene's step is taken by the first.
+
+    Attributes:
+        penalty: Gradient of a penalty on the parameter, in its shape, that the next step adds to the loss's. It is not
+            in ``.grad``, which says by being None that a step takes its gradient from residuals.
     """
 
     def __init__(self, parameter: Tensor, scene: EditedScene, *, takes_step: bool) -> None:
@@ -65,6 +69,7 @@ class RowProxy(RefusesGradScaler, torch.optim.Optimizer):
     def bind(self, parameter: Tensor) -> None:
         """Number the rows of ``parameter`` anew."""
         self.param_groups[0]["params"] = [parameter]
+        self.penalty: Tensor | None = None
         self.state.clear()
         # float64, since strategies append float32 zeros, and float32 does not count beyond sixteen million.
         rows = torch.arange(1, len(parameter) + 1, dtype=torch.float64, device=parameter.device)
@@ -85,6 +90,15 @@ class RowProxy(RefusesGradScaler, torch.optim.Optimizer):
                 "strategies do, or by SceneOptimizer.edit_rows"
             )
         return rows
+
+    def add_penalty(self, gradient: Tensor) -> None:
+        """Have the next step add ``gradient``, in the parameter's shape, to the loss's; ``zero_grad()`` lets it go."""
+        self.penalty = gradient.clone() if self.penalty is None else self.penalty + gradient
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Let go of the parameter's gradient, and of a penalty's."""
+        super().zero_grad(set_to_none)
+        self.penalty = None
 
     def step(self, closure: object = None) -> None:  # type: ignore[override]
         """Take the whole scene's step, where this is the first key's.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
@@ -45,12 +45,14 @@ class StepInputs:
         loss: The loss; ½‖r‖² when None and the gradient is of the residuals.
         visible: Rows that the views draw, (N,) bool; those with a gradient when None.
         views: Numbers of the views, a view's always the same.
+        penalty: The gradient of a penalty on the parameters, by our names and in our shapes.
     """
 
     residuals: ResidualsFunction | None = None
     loss: float | None = None
     visible: Tensor | None = None
     views: Sequence[int] = ()
+    penalty: Tensors = field(default_factory=dict)
 
 
 NO_INPUTS = StepInputs()
@@ -60,10 +62,11 @@ NO_INPUTS = StepInputs()
 class SceneObjective(Objective):
     """A scene in someone else's trainer.
 
-    The gradient is what backward passes have left in ``.grad``, or, where they have left none, that of ½‖r‖². Jᵀu is a
-    backward pass through one graph of the residuals, which is made when it is first asked for in a step and held until
-    its end. J v is a central difference of residuals, two renderings without a graph, since few renderers can be
-    differentiated forwards. Blocks of JᵀJ are a mean over random signs u of (Jᵀu)(Jᵀu)ᵀ in each row: unbiased.
+    The gradient is what backward passes have left in ``.grad``, or, where they have left none, that of ½‖r‖²; a
+    penalty's is added to either, and makes no row count as seen. Jᵀu is a backward pass through one graph of the
+    residuals, which is made when it is first asked for in a step and held until its end. J v is a central difference of
+    residuals, two renderings without a graph, since few renderers can be differentiated forwards. Blocks of JᵀJ are a
+    mean over random signs u of (Jᵀu)(Jᵀu)ᵀ in each row: unbiased.
     """
 
     def __init__(
@@ -125,7 +128,7 @@ class SceneObjective(Objective):
         return self._inputs.views
 
     def gradient(self, batch: Batch) -> Evaluation:
-        """Return what the step was told of the loss, and its gradient.
+        """Return what the step was told of the loss, and its gradient with the penalty's.
 
         Raises:
             MissingOracleError: It is asked for twice in a step, as for a difference of gradients.
@@ -145,11 +148,13 @@ class SceneObjective(Objective):
             gradient = self._backward(tuple(part.detach() for part in residuals))
         else:
             gradient = self.scene.in_our_shapes(found)
-        visible = self._inputs.visible
+        seen = _touched(gradient) if self._inputs.visible is None else self._inputs.visible
+        for name, part in self._inputs.penalty.items():
+            gradient[name] = gradient[name] + part  # a new tensor: the one before may be `.grad` itself
         return Evaluation(
             loss=_NO_LOSS if loss is None else loss,
             gradient=gradient,
-            seen=_touched(gradient) if visible is None else visible,
+            seen=seen,
             metrics={},
         )
 
@@ -255,7 +260,7 @@ class SceneObjective(Objective):
 def _touched(gradient: Tensors) -> Tensor:
     """Return which rows have a gradient, (N,)."""
     names = ("means", "logit_opacities", "sh_dc")
-    return torch.stack([gradient[name].reshape(len(gradient[name]), -1).any(dim=1) for name in names]).any(dim=0)
+    return torch.stack([gradient[name][:, None].flatten(1).any(dim=1) for name in names]).any(dim=0)
 
 
 def _norm(tensors: Tensors) -> float:

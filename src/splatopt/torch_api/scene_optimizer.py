@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from splatopt.optim.habits import RefusesGradScaler
 from splatopt.optim.types import Group
 from splatopt.torch_api.row_tracing import RowProxy, traced_edit
 from splatopt.torch_api.scene_objective import NO_INPUTS, ResidualsFunction, SceneObjective, StepInputs
-from splatopt.torch_api.scene_parameters import ParameterDict, SceneParameters
+from splatopt.torch_api.scene_parameters import ParameterDict, SceneParameters, check_rows
 
 BLOCK_PROBES = 8
 """Backward passes that blocks of JᵀJ are measured by."""
@@ -136,8 +136,8 @@ class SceneOptimizer(RefusesGradScaler):
         """Take one step.
 
         Args:
-            residuals_fn: Renders and returns residuals; called where curvature is due, and without ``backward()`` in
-                every step.
+            residuals_fn: Renders and returns residuals; called where curvature is due, for J v without a graph and at
+                parameters to either side, and without ``backward()`` in every step.
             loss: The loss; ``learned`` watches it.
             visible: Rows that the step's views draw, (N,) bool.
             views: Numbers of the step's views, a view's always the same; ``learned`` counts different ones.
@@ -172,7 +172,7 @@ class SceneOptimizer(RefusesGradScaler):
                 "radii (C, N, 2) it is (radii > 0).all(-1).any(0)"
             )
         frozen = self._frozen()
-        self._objective.begin(inputs)
+        self._objective.begin(replace(inputs, penalty=self._take_penalty()))
         try:
             evaluation = self.inner.step(None, Progress(self._steps, self.horizon))
         finally:
@@ -185,6 +185,16 @@ class SceneOptimizer(RefusesGradScaler):
         self._edited = False
         self._after_step()
         return evaluation
+
+    def _take_penalty(self) -> dict[str, Tensor]:
+        """Return the penalty's gradient, by our names and in our shapes, and let go of it."""
+        found: dict[str, Tensor] = {}
+        for key, proxy in self._proxies.items():
+            if proxy.penalty is not None:
+                name = self._scene.names[key]
+                found[name] = proxy.penalty.reshape(self._scene.views[name].shape)
+                proxy.penalty = None
+        return found
 
     def _frozen(self) -> list[tuple[Tensor, Tensor]]:
         """Return those views of which the tensors are not trained, with their values."""
@@ -260,6 +270,9 @@ class SceneOptimizer(RefusesGradScaler):
         Args:
             source: Which old row each new row copies, (M,), int64.
             fresh: Whether a new row's states start anew, (M,), bool; none when None.
+
+        Raises:
+            InputError: A tensor has another number of rows than ``source``, or had another than the Gaussians before.
         """
         if fresh is None:
             fresh = torch.zeros(source.shape, dtype=torch.bool, device=source.device)
@@ -270,6 +283,9 @@ class SceneOptimizer(RefusesGradScaler):
                 f"replace the dictionary's tensors before edit_rows: they have {sorted(count)} rows, and source "
                 f"{len(source)}; apply(SceneEdit) replaces them by itself"
             )
+        self._scene.check_others(len(source))
+        for key, adam in self._others.items():
+            check_rows(key, adam.param_groups[0]["params"][0], self._scene.count)
         edit = SceneEdit(source, fresh)
         self._edit_others(edit, replaces=False)
         self._scene.bind()
@@ -277,9 +293,17 @@ class SceneOptimizer(RefusesGradScaler):
 
     @torch.no_grad()
     def apply(self, edit: SceneEdit) -> None:
-        """Carry out an edit of one of our strategies: values, written and gathered, and all states."""
+        """Carry out an edit of one of our strategies: values, written and gathered, and all states.
+
+        Every tensor of the dictionary follows, frozen ones and those that are no Gaussian's too.
+
+        Raises:
+            InputError: The edit copies rows that there are not, or a tensor has another number of rows. Nothing has
+                been replaced then.
+        """
         self.follow()
         self._check_source(edit.source)
+        self._scene.check_others(self._scene.count)
         views = dict(self._scene.views)
         for key, name in self._scene.names.items():
             self._scene.replace(key, self._scene.in_its_shape(key, edit.parameter(name, views[name])))
@@ -303,10 +327,10 @@ class SceneOptimizer(RefusesGradScaler):
 
     def _edit_others(self, edit: SceneEdit, *, replaces: bool) -> None:
         """Have Adam's moments of what is no Gaussian's follow, and its tensors where nobody has replaced them."""
+        for key in self._scene.others if replaces else ():
+            self._scene.replace(key, edit.gather(self.params[key].detach()))
         for key, adam in self._others.items():
             (old,) = adam.param_groups[0]["params"]
-            if replaces:
-                self._scene.replace(key, edit.gather(old.detach()))
             kept = adam.state.pop(old, {})
             rows = {part: edit.gather_state(value) for part, value in kept.items() if part != "step"}
             adam.param_groups[0]["params"] = [self.params[key]]

@@ -115,10 +115,24 @@ class SceneParameters:
         """Return one of our tensors, of any number of rows, in the shape of the dictionary's own."""
         return value.reshape(len(value), *self._tensors[key].shape[1:])
 
+    def check_others(self, rows: int) -> None:
+        """Raise InputError unless each key that is no Gaussian's has ``rows`` rows, as an edit of rows wants it."""
+        for key in self.others:
+            check_rows(key, self.given[key], rows)
+
     def replace(self, key: str, value: Tensor) -> None:
         """Put a tensor of other rows in the place of ``key``, trained as the one before."""
         old = self.given[key]
         self.given[key] = nn.Parameter(value, requires_grad=old.requires_grad)
+
+
+def check_rows(key: str, value: Tensor, rows: int) -> None:
+    """Raise InputError unless ``value``, which is no Gaussian's, has ``rows`` rows."""
+    if value.shape[:1] != (rows,):
+        raise InputError(
+            f"an edit of rows moves every tensor of the dictionary, and {key!r} of shape {tuple(value.shape)} has not "
+            f"{rows} rows; keep what is not of each Gaussian, such as a background, outside the dictionary"
+        )
 
 
 def _names_of(given: ParameterDict, names: Mapping[str, str] | None) -> dict[str, str]:
