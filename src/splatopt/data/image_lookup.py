@@ -70,7 +70,9 @@ def first_names(names: Sequence[str]) -> str:
     return ", ".join(cut(name) for name in names[:_MAX_NAMES]) + (", …" if len(names) > _MAX_NAMES else "")
 
 
-def find_images(folder: Path, names: Sequence[str], warnings: list[str]) -> list[NamedImage]:
+def find_images(
+    folder: Path, names: Sequence[str], warnings: list[str], what: str = "images", taken: Sequence[Path] = ()
+) -> list[NamedImage]:
     """Return where the images of these names lie, those that are not there included.
 
     A name is taken as it is, with or without an ending. Where there is no such file, one whose name differs by
@@ -81,6 +83,8 @@ def find_images(folder: Path, names: Sequence[str], warnings: list[str]) -> list
         folder: What the names are relative to.
         names: As the file of poses gives them.
         warnings: Gets one sentence where images lie under other names.
+        what: What they are, for that sentence.
+        taken: Files that are something else, and are meant by no other name than their own.
     """
     exact = [_exactly(folder, name) for name in names]
     tidy = [name.removeprefix("./") if path else with_slashes(name) for name, path in zip(names, exact, strict=True)]
@@ -88,12 +92,14 @@ def find_images(folder: Path, names: Sequence[str], warnings: list[str]) -> list
     if None in exact:
         listings = _Listings()
         similar = [path or listings.similar(folder, name) for name, path in zip(names, exact, strict=True)]
+        others = {os.path.normpath(path) for path in taken}
+        similar = [None if path and os.path.normpath(path) in others else path for path in similar]
         found = [path or guess for path, guess in zip(exact, _unshared(tidy, exact, similar), strict=True)]
         other = [(name, path) for name, sure, path in zip(names, exact, found, strict=True) if path and not sure]
         if other:
             name, path = other[0]
             warnings.append(
-                f"{len(other)} of {len(names)} images lie under other names than the capture gives them, such as "
+                f"{len(other)} of {len(names)} {what} lie under other names than the capture gives them, such as "
                 f"{quoted(name)} at {quoted(path.relative_to(folder))}; they are used"
             )
     return [

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from splatopt.data.seen_pixels import MaskUse
 from splatopt.data.source import IMAGE_SUFFIXES, Finding, PosedImage, Source
 
 FOLDERS = ("masks", "mask")
-"""Where masks lie, beside the folder of the photographs; of a smaller copy, ``images_4``, first ``masks_4``."""
+"""Where masks lie, around the folder of the photographs; of a smaller copy, ``images_4``, first ``masks_4``."""
 
 _MAX_THREADS = 8
 
@@ -73,15 +74,16 @@ def with_masks(path: Path, source: Source) -> Source:
     """Return what was read of a capture with the masks that lie there; those that views name come first.
 
     A photograph's mask has its name, that with ``.png`` behind it, or its name with another ending, in ``masks`` or
-    ``mask`` beside the folder of the photographs; or lies beside it as ``NAME_mask.png``, as ODM has it.
+    ``mask`` in or beside the folder of the photographs, or a folder around it; or lies beside it as ``NAME_mask.png``,
+    as ODM has it.
 
     Args:
         path: The capture.
         source: What its reader found.
     """
     root = path if path.is_dir() else path.parent
-    tops = {parts[0] for image in source.images if len(parts := _below(root, image.path)) > 1}
-    images = tuple(_with_mask(root, image, strip=len(tops) == 1) for image in source.images)
+    places = _Places(root, source.images)
+    images = tuple(_with_mask(places, image) for image in source.images)
     warnings, found = list(source.warnings), list(source.found)
     named = [image for image in source.images if image.mask is not None]
     missing = [image for image, after in zip(source.images, images, strict=True) if image.mask and not after.mask]
@@ -97,9 +99,18 @@ def with_masks(path: Path, source: Source) -> Source:
             "those views count"
         )
     if len(without) == len(images):
-        counts = {name: count for name in FOLDERS if (count := _pictures(root / name))}
+        counts = {folder: count for folder in places.folders if (count := _pictures(folder))}
+        names = {folder: os.path.relpath(folder, root).replace(os.sep, "/") for folder in counts}
         unnamed = "none has the name of a photograph"
-        found += [Finding(f"{count} images in {name}", False, unnamed) for name, count in counts.items()]
+        found += [
+            Finding(f"{count} images in {cut(names[folder])}", False, unnamed) for folder, count in counts.items()
+        ]
+    if layers := sum(_has_layer(one.path) for one in source.images):
+        how = (
+            "programs disagree on which of their pixels count; to use them, put them into a folder masks, with 0 for "
+            "what is left out"
+        )
+        found.append(Finding(f"{layers} images ….mask.png beside the photographs", False, how))
     dynamic = sum(os.path.isfile(one.path.parent / f"dynamic_mask_{one.path.stem}.png") for one in source.images)
     if dynamic:
         how = "instant-ngp leaves out their white pixels and not the black ones; invert them into a folder masks"
@@ -107,40 +118,80 @@ def with_masks(path: Path, source: Source) -> Source:
     return replace(source, images=images, warnings=tuple(warnings), found=tuple(found))
 
 
-def _below(root: Path, file: Path) -> tuple[str, ...]:
-    """The parts of a file's path below ``root``; its name alone where it does not lie there."""
-    parts = file.relative_to(root).parts if file.is_relative_to(root) else (file.name,)
-    return parts if ".." not in parts else (file.name,)
+def _has_layer(photograph: Path) -> bool:
+    """Whether a mask as RealityCapture writes them lies beside a photograph."""
+    names = (photograph.name, photograph.stem)
+    return any(name and os.path.isfile(photograph.with_name(f"{name}.mask.png")) for name in names)
 
 
-def _with_mask(root: Path, image: PosedImage, *, strip: bool) -> PosedImage:
+def _with_mask(places: _Places, image: PosedImage) -> PosedImage:
     """Return a view with the mask that is there, or with none."""
-    places = (image.mask,) if image.mask is not None else ()
-    mask = next((one for one in (*places, *_places(root, image, strip=strip)) if os.path.isfile(one)), None)
+    named = (image.mask,) if image.mask is not None else ()
+    mask = next((one for one in (*named, *places.of(image)) if os.path.isfile(one)), None)
     return image if mask == image.mask else replace(image, mask=mask)
 
 
-def _places(root: Path, image: PosedImage, *, strip: bool) -> Iterator[Path]:
-    """Where a view's mask may lie, the likeliest first.
+class _Places:
+    """Where the masks of a capture's views may lie: in the folders around each photograph, up to the capture's.
 
     Args:
         root: The capture.
-        image: The view.
-        strip: Whether all photographs lie in one folder, whose name is not repeated below that of the masks.
+        images: Its views.
     """
-    parts = _below(root, image.path)
-    shrunk = re.fullmatch(r"images?(_\d+)", parts[0])
-    folders = (*(name + shrunk[1] for name in FOLDERS if shrunk), *FOLDERS)
-    names = [PurePath(*parts[1:]) if strip and len(parts) > 1 else PurePath(*parts), PurePath(image.name)]
-    for folder in (root / name for name in folders if (root / name).is_dir()):
-        for name in names:
-            if name.is_absolute() or ".." in name.parts or not name.name:
-                continue
-            yield folder / name
-            yield folder / name.with_name(f"{name.name}.png")
-            yield from (folder / name.with_suffix(suffix) for suffix in IMAGE_SUFFIXES)
-    stem = image.path.stem
-    yield from (image.path.with_name(f"{stem}_mask{suffix}") for suffix in IMAGE_SUFFIXES if stem)
+
+    def __init__(self, root: Path, images: Sequence[PosedImage]) -> None:
+        self.root = Path(os.path.normpath(root))
+        self._tops: dict[Path, set[str]] = defaultdict(set)
+        self._there: dict[Path, bool] = {}
+        for image in images:
+            for around, below in self._around(image.path):
+                self._tops[around] |= set(below[:-1][:1])
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders of masks that are there, by name."""
+        return sorted(one for around in self._tops for name in FOLDERS if self._is_there(one := around / name))
+
+    def of(self, image: PosedImage) -> Iterator[Path]:
+        """Where a view's mask may lie, the likeliest first.
+
+        Below a folder of masks, the name of the photographs' folder is repeated only where there are several.
+        """
+        for around, below in self._around(image.path):
+            shrunk = re.fullmatch(r"images?(_\d+)", below[0])
+            folders = (*(name + shrunk[1] for name in FOLDERS if shrunk), *FOLDERS)
+            strip = len(below) > 1 and len(self._tops[around]) == 1
+            names = [PurePath(*below[1:]) if strip else PurePath(*below), PurePath(image.name)]
+            for folder in (around / name for name in folders if self._is_there(around / name)):
+                for name in names:
+                    if name.is_absolute() or ".." in name.parts or not name.name:
+                        continue
+                    yield folder / name
+                    yield folder / name.with_name(f"{name.name}.png")
+                    yield from (folder / name.with_suffix(suffix) for suffix in IMAGE_SUFFIXES)
+        stem = image.path.stem
+        yield from (image.path.with_name(f"{stem}_mask{suffix}") for suffix in IMAGE_SUFFIXES if stem)
+
+    def _around(self, photograph: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
+        """Yield the folders around a photograph, from its own to the capture's, and its path below each.
+
+        Of one outside of the capture they end with the folder that holds both, and the capture's is added.
+        """
+        file = Path(os.path.normpath(photograph))
+        ends = os.path.abspath(self.root), os.path.abspath(file)
+        try:
+            depth = len(Path(ends[1]).relative_to(os.path.commonpath(ends)).parts)
+        except ValueError:  # on another disk
+            depth = 0
+        for up in range(min(depth, len(file.parents))):
+            yield file.parents[up], file.parts[-1 - up :]
+        if not ends[1].startswith(os.path.join(ends[0], "")):
+            yield self.root, (file.name,)
+
+    def _is_there(self, folder: Path) -> bool:
+        if folder not in self._there:
+            self._there[folder] = os.path.isdir(folder)
+        return self._there[folder]
 
 
 def _pictures(folder: Path) -> int:

@@ -80,4 +80,5 @@ def findings(
         if key.endswith("_path") and key != "file_path" and isinstance(value, str)
     ]
     depth = [] if any("depth" in one.what for one in said) else unused_folders(folder)
+    named += [view.mask for view in views if view.mask is not None]
     return [*said, *depth, *unregistered(folder, [view.path for view in views], named)]

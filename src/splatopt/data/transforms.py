@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -175,14 +175,16 @@ def _lens(values: Mapping[str, object], size: _Size, where: str) -> Lens:
     return Lens("PINHOLE", size.width, size.height, pinhole, where)
 
 
-def _mask(folder: Path, values: Mapping[str, object], where: str) -> Path | None:
-    """Return the file that ``mask_path`` names; None where it names none."""
-    name = values.get("mask_path")
-    if name is None:
-        return None
-    if not isinstance(name, str) or not name:
-        raise InputError(f"{where}: 'mask_path' must name an image, got {quoted(name)}")
-    return folder / name
+def _masks(path: Path, named: Sequence[object], taken: Sequence[Path], warnings: list[str]) -> list[Path | None]:
+    """Return the files that values of ``mask_path`` name, found as photographs are; None for those that are null."""
+    names = [name for name in named if name is not None]
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise InputError(f"{path}: 'mask_path' must name an image, got {quoted(name)}")
+    distinct = [str(name) for name in dict.fromkeys(names)]
+    found = find_images(path.parent, distinct, warnings, "masks", taken)
+    files = {name: one.path for name, one in zip(distinct, found, strict=True)}
+    return [None if name is None else files[str(name)] for name in named]
 
 
 def read_frames(
@@ -217,15 +219,16 @@ def read_frames(
         sizes[index] = _file_size(values, where) or _header_size(image.path)
         first = first or sizes[index]
         prepared.append((image, where, values))
-    for index, (image, where, values) in enumerate(prepared):
+    named = [values.get("mask_path") for _, _, values in prepared]
+    masks = _masks(path, named, [image.path for image in images], warnings)
+    for index, ((image, where, values), mask) in enumerate(zip(prepared, masks, strict=True)):
         size = sizes[index] or first
         if size is None:
             raise InputError(
                 f"{where}: neither the file gives 'w' and 'h' nor is an image there; looked for {short(image.path)}"
             )
         pose = opengl_to_world_to_camera(_matrix(values, where), where)
-        lens, mask = _lens(values, size, where), _mask(path.parent, values, where)
-        views.append(PosedImage(image.name, image.path, pose, lens, part, mask))
+        views.append(PosedImage(image.name, image.path, pose, _lens(values, size, where), part, mask))
     return views
 
 
