@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from capture_cases import HEIGHT, WIDTH, lens, write_colmap, write_transforms
+from capture_cases import HEIGHT, WIDTH, lens, reconstruction, write_colmap, write_model, write_transforms
 from PIL import Image
 
 from splatopt.cli import main
@@ -198,3 +198,22 @@ def test_one_missing_name_of_two_views_is_one_wish(tmp_path: Path) -> None:
     said: list[str] = []
     assert [view.path.name for view in with_other_endings(views, said)] == ["x.bmp", "x.bmp"]
     assert said == ["2 photographs are taken from files with another ending, such as 'x.bmp' for 'x.jpg'"]
+
+
+@pytest.mark.parametrize("images", [None, "images_2"])
+def test_a_capture_without_frames_is_refused_in_a_sentence(tmp_path: Path, images: str | None) -> None:
+    named(tmp_path, "x.png", "y.png")
+    shrink(tmp_path, "images_2", 2)
+    (tmp_path / "transforms.json").write_text(json.dumps({"frames": []}))
+    with pytest.raises(InputError, match="the capture has 0 views; at least 2 are needed"):
+        load_capture(tmp_path, CaptureOptions(images=images))
+    assert "the capture has 0 views" in inspect_capture(tmp_path, CaptureOptions(images=images)).problems[0]
+
+
+@pytest.mark.parametrize("images", [None, "images_2"])
+def test_a_model_without_images_is_refused_in_a_sentence(tmp_path: Path, images: str | None) -> None:
+    write_colmap(tmp_path, views=2)
+    write_model(tmp_path / "sparse" / "0", reconstruction([lens()], 0))
+    shrink(tmp_path, "images_2", 2)
+    with pytest.raises(InputError, match="the capture has 0 views"):
+        load_capture(tmp_path, CaptureOptions(images=images))

@@ -47,7 +47,7 @@ def read_nerfstudio(path: Path, images: str | None = None) -> Source:
     views = every
     if not split:
         views, split = own_split(folder, content, every, warnings)
-    if images is None and not any(os.path.isfile(view.path) for view in every):
+    if images is None and every and not any(os.path.isfile(view.path) for view in every):
         images = shrunk_folder(folder)
         if images is not None:
             warnings.append(f"the photographs are not there; the smaller copies in {images} are used")
