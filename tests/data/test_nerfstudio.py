@@ -61,6 +61,28 @@ def test_distortion_and_axes(tmp_path: Path, keys: dict, model: str, parameters:
         np.testing.assert_allclose(centroid(capture.images[index].numpy()), expected, atol=0.12)
 
 
+@pytest.mark.parametrize("place", ["file", "frame"])
+def test_neus2_matrices_with_opencv_axes(tmp_path: Path, place: str) -> None:
+    write_transforms(tmp_path, INTRINSICS, views=3)
+    content = json.loads((tmp_path / "transforms.json").read_text())
+    for index, frame in enumerate(content["frames"]):
+        frame["transform_matrix"] = np.linalg.inv(pose(index)).tolist()
+    for one in [content] if place == "file" else content["frames"]:
+        one["from_na"] = True
+    (tmp_path / "transforms.json").write_text(json.dumps(content))
+    capture = load_capture(tmp_path)
+    for index, camera in enumerate(capture.cameras):
+        np.testing.assert_allclose(camera.world_to_camera.numpy(), pose(index), atol=1e-12)
+    assert [str(one).partition(",")[0] for one in capture.found] == ["from_na: used"]
+
+
+def test_opengl_axes_where_from_na_is_false(tmp_path: Path) -> None:
+    write_transforms(tmp_path, {**INTRINSICS, "from_na": False, "from_mitsuba": False}, views=3)
+    capture = load_capture(tmp_path)
+    np.testing.assert_allclose(capture.cameras[2].world_to_camera.numpy(), pose(2), atol=1e-12)
+    assert (capture.found, capture.warnings) == ((), ())
+
+
 def test_frames_of_different_sizes(tmp_path: Path) -> None:
     write_transforms(tmp_path, INTRINSICS, views=3)
     content = json.loads((tmp_path / "transforms.json").read_text())
@@ -100,6 +122,9 @@ def test_smaller_copies_rescale_the_lens(tmp_path: Path) -> None:
     ("keys", "message"),
     [
         ({"camera_model": "EQUIRECTANGULAR"}, "camera model 'EQUIRECTANGULAR' is not supported"),
+        ({"normal_mts_args": True}, "'normal_mts_args' says that the cameras have Mitsuba's axes"),
+        ({"from_mitsuba": True}, "'from_mitsuba' says that the cameras have Mitsuba's axes"),
+        ({"from_na": "yes"}, "'from_na' must be true or false, got 'yes'"),
         ({"k4": 0.1}, "'k4' = 0.1 of a lens that is no fisheye"),
         ({"fl_x": float("nan")}, "'fl_x' must be a finite number"),
         ({"fl_x": -5.0}, "focal lengths must be positive"),
@@ -109,7 +134,7 @@ def test_smaller_copies_rescale_the_lens(tmp_path: Path) -> None:
         ({"w": 50}, "0000.png is 80x60 pixels but its camera is 50x60"),
     ],
 )
-def test_bad_intrinsics(tmp_path: Path, keys: dict, message: str) -> None:
+def test_bad_keys(tmp_path: Path, keys: dict, message: str) -> None:
     write_transforms(tmp_path, {**INTRINSICS, **keys}, views=2)
     with pytest.raises(InputError, match=message):
         load_capture(tmp_path)

@@ -28,6 +28,9 @@ OTHER_LENSES = (
 )
 """Keys of instant-ngp and others whose lenses would make another picture of the scene; 0 and false say nothing."""
 
+_OTHER_AXES = ("normal_mts_args", "from_mitsuba")
+"""Keys of instant-ngp that give the cameras Mitsuba's axes."""
+
 _PERSPECTIVE = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE", "SIMPLE_RADIAL", "RADIAL")
 
 
@@ -95,6 +98,7 @@ def finite_number(values: Mapping[str, object], key: str, where: str) -> float |
 
 
 def _matrix(frame: Mapping[str, object], where: str) -> np.ndarray:
+    """Return a frame's camera-to-world matrix, (4, 4), with OpenGL axes of the camera."""
     try:
         matrix = np.array(frame.get("transform_matrix"), dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
@@ -103,7 +107,23 @@ def _matrix(frame: Mapping[str, object], where: str) -> np.ndarray:
         matrix = np.vstack([matrix, [0.0, 0.0, 0.0, 1.0]])
     if matrix.shape != (4, 4):
         raise InputError(f"{where}: 'transform_matrix' must be 4 rows of 4 numbers; export the file again")
+    if _has_opencv_axes(frame, where):
+        matrix[:, 1:3] *= -1
     return matrix
+
+
+def _has_opencv_axes(values: Mapping[str, object], where: str) -> bool:
+    """Whether ``from_na`` says that a camera's axes are OpenCV's, y down and z forward, as NeuS2 reads it."""
+    other = next((key for key in _OTHER_AXES if values.get(key) not in (None, False)), None)
+    if other is not None:
+        raise InputError(
+            f"{where}: {other!r} says that the cameras have Mitsuba's axes, which are not supported; write the "
+            "matrices with OpenGL's (x right, y up, z backward) and take the key out"
+        )
+    said = values.get("from_na")
+    if said is not None and not isinstance(said, bool):
+        raise InputError(f"{where}: 'from_na' must be true or false, got {quoted(said)}")
+    return said is True
 
 
 @dataclass(frozen=True)
