@@ -355,7 +355,10 @@ def load_capture(path: Path, options: CaptureOptions | None = None) -> Capture:
     masks.refuse_problems()
     views, source = masks.views, masks.told(source)
     maker = CameraMaker(options)
-    split = make_split([view.posed for view in views], options.test_every, source.split)
+    try:
+        split = make_split([view.posed for view in views], options.test_every, source.split)
+    except InputError as error:
+        raise InputError("; ".join((*masks.warnings, str(error)))) from error
     cameras = tuple(maker.camera(view.posed, view.lens) for view in views)
     sources = [image_source(view, camera, options.mask) for view, camera in zip(views, cameras, strict=True)]
     see_through = any(one.shows_background for one in sources)

@@ -177,6 +177,15 @@ def read_channels(
         reduction: By how much its sides may be shorter, 2, 4 or 8, where a decoder can leave finer frequencies out, as
             that of JPEG does.
     """
+    pixels = _decoded(path, upright=upright, reduction=reduction)
+    if pixels.ndim == 2:
+        # Pillow's own conversion clips at 255 instead of scaling.
+        return np.repeat(np.clip(pixels >> 8, 0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
+    return pixels
+
+
+def _decoded(path: Path, *, upright: bool = False, reduction: int = 1) -> np.ndarray:
+    """Decode an image as :func:`read_channels` does, 16-bit grey into whole numbers as they are, (H, W) int32."""
     with _open(path) as opened:
         image = opened
         if reduction > 1:
@@ -187,19 +196,16 @@ def read_channels(
             )
         try:
             if image.mode.startswith("I;16") or image.mode == "I":
-                # 16-bit grey: Pillow's own conversion clips at 255 instead of scaling.
-                grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
-                return np.repeat(grey[:, :, None], 3, axis=2)
+                return np.asarray(image).astype(np.int32)
             if upright:
                 image = ImageOps.exif_transpose(image)
             if not _has_alpha(image):
                 return np.array(image.convert("RGB"))
-            pixels = np.asarray(image.convert("RGBA"))
+            return np.asarray(image.convert("RGBA"))
         except _UNREADABLE as error:
             raise UnreadableImageError(
                 f"image {short(path)} is truncated or corrupt; replace it or go on without it with --skip-missing"
             ) from error
-    return pixels
 
 
 def over_background(
@@ -214,10 +220,47 @@ def over_background(
     return np.rint(floats[:, :, :3] * alpha + behind * (1 - alpha)).astype(np.uint8)
 
 
-def read_mask(path: Path, size: tuple[int, int] | None = None) -> Bool[np.ndarray, "height width"]:
-    """Return which pixels a mask leaves to be seen: those whose brightest channel is at least half of 255.
+@dataclass(frozen=True)
+class MaskPixels:
+    """What a mask holds.
 
-    A mask of nothing but 0 and 1 is read as one of 0 and 255.
+    Attributes:
+        seen: (H, W) bool, the pixels that count.
+        highest: Its largest value, of 255, or of 65535 where it is more than 255.
+    """
+
+    seen: Bool[np.ndarray, "height width"]
+    highest: int
+
+
+def mask_pixels(path: Path) -> MaskPixels:
+    """Decode a mask: pixels count whose brightest channel is at least half of 255.
+
+    A mask of nothing but 0 and 1 is read as one of 0 and 255. One of 16 bits has 65535 for 255, unless nothing in it is
+    above 255.
+
+    Args:
+        path: The file.
+
+    Raises:
+        InputError: The mask is missing, truncated or no image.
+    """
+    try:
+        values = _decoded(path)
+    except UnreadableImageError as error:
+        raise InputError(
+            f"mask {short(path)} is missing, truncated or no image; replace it, or take it away so that all pixels of "
+            "its photograph count"
+        ) from error
+    if values.ndim == 3:
+        values = over_background(values, (0.0, 0.0, 0.0)).max(axis=2)
+    highest = int(values.max())
+    half = 128 if highest <= 255 else 128 << 8
+    return MaskPixels(values >= (half if highest > 1 else 1), highest)
+
+
+def read_mask(path: Path, size: tuple[int, int] | None = None) -> Bool[np.ndarray, "height width"]:
+    """Return which pixels a mask leaves to be seen, see :func:`mask_pixels`.
 
     Args:
         path: The file.
@@ -226,14 +269,7 @@ def read_mask(path: Path, size: tuple[int, int] | None = None) -> Bool[np.ndarra
     Raises:
         InputError: The mask is missing, truncated or no image.
     """
-    try:
-        brightest = over_background(read_channels(path), (0.0, 0.0, 0.0)).max(axis=2)
-    except UnreadableImageError as error:
-        raise InputError(
-            f"mask {short(path)} is missing, truncated or no image; replace it, or take it away so that all pixels of "
-            "its photograph count"
-        ) from error
-    seen = brightest >= (128 if brightest.max() > 1 else 1)
+    seen = mask_pixels(path).seen
     if size is None or size == (seen.shape[1], seen.shape[0]):
         return seen
     return np.asarray(Image.fromarray(seen.astype(np.uint8) * 255).resize(size, Image.Resampling.BOX)) >= 128

@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from splatopt.core.checks import InputError, cut, quoted, short
-from splatopt.data.images import ImageHeader, read_mask
+from splatopt.data.images import ImageHeader, mask_pixels
 from splatopt.data.seen_pixels import MaskUse
 from splatopt.data.source import IMAGE_SUFFIXES, Finding, PosedImage, Source
 
@@ -212,7 +212,7 @@ def check_masks(views: Sequence[One], use: MaskUse) -> MaskCheck[One]:
     with ThreadPoolExecutor(max_workers=_MAX_THREADS) as threads:
         looks = dict(zip(files, threads.map(_look, files), strict=True))
     kept: list[One] = []
-    empty: list[str] = []
+    empty: dict[str, int] = {}
     problems: list[str] = []
     for view in views:
         mask = view.posed.mask
@@ -226,33 +226,50 @@ def check_masks(views: Sequence[One], use: MaskUse) -> MaskCheck[One]:
                     f"{quoted(view.posed.name)} is {view.header.width}x{view.header.height}; use masks of the "
                     "photographs' shape"
                 )
+            if look.is_empty:
+                empty[view.posed.name] = look.highest
             if look.is_empty and use is not MaskUse.BACKGROUND:
-                empty.append(view.posed.name)
                 continue
         kept.append(view)
-    warnings: tuple[str, ...] = ()
-    if empty:
-        names = ", ".join(cut(name) for name in empty[:5]) + (", …" if len(empty) > 5 else "")
-        warnings = (f"the masks of {len(empty)} views leave none of their pixels; left out are {names}",)
+    warnings = tuple(_said_of_empty(empty, use))
     return MaskCheck(kept, tuple(dict.fromkeys(problems)), warnings, _findings(views, use))
 
 
 @dataclass(frozen=True)
 class _Look:
-    """Size of a mask in pixels, and whether it leaves nothing."""
+    """Size of a mask in pixels, whether it leaves nothing, and its largest value."""
 
     width: int
     height: int
     is_empty: bool
+    highest: int
 
 
 def _look(path: Path) -> _Look | str:
     """What a mask is, or in a sentence why it cannot be used."""
     try:
-        seen = read_mask(path)
+        pixels = mask_pixels(path)
     except InputError as error:
         return str(error)
-    return _Look(seen.shape[1], seen.shape[0], not seen.any())
+    height, width = pixels.seen.shape
+    return _Look(width, height, not pixels.seen.any(), pixels.highest)
+
+
+def _said_of_empty(empty: Mapping[str, int], use: MaskUse) -> Iterator[str]:
+    """Yield what is said of masks that leave nothing: the views they are of, and their largest values."""
+    highest = max(empty.values(), default=0)
+    if not empty or (use is MaskUse.BACKGROUND and not highest):
+        return
+    said = f"the masks of {len(empty)} views leave none of their pixels"
+    if highest:
+        labels = ", which looks like class numbers" if highest < 128 else ""
+        said += (
+            f"; their highest value is {highest}{labels}, and pixels count from half of "
+            f"{255 if highest <= 255 else 65535} on"
+        )
+    if use is not MaskUse.BACKGROUND:
+        said += f"; left out are {', '.join(cut(name) for name in list(empty)[:5])}{', …' if len(empty) > 5 else ''}"
+    yield said
 
 
 def _fits(header: ImageHeader, mask: _Look) -> bool:
