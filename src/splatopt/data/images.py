@@ -142,6 +142,15 @@ def read_header(path: Path) -> ImageHeader:
     return header
 
 
+def is_smaller_copy(width: int, height: int, of_width: int, of_height: int) -> bool:
+    """Whether an image is smaller than another, and one scale brings each side within a pixel of its own.
+
+    |w/W - h/H| < 1/W + 1/H, so that sides may have been rounded up or down.
+    """
+    is_smaller = width < of_width and height < of_height
+    return is_smaller and abs(width * of_height - height * of_width) < of_width + of_height
+
+
 def read_pixels(
     path: Path, background: tuple[float, float, float], *, upright: bool = False
 ) -> UInt8[np.ndarray, "height width 3"]:

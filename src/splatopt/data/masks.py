@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from splatopt.core.checks import InputError, cut, quoted, short
-from splatopt.data.images import ImageHeader, mask_pixels
+from splatopt.data.images import ImageHeader, is_smaller_copy, mask_pixels
 from splatopt.data.seen_pixels import MaskUse
 from splatopt.data.source import IMAGE_SUFFIXES, Finding, PosedImage, Source
 
@@ -276,7 +276,8 @@ def _fits(header: ImageHeader, mask: _Look) -> bool:
     """Whether a mask has the shape of its photograph, to within a pixel."""
     across, down = mask.width / header.width, mask.height / header.height
     differences = abs(mask.height - header.height * across), abs(mask.width - header.width * down)
-    return differences[0] <= max(1.0, across) and differences[1] <= max(1.0, down)
+    same_shape = differences[0] <= max(1.0, across) and differences[1] <= max(1.0, down)
+    return same_shape or is_smaller_copy(mask.width, mask.height, header.width, header.height)
 
 
 def _findings(views: Sequence[LookedAt], use: MaskUse) -> tuple[Finding, ...]:
