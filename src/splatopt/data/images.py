@@ -51,6 +51,10 @@ _TAIL_BYTES = 65_536
 _END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 
 
+_LEAST_OF_16_BITS = 4096
+"""16-bit grey photographs whose largest value is below are not believed: cameras of 12 bits and fewer write such."""
+
+
 class UnreadableImageError(InputError):
     """An image is missing, cut short or no image at all; ``--skip-missing`` goes on without it."""
 
@@ -120,21 +124,35 @@ def _has_alpha(image: Image.Image) -> bool:
     return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
 
 
+def _is_deep_grey(image: Image.Image) -> bool:
+    return image.mode.startswith("I;16") or image.mode == "I"
+
+
+def _refuse_floats(image: Image.Image, path: Path) -> None:
+    if image.mode == "F":
+        raise InputError(f"image {short(path)} holds floating-point numbers of any range; save it with 8 or 16 bits")
+
+
 def read_header(path: Path) -> ImageHeader:
     """Read size and transparency of an image, and find out cheaply whether it is cut short.
 
-    JPEG and PNG files must end with their end marker; one that does not is decoded to be sure.
-    Damage in the middle of a file is found when the view is first used.
+    JPEG and PNG files must end with their end marker; one that does not is decoded to be sure. So is 16-bit grey, for
+    its largest value. Damage in the middle of a file is found when the view is first used.
 
     Raises:
         UnreadableImageError: The file is missing, truncated or no image.
         UnreadFormatError: It is a whole file of a format that is not decoded.
-        InputError: It claims more pixels than ``MAX_PIXELS``.
+        InputError: It claims more pixels than ``MAX_PIXELS``, holds floating-point numbers, or 16-bit grey of a camera
+            of fewer bits, which would be nearly black.
     """
     with _open(path) as image:
+        _refuse_floats(image, path)
+        is_deep_grey = _is_deep_grey(image)
         header = ImageHeader(image.width, image.height, _has_alpha(image))
         marker = _END_MARKERS.get(image.format or "")
-    if marker is not None:
+    if is_deep_grey:
+        read_channels(path)
+    elif marker is not None:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
             if marker not in file.read():
@@ -163,7 +181,7 @@ def read_pixels(
 
     Raises:
         UnreadableImageError: The file is missing, truncated or corrupt.
-        InputError: It holds floating-point numbers.
+        InputError: It holds floating-point numbers, or 16-bit grey that is nearly black.
     """
     return over_background(read_channels(path, upright=upright), background)
 
@@ -188,6 +206,12 @@ def read_channels(
     """
     pixels = _decoded(path, upright=upright, reduction=reduction)
     if pixels.ndim == 2:
+        if 0 < (highest := int(pixels.max())) < _LEAST_OF_16_BITS:
+            raise InputError(
+                f"image {short(path)} holds 16-bit grey of at most {highest} of 65535, which is nearly black, as of a "
+                "camera of fewer bits; multiply all photographs by one factor (16 for 12 bits, 64 for 10, 256 for 8) "
+                "and save them again"
+            )
         # Pillow's own conversion clips at 255 instead of scaling.
         return np.repeat(np.clip(pixels >> 8, 0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
     return pixels
@@ -199,12 +223,9 @@ def _decoded(path: Path, *, upright: bool = False, reduction: int = 1) -> np.nda
         image = opened
         if reduction > 1:
             image.draft(None, (image.width // reduction, image.height // reduction))
-        if image.mode == "F":
-            raise InputError(
-                f"image {short(path)} holds floating-point numbers of any range; save it with 8 or 16 bits"
-            )
+        _refuse_floats(image, path)
         try:
-            if image.mode.startswith("I;16") or image.mode == "I":
+            if _is_deep_grey(image):
                 return np.asarray(image).astype(np.int32)
             if upright:
                 image = ImageOps.exif_transpose(image)
