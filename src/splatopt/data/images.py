@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from splatopt.core.checks import InputError, short
 from splatopt.data.image_formats import UnreadFormatError, is_raw_preview, register_heif, unread_form
@@ -48,7 +48,10 @@ _UNREADABLE = (
 # Markers lie at the end of a whole file. Cameras append previews and clips, so a file without
 # its marker there is not condemned but decoded.
 _TAIL_BYTES = 65_536
-_END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+_END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
+
+_TIFF_PARTS = ((273, 279), (324, 325))
+"""Tags of TIFF with the offsets and the lengths of its strips, and of its tiles, bytes."""
 
 
 _LEAST_OF_16_BITS = 4096
@@ -133,11 +136,30 @@ def _refuse_floats(image: Image.Image, path: Path) -> None:
         raise InputError(f"image {short(path)} holds floating-point numbers of any range; save it with 8 or 16 bits")
 
 
+def _may_be_cut_short(image: Image.Image, path: Path) -> bool:
+    """Whether the end of a file is not what its format has there."""
+    size = path.stat().st_size
+    marker = _END_MARKERS.get(image.format or "")
+    if marker is not None:
+        with path.open("rb") as file:
+            file.seek(max(0, size - _TAIL_BYTES))
+            return marker not in file.read()
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return False
+    try:
+        parts = [(image.tag_v2.get(start, ()), image.tag_v2.get(length, ())) for start, length in _TIFF_PARTS]
+        ends = [start + length for offsets, lengths in parts for start, length in zip(offsets, lengths, strict=True)]
+    except _UNREADABLE:
+        return True
+    return max(ends, default=size + 1) > size
+
+
 def read_header(path: Path) -> ImageHeader:
     """Read size and transparency of an image, and find out cheaply whether it is cut short.
 
-    JPEG and PNG files must end with their end marker; one that does not is decoded to be sure. So is 16-bit grey, for
-    its largest value. Damage in the middle of a file is found when the view is first used.
+    JPEG (several in one file too, as phones write) and PNG files must end with their end marker, TIFF files hold the
+    strips or tiles that they say; one that does not is decoded to be sure. So is 16-bit grey, for its largest value.
+    Damage in the middle of a file is found when the view is first used.
 
     Raises:
         UnreadableImageError: The file is missing, truncated or no image.
@@ -147,16 +169,10 @@ def read_header(path: Path) -> ImageHeader:
     """
     with _open(path) as image:
         _refuse_floats(image, path)
-        is_deep_grey = _is_deep_grey(image)
         header = ImageHeader(image.width, image.height, _has_alpha(image))
-        marker = _END_MARKERS.get(image.format or "")
-    if is_deep_grey:
+        is_in_doubt = _is_deep_grey(image) or _may_be_cut_short(image, path)
+    if is_in_doubt:
         read_channels(path)
-    elif marker is not None:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-            if marker not in file.read():
-                read_pixels(path, (0.0, 0.0, 0.0))
     return header
 
 
