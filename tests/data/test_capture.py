@@ -124,7 +124,7 @@ def test_truncated_tiff_is_named_at_load(tmp_path: Path, compression: str, keep:
 
 
 def tags_first(content: bytes) -> bytes:
-    """A TIFF of little-endian bytes with its directory, and what that points to, before the pixels, as cameras write it.
+    """A TIFF of little-endian bytes with its directory, and what that points to, before the pixels.
 
     A copy of the whole file is put behind itself, and the offsets of strips lead into the copy.
     """

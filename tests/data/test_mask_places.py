@@ -146,3 +146,9 @@ def test_a_photograph_is_not_taken_for_a_mask_of_its_name(tmp_path: Path) -> Non
     assert [warning.partition(",")[0] for warning in capture.warnings] == [
         "3 of 3 masks that the capture names are not there"
     ]
+
+
+def test_hidden_files_are_no_masks(tmp_path: Path) -> None:
+    write_transforms(tmp_path, INTRINSICS, views=3)
+    save_mask(tmp_path / "masks" / "._other.png")
+    assert load_capture(tmp_path).warnings == ()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from splatopt.core.checks import InputError, quoted, short
 from splatopt.data.image_formats import UNREAD_ENDINGS, unread_form
-from splatopt.data.image_lookup import find_images, is_image_name
+from splatopt.data.image_lookup import find_images, is_hidden, is_image_name
 from splatopt.data.source import IMAGE_SUFFIXES, Finding, PosedImage
 
 _UNUSED_FOLDERS = ("depth", "depths", "depth_maps", "confidence", "normal", "normals")
@@ -155,10 +155,10 @@ def unused_folders(path: Path) -> list[Finding]:
 
 
 def image_files(folder: Path) -> list[str]:
-    """Return the names of the photographs directly in a folder, sorted; none where there is no such folder."""
+    """Return the names of the photographs directly in a folder that are not hidden, sorted; none where there is none."""
     if not os.path.isdir(folder):  # which is False of a name that no folder can have
         return []
-    return sorted(one.name for one in folder.iterdir() if has_image_ending(one.name))
+    return sorted(one.name for one in folder.iterdir() if has_image_ending(one.name) and not is_hidden(one.name))
 
 
 def has_image_ending(name: str) -> bool:

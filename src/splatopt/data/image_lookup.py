@@ -46,6 +46,11 @@ def is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in _ENDINGS
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file is hidden, as ``._x.jpg`` is, which macOS writes beside ``x.jpg`` on disks of other systems."""
+    return name.startswith(".")
+
+
 def name_key(name: str) -> str:
     """Return what two names have in common that differ by separators, case, Unicode form or a leading ``./``.
 
@@ -153,7 +158,7 @@ def unregistered(folder: Path, used: Sequence[Path], others: Sequence[Path] = ()
 
 def _is_aside(name: str) -> bool:
     """Whether a file or folder among the images is hidden, or says that it is a mask."""
-    return name.startswith(".") or "mask" in name.lower()
+    return is_hidden(name) or "mask" in name.lower()
 
 
 def none_there(folder: Path, images: Sequence[PosedImage]) -> str:

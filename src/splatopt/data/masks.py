@@ -15,6 +15,7 @@ from pathlib import Path, PurePath
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from splatopt.core.checks import InputError, cut, quoted, short
+from splatopt.data.image_lookup import is_hidden
 from splatopt.data.images import ImageHeader, is_smaller_copy, mask_pixels
 from splatopt.data.seen_pixels import MaskUse
 from splatopt.data.source import IMAGE_SUFFIXES, Finding, PosedImage, Source
@@ -198,7 +199,7 @@ def _pictures(folder: Path) -> int:
     """How many images lie in a folder."""
     if not folder.is_dir():
         return 0
-    return sum(1 for one in folder.rglob("*") if one.suffix in IMAGE_SUFFIXES)
+    return sum(1 for one in folder.rglob("*") if one.suffix in IMAGE_SUFFIXES and not is_hidden(one.name))
 
 
 def check_masks(views: Sequence[One], use: MaskUse) -> MaskCheck[One]:
