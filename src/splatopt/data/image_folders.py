@@ -155,7 +155,7 @@ def unused_folders(path: Path) -> list[Finding]:
 
 
 def image_files(folder: Path) -> list[str]:
-    """Return the names of the photographs directly in a folder that are not hidden, sorted; none where there is none."""
+    """Return the names of the photographs directly in a folder, sorted, without hidden ones; none where it is none."""
     if not os.path.isdir(folder):  # which is False of a name that no folder can have
         return []
     return sorted(one.name for one in folder.iterdir() if has_image_ending(one.name) and not is_hidden(one.name))

@@ -28,6 +28,8 @@ OTHER_LENSES = (
 )
 """Keys of instant-ngp and others whose lenses would make another picture of the scene; 0 and false say nothing."""
 
+_FOCAL_KEYS = ("fl_x", "fl_y", "camera_angle_x", "camera_angle_y")
+
 _OTHER_AXES = ("normal_mts_args", "from_mitsuba")
 """Keys of instant-ngp that give the cameras Mitsuba's axes."""
 
@@ -207,13 +209,26 @@ def _masks(path: Path, named: Sequence[object], taken: Sequence[Path], warnings:
     return [None if name is None else files[str(name)] for name in named]
 
 
+def _with_shared(shared: Mapping[str, object], frame: Mapping[str, object]) -> dict[str, object]:
+    """Return the keys of a frame and those of the file that it does not replace.
+
+    A focal length of the frame's, in whatever form, replaces all of the file's; another width or height than the file's
+    makes its principal point that of other photographs.
+    """
+    replaced = set(_FOCAL_KEYS) if any(frame.get(key) is not None for key in _FOCAL_KEYS) else set()
+    for side, center in (("w", "cx"), ("h", "cy")):
+        if shared.get(side) is not None and frame.get(side) not in (None, shared[side]):
+            replaced.add(center)
+    return {**{key: value for key, value in shared.items() if key not in replaced}, **frame}
+
+
 def read_frames(
     path: Path, content: Mapping[str, object], warnings: list[str], part: str = "", key: str = "frames"
 ) -> list[PosedImage]:
     """Return the views of one file, in the file's order.
 
-    Intrinsics of a frame win over those of the file. Where no size is given it is the image's own;
-    a missing image then takes the size of the first that is there.
+    Intrinsics of a frame win over those of the file, see :func:`_with_shared`. Where no size is given it is the
+    image's own; a missing image then takes the size of the first that is there.
 
     Args:
         path: The JSON file.
@@ -235,10 +250,17 @@ def read_frames(
     images = find_images(path.parent, _names(path, frames), warnings)
     for index, (frame, image) in enumerate(zip(frames, images, strict=True)):
         where = f"{path}, view {quoted(image.name)}"
-        values = {**shared, **frame}
+        values = _with_shared(shared, frame)
         sizes[index] = _file_size(values, where) or _header_size(image.path)
         first = first or sizes[index]
         prepared.append((image, where, values))
+    if moved := [
+        image.name for image, _, values in prepared if any(key in shared.keys() - values for key in ("cx", "cy"))
+    ]:
+        warnings.append(
+            f"{len(moved)} frames have another size than the file gives and no principal point of their own, such as "
+            f"{quoted(moved[0])}; it is taken to be the middle"
+        )
     named = [values.get("mask_path") for _, _, values in prepared]
     masks = _masks(path, named, [image.path for image in images], warnings)
     for index, ((image, where, values), mask) in enumerate(zip(prepared, masks, strict=True)):
