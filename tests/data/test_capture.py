@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import struct
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -99,6 +100,55 @@ def test_truncated_image_is_named_at_load(tmp_path: Path, suffix: str, keep: flo
     file = tmp_path / "images" / "image_002.png"
     if suffix == "jpg":  # the content decides, not the ending
         Image.open(file).save(file, format="JPEG", quality=95)
+    content = file.read_bytes()
+    file.write_bytes(content[: int(keep * len(content))])
+    with pytest.raises(UnreadableImageError, match=r"image_002.png is truncated"):
+        load_capture(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0.6, 0.95])
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_deflate", "jpeg"])
+def test_truncated_tiff_is_named_at_load(tmp_path: Path, compression: str, keep: float) -> None:
+    write_colmap(tmp_path)
+    file = tmp_path / "images" / "image_002.png"
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(file, format="TIFF", compression=compression)
+    assert len(load_capture(tmp_path).cameras) == 9
+    content = tags_first(file.read_bytes())
+    file.write_bytes(content)
+    assert len(load_capture(tmp_path).cameras) == 9
+    file.write_bytes(content[: int(keep * len(content))])
+    with pytest.raises(UnreadableImageError, match=r"image_002.png is truncated"):
+        load_capture(tmp_path)
+    assert inspect_capture(tmp_path).truncated == ("image_002.png",)
+
+
+def tags_first(content: bytes) -> bytes:
+    """A TIFF of little-endian bytes with its directory, and what that points to, before the pixels.
+
+    A copy of the whole file is put behind itself, and the offsets of strips lead into the copy.
+    """
+    shift, moved = len(content), bytearray(content)
+    at = int.from_bytes(content[4:8], "little")
+    for place in range(at + 2, at + 2 + 12 * int.from_bytes(content[at : at + 2], "little"), 12):
+        tag, kind, count = struct.unpack_from("<HHI", content, place)
+        if tag == 273:
+            form = {3: "<H", 4: "<I"}[kind]
+            wide = struct.calcsize(form)
+            first = place + 8 if wide * count <= 4 else int.from_bytes(content[place + 8 : place + 12], "little")
+            for one in range(first, first + wide * count, wide):
+                struct.pack_into(form, moved, one, struct.unpack_from(form, content, one)[0] + shift)
+    return bytes(moved) + content
+
+
+@pytest.mark.parametrize("keep", [0.1, 0.3])
+def test_truncated_jpeg_of_several_pictures_is_named_at_load(tmp_path: Path, keep: float) -> None:
+    write_colmap(tmp_path)
+    file = tmp_path / "images" / "image_002.png"
+    first = Image.open(file).convert("RGB")
+    first.save(file, format="MPO", save_all=True, append_images=[first], quality=95)
+    assert Image.open(file).format == "MPO"
+    assert tuple(load_capture(tmp_path).images[2].shape) == (60, 80, 3)
     content = file.read_bytes()
     file.write_bytes(content[: int(keep * len(content))])
     with pytest.raises(UnreadableImageError, match=r"image_002.png is truncated"):

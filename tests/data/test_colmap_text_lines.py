@@ -140,3 +140,12 @@ def test_text_that_is_not_what_its_mark_says(tmp_path: Path) -> None:
     file.write_bytes(b"\xff\xfe" + file.read_text().encode("utf-16-le") + b"\n")
     with pytest.raises(InputError, match=r"cameras.txt cannot be read: it is not the UTF-16 text that it begins as"):
         load_capture(tmp_path)
+
+
+def test_a_number_of_thousands_of_digits_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    write_colmap(tmp_path, binary=False)
+    file = tmp_path / "sparse" / "0" / "images.txt"
+    file.write_text(f"1 1 0 0 0 0 0 0 1 image_000.png\n2 1 0 0 0 0 0 0 {'9' * 5000} 7\n")
+    with pytest.raises(InputError, match=r"expected numbers, got '2 9999") as raised:
+        load_capture(tmp_path)
+    assert len(str(raised.value)) < 500

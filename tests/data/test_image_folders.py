@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from capture_cases import HEIGHT, WIDTH, lens, write_colmap
+import torch
+from capture_cases import HEIGHT, WIDTH, lens, reconstruction, write_colmap, write_model, write_transforms
 from PIL import Image
 
 from splatopt.cli import main
@@ -16,7 +17,10 @@ from splatopt.core.checks import InputError
 from splatopt.data import CaptureOptions, inspect_capture, load_capture
 from splatopt.data.colmap import read_colmap
 from splatopt.data.colmap_files import Model
+from splatopt.data.image_folders import with_other_endings
+from splatopt.data.lens import Lens
 from splatopt.data.readers import READERS, register_reader
+from splatopt.data.source import PosedImage
 from splatopt.train.config import TrainConfig
 from splatopt.train.setup import open_capture
 
@@ -157,3 +161,59 @@ def test_a_reader_of_ones_own_may_know_other_folders(tmp_path: Path) -> None:
         assert asked == ["images_4"]
     finally:
         READERS.forget("mine")
+
+
+def named(path: Path, *names: str) -> None:
+    """Write a capture whose photographs are called ``names``, below ``images``."""
+    write_transforms(path, {"fl_x": 60.0, "w": WIDTH, "h": HEIGHT}, views=len(names))
+    content = json.loads((path / "transforms.json").read_text())
+    for frame, name in zip(content["frames"], names, strict=True):
+        Image.open(path / frame["file_path"]).save(path / "images" / name)
+        (path / frame["file_path"]).unlink()
+        frame["file_path"] = f"images/{name}"
+    (path / "transforms.json").write_text(json.dumps(content))
+
+
+def test_a_missing_photograph_is_not_replaced_by_that_of_another_view(tmp_path: Path) -> None:
+    named(tmp_path, "x.jpg", "x.webp", "y.jpg")
+    (tmp_path / "images" / "x.webp").unlink()
+    with pytest.raises(InputError, match=r"image .*x\.webp is missing"):
+        load_capture(tmp_path)
+    capture = load_capture(tmp_path, CaptureOptions(skip_missing=True))
+    assert [source.path.name for source in capture.images.sources] == ["x.jpg", "y.jpg"]
+    assert not any("another ending" in warning for warning in capture.warnings)
+
+
+def test_a_file_that_two_views_could_mean_stands_for_neither(tmp_path: Path) -> None:
+    named(tmp_path, "x.jpg", "x.webp", "y.jpg")
+    (tmp_path / "images" / "x.webp").unlink()
+    (tmp_path / "images" / "x.jpg").rename(tmp_path / "images" / "x.bmp")
+    assert inspect_capture(tmp_path).missing == ("images/x.jpg", "images/x.webp")
+
+
+def test_one_missing_name_of_two_views_is_one_wish(tmp_path: Path) -> None:
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "x.bmp")
+    pinhole = Lens("PINHOLE", WIDTH, HEIGHT, (60.0, 60.0, 40.0, 30.0))
+    views = [PosedImage("x.jpg", tmp_path / "x.jpg", torch.eye(4), pinhole, part) for part in ("train", "test")]
+    said: list[str] = []
+    assert [view.path.name for view in with_other_endings(views, said)] == ["x.bmp", "x.bmp"]
+    assert said == ["2 photographs are taken from files with another ending, such as 'x.bmp' for 'x.jpg'"]
+
+
+@pytest.mark.parametrize("images", [None, "images_2"])
+def test_a_capture_without_frames_is_refused_in_a_sentence(tmp_path: Path, images: str | None) -> None:
+    named(tmp_path, "x.png", "y.png")
+    shrink(tmp_path, "images_2", 2)
+    (tmp_path / "transforms.json").write_text(json.dumps({"frames": []}))
+    with pytest.raises(InputError, match="the capture has 0 views; at least 2 are needed"):
+        load_capture(tmp_path, CaptureOptions(images=images))
+    assert "the capture has 0 views" in inspect_capture(tmp_path, CaptureOptions(images=images)).problems[0]
+
+
+@pytest.mark.parametrize("images", [None, "images_2"])
+def test_a_model_without_images_is_refused_in_a_sentence(tmp_path: Path, images: str | None) -> None:
+    write_colmap(tmp_path, views=2)
+    write_model(tmp_path / "sparse" / "0", reconstruction([lens()], 0))
+    shrink(tmp_path, "images_2", 2)
+    with pytest.raises(InputError, match="the capture has 0 views"):
+        load_capture(tmp_path, CaptureOptions(images=images))

@@ -177,8 +177,27 @@ def test_a_photograph_may_be_turned_upright(tmp_path: Path) -> None:
 
 def test_floating_point_images_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 4), 0.5, dtype=np.float32)).save(tmp_path / "float.tif")
-    with pytest.raises(InputError, match=r"float\.tif holds floating-point numbers.*save it with 8 or 16 bits"):
-        read_pixels(tmp_path / "float.tif", (0, 0, 0))
+    for read in (read_header, lambda path: read_pixels(path, WHITE)):
+        with pytest.raises(InputError, match=r"float\.tif holds floating-point numbers.*save it with 8 or 16 bits"):
+            read(tmp_path / "float.tif")
+
+
+@pytest.mark.parametrize("highest", [1, 255, 1023, 4095])
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_grey_of_cameras_with_fewer_than_16_bits_is_refused(tmp_path: Path, highest: int, ending: str) -> None:
+    path = tmp_path / f"dark.{ending}"
+    Image.fromarray(np.array([[0, highest]], dtype=np.uint16)).save(path)
+    for read in (read_header, lambda path: read_pixels(path, WHITE)):
+        with pytest.raises(InputError, match=rf"holds 16-bit grey of at most {highest} of 65535.*by one factor"):
+            read(path)
+
+
+@pytest.mark.parametrize("highest", [0, 4096, 65535])
+def test_other_grey_of_16_bits_is_read_by_65535(tmp_path: Path, highest: int) -> None:
+    path = tmp_path / "grey.png"
+    Image.fromarray(np.array([[0, highest]], dtype=np.uint16)).save(path)
+    assert (read_header(path).width, read_header(path).height) == (2, 1)
+    assert read_pixels(path, WHITE)[0, :, 0].tolist() == [0, highest >> 8]
 
 
 def test_damage_in_the_middle_is_named_when_decoded(tmp_path: Path) -> None:

@@ -308,3 +308,27 @@ def test_photographs_without_poses(tmp_path: Path) -> None:
     layouts.photographs(layouts.example(), tmp_path / "images", lambda index: f"{index}.jpg")
     with pytest.raises(InputError, match=r"no model found in .* beside its 9 photographs; looked there for sparse/0, "):
         load_capture(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [*WRITERS, "colmap"])
+def test_hidden_files_beside_all_others_change_nothing(tmp_path: Path, kind: str) -> None:
+    """macOS writes ``._NAME`` beside every file on disks of other systems."""
+    if kind == "colmap":
+        write_colmap(tmp_path)
+    else:
+        WRITERS[kind](tmp_path, layouts.example())
+    before = load_capture(tmp_path)
+    for file in [one for one in tmp_path.rglob("*") if one.is_file()]:
+        file.with_name(f"._{file.name}").write_bytes(b"\0\5\x16\7 of the Finder's")
+    (tmp_path / "._points.ply").write_bytes(b"")
+    capture = load_capture(tmp_path)
+    assert [camera.name for camera in capture.cameras] == [camera.name for camera in before.cameras]
+    assert (capture.warnings, capture.found, capture.split) == (before.warnings, before.found, before.split)
+
+
+def test_a_hidden_file_is_no_corrected_camera(tmp_path: Path) -> None:
+    layouts.write_polycam(tmp_path, layouts.example(), corrected="")
+    for name in ("corrected_cameras", "corrected_images"):
+        (tmp_path / "keyframes" / name).mkdir()
+        (tmp_path / "keyframes" / name / ".DS_Store").write_bytes(b"")
+    assert len(load_capture(tmp_path).cameras) == 9

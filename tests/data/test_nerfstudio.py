@@ -61,6 +61,28 @@ def test_distortion_and_axes(tmp_path: Path, keys: dict, model: str, parameters:
         np.testing.assert_allclose(centroid(capture.images[index].numpy()), expected, atol=0.12)
 
 
+@pytest.mark.parametrize("place", ["file", "frame"])
+def test_neus2_matrices_with_opencv_axes(tmp_path: Path, place: str) -> None:
+    write_transforms(tmp_path, INTRINSICS, views=3)
+    content = json.loads((tmp_path / "transforms.json").read_text())
+    for index, frame in enumerate(content["frames"]):
+        frame["transform_matrix"] = np.linalg.inv(pose(index)).tolist()
+    for one in [content] if place == "file" else content["frames"]:
+        one["from_na"] = True
+    (tmp_path / "transforms.json").write_text(json.dumps(content))
+    capture = load_capture(tmp_path)
+    for index, camera in enumerate(capture.cameras):
+        np.testing.assert_allclose(camera.world_to_camera.numpy(), pose(index), atol=1e-12)
+    assert [str(one).partition(",")[0] for one in capture.found] == ["from_na: used"]
+
+
+def test_opengl_axes_where_from_na_is_false(tmp_path: Path) -> None:
+    write_transforms(tmp_path, {**INTRINSICS, "from_na": False, "from_mitsuba": False}, views=3)
+    capture = load_capture(tmp_path)
+    np.testing.assert_allclose(capture.cameras[2].world_to_camera.numpy(), pose(2), atol=1e-12)
+    assert (capture.found, capture.warnings) == ((), ())
+
+
 def test_frames_of_different_sizes(tmp_path: Path) -> None:
     write_transforms(tmp_path, INTRINSICS, views=3)
     content = json.loads((tmp_path / "transforms.json").read_text())
@@ -69,6 +91,57 @@ def test_frames_of_different_sizes(tmp_path: Path) -> None:
     Image.new("RGB", (40, 20)).save(tmp_path / "images" / "0001.png")
     camera = load_capture(tmp_path).cameras[1]
     assert (camera.width, camera.height, camera.fx, camera.fy) == (40, 20, 33, 34)
+
+
+def with_frame(path: Path, shared: dict, frame: dict, size: tuple[int, int] = (WIDTH, HEIGHT)) -> Path:
+    """Write a capture whose second frame says more, and has a photograph of this size."""
+    write_transforms(path, shared, views=3)
+    content = json.loads((path / "transforms.json").read_text())
+    content["frames"][1] |= frame
+    (path / "transforms.json").write_text(json.dumps(content))
+    Image.new("RGB", size).save(path / "images" / "0001.png")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("frame", "expected"),
+    [
+        ({"camera_angle_x": 1.0}, (40 / np.tan(0.5), 40 / np.tan(0.5))),
+        ({"camera_angle_x": 1.0, "camera_angle_y": 0.8}, (40 / np.tan(0.5), 30 / np.tan(0.4))),
+        ({"fl_x": 70.0}, (70, 70)),
+        ({"fl_x": 70.0, "fl_y": 71.0}, (70, 71)),
+        ({"k1": 0.0, "fl_x": None}, (62, 62)),
+    ],
+)
+def test_a_focal_length_of_a_frame_replaces_that_of_the_file(tmp_path: Path, frame: dict, expected: tuple) -> None:
+    capture = load_capture(with_frame(tmp_path, INTRINSICS, frame))
+    assert (capture.cameras[1].fx, capture.cameras[1].fy) == pytest.approx(expected)
+    assert (capture.cameras[0].fx, capture.cameras[0].fy) == (60, 62)
+    assert (capture.cameras[1].cx, capture.cameras[1].cy) == (41, 29)
+
+
+def test_a_focal_length_of_a_frame_replaces_an_angle_of_the_file(tmp_path: Path) -> None:
+    capture = load_capture(with_frame(tmp_path, {"camera_angle_x": 1.0, "camera_angle_y": 0.8}, {"fl_x": 70.0}))
+    assert (capture.cameras[1].fx, capture.cameras[1].fy) == (70, 70)
+
+
+@pytest.mark.parametrize(
+    ("frame", "expected", "said"),
+    [
+        ({"w": 40, "h": 20}, (20, 10), 1),
+        ({"w": 40, "h": HEIGHT}, (20, 29), 1),
+        ({"w": 40, "h": 20, "cx": 21.0, "cy": 11.0}, (21, 11), 0),
+        ({"w": WIDTH, "h": HEIGHT}, (41, 29), 0),
+    ],
+)
+def test_a_frame_of_another_size_has_its_own_principal_point(
+    tmp_path: Path, frame: dict, expected: tuple, said: int
+) -> None:
+    capture = load_capture(with_frame(tmp_path, INTRINSICS, frame, (frame["w"], frame["h"])))
+    assert (capture.cameras[1].cx, capture.cameras[1].cy) == expected
+    assert [warning.partition(",")[0] for warning in capture.warnings] == [
+        "1 frames have another size than the file gives and no principal point of their own"
+    ] * said
 
 
 def test_views_are_sorted_and_endings_found(tmp_path: Path) -> None:
@@ -100,6 +173,9 @@ def test_smaller_copies_rescale_the_lens(tmp_path: Path) -> None:
     ("keys", "message"),
     [
         ({"camera_model": "EQUIRECTANGULAR"}, "camera model 'EQUIRECTANGULAR' is not supported"),
+        ({"normal_mts_args": True}, "'normal_mts_args' says that the cameras have Mitsuba's axes"),
+        ({"from_mitsuba": True}, "'from_mitsuba' says that the cameras have Mitsuba's axes"),
+        ({"from_na": "yes"}, "'from_na' must be true or false, got 'yes'"),
         ({"k4": 0.1}, "'k4' = 0.1 of a lens that is no fisheye"),
         ({"fl_x": float("nan")}, "'fl_x' must be a finite number"),
         ({"fl_x": -5.0}, "focal lengths must be positive"),
@@ -109,7 +185,7 @@ def test_smaller_copies_rescale_the_lens(tmp_path: Path) -> None:
         ({"w": 50}, "0000.png is 80x60 pixels but its camera is 50x60"),
     ],
 )
-def test_bad_intrinsics(tmp_path: Path, keys: dict, message: str) -> None:
+def test_bad_keys(tmp_path: Path, keys: dict, message: str) -> None:
     write_transforms(tmp_path, {**INTRINSICS, **keys}, views=2)
     with pytest.raises(InputError, match=message):
         load_capture(tmp_path)

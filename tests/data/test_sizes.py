@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageFilter
 
 from splatopt.commands.inspect import main as inspect_main
 from splatopt.core.checks import InputError
 from splatopt.data import Capture, CaptureOptions, image_store, inspect_capture, load_capture
+from splatopt.data.capture import View, check_view
 from splatopt.data.image_store import ImageSource, load_image
-from splatopt.data.images import read_channels
+from splatopt.data.images import ImageHeader, read_channels
 from splatopt.data.lens import Lens
+from splatopt.data.masks import check_masks
 from splatopt.data.seen_pixels import MaskUse
+from splatopt.data.source import PosedImage
 
 WIDTH, HEIGHT = 1808, 1208
 DISTORTED = (0.06, -0.04, 0.001, -0.0005)
@@ -181,3 +186,26 @@ def test_another_file_than_was_checked_is_said_of_its_own_size(jpeg):
     lens = Lens("PINHOLE", 4096, 3072, (900.0, 900.0, 2048.0, 1536.0))
     with pytest.raises(InputError, match="is 2048x1536 but its camera is 4096x3072"):
         load_image(ImageSource(jpeg, lens, 500, 375), (0, 0, 0))
+
+
+@pytest.mark.parametrize("whole", [(1600, 1067), (1067, 1600), (4032, 3024), (4946, 3286)])
+@pytest.mark.parametrize("factor", [2, 4, 8])
+@pytest.mark.parametrize("rounded", [math.floor, round, math.ceil])
+def test_a_smaller_copy_may_be_rounded_either_way(tmp_path, whole, factor, rounded):
+    size = rounded(whole[0] / factor), rounded(whole[1] / factor)
+    Image.new("RGB", size).save(tmp_path / "a.png")
+    Image.new("L", size, 255).save(tmp_path / "mask.png")
+    pinhole = Lens("PINHOLE", *whole, (900.0, 900.0, whole[0] / 2, whole[1] / 2))
+    view = check_view(PosedImage("a.png", tmp_path / "a.png", torch.eye(4), pinhole))
+    assert (view.lens.width, view.lens.height) == size
+    posed = PosedImage("a.png", tmp_path / "a.png", torch.eye(4), pinhole, mask=tmp_path / "mask.png")
+    large = View(posed, ImageHeader(*whole, False), pinhole)
+    assert check_masks([large], MaskUse.AUTO).problems == ()
+
+
+@pytest.mark.parametrize("size", [(400, 264), (397, 267), (400, 400), (267, 400), (1600, 1066), (1599, 1067)])
+def test_other_shapes_are_refused_still(tmp_path, size):
+    Image.new("RGB", size).save(tmp_path / "a.png")
+    pinhole = Lens("PINHOLE", 1600, 1067, (900.0, 900.0, 800.0, 533.5))
+    with pytest.raises(InputError, match=f"is {size[0]}x{size[1]} pixels but its camera is 1600x1067"):
+        check_view(PosedImage("a.png", tmp_path / "a.png", torch.eye(4), pinhole))

@@ -15,7 +15,7 @@ from splatopt.core.checks import InputError, cut, quoted, short, shown
 from splatopt.core.frame import WORLD, Frame
 from splatopt.data.image_formats import UnreadFormatError, in_one_sentence
 from splatopt.data.image_store import ImageSource, ImageStore
-from splatopt.data.images import USUAL_MAX_SIDE, ImageHeader, UnreadableImageError, read_header
+from splatopt.data.images import USUAL_MAX_SIDE, ImageHeader, UnreadableImageError, is_smaller_copy, read_header
 from splatopt.data.lens import Lens, Pinhole
 from splatopt.data.masks import check_masks, with_masks
 from splatopt.data.readers import read_source
@@ -169,8 +169,8 @@ class View:
 def check_view(posed: PosedImage) -> View:
     """Open the header of a view's image and fit the lens to it.
 
-    An image of another size but the same shape (a smaller copy) is used with the lens rescaled, if
-    the shapes agree to within a pixel. Every other size is refused.
+    An image of another size but the same shape is used with the lens rescaled, if the shapes agree to
+    within a pixel; of a smaller copy each side may be rounded up or down. Every other size is refused.
 
     Raises:
         UnreadableImageError: The image is missing, truncated or no image.
@@ -181,7 +181,7 @@ def check_view(posed: PosedImage) -> View:
     same_shape = (
         abs(height - width * lens.height / lens.width) < 1 and abs(width - height * lens.width / lens.height) < 1
     )
-    if not same_shape:
+    if not same_shape and not is_smaller_copy(width, height, lens.width, lens.height):
         turned = (width, height) == (lens.height, lens.width)
         advice = "the image was turned, save it upright" if turned else "use the images that the poses were made from"
         raise InputError(
@@ -355,7 +355,10 @@ def load_capture(path: Path, options: CaptureOptions | None = None) -> Capture:
     masks.refuse_problems()
     views, source = masks.views, masks.told(source)
     maker = CameraMaker(options)
-    split = make_split([view.posed for view in views], options.test_every, source.split)
+    try:
+        split = make_split([view.posed for view in views], options.test_every, source.split)
+    except InputError as error:
+        raise InputError("; ".join((*masks.warnings, str(error)))) from error
     cameras = tuple(maker.camera(view.posed, view.lens) for view in views)
     sources = [image_source(view, camera, options.mask) for view, camera in zip(views, cameras, strict=True)]
     see_through = any(one.shows_background for one in sources)

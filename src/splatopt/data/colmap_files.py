@@ -271,12 +271,14 @@ def _are_points(line: str, cameras: Container[int], path: Path) -> bool:
         InputError: It holds numbers and is neither, or could be both.
     """
     words = line.split()
+    is_image = False
     try:
         values = [float(word) for word in words]
-    except ValueError:
+        if len(words) >= _IMAGE_WORDS and words[0].isdecimal() and words[8].isdecimal():
+            is_image = int(words[8]) in cameras
+    except ValueError:  # also of more digits than Python reads
         return False
     in_threes = len(words) % 3 == 0
-    is_image = len(words) >= _IMAGE_WORDS and words[0].isdecimal() and words[8].isdecimal() and int(words[8]) in cameras
     is_image = is_image and USUAL_LENGTHS[0] <= float(np.linalg.norm(values[1:5])) <= USUAL_LENGTHS[1]
     if in_threes and is_image:
         raise InputError(

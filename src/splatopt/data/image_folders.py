@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from splatopt.core.checks import InputError, quoted, short
 from splatopt.data.image_formats import UNREAD_ENDINGS, unread_form
-from splatopt.data.image_lookup import find_images, is_image_name
+from splatopt.data.image_lookup import find_images, is_hidden, is_image_name
 from splatopt.data.source import IMAGE_SUFFIXES, Finding, PosedImage
 
 _UNUSED_FOLDERS = ("depth", "depths", "depth_maps", "confidence", "normal", "normals")
@@ -47,7 +48,7 @@ def copies(folder: Path, names: Sequence[str], warnings: list[str]) -> dict[str,
     said: list[str] = []
     found = find_images(folder, names, said)
     originals, here = image_files(folder.parent / "images"), image_files(folder)
-    if not any(os.path.isfile(one.path) for one in found) and len(originals) == len(here):
+    if names and not any(os.path.isfile(one.path) for one in found) and len(originals) == len(here):
         by_order = dict(zip(originals, here, strict=True))
         if all(name in by_order for name in names):
             warnings.append(
@@ -110,11 +111,23 @@ def readable(path: Path) -> Path:
 def with_other_endings(views: Sequence[PosedImage], warnings: list[str]) -> list[PosedImage]:
     """Return the views with a :func:`readable` file each, so that photographs may be converted after the fact.
 
+    A file is no other view's photograph: one that another view has, or means as well, is not taken.
+
     Args:
         views: Views of a capture.
         warnings: Gets a sentence where a file of another ending is taken.
     """
+    own = [os.path.normpath(view.path) for view in views]
     files = [readable(view.path) for view in views]
+    meant: dict[str, set[str]] = defaultdict(set)
+    for file, path in zip(files, own, strict=True):
+        meant[os.path.normpath(file)].add(path)
+    for path in own:
+        meant[path].add(path)
+    files = [
+        file if meant[os.path.normpath(file)] == {path} else view.path
+        for view, file, path in zip(views, files, own, strict=True)
+    ]
     others = [(view.path.name, file.name) for view, file in zip(views, files, strict=True) if view.path != file]
     if others:
         warnings.append(
@@ -142,10 +155,10 @@ def unused_folders(path: Path) -> list[Finding]:
 
 
 def image_files(folder: Path) -> list[str]:
-    """Return the names of the photographs directly in a folder, sorted; none where there is no such folder."""
+    """Return the names of the photographs directly in a folder, sorted, without hidden ones; none where it is none."""
     if not os.path.isdir(folder):  # which is False of a name that no folder can have
         return []
-    return sorted(one.name for one in folder.iterdir() if has_image_ending(one.name))
+    return sorted(one.name for one in folder.iterdir() if has_image_ending(one.name) and not is_hidden(one.name))
 
 
 def has_image_ending(name: str) -> bool:

@@ -46,6 +46,11 @@ def is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in _ENDINGS
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file is hidden, as ``._x.jpg`` is, which macOS writes beside ``x.jpg`` on disks of other systems."""
+    return name.startswith(".")
+
+
 def name_key(name: str) -> str:
     """Return what two names have in common that differ by separators, case, Unicode form or a leading ``./``.
 
@@ -70,7 +75,9 @@ def first_names(names: Sequence[str]) -> str:
     return ", ".join(cut(name) for name in names[:_MAX_NAMES]) + (", …" if len(names) > _MAX_NAMES else "")
 
 
-def find_images(folder: Path, names: Sequence[str], warnings: list[str]) -> list[NamedImage]:
+def find_images(
+    folder: Path, names: Sequence[str], warnings: list[str], what: str = "images", taken: Sequence[Path] = ()
+) -> list[NamedImage]:
     """Return where the images of these names lie, those that are not there included.
 
     A name is taken as it is, with or without an ending. Where there is no such file, one whose name differs by
@@ -81,6 +88,8 @@ def find_images(folder: Path, names: Sequence[str], warnings: list[str]) -> list
         folder: What the names are relative to.
         names: As the file of poses gives them.
         warnings: Gets one sentence where images lie under other names.
+        what: What they are, for that sentence.
+        taken: Files that are something else, and are meant by no other name than their own.
     """
     exact = [_exactly(folder, name) for name in names]
     tidy = [name.removeprefix("./") if path else with_slashes(name) for name, path in zip(names, exact, strict=True)]
@@ -88,12 +97,14 @@ def find_images(folder: Path, names: Sequence[str], warnings: list[str]) -> list
     if None in exact:
         listings = _Listings()
         similar = [path or listings.similar(folder, name) for name, path in zip(names, exact, strict=True)]
+        others = {os.path.normpath(path) for path in taken}
+        similar = [None if path and os.path.normpath(path) in others else path for path in similar]
         found = [path or guess for path, guess in zip(exact, _unshared(tidy, exact, similar), strict=True)]
         other = [(name, path) for name, sure, path in zip(names, exact, found, strict=True) if path and not sure]
         if other:
             name, path = other[0]
             warnings.append(
-                f"{len(other)} of {len(names)} images lie under other names than the capture gives them, such as "
+                f"{len(other)} of {len(names)} {what} lie under other names than the capture gives them, such as "
                 f"{quoted(name)} at {quoted(path.relative_to(folder))}; they are used"
             )
     return [
@@ -147,7 +158,7 @@ def unregistered(folder: Path, used: Sequence[Path], others: Sequence[Path] = ()
 
 def _is_aside(name: str) -> bool:
     """Whether a file or folder among the images is hidden, or says that it is a mask."""
-    return name.startswith(".") or "mask" in name.lower()
+    return is_hidden(name) or "mask" in name.lower()
 
 
 def none_there(folder: Path, images: Sequence[PosedImage]) -> str:

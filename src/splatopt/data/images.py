@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from splatopt.core.checks import InputError, short
 from splatopt.data.image_formats import UnreadFormatError, is_raw_preview, register_heif, unread_form
@@ -48,7 +48,14 @@ _UNREADABLE = (
 # Markers lie at the end of a whole file. Cameras append previews and clips, so a file without
 # its marker there is not condemned but decoded.
 _TAIL_BYTES = 65_536
-_END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+_END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
+
+_TIFF_PARTS = ((273, 279), (324, 325))
+"""Tags of TIFF with the offsets and the lengths of its strips, and of its tiles, bytes."""
+
+
+_LEAST_OF_16_BITS = 4096
+"""16-bit grey photographs whose largest value is below are not believed: cameras of 12 bits and fewer write such."""
 
 
 class UnreadableImageError(InputError):
@@ -120,26 +127,62 @@ def _has_alpha(image: Image.Image) -> bool:
     return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
 
 
+def _is_deep_grey(image: Image.Image) -> bool:
+    return image.mode.startswith("I;16") or image.mode == "I"
+
+
+def _refuse_floats(image: Image.Image, path: Path) -> None:
+    if image.mode == "F":
+        raise InputError(f"image {short(path)} holds floating-point numbers of any range; save it with 8 or 16 bits")
+
+
+def _may_be_cut_short(image: Image.Image, path: Path) -> bool:
+    """Whether the end of a file is not what its format has there."""
+    size = path.stat().st_size
+    marker = _END_MARKERS.get(image.format or "")
+    if marker is not None:
+        with path.open("rb") as file:
+            file.seek(max(0, size - _TAIL_BYTES))
+            return marker not in file.read()
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return False
+    try:
+        parts = [(image.tag_v2.get(start, ()), image.tag_v2.get(length, ())) for start, length in _TIFF_PARTS]
+        ends = [start + length for offsets, lengths in parts for start, length in zip(offsets, lengths, strict=True)]
+    except _UNREADABLE:
+        return True
+    return max(ends, default=size + 1) > size
+
+
 def read_header(path: Path) -> ImageHeader:
     """Read size and transparency of an image, and find out cheaply whether it is cut short.
 
-    JPEG and PNG files must end with their end marker; one that does not is decoded to be sure.
+    JPEG (several in one file too, as phones write) and PNG files must end with their end marker, TIFF files hold the
+    strips or tiles that they say; one that does not is decoded to be sure. So is 16-bit grey, for its largest value.
     Damage in the middle of a file is found when the view is first used.
 
     Raises:
         UnreadableImageError: The file is missing, truncated or no image.
         UnreadFormatError: It is a whole file of a format that is not decoded.
-        InputError: It claims more pixels than ``MAX_PIXELS``.
+        InputError: It claims more pixels than ``MAX_PIXELS``, holds floating-point numbers, or 16-bit grey of a camera
+            of fewer bits, which would be nearly black.
     """
     with _open(path) as image:
+        _refuse_floats(image, path)
         header = ImageHeader(image.width, image.height, _has_alpha(image))
-        marker = _END_MARKERS.get(image.format or "")
-    if marker is not None:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-            if marker not in file.read():
-                read_pixels(path, (0.0, 0.0, 0.0))
+        is_in_doubt = _is_deep_grey(image) or _may_be_cut_short(image, path)
+    if is_in_doubt:
+        read_channels(path)
     return header
+
+
+def is_smaller_copy(width: int, height: int, of_width: int, of_height: int) -> bool:
+    """Whether an image is smaller than another, and one scale brings each side within a pixel of its own.
+
+    |w/W - h/H| < 1/W + 1/H, so that sides may have been rounded up or down.
+    """
+    is_smaller = width < of_width and height < of_height
+    return is_smaller and abs(width * of_height - height * of_width) < of_width + of_height
 
 
 def read_pixels(
@@ -154,7 +197,7 @@ def read_pixels(
 
     Raises:
         UnreadableImageError: The file is missing, truncated or corrupt.
-        InputError: It holds floating-point numbers.
+        InputError: It holds floating-point numbers, or 16-bit grey that is nearly black.
     """
     return over_background(read_channels(path, upright=upright), background)
 
@@ -177,29 +220,38 @@ def read_channels(
         reduction: By how much its sides may be shorter, 2, 4 or 8, where a decoder can leave finer frequencies out, as
             that of JPEG does.
     """
+    pixels = _decoded(path, upright=upright, reduction=reduction)
+    if pixels.ndim == 2:
+        if 0 < (highest := int(pixels.max())) < _LEAST_OF_16_BITS:
+            raise InputError(
+                f"image {short(path)} holds 16-bit grey of at most {highest} of 65535, which is nearly black, as of a "
+                "camera of fewer bits; multiply all photographs by one factor (16 for 12 bits, 64 for 10, 256 for 8) "
+                "and save them again"
+            )
+        # Pillow's own conversion clips at 255 instead of scaling.
+        return np.repeat(np.clip(pixels >> 8, 0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
+    return pixels
+
+
+def _decoded(path: Path, *, upright: bool = False, reduction: int = 1) -> np.ndarray:
+    """Decode an image as :func:`read_channels` does, 16-bit grey into whole numbers as they are, (H, W) int32."""
     with _open(path) as opened:
         image = opened
         if reduction > 1:
             image.draft(None, (image.width // reduction, image.height // reduction))
-        if image.mode == "F":
-            raise InputError(
-                f"image {short(path)} holds floating-point numbers of any range; save it with 8 or 16 bits"
-            )
+        _refuse_floats(image, path)
         try:
-            if image.mode.startswith("I;16") or image.mode == "I":
-                # 16-bit grey: Pillow's own conversion clips at 255 instead of scaling.
-                grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
-                return np.repeat(grey[:, :, None], 3, axis=2)
+            if _is_deep_grey(image):
+                return np.asarray(image).astype(np.int32)
             if upright:
                 image = ImageOps.exif_transpose(image)
             if not _has_alpha(image):
                 return np.array(image.convert("RGB"))
-            pixels = np.asarray(image.convert("RGBA"))
+            return np.asarray(image.convert("RGBA"))
         except _UNREADABLE as error:
             raise UnreadableImageError(
                 f"image {short(path)} is truncated or corrupt; replace it or go on without it with --skip-missing"
             ) from error
-    return pixels
 
 
 def over_background(
@@ -214,10 +266,47 @@ def over_background(
     return np.rint(floats[:, :, :3] * alpha + behind * (1 - alpha)).astype(np.uint8)
 
 
-def read_mask(path: Path, size: tuple[int, int] | None = None) -> Bool[np.ndarray, "height width"]:
-    """Return which pixels a mask leaves to be seen: those whose brightest channel is at least half of 255.
+@dataclass(frozen=True)
+class MaskPixels:
+    """What a mask holds.
 
-    A mask of nothing but 0 and 1 is read as one of 0 and 255.
+    Attributes:
+        seen: (H, W) bool, the pixels that count.
+        highest: Its largest value, of 255, or of 65535 where it is more than 255.
+    """
+
+    seen: Bool[np.ndarray, "height width"]
+    highest: int
+
+
+def mask_pixels(path: Path) -> MaskPixels:
+    """Decode a mask: pixels count whose brightest channel is at least half of 255.
+
+    A mask of nothing but 0 and 1 is read as one of 0 and 255. One of 16 bits has 65535 for 255, unless nothing in it is
+    above 255.
+
+    Args:
+        path: The file.
+
+    Raises:
+        InputError: The mask is missing, truncated or no image.
+    """
+    try:
+        values = _decoded(path)
+    except UnreadableImageError as error:
+        raise InputError(
+            f"mask {short(path)} is missing, truncated or no image; replace it, or take it away so that all pixels of "
+            "its photograph count"
+        ) from error
+    if values.ndim == 3:
+        values = over_background(values, (0.0, 0.0, 0.0)).max(axis=2)
+    highest = int(values.max())
+    half = 128 if highest <= 255 else 128 << 8
+    return MaskPixels(values >= (half if highest > 1 else 1), highest)
+
+
+def read_mask(path: Path, size: tuple[int, int] | None = None) -> Bool[np.ndarray, "height width"]:
+    """Return which pixels a mask leaves to be seen, see :func:`mask_pixels`.
 
     Args:
         path: The file.
@@ -226,14 +315,7 @@ def read_mask(path: Path, size: tuple[int, int] | None = None) -> Bool[np.ndarra
     Raises:
         InputError: The mask is missing, truncated or no image.
     """
-    try:
-        brightest = over_background(read_channels(path), (0.0, 0.0, 0.0)).max(axis=2)
-    except UnreadableImageError as error:
-        raise InputError(
-            f"mask {short(path)} is missing, truncated or no image; replace it, or take it away so that all pixels of "
-            "its photograph count"
-        ) from error
-    seen = brightest >= (128 if brightest.max() > 1 else 1)
+    seen = mask_pixels(path).seen
     if size is None or size == (seen.shape[1], seen.shape[0]):
         return seen
     return np.asarray(Image.fromarray(seen.astype(np.uint8) * 255).resize(size, Image.Resampling.BOX)) >= 128

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from splatopt.core.checks import InputError, cut, quoted, short
-from splatopt.data.images import ImageHeader, read_mask
+from splatopt.data.image_lookup import is_hidden
+from splatopt.data.images import ImageHeader, is_smaller_copy, mask_pixels
 from splatopt.data.seen_pixels import MaskUse
 from splatopt.data.source import IMAGE_SUFFIXES, Finding, PosedImage, Source
 
 FOLDERS = ("masks", "mask")
-"""Where masks lie, beside the folder of the photographs; of a smaller copy, ``images_4``, first ``masks_4``."""
+"""Where masks lie, around the folder of the photographs; of a smaller copy, ``images_4``, first ``masks_4``."""
 
 _MAX_THREADS = 8
 
@@ -73,15 +75,16 @@ def with_masks(path: Path, source: Source) -> Source:
     """Return what was read of a capture with the masks that lie there; those that views name come first.
 
     A photograph's mask has its name, that with ``.png`` behind it, or its name with another ending, in ``masks`` or
-    ``mask`` beside the folder of the photographs; or lies beside it as ``NAME_mask.png``, as ODM has it.
+    ``mask`` in or beside the folder of the photographs, or a folder around it; or lies beside it as ``NAME_mask.png``,
+    as ODM has it.
 
     Args:
         path: The capture.
         source: What its reader found.
     """
     root = path if path.is_dir() else path.parent
-    tops = {parts[0] for image in source.images if len(parts := _below(root, image.path)) > 1}
-    images = tuple(_with_mask(root, image, strip=len(tops) == 1) for image in source.images)
+    places = _Places(root, source.images)
+    images = tuple(_with_mask(places, image) for image in source.images)
     warnings, found = list(source.warnings), list(source.found)
     named = [image for image in source.images if image.mask is not None]
     missing = [image for image, after in zip(source.images, images, strict=True) if image.mask and not after.mask]
@@ -97,9 +100,18 @@ def with_masks(path: Path, source: Source) -> Source:
             "those views count"
         )
     if len(without) == len(images):
-        counts = {name: count for name in FOLDERS if (count := _pictures(root / name))}
+        counts = {folder: count for folder in places.folders if (count := _pictures(folder))}
+        names = {folder: os.path.relpath(folder, root).replace(os.sep, "/") for folder in counts}
         unnamed = "none has the name of a photograph"
-        found += [Finding(f"{count} images in {name}", False, unnamed) for name, count in counts.items()]
+        found += [
+            Finding(f"{count} images in {cut(names[folder])}", False, unnamed) for folder, count in counts.items()
+        ]
+    if layers := sum(_has_layer(one.path) for one in source.images):
+        how = (
+            "programs disagree on which of their pixels count; to use them, put them into a folder masks, with 0 for "
+            "what is left out"
+        )
+        found.append(Finding(f"{layers} images ….mask.png beside the photographs", False, how))
     dynamic = sum(os.path.isfile(one.path.parent / f"dynamic_mask_{one.path.stem}.png") for one in source.images)
     if dynamic:
         how = "instant-ngp leaves out their white pixels and not the black ones; invert them into a folder masks"
@@ -107,47 +119,87 @@ def with_masks(path: Path, source: Source) -> Source:
     return replace(source, images=images, warnings=tuple(warnings), found=tuple(found))
 
 
-def _below(root: Path, file: Path) -> tuple[str, ...]:
-    """The parts of a file's path below ``root``; its name alone where it does not lie there."""
-    parts = file.relative_to(root).parts if file.is_relative_to(root) else (file.name,)
-    return parts if ".." not in parts else (file.name,)
+def _has_layer(photograph: Path) -> bool:
+    """Whether a mask as RealityCapture writes them lies beside a photograph."""
+    names = (photograph.name, photograph.stem)
+    return any(name and os.path.isfile(photograph.with_name(f"{name}.mask.png")) for name in names)
 
 
-def _with_mask(root: Path, image: PosedImage, *, strip: bool) -> PosedImage:
+def _with_mask(places: _Places, image: PosedImage) -> PosedImage:
     """Return a view with the mask that is there, or with none."""
-    places = (image.mask,) if image.mask is not None else ()
-    mask = next((one for one in (*places, *_places(root, image, strip=strip)) if os.path.isfile(one)), None)
+    named = (image.mask,) if image.mask is not None else ()
+    mask = next((one for one in (*named, *places.of(image)) if os.path.isfile(one)), None)
     return image if mask == image.mask else replace(image, mask=mask)
 
 
-def _places(root: Path, image: PosedImage, *, strip: bool) -> Iterator[Path]:
-    """Where a view's mask may lie, the likeliest first.
+class _Places:
+    """Where the masks of a capture's views may lie: in the folders around each photograph, up to the capture's.
 
     Args:
         root: The capture.
-        image: The view.
-        strip: Whether all photographs lie in one folder, whose name is not repeated below that of the masks.
+        images: Its views.
     """
-    parts = _below(root, image.path)
-    shrunk = re.fullmatch(r"images?(_\d+)", parts[0])
-    folders = (*(name + shrunk[1] for name in FOLDERS if shrunk), *FOLDERS)
-    names = [PurePath(*parts[1:]) if strip and len(parts) > 1 else PurePath(*parts), PurePath(image.name)]
-    for folder in (root / name for name in folders if (root / name).is_dir()):
-        for name in names:
-            if name.is_absolute() or ".." in name.parts or not name.name:
-                continue
-            yield folder / name
-            yield folder / name.with_name(f"{name.name}.png")
-            yield from (folder / name.with_suffix(suffix) for suffix in IMAGE_SUFFIXES)
-    stem = image.path.stem
-    yield from (image.path.with_name(f"{stem}_mask{suffix}") for suffix in IMAGE_SUFFIXES if stem)
+
+    def __init__(self, root: Path, images: Sequence[PosedImage]) -> None:
+        self.root = Path(os.path.normpath(root))
+        self._tops: dict[Path, set[str]] = defaultdict(set)
+        self._there: dict[Path, bool] = {}
+        for image in images:
+            for around, below in self._around(image.path):
+                self._tops[around] |= set(below[:-1][:1])
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders of masks that are there, by name."""
+        return sorted(one for around in self._tops for name in FOLDERS if self._is_there(one := around / name))
+
+    def of(self, image: PosedImage) -> Iterator[Path]:
+        """Where a view's mask may lie, the likeliest first.
+
+        Below a folder of masks, the name of the photographs' folder is repeated only where there are several.
+        """
+        for around, below in self._around(image.path):
+            shrunk = re.fullmatch(r"images?(_\d+)", below[0])
+            folders = (*(name + shrunk[1] for name in FOLDERS if shrunk), *FOLDERS)
+            strip = len(below) > 1 and len(self._tops[around]) == 1
+            names = [PurePath(*below[1:]) if strip else PurePath(*below), PurePath(image.name)]
+            for folder in (around / name for name in folders if self._is_there(around / name)):
+                for name in names:
+                    if name.is_absolute() or ".." in name.parts or not name.name:
+                        continue
+                    yield folder / name
+                    yield folder / name.with_name(f"{name.name}.png")
+                    yield from (folder / name.with_suffix(suffix) for suffix in IMAGE_SUFFIXES)
+        stem = image.path.stem
+        yield from (image.path.with_name(f"{stem}_mask{suffix}") for suffix in IMAGE_SUFFIXES if stem)
+
+    def _around(self, photograph: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
+        """Yield the folders around a photograph, from its own to the capture's, and its path below each.
+
+        Of one outside of the capture they end with the folder that holds both, and the capture's is added.
+        """
+        file = Path(os.path.normpath(photograph))
+        ends = os.path.abspath(self.root), os.path.abspath(file)
+        try:
+            depth = len(Path(ends[1]).relative_to(os.path.commonpath(ends)).parts)
+        except ValueError:  # on another disk
+            depth = 0
+        for up in range(min(depth, len(file.parents))):
+            yield file.parents[up], file.parts[-1 - up :]
+        if not ends[1].startswith(os.path.join(ends[0], "")):
+            yield self.root, (file.name,)
+
+    def _is_there(self, folder: Path) -> bool:
+        if folder not in self._there:
+            self._there[folder] = os.path.isdir(folder)
+        return self._there[folder]
 
 
 def _pictures(folder: Path) -> int:
     """How many images lie in a folder."""
     if not folder.is_dir():
         return 0
-    return sum(1 for one in folder.rglob("*") if one.suffix in IMAGE_SUFFIXES)
+    return sum(1 for one in folder.rglob("*") if one.suffix in IMAGE_SUFFIXES and not is_hidden(one.name))
 
 
 def check_masks(views: Sequence[One], use: MaskUse) -> MaskCheck[One]:
@@ -161,7 +213,7 @@ def check_masks(views: Sequence[One], use: MaskUse) -> MaskCheck[One]:
     with ThreadPoolExecutor(max_workers=_MAX_THREADS) as threads:
         looks = dict(zip(files, threads.map(_look, files), strict=True))
     kept: list[One] = []
-    empty: list[str] = []
+    empty: dict[str, int] = {}
     problems: list[str] = []
     for view in views:
         mask = view.posed.mask
@@ -175,40 +227,58 @@ def check_masks(views: Sequence[One], use: MaskUse) -> MaskCheck[One]:
                     f"{quoted(view.posed.name)} is {view.header.width}x{view.header.height}; use masks of the "
                     "photographs' shape"
                 )
+            if look.is_empty:
+                empty[view.posed.name] = look.highest
             if look.is_empty and use is not MaskUse.BACKGROUND:
-                empty.append(view.posed.name)
                 continue
         kept.append(view)
-    warnings: tuple[str, ...] = ()
-    if empty:
-        names = ", ".join(cut(name) for name in empty[:5]) + (", …" if len(empty) > 5 else "")
-        warnings = (f"the masks of {len(empty)} views leave none of their pixels; left out are {names}",)
+    warnings = tuple(_said_of_empty(empty, use))
     return MaskCheck(kept, tuple(dict.fromkeys(problems)), warnings, _findings(views, use))
 
 
 @dataclass(frozen=True)
 class _Look:
-    """Size of a mask in pixels, and whether it leaves nothing."""
+    """Size of a mask in pixels, whether it leaves nothing, and its largest value."""
 
     width: int
     height: int
     is_empty: bool
+    highest: int
 
 
 def _look(path: Path) -> _Look | str:
     """What a mask is, or in a sentence why it cannot be used."""
     try:
-        seen = read_mask(path)
+        pixels = mask_pixels(path)
     except InputError as error:
         return str(error)
-    return _Look(seen.shape[1], seen.shape[0], not seen.any())
+    height, width = pixels.seen.shape
+    return _Look(width, height, not pixels.seen.any(), pixels.highest)
+
+
+def _said_of_empty(empty: Mapping[str, int], use: MaskUse) -> Iterator[str]:
+    """Yield what is said of masks that leave nothing: the views they are of, and their largest values."""
+    highest = max(empty.values(), default=0)
+    if not empty or (use is MaskUse.BACKGROUND and not highest):
+        return
+    said = f"the masks of {len(empty)} views leave none of their pixels"
+    if highest:
+        labels = ", which looks like class numbers" if highest < 128 else ""
+        said += (
+            f"; their highest value is {highest}{labels}, and pixels count from half of "
+            f"{255 if highest <= 255 else 65535} on"
+        )
+    if use is not MaskUse.BACKGROUND:
+        said += f"; left out are {', '.join(cut(name) for name in list(empty)[:5])}{', …' if len(empty) > 5 else ''}"
+    yield said
 
 
 def _fits(header: ImageHeader, mask: _Look) -> bool:
     """Whether a mask has the shape of its photograph, to within a pixel."""
     across, down = mask.width / header.width, mask.height / header.height
     differences = abs(mask.height - header.height * across), abs(mask.width - header.width * down)
-    return differences[0] <= max(1.0, across) and differences[1] <= max(1.0, down)
+    same_shape = differences[0] <= max(1.0, across) and differences[1] <= max(1.0, down)
+    return same_shape or is_smaller_copy(mask.width, mask.height, header.width, header.height)
 
 
 def _findings(views: Sequence[LookedAt], use: MaskUse) -> tuple[Finding, ...]:

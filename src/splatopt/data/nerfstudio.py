@@ -47,7 +47,7 @@ def read_nerfstudio(path: Path, images: str | None = None) -> Source:
     views = every
     if not split:
         views, split = own_split(folder, content, every, warnings)
-    if images is None and not any(os.path.isfile(view.path) for view in every):
+    if images is None and every and not any(os.path.isfile(view.path) for view in every):
         images = shrunk_folder(folder)
         if images is not None:
             warnings.append(f"the photographs are not there; the smaller copies in {images} are used")
@@ -80,4 +80,5 @@ def findings(
         if key.endswith("_path") and key != "file_path" and isinstance(value, str)
     ]
     depth = [] if any("depth" in one.what for one in said) else unused_folders(folder)
+    named += [view.mask for view in views if view.mask is not None]
     return [*said, *depth, *unregistered(folder, [view.path for view in views], named)]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from splatopt.core.checks import InputError, cut, quoted, short
 from splatopt.core.constants import SH_C0
+from splatopt.data.image_lookup import is_hidden
 from splatopt.data.packed_scenes import check_not_packed
 from splatopt.data.ply_table import read_vertices
 from splatopt.data.source import Points, PosedImage, finite_points
@@ -78,7 +79,7 @@ def find_points(
             return beside
     if missing:
         warnings.append(f"{missing}; the capture has none")
-    others = sorted(one.name for one in folder.glob("*.ply") if one.name not in POINT_FILES)
+    others = sorted(one.name for one in folder.glob("*.ply") if one.name not in POINT_FILES and not is_hidden(one.name))
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         warnings.append(

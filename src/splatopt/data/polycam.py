@@ -14,7 +14,7 @@ import numpy as np
 
 from splatopt.core.checks import InputError, short
 from splatopt.data.image_folders import unused_folders
-from splatopt.data.image_lookup import find_images, unregistered
+from splatopt.data.image_lookup import find_images, is_hidden, unregistered
 from splatopt.data.lens import Lens
 from splatopt.data.point_files import find_points
 from splatopt.data.source import PosedImage, Source, opengl_to_world_to_camera
@@ -55,7 +55,7 @@ def read_polycam(path: Path) -> Source:
         warnings.append(
             f"there are no corrected cameras in {short(folder)}; those are used that the phone recorded, which drift"
         )
-    files = sorted(cameras.glob("*.json"))
+    files = sorted(file for file in cameras.glob("*.json") if not is_hidden(file.name))
     named = find_images(images, [f"{file.stem}.jpg" for file in files], warnings)
     views = [_view(file, image.path) for file, image in zip(files, named, strict=True)]
     found = [*unused_folders(folder), *unregistered(folder, [view.path for view in views])]
@@ -64,7 +64,7 @@ def read_polycam(path: Path) -> Source:
 
 
 def _holds_files(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.iterdir())
+    return folder.is_dir() and not all(is_hidden(one.name) for one in folder.iterdir())
 
 
 def _view(file: Path, image: Path) -> PosedImage:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,11 @@ OTHER_LENSES = (
     *("ocam", "latlong", "equirectangular", "orthographic"),
 )
 """Keys of instant-ngp and others whose lenses would make another picture of the scene; 0 and false say nothing."""
+
+_FOCAL_KEYS = ("fl_x", "fl_y", "camera_angle_x", "camera_angle_y")
+
+_OTHER_AXES = ("normal_mts_args", "from_mitsuba")
+"""Keys of instant-ngp that give the cameras Mitsuba's axes."""
 
 _PERSPECTIVE = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE", "SIMPLE_RADIAL", "RADIAL")
 
@@ -95,6 +100,7 @@ def finite_number(values: Mapping[str, object], key: str, where: str) -> float |
 
 
 def _matrix(frame: Mapping[str, object], where: str) -> np.ndarray:
+    """Return a frame's camera-to-world matrix, (4, 4), with OpenGL axes of the camera."""
     try:
         matrix = np.array(frame.get("transform_matrix"), dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
@@ -103,7 +109,23 @@ def _matrix(frame: Mapping[str, object], where: str) -> np.ndarray:
         matrix = np.vstack([matrix, [0.0, 0.0, 0.0, 1.0]])
     if matrix.shape != (4, 4):
         raise InputError(f"{where}: 'transform_matrix' must be 4 rows of 4 numbers; export the file again")
+    if _has_opencv_axes(frame, where):
+        matrix[:, 1:3] *= -1
     return matrix
+
+
+def _has_opencv_axes(values: Mapping[str, object], where: str) -> bool:
+    """Whether ``from_na`` says that a camera's axes are OpenCV's, y down and z forward, as NeuS2 reads it."""
+    other = next((key for key in _OTHER_AXES if values.get(key) not in (None, False)), None)
+    if other is not None:
+        raise InputError(
+            f"{where}: {other!r} says that the cameras have Mitsuba's axes, which are not supported; write the "
+            "matrices with OpenGL's (x right, y up, z backward) and take the key out"
+        )
+    said = values.get("from_na")
+    if said is not None and not isinstance(said, bool):
+        raise InputError(f"{where}: 'from_na' must be true or false, got {quoted(said)}")
+    return said is True
 
 
 @dataclass(frozen=True)
@@ -175,14 +197,29 @@ def _lens(values: Mapping[str, object], size: _Size, where: str) -> Lens:
     return Lens("PINHOLE", size.width, size.height, pinhole, where)
 
 
-def _mask(folder: Path, values: Mapping[str, object], where: str) -> Path | None:
-    """Return the file that ``mask_path`` names; None where it names none."""
-    name = values.get("mask_path")
-    if name is None:
-        return None
-    if not isinstance(name, str) or not name:
-        raise InputError(f"{where}: 'mask_path' must name an image, got {quoted(name)}")
-    return folder / name
+def _masks(path: Path, named: Sequence[object], taken: Sequence[Path], warnings: list[str]) -> list[Path | None]:
+    """Return the files that values of ``mask_path`` name, found as photographs are; None for those that are null."""
+    names = [name for name in named if name is not None]
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise InputError(f"{path}: 'mask_path' must name an image, got {quoted(name)}")
+    distinct = [str(name) for name in dict.fromkeys(names)]
+    found = find_images(path.parent, distinct, warnings, "masks", taken)
+    files = {name: one.path for name, one in zip(distinct, found, strict=True)}
+    return [None if name is None else files[str(name)] for name in named]
+
+
+def _with_shared(shared: Mapping[str, object], frame: Mapping[str, object]) -> dict[str, object]:
+    """Return the keys of a frame and those of the file that it does not replace.
+
+    A focal length of the frame's, in whatever form, replaces all of the file's; another width or height than the file's
+    makes its principal point that of other photographs.
+    """
+    replaced = set(_FOCAL_KEYS) if any(frame.get(key) is not None for key in _FOCAL_KEYS) else set()
+    for side, center in (("w", "cx"), ("h", "cy")):
+        if shared.get(side) is not None and frame.get(side) not in (None, shared[side]):
+            replaced.add(center)
+    return {**{key: value for key, value in shared.items() if key not in replaced}, **frame}
 
 
 def read_frames(
@@ -190,8 +227,8 @@ def read_frames(
 ) -> list[PosedImage]:
     """Return the views of one file, in the file's order.
 
-    Intrinsics of a frame win over those of the file. Where no size is given it is the image's own;
-    a missing image then takes the size of the first that is there.
+    Intrinsics of a frame win over those of the file, see :func:`_with_shared`. Where no size is given it is the
+    image's own; a missing image then takes the size of the first that is there.
 
     Args:
         path: The JSON file.
@@ -213,19 +250,27 @@ def read_frames(
     images = find_images(path.parent, _names(path, frames), warnings)
     for index, (frame, image) in enumerate(zip(frames, images, strict=True)):
         where = f"{path}, view {quoted(image.name)}"
-        values = {**shared, **frame}
+        values = _with_shared(shared, frame)
         sizes[index] = _file_size(values, where) or _header_size(image.path)
         first = first or sizes[index]
         prepared.append((image, where, values))
-    for index, (image, where, values) in enumerate(prepared):
+    if moved := [
+        image.name for image, _, values in prepared if any(key in shared.keys() - values for key in ("cx", "cy"))
+    ]:
+        warnings.append(
+            f"{len(moved)} frames have another size than the file gives and no principal point of their own, such as "
+            f"{quoted(moved[0])}; it is taken to be the middle"
+        )
+    named = [values.get("mask_path") for _, _, values in prepared]
+    masks = _masks(path, named, [image.path for image in images], warnings)
+    for index, ((image, where, values), mask) in enumerate(zip(prepared, masks, strict=True)):
         size = sizes[index] or first
         if size is None:
             raise InputError(
                 f"{where}: neither the file gives 'w' and 'h' nor is an image there; looked for {short(image.path)}"
             )
         pose = opengl_to_world_to_camera(_matrix(values, where), where)
-        lens, mask = _lens(values, size, where), _mask(path.parent, values, where)
-        views.append(PosedImage(image.name, image.path, pose, lens, part, mask))
+        views.append(PosedImage(image.name, image.path, pose, _lens(values, size, where), part, mask))
     return views
 
 

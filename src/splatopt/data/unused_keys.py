@@ -13,7 +13,7 @@ _READ = frozenset(
     (
         *("frames", "test_frames", "file_path", "transform_matrix", "ply_file_path", "mask_path", "w", "h", "fl_x"),
         *("fl_y", "cx", "cy", "k1", "k2", "k3", "k4", "p1", "p2", "camera_angle_x", "camera_angle_y", "camera_model"),
-        *("is_fisheye", "train_filenames", "val_filenames", "test_filenames", *OTHER_LENSES),
+        *("from_na", "is_fisheye", "train_filenames", "val_filenames", "test_filenames", *OTHER_LENSES),
     )
 )
 """Keys that are read, or refused where they say something."""
@@ -22,7 +22,7 @@ _APPLIED = ("applied_transform", "applied_scale")
 
 _HARMLESS = frozenset(
     (
-        *("aabb_scale", "scale", "offset", "from_na", "n_frames", "sharpness", "colmap_im_id", "orientation_override"),
+        *("aabb_scale", "scale", "offset", "n_frames", "sharpness", "colmap_im_id", "orientation_override"),
         *("rotation", "integer_depth_scale", "enable_depth_loading", "depth_unit_scale_factor", "render_aabb", "up"),
         *("fov", "fov_x", "fov_y", "fovx", "fovy", "id", "index", "frame_id", "image_id", "camera_id", "cam_idx"),
         *("name", "timestamp", "blur_score", "version", "has_mask", "driver_parameters", "n_extra_learnable_dims"),
@@ -55,6 +55,8 @@ def unused_keys(content: Mapping[str, object], frames: Sequence[Mapping[str, obj
     applied = [key for key in _APPLIED if key in counts]
     if applied:
         found.append(Finding(" and ".join(applied), True, "the poses hold it already; scenes are in their frame"))
+    if "from_na" in counts:
+        found.append(Finding("from_na", True, "the cameras' axes are OpenCV's, y down and z forward, as in NeuS2"))
     unread = [key for key in counts if key not in _READ and key not in _HARMLESS and key not in _APPLIED]
     files = [key for key in unread if key.endswith(("_path", "_paths"))]
     for key in files:

@@ -142,3 +142,9 @@ def test_the_command_is_offered_where_there_is_something_to_pose(tmp_path, monke
         with pytest.raises(InputError, match="no capture at|no model found") as raised:
             read_source(tmp_path / name)
         assert "splatopt poses" not in str(raised.value)
+
+
+def test_a_hidden_video_is_not_offered(tmp_path: Path) -> None:
+    for name in ("._clip.mp4", "clip.mp4"):
+        (tmp_path / name).write_bytes(b"")
+    assert offered_command(tmp_path).startswith(f"splatopt poses {tmp_path}/clip.mp4 ")

@@ -14,6 +14,7 @@ from PIL import Image
 from splatopt.core.checks import InputError, quoted, short
 from splatopt.data.image_folders import has_image_ending
 from splatopt.data.image_formats import UnreadFormatError
+from splatopt.data.image_lookup import is_hidden
 from splatopt.data.images import UnreadableImageError, read_header
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mts", ".3gp", ".insv"})
@@ -66,7 +67,7 @@ def image_files(folder: Path, without: Sequence[Path] = ()) -> list[Path]:
         path
         for path in folder.rglob("*")
         if _is_image(path)
-        and not any(part.startswith(".") or part == "masks" for part in path.relative_to(folder).parts)
+        and not any(is_hidden(part) or part == "masks" for part in path.relative_to(folder).parts)
         and not any(path.resolve().is_relative_to(other.resolve()) for other in without)
     ]
     return sorted(found, key=lambda path: natural_order(path.relative_to(folder).as_posix()))
@@ -127,11 +128,12 @@ def offered_command(path: Path) -> str:
 
 
 def _listed(folder: Path) -> list[Path]:
-    return list(folder.iterdir()) if folder.is_dir() else []
+    """What lies directly in a folder, hidden files left out."""
+    return [path for path in folder.iterdir() if not is_hidden(path.name)] if folder.is_dir() else []
 
 
 def _images_in(folder: Path) -> list[Path]:
-    return [path for path in _listed(folder) if _is_image(path) and not path.name.startswith(".")]
+    return [path for path in _listed(folder) if _is_image(path)]
 
 
 def _is_image(path: Path) -> bool:
