@@ -54,7 +54,7 @@ _TIFF_PARTS = ((273, 279), (324, 325))
 """Tags of TIFF with the offsets and the lengths of its strips, and of its tiles, bytes."""
 
 
-_LEAST_OF_16_BITS = 4096
+_MIN_OF_16_BITS = 4096
 """16-bit grey photographs whose largest value is below are not believed: cameras of 12 bits and fewer write such."""
 
 
@@ -222,7 +222,7 @@ def read_channels(
     """
     pixels = _decoded(path, upright=upright, reduction=reduction)
     if pixels.ndim == 2:
-        if 0 < (highest := int(pixels.max())) < _LEAST_OF_16_BITS:
+        if 0 < (highest := int(pixels.max())) < _MIN_OF_16_BITS:
             raise InputError(
                 f"image {short(path)} holds 16-bit grey of at most {highest} of 65535, which is nearly black, as of a "
                 "camera of fewer bits; multiply all photographs by one factor (16 for 12 bits, 64 for 10, 256 for 8) "

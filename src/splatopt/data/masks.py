@@ -119,10 +119,10 @@ def with_masks(path: Path, source: Source) -> Source:
     return replace(source, images=images, warnings=tuple(warnings), found=tuple(found))
 
 
-def _has_layer(photograph: Path) -> bool:
-    """Whether a mask as RealityCapture writes them lies beside a photograph."""
-    names = (photograph.name, photograph.stem)
-    return any(name and os.path.isfile(photograph.with_name(f"{name}.mask.png")) for name in names)
+def _has_layer(image: Path) -> bool:
+    """Whether a mask as RealityCapture writes them lies beside an image."""
+    names = (image.name, image.stem)
+    return any(name and os.path.isfile(image.with_name(f"{name}.mask.png")) for name in names)
 
 
 def _with_mask(places: _Places, image: PosedImage) -> PosedImage:
