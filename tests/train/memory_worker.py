@@ -6,7 +6,8 @@ import os
 import sys
 from pathlib import Path
 
-import scipy.optimize  # noqa: F401 - a longer run loads it on first use, and that is not counted
+# A longer run loads these on first use, and that is not counted.
+import scipy.optimize
 import scipy.spatial  # noqa: F401
 
 from splatopt.data import CaptureOptions, load_capture

@@ -173,12 +173,12 @@ class _Places:
         stem = image.path.stem
         yield from (image.path.with_name(f"{stem}_mask{suffix}") for suffix in IMAGE_SUFFIXES if stem)
 
-    def _around(self, photograph: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
-        """Yield the folders around a photograph, from its own to the capture's, and its path below each.
+    def _around(self, image: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
+        """Yield the folders around an image, from its own to the capture's, and its path below each.
 
         Of one outside of the capture they end with the folder that holds both, and the capture's is added.
         """
-        file = Path(os.path.normpath(photograph))
+        file = Path(os.path.normpath(image))
         ends = os.path.abspath(self.root), os.path.abspath(file)
         try:
             depth = len(Path(ends[1]).relative_to(os.path.commonpath(ends)).parts)
