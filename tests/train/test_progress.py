@@ -73,7 +73,7 @@ def test_a_run_that_plans_itself_says_when_it_ends_and_how_to_have_more():
     said = stream.getvalue().splitlines()
     assert said[0].startswith("the run ends 5 minutes after its start, or sooner once the training views no longer")
     assert "--minutes 10; --steps N trains plainly for N steps" in said[1]
-    assert said[2].startswith("training, step 0: 1,234 Gaussians, 43 views, optimizer learned")
+    assert said[2].startswith("training, step 0: 1,234 Gaussians, 43 views, optimizer block-gn")
     assert said[-1].endswith("ETA 1:23")
 
 
