@@ -18,7 +18,7 @@ from splatopt.report.charts import Mark, Series, chart_file
 
 IDEAS = {
     "Adam": (("--recipe", "all-sizes", "--optimizer", "adam", "--density", "none"), Mark.FAINT),
-    "Adam, small photographs first": (("--optimizer", "adam", "--density", "none"), Mark.SECOND),
+    "Adam, levels": (("--optimizer", "adam", "--density", "none"), Mark.SECOND),
     "Adam, growth": (("--recipe", "all-sizes", "--optimizer", "adam"), Mark.THIRD),
     "block-gn": (("--recipe", "all-sizes", "--optimizer", "block-gn", "--density", "none"), Mark.FOURTH),
     "all together": ((), Mark.LINE),
