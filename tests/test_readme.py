@@ -61,7 +61,7 @@ def test_every_score_of_the_readme_is_one_of_the_results():
 def test_pictures_are_light():
     pictures = list((ROOT / "docs" / "pictures").iterdir())
     assert sum(picture.stat().st_size for picture in pictures) < 1.5e6
-    text = README + "".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
+    text = README + "".join(page.read_text() for page in (ROOT / "docs").rglob("*.md"))
     assert [picture.name for picture in pictures if f"pictures/{picture.name})" not in text] == []
 
 
