@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from splatopt.core.schema import rotation_matrices
+from splatopt.torch_api import SceneOptimizer
 
 SIDE = 16
 _PIXELS = torch.stack(torch.meshgrid(*[torch.arange(SIDE) + 0.5] * 2, indexing="xy"), dim=-1).reshape(-1, 2)
@@ -67,3 +68,23 @@ def residuals(params: Mapping[str, Tensor], view: int, targets: list[Tensor]) ->
 def loss_of(params: Mapping[str, Tensor], targets: list[Tensor]) -> float:
     with torch.no_grad():
         return sum(float(residuals(params, view, targets).square().sum()) / 2 for view in range(3))
+
+
+TARGETS = photographs()
+BRIEFLY = ("learned", "sign-tr", "adam", "tr2", "block-gn")
+"""Optimizers that the fast suite tries."""
+
+
+def backward(params, view: int) -> Tensor:
+    """Leave the gradient of ½‖r‖² of a view in ``.grad``; returns the loss."""
+    loss = residuals(params, view, TARGETS).square().sum() / 2
+    loss.backward()
+    return loss
+
+
+def train(optimizer: SceneOptimizer, params, steps: int, begin: int = 0) -> None:
+    """Take steps on the three views in turn."""
+    for step in range(begin, begin + steps):
+        loss = backward(params, step % 3)
+        optimizer.step(lambda view=step % 3: residuals(params, view, TARGETS), loss=loss, views=[step % 3])
+        optimizer.zero_grad()
