@@ -123,5 +123,5 @@ register(
     "block-gn",
     BlockGaussNewton,
     BlockGaussNewtonOptions,
-    help="each Gaussian's own 14x14 block of curvature within one Hellinger ball",
+    help="each Gaussian's own 14x14 block of curvature within one Hellinger ball; the default without --steps",
 )

@@ -242,6 +242,6 @@ class OwnFrameAdam(ComposedOptimizer):
 
 
 register("adam-frames", OwnFrameAdam, OwnFrameAdamOptions, help="Adam in each Gaussian's own frame")
-register("adam", Adam, AdamOptions, help="Adam with the rates of 3DGS; that of a run that --steps alone is given")
+register("adam", Adam, AdamOptions, help="Adam with the rates of 3DGS; the default with --steps")
 register("adam-tuned", Adam, TunedAdamOptions, help="Adam with all rates of 3DGS raised, and all decaying")
 register("adam-searched", Adam, SearchedAdamOptions, help="Adam with rates and decays searched on synthetic scenes")
