@@ -8,6 +8,10 @@
 // Gaussian whose whole ball promises little (|h| small) stays well inside it. A Gaussian without any curvature stays:
 // nothing is known about how far it may go.
 //
+// The higher bands of the colour are in no block. A direction v sees them as Y(v)ᵀc: their part of JᵀJ is a Y Yᵀ, at
+// most a |Y|² I, and |Y|² of all K coefficients is K Y₀² in every direction (Unsöld 1927). a Y₀² is what the block has
+// for the colour itself, so that K times it bounds the curvature of every coefficient, also of a band that comes later.
+//
 // Blocks are kept row by row, so that rows that were not seen are not read, and transposed sixteen at a time.
 
 // A lower triangular matrix by columns, l[column][row]; after factorise the diagonal is inverted.
@@ -116,6 +120,17 @@ constexpr BlockColumn kBlockColumns[kBlockRows] = {
     {&CloudTensors::quats, 4, 3},           {&CloudTensors::logit_opacities, 1, 0},
     {&CloudTensors::sh_dc, 3, 0},           {&CloudTensors::sh_dc, 3, 1},      {&CloudTensors::sh_dc, 3, 2}};
 
+constexpr int kFirstColor = kBlockRows - 3;  // the row of a block
+
+// The lengths and curvatures of the colours of a task's rows, and both as the higher bands' coefficients lie.
+struct ColorRows {
+    float *radii, *curvature, *coefficient_radii, *coefficient_curvature;
+
+    ColorRows(float* scratch, int rest)
+        : radii(scratch), curvature(radii + 3 * kStepTask), coefficient_radii(curvature + 3 * kStepTask),
+          coefficient_curvature(coefficient_radii + coefficient_floats(rest)) {}
+};
+
 // Up to sixteen rows that were seen, side by side, one a lane. Rows that were not seen take next to no time.
 struct PackedRows {
     int64_t rows[kLanes];
@@ -155,8 +170,8 @@ struct PackedRows {
         transpose_rows(entries, kBlockFloats, blocks);
     }
 
-    // Puts back what a step has changed; radii of the colour, for the higher bands, lie from row `begin` on.
-    void put(const CloudTensors& values, float* kept_mu, float* color_radii, int64_t begin) {
+    // Puts back what a step has changed; what the higher bands take from the colours lies from row `begin` on.
+    void put(const CloudTensors& values, float* kept_mu, const ColorRows& color_rows, int64_t begin) {
         for (uint32_t bits = used; bits; bits &= bits - 1) {
             const int lane = __builtin_ctz(bits);
             const int64_t row = rows[lane];
@@ -164,7 +179,11 @@ struct PackedRows {
                 for (int c = 0; c < width; ++c) all[width * row + c] = packed[width * lane + c];
             });
             kept_mu[row] = multipliers[lane];
-            for (int c = 0; c < 3; ++c) color_radii[3 * (row - begin) + c] = colors[3 * lane + c];
+            for (int c = 0; c < 3; ++c) {
+                color_rows.radii[3 * (row - begin) + c] = colors[3 * lane + c];
+                color_rows.curvature[3 * (row - begin) + c] =
+                    blocks[kLanes * packed(kFirstColor + c, kFirstColor + c) + lane];
+            }
         }
     }
 
@@ -205,9 +224,8 @@ struct PackedRows {
 // made of the gradient alone.
 double block_step(const TrustBounds& bounds, const BlockRule& rule, const CloudTensors& values,
                 const CloudTensors& gradient, const CloudTensors& momentum, const float* blocks,
-                const float* rest_curvature, const uint8_t* seen, float* multipliers, int rest, int64_t begin,
-                int64_t end, float* scratch) {
-    const RowRadii row_radii(scratch);
+                const uint8_t* seen, float* multipliers, int rest, int64_t begin, int64_t end, float* scratch) {
+    const ColorRows colors(scratch, rest);
     const int64_t rows = end - begin;
     const Vec decay(rule.decay1);
     const CloudTensors& mean = rule.measure_only ? gradient : momentum;
@@ -219,14 +237,15 @@ double block_step(const TrustBounds& bounds, const BlockRule& rule, const CloudT
         fold_momentum(momentum.*tensors[t] + widths[t] * begin, gradient.*tensors[t] + widths[t] * begin, decay,
                       widths[t] * rows);
 
-    std::memset(row_radii.sh_dc, 0, sizeof(float) * 3 * rows);
+    std::memset(colors.radii, 0, sizeof(float) * 3 * rows);
+    std::memset(colors.curvature, 0, sizeof(float) * 3 * rows);
     PackedRows pack;
     int64_t waiting[kLanes];
     int count = 0;
     const auto move = [&] {
         pack.take(waiting, count, values, mean, blocks, multipliers);
         predicted += pack.step(bounds, rule);
-        if (!rule.measure_only) pack.put(values, multipliers, row_radii.sh_dc, begin);
+        if (!rule.measure_only) pack.put(values, multipliers, colors, begin);
         count = 0;
     };
     for (int64_t i = begin; i < end; ++i) {
@@ -236,13 +255,15 @@ double block_step(const TrustBounds& bounds, const BlockRule& rule, const CloudT
     }
     if (count) move();
     if (rest == 0 || rule.measure_only) return predicted;
-    CurvatureRule rest_rule{decay, Vec(rule.scale / rule.correction), Vec(0.0f)};
+    KnownCurvatureRule rest_rule{{decay, Vec(rule.scale / rule.correction), Vec(0.0f)}};
+    const auto coefficients = static_cast<float>(rest + 1);
     for (int64_t row = 0; row < rows; row += kCoefficientRows) {
         const int64_t count = rows - row < kCoefficientRows ? rows - row : kCoefficientRows;
         const int64_t at = 3 * rest * (begin + row);
-        store_coefficients(row_radii.sh_dc + 3 * row, bounds.higher_bands, rest, count, row_radii.coefficients);
+        store_coefficients(colors.radii + 3 * row, bounds.higher_bands, rest, count, colors.coefficient_radii);
+        store_coefficients(colors.curvature + 3 * row, coefficients, rest, count, colors.coefficient_curvature);
         sweep(rest_rule, values.sh_rest + at, gradient.sh_rest + at, momentum.sh_rest + at,
-              const_cast<float*>(rest_curvature) + at, row_radii.coefficients, 3 * rest * count);
+              colors.coefficient_curvature, colors.coefficient_radii, 3 * rest * count);
     }
     return predicted;
 }
@@ -262,18 +283,14 @@ void fold_blocks(float* blocks, const float* fresh, const float* weights, int64_
 }
 
 // Σ dᵀBd + Σ D d² over rows [begin, end), the latter of the higher bands.
-double block_form(const float* blocks, const float* rest_curvature, const CloudTensors& step, int rest, int64_t begin,
-                  int64_t end) {
+double block_form(const float* blocks, const CloudTensors& step, int rest, int64_t begin, int64_t end) {
     double total = 0;
     for (int64_t row = begin; row < end; ++row) {
-        const int64_t at = 3 * rest * row;
-        Vec sum(0.0f);
-        for (int n = 0; n < 3 * rest; n += kLanes) {
-            const Mask part = first_lanes(3 * rest - n);
-            const Vec d = load_part(step.sh_rest + at + n, part);
-            sum = fmadd(load_part(rest_curvature + at + n, part) * d, d, sum);
-        }
-        total += add_lanes(sum);
+        const float* const d = step.sh_rest + 3 * rest * row;
+        float squares[3] = {};
+        for (int n = 0; n < 3 * rest; ++n) squares[n % 3] += d[n] * d[n];
+        for (int c = 0; c < 3; ++c)
+            total += (rest + 1) * blocks[kBlockFloats * row + packed(kFirstColor + c, kFirstColor + c)] * squares[c];
     }
     for (int64_t i = begin; i < end; i += kLanes) {
         // The lower triangle stands for both: twice all of it, and the diagonal once less.

@@ -39,6 +39,14 @@ struct CurvatureRule {
     }
 };
 
+// The same where the curvature is known alone: no step where D is 0.
+struct KnownCurvatureRule : CurvatureRule {
+    Vec operator()(Vec g, Vec& m, Vec& d, Vec radius) {
+        const Vec change = CurvatureRule::operator()(g, m, d, radius);
+        return select(d > Vec(0.0f), change, Vec(0.0f));
+    }
+};
+
 template <class Rule>
 void sweep(Rule& rule, float* value, const float* gradient, float* first, float* second, const float* radius,
            int64_t count) {

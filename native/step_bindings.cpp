@@ -125,7 +125,7 @@ std::array<double, kTensors> curvature_step(Workers& self, const TrustBounds& bo
 }
 
 double block_step(Workers& self, const TrustBounds& bounds, const HeldTensors& values, const HeldTensors& gradient,
-                const HeldTensors& momentum, const OutFloats2& blocks, const OutFloats3& rest_curvature,
+                const HeldTensors& momentum, const OutFloats2& blocks,
                 const std::optional<Bools1>& seen, const OutFloats1& multipliers, double decay, double correction,
                 double scale, double damping, int factorisations, bool measure_only) {
     const int64_t count = values.count;
@@ -134,9 +134,8 @@ double block_step(Workers& self, const TrustBounds& bounds, const HeldTensors& v
                 "values, gradient and momentum must have one number of rows and of coefficients");
     require(static_cast<int64_t>(blocks.shape(0)) == count && blocks.shape(1) == kBlockFloats &&
                 static_cast<int64_t>(multipliers.shape(0)) == count &&
-                static_cast<int64_t>(rest_curvature.size()) == 3 * count * values.rest &&
                 (!seen || static_cast<int64_t>(seen->shape(0)) == count),
-            "blocks must be (N, 105), the curvature of sh_rest in its shape, seen and multipliers (N,)");
+            "blocks must be (N, 105), seen and multipliers (N,)");
     require(factorisations >= 1 && factorisations <= 64, "factorisations must be 1 to 64");
     const BlockRule rule{.decay1 = static_cast<float>(1.0 - decay),
                          .correction = static_cast<float>(correction), .scale = static_cast<float>(scale),
@@ -146,8 +145,7 @@ double block_step(Workers& self, const TrustBounds& bounds, const HeldTensors& v
     nb::gil_scoped_release release;
     return sum_of_row_tasks(self, count, values.rest, [&](int64_t begin, int64_t end, float* scratch) {
         return self.kernels.block_step(bounds, rule, values.tensors, gradient.tensors, momentum.tensors, blocks.data(),
-                                       rest_curvature.data(), mask, multipliers.data(), values.rest, begin, end,
-                                       scratch);
+                                       mask, multipliers.data(), values.rest, begin, end, scratch);
     });
 }
 
@@ -163,13 +161,12 @@ void fold_blocks(Workers& self, const OutFloats2& blocks, const Floats2& fresh, 
     });
 }
 
-double block_form(Workers& self, const Floats2& blocks, const OutFloats3& rest_curvature, const HeldTensors& step) {
-    require(static_cast<int64_t>(blocks.shape(0)) == step.count && blocks.shape(1) == kBlockFloats &&
-                static_cast<int64_t>(rest_curvature.size()) == 3 * step.count * step.rest,
-            "blocks must be (N, 105), the curvature of sh_rest in its shape");
+double block_form(Workers& self, const Floats2& blocks, const HeldTensors& step) {
+    require(static_cast<int64_t>(blocks.shape(0)) == step.count && blocks.shape(1) == kBlockFloats,
+            "blocks must be (N, 105)");
     nb::gil_scoped_release release;
     return sum_of_row_tasks(self, step.count, 0, [&](int64_t begin, int64_t end, float*) {
-        return self.kernels.block_form(blocks.data(), rest_curvature.data(), step.tensors, step.rest, begin, end);
+        return self.kernels.block_form(blocks.data(), step.tensors, step.rest, begin, end);
     });
 }
 
@@ -207,14 +204,13 @@ void bind_steps(nb::module_& m, nb::class_<Workers>& workers) {
              "Momentum over damped curvature clipped to the trust radii, in place; the curvature is only read. "
              "Returns the mean of |momentum * radius| over each tensor's entries that are not 0.")
         .def("block_step", &block_step, "bounds"_a, "values"_a, "gradient"_a, "momentum"_a, "blocks"_a,
-             "rest_curvature"_a, "seen"_a.none(), "multipliers"_a, nb::kw_only(), "decay"_a, "correction"_a, "scale"_a,
-             "damping"_a, "factorisations"_a, "measure_only"_a = false,
+             "seen"_a.none(), "multipliers"_a, nb::kw_only(), "decay"_a, "correction"_a, "scale"_a, "damping"_a, "factorisations"_a, "measure_only"_a = false,
              "Trust-region steps with 14x14 blocks, in place; multipliers are read and updated. Returns the sum of "
              "|h| over the rows that were seen; with measure_only that is all it does.")
         .def("fold_blocks", &fold_blocks, "blocks"_a, "fresh"_a, "weights"_a,
              "Move kept blocks (N, 105) towards fresh ones by each row's weight.")
-        .def("block_form", &block_form, "blocks"_a, "rest_curvature"_a, "step"_a,
-             "The sum of d'Bd over all rows, blocks (N, 105), and of Dd^2 over sh_rest.");
+        .def("block_form", &block_form, "blocks"_a, "step"_a,
+             "The sum of d'Bd over all rows, blocks (N, 105), and of what they bound sh_rest's by.");
 }
 
 }  // namespace splatopt

@@ -99,9 +99,12 @@ struct TrustBounds {
 constexpr int64_t kStepTask = 512;       // rows that one task of a step over a cloud moves
 constexpr int64_t kCoefficientRows = 64; // rows whose coefficients' radii are laid out at a time
 
-// Floats of scratch that such a task needs: 15 a row, the coefficients' radii and one vector.
+// Floats of the coefficients of so many rows, and of a vector that may reach past them.
+constexpr int64_t coefficient_floats(int rest) { return kCoefficientRows * 3 * rest + 16; }
+
+// Floats of scratch that such a task needs: 15 a row, the coefficients' radii and their curvature.
 constexpr size_t step_scratch_floats(int rest) {
-    return static_cast<size_t>(15 * kStepTask + kCoefficientRows * 3 * rest + 16);
+    return static_cast<size_t>(15 * kStepTask + 2 * coefficient_floats(rest));
 }
 
 // Which step is clipped to the trust region, and its numbers. decay = 1 - β is taken in double by the caller.
@@ -365,11 +368,10 @@ struct Kernels {
                          const CloudTensors& gradient, const CloudTensors& first, const CloudTensors& second, int rest,
                          int64_t begin, int64_t end, float* scratch, PredictedReduction* predicted);
     double (*block_step)(const TrustBounds&, const BlockRule&, const CloudTensors& values, const CloudTensors& gradient,
-                         const CloudTensors& momentum, const float* blocks, const float* rest_curvature,
-                         const uint8_t* seen, float* multipliers, int rest, int64_t begin, int64_t end, float* scratch);
+                         const CloudTensors& momentum, const float* blocks, const uint8_t* seen,
+                         float* multipliers, int rest, int64_t begin, int64_t end, float* scratch);
     void (*fold_blocks)(float* blocks, const float* fresh, const float* weights, int64_t begin, int64_t end);
-    double (*block_form)(const float* blocks, const float* rest_curvature, const CloudTensors& step, int rest,
-                         int64_t begin, int64_t end);
+    double (*block_form)(const float* blocks, const CloudTensors& step, int rest, int64_t begin, int64_t end);
     // Groups [begin, end) of a learned step, pass by pass; sums are a task's own.
     void (*learned_aged)(const LearnedRun&, int64_t begin, int64_t end);
     void (*learned_observe)(const LearnedRun&, int64_t begin, int64_t end, double* sums);

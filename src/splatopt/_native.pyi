@@ -57,7 +57,7 @@ class Workers:
         Momentum over damped curvature clipped to the trust radii, in place; the curvature is only read. Returns the mean of |momentum * radius| over each tensor's entries that are not 0.
         """
 
-    def block_step(self, bounds: TrustBounds, values: CloudTensors, gradient: CloudTensors, momentum: CloudTensors, blocks: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], rest_curvature: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu')], seen: Annotated[NDArray[numpy.bool_], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, multipliers: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], *, decay: float, correction: float, scale: float, damping: float, factorisations: int, measure_only: bool = False) -> float:
+    def block_step(self, bounds: TrustBounds, values: CloudTensors, gradient: CloudTensors, momentum: CloudTensors, blocks: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], seen: Annotated[NDArray[numpy.bool_], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, multipliers: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], *, decay: float, correction: float, scale: float, damping: float, factorisations: int, measure_only: bool = False) -> float:
         """
         Trust-region steps with 14x14 blocks, in place; multipliers are read and updated. Returns the sum of |h| over the rows that were seen; with measure_only that is all it does.
         """
@@ -65,9 +65,9 @@ class Workers:
     def fold_blocks(self, blocks: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], fresh: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], weights: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None:
         """Move kept blocks (N, 105) towards fresh ones by each row's weight."""
 
-    def block_form(self, blocks: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], rest_curvature: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu')], step: CloudTensors) -> float:
+    def block_form(self, blocks: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], step: CloudTensors) -> float:
         """
-        The sum of d'Bd over all rows, blocks (N, 105), and of Dd^2 over sh_rest.
+        The sum of d'Bd over all rows, blocks (N, 105), and of what they bound sh_rest's by.
         """
 
     def learned_step(self, passes: LearnedPasses, values: CloudTensors, gradient: CloudTensors, memory: LearnedMemory, seen: Annotated[NDArray[numpy.bool_], dict(shape=(None,), order='C', device='cpu', writable=False)], near: Annotated[NDArray[numpy.int64], dict(shape=(None, None), order='C', device='cpu', writable=False)], scene: Sequence[float], *, rates: Sequence[float], ageing: Sequence[float], beta1: float, beta2: float, beta_slow: float, epsilon: float) -> None:

@@ -174,11 +174,11 @@ def launch_all() -> None:
     for seen in (None, torch.ones(rows, dtype=torch.bool)):
         for measure_only in (False, True):
             block_step.block_step(
-                bounds, cloud, cloud, cloud, torch.rand(10, 105, 16), cloud.sh_rest, seen, cloud.logit_opacities,
+                bounds, cloud, cloud, cloud, torch.rand(10, 105, 16), seen, cloud.logit_opacities,
                 decay=0.9, correction=1.0, scale=1.0, damping=0.1, factorisations=2, measure_only=measure_only,
             )  # fmt: skip
     block_step.fold_blocks(torch.rand(10, 105, 16), torch.rand(rows, 105), cloud.logit_opacities)
-    block_step.block_form(torch.rand(rows, 105), cloud.sh_rest, cloud)
+    block_step.block_form(torch.rand(rows, 105), cloud)
     for count in (3, 64):
         neighbours.nearest_neighbours(cloud.means, count)
 

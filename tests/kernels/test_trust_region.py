@@ -179,7 +179,6 @@ def test_full_blocks_give_the_step_of_torch(device, reach):
         HellingerRadii(options, scene.length_scale).fused_bounds(passes, 1e-2, factors),
         *(GaussianTensors.of({n: v.to(device) for n, v in c.items()}) for c in (scene.values, gradient, momentum)),
         to_lanes(kept.float().to(device)),
-        scene.curvature["sh_rest"],
         None,
         found,
     ]
@@ -208,10 +207,11 @@ def test_kept_blocks_and_their_form_are_those_of_torch(device):
     block_step.fold_blocks(lanes, fresh, weights)
     torch.testing.assert_close(from_lanes(lanes, rows), kept.lerp(fresh, weights[:, None]), rtol=1e-5, atol=1e-5)
     d = flattened(scene.values)
-    rest = torch.rand(scene.values["sh_rest"].shape, generator=torch.Generator().manual_seed(1)).to(device)
-    expected = torch.einsum("ni,nij,nj->", d, unpack_blocks(fresh.double().cpu()), d)
-    expected += (rest.double() * scene.values["sh_rest"].double().square()).sum().cpu()
-    form = block_step.block_form(fresh, rest, GaussianTensors.of(scene.values))
+    blocks = unpack_blocks(fresh.double().cpu())
+    expected = torch.einsum("ni,nij,nj->", d, blocks, d)
+    color = blocks.diagonal(dim1=1, dim2=2)[:, None, 11:]
+    expected += (4 * color * scene.values["sh_rest"].double().square().cpu()).sum()
+    form = block_step.block_form(fresh, GaussianTensors.of(scene.values))
     assert form == pytest.approx(float(expected), rel=1e-5)
 
 

@@ -170,10 +170,11 @@ def test_kept_blocks_and_their_form_are_those_of_torch() -> None:
     torch.testing.assert_close(folded, kept.lerp(fresh, weights[:, None]))
     step = {name: value.contiguous() for name, value in scene.values.items()}
     d = flattened(step)
-    rest = torch.rand(step["sh_rest"].shape, generator=torch.Generator().manual_seed(1))
-    expected = torch.einsum("ni,nij,nj->", d, unpack_blocks(fresh.double()), d)
-    expected += (rest.double() * step["sh_rest"].double().square()).sum()
-    form = native.workers(2).block_form(fresh, rest, native.cloud_tensors(step))
+    blocks = unpack_blocks(fresh.double())
+    expected = torch.einsum("ni,nij,nj->", d, blocks, d)
+    color = blocks.diagonal(dim1=1, dim2=2)[:, None, 11:]
+    expected += (4 * color * step["sh_rest"].double().square()).sum()
+    form = native.workers(2).block_form(fresh, native.cloud_tensors(step))
     assert form == pytest.approx(float(expected), rel=1e-5)
 
 

@@ -14,7 +14,7 @@ from splatopt.core.objective import MissingOracleError, Objective, Oracle
 from splatopt.core.row_statistics import GradientStatistics, absolute_error
 from splatopt.core.scene_edit import SceneEdit
 from splatopt.core.schema import GAUSSIAN_TENSORS
-from splatopt.curvature.blocks import unpack_blocks
+from splatopt.curvature.blocks import apart, block_diagonal, higher_bands_curvature, unpack_blocks
 from splatopt.curvature.estimators import Exact, ParameterProbes, ResidualProbes, rademacher
 from splatopt.curvature.hessian import CentralDifference, ExactHessian
 from splatopt.raster.losses import L1Ssim, Loss, SquaredError
@@ -37,9 +37,11 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def make(loss: Loss | None = None, renderer=None, dtype: torch.dtype = torch.float64) -> PhotometricObjective:
+def make(
+    loss: Loss | None = None, renderer=None, dtype: torch.dtype = torch.float64, sh_degree: int = 1
+) -> PhotometricObjective:
     """Three views, one of another size, of six Gaussians of which the last lies behind all cameras."""
-    cloud = random_cloud(torch.Generator().manual_seed(3), 6, sh_degree=1, scale=0.6)
+    cloud = random_cloud(torch.Generator().manual_seed(3), 6, sh_degree=sh_degree, scale=0.6)
     cloud.logit_opacities = cloud.logit_opacities.clamp(-1.5, 1.5)
     cloud.means[5, 2] = -40.0
     places = [(0.7, -0.3, -4.0), (0.2, 0.1, -3.5), (-0.4, 0.2, -4.5)]
@@ -195,6 +197,35 @@ def test_curvature_of_a_batch_is_that_of_its_stacked_residuals():
     for row, block in enumerate(unpack_blocks(result.blocks)):
         own = torch.cat([shaped[name][row].flatten() for name in result.names])
         torch.testing.assert_close(block, gram[own][:, own], rtol=1e-8, atol=1e-12 * float(gram.abs().max()))
+
+
+@pytest.mark.parametrize("degree", [1, 3])
+def test_the_colours_own_curvature_bounds_the_higher_bands_from_every_direction(degree):
+    """One direction reaches (K-1)/K of the bound, the zeroth coefficient having the rest; several stay below it."""
+    objective = make(SquaredError(), sh_degree=degree)
+    coefficients = (degree + 1) ** 2
+    for views in ([0], [1], [0, 1, 2]):
+        result = objective.gauss_newton_blocks(views)
+        color = apart(block_diagonal(result.blocks), shapes_of(objective, result.names))["sh_dc"]
+        bound = higher_bands_curvature(color, coefficients)
+        for row in (0, 1, 2):
+            columns = []
+            for coefficient in range(coefficients - 1):
+                tangent = torch.zeros_like(objective.parameters["sh_rest"])
+                tangent[row, coefficient, 1] = 1
+                columns.append(torch.cat([part.flatten() for part in objective.jvp(views, {"sh_rest": tangent})]))
+            jacobian = torch.stack(columns, dim=1)
+            largest = float(torch.linalg.eigvalsh(jacobian.T @ jacobian)[-1])
+            alone = (coefficients - 1) / coefficients
+            assert float(bound[row, 0, 1]) > 0
+            if len(views) == 1:
+                assert largest / float(bound[row, 0, 1]) == pytest.approx(alone, rel=1e-9)
+            else:
+                assert 0.2 < largest / float(bound[row, 0, 1]) < alone
+
+
+def shapes_of(objective: PhotometricObjective, names: tuple[str, ...]) -> dict[str, torch.Size]:
+    return {name: objective.parameters[name].shape for name in names}
 
 
 def test_probes_follow_their_formulae_view_by_view():

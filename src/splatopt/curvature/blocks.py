@@ -62,8 +62,29 @@ def apart(rows: Float[Tensor, "n b"], shapes: Mapping[str, torch.Size]) -> dict[
     return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
+def block_diagonal(packed: Float[Tensor, "n p"]) -> Float[Tensor, "n b"]:
+    """Return the diagonals of packed blocks."""
+    size = math.isqrt(2 * packed.shape[1])
+    return packed[:, torch.arange(1, size + 1, device=packed.device).cumsum(0) - 1]
+
+
+def higher_bands_curvature(color: Float[Tensor, "n 3"], coefficients: int) -> Float[Tensor, "n 1 3"]:
+    """Return K times the colours' own curvature, which bounds JᵀJ of the K - 1 coefficients of their higher bands.
+
+    A direction v sees a colour as Y(v)ᵀc, so that JᵀJ of its K coefficients is a·Y Yᵀ, at most a·|Y|²·I. |Y|² is
+    K·Y₀² in every direction (Unsöld's theorem, 1927), and a·Y₀² is the curvature of ``sh_dc``. The bound is known as
+    soon as a row has been seen, also of a band that takes part later. The diagonal of a·Y Yᵀ is no bound: seen from
+    one direction, steps by it change the colour up to K times as far as each of them was meant to.
+
+    Args:
+        color: diag(JᵀJ) of ``sh_dc``.
+        coefficients: K, the zeroth included.
+    """
+    return (coefficients * color)[:, None, :]
+
+
 def block_form(blocks: GaussNewtonBlocks, step: Tensors) -> float:
-    """Return Σ dᵀB d over the rows, and Σ D d² over what has a diagonal alone, summed in float64."""
+    """Return Σ dᵀB d over the rows, and Σ D d² over what has a diagonal alone, summed in float64; D may broadcast."""
     d = side_by_side(step, blocks.names).double()
     row, column = torch.tril_indices(d.shape[1], d.shape[1], device=d.device)
     twice = torch.where(row == column, 1.0, 2.0).double()

@@ -19,12 +19,16 @@ from torch import Tensor
 from triton import cdiv
 
 from splatopt.core.schema import BLOCK_SIZE, PACKED_BLOCK, GaussianTensors
+from splatopt.curvature.blocks import block_diagonal, higher_bands_curvature
 from splatopt.kernels.hellinger import TrustBounds, hellinger_radii
 from splatopt.kernels.jit import jit
 from splatopt.kernels.trust_region import Rule, lengths_kept, move_coefficients, store_columns
 
 SIZE: tl.constexpr = tl.constexpr(BLOCK_SIZE)
 """Rows of a block: centre 3, log-scales 3, quaternion 4, opacity 1, base colour 3."""
+
+COLOR: tl.constexpr = tl.constexpr(BLOCK_SIZE - 3)
+"""The first row of the base colour."""
 
 PACKED: tl.constexpr = tl.constexpr(PACKED_BLOCK)
 """Numbers of its lower triangle; entry (i, j ≤ i) stands at i·(i+1)/2 + j."""
@@ -127,7 +131,7 @@ def _squared_length(x):
 
 @jit
 def _block_step(
-    bounds, values, gradient, momentum, blocks, seen, multipliers, colors, predicted_out,
+    bounds, values, gradient, momentum, blocks, seen, multipliers, colors, curvature, predicted_out,
     count, decay, correction, scale, damping, factorisations,
     MEASURE_ONLY: tl.constexpr, ALL_SEEN: tl.constexpr, CONDITIONAL: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -184,6 +188,9 @@ def _block_step(
         store_columns(values[4], row, sound, new[11:14], 1.0, 3)
         tl.store(multipliers + row, mu, mask=sound)
         store_columns(colors, row, inside, radii.color, tl.where(lanes, 1.0, 0.0), 3)
+        for c in tl.static_range(3):
+            color = tl.load(block + LANES * ((COLOR + c) * (COLOR + c + 1) // 2 + COLOR + c), mask=lanes, other=0.0)
+            tl.store(curvature + 3 * row + c, color, mask=inside)
 
 
 def block_step(
@@ -192,7 +199,6 @@ def block_step(
     gradient: GaussianTensors,
     momentum: GaussianTensors,
     blocks: Tensor,
-    rest_curvature: Tensor,
     seen: Tensor | None,
     multipliers: Tensor,
     *,
@@ -213,18 +219,17 @@ def block_step(
     predicted_out = values.means.new_empty(programs)
     if not programs:
         return 0.0
-    colors = torch.empty_like(values.sh_dc)
+    colors, curvature = torch.empty_like(values.sh_dc), torch.empty_like(values.sh_dc)
     _block_step[(programs,)](
         bounds, values, gradient, momentum, blocks, multipliers if seen is None else seen.view(torch.uint8),
-        multipliers, colors, predicted_out, count, 1 - decay, correction, scale, damping, factorisations,
+        multipliers, colors, curvature, predicted_out, count, 1 - decay, correction, scale, damping, factorisations,
         MEASURE_ONLY=measure_only, ALL_SEEN=seen is None, CONDITIONAL=bounds.conditional_variance, ROWS=ROWS,
         num_warps=WARPS,
     )  # fmt: skip
     if not measure_only:
-        curvature = values._replace(sh_rest=rest_curvature)
-        rule = Rule(1 - decay, factor=scale / correction)
-        clouds = (values, gradient, momentum, curvature)
-        move_coefficients("curvature", colors, clouds, rule, bounds.higher_bands)
+        rule = Rule(1 - decay, factor=(values.sh_rest.shape[1] + 1) * scale / correction)
+        clouds = (values, gradient, momentum, values._replace(sh_rest=curvature))
+        move_coefficients("color curvature", colors, clouds, rule, bounds.higher_bands)
     return float(predicted_out.sum(dtype=torch.float64))
 
 
@@ -265,11 +270,12 @@ def _block_form(blocks, step, sums, count, ROWS: tl.constexpr):
     tl.store(sums + program, tl.sum(total))
 
 
-def block_form(blocks: Tensor, rest_curvature: Tensor, step: GaussianTensors) -> float:
-    """Return Σ dᵀBd over all rows, blocks (N, 105), and Σ D d² over ``sh_rest``."""
+def block_form(blocks: Tensor, step: GaussianTensors) -> float:
+    """Return Σ dᵀBd over all rows, blocks (N, 105), and Σ D d² over ``sh_rest``, D what they bound it by."""
     programs = cdiv(blocks.shape[0], ROWS)
     sums = blocks.new_zeros(programs)
     if programs:
         _block_form[(programs,)](blocks, step, sums, blocks.shape[0], ROWS=ROWS, num_warps=WARPS)
-    rest = (rest_curvature * step.sh_rest.square()).sum(dtype=torch.float64)
+    bound = higher_bands_curvature(block_diagonal(blocks)[:, BLOCK_SIZE - 3 :], step.sh_rest.shape[1] + 1)
+    rest = (bound * step.sh_rest.square()).sum(dtype=torch.float64)
     return float(sums.sum(dtype=torch.float64) + rest)

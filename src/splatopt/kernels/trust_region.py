@@ -49,16 +49,16 @@ class Rule(NamedTuple):
 
 
 @jit
-def moved(value, gradient, first, second, at, inside, radius, rule, step_size, damping, KIND: tl.constexpr):
+def moved(value, gradient, first, second, at, second_at, inside, radius, rule, step_size, damping, KIND: tl.constexpr):
     """Update the states at ``at``; return the new values and, of a step with curvature, |mη|."""
     now = tl.load(value + at, mask=inside, other=0.0)
     g = tl.load(gradient + at, mask=inside, other=0.0)
     m = tl.load(first + at, mask=inside, other=0.0)
     if KIND == "adam":
-        v = tl.load(second + at, mask=inside, other=0.0)
+        v = tl.load(second + second_at, mask=inside, other=0.0)
         change, m, v = adam_change(g, m, v, step_size, rule.decay1, rule.beta2, rule.decay2, rule.root, rule.epsilon)
         change = tl.minimum(tl.maximum(change, -radius), radius)
-        tl.store(second + at, v, mask=inside)
+        tl.store(second + second_at, v, mask=inside)
         predicted = tl.abs(change)
     else:
         m += (g - m) * rule.decay1
@@ -66,10 +66,12 @@ def moved(value, gradient, first, second, at, inside, radius, rule, step_size, d
         if KIND == "sign":
             change = tl.where(m > 0, radius, tl.where(m < 0, -radius, 0.0))
         else:
-            d = tl.load(second + at, mask=inside, other=0.0)
+            d = tl.load(second + second_at, mask=inside, other=0.0)
             # To the end of the radius where there is no curvature, and nowhere where there is no slope.
             curvature = tl.maximum(rule.factor * d * (radius * radius) + damping, TINY)
             change = radius * tl.minimum(tl.maximum(tl.div_rn(m * radius, curvature), -1.0), 1.0)
+            if KIND == "color curvature":
+                change = tl.where(d > 0, change, 0.0)
     tl.store(first + at, m, mask=inside)
     return now - change, predicted
 
@@ -85,7 +87,18 @@ def move_columns(
     counted = tl.zeros(row.shape, tl.float32)
     for c in tl.static_range(WIDTH):
         column, predicted = moved(
-            value, gradient, first, second, WIDTH * row + c, inside, radius[c], rule, step_size, damping, KIND
+            value,
+            gradient,
+            first,
+            second,
+            WIDTH * row + c,
+            WIDTH * row + c,
+            inside,
+            radius[c],
+            rule,
+            step_size,
+            damping,
+            KIND,
         )
         new = new + (column,)
         predicted = tl.where(inside, predicted, 0.0)
@@ -144,8 +157,12 @@ def _move_coefficients(
     program = tl.program_id(0)
     at = program.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
-    radius = higher_bands * tl.load(colors + 3 * (at // WIDTH) + at % 3, mask=inside, other=0.0)
-    new, predicted = moved(value, gradient, first, second, at, inside, radius, rule, step_size, damping, KIND)
+    color = 3 * (at // WIDTH) + at % 3
+    radius = higher_bands * tl.load(colors + color, mask=inside, other=0.0)
+    new, predicted = moved(
+        value, gradient, first, second, at, color if KIND == "color curvature" else at, inside, radius, rule, step_size,
+        damping, KIND,
+    )  # fmt: skip
     tl.store(value + at, new, mask=inside)
     if KIND == "curvature":
         predicted = tl.where(inside, predicted, 0.0)
@@ -165,7 +182,8 @@ def move_coefficients(
     """Move ``sh_rest`` within ``higher_bands`` times the radii of its colours, (N, 3).
 
     Args:
-        kind: ``sign``, ``adam`` or ``curvature``.
+        kind: ``sign``, ``adam``, ``curvature``, or ``color curvature``, whose second state belongs to the colours,
+            (N, 3), and which moves nothing where that is 0.
         colors: The radii.
         clouds: Values, gradient and two states.
         rule: The direction's numbers.

@@ -91,20 +91,22 @@ class TrustRegionPasses(Protocol[Bounds_contra, Cloud_contra]):
         gradient: Cloud_contra,
         momentum: Cloud_contra,
         blocks: Tensor,
-        rest_curvature: Tensor,
         seen: Tensor | None,
         multipliers: Tensor,
         **numbers: Unpack[BlockNumbers],
     ) -> float:
-        """Take steps with 14×14 blocks within balls; returns the sum of |ηg| over the rows that were seen."""
+        """Take steps with 14×14 blocks within balls; returns the sum of |ηg| over the rows that were seen.
+
+        The curvature of ``sh_rest`` is what the blocks bound it by, see ``higher_bands_curvature``.
+        """
         ...
 
     def fold_blocks(self, blocks: Tensor, fresh: Tensor, weights: Tensor) -> None:
         """Move kept blocks towards fresh ones (N, 105) by each row's weight."""
         ...
 
-    def block_form(self, blocks: Tensor, rest_curvature: Tensor, step: Cloud_contra) -> float:
-        """Return Σ dᵀBd over all rows, blocks (N, 105), and Σ D d² over ``sh_rest``."""
+    def block_form(self, blocks: Tensor, step: Cloud_contra) -> float:
+        """Return Σ dᵀBd over all rows, blocks (N, 105), and Σ D d² over ``sh_rest``, D what they bound it by."""
         ...
 
 

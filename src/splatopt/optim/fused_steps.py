@@ -74,7 +74,6 @@ def _blocks(direction: BlockSolve, bound: HellingerBall, at: Point) -> bool:
             gradient,
             momentum,
             direction.blocks.values,
-            direction.diagonal["sh_rest"],
             at.seen,
             direction.multipliers.values,
             decay=direction.decay if at.updates else 1.0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from splatopt.core.objective import Batch, Evaluation, GaussNewtonBlocks, Tensor
 from splatopt.core.optimizer import Optimizer, Progress
 from splatopt.core.schema import BLOCK_TENSORS
 from splatopt.core.state import Measurements, Number, PerParameter, PerRow
-from splatopt.curvature.blocks import block_form, side_by_side
+from splatopt.curvature.blocks import apart, block_diagonal, block_form, higher_bands_curvature, side_by_side
 from splatopt.optim.fused import AnyFusedPasses
 from splatopt.optim.parts.blocks import KeptBlocks, KnownCurvature, solve_in_balls
 from splatopt.optim.parts.bounds import HellingerBall
@@ -27,11 +28,12 @@ _OVERLAP_MEMORY = 0.64
 
 
 class BlockSolve(Direction):
-    """The minimum of each row's model ĝᵀd + ½ dᵀ(s B̂)d within its ball; what is in no block by its diagonal alone.
+    """The minimum of each row's model ĝᵀd + ½ dᵀ(s B̂)d within its ball; what is in no block by its own curvature alone.
 
-    Gradient and blocks are running means, corrected for their start; a row's blocks count from when it became fresh.
-    Rows that the batch did not see stay where they are. The scale s = overlap · κ follows the overlap factor κ,
-    measured along a trial at every second look at the curvature.
+    That is the colour's bound for ``sh_rest``, see :func:`~splatopt.curvature.blocks.higher_bands_curvature`, and
+    diag(JᵀJ) for anything else. Gradient and blocks are running means, corrected for their start; a row's blocks count
+    from when it became fresh. What the batch did not see, and what has no curvature yet, stays where it is. The scale
+    s = overlap · κ follows the overlap factor κ, measured along a trial at every second look at the curvature.
     """
 
     asks_twice: ClassVar[bool] = True
@@ -66,20 +68,22 @@ class BlockSolve(Direction):
         self._overlap, self._damping, self.factorisations = overlap, damping, factorisations
         parameters = self.objective.parameters
         self._names = self.objective.block_names
-        rest = [name for name in parameters if name not in self._names]
+        self._is_bounded = "sh_dc" in self._names and "sh_rest" in parameters
+        bounded = ("sh_rest",) if self._is_bounded else ()
+        measured = [name for name in parameters if name not in (*self._names, *bounded)]
         self._kappa = host.remember(Number("kappa", 0.0))
         self._predicted = host.remember(Number("predicted", 0.0))
         self.momentum = host.remember(PerParameter("momentum", parameters, degree=1))
         self._age = host.remember(Measurements("age", parameters, saved_as="age"))
         self.multipliers = host.remember(PerRow("multipliers", parameters, saved_as="multipliers"))
-        self.diagonal = host.remember(KnownCurvature("diagonal", parameters, degree=2, resettable=False, only=rest))
+        self.diagonal = host.remember(KnownCurvature("diagonal", parameters, degree=2, resettable=False, only=measured))
         fused = self.passes()  # the layout is the same for any number of threads
         self.blocks = host.remember(KeptBlocks(parameters, self._names, fused is not None and fused.in_lanes))
         self._fresh: GaussNewtonBlocks | None = None
 
     def passes(self) -> AnyFusedPasses | None:
         """Return the passes that take the blocks as they are kept; None where the step is taken in torch."""
-        takes = self._names == BLOCK_TENSORS and set(self.diagonal.values) == {"sh_rest"}
+        takes = self._names == BLOCK_TENSORS and self._is_bounded and not self.diagonal.values
         return self.fused_passes(self.objective.parameters, self.momentum.values) if takes else None
 
     # ------------------------------------------------------------------ what is measured
@@ -126,14 +130,23 @@ class BlockSolve(Direction):
         else:
             self.blocks.values.lerp_(fresh.blocks, weights[:, None])
         for name, mean in self.diagonal.values.items():
-            mean.lerp_(fresh.diagonal[name], weights.view(-1, *[1] * (mean.dim() - 1)))
+            new = fresh.diagonal[name]
+            torch.where(mean > 0, mean.lerp(new, weights.view(-1, *[1] * (mean.dim() - 1))), new, out=mean)
 
     def _own_form(self, fresh: GaussNewtonBlocks, step: Tensors) -> float:
-        """Σ dᵀB d over the rows, and Σ D d² over what has a diagonal alone."""
+        """Σ dᵀB d over the rows, and Σ D d² over what is in no block."""
         fused = self.passes()
         if fused is not None:
-            return fused.passes.block_form(fresh.blocks, fresh.diagonal["sh_rest"], fused.cloud(step))
-        return block_form(fresh, step)
+            return fused.passes.block_form(fresh.blocks, fused.cloud(step))
+        return block_form(replace(fresh, diagonal=self._own_curvature(fresh.blocks, fresh.diagonal)), step)
+
+    def _own_curvature(self, blocks: Tensor, measured: Tensors) -> Tensors:
+        """D of what is in no block; blocks row by row."""
+        if not self._is_bounded:
+            return measured
+        parameters = self.objective.parameters
+        color = apart(block_diagonal(blocks), {name: parameters[name].shape for name in self._names})["sh_dc"]
+        return {**measured, "sh_rest": higher_bands_curvature(color, parameters["sh_rest"].shape[1] + 1)}
 
     @property
     def overlap_factor(self) -> float:
@@ -219,9 +232,7 @@ class BlockSolve(Direction):
             begin += width
 
     def _diagonal_changes(self, rows: Tensor, radii: Tensors, correction: float) -> Iterator[tuple[str, Change]]:
-        for name, mean in self.diagonal.values.items():
-            gradient = self.momentum[name][rows] * correction
-            # At the smallest number instead of 0, the quotient is beyond any radius for g ≠ 0, and 0 for g = 0.
-            curvature = (self.scale * mean[rows]).clamp_min(torch.finfo(mean.dtype).tiny)
-            step = gradient / curvature
-            yield name, Solved(rows, -torch.maximum(torch.minimum(step, radii[name]), -radii[name]))
+        for name, curvature in self._own_curvature(self.blocks.values, self.diagonal.values).items():
+            gradient, scaled = self.momentum[name][rows] * correction, self.scale * curvature[rows]
+            step = torch.maximum(torch.minimum(gradient / scaled, radii[name]), -radii[name])
+            yield name, Solved(rows, torch.where(scaled > 0, -step, 0))

@@ -10,7 +10,7 @@ from torch import Tensor
 from splatopt.core.objective import Tensors
 from splatopt.core.scene_edit import SceneEdit
 from splatopt.core.state import OptimizerState, PerParameter, StatePart, load_one
-from splatopt.curvature.blocks import from_lanes, to_lanes, unpack_blocks
+from splatopt.curvature.blocks import block_diagonal, from_lanes, to_lanes, unpack_blocks
 
 
 class KnownCurvature(PerParameter):
@@ -49,7 +49,7 @@ class KeptBlocks(StatePart):
     @property
     def diagonal(self) -> Tensor:
         """The diagonals of blocks that are kept row by row, (N, B)."""
-        return self.values[:, torch.arange(1, sum(self._widths) + 1, device=self.values.device).cumsum(0) - 1]
+        return block_diagonal(self.values)
 
     def _by_row(self) -> Tensor:
         return from_lanes(self.values, self._rows) if self._in_lanes else self.values
