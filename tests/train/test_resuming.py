@@ -96,7 +96,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_its_first_step(older, scene, t
     (checkpoint,) = (tmp_path / "begun" / "checkpoints").iterdir()
     assert checkpoint.name == "step-000000"
     if older:
-        forget(checkpoint, "optimizer.blocks", "optimizer.diagonal.sh_rest")
+        forget(checkpoint, "optimizer.blocks")
     again = train(TrainConfig.of(str(scene), out=tmp_path / "begun", resume=True, threads=1), [ProgressLine()])
     assert same(first, again)
     assert "going on at step 0 of 8" in capsys.readouterr().err
