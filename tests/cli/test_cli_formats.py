@@ -142,5 +142,7 @@ def test_what_cannot_be_is_a_sentence(words, said, run_folder, tmp_path, capsys,
 def test_a_page_is_not_checked_and_an_axis_is_one(run_folder, tmp_path, capsys):
     assert main(["export", str(run_folder), str(tmp_path / "a.html"), "--check"]) == 2
     assert "--check reads a file back, and pages are not read" in capsys.readouterr().err
+    assert main(["export", str(run_folder), str(tmp_path / "a.html"), "--up", "auto", "--frame", "local"]) == 2
+    assert "leave out --up and --frame local, or write a .ply" in capsys.readouterr().err
     assert main(["export", str(run_folder), str(tmp_path / "a.ply"), "--up", "y"]) == 2
     assert "--up cannot be 'y'" in capsys.readouterr().err

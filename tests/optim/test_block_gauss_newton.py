@@ -172,9 +172,7 @@ def test_a_band_that_comes_later_moves_as_one_that_was_there() -> None:
     moved = (objective.values["sh_rest"] - before)[:5]
     correction = 0.5 / (1 - 0.5**16)
     newton = -correction * evaluation.gradient["sh_rest"][:5] / (optimizer.direction.scale * 4 * color)
-    radii = HellingerRadii(options, objective.length_scale).radii(
-        objective.values, options.distance(Progress(15, 100))
-    )
+    radii = HellingerRadii(options, objective.length_scale).radii(objective.values, options.distance(Progress(15, 100)))
     inside = newton.abs() < 0.5 * radii["sh_rest"][:5]
     assert inside.sum() > 5, "some must stay within their radius"
     torch.testing.assert_close(moved[inside], newton[inside])

@@ -56,6 +56,15 @@ def test_the_page_shows_what_the_renderer_renders(browser, tmp_path, degree, foo
     assert browser.complaints() == []
 
 
+def test_one_odd_row_does_not_coarsen_the_colours_of_all_others(browser, tmp_path):
+    cloud, camera, options = make_cloud(2, count=400), make_camera(320, 240), RenderOptions()
+    camera = replace(camera, width=320, height=240)
+    cloud.sh_rest[0, 3, 1], cloud.logit_opacities[0] = 600.0, -9.0
+    write_splat_page(tmp_path / "scene.html", cloud, StartView.of(cloud, [camera]), options, "A scene")
+    browser.open(tmp_path / "scene.html", width=320, height=240)
+    assert psnr(picture(browser, tmp_path), rendered(cloud, camera, options)) > 38
+
+
 def test_it_is_turned_by_hand_and_goes_back(browser, tmp_path):
     cloud, camera = make_cloud(1), make_camera(320, 240)
     write_splat_page(tmp_path / "scene.html", cloud, StartView.of(cloud, [camera]), RenderOptions(), "A scene")

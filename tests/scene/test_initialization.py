@@ -114,7 +114,7 @@ def test_what_init_stands_for(init, found, has_bands):
 
 @pytest.mark.parametrize("init", ["", "points", "scene.obj", "RANDOM"])
 def test_other_words_are_refused(init):
-    with pytest.raises(InputError, match=r"--init must be sfm, random or the path of a \.ply file, got"):
+    with pytest.raises(InputError, match=r"--init must be sfm, random or the path of a scene file, got"):
         parse_initialization(init, 50)
 
 

@@ -366,3 +366,30 @@ def test_place_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(InputError, match="cannot write the scene to"):
         save_ply(make_cloud(0), tmp_path / "file" / "scene.ply")
+
+
+def test_what_is_not_of_a_gaussian_is_named(tmp_path):
+    names = [*layout(0), "label", "red"]
+    table = np.zeros(3, [(name, "<f4") for name in names])
+    table["rot_0"] = 1
+    said: list[str] = []
+    for extra, expected in (
+        ("label", "holds properties that are not of a Gaussian and are left out: label"),
+        ("filter_3D", "by which Mip-Splatting changes sizes and opacities, and it is not applied"),
+    ):
+        table.dtype.names = tuple(extra if name in ("label", "filter_3D") else name for name in table.dtype.names)
+        PlyData([PlyElement.describe(table, "vertex")]).write(tmp_path / "scene.ply")
+        load_ply(tmp_path / "scene.ply", said)
+        assert expected in said.pop()
+        assert not said
+
+
+def test_centres_that_float32_rounds_are_told(tmp_path):
+    table = np.zeros(3, [(name, "<f8") for name in layout(0)])
+    table["rot_0"], table["scale_0"], table["scale_1"], table["scale_2"] = 1, -4, -4, -4
+    for place, count in ((4.5e6 + 0.3, 1), (2.3, 0)):
+        table["x"] = place
+        PlyData([PlyElement.describe(table, "vertex")]).write(tmp_path / "scene.ply")
+        said: list[str] = []
+        load_ply(tmp_path / "scene.ply", said)
+        assert len(said) == count

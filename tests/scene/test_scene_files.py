@@ -261,6 +261,83 @@ def test_spz_of_version_4(tmp_path):
         load_scene(tmp_path / "bomb.spz")
 
 
+def test_a_damaged_stream_of_version_4_is_refused_in_a_sentence(tmp_path):
+    pytest.importorskip("zstandard", reason="SPZ of version 4 is compressed by zstandard")
+    from gsply.gsdata import GSData
+    from gsply.spz import write_spz
+
+    write_spz(tmp_path / "four.spz", GSData.from_arrays(**gsply_files._rows(make_cloud(2)), format="ply"), version=4)
+    content = (tmp_path / "four.spz").read_bytes()
+    for offset in (8, 12, 20, 40):
+        damaged = bytearray(content)
+        damaged[32 + 16 * 6 + offset] ^= 0xFF
+        (tmp_path / "damaged.spz").write_bytes(damaged)
+        with pytest.raises(InputError, match="is not a readable SPZ file"):
+            load_scene(tmp_path / "damaged.spz")
+
+
+def test_what_splat_and_compressed_ply_cannot_hold_is_told(tmp_path):
+    cloud, said = make_cloud(1), []
+    cloud.sh_dc.clamp_(-1.7, 1.7)
+    cloud.sh_dc[:3] = 2.0
+    save_scene(cloud, tmp_path / "a.splat", said)
+    assert said == [
+        ".splat holds no colours that depend on the view: those of degree 1 are left out",
+        "3 of 50 Gaussians have colours beyond what .splat holds, and are brought to its ends",
+    ]
+    said.clear()
+    cloud.log_scales[:2, 1], cloud.sh_rest[:4, 0, 0] = -25.0, 9.0
+    save_scene(cloud, tmp_path / "a.compressed.ply", said)
+    assert said == [
+        "2 of 50 Gaussians have sizes beyond what compressed PLY holds, and are brought to its ends",
+        "4 of 50 Gaussians have view-dependent colours beyond what compressed PLY holds, and are brought to its ends",
+    ]
+
+
+def test_a_splat_of_rows_without_turn_or_size_is_read_back(tmp_path):
+    cloud = make_cloud(0)
+    cloud.quats[:10], cloud.log_scales[10:20, 0] = 0, -120
+    save_scene(cloud, tmp_path / "a.splat", [])
+    read = load_scene(tmp_path / "a.splat", [])
+    assert len(read) == 50
+    assert int((read.quats == torch.tensor([127 / 128, 0, 0, 0])).all(dim=1).sum()) == 10
+    with pytest.raises(
+        InputError, match=r"no scene of a kind that is read \(the rows of a .splat take 32 bytes each, and"
+    ):
+        (tmp_path / "cut.splat").write_bytes((tmp_path / "a.splat").read_bytes()[:-5])
+        load_scene(tmp_path / "cut.splat")
+
+
+def test_spz_alone_says_that_a_scene_wants_antialiasing(tmp_path):
+    cloud, said = make_cloud(1), []
+    for ending in (".spz", ".ply"):
+        save_scene(cloud, tmp_path / f"a{ending}", said, antialiased=True)
+        load_scene(tmp_path / f"a{ending}", said)
+    assert [sentence for sentence in said if "antialias" in sentence] == [
+        f"{tmp_path / 'a.spz'} says that it was trained with antialiasing; render it with --footprint antialiased",
+        ".ply does not say that the scene wants antialiasing; switch it on in the viewer",
+    ]
+    plain, flagged = (
+        gzip.decompress(content) for content in (written(tmp_path, ".spz", cloud), (tmp_path / "a.spz").read_bytes())
+    )
+    assert (plain[14], flagged[14]) == (0, 1)
+    assert plain[15:] == flagged[15:]
+
+
+def test_compressed_ply_with_comments_of_any_kind_is_read(tmp_path):
+    content = written(tmp_path, ".compressed.ply")
+    head, mark, rows = content.partition(b"end_header\n")
+    lines = head.replace(b"element chunk", b"element\tchunk").splitlines(keepends=True)
+    lines.insert(2, "comment généré\n".encode())
+    (tmp_path / "other.ply").write_bytes(b"".join(lines) + mark + rows)
+    for ours, theirs in zip(
+        load_scene(tmp_path / "scene.compressed.ply").tensors.values(),
+        load_scene(tmp_path / "other.ply").tensors.values(),
+        strict=True,
+    ):
+        assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("ending", [".spz", ".compressed.ply"])
 def test_without_gsply_the_extra_is_named(ending, tmp_path, monkeypatch):
     content = written(tmp_path, ending)

@@ -58,7 +58,7 @@ def test_resolving_spells_out_what_was_left_open():
         ({"checkpoint_every": -1}, "--checkpoint-every"),
         ({"checkpoint_seconds": float("nan")}, "--checkpoint-seconds"),
         ({"ssim_weight": 1.1}, "--ssim-weight"),
-        ({"init": "scene.obj"}, "--init must be sfm, random or the path of a .ply"),
+        ({"init": "scene.obj"}, "--init must be sfm, random or the path of a scene file"),
         ({"device": "gpu"}, "--device must be auto, cpu, cuda or cuda:N"),
         ({"max_memory": -1.0}, "--max-memory must be at least 0"),
         ({"process_timeout": 0.0}, "--process-timeout must be at least 1"),

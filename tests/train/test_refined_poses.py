@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 import torch
 
+from splatopt.cli import main
 from splatopt.core import native
+from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError
 from splatopt.core.frame import Frame
 from splatopt.core.processes import Processes
@@ -75,6 +78,30 @@ def test_the_poses_are_found_without_a_checkpoint_too(run):
         saved_poses({}, file, again.frame), saved_poses(again.poses, file, again.frame), rtol=0, atol=1e-12
     )
     assert saved_poses({}, file.with_name("none.json"), again.frame) is None
+
+
+def test_pictures_and_exported_cameras_are_of_the_refined_poses(run, tmp_path, monkeypatch):
+    told = json.loads((run.folder / "poses.json").read_text())["views"]
+    places = {Path(one["name"]).stem: inverse_place(torch.tensor(one["world_to_camera"])) for one in told}
+    assert main(["export", str(run.folder), str(tmp_path / "scene.ply"), "--cameras"]) == 0
+    listed = json.loads((tmp_path / "cameras.json").read_text())
+    for one in listed[: len(told)]:
+        torch.testing.assert_close(torch.tensor(one["position"]), places[one["img_name"]], rtol=0, atol=1e-5)
+    rendered: list[Camera] = []
+    monkeypatch.setattr(
+        "splatopt.commands.render.write_views",
+        lambda folder, cloud, cameras, *rest, **kept: rendered.extend(cameras) or [],
+    )
+    assert main(["render", str(run.folder), "--path", "train"]) == 0
+    frame = open_run(run.folder).frame
+    for camera in rendered:
+        place = inverse_place(frame.pose_to_world(camera.world_to_camera).float())
+        torch.testing.assert_close(place, places[Path(camera.name).stem], rtol=0, atol=1e-5)
+    assert len(rendered) == len(told)
+
+
+def inverse_place(world_to_camera: torch.Tensor) -> torch.Tensor:
+    return -world_to_camera[:3, :3].T @ world_to_camera[:3, 3]
 
 
 @pytest.mark.parametrize("text", ["[]", '{"format": "other"}', '{"format": "splatopt-poses-1", "views": [{}]}'])

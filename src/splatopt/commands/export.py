@@ -20,7 +20,7 @@ from splatopt.core.camera import Camera
 from splatopt.core.checkpoint import replace_file
 from splatopt.core.checks import InputError, say
 from splatopt.data import Capture
-from splatopt.raster.types import RenderOptions
+from splatopt.raster.types import Footprint, RenderOptions
 from splatopt.report.splat_page import StartView, write_splat_page
 from splatopt.runs.folder import write_json
 from splatopt.scene.gaussians import GaussianCloud
@@ -103,7 +103,7 @@ def _export(options: ExportOptions) -> int:
     _check_paths(options, is_page)
     run = open_with_warnings(options.run)
     needs_capture = options.up is not None or options.cameras or options.check
-    capture = run.open_capture() if needs_capture or is_page else None
+    capture = run.refined(run.open_capture()) if needs_capture or is_page else None
     cameras = _cameras(capture)
     way = Similarity.to_world(run.frame) if options.frame is SceneFrame.CAPTURE else Similarity.staying()
     if options.up is not None:
@@ -118,7 +118,9 @@ def _export(options: ExportOptions) -> int:
         write_splat_page(options.scene, cloud, view, look, run.folder.path.resolve().name)
         say(*said, f"{what}, a page that opens in a browser without a network")
     else:
-        save_scene(way.cloud(cloud), options.scene, said)
+        save_scene(
+            way.cloud(cloud), options.scene, said, antialiased=run.config.scene.footprint is Footprint.ANTIALIASED
+        )
         say(*said, f"{what}, {_where(options, run, way)}")
     if options.cameras:
         file = _cameras_file(options)
@@ -149,6 +151,11 @@ def _check_paths(options: ExportOptions, is_page: bool) -> None:
         raise InputError(f"scenes are written as {', '.join((*WRITTEN, PAGE))}, got {options.scene.name!r}")
     if is_page and options.check:
         raise InputError("--check reads a file back, and pages are not read; leave it out, or check a .ply")
+    placed = {"--up": options.up is not None, "--center": options.trimmed.center, "--cameras": options.cameras}
+    placed["--frame local"] = options.frame is SceneFrame.LOCAL
+    if is_page and any(placed.values()):
+        named = " and ".join(name for name, given in placed.items() if given)
+        raise InputError(f"a page shows the scene upright, in a frame of its own; leave out {named}, or write a .ply")
     for file in (options.scene, _frame_file(options), _cameras_file(options) if options.cameras else None):
         if file is not None and file.exists():
             raise InputError(f"{file} exists already; give another path")

@@ -120,7 +120,7 @@ def _opened_run(options: RenderRunOptions) -> tuple[OpenedScene, Path]:
     if differs:
         where = f"{capture.path} is no longer what the run was trained on"
         say(f"splatopt: warning: {where}: {differs}; it is rendered from there all the same", file=sys.stderr)
-    return OpenedScene(run.objective(capture), capture), run.folder.path / "renders"
+    return OpenedScene(run.objective(capture), run.refined(capture)), run.folder.path / "renders"
 
 
 def _path(options: RenderRunOptions, capture: Capture) -> tuple[Path3D, list[Camera]]:

@@ -150,13 +150,19 @@ class _Reader:
         """Return the elements and the byte order (empty for text), and leave ``file`` at the first row."""
         order: str | None = None
         elements: list[_Element] = []
+        known: set[str] = set()
         for words in self._header_lines(file):
             if words[0] == "format":
                 order = _ORDERS.get(words[1]) if words[2:] == ["1.0"] else None
                 if order is None:
                     self.refuse(f"its format {quoted(' '.join(words[1:]))} is none that can be read")
             elif words[0] == "element":
-                elements.append(self._element(words, {one.name for one in elements}))
+                elements.append(self._element(words))
+                if elements[-1].name in known:
+                    self.refuse(f"its header names the element {quoted(words[1])} twice")
+                if len(known) == MAX_PROPERTIES:
+                    self.refuse(f"its header names more than {MAX_PROPERTIES} elements")
+                known.add(elements[-1].name)
             elif words[0] == "property":
                 if not elements:
                     self.refuse("its header names a property before the first element")
@@ -182,11 +188,9 @@ class _Reader:
             if words:
                 yield words
 
-    def _element(self, words: list[str], known: set[str]) -> _Element:
+    def _element(self, words: list[str]) -> _Element:
         if len(words) != 3 or not (words[2].isascii() and words[2].isdecimal() and len(words[2]) < 100):
             self.refuse(f"its header says {quoted(' '.join(words))}, expected 'element NAME COUNT'")
-        if words[1] in known:
-            self.refuse(f"its header names the element {quoted(words[1])} twice")
         return _Element(words[1], int(words[2]))
 
     def _add_property(self, element: _Element, words: list[str]) -> None:

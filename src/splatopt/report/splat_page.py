@@ -147,13 +147,18 @@ def _rows(cloud: GaussianCloud) -> np.ndarray:
 
 
 def _harmonics(cloud: GaussianCloud) -> tuple[np.ndarray, float]:
-    """Return a byte for each coefficient of the degrees above 0, and what 127 stands for."""
+    """Return a byte for each coefficient of the degrees above 0, and what 127 stands for.
+
+    Coefficients beyond four times what all but a hundredth of the rows stay below are cut, so that a few odd rows do
+    not coarsen all others.
+    """
     rest = cloud.sh_rest.reshape(len(cloud), -1).float()
     if not rest.shape[1]:
         return np.zeros(0, np.uint8), 1.0
-    scale = float(rest.abs().max()) or 1.0
+    largest = rest.abs().amax(dim=1).numpy()
+    scale = min(float(largest.max()), 4 * float(np.quantile(largest, 0.99))) or float(largest.max()) or 1.0
     table = np.zeros((len(cloud), -(-rest.shape[1] // _TEXEL_BYTES) * _TEXEL_BYTES), np.int8)
-    table[:, : rest.shape[1]] = (rest * (127 / scale)).round().numpy()
+    table[:, : rest.shape[1]] = (rest * (127 / scale)).round().clamp(-127, 127).numpy()
     return table.view(np.uint8).reshape(-1), scale
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from splatopt.core.checks import InputError, short
 from splatopt.core.schema import SH_REST_COUNTS
 from splatopt.scene.gaussians import GaussianCloud
-from splatopt.scene.ply import checked_cloud, write_whole
+from splatopt.scene.ply import checked_cloud, unit_quaternions, warn_of_ends, write_whole
 from splatopt.scene.similarity import HALF_TURN_ABOUT_X
 
 _CHUNK = 256
@@ -39,6 +39,8 @@ _MAX_HEADER = 1 << 16
 _SPZ_HEADER = struct.Struct("<4sIIBBBB")
 _SPZ_V4_HEADER = struct.Struct("<4sIIBBBBI")
 _STREAM = struct.Struct("<QQ")
+_FLAGS_AT, _ANTIALIASED = 14, 1
+"""A header's byte of flags, and the bit in it."""
 _MIN_ALLOWED, _MAX_RATIO = 64 << 20, 100
 """What a file unpacks to may take so many bytes, or so many times those of the file."""
 _MAX_FRACTION_BITS, _POSITION_BITS = 24, 23
@@ -48,6 +50,7 @@ _SPZ_RANGES = {
     "sh_rest": (-1.0, 127 / 128, "view-dependent colours"),
 }
 """What the bytes of each part can say."""
+_COMPRESSED_RANGES = {"log_scales": (-20.0, 20.0, "sizes"), "sh_rest": (-4.0, 4.0, "view-dependent colours")}
 
 
 def _gsply(name: str, what: str) -> ModuleType:
@@ -59,13 +62,14 @@ def _gsply(name: str, what: str) -> ModuleType:
         ) from None
 
 
-def save_spz(cloud: GaussianCloud, path: Path, warnings: list[str]) -> None:
+def save_spz(cloud: GaussianCloud, path: Path, warnings: list[str], *, antialiased: bool = False) -> None:
     """Write a cloud as SPZ, version 3, which every reader takes.
 
     Args:
         cloud: In a frame with y down and z forward.
         path: The file.
         warnings: Gets a sentence for what SPZ cannot hold.
+        antialiased: Whether the file says that the scene wants the antialiased footprint.
 
     Raises:
         InputError: gsply is missing, positions are beyond what SPZ holds, or the file cannot be written.
@@ -84,27 +88,32 @@ def save_spz(cloud: GaussianCloud, path: Path, warnings: list[str]) -> None:
             f"SPZ holds positions to {2.0**-bits:.2g} here, where Gaussians are {middle:.2g} large; give --center, or "
             "--crop what is far away"
         )
-    for name, (low, high, what) in _SPZ_RANGES.items():
-        values = getattr(cloud, name).reshape(len(cloud), -1)
-        beyond = int(((values < low) | (values > high)).any(dim=1).sum())
-        if beyond:
-            warnings.append(
-                f"{beyond:,} of {len(cloud):,} Gaussians have {what} beyond what SPZ holds, and are brought to its ends"
-            )
+    warn_of_ends(cloud, _SPZ_RANGES, "SPZ", warnings)
     rows = _rows(HALF_TURN_ABOUT_X.cloud(cloud))
     with tempfile.TemporaryDirectory() as folder:
         packed = Path(folder) / "scene.spz"
         spz.write_spz(packed, data.GSData.from_arrays(**rows, format="ply"), version=3, fractional_bits=bits)
-        write_whole(path, lambda stream: stream.write(packed.read_bytes()))
+        content = packed.read_bytes()
+    if antialiased:
+        plain = bytearray(gzip.decompress(content))
+        plain[_FLAGS_AT] |= _ANTIALIASED
+        content = gzip.compress(plain, mtime=0)
+    write_whole(path, lambda stream: stream.write(content))
 
 
-def save_compressed_ply(cloud: GaussianCloud, path: Path) -> None:
+def save_compressed_ply(cloud: GaussianCloud, path: Path, warnings: list[str]) -> None:
     """Write a cloud as SuperSplat's compressed PLY.
+
+    Args:
+        cloud: The scene.
+        path: The file.
+        warnings: Gets a sentence for what the format cannot hold.
 
     Raises:
         InputError: gsply is missing, or the file cannot be written.
     """
     pack = _gsply("gsply.writer", "compressed PLY").compress_to_bytes
+    warn_of_ends(cloud, _COMPRESSED_RANGES, "compressed PLY", warnings)
     order = _along_a_curve(cloud.means.detach().cpu())
     rows = _rows(cloud.map(lambda tensor: tensor.detach().cpu()[order]))
     packed = pack(*(rows[name] for name in ("means", "scales", "quats", "opacities", "sh0", "shN")))
@@ -115,8 +124,8 @@ def load_compressed_ply(path: Path, warnings: list[str] | None = None) -> Gaussi
     """Read SuperSplat's compressed PLY; errors and warnings as of :func:`~splatopt.scene.ply.load_ply`."""
     unpack = _gsply("gsply.reader", "compressed PLY").decompress_from_bytes
     content = path.read_bytes()
-    _check_compressed(path, content)
-    return _cloud(path, unpack(content), warnings)
+    header, rows = _check_compressed(path, content)
+    return _cloud(path, unpack(header + content[rows:]), warnings)
 
 
 def load_spz(path: Path, warnings: list[str] | None = None) -> GaussianCloud:
@@ -124,22 +133,25 @@ def load_spz(path: Path, warnings: list[str] | None = None) -> GaussianCloud:
     spz = _gsply("gsply.spz", "SPZ")
     with path.open("rb") as file:
         is_gzip = file.read(2) == b"\x1f\x8b"
-    (_check_gzipped if is_gzip else _check_streams)(path)
+    errors = () if is_gzip else (_gsply("zstandard", "SPZ of version 4").ZstdError,)
+    flags = (_check_gzipped if is_gzip else _check_streams)(path)
+    if flags & _ANTIALIASED and warnings is not None:
+        warnings.append(
+            f"{short(path)} says that it was trained with antialiasing; render it with --footprint antialiased"
+        )
     try:
         data = spz.read_spz(path)
-    except (ValueError, MemoryError) as error:
+    except (ValueError, MemoryError, *errors) as error:
         raise InputError(f"{short(path)} is not a readable SPZ file: {error}; export or copy it again") from None
     return HALF_TURN_ABOUT_X.cloud(_cloud(path, data, warnings))
 
 
 def _rows(cloud: GaussianCloud) -> dict[str, np.ndarray]:
     """Return the cloud's rows by gsply's names, quaternions of length 1."""
-    quats = torch.nn.functional.normalize(cloud.quats.detach().double(), dim=1)
-    quats[(quats == 0).all(dim=1)] = torch.tensor([1.0, 0, 0, 0], dtype=torch.float64)
     parts = {
         "means": cloud.means,
         "scales": cloud.log_scales,
-        "quats": quats,
+        "quats": unit_quaternions(cloud.quats),
         "opacities": cloud.logit_opacities.clamp(-30, 30),  # whose exponentials float32 holds
         "sh0": cloud.sh_dc,
         "shN": cloud.sh_rest,
@@ -177,8 +189,12 @@ def _refuse(path: Path, what: str, reason: str) -> NoReturn:
     raise InputError(f"{short(path)} is not a readable {what}: {reason}; export or copy it again")
 
 
-def _check_compressed(path: Path, content: bytes) -> None:
-    """Raise InputError unless the header is of the layout that gsply unpacks by place, and the rows are all there."""
+def _check_compressed(path: Path, content: bytes) -> tuple[bytes, int]:
+    """Return a header without comments, and where the rows begin.
+
+    Raises:
+        InputError: The header is not of the layout that gsply unpacks by place, or rows are missing.
+    """
     what = "compressed PLY"
     head, mark, _ = content[:_MAX_HEADER].partition(b"end_header\n")
     if not mark:
@@ -207,6 +223,8 @@ def _check_compressed(path: Path, content: bytes) -> None:
     needed = len(head) + len(mark) + 72 * counts["chunk"] + row * counts["vertex"]
     if needed > len(content):
         _refuse(path, what, f"it promises {needed:,} bytes and holds {len(content):,}")
+    said = [words for words in lines if words[0] not in ("comment", "obj_info")]
+    return "".join(f"{' '.join(words)}\n" for words in (*said, ["end_header"])).encode("ascii"), len(head) + len(mark)
 
 
 def _spz_bytes(path: Path, version: int, count: int, degree: int, fraction_bits: int) -> list[int]:
@@ -222,14 +240,14 @@ def _spz_bytes(path: Path, version: int, count: int, degree: int, fraction_bits:
     return needed
 
 
-def _check_gzipped(path: Path) -> None:
-    """Raise InputError unless the file unpacks to its header and as many bytes as that says."""
+def _check_gzipped(path: Path) -> int:
+    """Return its flags; raise InputError unless the file unpacks to its header and as many bytes as that says."""
     try:
         with gzip.open(path) as file:
             header = file.read(_SPZ_HEADER.size)
             if len(header) < _SPZ_HEADER.size:
                 _refuse(path, "SPZ file", "it ends within its header")
-            _, version, count, degree, fraction_bits, _, _ = _SPZ_HEADER.unpack(header)
+            _, version, count, degree, fraction_bits, flags, _ = _SPZ_HEADER.unpack(header)
             if version > 3:
                 _refuse(path, "SPZ file", f"it is gzipped, and of version {version}")
             needed, found = sum(_spz_bytes(path, version, count, degree, fraction_bits)), 0
@@ -242,15 +260,16 @@ def _check_gzipped(path: Path) -> None:
         _refuse(path, "SPZ file", f"it does not unpack ({error})")
     if found < needed:
         _refuse(path, "SPZ file", f"it promises {needed:,} bytes of rows and holds {found:,}")
+    return int(flags)
 
 
-def _check_streams(path: Path) -> None:
-    """Raise InputError unless each zstd stream says that it unpacks to what its part takes."""
+def _check_streams(path: Path) -> int:
+    """Return its flags; raise InputError unless each zstd stream says that it unpacks to what its part takes."""
     zstandard = _gsply("zstandard", "SPZ of version 4")
     content = path.read_bytes()
     if len(content) < _SPZ_V4_HEADER.size:
         _refuse(path, "SPZ file", "it ends within its header")
-    _, version, count, degree, fraction_bits, _, streams, place = _SPZ_V4_HEADER.unpack_from(content)
+    _, version, count, degree, fraction_bits, flags, streams, place = _SPZ_V4_HEADER.unpack_from(content)
     if version < 4:
         _refuse(path, "SPZ file", f"it is of version {version}, and not gzipped")
     needed = [size for size in _spz_bytes(path, version, count, degree, fraction_bits) if size]
@@ -267,3 +286,4 @@ def _check_streams(path: Path) -> None:
         if len(part) < packed or unpacked != size or said not in (size, -1):
             _refuse(path, "SPZ file", "a part is shorter than its header says")
         start += packed
+    return int(flags)

@@ -256,6 +256,6 @@ def parse_initialization(init: str, random_points: int) -> Initialization:
         return FromPoints()
     if init == "random":
         return Random(random_points)
-    if Path(init).suffix.lower() in SCENE_ENDINGS:
+    if Path(init).suffix.lower() in SCENE_ENDINGS or Path(init).is_file():
         return FromScene(Path(init))
-    raise InputError(f"--init must be sfm, random or the path of a .ply file, got {quoted(init)}")
+    raise InputError(f"--init must be sfm, random or the path of a scene file, got {quoted(init)}")

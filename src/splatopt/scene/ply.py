@@ -34,6 +34,9 @@ _COLUMNS = {
 _OPAQUE, _SEE_THROUGH = 18.0, -104.0
 """Logits whose sigmoid is 1 and 0 in float32."""
 
+_WITHOUT_MEANING = frozenset(("nx", "ny", "nz", "red", "green", "blue", "alpha"))
+_MIP_FILTER = "filter_3D"
+
 _MAX_LOG_RATIO = float(np.log(1e6))
 """Of the median size and the one that stands for none."""
 
@@ -95,10 +98,11 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def load_ply(path: Path | str, warnings: list[str] | None = None) -> GaussianCloud:
     """Read a Gaussian scene, whoever wrote it: binary or ASCII, degree 0 to 3, properties in any order.
 
-    Properties that are not of a Gaussian are ignored. Quaternions are taken as they are, of any length. Numbers at the
-    ends of their range are brought within it and counted: an opacity of 1, whose logit is ∞, and one of 0 become the
-    nearest logits whose sigmoid is 1 and 0 in float32; a size of 0, whose logarithm is -∞, becomes a millionth of the
-    scene's median one. Rows that hold nothing but zeros, which broken exporters leave, are left out and counted.
+    Properties that are not of a Gaussian are left out, and named. Quaternions are taken as they are, of any length.
+    Numbers at the ends of their range are brought within it and counted: an opacity of 1, whose logit is ∞, and one of
+    0 become the nearest logits whose sigmoid is 1 and 0 in float32; a size of 0, whose logarithm is -∞, becomes a
+    millionth of the scene's median one. Rows that hold nothing but zeros, which broken exporters leave, are left out
+    and counted.
 
     Args:
         path: The file.
@@ -122,7 +126,66 @@ def load_ply(path: Path | str, warnings: list[str] | None = None) -> GaussianClo
     columns["sh_rest"] = _stack(path, table, tuple(f"f_rest_{index}" for index in range(rest_count)))
     columns["logit_opacities"] = columns["logit_opacities"][:, 0]
     columns["sh_rest"] = columns["sh_rest"].reshape(len(table), 3, rest_count // 3).transpose(0, 2, 1)
-    return checked_cloud(path, columns, warnings)
+    said = [*_left_out(path, names), *_rounded(path, table, columns)]
+    cloud = checked_cloud(path, columns, said)
+    tell(said, warnings, 3)
+    return cloud
+
+
+def _left_out(path: Path, names: tuple[str, ...]) -> list[str]:
+    """Return a sentence about properties that are not of a Gaussian; normals and points' colours need none."""
+    known = {name for group in _COLUMNS.values() for name in group} | _WITHOUT_MEANING
+    others = [name for name in names if name not in known and not name.startswith("f_rest_")]
+    if _MIP_FILTER in others:
+        return [
+            f"{path} holds {_MIP_FILTER}, by which Mip-Splatting changes sizes and opacities, and it is not applied; "
+            "write the scene with Mip-Splatting's create_fused_ply.py"
+        ]
+    shown = ", ".join(others[:5]) + (f" and {len(others) - 5:,} more" if len(others) > 5 else "")
+    return [f"{path} holds properties that are not of a Gaussian and are left out: {shown}"] if others else []
+
+
+def _rounded(path: Path, table: np.ndarray, columns: Mapping[str, np.ndarray]) -> list[str]:
+    """Return a sentence where float32 moves centres that are stored more finely by more than a Gaussian's size."""
+    if not len(table) or all(table[name].dtype.itemsize <= 4 for name in _COLUMNS["means"]):
+        return []
+    stored = np.stack([table[name].astype(np.float64) for name in _COLUMNS["means"]], axis=1)
+    moved = float(np.nan_to_num(np.abs(stored - columns["means"]), nan=0.0, posinf=0.0).max())
+    size = float(np.exp(np.nanmedian(columns["log_scales"].astype(np.float64))))
+    if moved <= 0.1 * size:
+        return []
+    return [
+        f"{path}: centres are stored in float64 and read in float32, which moves them by up to {moved:.2g} where "
+        f"Gaussians are {size:.2g} large; move the scene towards the origin and write it again"
+    ]
+
+
+def unit_quaternions(quats: torch.Tensor) -> torch.Tensor:
+    """Return quaternions of length 1 in float64; no turn where one is zero, as scenes are rendered."""
+    unit = torch.nn.functional.normalize(quats.detach().double(), dim=1)
+    unit[(unit == 0).all(dim=1)] = torch.tensor([1.0, 0, 0, 0], dtype=torch.float64, device=unit.device)
+    return unit
+
+
+def warn_of_ends(
+    cloud: GaussianCloud, ranges: Mapping[str, tuple[float, float, str]], format_name: str, warnings: list[str]
+) -> None:
+    """Add a sentence for each tensor that has rows beyond what a format holds.
+
+    Args:
+        cloud: The scene.
+        ranges: By tensor, the least and the greatest number that the format holds, and what it is called.
+        format_name: Of the format.
+        warnings: Gets the sentences.
+    """
+    for name, (low, high, what) in ranges.items():
+        values = getattr(cloud, name).reshape(len(cloud), -1)
+        beyond = int(((values < low) | (values > high)).any(dim=1).sum())
+        if beyond:
+            warnings.append(
+                f"{beyond:,} of {len(cloud):,} Gaussians have {what} beyond what {format_name} holds, and are brought "
+                "to its ends"
+            )
 
 
 def checked_cloud(path: Path, columns: Mapping[str, np.ndarray], warnings: list[str] | None) -> GaussianCloud:

@@ -14,21 +14,35 @@ import torch
 from splatopt.core.constants import SH_C0
 from splatopt.data.packed_scenes import SPLAT_ROW
 from splatopt.scene.gaussians import GaussianCloud
-from splatopt.scene.ply import checked_cloud, write_whole
+from splatopt.scene.ply import checked_cloud, unit_quaternions, warn_of_ends, write_whole
+
+_MIN_SIZE, _MAX_SIZE = (float(getattr(np.finfo(np.float32), end)) for end in ("tiny", "max"))
+_RANGES = {"sh_dc": (-0.5 / SH_C0, 0.5 / SH_C0, "colours")}
 
 _OPACITY_MARGIN = 0.25 / 255
 """The bytes 0 and 255 stand for opacities within half a step of 0 and 1; this far from the end is taken."""
 
 
-def save_splat(cloud: GaussianCloud, path: Path) -> None:
-    """Write a cloud's rows, the largest and most opaque first, as viewers that show a file while it loads want them."""
+def save_splat(cloud: GaussianCloud, path: Path, warnings: list[str]) -> None:
+    """Write a cloud's rows, the largest and most opaque first, as viewers that show a file while it loads want them.
+
+    Args:
+        cloud: Its degrees above 0 are left out.
+        path: The file.
+        warnings: Gets a sentence for what the format cannot hold.
+    """
+    if bool((cloud.sh_rest != 0).any()):
+        warnings.append(
+            f".splat holds no colours that depend on the view: those of degree {cloud.sh_degree} are left out"
+        )
+    warn_of_ends(cloud, _RANGES, ".splat", warnings)
     rows = {name: tensor.detach().cpu().double() for name, tensor in cloud.tensors.items()}
     opacities = rows["logit_opacities"].sigmoid()
     order = (opacities.log() + rows["log_scales"].sum(dim=1)).argsort(descending=True, stable=True)
-    quats = torch.nn.functional.normalize(rows["quats"], dim=1)
+    quats = unit_quaternions(rows["quats"])
     table = np.empty(len(cloud), SPLAT_ROW)
     table["center"] = rows["means"][order].numpy()
-    table["size"] = rows["log_scales"][order].exp().numpy()
+    table["size"] = rows["log_scales"][order].exp().clamp(_MIN_SIZE, _MAX_SIZE).numpy()
     colors = torch.cat([SH_C0 * rows["sh_dc"] + 0.5, opacities[:, None]], dim=1)
     table["color"] = _bytes(colors[order] * 255)
     table["quat"] = _bytes(quats[order] * 128 + 128)
