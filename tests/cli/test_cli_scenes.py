@@ -84,7 +84,7 @@ def test_what_does_not_fit_is_one_sentence(run_folder, capture, tmp_path, capsys
         (["render", str(run_folder), "--cameras", str(capture)], "--cameras and the options of a scene file go with"),
         (["eval", str(far), str(capture)], "see none of the 200 Gaussians of"),
         (["eval", str(tmp_path / "absent.ply"), str(capture)], "there is no scene at"),
-        (["eval", str(tmp_path / "notes.txt"), str(capture)], "is not a readable Gaussian scene"),
+        (["eval", str(tmp_path / "notes.txt"), str(capture)], "is no scene of a kind that is read"),
         (["eval", str(scene), str(tmp_path / "absent")], "absent"),
         (["eval", str(tmp_path / "absent")], "is not a run"),
     ):

@@ -93,7 +93,11 @@ CASES = {
     "revised opacity": (AdcOptions(revised_opacity=True), 600, 10_000),
     "a bound on the count": (AdcOptions(), 600, ROWS + 5),
     "a bound that is reached": (AdcOptions(), 600, ROWS),
-    "other thresholds": (AdcOptions(min_gradient=1e-4, clone_size=0.03, min_opacity=0.05, max_size=0.05), 3100, 10_000),
+    "other thresholds": (
+        AdcOptions(min_gradient=1e-4, clone_size=0.03, min_opacity=0.009, max_size=0.05),
+        3100,
+        10_000,
+    ),
 }
 
 
@@ -233,6 +237,7 @@ def test_its_state_goes_on():
         ({"min_absolute_gradient": -1.0}, "min_absolute_gradient must be 0 or a positive number"),
         ({"max_size": math.inf}, "max_size must be 0 or a positive number"),
         ({"min_opacity": 1.0}, "min_opacity must lie between 0 and 1"),
+        ({"min_opacity": 0.02}, "min_opacity must be below 0.01, which a reset brings all opacities to, got 0.02"),
         ({"reset_every": -1}, "reset_every must be at least 0"),
         ({"every": 0}, "every must be at least 1"),
         ({"start": -1}, "start must be at least 0"),

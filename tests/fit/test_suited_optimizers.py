@@ -41,6 +41,9 @@ def test_the_command_takes_it_with_options_or_without(tmp_path, capsys):
     assert main([*words, "--esgd.rate", "0.2", "--out", str(tmp_path / "b")]) == 0
     saved = [json.loads((tmp_path / name / "config.json").read_text()) for name in "ab"]
     assert [one["optimizer_options"]["rate"] for one in saved] == [0.05, 0.2]
+    assert main([*words, "--esgd.interval", "50", "--out", str(tmp_path / "d")]) == 0
+    other = json.loads((tmp_path / "d" / "config.json").read_text())["optimizer_options"]
+    assert (other["rate"], other["interval"]) == (0.05, 50)
     assert main([*words, "--adam.rate", "0.2", "--out", str(tmp_path / "c")]) == 2
     assert "options of 'adam' are given, but the optimizer is 'esgd'" in capsys.readouterr().err
     assert main(["fit", str(photo), "--out", str(tmp_path / "b"), "--resume", "--esgd.rate", "0.3"]) == 2

@@ -13,11 +13,12 @@ from optim.quadratic import Quadratic
 from splatopt.core.checks import InputError
 from splatopt.core.objective import MissingOracleError, Oracle
 from splatopt.core.optimizer import Progress
-from splatopt.core.scene_edit import SceneEdit
+from splatopt.core.scene_edit import SceneEdit, Written
 from splatopt.core.state import OptimizerState
 from splatopt.optim.bridge import Feed, bridge, objective_loss
 from splatopt.optim.curvature_diagonal import ESGD
 from splatopt.optim.shampoo import Shampoo
+from splatopt.optim.torch_state import edited_state
 
 BOTH = frozenset({Oracle.GRADIENT, Oracle.HVP})
 
@@ -205,3 +206,26 @@ def test_esgd_on_an_objective_that_is_no_graph_divides_by_its_hessian():
     for name, value in objective.parameters.items():
         step = 0.05 * gradient[name] / (twin.curvature[name] + 1e-4)
         assert torch.allclose(value, twin.parameters[name] - step, rtol=1e-12)
+
+
+def test_a_reset_leaves_places_and_factors_reach_what_is_of_the_gradient():
+    """Slow weights of a row that a reset does not write stay; a child's states take its share of the gradient."""
+    leaf = torch.tensor([-6.0, -4.6, 1.0])
+    everywhere = torch.ones(3, dtype=torch.bool)
+    state = {"slow_params": leaf + 0.5, "exp_avg": torch.ones(3), "exp_avg_var": torch.ones(3)}
+    lowered = Written(torch.tensor([2]), torch.tensor([-4.6]))
+    edit = SceneEdit.in_place(3, leaf.device, {"logit_opacities": lowered}, resets={"logit_opacities": everywhere})
+    leaf[2] = -4.6
+    edited = edited_state("logit_opacities", leaf.shape, state, edit, leaf)
+    assert edited["slow_params"].tolist() == pytest.approx([-5.5, -4.1, -4.6])
+    assert edited["exp_avg"].tolist() == [0, 0, 0]
+    halved = SceneEdit.in_place(3, leaf.device, {}, factors={"logit_opacities": torch.tensor([0.5, 1.0, 1.0])})
+    state |= {name: torch.ones(3) for name in ("exp_avg_diff", "previous_grad", "exp_avg_sq", "step_size")}
+    edited = edited_state("logit_opacities", leaf.shape, state, halved, leaf)
+    shares = {name: float(edited[name][0]) for name in edited if name != "slow_params"}
+    by_degree = (
+        (0, ("step_size",)),
+        (1, ("exp_avg", "exp_avg_diff", "previous_grad")),
+        (2, ("exp_avg_var", "exp_avg_sq")),
+    )
+    assert shares == {name: 0.5**degree for degree, names in by_degree for name in names}

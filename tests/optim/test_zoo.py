@@ -244,3 +244,14 @@ def test_states_lie_row_by_row_as_a_checkpoint_keeps_them():
     take(optimizer, 0, 2, None)
     kept = [value for state in optimizer.torch.state.values() for value in state.values()]
     assert all(value.is_contiguous() for value in kept if isinstance(value, torch.Tensor))
+
+
+def test_a_rate_that_would_do_nothing_is_refused_and_pythons_words_are_read():
+    scene = Quadratic(gaussians=True)
+    for given in ({"rate": 0.01}, {"settings": ("lr=0.01",)}):
+        with pytest.raises(InputError, match="the rates of zoo:adan on a scene are those of 3DGS times"):
+            make("adan", scene, **given)
+    with pytest.raises(InputError, match="give --zoo.rate"):
+        make("adan", single_task(), rate_factor=3.0)
+    words = {"a=True": True, "b=False": False, "c=None": None, "d=[0.9,0.99]": (0.9, 0.99), "e=rms": "rms"}
+    assert list(ZooOptions(settings=tuple(words)).keywords().values()) == list(words.values())

@@ -7,6 +7,9 @@ import torch
 
 from optim.views import VIEWS, Views
 from scene.test_data_parallel import ExtraMetrics, every_answer
+from scene.test_photometric_oracles import make
+from splatopt.core.row_statistics import GradientStatistics
+from splatopt.raster.reference import ReferenceRenderer
 from splatopt.scene.microbatches import ExhaustedError, Microbatched, is_exhaustion
 
 ALL = tuple(range(VIEWS))
@@ -106,3 +109,24 @@ def test_what_a_cache_held_back_is_enough_for_one_view():
 def test_other_errors_pass():
     with pytest.raises(RuntimeError, match="shapes differ"):
         Microbatched(Cramped(2, RuntimeError("shapes differ")), lambda max_parts: None).gradient(ALL)
+
+
+def test_views_before_the_one_that_has_no_room_are_counted_once():
+    class Scarce(ReferenceRenderer):
+        calls = 0
+
+        def accumulate_gradient(self, gaussians, problem, into, seen, observed=None):
+            self.calls += 1
+            if self.calls == 2:
+                raise MemoryError("std::bad_alloc")
+            return super().accumulate_gradient(gaussians, problem, into, seen, observed)
+
+    counted = []
+    for renderer in (ReferenceRenderer(), Scarce()):
+        objective = make(renderer=renderer)
+        objective.observed = GradientStatistics(objective.parameters)
+        Microbatched(objective, lambda max_parts: None).gradient((0, 1, 2))
+        counted.append(objective.observed)
+    for name, sums in counted[0].tensors().items():
+        torch.testing.assert_close(counted[1].tensors()[name], sums)
+    assert counted[0].views.max() == 3

@@ -57,15 +57,15 @@ def test_every_edit_is_written_and_told(turns, scene, tmp_path):
 
 
 def test_positions_are_those_of_the_capture_and_at_most_64(turns, scene, tmp_path):
-    result = grown(scene, "turns", tmp_path / "run", own={"turns": ("add", "remove"), "count": 2}, steps=2)
+    result = grown(scene, "turns", tmp_path / "run", own={"turns": ("add", "remove"), "count": 2}, steps=3)
     added, removed = edits(result.folder)
     assert (len(added["added_at"]), len(added["removed_at"])) == (2, 0)
     # The rows that were added are still there, the first that they copied are gone.
     frame = result.frame
     assert not frame.is_world
     positions = torch.tensor(added["added_at"], dtype=torch.float64)
-    # One step moved them on by a rate of the means.
-    torch.testing.assert_close(positions, result.cloud.means[-2:].double(), rtol=0, atol=0.02)
+    # Two steps moved them on by a rate of the means.
+    torch.testing.assert_close(positions, result.cloud.means[-2:].double(), rtol=0, atol=0.04)
     assert len(removed["removed_at"]) == 2
     torch.testing.assert_close(torch.tensor(removed["removed_at"]).double(), positions, rtol=0, atol=0.02)
     many = grown(scene, "turns", tmp_path / "many", own={"turns": ("add", "add", "add"), "count": 50}, steps=3)
@@ -144,7 +144,7 @@ def test_edits_that_are_damaged_are_named(scene, tmp_path):
 def test_stages_keep_the_strategy(strategy, scene, tmp_path):
     changes = {"stages": "adam:10,block-gn:10", "steps": None}
     whole = grown(scene, strategy, tmp_path / "whole", **changes)
-    assert {line["step"] for line in edits(whole.folder)} == set(range(1, 21))
+    assert {line["step"] for line in edits(whole.folder)} == set(range(1, 20))
     copy = cut(whole.folder, 10)
     gone_on(copy)
     assert same_scene(whole.folder, copy)
@@ -169,11 +169,11 @@ def test_noise_moves_the_last_iterate_and_not_the_average(name, scene, tmp_path,
     moved = []
     original = growth_module.Growth.after_step
 
-    def watched(self, step, optimizer, sums):
+    def watched(self, step, optimizer, sums, **kept):
         before = self._objective.parameters["means"].clone()
         with optimizer.at_last_iterate():
             iterate = self._objective.parameters["means"].clone()
-        original(self, step, optimizer, sums)
+        original(self, step, optimizer, sums, **kept)
         with optimizer.at_last_iterate():
             moved.append(not torch.equal(self._objective.parameters["means"], iterate))
         assert torch.equal(self._objective.parameters["means"], before)
@@ -253,5 +253,8 @@ def test_the_zoos_rate_is_that_of_its_means():
     if find_spec("pytorch_optimizer") is None:
         pytest.skip("pytorch-optimizer is not installed")
     entry = find_optimizer("zoo:lion")
+    optimizer = entry.optimizer(Quadratic(gaussians=True), entry.options(rate_factor=0.5), torch.Generator())
+    assert optimizer.position_rate(Progress(0, 100)) == pytest.approx(0.5 * 1.6e-4 * 10)
+    entry = find_optimizer("zoo:prodigy")  # it sees a scene in units of these rates
     optimizer = entry.optimizer(Quadratic(gaussians=True), entry.options(rate_factor=0.5), torch.Generator())
     assert optimizer.position_rate(Progress(0, 100)) == pytest.approx(0.5 * 1.6e-4 * 10)

@@ -108,6 +108,23 @@ def test_an_edit_for_which_there_is_no_memory_is_left_out(turns, scene, tmp_path
     assert len(result.cloud) == 63
 
 
+def test_a_run_that_had_no_memory_for_more_keeps_to_it_when_it_goes_on(turns, scene, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+
+        def scarce(event) -> None:
+            if isinstance(event, Stepped) and event.step == 2:
+                patched.setattr(ProcessContext, "free_memory", lambda self: 1 << 10)
+
+        listeners = [scarce, Listener(stop_at=6)]
+        with pytest.raises(KeyboardInterrupt):
+            turned(scene, tmp_path / "run", ["add"] * 8, listeners, steps=9, checkpoint_every=1)
+    checkpoint, _ = latest_checkpoint(tmp_path / "run" / "checkpoints")
+    assert checkpoint is not None
+    assert checkpoint.scalars["density"]["room"] == 66
+    again = train(TrainConfig.of(str(scene), out=tmp_path / "run", resume=True), [])
+    assert len(again.cloud) == 66
+
+
 def test_an_edit_beyond_the_bound_is_left_out(turns, scene, tmp_path):
     listener = Listener()
     result = turned(scene, tmp_path / "run", ["add"] * 4, [listener], steps=6, max_gaussians=67)
@@ -143,6 +160,11 @@ def test_an_edit_that_leaves_no_row_is_left_out(turns, scene, tmp_path):
     ("turn", "told"),
     [
         ("far", "the density strategy 'turns' copies the row 60 of a scene of 60 Gaussians"),
+        (
+            "misplaced",
+            "the density strategy 'turns' writes logit_opacities in rows that an edit to 60 Gaussians has not",
+        ),
+        ("misnamed", "the density strategy 'turns' edits opacity, and a scene has means"),
         ("odd", "the density strategy 'turns' must answer with a SceneEdit or None, got a TurnsOptions"),
     ],
 )
@@ -237,10 +259,19 @@ def test_a_resumed_run_keeps_its_strategy(scene, tmp_path, capsys):
     more = said(capsys, *start, "--density", "mcmc", "--max-gaussians", 200)
     assert "was started with --max-gaussians 150, and cannot go on with 200" in more
     assert main(["train", *map(str, start), "--steps", "6", "--threads", "1"]) == 0
-    assert edits(out)[-1]["step"] == 6
+    assert edits(out)[-1]["step"] == 5
     plain = train(TrainConfig.of(str(scene), out=tmp_path / "plain", steps=2, threads=1)).folder
     grows = said(capsys, scene, "--out", plain, "--resume", "--density", "mcmc")
     assert "was started with --density none, and cannot go on with mcmc" in grows
+
+
+def test_a_strategy_that_will_never_edit_says_so(scene, tmp_path):
+    listener = Listener()
+    train(TrainConfig.of(str(scene), out=tmp_path / "run", density="adc", steps=6, threads=1), [listener])
+    (warning,) = listener.of(Warned)
+    assert warning.message.startswith(
+        "--density adc adds and removes nothing in 6 steps: it edits every 100 steps after"
+    )
 
 
 def test_options_are_read_typed_and_helped(scene, tmp_path, capsys):

@@ -22,6 +22,7 @@ from splatopt.core.checks import InputError
 from splatopt.core.processes import Processes
 from splatopt.data import make_capture
 from splatopt.report.scene_page import write_report
+from splatopt.runs.events import Warned
 from splatopt.scene.exposure import Exposure, anchored_maps, identity_maps
 from splatopt.train.checkpoint_content import check_training
 from splatopt.train.config import TrainConfig
@@ -153,3 +154,22 @@ def test_processes_agree_on_the_maps_of_one(capture, tmp_path):
     two, one = (open_run(tmp_path / f"of-{count}").exposure.maps for count in (2, 1))
     torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
     shutil.rmtree(tmp_path / "of-1")
+
+
+def test_maps_of_see_through_photographs_are_warned_of(capture, tmp_path):
+    see_through = tmp_path / "see-through"
+    shutil.copytree(capture, see_through)
+    for path in sorted((see_through / "images").rglob("*.png")):
+        image = Image.open(path).convert("RGB")
+        image.putalpha(Image.new("L", image.size, 128))
+        image.save(path)
+    told: list[str] = []
+    listener = lambda event: told.append(event.message) if isinstance(event, Warned) else None  # noqa: E731
+    for one, exposure in ((capture, Exposure.AFFINE), (see_through, Exposure.NONE), (see_through, Exposure.AFFINE)):
+        config = TrainConfig.of(
+            str(one), out=tmp_path / f"run-{len(list(tmp_path.iterdir()))}", steps=2, threads=1, exposure=exposure
+        )
+        train(config, [listener])
+    assert [sentence[:60] for sentence in told if "see-through" in sentence] == [
+        "photographs are see-through, and --exposure affine maps the b"[:60]
+    ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from splatopt.core.scene_edit import SceneEdit
+from splatopt.core.scene_edit import SceneEdit, Written
 from splatopt.core.state import Number
 from splatopt.density.strategy import DensityStrategy
 from train.density_runs import grown
@@ -44,6 +44,10 @@ class Turns(DensityStrategy[TurnsOptions]):
             return SceneEdit.keep(place < 0)
         if turn == "far":
             return SceneEdit(place + 1, place < 0)
+        if turn in ("misplaced", "misnamed"):
+            name, row = ("logit_opacities", rows) if turn == "misplaced" else ("opacity", 0)
+            written = Written(torch.tensor([row]), torch.zeros(1))
+            return SceneEdit(place, place < 0, {name: written})
         if turn == "odd":
             return self.options  # type: ignore[return-value]
         if turn == "add":

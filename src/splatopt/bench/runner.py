@@ -249,7 +249,9 @@ def with_times(
         )
     check_scenes([clock for key, clock in clocks.items() if "/".join(key) not in times])
     for key, clock in clocks.items():
-        if "/".join(key) not in times:
+        if "/".join(key) in times:
+            suite_folder.outcome(clock)  # refuses a time that was measured with other settings
+        else:
             say(f"measuring the time of {clock.config.schedule.steps:,} Adam steps: {describe(clock)} …")
             outcome = suite_folder.outcome(clock) or launch(suite_folder, clock, None)
             if outcome.failure is not None:

@@ -18,7 +18,7 @@ from splatopt.fit.events import FitProgress, written_scores
 from splatopt.fit.loop import fit_field, open_field
 from splatopt.fit.options import AUTO
 from splatopt.fit.results import result_pictures
-from splatopt.optim.field_optimizers import FIELD_OPTIMIZERS
+from splatopt.optim.field_optimizers import FIELD_OPTIMIZERS, with_rate_of
 from splatopt.optim.zoo import ZooOptions
 from splatopt.report.field_page import write_field_report
 
@@ -67,8 +67,7 @@ def run_fit(parsed: Any) -> int:
         chosen = next((one for one in given if one != type(one)()), None)
     else:
         chosen = options.get(optimizer)
-    if chosen is None or chosen == type(chosen)():  # none were given: the field's own, where it has some
-        chosen = config.schedule.optimizer_options or chosen
+    chosen = with_rate_of(chosen, config.schedule.optimizer_options)  # the field's own rate, where it has one
     result = fit_field(config.changed(optimizer_options=chosen), [FitProgress()])
     say(f"{result.steps} steps in {result.seconds:.1f} s; {written_scores(result.after)}", f"result: {result.folder}")
     return 0

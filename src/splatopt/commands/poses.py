@@ -94,6 +94,8 @@ def report_lines(found: PosedCapture) -> list[str]:
         )
     if found.unreadable:
         lines.append(f"not read: {_listed(found.unreadable)}; convert them to JPEG, or replace them")
+    if found.masks:
+        lines.append(f"masks: {found.masks} files taken along; training leaves out what they cover, the search did not")
     run = Path("runs") / found.folder.resolve().name
     command = shlex.join(["train", str(found.folder), "--out", str(run)])
     return [*lines, f"capture: {found.folder}", f"next: {program()} {command}"]

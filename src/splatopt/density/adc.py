@@ -24,6 +24,9 @@ from splatopt.density.schedule import EditSchedule
 from splatopt.density.splitting import sampled_split, transmittance_power
 from splatopt.density.strategy import DensityLimits, DensityStrategy, StepTaken, register_density
 
+RESET_OPACITY = 0.01
+"""Opacity after a reset, at most; 3DGS."""
+
 
 @dataclass(frozen=True)
 class AdcOptions(EditSchedule):
@@ -66,11 +69,13 @@ class AdcOptions(EditSchedule):
             raise InputError(f"min_opacity must lie between 0 and 1, got {self.min_opacity}")
         if self.reset_every < 0:
             raise InputError(f"reset_every must be at least 0, got {self.reset_every}")
+        if self.reset_every and self.min_opacity >= RESET_OPACITY:
+            raise InputError(
+                f"min_opacity must be below {RESET_OPACITY}, which a reset brings all opacities to, got "
+                f"{self.min_opacity}; or leave resets out with reset_every 0"
+            )
         check_max_count("reset_every", self.reset_every)
 
-
-RESET_OPACITY = 0.01
-"""Opacity after a reset, at most; 3DGS."""
 
 _WHITE = (1.0, 1.0, 1.0)
 
@@ -121,7 +126,7 @@ class AdaptiveDensityControl(DensityStrategy[AdcOptions]):
         transparent = grown.parameter("logit_opacities", parameters["logit_opacities"]) < _logit(options.min_opacity)
         if options.max_size and options.reset_every and at > options.reset_every:
             sizes = grown.parameter("log_scales", parameters["log_scales"]).amax(dim=1)
-            transparent |= sizes > math.log(options.max_size * self.objective.length_scale)
+            transparent |= sizes > math.log(options.max_size) + math.log(self.objective.length_scale)
         self.gradient_statistics.clear()
         return grown.then(SceneEdit.keep(~transparent)) if bool(transparent.any()) else grown
 
@@ -129,7 +134,8 @@ class AdaptiveDensityControl(DensityStrategy[AdcOptions]):
         """Return the edit that clones and splits: kept rows, clones, first children, second children."""
         parameters, options = self.objective.parameters, self.options
         chosen = self._chosen()
-        small = parameters["log_scales"].amax(dim=1) <= math.log(options.clone_size * self.objective.length_scale)
+        largest = math.log(options.clone_size) + math.log(self.objective.length_scale)
+        small = parameters["log_scales"].amax(dim=1) <= largest
         clones, split = (chosen & small).nonzero().squeeze(1), (chosen & ~small).nonzero().squeeze(1)
         kept = (~(chosen & ~small)).nonzero().squeeze(1)
         source = torch.cat([kept, clones, split, split])

@@ -135,7 +135,7 @@ class MarkovChain(DensityStrategy[McmcOptions]):
         """Return the edit that adds copies of rows; None where there is no room, or no row to copy."""
         opacities = shares["logit_opacities"].sigmoid()
         count = len(opacities)
-        more = min(self.limits.max_gaussians, int((1 + self.options.growth) * count)) - count
+        more = int(min(self.limits.max_gaussians, (1 + self.options.growth) * count)) - count
         drawn = draw_rows(opacities, max(0, more), self.generator)
         if not len(drawn):
             return None

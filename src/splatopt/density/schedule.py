@@ -52,6 +52,11 @@ class EditSchedule:
         own = {field.name: getattr(self, field.name) for field in fields(EditSchedule)}
         return replace(EditSchedule(**own), start=start, until=until, horizon=0)
 
+    @property
+    def has_edits(self) -> bool:
+        """Whether there is an edit at all, in a run that is long enough."""
+        return (self.start // self.every + 1) * self.every < self.until
+
     def is_due(self, step: int) -> bool:
         """Whether there is an edit after ``step`` steps."""
         return self.start < step < self.until and step % self.every == 0

@@ -19,7 +19,13 @@ from splatopt.fit.options import (
     TaskKind,
     guess_task,
 )
-from splatopt.optim.field_optimizers import FIELD_OPTIMIZERS, EsgdOptions, field_options, find_field_optimizer
+from splatopt.optim.field_optimizers import (
+    FIELD_OPTIMIZERS,
+    EsgdOptions,
+    field_options,
+    find_field_optimizer,
+    with_rate_of,
+)
 from splatopt.runs.config import RunConfig, SavingOptions
 from splatopt.runs.resuming import check_options
 from splatopt.runs.unread import UnreadOptions, check_read, options_to_json, read_options
@@ -99,8 +105,8 @@ class FitConfig(RunConfig):
             return self
         name, options = suited_optimizer(self.network.field, self.kind)
         given = self.schedule.optimizer_options
-        if options is not None and given in (None, type(options)()):
-            given = options
+        if options is not None:
+            given = with_rate_of(given, options)
         return self.changed(optimizer=name, optimizer_options=given)
 
     def _optimizer_options(self) -> Any:

@@ -88,14 +88,20 @@ class TorchOptimizer(Optimizer):
         return {}
 
     def position_rate(self, progress: Progress) -> float | None:
-        """Return the means' rate: the one that is set for the step, or the one that the optimizer keeps for them."""
+        """Return the means' rate: the one that is set for the step, or the one that the optimizer keeps for them.
+
+        That is in world units, its own factor d on all rates (D-adaptation's, Prodigy's) included.
+        """
         rates = self.rates(progress)
         if "means" in rates:
             return rates["means"]
         groups = self.torch.param_groups
         leaf = self._leaves.get("means")
         kept = [group.get(self.rate_key) for group in groups if any(one is leaf for one in group["params"])]
-        return float(kept[0]) if kept and isinstance(kept[0], int | float) else None
+        if not kept or not isinstance(kept[0], int | float):
+            return None
+        found = next(group.get("d", 1.0) for group in groups if any(one is leaf for one in group["params"]))
+        return float(kept[0]) * float(found) * self.units.get("means", 1.0)
 
     def graph(self, objective: GraphObjective, batch: Batch) -> Tensor:
         """Return what an optimizer that differentiates by itself is given: the loss, unless it asks for more."""

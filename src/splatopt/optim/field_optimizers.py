@@ -400,6 +400,15 @@ def field_options(name: str, field: str, options: Any = None) -> Any:
     return chosen
 
 
+def with_rate_of(options: Any, suited: Any) -> Any:
+    """Return ``options`` with the rate of ``suited`` where they name none; these themselves where none were given."""
+    if suited is not None and options in (None, type(suited)()):
+        return suited
+    if type(options) is type(suited) and getattr(options, "rate", 0.0) is None:
+        return replace(options, rate=suited.rate)
+    return options
+
+
 def make_field_optimizer(
     name: str, objective: Objective, field: str, options: Any = None, generator: torch.Generator | None = None
 ) -> Optimizer:

@@ -168,7 +168,9 @@ COPIES = frozenset(("z", "x0", "p0", "slow_params", "slow_buffer", "lookahead_pa
 
 _DEGREES = {
     **dict.fromkeys(("exp_avg", "momentum_buffer", "ema", "gradient_mean"), 1),
-    **dict.fromkeys(("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "diagonal"), 2),
+    **dict.fromkeys(("exp_avg_diff", "exp_avg_slow", "exp_inf", "grad_avg", "previous_grad"), 1),
+    **dict.fromkeys(("exp_avg_sq", "max_exp_avg_sq", "exp_avg_var", "max_exp_avg_var"), 2),
+    **dict.fromkeys(("square_avg", "sum", "diagonal"), 2),
 }
 """Of which degree in the gradient the usual states are; all others are taken to be of none, see ``SceneEdit``."""
 
@@ -194,8 +196,9 @@ def edited_state(
     edited: Group = {}
     for key, value in state.items():
         if isinstance(value, Tensor) and value.dim() and value.shape == shape:
-            edited[key] = edit.parameter_state(name, value, _DEGREES.get(key, 0))
-            if key.rpartition(".")[2] in copies:
+            is_place = key.rpartition(".")[2] in copies
+            edited[key] = edit.parameter_state(name, value, _DEGREES.get(key, 0), resettable=not is_place)
+            if is_place:
                 anew = edit.fresh.clone()
                 if name in edit.values:
                     anew[edit.values[name].rows] = True

@@ -119,7 +119,7 @@ class ZooOptions:
             if not separator or not name.isidentifier():
                 raise InputError(f"a setting of an optimizer must be NAME=VALUE, got {setting!r}")
             try:
-                value = json.loads(text)
+                value = json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
             except ValueError:
                 value = text
             found[name] = tuple(value) if isinstance(value, list) else value
@@ -155,7 +155,16 @@ class ZooOptimizer(TorchOptimizer):
         if self._on_scene:
             if self.member in REFUSED_ON_SCENES:
                 raise InputError(f"{self.name} is not handed out for scenes: {REFUSED_ON_SCENES[self.member]}")
+            if self.rate_key in keywords and self.member not in _ONE_RATE:
+                raise InputError(
+                    f"the rates of {self.name} on a scene are those of 3DGS times --zoo.rate-factor; leave "
+                    f"{'--zoo.rate' if self.options.rate is not None else f'the setting {self.rate_key}'} out"
+                )
             keywords = SCENE_SETTINGS.get(self.member, {}) | keywords
+        elif self.options.rate_factor != 1:
+            raise InputError(
+                f"--zoo.rate-factor is a factor on a scene's rates, and {self.name} steps none here; give --zoo.rate"
+            )
         factory, known = _factory(self.member, self.wrapper)
         for name in self.options.keywords():
             # Many take whatever keywords come, and do nothing with them.

@@ -194,6 +194,18 @@ class PhotometricObjective(Objective):
 
         A Gaussian that is drawn in pixels of weight 0 alone counts as not seen.
         """
+        if self.observed is None or len(batch) < 2:
+            return self._gradient_of(batch)
+        before = {name: sums.clone() for name, sums in self.observed.tensors().items()}
+        try:
+            return self._gradient_of(batch)
+        except Exception:
+            # Views that were done before another one failed are asked for again, in parts.
+            for name, sums in self.observed.tensors().items():
+                sums.copy_(before[name])
+            raise
+
+    def _gradient_of(self, batch: Sequence[int]) -> Evaluation:
         weight = _weight(batch)
         loss = psnr = 0.0
         twists, before = self.twists, None

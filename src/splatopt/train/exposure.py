@@ -9,11 +9,22 @@ from torch import Tensor
 
 from splatopt.core.checkpoint import Checkpoint, damage_in
 from splatopt.core.processes import Processes
+from splatopt.data import Capture
 from splatopt.scene.exposure import Exposure, ExposureMaps, identity_maps, view_system
 from splatopt.scene.photometric import PhotometricObjective
 from splatopt.train.checkpoint_content import EXPOSURE, maps_of
 
 _COUNTS = "exposure"
+
+
+def warn_of_see_through(exposure: Exposure, capture: Capture) -> list[str]:
+    """Return a sentence where photographs are see-through, whose background a map changes like all else."""
+    if exposure is Exposure.NONE or not any(one.shows_background for one in capture.images.sources):
+        return []
+    return [
+        "photographs are see-through, and --exposure affine maps the background behind them like all else, which the "
+        "scene's own does not follow: the scene has to draw the difference; give --mask ignore, or leave --exposure out"
+    ]
 
 
 class ExposureSolving:

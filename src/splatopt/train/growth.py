@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from splatopt.core.checkpoint import Checkpoint
+from splatopt.core.checkpoint import Checkpoint, damage_in
 from splatopt.core.checks import InputError
 from splatopt.core.devices import gibibytes
 from splatopt.core.frame import Frame
@@ -16,6 +16,7 @@ from splatopt.core.optimizer import Optimizer, Progress
 from splatopt.core.row_statistics import GradientStatistics
 from splatopt.core.scene_edit import SceneEdit, apply_edit
 from splatopt.density.penalised import Penalised
+from splatopt.density.schedule import EditSchedule
 from splatopt.density.strategy import DensityLimits, DensityStrategy, StepTaken
 from splatopt.runs.checkpoint_content import load_stateful
 from splatopt.runs.events import Warned
@@ -28,6 +29,9 @@ from splatopt.train.density_options import DensityOptions
 from splatopt.train.events import Edited
 from splatopt.train.process_context import ProcessContext
 from splatopt.train.setup import make_strategy
+
+_ROOM, _MAX_ROOM = "room", 2**53
+"""Number of a checkpoint: the Gaussians that there was memory for, once there was none for more."""
 
 SAMPLES = 64
 """Positions of added and of removed Gaussians that a line of ``density.jsonl`` holds, at most."""
@@ -127,19 +131,20 @@ class Growth:
             total[name].add_(value)
         torch.maximum(shared.max_radius, largest, out=shared.max_radius)
 
-    def after_step(self, step: StepTaken, optimizer: Optimizer, sums: MetricSums) -> None:
+    def after_step(self, step: StepTaken, optimizer: Optimizer, sums: MetricSums, *, is_last: bool = False) -> None:
         """Have the strategy move and edit the scene after a step.
 
         Args:
             step: The step.
             optimizer: Follows.
             sums: What is added and removed is counted there.
+            is_last: Whether the run ends with it: an edit that no step settles is left out.
         """
         self._add_up()
         with optimizer.at_last_iterate():
             self.strategy.move(step)
         edit: object = self.strategy.edit(step)
-        if edit is not None:
+        if edit is not None and not is_last:
             self._carry_out(self._checked(edit), optimizer, step.progress.step, sums)
 
     def remove(self, rows: Tensor, optimizer: Optimizer, step: int, sums: MetricSums) -> None:
@@ -185,6 +190,16 @@ class Growth:
             raise InputError(f"{who} must answer with a SceneEdit or None, got a {type(edit).__name__}")
         if len(edit) and (last := int(edit.source.max())) >= count:
             raise InputError(f"{who} copies the row {last:,} of a scene of {count:,} Gaussians")
+        parameters = self._objective.parameters
+        unknown = sorted({*edit.values, *edit.resets, *edit.factors} - set(parameters))
+        if unknown:
+            raise InputError(f"{who} edits {', '.join(unknown)}, and a scene has {', '.join(parameters)}")
+        for name, written in edit.values.items():
+            wanted = (len(written.rows), *parameters[name].shape[1:])
+            if tuple(written.values.shape) != wanted:
+                raise InputError(f"{who} writes {name} as {tuple(written.values.shape)}, expected {wanted}")
+            if len(written.rows) and not 0 <= int(written.rows.min()) <= int(written.rows.max()) < len(edit):
+                raise InputError(f"{who} writes {name} in rows that an edit to {len(edit):,} Gaussians has not")
         return edit
 
     def _warn(self, what: str, why: str) -> None:
@@ -216,11 +231,18 @@ class Growth:
     def state(self) -> tuple[dict[str, Tensor], dict[str, float | int]]:
         """Return what a checkpoint holds of the strategy: its tensors under their prefix, and its numbers."""
         state = self.strategy.state()
-        return {f"{DENSITY}{name}": value for name, value in state.tensors.items()}, dict(state.scalars)
+        room = {} if self._room is None else {_ROOM: self._room}
+        return {f"{DENSITY}{name}": value for name, value in state.tensors.items()}, {**state.scalars, **room}
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint; raises DamagedCheckpointError where it does not fit."""
         load_stateful(self.strategy, checkpoint, DENSITY, "density")
+        numbers = checkpoint.fields.object("density")
+        if _ROOM in numbers:
+            with damage_in(numbers.where):
+                self._room = numbers.count(_ROOM, maximum=_MAX_ROOM)
+            most = min(self.strategy.limits.max_gaussians, self._room)
+            self.strategy.limits = replace(self.strategy.limits, max_gaussians=most)
 
 
 def open_growth(
@@ -247,6 +269,22 @@ def open_growth(
     limits = DensityLimits(config.density.max_gaussians or 0, tuple(views), objective.options.background)
     strategy = make_strategy(config, penalised, limits, generator)
     return Growth(config.density.density, strategy, objective, surroundings)
+
+
+def warn_of_no_edits(config: TrainConfig, planned: int) -> list[str]:
+    """Return a sentence where a strategy edits at steps that a run of ``planned`` steps does not have."""
+    options = config.density.density_options
+    if config.schedule.is_planned or not isinstance(options, EditSchedule):
+        return []
+    schedule = options.of_run(config.schedule.horizon or planned)
+    first = (schedule.start // schedule.every + 1) * schedule.every
+    if schedule.has_edits and first < planned:
+        return []
+    name = config.density.density
+    return [
+        f"--density {name} adds and removes nothing in {planned:,} steps: it edits every {schedule.every} steps after "
+        f"step {schedule.start} and before {schedule.until}; give more --steps, or a smaller --{name}.every"
+    ]
 
 
 def metrics_of(sums: MetricSums, gaussians: int, *, grows: bool) -> dict[str, float | int]:

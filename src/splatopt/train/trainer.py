@@ -35,9 +35,9 @@ from splatopt.train.coarse_to_fine import CoarseToFine
 from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import Scores, evaluate, evaluation_record, scored_views, scores_before
 from splatopt.train.events import Callback, Evaluated, Scoring, Started, Stepped
-from splatopt.train.exposure import ExposureSolving
+from splatopt.train.exposure import ExposureSolving, warn_of_see_through
 from splatopt.train.finite_rows import FiniteRows, RowResets
-from splatopt.train.growth import Growth, Surroundings, metrics_of, open_growth
+from splatopt.train.growth import Growth, Surroundings, metrics_of, open_growth, warn_of_no_edits
 from splatopt.train.machine import Machine
 from splatopt.train.pacing import Pacing
 from splatopt.train.plan import Decision
@@ -112,6 +112,8 @@ class Trainer(ResumableRun):
             self.pacing.used_before = float(checkpoint.scalars.get("used", 0.0))
             self._restore(checkpoint)
             self.before = scores_before(read_evaluation(self.folder.evaluation))
+        warnings += warn_of_see_through(self.config.scene.exposure, self.capture)
+        warnings += warn_of_no_edits(self.config, self.planned)
         return (*warnings, *self._check_stages())
 
     def open_folder(self, checkpoint: Checkpoint | None) -> None:
@@ -325,7 +327,7 @@ class Trainer(ResumableRun):
         if self.growth is None:
             return
         taken = StepTaken(self._whole_progress, self.optimizer.position_rate(progress), loss)
-        self.growth.after_step(taken, self.optimizer, self.sums)
+        self.growth.after_step(taken, self.optimizer, self.sums, is_last=self.step >= self.planned)
         self.guarded.forget()
 
     def _draw(self) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from splatopt.cli import main
 from splatopt.commands import poses as command
+from splatopt.commands.poses import report_lines
 from splatopt.core.checks import InputError
 from splatopt.core.files import locked
 from splatopt.data import load_capture
@@ -81,6 +82,20 @@ def test_a_capture_is_written_that_is_read(photographs, tmp_path):
     assert list(job.names.values()) == names
     assert job.cameras == (tuple(job.names),)
     assert (len(job.pairs), job.max_side, job.seed, job.threads) == (36, 1600, 0, len(os.sched_getaffinity(0)))
+
+
+def test_masks_are_taken_along(photographs, tmp_path):
+    for place in range(3, 12):
+        mask = photographs / "masks" / f"IMG_{place}.png"
+        mask.parent.mkdir(exist_ok=True)
+        Image.new("L", SIZE, 255 if place % 2 else 0).save(mask)
+    found = pose_images(photographs, tmp_path / "out", work=Stages())
+    assert (found.images, found.masks) == (9, 9)
+    assert "masks: 9 files taken along" in "\n".join(report_lines(found))
+    read = load_capture(tmp_path / "out")
+    seen = [read.images.seen(view) for view in range(len(read.cameras))]
+    assert [bool(one.all()) for one in seen if one is not None] == [int(c.name[4:-4]) % 2 == 1 for c in read.cameras]
+    assert pose_images(photographs, tmp_path / "out", work=Stages()) == found
 
 
 def test_photographs_are_linked_and_stay(photographs, tmp_path, monkeypatch):

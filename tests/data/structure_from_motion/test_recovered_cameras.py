@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,6 +115,16 @@ def test_cameras_come_back(posed):
     for camera in capture.cameras:
         assert camera.fx == pytest.approx(FOCAL_FACTOR * WIDTH, rel=0.02)
     assert capture.points is not None
+
+
+@pytest.mark.slow
+def test_names_like_those_of_frames_stay_apart(photographs, tmp_path):
+    """ffmpeg numbers frames as the search numbers what it is given, from another number on."""
+    for place, path in enumerate(sorted(photographs.iterdir()), 1):
+        shutil.copy(path, tmp_path / f"{place:06d}{path.suffix}")
+    found = pose_images(tmp_path, tmp_path.with_name("numbered"), PoseOptions(threads=1))
+    assert found.model.names == tuple(sorted(path.name for path in tmp_path.iterdir()))
+    assert found.without_pose == ()
 
 
 @pytest.mark.slow

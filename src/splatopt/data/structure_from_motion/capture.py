@@ -83,6 +83,7 @@ class PosedCapture:
         without_pose: Names of those that have none.
         unreadable: Names of files that cannot be read.
         other_models: Numbers of photographs of the models that were left aside.
+        masks: Files of a folder ``masks`` beside the photographs, taken along.
     """
 
     folder: Path
@@ -91,6 +92,7 @@ class PosedCapture:
     without_pose: tuple[str, ...]
     unreadable: tuple[str, ...]
     other_models: tuple[int, ...]
+    masks: int = 0
 
 
 def pose_images(
@@ -121,7 +123,7 @@ def pose_images(
         try:
             posed = _pose(source, hidden, out, options, tell, work)
         except InputError:
-            if not (hidden / DATABASE).exists():
+            if not any((hidden / kept).exists() for kept in (DATABASE, LOG, "frames")):
                 discard(hidden)  # nothing was done that is worth keeping
             raise
         _put_in_place(posed, hidden, out, asked)
@@ -138,6 +140,7 @@ def work_folder(out: Path) -> Path:
 class _Posed:
     images: Sequence[InputImage]
     names: Sequence[str]
+    masks: Path
     outcome: PosedCapture
 
 
@@ -174,7 +177,19 @@ def _pose(source: Path, hidden: Path, out: Path, options: PoseOptions, tell: Tel
     posed = set(models[0].names)
     without = tuple(name for name in names if name not in posed)
     others = tuple(len(model.names) for model in models[1:])
-    return _Posed(images, names, PosedCapture(out, len(images), models[0], without, tuple(unreadable), others))
+    masks = _masks_of(root)
+    outcome = PosedCapture(out, len(images), models[0], without, tuple(unreadable), others, masks=len(_files_in(masks)))
+    return _Posed(images, names, masks, outcome)
+
+
+def _masks_of(root: Path) -> Path:
+    """Return where masks lie: a folder ``masks`` in that of the photographs, or beside one called images."""
+    beside = root.parent / "masks"
+    return beside if root.name == "images" and beside.is_dir() else root / "masks"
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
 
 
 def _asked(source: Path, out: Path, options: PoseOptions) -> dict[str, object]:
@@ -217,7 +232,7 @@ def _outcome(out: Path, values: Any) -> PosedCapture:
     """Return what :func:`_put_in_place` wrote; raises KeyError or TypeError where it is not that."""
     model = FoundModel(**values["model"] | {"names": tuple(values["model"]["names"])})
     several = {name: tuple(values[name]) for name in ("without_pose", "unreadable", "other_models")}
-    return PosedCapture(out, int(values["images"]), model, **several)
+    return PosedCapture(out, int(values["images"]), model, **several, masks=int(values.get("masks", 0)))
 
 
 def _begin(hidden: Path, asked: dict[str, object]) -> None:
@@ -263,6 +278,10 @@ def _put_in_place(posed: _Posed, hidden: Path, out: Path, asked: dict[str, objec
             file = partial / "images" / name
             file.parent.mkdir(parents=True, exist_ok=True)
             _link_or_copy(image.path.resolve(), file)
+        for path in _files_in(posed.masks):
+            file = partial / "masks" / path.relative_to(posed.masks)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            _link_or_copy(path.resolve(), file)
         model = partial / "sparse" / "0"
         model.mkdir(parents=True)
         for part in ("cameras.bin", "images.bin", "points3D.bin"):

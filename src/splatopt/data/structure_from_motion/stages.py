@@ -178,12 +178,12 @@ def find_models(job: Job, folder: Path, tell: Tell) -> None:
         folder / DATABASE, folder / "images", models, options, next_image_callback=count
     )
     ordered = sorted(found.values(), key=lambda one: (-one.num_reg_images(), -one.num_points3D()))
+    described = [asdict(_described(one, job)) for one in ordered]  # before images have the capture's names
     if ordered:
         for image in ordered[0].images.values():
             image.name = job.names[image.name]
         ordered[0].write(model)
     with whole_file(folder / "models.json") as file:
-        described = [asdict(_described(one, job)) for one in ordered]
         file.write(json.dumps(described).encode())
     discard(models)
 
@@ -191,7 +191,7 @@ def find_models(job: Job, folder: Path, tell: Tell) -> None:
 def _described(model: pycolmap.Reconstruction, job: Job) -> FoundModel:
     names = sorted(model.images[number].name for number in model.reg_image_ids())
     return FoundModel(
-        tuple(job.names.get(name, name) for name in names),
+        tuple(job.names[name] for name in names),
         model.num_points3D(),
         float(model.compute_mean_reprojection_error()),
         model.num_cameras(),
