@@ -7,7 +7,8 @@ over the pixels where α ≥ 1/255 and whose ray has not ended before the row.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -88,6 +89,17 @@ class GradientStatistics(StatePart):
         for sums, more in ((self.absolute, view.absolute), (self.splitting, view.splitting)):
             if sums is not None and more is not None:
                 sums.add_(more)
+
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """Take back what was added where an exception ends the block: whoever asks again counts all of it again."""
+        before = {name: sums.clone() for name, sums in self.tensors().items()}
+        try:
+            yield
+        except Exception:
+            for name, sums in self.tensors().items():
+                sums.copy_(before[name])
+            raise
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the sums by name."""

@@ -19,7 +19,6 @@ from torch import Tensor
 from triton import cdiv
 
 from splatopt.core.schema import BLOCK_SIZE, PACKED_BLOCK, GaussianTensors
-from splatopt.curvature.blocks import block_diagonal, higher_bands_curvature
 from splatopt.kernels.hellinger import TrustBounds, hellinger_radii
 from splatopt.kernels.jit import jit
 from splatopt.kernels.trust_region import Rule, lengths_kept, move_coefficients, store_columns
@@ -276,6 +275,7 @@ def block_form(blocks: Tensor, step: GaussianTensors) -> float:
     sums = blocks.new_zeros(programs)
     if programs:
         _block_form[(programs,)](blocks, step, sums, blocks.shape[0], ROWS=ROWS, num_warps=WARPS)
-    bound = higher_bands_curvature(block_diagonal(blocks)[:, BLOCK_SIZE - 3 :], step.sh_rest.shape[1] + 1)
+    color = blocks[:, [row * (row + 3) // 2 for row in range(BLOCK_SIZE - 3, BLOCK_SIZE)]]
+    bound = (step.sh_rest.shape[1] + 1) * color[:, None]
     rest = (bound * step.sh_rest.square()).sum(dtype=torch.float64)
     return float(sums.sum(dtype=torch.float64) + rest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
 from typing import Protocol, runtime_checkable
 
@@ -194,33 +194,23 @@ class PhotometricObjective(Objective):
 
         A Gaussian that is drawn in pixels of weight 0 alone counts as not seen.
         """
-        if self.observed is None or len(batch) < 2:
-            return self._gradient_of(batch)
-        before = {name: sums.clone() for name, sums in self.observed.tensors().items()}
-        try:
-            return self._gradient_of(batch)
-        except Exception:
-            # Views that were done before another one failed are asked for again, in parts.
-            for name, sums in self.observed.tensors().items():
-                sums.copy_(before[name])
-            raise
-
-    def _gradient_of(self, batch: Sequence[int]) -> Evaluation:
         weight = _weight(batch)
         loss = psnr = 0.0
         twists, before = self.twists, None
-        for view, (problem, into) in zip(batch, self._sums(batch, self._gradient), strict=True):
-            observed = self.observed
-            own = None if observed is None or problem.weights is None else observed.like()
-            result = self.renderer.accumulate_gradient(self.cloud, problem, into, self._seen, own or observed)
-            if own is not None and observed is not None:
-                observed.add_counted(own)
-            loss += weight * result.loss
-            psnr += weight * decibels(result.squared_error)
-            if twists is not None and not twists.keys() >= set(batch):
-                sums = WorldTwist.of(self.cloud, self._gradient)
-                twists.setdefault(view, sums.less(before, weight))
-                before = sums
+        together = nullcontext() if self.observed is None or len(batch) < 2 else self.observed.all_or_nothing()
+        with together:
+            for view, (problem, into) in zip(batch, self._sums(batch, self._gradient), strict=True):
+                observed = self.observed
+                own = None if observed is None or problem.weights is None else observed.like()
+                result = self.renderer.accumulate_gradient(self.cloud, problem, into, self._seen, own or observed)
+                if own is not None and observed is not None:
+                    observed.add_counted(own)
+                loss += weight * result.loss
+                psnr += weight * decibels(result.squared_error)
+                if twists is not None and not twists.keys() >= set(batch):
+                    sums = WorldTwist.of(self.cloud, self._gradient)
+                    twists.setdefault(view, sums.less(before, weight))
+                    before = sums
         if self.weights is not None:
             self._seen &= _touched(self._gradient)
         return Evaluation(loss=loss, gradient=self._gradient, seen=self._seen, metrics={"psnr": psnr})
