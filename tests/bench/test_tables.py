@@ -33,6 +33,13 @@ def test_means_and_deviations_over_seeds():
     assert [numbers[0].best for _, numbers in table.rows] == [False, True]
 
 
+def test_a_seed_that_failed_is_told_and_never_the_best():
+    failed = made_cell("second", 2, [], status="failed", failure="no memory", environment={})
+    table = by_title(made_results(*two_labels().cells, failed))["PSNR, dB (dense)"]
+    assert table.texts == [["first", "21.00 ± 1.41"], ["second", "23.50 ± 0.71 (2 of 3)"]]
+    assert not any(numbers[0].best for _, numbers in table.rows)
+
+
 def test_everything_about_a_scene():
     table = by_title(two_labels())["toy (dense)"]
     second = row(table, "second")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from splatopt.bench.published import PublishedSet
@@ -27,6 +27,7 @@ class Group:
         cells: Those that are done.
         reference: Label that others are compared with; the first label where the results' own has no cell here.
         published: Numbers of others that its cells may be shown beside.
+        failed: Label and scene of each cell that did not come to its end.
     """
 
     protocol: str
@@ -34,6 +35,7 @@ class Group:
     cells: Cells
     reference: str
     published: tuple[PublishedSet, ...] = ()
+    failed: tuple[tuple[str, str], ...] = ()
 
     @property
     def name(self) -> str:
@@ -53,6 +55,11 @@ class Group:
     def of(self, label: str, scene: str | None = None) -> list[CellRecord]:
         """Cells of one label, on one scene or on all."""
         return [cell for cell in self.cells if cell["label"] == label and scene in (None, cell["scene"])]
+
+    def number(self, label: str, scene: str, measure: Measure) -> Number | None:
+        """Mean and deviation of a number over a label's seeds on a scene; seeds that failed count as missing."""
+        found, failed = mean_number(self.of(label, scene), measure), self.failed.count((label, scene))
+        return replace(found, asked=found.count + failed) if found and failed else found
 
     def span(self, scene: str) -> tuple[int, int]:
         """Steps from which and up to which all cells on a scene were scored."""
@@ -82,7 +89,9 @@ def groups(results: Results, reference: str | None = None) -> list[Group]:
         wanted = reference or results.reference
         named = dict.fromkeys(key for cell in cells if "published" in cell for key in cell["published"]["sets"])
         shown = tuple(sets[key] for key in named if key in sets)
-        found.append(Group(protocol, setting, cells, wanted if wanted in labels else labels[0], shown))
+        broken = [c for c in results.failed if (c["protocol"]["name"], c["setting"]) == (protocol, setting)]
+        failed = tuple((cell["label"], cell["scene"]) for cell in broken)
+        found.append(Group(protocol, setting, cells, wanted if wanted in labels else labels[0], shown, failed))
     return found
 
 
@@ -147,7 +156,7 @@ def measured_rows(group: Group, scene: str, measures: Sequence[Measure]) -> list
         scene: One of its scenes.
         measures: The columns.
     """
-    rows = [(label, [mean_number(group.of(label, scene), one) for one in measures]) for label in group.labels]
+    rows = [(label, [group.number(label, scene, one) for one in measures]) for label in group.labels]
     rows = [(label, numbers) for label, numbers in rows if any(numbers)]
     bold_best(rows, [measure.better for measure in measures])
     return rows

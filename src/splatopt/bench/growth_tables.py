@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from splatopt.bench.groups import Cells, Group, Measure, mean_number, measured_rows
+from splatopt.bench.groups import Cells, Group, Measure, measured_rows
 from splatopt.bench.records import CellRecord
 from splatopt.bench.statistics import at_seconds
 from splatopt.bench.tables import Table, bold_best
@@ -68,7 +68,7 @@ def _at_equal_gaussians(group: Group, scene: str) -> Table:
     psnr = Measure("PSNR, dB", ".2f", 1, lambda cell: cell["points"][-1]["psnr"])
     together = [label for label in ends if any(label in column for column in columns)]
     rows = [
-        (label, [mean_number(group.of(label, scene), psnr) if label in column else None for column in columns])
+        (label, [group.number(label, scene, psnr) if label in column else None for column in columns])
         for label in together
     ]
     bold_best(rows, [1] * len(columns))

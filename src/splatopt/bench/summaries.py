@@ -62,9 +62,7 @@ def view_tables(group: Group) -> list[Table]:
         names = dict.fromkeys(
             view["name"] for label in group.labels for cell in group.of(label, scene) for view in _views(cell)
         )
-        rows = [
-            (name, [mean_number(group.of(label, scene), _of_view(name)) for label in group.labels]) for name in names
-        ]
+        rows = [(name, [group.number(label, scene, _of_view(name)) for label in group.labels]) for name in names]
         note = "PSNR of each scored view at the last step, dB; mean ± standard deviation over seeds."
         if rows:
             found.append(Table(f"{scene}, each view ({group.name})", note, "view", group.labels, rows))
@@ -86,11 +84,13 @@ def _over_scenes(group: Group, measure: Measure) -> Table:
     columns = [*group.scenes, *(["mean"] if several else [])]
     rows = []
     for label in group.labels:
-        numbers = [mean_number(group.of(label, scene), measure) for scene in group.scenes]
+        numbers = [group.number(label, scene, measure) for scene in group.scenes]
         if several:
             whole = all(number is not None for number in numbers)
             means = [number.mean for number in numbers if number is not None and number.mean is not None]
-            numbers.append(Number(statistics.fmean(means), measure.form) if whole else None)
+            complete = sum(number is not None and number.asked is None for number in numbers)
+            asked = None if complete == len(numbers) else len(numbers)
+            numbers.append(Number(statistics.fmean(means), measure.form, None, complete, asked) if whole else None)
         rows.append((label, numbers))
     bold_best(rows, [measure.better] * len(columns))
     note = "At the last step; mean ± standard deviation over seeds."
