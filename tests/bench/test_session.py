@@ -53,6 +53,15 @@ def test_a_suite_leaves_runs_and_results(capture, tmp_path):
     assert not any(suite_folder in text for suite_folder in places)
 
 
+def test_what_another_start_left_stays_in_the_results(capture, tmp_path):
+    whole, _ = start(toy_suite(capture), tmp_path / "out")
+    part = toy_suite(capture, optimizers=[{"name": "adam"}])
+    results, said = start(part, tmp_path / "out")
+    assert sorted(cell["name"] for cell in results.cells) == sorted(cell["name"] for cell in whole.cells)
+    assert load_results(tmp_path / "out") == results
+    assert any("2 cells of earlier starts stay in" in line for line in said)
+
+
 def test_the_same_suite_twice_gives_the_same_numbers(capture, tmp_path):
     first, second = (start(toy_suite(capture), tmp_path / name)[0] for name in ("one", "two"))
     assert [numbers(cell) for cell in first.cells] == [numbers(cell) for cell in second.cells]

@@ -115,6 +115,11 @@ def _checked(results: Fields) -> Results:
     return Results(results.text("title"), results.text("reference"), tuple(sources), tuple(cells))
 
 
+def cell_key(cell: CellRecord) -> tuple[str | int, ...]:
+    """Return what tells a cell from all others."""
+    return (cell["protocol"]["name"], cell["scene"], cell["setting"], cell["label"], cell["seed"])
+
+
 def merge(parts: Sequence[Results]) -> Results:
     """Join results; title and reference are those of the first.
 
@@ -127,8 +132,7 @@ def merge(parts: Sequence[Results]) -> Results:
     cells: dict[tuple[str | int, ...], CellRecord] = {}
     for part in parts:
         for cell in part.cells:
-            key = (cell["protocol"]["name"], cell["scene"], cell["setting"], cell["label"], cell["seed"])
-            other = cells.setdefault(key, cell)
+            other = cells.setdefault(cell_key(cell), cell)
             if other is not cell and other != cell:
                 raise InputError(
                     f"two of the results hold {cell['scene']}, {cell['label']}, seed {cell['seed']} under protocol "

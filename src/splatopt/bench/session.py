@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from splatopt.bench.cells import Cell, check_overrides, make_cells, make_timing_cells
@@ -14,7 +14,7 @@ from splatopt.bench.cluster import run_cells_on_ray
 from splatopt.bench.measure import locked
 from splatopt.bench.pictures import FOLDER as PICTURES
 from splatopt.bench.pictures import INDEX, draw_pictures
-from splatopt.bench.results import Results, result_cell, save_results
+from splatopt.bench.results import Results, cell_key, load_results, merge, result_cell, save_results
 from splatopt.bench.runner import Launch, Outcome, Say, SuiteFolder, run_cells, run_process, with_times
 from splatopt.bench.suite import Suite
 from splatopt.core.checks import InputError
@@ -91,10 +91,24 @@ def run_suite(suite: Suite, out: Path, start: Start, *, say: Say, launch: Launch
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"stopped; {told}") from None
         results = gather(suite, start.command, outcomes, side_by_side=start.ray is not None)
+        results = _with_earlier(results, suite_folder.out / "results.json", say)
         write_json(suite_folder.out / "suite.json", described)
         save_results(suite_folder.out / "results.json", results)
         draw_pictures(suite_folder.out, [outcome.cell for outcome in outcomes if outcome.failure is None], start.views)
     return results
+
+
+def _with_earlier(results: Results, path: Path, say: Say) -> Results:
+    """Return results with the finished cells of ``path`` that another suite, or more of this one, left there."""
+    if not path.is_file():
+        return results
+    before = load_results(path)
+    known = {cell_key(cell) for cell in results.cells}
+    kept = tuple(cell for cell in before.done if cell_key(cell) not in known)
+    if not kept:
+        return results
+    say(f"{len(kept)} cells of earlier starts stay in {path}; give another --out for results of their own")
+    return merge([results, replace(before, cells=kept)])
 
 
 def _plan(suite: Suite, out: Path, start: Start) -> _Plan:
