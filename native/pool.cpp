@@ -7,6 +7,8 @@
 #include <thread>
 #include <vector>
 
+#include <unistd.h>
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -38,6 +40,10 @@ struct Pool::State {
     std::atomic<int> busy{0};
     bool stopping = false;
     std::exception_ptr failure;
+    const pid_t process = getpid();
+
+    // Threads do not follow a fork: in a child the caller does all tasks, and leaves what is theirs alone.
+    bool is_forked() const { return getpid() != process; }
 
     void drain(int thread) {
         try {
@@ -74,6 +80,10 @@ Pool::Pool(int threads) : state_(std::make_unique<State>()) {
 }
 
 Pool::~Pool() {
+    if (state_->is_forked()) {
+        (void)state_.release();
+        return;
+    }
     {
         std::lock_guard<std::mutex> lock(state_->mutex);
         state_->stopping = true;
@@ -87,6 +97,10 @@ int Pool::threads() const { return static_cast<int>(state_->workers.size()) + 1;
 
 void Pool::run(int64_t tasks, const std::function<void(int64_t, int)>& work) {
     State& s = *state_;
+    if (s.is_forked()) {
+        for (int64_t task = 0; task < tasks; ++task) work(task, 0);
+        return;
+    }
     std::lock_guard<std::mutex> turn(s.callers);
     if (s.workers.empty() || tasks <= 1) {
         for (int64_t task = 0; task < tasks; ++task) work(task, 0);

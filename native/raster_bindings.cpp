@@ -30,7 +30,7 @@ HeldTensors hold_tensors(const OutFloats2& means, const OutFloats2& log_scales, 
     const size_t n = means.shape(0);
     require(means.shape(1) == 3 && log_scales.shape(0) == n && log_scales.shape(1) == 3 && quats.shape(0) == n &&
                 quats.shape(1) == 4 && logit_opacities.shape(0) == n && sh_dc.shape(0) == n && sh_dc.shape(1) == 3 &&
-                sh_rest.shape(0) == n && (sh_rest.shape(2) == 3 || sh_rest.size() == 0),
+                sh_rest.shape(0) == n && (sh_rest.shape(2) == 3 || sh_rest.shape(1) == 0 || n == 0),
             "the Gaussians' tensors must have shapes (N, 3), (N, 3), (N, 4), (N,), (N, 3), (N, K, 3)");
     return {{means.data(), log_scales.data(), quats.data(), logit_opacities.data(), sh_dc.data(), sh_rest.data()},
             static_cast<int64_t>(n),

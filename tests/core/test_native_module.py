@@ -34,3 +34,26 @@ def test_impossible_threads_and_instruction_sets_are_refused() -> None:
         native.workers(5000)
     with pytest.raises(InputError, match="mmx"):
         native.workers(1, "mmx")
+
+
+def test_a_forked_child_computes_what_its_parent_does() -> None:
+    """Threads do not follow a fork: passes there run on the caller alone, in place of waiting for ever."""
+    code = """
+import os, signal
+import torch
+from splatopt.core import native
+
+def step():
+    one = [torch.ones(1 << 17) for _ in range(4)]
+    native.workers(2).adam_step(*one, rate=0.1, beta1=0.9, beta2=0.999, epsilon=1e-8, step=1)
+    return one[0]
+
+expected = step()
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    os._exit(0 if torch.equal(step(), expected) else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert torch.equal(step(), expected)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

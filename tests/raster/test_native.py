@@ -11,7 +11,7 @@ from splatopt.core import native
 from splatopt.core.constants import SH_C0
 from splatopt.raster.cpu import NativeRenderer
 from splatopt.raster.losses import L1Ssim
-from splatopt.raster.problem import WeightedSum
+from splatopt.raster.problem import ViewProblem, WeightedSum
 from splatopt.raster.reference import ReferenceRenderer, render_reference
 from splatopt.raster.render import make_renderer, render, renderer_in_use
 from splatopt.raster.types import RenderOptions
@@ -188,3 +188,15 @@ def test_adam_step_of_each_instruction_set_agrees_with_torch() -> None:
             )
             optimizer.step()
         torch.testing.assert_close(twin, parameter.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_photographs_and_weights_may_lie_anyhow_in_memory() -> None:
+    camera = make_camera(40, 30)
+    cloud = random_cloud(torch.Generator().manual_seed(3), 20, 1).to(torch.float32)
+    generator = torch.Generator().manual_seed(4)
+    image = torch.randint(0, 256, (3, 30, 40), generator=generator, dtype=torch.uint8).permute(1, 2, 0)
+    weights = torch.rand(40, 30, generator=generator).T
+    plain = NativeRenderer().value(cloud, ViewProblem(camera, image.contiguous(), weights=weights.contiguous()))
+    assert NativeRenderer().value(cloud, ViewProblem(camera, image, weights=weights)) == plain
+    with pytest.raises(ValueError, match="needs weights of torch.float32 on the CPU, got torch.float64"):
+        NativeRenderer().value(cloud, ViewProblem(camera, image, weights=weights.double()))

@@ -18,6 +18,7 @@ from splatopt.raster.gsplat_peer import rasterization_arguments
 from splatopt.raster.reference import render_reference
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.torch_api import rasterization, spherical_harmonics, workers
+from splatopt.torch_api.harmonics import harmonics_of_views
 from torch_api.scenes import DIFFERENTIABLE, arguments_of, plain_scene
 
 needs_native = pytest.mark.skipif(not native.available(), reason="the native module is not built")
@@ -336,3 +337,18 @@ def test_adam_on_world_to_camera_brings_a_moved_camera_back() -> None:
     assert before[1] == pytest.approx(0.01 * distance, rel=1e-2)
     assert after[0] < 0.02
     assert after[1] < 2e-4 * distance
+
+
+def test_coefficients_of_another_type_and_no_cameras() -> None:
+    generator = torch.Generator().manual_seed(0)
+    directions, coefficients = torch.randn(50, 3, generator=generator), torch.randn(50, 16, 3, generator=generator)
+    expected = spherical_harmonics(3, directions, coefficients)
+    for other in (coefficients.double(), coefficients.to(torch.float64)[:, :, [0, 1, 2]]):
+        torch.testing.assert_close(spherical_harmonics(3, directions, other), expected)
+    kept = torch.arange(50) % 2
+    masked = spherical_harmonics(3, directions, coefficients, kept.to(torch.uint8))
+    torch.testing.assert_close(masked, expected * kept[:, None])
+    leaf = coefficients.clone().requires_grad_()
+    harmonics_of_views(3, directions.expand(0, 50, 3), leaf, None).sum().backward()
+    assert leaf.grad is not None
+    assert not leaf.grad.any()

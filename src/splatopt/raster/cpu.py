@@ -67,11 +67,17 @@ def native_loss(problem: ViewProblem) -> object:
 
 
 def native_target(problem: ViewProblem) -> object:
-    """Return the photograph and its weights as the native module takes them; the problem keeps them alive."""
+    """Return the photograph and its weights as the native module takes them; the problem keeps them alive.
+
+    Raises:
+        ValueError: The photograph is not uint8, or the weights are not float32, on the CPU.
+    """
     module = native.load()
     assert module is not None
-    weights = problem.weights
-    return module.TargetImage(problem.image, None if weights is None else weights.contiguous())
+    for name, tensor, wanted in (("image", problem.image, torch.uint8), ("weights", problem.weights, torch.float32)):
+        if tensor is not None and (tensor.dtype != wanted or tensor.device.type != "cpu"):
+            raise ValueError(f"the native renderer needs {name} of {wanted} on the CPU, got {tensor.dtype}")
+    return module.TargetImage(problem.image, problem.weights)
 
 
 def native_observed(observed: GradientStatistics) -> object:
@@ -222,7 +228,9 @@ class NativeRenderer(Renderer):
         """Return J v of the view that was drawn last."""
         tensors = [tangent.get(name) for name in GAUSSIAN_TENSORS]
         pairs = zip(GAUSSIAN_TENSORS, tensors, strict=True)
-        full = [torch.zeros_like(getattr(gaussians, name)) if v is None else v.contiguous() for name, v in pairs]
+        full = [
+            torch.zeros_like(getattr(gaussians, name)) if v is None else v.float().contiguous() for name, v in pairs
+        ]
         module = native.load()
         assert module is not None
         direction, rule = module.Cloud(module.CloudTensors(*full), 0), native_loss(problem)

@@ -34,6 +34,12 @@ class ViewProblem:
     loss: Loss = L1Ssim()  # noqa: RUF009 - frozen
     weights: Float[Tensor, "h w"] | None = None
 
+    def __post_init__(self) -> None:
+        """Keep contiguous copies of what is not: passes of the native module read them where they lie."""
+        object.__setattr__(self, "image", self.image.contiguous())
+        if self.weights is not None:
+            object.__setattr__(self, "weights", self.weights.contiguous())
+
     @property
     def count(self) -> float:
         """N = 3·Σw: colour values that are compared."""

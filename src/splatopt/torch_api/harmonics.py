@@ -67,6 +67,7 @@ def harmonics_of_views(degree: int, directions: Tensor, coefficients: Tensor, co
     Returns:
         (C, N, 3).
     """
+    coefficients, counted = coefficients.to(directions.dtype), None if counted is None else counted.bool()
     if uses_native(directions):
         return _NativeHarmonics.apply(degree, directions, coefficients, counted)
     squared = (directions * directions).sum(dim=-1, keepdim=True)
@@ -94,7 +95,8 @@ class _NativeHarmonics(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         directions, coefficients, counted = ctx.saved_tensors
         along = torch.empty_like(directions, memory_format=torch.contiguous_format)
-        sums = torch.empty_like(coefficients, memory_format=torch.contiguous_format)
+        make = torch.empty_like if len(directions) else torch.zeros_like
+        sums = make(coefficients, memory_format=torch.contiguous_format)
         shared, gradient = coefficients.ndim == 3, gradient.contiguous()
         for view, rows in enumerate(_rows(ctx, directions, coefficients, counted)):
             into = sums if shared else sums[view]
