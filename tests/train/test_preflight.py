@@ -87,8 +87,8 @@ def test_what_optimizers_keep_is_counted_per_gaussian(scene):
     assert found["adam"].row_bytes == 4 * (2 * 59 + 45)
     # Mean, curvature and age; the diagonal's buffer; two copies.
     assert found["tr2"].row_bytes == pytest.approx(4 * (2 * 59 + 59 + 2 * 59), abs=8)
-    # Mean, blocks of 105, diagonal of 45, age, multiplier and largest size; their buffers; two copies.
-    assert found["block-gn"].row_bytes == 4 * (59 + 105 + 45 + 3 + 105 + 45 + 2 * 59)
+    # Mean, blocks of 105, age, multiplier and largest size; the buffers of blocks and diagonal; two copies.
+    assert found["block-gn"].row_bytes == 4 * (59 + 105 + 3 + 105 + 45 + 2 * 59)
     assert found["lm"].row_bytes > 16 * 4 * 59
     assert [found[name].residuals for name in found] == [False, False, True, True]
 

@@ -255,6 +255,6 @@ def test_an_eye_is_the_camera_that_it_came_from(capture):
 def test_without_viser_it_is_one_sentence(capture, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("splatopt.viewer.serving.is_installed", lambda name: False)
     assert main(["train", str(capture), "--out", str(tmp_path / "run"), "--view"]) == 2
-    assert "pip install splatopt[viewer]" in capsys.readouterr().err
+    assert "pip install 'splatopt[viewer]'" in capsys.readouterr().err
     assert main(["view", str(capture)]) == 2
     assert not (tmp_path / "run").exists()

@@ -60,7 +60,7 @@ class RunOptions:
     """Without a suite's file: steps of every cell; the protocol's or `splatopt train`'s when None. Unit: steps."""
 
     protocol: str = "dense"
-    """Without a suite's file: dense, sparse, long or fixed-time."""
+    """Without a suite's file: dense, sparse, long, fixed-time or minutes."""
 
     set: tuple[str, ...] = ()
     """Without a suite's file: further settings of every cell, as in --set max_side=240 init=random; the names are

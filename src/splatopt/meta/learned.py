@@ -60,8 +60,8 @@ class LearnedOptions:
     it; 0 for the whole rate always. Unit: views. Source: synthetic scenes, docs/meta.md."""
 
     averaged: bool = True
-    """Whether the scene is the running average of the iterates and not the last one. Unit: none. Source: the late
-    steps scatter, docs/results/learned.md."""
+    """The scene is the running average of the iterates; with --learned.no-averaged the last one. Unit: none.
+    Source: the late steps scatter, docs/results/learned.md."""
 
     def __post_init__(self) -> None:
         """Refuse what can never be met."""

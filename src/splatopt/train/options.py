@@ -101,7 +101,7 @@ class SceneOptions(runs.SettingGroup):
 
     init: Annotated[str, tyro.conf.arg(aliases=["--start"])] = "sfm"
     """Where the cloud comes from: sfm (the capture's points), random (rays of the training views, where photographs
-    agree), or the path of a .ply scene."""
+    agree), or the path of a scene file (.ply, .spz, .splat and more)."""
 
     random_points: int = field(default=20_000, metadata=bounds(1, _MAX_POINTS))
     """Gaussians of a random initialization; a tenth lies far behind the rest, unless photographs have alpha masks.
@@ -111,9 +111,9 @@ class SceneOptions(runs.SettingGroup):
     """Highest spherical-harmonics degree of the colour, 0 to 3. Source: 3DGS."""
 
     sh_interval: int | None = field(default=None, metadata=bounds(0))
-    """The degree rises by one every so many steps; 0 uses all from the start. A .ply scene uses all
-    as well. When None 1000, of learned without a density strategy 0, and a run that plans itself takes shares of its
-    steps. Unit: steps. Source: 3DGS, docs/results/learned.md."""
+    """The degree rises by one every so many steps; 0 uses all from the start, and so does a run that begins from a
+    scene file. When None 1000, of learned without a density strategy 0, and a run that plans itself takes shares of
+    its steps. Unit: steps. Source: 3DGS, docs/results/learned.md."""
 
     loss: str = USUAL_LOSS
     """Name of the loss: l1-ssim, squared, charbonnier, or that of a plug-in; its options follow under its name, as in
@@ -217,8 +217,8 @@ class ScheduleOptions(runs.ScheduleOptions):
     Zhang 2013."""
 
     max_seconds: float = field(default=0.0, metadata=bounds(0) | FREE_ON_RESUME)
-    """Cut a run of so many steps off after so many seconds of training, wherever its schedules stand, where --minutes
-    plans one that is done by then; evaluation is not counted, and 0 is for never. Unit: seconds."""
+    """Stop after so many seconds of training, though --steps are not done and rates have not come to their end; scoring
+    is not counted, and 0 is for never. A run that is planned for a time: --minutes. Unit: seconds."""
 
     view_batch: int | None = field(default=None, metadata=bounds(1, _MAX_VIEWS))
     """Views rendered per step; the loss is their mean. When None 1, and 8 for learned in known steps and without
@@ -329,9 +329,9 @@ class ScoringOptions(runs.ScoringOptions):
     """When the test views are scored."""
 
     eval_every: int | None = field(default=None, metadata=bounds(0) | FREE_ON_RESUME)
-    """Score the test views every so many steps; when None, and no other moments are asked for, ten times over the
-    run, less often where that were more than one view for every five steps; 0 for only before and after.
-    Unit: steps."""
+    """Score the test views every so many steps; when None, and no other moments are asked for, about ten times
+    over the run, seldomer in short ones, so that no more than one test view is scored for every five steps; 0 for only
+    before and after. Unit: steps."""
 
     eval_at_seconds: tuple[float, ...] = field(default=(), metadata=bounds(0) | FREE_ON_RESUME)
     """Score the test views after the first step that ends past each of these times. Unit: seconds of training."""

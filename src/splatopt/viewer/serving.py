@@ -31,7 +31,7 @@ class ServingOptions:
         """
         if not is_installed("viser"):
             raise InputError(
-                "the page in the browser needs viser, which is not installed: `pip install splatopt[viewer]`"
+                "the page in the browser needs viser, which is not installed: `pip install 'splatopt[viewer]'`"
             )
         return open_door(self.host, self.view_port)
 
