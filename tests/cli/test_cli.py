@@ -166,7 +166,10 @@ def test_stages_run_with_their_own_options(capture, tmp_path, capsys):
     lines = [json.loads(line) for line in (out / "metrics.jsonl").open()]
     assert [line["optimizer"] for line in lines] == ["adam"] * 20 + ["lm"] * 3
     steps = lines[20:]
-    assert all(line["step_length"] > 0 for line in steps)
+    # A step that would not lower its batch's loss is not taken, and has no length.
+    lengths = [line["step_length"] for line in steps]
+    assert lengths[0] > 0
+    assert min(lengths) >= 0
     assert steps[0]["damping"] == 2.0
     assert steps[-1]["loss"] < steps[0]["loss"]
     assert main(["report", str(out)]) == 0

@@ -78,7 +78,7 @@ def test_a_file_of_version_0_1_is_read_under_the_names_of_today():
     values = SCENE.to_json()
     del values["init"]
     assert TrainConfig.from_json(values | {"start": "random"}, "config.json").scene.init == "random"
-    with pytest.raises(InputError, match=r"--init must be sfm, random or the path of a \.ply file, got 'x'"):
+    with pytest.raises(InputError, match=r"--init must be sfm, random or the path of a scene file, got 'x'"):
         TrainConfig.from_json(values | {"start": "x"}, "config.json")
 
 
