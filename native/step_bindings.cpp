@@ -125,9 +125,9 @@ std::array<double, kTensors> curvature_step(Workers& self, const TrustBounds& bo
 }
 
 double block_step(Workers& self, const TrustBounds& bounds, const HeldTensors& values, const HeldTensors& gradient,
-                const HeldTensors& momentum, const OutFloats2& blocks,
-                const std::optional<Bools1>& seen, const OutFloats1& multipliers, double decay, double correction,
-                double scale, double damping, int factorisations, bool measure_only) {
+                const HeldTensors& momentum, const OutFloats2& blocks, const std::optional<Bools1>& seen,
+                const OutFloats1& multipliers, double decay, double correction, double scale, double damping,
+                int factorisations, bool measure_only) {
     const int64_t count = values.count;
     for (const HeldTensors* other : {&gradient, &momentum})
         require(other->count == count && other->rest == values.rest,
@@ -204,7 +204,8 @@ void bind_steps(nb::module_& m, nb::class_<Workers>& workers) {
              "Momentum over damped curvature clipped to the trust radii, in place; the curvature is only read. "
              "Returns the mean of |momentum * radius| over each tensor's entries that are not 0.")
         .def("block_step", &block_step, "bounds"_a, "values"_a, "gradient"_a, "momentum"_a, "blocks"_a,
-             "seen"_a.none(), "multipliers"_a, nb::kw_only(), "decay"_a, "correction"_a, "scale"_a, "damping"_a, "factorisations"_a, "measure_only"_a = false,
+             "seen"_a.none(), "multipliers"_a, nb::kw_only(), "decay"_a, "correction"_a, "scale"_a, "damping"_a,
+             "factorisations"_a, "measure_only"_a = false,
              "Trust-region steps with 14x14 blocks, in place; multipliers are read and updated. Returns the sum of "
              "|h| over the rows that were seen; with measure_only that is all it does.")
         .def("fold_blocks", &fold_blocks, "blocks"_a, "fresh"_a, "weights"_a,

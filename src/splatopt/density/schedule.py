@@ -53,9 +53,10 @@ class EditSchedule:
         return replace(EditSchedule(**own), start=start, until=until, horizon=0)
 
     @property
-    def has_edits(self) -> bool:
-        """Whether there is an edit at all, in a run that is long enough."""
-        return (self.start // self.every + 1) * self.every < self.until
+    def first(self) -> int | None:
+        """Steps before the first edit; None where there is none at all."""
+        step = (self.start // self.every + 1) * self.every
+        return step if step < self.until else None
 
     def is_due(self, step: int) -> bool:
         """Whether there is an edit after ``step`` steps."""

@@ -277,8 +277,7 @@ def warn_of_no_edits(config: TrainConfig, planned: int) -> list[str]:
     if config.schedule.is_planned or not isinstance(options, EditSchedule):
         return []
     schedule = options.of_run(config.schedule.horizon or planned)
-    first = (schedule.start // schedule.every + 1) * schedule.every
-    if schedule.has_edits and first < planned:
+    if schedule.first is not None and schedule.first < planned:
         return []
     name = config.density.density
     return [
