@@ -60,7 +60,11 @@ def test_one_odd_row_does_not_coarsen_the_colours_of_all_others(browser, tmp_pat
     cloud, camera, options = make_cloud(2, count=400), make_camera(320, 240), RenderOptions()
     camera = replace(camera, width=320, height=240)
     cloud.sh_rest[0, 3, 1], cloud.logit_opacities[0] = 600.0, -9.0
-    write_splat_page(tmp_path / "scene.html", cloud, StartView.of(cloud, [camera]), options, "A scene")
+    told: list[str] = []
+    write_splat_page(tmp_path / "scene.html", cloud, StartView.of(cloud, [camera]), options, "A scene", told)
+    assert told == [
+        "1 of 400 Gaussians have view-dependent colours beyond what a page holds, and are brought to its ends"
+    ]
     browser.open(tmp_path / "scene.html", width=320, height=240)
     assert psnr(picture(browser, tmp_path), rendered(cloud, camera, options)) > 38
 

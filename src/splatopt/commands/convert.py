@@ -48,7 +48,7 @@ def _convert(options: ConvertOptions) -> int:
     cloud, way, said = trim(read, Similarity.staying(), options.trimmed)
     if is_page:
         cloud, view = centered_view(cloud, StartView.around(cloud))
-        write_splat_page(options.to, cloud, view, RenderOptions(), options.scene.stem)
+        write_splat_page(options.to, cloud, view, RenderOptions(), options.scene.stem, warnings)
     else:
         save_scene(way.cloud(cloud), options.to, warnings)
     for warning in warnings:

@@ -115,7 +115,7 @@ def _export(options: ExportOptions) -> int:
         # In the training frame, where the near plane is one.
         view = StartView.of(cloud, cameras)
         look = RenderOptions(run.config.scene.background or (0.0, 0.0, 0.0), run.config.scene.footprint)
-        write_splat_page(options.scene, cloud, view, look, run.folder.path.resolve().name)
+        write_splat_page(options.scene, cloud, view, look, run.folder.path.resolve().name, said)
         say(*said, f"{what}, a page that opens in a browser without a network")
     else:
         save_scene(

@@ -24,7 +24,7 @@ from splatopt.raster.constants import NEAR_PLANE
 from splatopt.raster.types import Footprint, RenderOptions
 from splatopt.report.page import HEAD, escape, scripted_policy
 from splatopt.scene.gaussians import GaussianCloud
-from splatopt.scene.ply import write_whole
+from splatopt.scene.ply import warn_of_ends, write_whole
 from splatopt.scene.similarity import Similarity, robust_up
 
 _STYLE = """
@@ -80,7 +80,14 @@ class StartView:
         return cls(camera, torch.tensor([0.0, -1.0, 0.0], dtype=torch.float64), distance)
 
 
-def write_splat_page(path: Path, cloud: GaussianCloud, view: StartView, options: RenderOptions, title: str) -> None:
+def write_splat_page(
+    path: Path,
+    cloud: GaussianCloud,
+    view: StartView,
+    options: RenderOptions,
+    title: str,
+    warnings: list[str] | None = None,
+) -> None:
     """Write a page that shows a scene.
 
     Args:
@@ -89,6 +96,7 @@ def write_splat_page(path: Path, cloud: GaussianCloud, view: StartView, options:
         view: Where the page begins.
         options: How the scene is rendered.
         title: Plain text.
+        warnings: Gets a sentence for what a page cannot hold.
 
     Raises:
         InputError: It cannot be written.
@@ -97,6 +105,8 @@ def write_splat_page(path: Path, cloud: GaussianCloud, view: StartView, options:
         cloud = cloud.with_sh_degree(options.sh_degree)
     cloud = cloud.map(lambda tensor: tensor.detach().cpu())
     harmonics, scale = _harmonics(cloud)
+    if warnings is not None:
+        warn_of_ends(cloud, {"sh_rest": (-scale, scale, "view-dependent colours")}, "a page", warnings)
     camera, script = view.camera, Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
     about = {
         "count": len(cloud),
