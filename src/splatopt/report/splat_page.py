@@ -107,8 +107,26 @@ def write_splat_page(
     harmonics, scale = _harmonics(cloud)
     if warnings is not None:
         warn_of_ends(cloud, {"sh_rest": (-scale, scale, "view-dependent colours")}, "a page", warnings)
-    camera, script = view.camera, Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
-    about = {
+    script = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
+    about = _about(cloud, view, options, scale)
+    page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    text = f"{HEAD}{page}".format(
+        policy=scripted_policy(_STYLE, script, "worker-src blob:; "),
+        title=escape(title),
+        style=_STYLE,
+        count=f"{len(cloud):,}",
+        about=json.dumps(about, allow_nan=False).replace("<", "\\u003c"),
+        rows=_packed(_rows(cloud)),
+        harmonics=_packed(harmonics),
+        script=script,
+    )
+    write_whole(path, lambda stream: stream.write(text.encode()))
+
+
+def _about(cloud: GaussianCloud, view: StartView, options: RenderOptions, scale: float) -> dict[str, object]:
+    """Return what the page's program is told beside the rows."""
+    camera = view.camera
+    return {
         "count": len(cloud),
         "degree": cloud.sh_degree,
         "harmonicScale": scale,
@@ -123,18 +141,6 @@ def write_splat_page(
             **{name: getattr(camera, name) for name in ("fx", "fy", "cx", "cy", "width", "height")},
         },
     }
-    page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    text = f"{HEAD}{page}".format(
-        policy=scripted_policy(_STYLE, script, "worker-src blob:; "),
-        title=escape(title),
-        style=_STYLE,
-        count=f"{len(cloud):,}",
-        about=json.dumps(about, allow_nan=False).replace("<", "\\u003c"),
-        rows=_packed(_rows(cloud)),
-        harmonics=_packed(harmonics),
-        script=script,
-    )
-    write_whole(path, lambda stream: stream.write(text.encode()))
 
 
 def centered_view(cloud: GaussianCloud, view: StartView) -> tuple[GaussianCloud, StartView]:
