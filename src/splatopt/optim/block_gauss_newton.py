@@ -65,7 +65,7 @@ class BlockGaussNewtonOptions(TrustRegionOptions):
 
     max_growth: float = 16.0
     """No Gaussian becomes larger than this multiple of what it began as; 0 for no bound. Unit: factor.
-    Source: docs/results/optim.md."""
+    Source: docs/results/block-gn.md."""
 
     min_reach: float = 1.0
     """Below 1: where steps make views worse that they did not know, the radii of their types (places, shapes, looks)
