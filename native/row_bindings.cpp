@@ -20,6 +20,7 @@ namespace {
 
 using Radii = Array<const int32_t, nb::shape<-1, 2>>;
 using OutRadii = Array<int32_t, nb::shape<-1, 2>>;
+using OutTiles = Array<int32_t, nb::shape<-1>>;
 
 constexpr int64_t kTask = 512;  // rows
 
@@ -44,7 +45,6 @@ using HeldSplats = Held<PlainSplats>;
 using HeldSplatGradients = Held<PlainSplatGradients>;
 using HeldBlendRows = Held<BlendRows>;
 using HeldBlendGradients = Held<BlendRowGradients>;
-using HeldHarmonics = Held<HarmonicRows>;
 
 HeldRows hold_rows(const Floats2& means, const Floats2& quats, const Floats2& scales, const Floats1& opacities) {
     const int64_t n = means.shape(0);
@@ -54,13 +54,16 @@ HeldRows hold_rows(const Floats2& means, const Floats2& quats, const Floats2& sc
     return {{n, means.data(), quats.data(), scales.data(), opacities.data()}, n};
 }
 
-HeldSplats hold_splats(const OutFloats2& centers, const OutFloats2& factors, const OutFloats1& depths,
-                       const std::optional<OutFloats1>& compensations, const OutRadii& radii) {
+HeldSplats hold_splats(const OutFloats2& centers, const OutFloats2& factors, const OutFloats2& conics,
+                       const OutFloats1& depths, const OutFloats1& compensations, const OutRadii& radii,
+                       const OutTiles& tiles) {
     const int64_t n = centers.shape(0);
-    require(has_shape(centers, n, 2) && has_shape(factors, n, 3) && static_cast<int64_t>(depths.shape(0)) == n &&
-                (!compensations || static_cast<int64_t>(compensations->shape(0)) == n) && has_shape(radii, n, 2),
-            "splats must have shapes (N, 2), (N, 3), (N,), (N,), (N, 2)");
-    return {{centers.data(), factors.data(), depths.data(), data_of(compensations), radii.data()}, n};
+    require(has_shape(centers, n, 2) && has_shape(factors, n, 3) && has_shape(conics, n, 3) &&
+                static_cast<int64_t>(depths.shape(0)) == n && static_cast<int64_t>(compensations.shape(0)) == n &&
+                has_shape(radii, n, 2) && static_cast<int64_t>(tiles.shape(0)) == n,
+            "splats must have shapes (N, 2), (N, 3), (N, 3), (N,), (N,), (N, 2), (N,)");
+    return {{centers.data(), factors.data(), conics.data(), depths.data(), compensations.data(), radii.data(),
+             tiles.data()}, n};
 }
 
 HeldSplatGradients hold_splat_gradients(const std::optional<Floats2>& centers, const std::optional<Floats2>& factors,
@@ -92,8 +95,22 @@ HeldBlendGradients hold_blend_gradients(const OutFloats2& centers, const OutFloa
     return {{centers.data(), factors.data(), opacities.data(), data_of(absolute)}, n};
 }
 
+// Rows of harmonics, and where they are seen from, which the record holds itself.
+struct HeldHarmonics {
+    HarmonicRows pointers;
+    int64_t count;
+    std::optional<std::array<float, 3>> seen_from;
+
+    HarmonicRows rows() const {
+        HarmonicRows held = pointers;
+        held.seen_from = seen_from ? seen_from->data() : nullptr;
+        return held;
+    }
+};
+
 HeldHarmonics hold_harmonics(int degree, const Floats2& directions, const Floats3& coefficients,
-                             const std::optional<Bools1>& counted) {
+                             const std::optional<Bools1>& counted,
+                             const std::optional<std::array<float, 3>>& seen_from) {
     const int64_t n = directions.shape(0);
     require(degree >= 0 && degree <= 3 && has_shape(directions, n, 3) &&
                 static_cast<int64_t>(coefficients.shape(0)) == n && coefficients.shape(2) == 3 &&
@@ -101,7 +118,8 @@ HeldHarmonics hold_harmonics(int degree, const Floats2& directions, const Floats
                 (!counted || static_cast<int64_t>(counted->shape(0)) == n),
             "harmonics need directions (N, 3), coefficients (N, K, 3) and rows that count (N,)");
     const auto* bytes = reinterpret_cast<const uint8_t*>(data_of(counted));
-    return {{n, degree, static_cast<int>(coefficients.shape(1)), directions.data(), coefficients.data(), bytes}, n};
+    const int stored = static_cast<int>(coefficients.shape(1));
+    return {{n, degree, stored, directions.data(), coefficients.data(), bytes, nullptr}, n, seen_from};
 }
 
 template <class Work>
@@ -109,6 +127,20 @@ void for_tasks(Workers& self, int64_t count, const Work& work) {
     nb::gil_scoped_release release;
     self.pool.run((count + kTask - 1) / kTask,
                   [&](int64_t task, int) { work(task * kTask, std::min(count, (task + 1) * kTask), task); });
+}
+
+// What work(begin, end, sums) adds to its task's N sums, all tasks' together in their order.
+template <size_t N, class Work>
+std::array<double, N> summed_over_tasks(Workers& self, int64_t count, const Work& work) {
+    std::vector<std::array<double, N>> sums((count + kTask - 1) / kTask);
+    for_tasks(self, count, [&](int64_t begin, int64_t end, int64_t task) {
+        sums[task].fill(0);
+        work(begin, end, sums[task].data());
+    });
+    std::array<double, N> total{};
+    for (const auto& part : sums)
+        for (size_t c = 0; c < N; ++c) total[c] += part[c];
+    return total;
 }
 
 void project_rows(Workers& self, const Constants& constants, const View& view, const std::array<float, 2>& limits,
@@ -128,34 +160,32 @@ std::array<double, kPoseNumbers> project_rows_backward(Workers& self, const Cons
     require(given.count == n && has_shape(means, n, 3) && has_shape(quats, n, 4) && has_shape(scales, n, 3),
             "gradients must have the shapes of the rows");
     const PlainGradients out{means.data(), quats.data(), scales.data()};
-    std::vector<std::array<double, kPoseNumbers>> sums((n + kTask - 1) / kTask);
-    for_tasks(self, n, [&](int64_t begin, int64_t end, int64_t task) {
-        sums[task].fill(0);
-        self.kernels.project_rows_backward(constants, view, rows.pointers, begin, end, given.pointers, out,
-                                           sums[task].data());
-    });
-    std::array<double, kPoseNumbers> total{};
-    for (const auto& part : sums)
-        for (int c = 0; c < kPoseNumbers; ++c) total[c] += part[c];
-    return total;
-}
-
-void harmonics(Workers& self, const HeldHarmonics& rows, const OutFloats2& colors) {
-    require(has_shape(colors, rows.count, 3), "colours must be (N, 3)");
-    for_tasks(self, rows.count, [&](int64_t begin, int64_t end, int64_t) {
-        self.kernels.harmonics(rows.pointers, begin, end, colors.data());
+    return summed_over_tasks<kPoseNumbers>(self, n, [&](int64_t begin, int64_t end, double* sums) {
+        self.kernels.project_rows_backward(constants, view, rows.pointers, begin, end, given.pointers, out, sums);
     });
 }
 
-void harmonics_backward(Workers& self, const HeldHarmonics& rows, const Floats2& gradient, const OutFloats2& directions,
-                        const OutFloats3& coefficients, bool overwrite) {
-    const int64_t n = rows.count;
-    require(has_shape(gradient, n, 3) && has_shape(directions, n, 3) && has_shape(coefficients, n, rows.pointers.stored) &&
-                coefficients.shape(2) == 3,
+void harmonics(Workers& self, const HeldHarmonics& held, const OutFloats2& colors) {
+    require(has_shape(colors, held.count, 3), "colours must be (N, 3)");
+    const HarmonicRows rows = held.rows();
+    for_tasks(self, held.count, [&](int64_t begin, int64_t end, int64_t) {
+        self.kernels.harmonics(rows, begin, end, colors.data());
+    });
+}
+
+std::array<double, 3> harmonics_backward(Workers& self, const HeldHarmonics& held,
+                                         const std::optional<Floats2>& colors, const Floats2& gradient,
+                                         const OutFloats2& directions, const OutFloats3& coefficients,
+                                         bool overwrite) {
+    const int64_t n = held.count;
+    require(has_shape(gradient, n, 3) && has_shape(directions, n, 3) &&
+                has_shape(coefficients, n, held.pointers.stored) && coefficients.shape(2) == 3,
             "gradients of harmonics must have the shapes of what they are of");
-    for_tasks(self, n, [&](int64_t begin, int64_t end, int64_t) {
-        self.kernels.harmonics_backward(rows.pointers, begin, end, gradient.data(), directions.data(),
-                                        coefficients.data(), overwrite);
+    require(colors ? has_shape(*colors, n, 3) : !held.seen_from, "gradients of clamped colours need the colours (N, 3)");
+    const HarmonicRows rows = held.rows();
+    const HarmonicGradients out{directions.data(), coefficients.data(), overwrite};
+    return summed_over_tasks<3>(self, n, [&](int64_t begin, int64_t end, double* sums) {
+        self.kernels.harmonics_backward(rows, begin, end, data_of(colors), gradient.data(), out, sums);
     });
 }
 
@@ -220,7 +250,7 @@ void bind_rows(nb::module_& m, nb::class_<Workers>& workers, nb::class_<Rasteriz
     bind_pointers(m, "PlainRows", "Pointers to means, quaternions, scales and opacities, kept alive by the caller.",
                   &hold_rows, "means"_a, "quats"_a, "scales"_a, "opacities"_a);
     bind_pointers(m, "PlainSplats", "Pointers to where projected rows go, kept alive by the caller.", &hold_splats,
-                  "centers"_a, "factors"_a, "depths"_a, "compensations"_a.none(), "radii"_a);
+                  "centers"_a, "factors"_a, "conics"_a, "depths"_a, "compensations"_a, "radii"_a, "tiles"_a);
     bind_pointers(m, "PlainSplatGradients", "Pointers to the gradients of projected rows, kept alive by the caller.",
                   &hold_splat_gradients, "centers"_a.none(), "factors"_a.none(), "depths"_a.none(),
                   "compensations"_a.none(), "radii"_a);
@@ -229,15 +259,16 @@ void bind_rows(nb::module_& m, nb::class_<Workers>& workers, nb::class_<Rasteriz
     bind_pointers(m, "BlendRowGradients", "Pointers to where their gradients are added, kept alive by the caller.",
                   &hold_blend_gradients, "centers"_a, "factors"_a, "opacities"_a, "absolute"_a.none());
     bind_pointers(m, "HarmonicRows", "Pointers to directions, coefficients and which rows count, kept alive likewise.",
-                  &hold_harmonics, "degree"_a, "directions"_a, "coefficients"_a, "counted"_a.none());
+                  &hold_harmonics, "degree"_a, "directions"_a, "coefficients"_a, "counted"_a.none(), "seen_from"_a.none());
     workers
         .def("project_rows", &project_rows, "constants"_a, "view"_a, "limits"_a, "rows"_a, "into"_a,
              "Project rows; limits are the far plane and the radius up to which they are left out.")
         .def("project_rows_backward", &project_rows_backward, "constants"_a, "view"_a, "rows"_a, "given"_a, "means"_a,
              "quats"_a, "scales"_a, "Add to the rows' gradients; returns that of world to camera, 3x3 and 3 numbers.")
         .def("harmonics", &harmonics, "rows"_a, "colors"_a, "Evaluate spherical harmonics, (N, 3).")
-        .def("harmonics_backward", &harmonics_backward, "rows"_a, "gradient"_a, "directions"_a, "coefficients"_a,
-             "overwrite"_a, "Write the directions' gradient and add that of the coefficients.");
+        .def("harmonics_backward", &harmonics_backward, "rows"_a, "colors"_a.none(), "gradient"_a, "directions"_a,
+             "coefficients"_a, "overwrite"_a,
+             "Add to the directions' gradient, and to the coefficients' or overwrite it; returns the directions' sum.");
     rasterizer
         .def("draw_rows", &draw_rows, "view"_a, "rows"_a, "Make the lists of rows that are projected already.")
         .def("blend_channels", &blend_channels, "colors"_a, "first"_a, "count"_a, "image"_a, "alpha"_a = nb::none(),

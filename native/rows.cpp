@@ -46,6 +46,16 @@ void Rasterizer::set_channels(const ChannelRange& range, const float* colors) {
     });
 }
 
+// Three planes as pixels of three numbers: the usual image, in one go.
+static void side_by_side(const float* const* planes, int count, float* pixels) {
+    const float *red = planes[0], *green = planes[1], *blue = planes[2];
+    for (int x = 0; x < count; ++x) {
+        pixels[3 * x] = red[x];
+        pixels[3 * x + 1] = green[x];
+        pixels[3 * x + 2] = blue[x];
+    }
+}
+
 void Rasterizer::blend_channels(const ChannelRange& range, const float* colors, float* image, float* alpha) {
     set_channels(range, colors);
     BlendPlanes planes{{plane(kRed), plane(kGreen), plane(kBlue)}, plane(kAlpha), range.count > 3 ? plane(kDepth) : nullptr};
@@ -56,10 +66,15 @@ void Rasterizer::blend_channels(const ChannelRange& range, const float* colors, 
     });
     for_tile_rows([&](int begin, int end) {
         for (int y = begin; y < std::min(end, view_.height); ++y) {
+            const int64_t at = static_cast<int64_t>(y) * view_.stride;
+            const float* from[4] = {planes.color[0] + at, planes.color[1] + at, planes.color[2] + at, nullptr};
+            if (planes.depth) from[3] = planes.depth + at;
             float* to = image + static_cast<int64_t>(y) * view_.width * range.stride + range.first;
-            for (int c = 0; c < range.count; ++c) {
-                const float* from = (c < 3 ? planes.color[c] : planes.depth) + static_cast<int64_t>(y) * view_.stride;
-                for (int x = 0; x < view_.width; ++x) to[static_cast<int64_t>(x) * range.stride + c] = from[x];
+            if (range.count == 3 && range.stride == 3) {
+                side_by_side(from, view_.width, to);
+            } else {
+                for (int c = 0; c < range.count; ++c)
+                    for (int x = 0; x < view_.width; ++x) to[static_cast<int64_t>(x) * range.stride + c] = from[c][x];
             }
             if (alpha) copy_alpha(y, alpha + static_cast<int64_t>(y) * view_.width);
         }
@@ -70,10 +85,13 @@ void Rasterizer::blend_channels(const ChannelRange& range, const float* colors, 
 void Rasterizer::copy_alpha(int y, float* out) const {
     const TileState* tiles = tiles_.data() + static_cast<int64_t>(y / kTile) * view_.tiles_x;
     const int lane = (y % kTile / kBlock * kTileBlocks * kBlock + y % kBlock) * kBlock;
-    for (int x = 0; x < view_.width; x += kBlock) {
-        const float* from = tiles[x / kTile].transmittance + lane + x % kTile / kBlock * kBlock * kBlock;
-        for (int c = 0; c < std::min(kBlock, view_.width - x); ++c) out[x + c] = 1.0f - from[c];
+    const auto block = [&](int x) { return tiles[x / kTile].transmittance + lane + x % kTile / kBlock * kBlock * kBlock; };
+    const int whole = view_.width / kBlock * kBlock;
+    for (int x = 0; x < whole; x += kBlock) {
+        const float* from = block(x);
+        for (int c = 0; c < kBlock; ++c) out[x + c] = 1.0f - from[c];
     }
+    for (int x = whole; x < view_.width; ++x) out[x] = 1.0f - block(whole)[x - whole];
 }
 
 // A row of a plane from numbers that lie `step` apart, zeros where there are none and beyond the image.

@@ -52,13 +52,15 @@ inline Whitening factor_of(const Projected& p) {
 
 inline void clear_splats(const PlainSplats& out, int64_t i, int count) {
     const auto clear = [&](auto* p, int width) {
-        if (p) std::memset(p + i * width, 0, sizeof(*p) * static_cast<size_t>(count * width));
+        std::memset(p + i * width, 0, sizeof(*p) * static_cast<size_t>(count * width));
     };
     clear(out.centers, 2);
     clear(out.factors, 3);
+    clear(out.conics, 3);
     clear(out.depths, 1);
     clear(out.compensations, 1);
     clear(out.radii, 2);
+    clear(out.tiles, 1);
 }
 
 // Half sides of the box within which α may reach min_alpha, whole pixels, as gsplat rounds them.
@@ -67,6 +69,13 @@ inline Pairs box_of(const Constants& k, const Projected& p, Vec opacity) {
     const Vec extent = min(sqrt(max(reach, Vec(0.0f)) * Vec(1.0f / kHalfLog2e)), Vec(3.33f));
     const auto up = [](Vec a) { return min(-floor(-a), Vec(1e9f)); };
     return {up(extent * sqrt(p.cov_xx)), up(extent * sqrt(p.cov_yy))};
+}
+
+// How many tiles of the image lie between middle - half and middle + half along one side.
+inline Vec tiles_along(Vec middle, Vec half, int tiles) {
+    const Vec one_tile(1.0f / kTile);
+    const Vec begin = max(floor((middle - half) * one_tile), Vec(0.0f));
+    return min(-floor(-(middle + half) * one_tile), Vec(static_cast<float>(tiles))) - begin;
 }
 
 void project_rows(const Constants& k, const View& view, const RowLimits& limits, const PlainRows& rows, int64_t begin,
@@ -92,15 +101,19 @@ void project_rows(const Constants& k, const View& view, const RowLimits& limits,
         const Whitening u = factor_of(p);
         save_records(Pairs{p.mean_x, p.mean_y}, bits, rows_of<2>(out.centers) + i);
         save_records(Triples{u.xx, u.xy, u.yy}, bits, rows_of<3>(out.factors) + i);
+        save_records(Triples{u.xx * u.xx, u.xx * u.xy, fmadd(u.xy, u.xy, u.yy * u.yy)}, bits,
+                     rows_of<3>(out.conics) + i);
         store_part(out.depths + i, drawn, p.point[2]);
-        if (out.compensations) store_part(out.compensations + i, drawn, compensation);
-        float x[kLanes], y[kLanes];
+        store_part(out.compensations + i, drawn, compensation);
+        float x[kLanes], y[kLanes], tiles[kLanes];
         box.x.store(x);
         box.y.store(y);
+        (tiles_along(p.mean_x, box.x, view.tiles_x) * tiles_along(p.mean_y, box.y, view.tiles_y)).store(tiles);
         for (uint32_t left = bits; left; left &= left - 1) {
             const int lane = __builtin_ctz(left);
             out.radii[2 * (i + lane)] = static_cast<int32_t>(x[lane]);
             out.radii[2 * (i + lane) + 1] = static_cast<int32_t>(y[lane]);
+            out.tiles[i + lane] = static_cast<int32_t>(tiles[lane]);
         }
     }
 }
@@ -247,6 +260,21 @@ inline uint32_t counted_bits(const uint8_t* counted, int64_t i, int count) {
     return counted ? visible_bits(counted, i, count) : (count >= kLanes ? 0xffffu : (1u << count) - 1u);
 }
 
+// Where sixteen rows are looked at from: unit directions; returns one over their lengths.
+inline Vec directions_of(const HarmonicRows& rows, int64_t i, Mask lanes, Vec* direction) {
+    const auto given = load_records<Triples>(rows_of<3>(rows.directions) + i, lanes);
+    Vec offset[3] = {given.x, given.y, given.z};
+    for (int c = 0; c < 3 && rows.seen_from; ++c) offset[c] = offset[c] - Vec(rows.seen_from[c]);
+    return direction_of(offset, direction);
+}
+
+// A colour that is black but for rounding keeps a trace, by which its gradient is known to pass; gradients of what lies
+// below do not.
+inline Vec shifted_color(Vec sum) {
+    const Vec color = sum + Vec(0.5f), trace(1e-30f);
+    return select(color < Vec(-1e-6f), Vec(0.0f), max(color, trace));
+}
+
 // Σ_k coefficient_k Y_k(direction) of each channel, 0 where a row does not count.
 void harmonics(const HarmonicRows& rows, int64_t begin, int64_t end, float* colors) {
     const int used = (rows.degree + 1) * (rows.degree + 1);
@@ -258,10 +286,8 @@ void harmonics(const HarmonicRows& rows, int64_t begin, int64_t end, float* colo
         const uint32_t bits = counted_bits(rows.counted, i, count);
         if (!bits) continue;
         const Mask lanes = from_bits(bits);
-        const auto given = load_records<Triples>(rows_of<3>(rows.directions) + i, lanes);
-        const Vec offset[3] = {given.x, given.y, given.z};
         Vec direction[3], basis[15];
-        direction_of(offset, direction);
+        directions_of(rows, i, lanes, direction);
         sh_basis(rows.degree, direction[0], direction[1], direction[2], basis);
         transpose_rows(rows.coefficients + stride * i, stride, lanes, 3 * used, coefficients);
         Vec color[3];
@@ -269,28 +295,44 @@ void harmonics(const HarmonicRows& rows, int64_t begin, int64_t end, float* colo
             color[c] = Vec(kSh0) * Vec::load(coefficients + kLanes * c);
             for (int b = 1; b < used; ++b)
                 color[c] = fmadd(basis[b - 1], Vec::load(coefficients + kLanes * (3 * b + c)), color[c]);
+            if (rows.seen_from) color[c] = shifted_color(color[c]);
         }
         save_records(Triples{color[0], color[1], color[2]}, bits, rows_of<3>(colors) + i);
     }
 }
 
-void harmonics_backward(const HarmonicRows& rows, int64_t begin, int64_t end, const float* gradient, float* directions,
-                        float* coefficient_sums, bool overwrite) {
+// Zeros where sixteen rows' coefficients will not be overwritten: of rows that do not count, and above the degree.
+inline void clear_coefficients(float* rows, int64_t stride, int used, uint32_t bits, int count) {
+    for (int lane = 0; lane < count; ++lane) {
+        const int64_t kept = bits >> lane & 1 ? used : 0;
+        std::memset(rows + stride * lane + kept, 0, sizeof(float) * static_cast<size_t>(stride - kept));
+    }
+}
+
+// Adds ∂L/∂(direction or position) and ∂L/∂coefficients, and to sums what all directions together have, (3,). Colours
+// are those that came out, by which the clamp is known; they are read with `seen_from` alone.
+void harmonics_backward(const HarmonicRows& rows, int64_t begin, int64_t end, const float* colors,
+                        const float* gradient, const HarmonicGradients& out, double* sums) {
     const int used = (rows.degree + 1) * (rows.degree + 1);
     const int64_t stride = 3 * static_cast<int64_t>(rows.stored);
     alignas(64) float coefficients[48 * kLanes];
     for (int64_t i = begin; i < end; i += kLanes) {
         const int count = static_cast<int>(end - i < kLanes ? end - i : kLanes);
-        std::memset(directions + 3 * i, 0, sizeof(float) * 3 * static_cast<size_t>(count));
-        if (overwrite) std::memset(coefficient_sums + stride * i, 0, sizeof(float) * static_cast<size_t>(stride * count));
         const uint32_t bits = counted_bits(rows.counted, i, count);
+        if (out.overwrite) clear_coefficients(out.coefficients + stride * i, stride, 3 * used, bits, count);
         if (!bits) continue;
         const Mask lanes = from_bits(bits);
-        const auto given = load_records<Triples>(rows_of<3>(rows.directions) + i, lanes);
         const auto d_color = load_records<Triples>(rows_of<3>(gradient) + i, lanes);
-        const Vec offset[3] = {given.x, given.y, given.z}, g[3] = {d_color.x, d_color.y, d_color.z};
+        Vec g[3] = {d_color.x, d_color.y, d_color.z};
+        if (rows.seen_from) {
+            const auto color = load_records<Triples>(rows_of<3>(colors) + i, lanes);
+            const Vec zero(0.0f);
+            g[0] = keep(color.x > zero, g[0]);
+            g[1] = keep(color.y > zero, g[1]);
+            g[2] = keep(color.z > zero, g[2]);
+        }
         Vec direction[3], basis[15], along[15], d_direction[3];
-        const Vec inverse = direction_of(offset, direction);
+        const Vec inverse = directions_of(rows, i, lanes, direction);
         sh_basis(rows.degree, direction[0], direction[1], direction[2], basis);
         transpose_rows(rows.coefficients + stride * i, stride, lanes, 3 * used, coefficients);
         for (int c = 0; c < 3; ++c) (Vec(kSh0) * g[c]).store(coefficients + kLanes * c);
@@ -302,12 +344,13 @@ void harmonics_backward(const HarmonicRows& rows, int64_t begin, int64_t end, co
                 (basis[b - 1] * g[c]).store(at);
             }
         }
-        add_transposed(coefficients, 3 * used, lanes, coefficient_sums + stride * i, stride);
+        add_transposed(coefficients, 3 * used, lanes, out.coefficients + stride * i, stride, out.overwrite);
         sh_direction_gradient(rows.degree, direction[0], direction[1], direction[2], along, d_direction);
         const Vec radial = dot3(d_direction, direction);
-        save_records(Triples{(d_direction[0] - direction[0] * radial) * inverse,
-                             (d_direction[1] - direction[1] * radial) * inverse,
-                             (d_direction[2] - direction[2] * radial) * inverse},
-                     bits, rows_of<3>(directions) + i);
+        for (int c = 0; c < 3; ++c) {
+            const Vec d = (d_direction[c] - direction[c] * radial) * inverse;
+            scatter_add(out.directions + 3 * i + c, 3, lanes, d);
+            sums[c] += add_lanes(keep(lanes, d));
+        }
     }
 }

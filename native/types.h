@@ -254,11 +254,11 @@ struct PlainRows {
 };
 
 // What projecting them gives, zeros where a row is not drawn: centres (N, 2) in pixels, the upper triangle of U (N, 3)
-// with UᵀU = Σ⁻¹, camera z, √(det Σ before / after the low-pass), null where it is not asked for, and the half sides of
-// the box around what is drawn (N, 2).
+// with UᵀU = Σ⁻¹, Σ⁻¹ itself (N, 3), camera z, √(det Σ before / after the low-pass), the half sides of the box around
+// what is drawn (N, 2), and how many tiles it meets.
 struct PlainSplats {
-    float *centers, *factors, *depths, *compensations;
-    int32_t* radii;
+    float *centers, *factors, *conics, *depths, *compensations;
+    int32_t *radii, *tiles;
 };
 struct RowLimits {
     float far_plane, radius_clip;
@@ -289,12 +289,21 @@ struct BlendRowGradients {
     float *centers, *factors, *opacities, *absolute;
 };
 
-// Spherical harmonics of rows: directions (N, 3) of any length, coefficients (N, K, 3), rows that count (N,) or null.
+// Spherical harmonics of rows: coefficients (N, K, 3), rows that count (N,) or null, and directions (N, 3) of any
+// length. With `seen_from`, three numbers, those are positions that are looked at from there, and what comes out is the
+// colour of Gaussians, max(sum + 0.5, 0).
 struct HarmonicRows {
     int64_t count;
     int degree, stored;
     const float *directions, *coefficients;
     const uint8_t* counted;
+    const float* seen_from;
+};
+// Where their derivatives go: added to those of the directions or positions, (N, 3), and to those of the coefficients,
+// (N, K, 3), unless these are to be overwritten.
+struct HarmonicGradients {
+    float *directions, *coefficients;
+    bool overwrite;
 };
 
 // Room for one thread: the entries of a tile, gathered.
@@ -327,8 +336,8 @@ struct Kernels {
     void (*row_gradients)(const Splat*, const uint8_t* visible, const SplatDerivative*, int64_t begin, int64_t end,
                           const BlendRowGradients&);
     void (*harmonics)(const HarmonicRows&, int64_t begin, int64_t end, float* colors);
-    void (*harmonics_backward)(const HarmonicRows&, int64_t begin, int64_t end, const float* gradient,
-                               float* directions, float* coefficients, bool overwrite);
+    void (*harmonics_backward)(const HarmonicRows&, int64_t begin, int64_t end, const float* colors,
+                               const float* gradient, const HarmonicGradients&, double* sums);
     void (*blend_statistics)(const Constants&, const View&, const Splat*, const Entry*, int64_t count, int tile,
                              TileScratch&, const TileState&, const StatisticsPlanes&, bool cross, RowSums* pair_sums);
     void (*project_statistics)(const Constants&, const View&, const Cloud&, int64_t begin, int64_t end, const Splat*,

@@ -38,8 +38,10 @@ class Workers:
     def harmonics(self, rows: HarmonicRows, colors: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]) -> None:
         """Evaluate spherical harmonics, (N, 3)."""
 
-    def harmonics_backward(self, rows: HarmonicRows, gradient: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], directions: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], coefficients: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu')], overwrite: bool) -> None:
-        """Write the directions' gradient and add that of the coefficients."""
+    def harmonics_backward(self, rows: HarmonicRows, colors: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)] | None, gradient: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], directions: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], coefficients: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu')], overwrite: bool) -> list[float]:
+        """
+        Add to the directions' gradient, and to the coefficients' or overwrite it; returns the directions' sum.
+        """
 
     def adam_step(self, parameter: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], gradient: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], exp_avg: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], exp_avg_sq: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], *, rate: float, beta1: float, beta2: float, epsilon: float, step: int) -> None:
         """One Adam step in place on flat float32 tensors; step counts from 1."""
@@ -223,7 +225,7 @@ class PlainRows:
 class PlainSplats:
     """Pointers to where projected rows go, kept alive by the caller."""
 
-    def __init__(self, centers: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], factors: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], depths: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], compensations: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')] | None, radii: Annotated[NDArray[numpy.int32], dict(shape=(None, 2), order='C', device='cpu')]) -> None: ...
+    def __init__(self, centers: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], factors: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], conics: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], depths: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], compensations: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], radii: Annotated[NDArray[numpy.int32], dict(shape=(None, 2), order='C', device='cpu')], tiles: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu')]) -> None: ...
 
 class PlainSplatGradients:
     """Pointers to the gradients of projected rows, kept alive by the caller."""
@@ -245,7 +247,7 @@ class HarmonicRows:
     Pointers to directions, coefficients and which rows count, kept alive likewise.
     """
 
-    def __init__(self, degree: int, directions: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], coefficients: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], counted: Annotated[NDArray[numpy.bool_], dict(shape=(None,), order='C', device='cpu', writable=False)] | None) -> None: ...
+    def __init__(self, degree: int, directions: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], coefficients: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], counted: Annotated[NDArray[numpy.bool_], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, seen_from: Sequence[float] | None) -> None: ...
 
 class TrustBounds:
     """The trust region of one step."""

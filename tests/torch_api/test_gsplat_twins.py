@@ -16,7 +16,8 @@ from splatopt.torch_api import (
     quat_scale_to_covar_preci,
     spherical_harmonics,
 )
-from splatopt.torch_api.projection import PinholeCameras, PlainGaussians, project
+from splatopt.torch_api.plain_rows import PinholeCameras, PlainGaussians
+from splatopt.torch_api.projection import project
 from torch_api.scenes import plain_scene
 
 wrapper = pytest.importorskip("gsplat.cuda._wrapper", reason="gsplat is not installed")

@@ -14,6 +14,7 @@ from torch import Tensor
 from raster.cases import RENDER_CASES, RenderCase, find_case
 from raster.compare import relative_vector_error, worst_elementwise_error
 from splatopt.core import native
+from splatopt.core.constants import SH_C0
 from splatopt.raster.gsplat_peer import rasterization_arguments
 from splatopt.raster.reference import render_reference
 from splatopt.scene.gaussians import GaussianCloud
@@ -103,6 +104,22 @@ def test_every_mode_agrees_with_float64_in_values_and_gradients(mode, channels, 
     assert torch.equal(meta["tiles_per_gauss"], meta32["tiles_per_gauss"])
     for name in ("depths", "conics", "opacities"):
         assert relative_vector_error(meta32[name], meta[name]) < 1e-5, name
+
+
+@needs_native
+def test_black_gaussians_get_a_gradient_and_what_lies_below_black_gets_none() -> None:
+    scene = plain_scene(torch.float32, rows=50, views=1, channels=None)
+    colors = scene["colors"].detach().clone()
+    colors[:, 1:] = 0
+    colors[::2, 0] = -0.5 / SH_C0  # black, but for rounding
+    colors[1::2, 0] = -0.51 / SH_C0
+    scene |= {"colors": colors.requires_grad_(), "backgrounds": torch.zeros(1, 3)}
+    image, _, meta = rasterization(**arguments_of(scene, packed=False))
+    assert image.abs().max() < 1e-6
+    image.sum().backward()
+    drawn = (meta["radii"][0] > 0).all(dim=-1)
+    assert (scene["colors"].grad[::2, 0][drawn[::2]] > 0).all(dim=-1).float().mean() > 0.9
+    assert (scene["colors"].grad[1::2] == 0).all()
 
 
 @needs_native

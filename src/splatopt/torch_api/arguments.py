@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -107,7 +108,7 @@ def check_shapes(tensors: Mapping[str, Tensor | None]) -> None:
     if tensors["covars"] is None and (tensors["quats"] is None or tensors["scales"] is None):
         raise InputError("rasterization needs quats and scales, or covars")
     intrinsics, poses = tensors["Ks"], tensors["viewmats"]
-    if poses is not None and not (torch.linalg.det(poses.detach()[:, :3, :3]).abs() > 0).all():
+    if poses is not None and not (np.abs(np.linalg.det(poses.detach()[:, :3, :3].numpy())) > 0).all():
         raise InputError("viewmats must be finite and invertible, world to camera")
     if intrinsics is not None and intrinsics.requires_grad:
         raise InputError("Ks cannot be differentiated, as in gsplat: give them without requires_grad")

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from splatopt.core import native
 from splatopt.raster.reference_blend import blend_splats, pixel_centers
 from splatopt.raster.reference_projection import Splats
-from splatopt.torch_api.projection import ProjectedRows
+from splatopt.torch_api.plain_rows import ProjectedRows
 from splatopt.torch_api.workers import Drawing, native_module, uses_native
 
 _CHANNELS_AT_ONCE = 4

@@ -11,7 +11,8 @@ from torch import Tensor
 from splatopt.core.checks import InputError
 from splatopt.torch_api import arguments
 from splatopt.torch_api.covariances import full_covariances
-from splatopt.torch_api.projection import PinholeCameras, PlainGaussians, project
+from splatopt.torch_api.plain_rows import PinholeCameras, PlainGaussians
+from splatopt.torch_api.projection import project
 
 
 def fully_fused_projection(

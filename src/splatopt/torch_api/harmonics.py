@@ -79,6 +79,14 @@ def harmonics_of_views(degree: int, directions: Tensor, coefficients: Tensor, co
     return colors if counted is None else torch.where(counted[..., None], colors, torch.zeros_like(colors))
 
 
+def seen_colors(degree: int, coefficients: Tensor, directions: Tensor, counted: Tensor) -> Tensor:
+    """Return the colours that Gaussians show along ``directions``, max(Σ_k coefficient_k Y_k + 0.5, 0), (C, N, 3).
+
+    Shapes are those of :func:`harmonics_of_views`.
+    """
+    return (harmonics_of_views(degree, directions, coefficients, counted) + 0.5).clamp_min(0.0)
+
+
 class _NativeHarmonics(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, degree: int, directions: Tensor, coefficients: Tensor, counted: Tensor | None) -> Tensor:
@@ -94,14 +102,20 @@ class _NativeHarmonics(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         directions, coefficients, counted = ctx.saved_tensors
-        along = torch.empty_like(directions, memory_format=torch.contiguous_format)
-        make = torch.empty_like if len(directions) else torch.zeros_like
-        sums = make(coefficients, memory_format=torch.contiguous_format)
-        shared, gradient = coefficients.ndim == 3, gradient.contiguous()
+        along = torch.zeros_like(directions, memory_format=torch.contiguous_format)
+        sums, gradient = empty_gradient(coefficients, len(directions)), gradient.contiguous()
+        shared = coefficients.ndim == 3
         for view, rows in enumerate(_rows(ctx, directions, coefficients, counted)):
             into = sums if shared else sums[view]
-            torch_workers().harmonics_backward(rows, gradient[view], along[view], into, not shared or view == 0)
+            overwrite = not shared or view == 0
+            torch_workers().harmonics_backward(rows, None, gradient[view], along[view], into, overwrite)
         return None, along, sums, None
+
+
+def empty_gradient(coefficients: Tensor, views: int) -> Tensor:
+    """Return where the gradient of coefficients goes, which the first view's pass overwrites."""
+    make = torch.empty_like if views else torch.zeros_like
+    return make(coefficients, memory_format=torch.contiguous_format)
 
 
 def _rows(ctx: Any, directions: Tensor, coefficients: Tensor, counted: Tensor | None) -> list[native.Native]:
@@ -114,6 +128,7 @@ def _rows(ctx: Any, directions: Tensor, coefficients: Tensor, counted: Tensor | 
             directions[view],
             coefficients if coefficients.ndim == 3 else coefficients[view],
             None if counted is None else counted[view],
+            None,
         )
         for view in range(len(directions))
     ]

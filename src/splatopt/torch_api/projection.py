@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from functools import cached_property
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -15,134 +14,13 @@ from splatopt.core import native
 from splatopt.core.schema import rotation_matrices
 from splatopt.raster.constants import FRUSTUM_MARGIN, MIN_ALPHA
 from splatopt.raster.cpu import native_constants
+from splatopt.torch_api.arguments import TILE_SIZE
+from splatopt.torch_api.harmonics import empty_gradient, seen_colors
+from splatopt.torch_api.plain_rows import Harmonics, PinholeCameras, PlainGaussians, ProjectedRows
 from splatopt.torch_api.workers import HeldViews, native_module, torch_workers, uses_native
 
 MAX_EXTENT = 3.33
 """Half sides of a row's box end at so many standard deviations, as gsplat's; α of an opacity of 1 ends at 3.329."""
-
-
-@dataclass(frozen=True)
-class PlainGaussians:
-    """N Gaussians as gsplat holds them, activated; either covariances or quaternions and scales.
-
-    Attributes:
-        means: Centres, (N, 3).
-        quats: Rotations wxyz of any length, (N, 4), or None.
-        scales: Standard deviations along the axes, (N, 3), or None.
-        opacities: (N,); they decide what is drawn, and no gradient passes to them here.
-        covariances: (N, 3, 3), or None.
-    """
-
-    means: Float[Tensor, "n 3"]
-    quats: Float[Tensor, "n 4"] | None
-    scales: Float[Tensor, "n 3"] | None
-    opacities: Float[Tensor, " n"]
-    covariances: Float[Tensor, "n 3 3"] | None = None
-
-
-@dataclass(frozen=True)
-class PinholeCameras:
-    """C cameras of one image size, and which Gaussians they leave out.
-
-    Attributes:
-        viewmats: World to camera, (C, 4, 4); the rotation's entries are taken as they are.
-        intrinsics: (C, 3, 3), of which fx, fy, cx and cy are read.
-        width: Pixels.
-        height: Pixels.
-        near_plane: What lies nearer along z is not drawn.
-        far_plane: What lies further along z is not drawn.
-        radius_clip: What reaches no further than so many pixels is not drawn.
-        low_pass: Added to the diagonal of the projected covariances, pixels².
-        antialiased: Whether opacities are compensated for the low-pass.
-    """
-
-    viewmats: Float[Tensor, "c 4 4"]
-    intrinsics: Float[Tensor, "c 3 3"]
-    width: int
-    height: int
-    near_plane: float = 0.01
-    far_plane: float = 1e10
-    radius_clip: float = 0.0
-    low_pass: float = 0.3
-    antialiased: bool = False
-
-
-@dataclass(frozen=True)
-class ProjectedRows:
-    """Rows as cameras see them, zeros where a row is not drawn; (C, N, …), or (rows, …) where packed.
-
-    Attributes:
-        radii: Half sides of the box outside of which α is below 1/255, (…, 2) int32, whole pixels.
-        means2d: Centres, (…, 2), pixels.
-        factors: xx, xy and yy of the upper triangular U with UᵀU = Σ⁻¹, (…, 3), pixels⁻¹. Unlike the entries of Σ⁻¹
-            they keep the digits of needles.
-        depths: Camera z, (…).
-        compensations: √(det Σ before / after the low-pass), (…).
-    """
-
-    radii: Int[Tensor, "*rows 2"]
-    means2d: Float[Tensor, "*rows 2"]
-    factors: Float[Tensor, "*rows 3"]
-    depths: Float[Tensor, "*rows"]
-    compensations: Float[Tensor, "*rows"]
-
-    @cached_property
-    def drawn(self) -> Tensor:
-        """Which rows are drawn, (…) bool; either both radii are positive or none is."""
-        return self.radii[..., 0] > 0
-
-    @property
-    def conics(self) -> Tensor:
-        """Entries xx, xy and yy of Σ⁻¹, (…, 3), pixels⁻²."""
-        return _Conics.apply(self.factors)
-
-    def flattened(self) -> ProjectedRows:
-        """Return the rows of all cameras one after the other, (rows, …)."""
-        radii, means2d, factors = self.radii.reshape(-1, 2), self.means2d.reshape(-1, 2), self.factors.reshape(-1, 3)
-        return ProjectedRows(radii, means2d, factors, self.depths.reshape(-1), self.compensations.reshape(-1))
-
-    def take(self, rows: Tensor) -> ProjectedRows:
-        """Return these of the flattened rows, each at most once."""
-        flat = self.flattened()
-        return ProjectedRows(**{field.name: take_rows(getattr(flat, field.name), rows) for field in fields(flat)})
-
-
-def take_rows(tensor: Tensor, rows: Tensor) -> Tensor:
-    """Return rows of a tensor, each of which is asked for at most once; indexing's backward pass would sort them."""
-    return _TakeRows.apply(tensor, rows) if tensor.is_floating_point() else tensor[rows]
-
-
-class _Conics(torch.autograd.Function):
-    """UᵀU, without a tensor for each product: few ask for it."""
-
-    @staticmethod
-    def forward(ctx: Any, factors: Tensor) -> Tensor:
-        ctx.save_for_backward(factors)
-        xx, xy, yy = factors.unbind(dim=-1)
-        conics = torch.empty_like(factors)
-        torch.mul(xx, xx, out=conics[..., 0])
-        torch.mul(xx, xy, out=conics[..., 1])
-        torch.mul(xy, xy, out=conics[..., 2]).addcmul_(yy, yy)
-        return conics
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (factors,) = ctx.saved_tensors
-        (xx, xy, yy), (of_xx, of_xy, of_yy) = factors.unbind(dim=-1), gradient.unbind(dim=-1)
-        return torch.stack([2 * xx * of_xx + xy * of_xy, xx * of_xy + 2 * xy * of_yy, 2 * yy * of_yy], dim=-1)
-
-
-class _TakeRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, rows: Tensor) -> Tensor:
-        ctx.save_for_backward(rows)
-        ctx.shape = tensor.shape
-        return tensor.index_select(0, rows)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (rows,) = ctx.saved_tensors
-        return gradient.new_zeros(ctx.shape).index_copy(0, rows, gradient), None
 
 
 def project(gaussians: PlainGaussians, cameras: PinholeCameras) -> ProjectedRows:
@@ -150,12 +28,18 @@ def project(gaussians: PlainGaussians, cameras: PinholeCameras) -> ProjectedRows
 
     The formulas are those of :func:`~splatopt.raster.reference_projection.project_reference`. Float32 takes a native
     pass unless there are covariances; all else takes PyTorch. Differentiable in means, quaternions, scales,
-    covariances and world-to-camera matrices.
+    covariances, coefficients of harmonics and world-to-camera matrices.
     """
+    harmonics = gaussians.harmonics
     if gaussians.covariances is None and uses_native(gaussians.means):
-        shapes = gaussians.means, gaussians.quats, gaussians.scales
-        return ProjectedRows(*_NativeProjection.apply(*shapes, cameras.viewmats, gaussians.opacities, cameras))
-    return project_with_torch(gaussians, cameras)
+        shapes = gaussians.means, gaussians.quats, gaussians.scales, cameras.viewmats
+        coefficients = None if harmonics is None else harmonics.coefficients.to(gaussians.means.dtype)
+        return ProjectedRows(*_NativeProjection.apply(*shapes, coefficients, gaussians, cameras))
+    rows = project_with_torch(gaussians, cameras)
+    if harmonics is None:
+        return rows
+    directions = gaussians.means[None] - torch.inverse(cameras.viewmats)[:, None, :3, 3]
+    return replace(rows, colors=seen_colors(harmonics.degree, harmonics.coefficients, directions, rows.drawn))
 
 
 def _image_covariances(gaussians: PlainGaussians, to_image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -214,13 +98,32 @@ def project_with_torch(gaussians: PlainGaussians, cameras: PinholeCameras) -> Pr
     across = (yy / after).sqrt()
     factors = torch.stack([across, -across * xy / yy, yy.rsqrt()], dim=-1)
     drawn_pairs = drawn[..., None]
+    means2d = torch.where(drawn_pairs, centers, torch.zeros_like(centers))
+    factors = torch.where(drawn_pairs, factors, torch.zeros_like(factors))
     return ProjectedRows(
         radii=radii,
-        means2d=torch.where(drawn_pairs, centers, torch.zeros_like(centers)),
-        factors=torch.where(drawn_pairs, factors, torch.zeros_like(factors)),
+        means2d=means2d,
+        factors=factors,
+        conics=_conics(factors),
+        tiles=_tiles_of_boxes(radii, means2d.detach(), cameras),
         depths=torch.where(drawn, point[..., 2], torch.zeros_like(one)),
         compensations=torch.where(drawn, compensations, torch.zeros_like(one)),
     )
+
+
+def _conics(factors: Tensor) -> Tensor:
+    """Return UᵀU."""
+    xx, xy, yy = factors.unbind(dim=-1)
+    return torch.stack([xx * xx, xx * xy, xy * xy + yy * yy], dim=-1)
+
+
+def _tiles_of_boxes(radii: Tensor, centers: Tensor, cameras: PinholeCameras) -> Tensor:
+    """Return how many tiles each row's box meets, (…) int32."""
+    tiles = centers.new_tensor([-(-cameras.width // TILE_SIZE), -(-cameras.height // TILE_SIZE)])
+    half = radii.to(centers)
+    low, high = ((centers - half) / TILE_SIZE).floor().clamp_min(0), ((centers + half) / TILE_SIZE).ceil()
+    sides = (high.minimum(tiles) - low).to(torch.int32)
+    return sides[..., 0] * sides[..., 1] * (radii[..., 0] > 0)
 
 
 @torch.no_grad()
@@ -246,57 +149,98 @@ class _NativeProjection(torch.autograd.Function):
         quats: Tensor,
         scales: Tensor,
         viewmats: Tensor,
-        opacities: Tensor,
+        coefficients: Tensor | None,
+        gaussians: PlainGaussians,
         cameras: PinholeCameras,
-    ) -> tuple[Tensor, ...]:
-        rows, count = (viewmats.shape[0], means.shape[0]), viewmats.shape[0]
-        radii = torch.empty(*rows, 2, dtype=torch.int32)
-        means2d, factors = means.new_empty(*rows, 2), means.new_empty(*rows, 3)
+    ) -> tuple[Tensor | None, ...]:
+        rows = (viewmats.shape[0], means.shape[0])
+        radii, tiles = torch.empty(*rows, 2, dtype=torch.int32), torch.empty(rows, dtype=torch.int32)
+        means2d, (factors, conics) = means.new_empty(*rows, 2), means.new_empty(2, *rows, 3).unbind()
         depths, compensations = means.new_empty(2, *rows).unbind()
-        ctx.rows = tuple(tensor.detach().contiguous() for tensor in (means, quats, scales, opacities))
+        colors = None if coefficients is None else means.new_empty(*rows, 3)
         ctx.cameras = cameras
-        constants = native_constants(near_plane=cameras.near_plane, low_pass=cameras.low_pass)
+        ctx.rows = tuple(tensor.detach().contiguous() for tensor in (means, quats, scales, gaussians.opacities))
         module, limits = native_module(), (cameras.far_plane, cameras.radius_clip)
-        pointers = module.PlainRows(*ctx.rows)
-        ctx.held = HeldViews([native_view(cameras, view) for view in range(count)])
+        pointers, workers, constants = module.PlainRows(*ctx.rows), torch_workers(), _constants(cameras)
+        ctx.held = HeldViews([native_view(cameras, view) for view in range(rows[0])])
         for view, camera in enumerate(ctx.held.views):
-            into = module.PlainSplats(means2d[view], factors[view], depths[view], compensations[view], radii[view])
-            torch_workers().project_rows(constants, camera, limits, pointers, into)
-        ctx.save_for_backward(means, quats, scales, viewmats, radii)
-        ctx.mark_non_differentiable(radii)
+            floats = (tensor[view] for tensor in (means2d, factors, conics, depths, compensations))
+            into = module.PlainSplats(*floats, radii[view], tiles[view])
+            workers.project_rows(constants, camera, limits, pointers, into)
+        ctx.harmonics = None
+        if gaussians.harmonics is not None and coefficients is not None and colors is not None:
+            drawn = radii[..., 0] > 0
+            ctx.harmonics = Harmonics(gaussians.harmonics.degree, coefficients.detach().contiguous())
+            for view in range(rows[0]):
+                workers.harmonics(_harmonic_rows(ctx, view, drawn[view]), colors[view])
+        ctx.save_for_backward(means, quats, scales, viewmats, coefficients, radii, factors, colors)
+        ctx.mark_non_differentiable(radii, tiles)
         ctx.set_materialize_grads(False)
-        return radii, means2d, factors, depths, compensations
+        return radii, means2d, factors, conics, depths, compensations, tiles, colors
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, _radii: None, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        *_, radii = ctx.saved_tensors
-        module, pointers = native_module(), native_module().PlainRows(*ctx.rows)
+        *_, radii, factors, colors = ctx.saved_tensors
+        of_centers, of_factors, of_conics, of_depths, of_compensations, _, of_colors = gradients
+        if of_conics is not None:
+            of_factors = _factors_gradient(factors, of_conics, of_factors)
+        module, pointers, workers = native_module(), native_module().PlainRows(*ctx.rows), torch_workers()
         into = [torch.zeros_like(tensor) for tensor in ctx.rows[:3]]
-        poses = []
-        given = [None if one is None else one.contiguous() for one in gradients]
-        constants = native_constants(near_plane=ctx.cameras.near_plane, low_pass=ctx.cameras.low_pass)
+        poses = np.zeros((len(radii), 4, 4))
+        given = [
+            None if one is None else one.contiguous() for one in (of_centers, of_factors, of_depths, of_compensations)
+        ]
+        constants, of_coefficients = _constants(ctx.cameras), None
+        if ctx.harmonics is not None and of_colors is not None:
+            of_colors = of_colors.contiguous()
+            of_coefficients, drawn = empty_gradient(ctx.harmonics.coefficients, len(radii)), radii[..., 0] > 0
+            for view in range(len(radii)):
+                shared, rows = of_coefficients.ndim == 3, _harmonic_rows(ctx, view, drawn[view])
+                put = of_coefficients if shared else of_coefficients[view]
+                moved = workers.harmonics_backward(
+                    rows, colors[view], of_colors[view], into[0], put, not shared or view == 0
+                )
+                poses[view] += _moved_center(ctx.cameras, view, moved)
         for view, camera in enumerate(ctx.held.views):
             of_view = module.PlainSplatGradients(*(None if one is None else one[view] for one in given), radii[view])
-            poses.append(torch_workers().project_rows_backward(constants, camera, pointers, of_view, *into))
-        return *into, _pose_gradients(poses).to(into[0]), None, None
+            numbers = workers.project_rows_backward(constants, camera, pointers, of_view, *into)
+            poses[view, :3, :3] += np.reshape(numbers[:9], (3, 3))
+            poses[view, :3, 3] += numbers[9:]
+        return *into, torch.from_numpy(poses).to(into[0]), of_coefficients, None, None
 
 
-def _pose_gradients(numbers: list[list[float]]) -> Tensor:
-    """Return ∂L/∂(world to camera), (C, 4, 4), of those of the rotation, row-major, and the translation."""
-    flat = torch.tensor(numbers, dtype=torch.float64)
-    upper = torch.cat([flat[:, :9].reshape(-1, 3, 3), flat[:, 9:, None]], dim=2)
-    return torch.nn.functional.pad(upper, (0, 0, 0, 1))
+def _factors_gradient(factors: Tensor, of_conics: Tensor, of_factors: Tensor | None) -> Tensor:
+    """Return ∂L/∂U with what ∂L/∂(UᵀU) adds to it."""
+    (xx, xy, yy), (of_xx, of_xy, of_yy) = factors.unbind(dim=-1), of_conics.unbind(dim=-1)
+    through = torch.stack([2 * xx * of_xx + xy * of_xy, xx * of_xy + 2 * xy * of_yy, 2 * yy * of_yy], dim=-1)
+    return through if of_factors is None else of_factors + through
+
+
+def _constants(cameras: PinholeCameras) -> native.Native:
+    return native_constants(near_plane=cameras.near_plane, low_pass=cameras.low_pass)
+
+
+def _harmonic_rows(ctx: Any, view: int, drawn: Tensor) -> native.Native:
+    """Return the pointers to what gives drawn rows their colours in a view; ``ctx`` keeps the tensors alive."""
+    means, coefficients = ctx.rows[0], ctx.harmonics.coefficients
+    of_view = coefficients if coefficients.ndim == 3 else coefficients[view]
+    return native_module().HarmonicRows(ctx.harmonics.degree, means, of_view, drawn, ctx.cameras.centers[view].tolist())
+
+
+def _moved_center(cameras: PinholeCameras, view: int, directions: list[float]) -> np.ndarray:
+    """Return ∂L/∂(world to camera), (4, 4), of Σ ∂L/∂direction: what is seen from c, V⁻¹'s last column, along μ - c."""
+    center, summed = cameras.centers[view], np.asarray(directions)
+    through = np.linalg.solve(cameras.poses[view, :3, :3].T, summed)
+    return np.outer(np.append(through, center @ summed), np.append(center, 1.0))
 
 
 def native_view(cameras: PinholeCameras, view: int) -> native.Native:
     """Return one camera as the native module takes it."""
-    pose = cameras.viewmats[view].detach().double()
     fx, _, cx, _, fy, cy = cameras.intrinsics[view].detach().double()[:2].reshape(-1).tolist()
-    center = torch.linalg.solve(pose[:3, :3], -pose[:3, 3])
     return native_module().View(
-        rotation=pose[:3, :3].reshape(-1).tolist(),
-        center=center.tolist(),
+        rotation=cameras.poses[view, :3, :3].ravel().tolist(),
+        center=cameras.centers[view].tolist(),
         intrinsics=[fx, fy, cx, cy],
         width=cameras.width,
         height=cameras.height,

@@ -12,8 +12,8 @@ from splatopt.core.checks import InputError
 from splatopt.torch_api import arguments
 from splatopt.torch_api.arguments import TILE_SIZE
 from splatopt.torch_api.blending import BlendPlan, blend
-from splatopt.torch_api.harmonics import harmonics_of_views
-from splatopt.torch_api.projection import PinholeCameras, PlainGaussians, ProjectedRows, project, take_rows
+from splatopt.torch_api.plain_rows import Harmonics, PinholeCameras, PlainGaussians, ProjectedRows, take_rows
+from splatopt.torch_api.projection import project
 
 Meta = dict[str, Any]
 
@@ -120,12 +120,14 @@ def rasterization(
     arguments.check_colors(colors, sh_degree, means.shape[0], viewmats.shape[0])
     cameras = PinholeCameras(viewmats, Ks, width, height, near_plane, far_plane, radius_clip, low_pass=eps2d)
     cameras = replace(cameras, antialiased=rasterize_mode == "antialiased")
-    projected = project(PlainGaussians(means, quats, scales, opacities, covars), cameras)
-    seen = _SeenRows(projected, means, cameras, packed)
+    # Depths alone are blended without colours.
+    harmonics = None if sh_degree is None or render_mode in ("D", "ED") else Harmonics(sh_degree, colors)
+    projected = project(PlainGaussians(means, quats, scales, opacities, covars, harmonics), cameras)
+    seen = _SeenRows(projected, cameras, packed)
     drawn_opacities = seen.of_each(opacities)
     if cameras.antialiased:
         drawn_opacities = drawn_opacities * seen.projected.compensations
-    channels = seen.channels(colors, sh_degree, render_mode)
+    channels = seen.channels(colors, render_mode)
     images, alphas = blend(seen.projected, drawn_opacities, channels, seen.plan(absgrad))
     images = _over_backgrounds(images, alphas, backgrounds, render_mode)
     if render_mode in ("ED", "RGB+ED"):
@@ -148,9 +150,9 @@ def _over_backgrounds(images: Tensor, alphas: Tensor, backgrounds: Tensor | None
 class _SeenRows:
     """Rows as C cameras see them: all of them, or packed, those alone that are drawn."""
 
-    def __init__(self, projected: ProjectedRows, means: Tensor, cameras: PinholeCameras, packed: bool) -> None:
-        self.means, self.cameras, self.rows, self.packed = means, cameras, means.shape[0], packed
-        self.views, self.drawn, self.projected = cameras.viewmats.shape[0], projected.drawn, projected
+    def __init__(self, projected: ProjectedRows, cameras: PinholeCameras, packed: bool) -> None:
+        self.drawn, self.projected, self.cameras, self.packed = projected.drawn, projected, cameras, packed
+        self.views, self.rows = self.drawn.shape
         self.bounds = tuple(self.rows * view for view in range(self.views + 1))
         if packed:
             self.index = self.drawn.reshape(-1).nonzero().squeeze(1)
@@ -164,17 +166,15 @@ class _SeenRows:
         values = values[None] if one_camera else values.expand(self.views, self.rows, *ends)
         return take_rows(values.reshape(-1, *ends), self.index) if self.packed else values
 
-    def channels(self, colors: Tensor, sh_degree: int | None, render_mode: str) -> Tensor:
-        """Return what is blended, (…, D): colours, depths or both."""
+    def channels(self, colors: Tensor, render_mode: str) -> Tensor:
+        """Return what is blended, (…, D): colours, those of harmonics or given ones, depths or both."""
         depths = self.projected.depths[..., None]
         if render_mode in ("D", "ED"):
             return depths
-        if sh_degree is not None:
-            centers = torch.inverse(self.cameras.viewmats)[:, :3, 3]
-            directions = self.means[None] - centers[:, None]
-            colors = (harmonics_of_views(sh_degree, directions, colors, self.drawn) + 0.5).clamp_min(0.0)
-        colors = self.of_each(colors, colors.shape[-1])
-        return colors if render_mode == "RGB" else torch.cat([colors, depths], dim=-1)
+        shown = self.projected.colors
+        if shown is None:
+            shown = self.of_each(colors, colors.shape[-1])
+        return shown if render_mode == "RGB" else torch.cat([shown, depths], dim=-1)
 
     def plan(self, absgrad: bool) -> BlendPlan:
         """Return which rows go into which image."""
@@ -184,8 +184,10 @@ class _SeenRows:
         """Return gsplat's dictionary; what only its own kernels read is left out."""
         of_row: Meta = {"batch_ids": None, "camera_ids": None, "gaussian_ids": None}
         if self.packed:
-            of_row["batch_ids"] = torch.zeros_like(self.index)
-            of_row["camera_ids"], of_row["gaussian_ids"] = self.index // self.rows, self.index % self.rows
+            of_row["batch_ids"] = of_row["camera_ids"] = torch.zeros_like(self.index)
+            of_row["gaussian_ids"] = self.index
+            if self.views > 1:
+                of_row["camera_ids"], of_row["gaussian_ids"] = self.index // self.rows, self.index % self.rows
         projected, width, height = self.projected, self.cameras.width, self.cameras.height
         return {
             **of_row,
@@ -194,7 +196,7 @@ class _SeenRows:
             "depths": projected.depths,
             "conics": projected.conics,
             "opacities": opacities,
-            "tiles_per_gauss": _tiles_of_boxes(projected, width, height),
+            "tiles_per_gauss": projected.tiles,
             "width": width,
             "height": height,
             "tile_size": TILE_SIZE,
@@ -203,14 +205,3 @@ class _SeenRows:
             "n_batches": 1,
             "n_cameras": self.views,
         }
-
-
-@torch.no_grad()
-def _tiles_of_boxes(projected: ProjectedRows, width: int, height: int) -> Tensor:
-    """Return how many tiles each row's box meets, (…) int32."""
-    radii, centers = projected.radii.to(projected.means2d), projected.means2d
-    tiles = torch.tensor([-(-width // TILE_SIZE), -(-height // TILE_SIZE)]).to(radii)
-    low = (centers - radii).div_(TILE_SIZE).floor_().clamp_min_(0)
-    high = radii.add_(centers).div_(TILE_SIZE).ceil_().minimum(tiles)
-    sides = high.sub_(low).to(torch.int32)
-    return (sides[..., 0] * sides[..., 1]).mul_(projected.drawn)
