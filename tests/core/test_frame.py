@@ -129,6 +129,15 @@ def test_two_cameras_have_a_size():
     assert frame.unit == pytest.approx(500 / USUAL_DISTANCE)
 
 
+@pytest.mark.parametrize("center", [(0.0, 0.0, 0.0), (10.0, 20.0, 30.0), (5e5, 4.6e6, 300.0)])
+def test_rounding_is_no_size_without_points_either(center):
+    spot, generator = poses(6), torch.Generator().manual_seed(3)
+    for pose in spot:
+        noise = 1e-17 * torch.randn(3, dtype=torch.float64, generator=generator)
+        pose[:3, 3] = -pose[:3, :3] @ (torch.tensor(center, dtype=torch.float64) + noise)
+    assert Frame.around(spot).unit == 1
+
+
 @pytest.mark.parametrize("center", [(0.0, 0.0, 0.0), (1.0, 2.0, 3.0)])
 def test_rounding_is_no_size(center):
     """Cameras that turn on the spot come out of an inverse a little apart."""

@@ -12,6 +12,7 @@ from PIL import Image
 
 from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError
+from splatopt.core.frame import Frame
 from splatopt.data import CaptureOptions, CaptureSummary, UnreadableImageError, inspect_capture, load_capture
 from splatopt.data.capture import scene_extent
 from splatopt.data.source import Points
@@ -209,6 +210,22 @@ def test_extent_is_that_of_the_training_cameras() -> None:
     assert scene_extent([_camera(5, 5, 5)] * 2, None) == 1.0
     points = Points(torch.tensor([[5.0, 5, 9], [5, 5, 8], [8, 9, 5]]).double(), torch.zeros(3, 3, dtype=torch.uint8))
     assert scene_extent([_camera(5, 5, 5)] * 2, points) == pytest.approx(1.1 * 4)
+
+
+@pytest.mark.parametrize("jitter", [1e-12, 1e-7])
+def test_rounding_is_no_extent(jitter: float) -> None:
+    """Of cameras that turn on the spot, in the world and in the training frame: what the frame says is one place."""
+    generator = torch.Generator().manual_seed(0)
+    places = jitter * torch.randn(6, 3, dtype=torch.float64, generator=generator)
+    cameras = [_camera(*place) for place in places.tolist()]
+    directions = torch.randn(50, 3, dtype=torch.float64, generator=generator)
+    points = Points(7 * directions / directions.norm(dim=1, keepdim=True), torch.zeros(50, 3, dtype=torch.uint8))
+    frame = Frame.around([camera.world_to_camera for camera in cameras], points.positions)
+    local = [replace(one, world_to_camera=frame.pose(one.world_to_camera)) for one in cameras]
+    local_points = replace(points, positions=frame.to_local(points.positions))
+    assert scene_extent(cameras, points) == pytest.approx(1.1 * 7)
+    assert scene_extent(local, local_points) == pytest.approx(1.1 * 3.5)
+    assert scene_extent(cameras, None) == 1
 
 
 def test_capture_extent_leaves_out_test_views(tmp_path: Path) -> None:

@@ -10,16 +10,18 @@ from torch import nn
 
 from fields.cases import generator, random_tangent
 from splatopt.curvature.hessian import CentralDifference, ExactHessian
-from splatopt.data.mesh import BOX, inside
+from splatopt.data.mesh import BOX, inside, inside_test
 from splatopt.data.torus_knot import make_torus_knot
 from splatopt.fields import Architecture, OccupancyTask, make_field
 from splatopt.fields.occupancy import (
     LabelledPoints,
+    grid_planes,
     intersection_over_union,
     sample_points,
     shaded,
     zero_surface,
 )
+from splatopt.optim.dry_run import CountedMemory
 
 KNOT = make_torus_knot(around=10, along=80)
 
@@ -135,6 +137,22 @@ def test_a_shape_that_leaves_the_box_is_closed_at_its_faces():
     assert float((a * torch.linalg.cross(b, c)).sum()) / 6 == pytest.approx(8, rel=0.08)
     edges = torch.cat([surface.faces[:, [0, 1]], surface.faces[:, [1, 2]], surface.faces[:, [2, 0]]])
     assert len(edges) == len(torch.unique(edges, dim=0)) == 2 * len(torch.unique(edges.sort(dim=1).values, dim=0))
+
+
+def test_a_grid_is_made_plane_by_plane():
+    objective = ball_task()
+    axis = torch.linspace(-1, 1, 5)
+    whole = objective.module(torch.cartesian_prod(axis, axis, axis)).detach().reshape(5, 5, 5)
+    assert torch.equal(objective.grid(5), whole)
+    with CountedMemory(2**40) as memory:
+        grid = objective.grid(65)
+    assert memory.peak < 1.5 * grid.nbytes
+    with CountedMemory(2**40) as memory:
+        is_inside = inside_test(KNOT)
+        picture = shaded(is_inside(points).reshape(65, 65) for points in grid_planes(65))
+    points = torch.cat(list(grid_planes(65)))
+    assert memory.peak < 48 * len(points), "all points at once take 24 in double precision, turned as much, and more"
+    assert torch.equal(picture, shaded(inside(KNOT, points).reshape(65, 65, 65)))
 
 
 def test_nothing_inside_is_no_surface():

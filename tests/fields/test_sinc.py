@@ -35,5 +35,12 @@ def test_derivatives_agree_with_finite_differences():
     assert torch.autograd.gradgradcheck(sinc, (u,))
 
 
+def test_vmap_gives_what_a_loop_does():
+    u = torch.tensor(POINTS, dtype=torch.float64)
+    assert torch.equal(torch.func.vmap(sinc)(u), sinc(u))
+    second = torch.func.grad(torch.func.grad(sinc))
+    assert torch.allclose(torch.func.vmap(second)(u), torch.stack([second(one) for one in u]), rtol=1e-13)
+
+
 def test_a_derivative_that_nobody_asks_for_is_not_computed():
     assert not sinc(torch.ones(3)).requires_grad

@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.core.checks import InputError
 from splatopt.data import load_capture
 from splatopt.data.mesh import load_mesh, write_mesh
+from splatopt.data.source import Points
 from splatopt.data.torus_knot import make_torus_knot
 from splatopt.fields.image import ImageTask
 from splatopt.fit.config import FitConfig
@@ -276,7 +278,12 @@ def test_numbers_that_break_down_go_back_once_and_then_stop(settings):
     listener = Listener()
     with pytest.raises(NonFiniteError, match=r"fitting stopped: .*not finite.*already gone back once.*lower the"):
         fit_field(settings(optimizer="sgd", field="relu", omega=None, optimizer_options=sgd(1e30)), [listener])
-    assert "went back to the checkpoint of step 0" in listener.of(Warned)[0].message
+    said = [listener.of(Warned)[0].message]
+    assert said[0].endswith("went back to the checkpoint of step 0, with a new order of examples")
+    with pytest.raises(NonFiniteError):
+        changes = {"optimizer": "sgd", "field": "relu", "omega": None, "optimizer_options": sgd(1e30)}
+        fit_field(settings("full", batch=SIDE**2, **changes), [listener])
+    assert listener.of(Warned)[1].message.endswith("went back to the checkpoint of step 0")
     assert latest_checkpoint(settings().folder / "checkpoints")[0].step == 0
 
 
@@ -290,6 +297,21 @@ def test_numbers_that_break_down_are_noticed_before_they_are_scored(settings, mo
         fit_field(settings("score", steps=1))
     for folder in (settings("steps").folder, settings("score").folder):
         assert all("NaN" not in path.read_text() for path in folder.glob("*.json*"))
+
+
+def test_steps_taken_again_see_other_examples(settings, monkeypatch):
+    gradient, seen = ImageTask.gradient, []
+
+    def broken_once(self, batch):
+        found = gradient(self, batch)
+        seen.append(batch.tolist())
+        return replace(found, loss=math.nan) if len(seen) == 2 else found
+
+    monkeypatch.setattr("splatopt.fit.loop.check_field_memory", lambda *_: None)
+    monkeypatch.setattr(ImageTask, "gradient", broken_once)
+    fit_field(settings(optimizer="adam", eval_every=0, steps=2))
+    assert len(seen) == 4
+    assert seen[:2] != seen[2:]
 
 
 def sgd(rate):
@@ -397,6 +419,20 @@ def test_bounds_of_a_capture_hold_its_points(tmp_path):
     assert (positions - bounds.center).abs().max() < 1.5 * bounds.radius
 
 
+def test_bounds_are_of_the_points_in_the_picture(tmp_path):
+    """Half of these points lie beside it or above it, by less than half its width, a thousand times as far away."""
+    capture = load_capture(make_toy_capture(tmp_path / "toy", points=200))
+    camera = capture.cameras[0]
+    places = [(0.5, 0.5, 3.0)] * 4 + [(-0.4, 0.5, 3e3), (1.4, 0.5, 3e3), (0.5, -0.4, 3e3), (0.5, 1.4, 3e3)]
+    u, v, depth = torch.tensor(places, dtype=torch.float64).T
+    x, y = (u * camera.width - camera.cx) / camera.fx, (v * camera.height - camera.cy) / camera.fy
+    pose = camera.world_to_camera.double()
+    positions = (torch.stack([x, y, torch.ones(8)], dim=-1) * depth[:, None] - pose[:3, 3]) @ pose[:3, :3]
+    points = Points(positions, torch.zeros(8, 3, dtype=torch.uint8))
+    bounds = scene_bounds(replace(capture, points=points, split=replace(capture.split, train=(0,))))
+    assert (bounds.near, bounds.far) == pytest.approx((0.9 * 3, 1.1 * 3), rel=1e-3)
+
+
 def test_bounds_without_points_are_those_of_blenders_captures(data_folder):
     bounds = scene_bounds(load_capture(data_folder / "lego_200"))
     assert bounds.near == pytest.approx(2, rel=0.05)
@@ -435,5 +471,19 @@ def test_a_sampler_goes_on_where_it_was_and_shuffles_when_told():
     assert [again.draw().tolist() for _ in range(9)] == expected
     again.shuffle()
     assert again.state()["position"] == 10
+
+
+def test_shuffling_makes_another_order_even_where_none_was_begun():
+    """A checkpoint of step 0, or of an epoch's end, is followed by a new order anyway, which must be another."""
+    usual, shuffled, again = (ExampleSampler(20, 20 - 1, torch.Generator().manual_seed(0)) for _ in range(3))
+    shuffled.shuffle()
+    again.shuffle()
+    drawn = shuffled.draw()
+    assert not torch.equal(drawn, usual.draw())
+    assert torch.equal(drawn, again.draw())
+
+
+def test_a_sampler_refuses_a_state_of_other_examples():
+    state = ExampleSampler(10, 3, torch.Generator()).state()
     with pytest.raises(InputError, match="written with 10 examples in batches of 3"):
         ExampleSampler(10, 4, torch.Generator()).load_state(state)

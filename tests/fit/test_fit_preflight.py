@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from splatopt.core import devices
+from splatopt.core.camera import Camera
 from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.core.checks import InputError
 from splatopt.fields.image import ImageTask
 from splatopt.fields.networks import Architecture
+from splatopt.fields.occupancy import LabelledPoints, OccupancyTask
+from splatopt.fields.radiance import FEATURES, Bounds, RadianceField, RadianceTask
 from splatopt.fields.registry import make_field
+from splatopt.fields.task import CHUNK
 from splatopt.fit.config import FitConfig
 from splatopt.fit.loop import fit_field
 from splatopt.fit.preflight import check_field_memory
 from splatopt.optim.bridge import TorchOptimizer
-from splatopt.optim.field_optimizers import FIELD_OPTIMIZERS
+from splatopt.optim.dry_run import CountedMemory
+from splatopt.optim.field_optimizers import FIELD_OPTIMIZERS, LbfgsOptions
 from splatopt.runs.resumable import OutOfMemoryError
 
 
@@ -69,7 +76,63 @@ def test_the_estimate_counts_state_and_examples(settings):
     # Each of four layers keeps what the sine is of, and makes the sine, which the next product keeps.
     examples = 40_000 * 4 * 64 * 4 * 2
     assert 1.0 < large.parts["steps"] / examples < 2.0
-    assert large.sentence.startswith("fitting needs about 0.097 GiB of memory (steps 0.096, scoring 0.001")
+    assert large.sentence.startswith("fitting needs about 0.10 GiB of memory (steps 0.096, scoring 0.004")
+
+
+def peak(work) -> int:
+    with CountedMemory(2**40) as memory:
+        work()
+    return memory.peak
+
+
+def test_the_estimate_counts_what_scoring_evaluates_at_once(settings):
+    """Of rays with many samples in few batches, and of layers wider than usual."""
+    cameras = [Camera(torch.eye(4, dtype=torch.float64), 32.0, 32.0, 32.0, 32.0, 64, 64, "one")] * 2
+    photos = [torch.zeros(64, 64, 3, dtype=torch.uint8)] * 2
+    fitted = []
+    for width, samples in ((16, 256), (16, 4), (600, 16)):
+        generator = torch.Generator().manual_seed(0)
+        field = make_field("gaussian", Architecture(3, 1 + FEATURES, width, 1), generator)
+        bounds = Bounds(torch.zeros(3), 1.0, 1.0, 2.0)
+        views = {"train": (0,), "test": (1,), "samples": samples}
+        fitted.append(RadianceTask(RadianceField(field, generator), cameras, photos, bounds, **views))
+    assert [one.chunk for one in fitted] == [CHUNK // 256, CHUNK // 4, CHUNK // 16 // 3]
+    needed = check_field_memory(settings(optimizer="adam", batch=4), fitted[0], 4)
+    rendered = peak(lambda: fitted[0].render(1))
+    assert rendered < needed.parts["scoring"] < 2 * rendered
+    assert rendered > 3 * needed.parts["steps"]
+
+
+def test_the_estimate_counts_the_grid_of_a_shape(settings):
+    points = LabelledPoints(torch.zeros(50, 3), torch.zeros(50))
+    field = make_field("sine", Architecture(3, 1, 8, 1), torch.Generator().manual_seed(0))
+    shape = OccupancyTask(field, points, points)
+    config = settings(optimizer="adam")
+    small, large = (
+        check_field_memory(replace(config, scoring=replace(config.scoring, resolution=side)), shape, 10)
+        for side in (32, 64)
+    )
+    seen = peak(lambda: shape.grid(64))
+    assert 4 * 64**3 <= seen < 1.1 * large.parts["mesh"]
+    assert small.parts["mesh"] < large.parts["mesh"] / 4
+    limited = config.changed(max_memory=large.total / 2**31)
+    limited = replace(limited, scoring=replace(limited.scoring, resolution=64))
+    with pytest.raises(InputError, match=r"mesh 0\.00.*take a smaller --batch, --width or --resolution"):
+        check_field_memory(limited, shape, 10)
+
+
+def test_the_estimate_counts_the_whole_history_of_lbfgs(settings):
+    fitted = task(24)
+    numbers = 4 * sum(value.numel() for value in fitted.parameters.values())
+
+    def kept(history: int, steps: int) -> float:
+        options = LbfgsOptions(history=history)
+        config = settings(optimizer="lbfgs", batch=None, optimizer_options=options, steps=steps)
+        return check_field_memory(config, fitted, fitted.size).parts["optimizer lbfgs"] / numbers
+
+    assert kept(30, 1000) == 64
+    assert kept(30, 10) == 24
+    assert kept(5, 1000) == 14
 
 
 def test_too_little_memory_is_refused_before_anything_is_written(settings):

@@ -10,12 +10,15 @@ import torch
 
 from meta.clouds import stirred
 from meta.toys import SHAPE, TASKS, begin
+from splatopt.core import native
 from splatopt.core.schema import GAUSSIAN_TENSORS
 from splatopt.meta import episode as episode_module
 from splatopt.meta.episode import EpisodeState, LossOptions, roll_out, run_episode
 from splatopt.meta.inner import InnerRates
 from splatopt.meta.network import LearnedNetwork
-from splatopt.meta.tasks import draw_task
+from splatopt.meta.tasks import MetaTaskOptions, draw_task
+from splatopt.meta.validation import validate
+from splatopt.optim.averaging import RunningAverage
 from splatopt.raster.render import make_renderer
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.photometric import PhotometricObjective
@@ -134,10 +137,10 @@ def test_an_episode_takes_the_steps_of_a_rollout(scenes, network):
 def test_the_meta_loss_is_of_the_average_of_the_iterates(scenes, network):
     # Later than what an average remembers, an episode of six steps is judged at their plain mean.
     episode_state = begin(scenes, network)
-    episode_state.state.age += 1000
+    episode_state.state.steps = 1000
     iterates = []
     twin = begin(scenes, network)
-    twin.state.age += 1000
+    twin.state.steps = 1000
     generator = torch.Generator().manual_seed(4)
     for _ in range(6):
         assert roll_out(network, InnerRates(), twin, 1, generator)
@@ -149,6 +152,71 @@ def test_the_meta_loss_is_of_the_average_of_the_iterates(scenes, network):
     assert result.psnr == pytest.approx(expected, abs=1e-3)
     losses = [twin.task.objective.value((view,)) for view in twin.task.targets]
     assert result.target_loss[-1] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+
+
+@pytest.mark.parametrize("power", [20.0, 0.0])
+def test_the_average_is_the_one_that_the_optimizer_leaves(scenes, network, monkeypatch, power):
+    rates, left, gradient = InnerRates(average_power=power), {}, PhotometricObjective.gradient
+
+    def of_two_thirds(objective, views):
+        evaluation = gradient(objective, views)
+        return replace(evaluation, seen=torch.arange(len(evaluation.seen)) % 3 != views[0] % 3)
+
+    monkeypatch.setattr(PhotometricObjective, "gradient", of_two_thirds)
+    twin = begin(scenes, network)
+    average = RunningAverage(twin.task.objective.parameters, power) if power else None
+    assert roll_out(network, rates, twin, 5, torch.Generator().manual_seed(4), average)
+    assert len(twin.state.age.unique()) > 1, "some rows were seen less often than others"
+    monkeypatch.setattr(episode_module, "_psnr", lambda task, values: left.update(values) or 0.0)
+    run_episode(network, rates, begin(scenes, network), 5, LossOptions(), torch.Generator().manual_seed(4))
+    for name, value in (average.values if average else twin.task.objective.parameters).items():
+        torch.testing.assert_close(left[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("power", [20.0, 0.0])
+def test_validation_looks_at_what_the_optimizer_leaves(scenes, network, power):
+    rates, renderer = InnerRates(average_power=power), make_renderer("auto", 1)
+    found = validate(network, rates, scenes[:1], renderer, steps=(4,))
+    generator = torch.Generator().manual_seed(0)
+    task = draw_task(scenes[0], renderer, MetaTaskOptions.plain(), generator)
+    parameters, average = task.objective.parameters, RunningAverage(task.objective.parameters, power)
+    assert roll_out(network, rates, EpisodeState.begin(task, network), 4, generator, average)
+    if power:
+        average.exchange(parameters)
+    assert found == {4: task.objective.gradient(task.targets).metrics["psnr"]}
+
+
+def test_a_validation_stops_before_its_next_step(scenes, network):
+    asked = []
+
+    def stopping():
+        asked.append(1)
+        return len(asked) == 3
+
+    assert validate(network, InnerRates(), scenes, make_renderer("auto", 1), steps=(2, 9), stopping=stopping) is None
+    assert len(asked) == 3
+
+
+@pytest.mark.skipif(not native.available(), reason="the native module is not built")
+def test_neighbours_are_searched_for_on_the_renderers_threads(scenes, network, monkeypatch):
+    told, search = [], episode_module.nearest_others
+    monkeypatch.setattr(episode_module, "nearest_others", lambda *args: told.append(args[2]) or search(*args))
+    generator = torch.Generator().manual_seed(0)
+    task = draw_task(scenes[0], make_renderer("native", 2), TASKS, generator)
+    roll_out(network, InnerRates(), EpisodeState.begin(task, network), 1, generator)
+    assert told == [2, 2]
+
+
+def test_the_meta_loss_that_is_told_has_all_its_parts(scenes, network):
+    def loss(weight, penalty=True):
+        options, generator = LossOptions(delta_weight=weight), torch.Generator().manual_seed(3)
+        episode_state = begin(scenes, network)
+        return run_episode(network, InnerRates(), episode_state, 2, options, generator, delta_penalty=penalty).meta_loss
+
+    plain = loss(0.0)
+    assert loss(1.0, penalty=False) == plain
+    assert loss(1.0) > plain + 1e-3
+    assert loss(2.0) - plain == pytest.approx(2 * (loss(1.0) - plain), rel=1e-6)
 
 
 def test_penalties_add_to_the_gradient(scenes, network):
@@ -171,7 +239,8 @@ def test_penalties_add_to_the_gradient(scenes, network):
 
 def test_numbers_that_break_down_end_an_episode_without_a_gradient(scenes, network):
     episode_state = begin(scenes, network)
-    episode_state.task.objective.parameters["means"][0, 0] = math.nan
+    with torch.no_grad():
+        network.sizes.bias[0] = math.nan
     network.zero_grad()
     assert run_episode(network, InnerRates(), episode_state, 2, LossOptions(), torch.Generator()) is None
     assert all(p.grad is None or not p.grad.any() for p in network.parameters())

@@ -16,7 +16,7 @@ from optim.quadratic import Quadratic
 from splatopt.core.checks import InputError
 from splatopt.core.objective import Evaluation
 from splatopt.core.optimizer import Progress, find_optimizer
-from splatopt.core.scene_edit import SceneEdit
+from splatopt.core.scene_edit import SceneEdit, Written
 from splatopt.core.state import OptimizerState
 from splatopt.meta import learned as learned_module
 from splatopt.meta import weights as weights_module
@@ -139,6 +139,66 @@ def test_falling_back_is_kept_in_the_state(trained):
     assert again.step(None, Progress(120, 1000)).metrics["fallback"] == 1.0
 
 
+class Told(Quadratic):
+    """Says the losses that it is told."""
+
+    told = 0.1
+
+    def gradient(self, batch):
+        return replace(super().gradient(batch), loss=self.told)
+
+
+ALL = torch.ones(8, dtype=torch.bool)
+OPACITY_RESET = SceneEdit.in_place(8, resets={"logit_opacities": ALL})
+WRITTEN = SceneEdit.in_place(8, values={"sh_dc": Written(torch.arange(4), torch.zeros(4, 3))})
+CLONED = SceneEdit(torch.arange(8), torch.arange(8) > 4)
+
+
+def steps_to_fall(optimizer, loss, most):
+    """Return after how many steps at ``loss`` it has given the network up; None where it has not."""
+    optimizer.objective.told = loss
+    for step in range(most):
+        if optimizer.step(None, Progress(step, 1000)).metrics["fallback"]:
+            return step + 1
+    return None
+
+
+@pytest.mark.parametrize(("edit", "is_forgotten"), [(OPACITY_RESET, True), (WRITTEN, True), (CLONED, False)])
+def test_an_edit_of_most_rows_forgets_the_lowest_loss(trained, edit, is_forgotten):
+    optimizer = Learned(Told(spread=3.0, gaussians=True), LearnedOptions(trained, fallback_window=20))
+    assert steps_to_fall(optimizer, 0.1, 60) is None
+    optimizer.objective.edit_rows(edit)
+    optimizer.edit_rows(edit)
+    fell = steps_to_fall(optimizer, 0.4, 150)
+    assert (fell is None) == is_forgotten
+    if is_forgotten:
+        again = Learned(optimizer.objective, LearnedOptions(trained, fallback_window=20))
+        again.load_state(optimizer.state())
+        fell = steps_to_fall(again, 1.2, 60)
+        assert 20 < fell < 50
+        optimizer.load_state(again.state())
+        assert steps_to_fall(optimizer, 1.2, 1) == 1
+
+
+def test_a_low_loss_just_after_an_edit_is_not_the_lowest(trained):
+    optimizer = Learned(Told(spread=3.0, gaussians=True), LearnedOptions(trained, fallback_window=20))
+    assert steps_to_fall(optimizer, 0.1, 60) is None
+    optimizer.edit_rows(OPACITY_RESET)
+    assert steps_to_fall(optimizer, 0.05, 2) is None
+    assert steps_to_fall(optimizer, 0.4, 300) is None
+
+
+def test_a_state_of_an_older_version_watches_from_its_first_step(trained):
+    optimizer = Learned(Told(spread=3.0, gaussians=True), LearnedOptions(trained, fallback_window=20))
+    assert steps_to_fall(optimizer, 0.1, 60) is None
+    state = optimizer.state()
+    names = set(state.scalars) - {"loss_before", "watched_from"}
+    older = OptimizerState(state.tensors, {name: state.scalars[name] for name in names})
+    again = Learned(optimizer.objective, LearnedOptions(trained, fallback_window=20))
+    again.load_state(older)
+    assert again.state().scalars == state.scalars
+
+
 def test_a_run_goes_on_with_the_weights_that_it_was_begun_with(trained, untrained, tmp_path):
     optimizer = Learned(gaussians(), LearnedOptions(trained))
     take(optimizer, 3)
@@ -177,12 +237,12 @@ def test_neighbours_are_searched_for_every_so_often_and_after_edits(trained, mon
     objective = gaussians(rows=20)
     optimizer = Learned(objective, LearnedOptions(trained, neighbour_refresh=10))
     take(optimizer, 21)
-    assert len(searches) == 4, "at the start, and at steps 1, 11 and 21"
+    assert len(searches) == 3, "at steps 1, 11 and 21"
     edit = SceneEdit.keep(torch.arange(20) < 12)
     objective.edit_rows(edit)
     optimizer.edit_rows(edit)
     take(optimizer, 1)
-    assert len(searches) == 5
+    assert len(searches) == 4
     assert optimizer.state().tensors["near"].shape == (12, 3)
 
 
@@ -360,10 +420,35 @@ def test_weights_must_be_finite_floating_point_numbers(tmp_path, change, message
 
 
 def test_too_few_gaussians_and_other_parameters_are_refused(untrained):
+    objective = gaussians(rows=3)
+    before = {name: value.clone() for name, value in objective.parameters.items()}
+    optimizer = Learned(objective, LearnedOptions(untrained))
     with pytest.raises(InputError, match="at least 4 Gaussians, got 3"):
-        Learned(gaussians(rows=3), LearnedOptions(untrained))
+        take(optimizer, 1)
+    assert all(torch.equal(value, before[name]) for name, value in objective.parameters.items())
     with pytest.raises(InputError, match="is for Gaussians"):
         Learned(Quadratic(), LearnedOptions(untrained))
+
+
+@pytest.mark.parametrize("natively", [True, False])
+def test_a_run_that_was_pruned_to_few_gaussians_goes_on(trained, monkeypatch, natively):
+    if not natively:
+        monkeypatch.setattr(learned_module, "fits", lambda *tensors: False)
+    one = Learned(gaussians(), LearnedOptions(trained))
+    take(one, 3)
+    edit = SceneEdit.keep(torch.arange(8) < 3)
+    for part in (one.objective.values, one.objective.targets, one.objective.curvature):
+        part.update({name: edit.gather(value) for name, value in part.items()})
+    one.edit_rows(edit)
+    take(one, 1, 3)
+    other = gaussians(rows=3)
+    for mine, part in ((other.values, "values"), (other.targets, "targets"), (other.curvature, "curvature")):
+        mine.update({name: value.clone() for name, value in getattr(one.objective, part).items()})
+    again = Learned(other, LearnedOptions(trained))
+    again.load_state(one.state())
+    for optimizer in (one, again):
+        take(optimizer, 2, 4)
+    assert_follow(one.objective, other, rtol=0, atol=0)
 
 
 def test_options_that_mean_nothing_are_refused():

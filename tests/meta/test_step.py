@@ -105,6 +105,27 @@ def test_unseen_rows_keep_their_latent_state_and_are_heard_by_nobody():
         assert torch.equal(trail[-1][name][~hidden], other[-1][name][~hidden]), name
 
 
+@pytest.mark.parametrize("group", GAUSSIAN_TENSORS)
+@torch.no_grad()
+def test_an_unseen_row_without_numbers_is_heard_by_nobody(group):
+    network = stirred(LearnedNetwork(SMALL)).double()
+    sequence = random_sequence(20, 1)
+    near, seen = nearest_others(sequence.parameters["means"], 3), torch.arange(20) != 7
+    assert (near == 7).any(), "it is a neighbour"
+    steps = []
+    for value in (0.1, math.nan):
+        parameters = {name: one.clone() for name, one in sequence.parameters.items()}
+        parameters[group][7] = value
+        state = begin(parameters, network)
+        state.observe(sequence.gradients[0], 0.1, seen, RATES)
+        state.exp_avg[group][7] = value
+        inputs = build_inputs(parameters, sequence.gradients[0], state, RATES, 2.0, seen)
+        steps.append(learned_step(network, inputs, state, RATES, 2.0, near))
+    for name, change in steps[0].changes.items():
+        assert torch.equal(steps[1].changes[name], change)
+    assert torch.equal(steps[0].latent, steps[1].latent)
+
+
 def test_permuting_gaussians_permutes_the_update():
     network = stirred(LearnedNetwork(SMALL)).double()
     sequence = random_sequence(25, 3, unseen=0.2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -23,7 +24,7 @@ from splatopt.commands import meta_train as command_module
 from splatopt.commands.meta_train import MetaTrainOptions, meta_train
 from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.core.checks import InputError
-from splatopt.data.synthetic import write_scenes
+from splatopt.data.synthetic import make_scene, write_scenes
 from splatopt.meta.episode import LossOptions, run_episode
 from splatopt.meta.inner import InnerRates
 from splatopt.meta.network import SIZES, LearnedNetwork
@@ -67,6 +68,16 @@ def test_a_run_goes_on_bit_exactly(scenes, tmp_path):
     loaded = load_weights(str(tmp_path / "resumed" / "weights.safetensors"))
     assert torch.equal(loaded.network.enter.weight, straight.average.enter.weight)
     assert loaded.metadata["meta_steps"] == 6
+
+
+def test_the_largest_seed_goes_on_without_data(tmp_path, monkeypatch):
+    monkeypatch.setattr("splatopt.meta.tasks.make_scene", lambda seed: make_scene(seed, SCENES))
+    settings = {"seed": 2**31 - 1, "streams": 1, "steps": 2, "episodes": replace(EPISODES, inserted=1.0)}
+    MetaTrainer(config((), tmp_path, **settings)).run(until=1)
+    resumed = MetaTrainer(config((), tmp_path, **settings))
+    assert resumed.step == 1
+    (kept,) = (one for states in resumed.streams[0].buffer.classes for one in states)
+    assert len(kept.task.scene) == len("synthetic:") + 19
 
 
 def test_a_request_to_stop_keeps_the_step_at_hand(scenes, tmp_path, monkeypatch):
@@ -116,6 +127,38 @@ def test_the_log_goes_on_where_the_checkpoint_is(scenes, tmp_path, monkeypatch):
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [0, 1, 2, 3, 3]
 
 
+def test_a_request_to_stop_in_a_validation_ends_it_and_it_is_done_at_last(scenes, tmp_path, monkeypatch):
+    validated = []
+
+    def asked_in_the_second(*given, stopping, **named):
+        validated.append(1)
+        if len(validated) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return None if stopping() else {10: 12.5}
+
+    monkeypatch.setattr("splatopt.meta.training.validate", asked_in_the_second)
+    settings = {"validation": ("somewhere",), "steps": 2, "streams": 1, "validate_every": 1, "save_every": 100}
+    for done in ([0], [0, 1, 2]):
+        trainer = MetaTrainer(config(scenes, tmp_path, **settings))
+        if len(done) == 1:
+            with pytest.raises(KeyboardInterrupt, match="stopped after meta-step 1 of 2"):
+                trainer.run()
+            assert latest_checkpoint(tmp_path / "checkpoints")[0].step == 1
+        else:
+            trainer.run()
+        log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in log] == done
+
+
+def test_a_request_to_stop_in_the_last_validation_is_told(scenes, tmp_path, monkeypatch):
+    trainer = MetaTrainer(config(scenes, tmp_path, validation=("somewhere",), steps=1, streams=1))
+    answers = iter([{10: 1.0}, None])
+    monkeypatch.setattr("splatopt.meta.training.validate", lambda *_, **__: next(answers))
+    monkeypatch.setattr(trainer, "save", lambda: trainer.requests.append(signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt, match="stopped after meta-step 1 of 1"):
+        trainer.run()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_the_command_that_is_stopped_says_how_to_go_on(scenes, tmp_path, processes):
@@ -147,6 +190,7 @@ def test_two_processes_give_the_result_of_one(scenes, tmp_path):
     settings = {
         "data": Path(scenes[0]).parent,
         "steps": 4,
+        "streams": 3,
         "save_every": 4,
         "tasks": TASKS,
         "episodes": EPISODES,
@@ -199,6 +243,12 @@ def test_meta_train_refuses_what_cannot_be(scenes, tmp_path):
         ({"data": tmp_path}, "synthetic scenes"),
         ({"data": folder, "validation": folder}, "same scene"),
         ({"steps": 0}, "steps"),
+        ({"until": -5}, "--until must be at least 0, got -5"),
+        ({"validation_scenes": 0}, "--validation-scenes must be at least 1, got 0"),
+        ({"validation_scenes": -1}, "--validation-scenes must be at least 1, got -1"),
+        ({"threads": 0}, "threads must be at least 1, got 0"),
+        ({"seed": -1}, "seed must lie between 0 and 2,147,483,647, got -1"),
+        ({"seed": 2**31}, "seed must lie"),
         ({"processes": 3, "streams": 2, "data": folder}, "--streams"),
     ):
         with pytest.raises(InputError, match=message):
@@ -281,6 +331,26 @@ def test_a_start_is_forgotten_only_where_it_left_nothing(tmp_path):
     command_module._forget_start(tmp_path)
     assert not list(tmp_path.iterdir())
     command_module._forget_start(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "run/log.jsonl"), "No space left on device: run/log.jsonl"),
+        (OSError("run/log.jsonl: odd"), "run/log.jsonl: odd"),
+        (InputError("three views"), "three views"),
+    ],
+)
+def test_a_process_leaves_what_ends_it_to_its_parent(tmp_path, monkeypatch, error, said):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(command_module, "_work", fails)
+    for folder in (tmp_path, tmp_path / "full"):
+        with pytest.raises(SystemExit) as ended:
+            command_module._work_for_parent(1, config((), tmp_path), {}, 2, str(folder), 0)
+        assert ended.value.code == 2
+    assert (tmp_path / "refusal-1").read_text() == said
 
 
 @pytest.mark.slow

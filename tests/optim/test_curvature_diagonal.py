@@ -201,6 +201,54 @@ def test_parameters_that_are_frozen_or_not_used_stay_and_new_ones_move_at_once()
     assert (late < 1).all()
 
 
+@pytest.mark.parametrize("kind", [ESGD, AdaHessianE, AdaHessianJ])
+def test_a_parameter_that_is_unfrozen_late_begins_as_a_new_one(kind):
+    """Of ½Σp², |D| is 1 and the mean is p, however many refreshes and steps there were before."""
+    used, late = (torch.nn.Parameter(torch.ones(2, dtype=torch.float64)) for _ in range(2))
+    late.requires_grad_(False)
+    optimizer = kind([used, late], lr=0.25, warmup=50, damping=1e-9)
+    for _ in range(7):
+        optimizer.step(lambda: 0.5 * used.square().sum())
+    late.requires_grad_(True)
+    optimizer.step(lambda: 0.5 * (used.square().sum() + late.square().sum()))
+    assert torch.allclose(1 / optimizer.state[late]["inverse"], torch.ones(2, dtype=torch.float64))
+    assert torch.allclose(late, torch.full((2,), 0.75, dtype=torch.float64))
+    # Frozen for a while, it goes on with the counts that it had.
+    late.requires_grad_(False)
+    for _ in range(9):
+        optimizer.step(lambda: 0.5 * used.square().sum())
+    late.requires_grad_(True)
+    optimizer.step(lambda: 0.5 * (used.square().sum() + late.square().sum()))
+    assert torch.allclose(1 / optimizer.state[late]["inverse"], torch.ones(2, dtype=torch.float64))
+    mean = (0.9 * 0.1 * 1 + 0.1 * 0.75) / (1 - 0.9**2)
+    assert torch.allclose(late, torch.full((2,), 0.75 - 0.25 * mean, dtype=torch.float64))
+
+
+def test_a_new_parameter_has_as_many_probes_as_the_first_ones():
+    fixed, late = Fixed(), torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    optimizer = ESGD(fixed.params, warmup=1, first_probes=6)
+    optimizer.step(fixed.loss)
+    optimizer.add_param_group({"params": [late]})
+    counts = []
+    optimizer.refresh = lambda diagonal, probes, products, beta2: counts.append(len(probes))
+    optimizer.step(lambda: fixed.loss() + late.square().sum())
+    assert counts == [6, 6, 6]
+
+
+@pytest.mark.parametrize("kind", [ESGD, ESGDMax, AdaHessianE, AdaHessianJ])
+def test_groups_may_be_frozen_as_a_whole(kind):
+    used, frozen = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    frozen.requires_grad_(False)
+    optimizer = kind([{"params": [used]}, {"params": [frozen]}], lr=0.1)
+    optimizer.step(lambda: (used * frozen).square().sum())
+    assert (used < 1).all()
+    assert torch.equal(frozen, torch.ones(2))
+    used.requires_grad_(False)
+    before = used.clone()
+    assert float(optimizer.step(lambda: (used * frozen).square().sum())) == float((used * frozen).square().sum())
+    assert torch.equal(used, before)
+
+
 def test_a_closure_that_spends_its_graph_is_told():
     p = torch.nn.Parameter(torch.ones(2))
 

@@ -18,6 +18,7 @@ from splatopt.fields import Architecture, ImageTask, make_field
 from splatopt.optim.curvature_diagonal import ESGD, AdaHessianE, AdaHessianJ, ESGDMax
 from splatopt.optim.field_optimizers import (
     FIELD_OPTIMIZERS,
+    EsgdMaxOptions,
     EsgdOptions,
     FieldAdamOptions,
     field_options,
@@ -170,6 +171,8 @@ def test_names_and_options_that_do_not_fit_are_refused():
         find_field_optimizer("esdg")
     with pytest.raises(InputError, match=r"options of optimizer 'adam' must be a FieldAdamOptions, got a EsgdOptions"):
         field_options("adam", "sine", EsgdOptions())
+    with pytest.raises(InputError, match=r"'esgd' must be a EsgdOptions, got a EsgdMaxOptions"):
+        field_options("esgd", "sine", EsgdMaxOptions())
     with pytest.raises(InputError, match="rate of this optimizer must be given"):
         FIELD_OPTIMIZERS["adam"].entry.optimizer(task(), FieldAdamOptions())
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, jacrev
 
+from splatopt.core.checks import InputError
 from splatopt.optim.kfac import KFAC, Factors, _Watch, damped_inverses, layer_factors
 from splatopt.optim.shampoo import Shampoo, kronecker_sides, matrix_power
 
@@ -120,6 +121,35 @@ def test_shampoo_starts_each_parameter_anew_whenever_its_first_gradient_comes():
     assert torch.equal(late, alone)
 
 
+def test_shampoo_steps_as_long_as_sgd_where_squares_of_gradients_overflow():
+    weight = nn.Parameter(torch.zeros(2, 2))
+    optimizer = Shampoo([weight], lr=1e-20, betas=(0.0, 0.9), interval=1)
+    weight.grad = torch.full((2, 2), 1e20)
+    optimizer.step()
+    assert torch.allclose(weight, torch.full((2, 2), -1.0))
+    weight.grad = normal(2, 2).float()
+    optimizer.step()
+    for kept in (*optimizer.state[weight]["factors"], *optimizer.state[weight]["roots"]):
+        assert torch.isfinite(kept).all()
+
+
+def test_shampoo_keeps_a_root_where_a_new_one_cannot_be_taken(monkeypatch):
+    def fail(*_):
+        raise torch.linalg.LinAlgError("did not converge")
+
+    weight = nn.Parameter(normal(2, 2))
+    optimizer = Shampoo([weight], interval=1)
+    weight.grad = normal(2, 2, seed=1)
+    optimizer.step()
+    before = optimizer.state[weight]["roots"][0].clone()
+    monkeypatch.setattr("splatopt.optim.shampoo.matrix_power", fail)
+    optimizer.step()
+    assert torch.equal(optimizer.state[weight]["roots"][0], before)
+    weight.grad[0, 0] = torch.nan
+    optimizer.step()
+    assert torch.isnan(weight).any(), "what broke down is seen by whoever looks"
+
+
 # ---------------------------------------------------------------------- K-FAC
 
 
@@ -199,6 +229,9 @@ def test_damped_inverses_are_those_of_the_balanced_factors():
     eye = torch.eye(3, dtype=torch.float64)
     assert torch.allclose(inputs @ (factors.inputs + balance * 0.2 * eye), eye)
     assert torch.allclose(outputs @ (factors.outputs + 0.2 / balance * eye[:2, :2]), eye[:2, :2])
+    assert damped_inverses(Factors(-torch.eye(2), torch.eye(2)), 0.25) is None
+    tiny = damped_inverses(Factors(1e-300 * torch.eye(2).double(), 1e300 * torch.eye(2).double()), 1e-12)
+    assert torch.isfinite(tiny[1]).all()
     idle = Factors(torch.eye(2), torch.zeros(2, 2))
     assert torch.allclose(damped_inverses(idle, 0.25)[1], 2 * torch.eye(2))
 
@@ -247,6 +280,47 @@ def test_kfac_lowers_a_net_and_refreshes_every_interval_steps():
     losses = [float(optimizer.step(lambda: residual(module, targets))) for _ in range(60)]
     assert losses[-1] < 0.1 * losses[0]
     assert optimizer.param_groups[0]["refreshes"] == 15
+
+
+def test_kfac_keeps_its_inverses_where_new_factors_are_not_finite():
+    module = net()
+    optimizer = KFAC(module, lr=0.1, damping=0.25, interval=1, clip=1e9, generator=generator())
+    with torch.no_grad():
+        module[2].weight.zero_()
+        module[2].bias.zero_()
+    # r is zero, so is the gradient; its slope is 1e200, whose square is infinite.
+    optimizer.step(lambda: 1e200 * module(POINTS))
+    assert optimizer.param_groups[0]["refreshes"] == 0
+    assert torch.equal(optimizer.state[module[2].weight]["outputs_inverse"], 2 * torch.eye(1).double())
+    assert torch.equal(module[2].bias, torch.zeros(1).double())
+    optimizer.step(lambda: residual(module) * torch.nan)
+    assert module[2].bias.isnan().all(), "what broke down is seen by whoever looks"
+
+
+def test_kfac_leaves_frozen_layers_as_they_are():
+    module, lone = net(), net()
+    for parameter in module[0].parameters():
+        parameter.requires_grad_(False)
+    start = module[0].weight.clone()
+    optimizer = KFAC(module, lr=0.1, damping=1e-2)
+    losses = [float(optimizer.step(lambda: residual(module))) for _ in range(5)]
+    assert losses[-1] < losses[0]
+    assert torch.equal(module[0].weight, start)
+    lone[2].bias.requires_grad_(False)
+    with pytest.raises(InputError, match=r"the bias of its layer 1 of \(1, 4\) is frozen; freeze all of a layer"):
+        KFAC(lone)
+    module[2].weight.requires_grad_(False)
+    with pytest.raises(InputError, match=r"the weight of its layer 0"):
+        optimizer.step(lambda: residual(module))
+
+
+def test_kfac_counts_the_steps_that_it_took():
+    module = net()
+    optimizer = KFAC(module)
+    with pytest.raises(RuntimeError):
+        optimizer.step(lambda: residual(module).detach())
+    optimizer.step(lambda: residual(module))
+    assert (optimizer.param_groups[0]["steps"], optimizer.param_groups[0]["refreshes"]) == (1, 1)
 
 
 def test_kfac_refuses_what_it_does_not_know():

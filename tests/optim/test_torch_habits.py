@@ -80,6 +80,22 @@ def test_every_second_derivative_is_taken_although_backward_was_called():
         torch.testing.assert_close(one.state[mine]["diagonal"], other.state[theirs]["diagonal"])
 
 
+@pytest.mark.parametrize("zeroed", [True, False])
+def test_a_closure_that_calls_backward_no_more_is_noticed(zeroed):
+    plain, changing = Task(), Task()
+    one, other = (ESGD(task.net.parameters(), warmup=2) for task in (plain, changing))
+
+    def without_backward():
+        if zeroed:
+            other.zero_grad()
+        return changing.loss()
+
+    for closure in [habitual(changing, other)] * 4 + [without_backward] * 3:
+        one.step(plain.loss)
+        other.step(closure)
+    torch.testing.assert_close(plain.flat(), changing.flat())
+
+
 def test_a_resumed_run_goes_on_whatever_its_closure_does():
     whole, resumed = Task(), Task()
     one = ESGD(whole.net.parameters(), warmup=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,12 +12,14 @@ from scene.sights import HEIGHT, WIDTH, arc, ball, camera_at, capture_of, grey, 
 from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError
 from splatopt.core.constants import SH_C0
+from splatopt.core.frame import Frame
 from splatopt.data import Capture
 from splatopt.raster.constants import NEAR_PLANE
+from splatopt.scene import ray_start
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.initialization import neighbour_distances, start_random
-from splatopt.scene.plane_sweep import depth_range, neighbours, sweep_views
-from splatopt.scene.ray_start import FAR_SHARE, Rows, rows_on_rays
+from splatopt.scene.plane_sweep import depth_range, neighbours, sweep, sweep_views
+from splatopt.scene.ray_start import FAR_SHARE, Rows, _reached, rows_on_rays
 
 COUNT = 150
 
@@ -277,3 +280,56 @@ def test_views_are_at_most_128_and_spread_over_all(monkeypatch):
     kept = sweep_views(capture)
     centers = [view.camera.center.tolist() for view in kept]
     assert centers == [capture.cameras[index].center.tolist() for index in (1, 3, 5, 7)]
+
+
+@pytest.mark.parametrize("rig", ["one", "one place"])
+def test_where_no_depth_can_be_told_all_are_as_likely(rig):
+    """From a half to twice the usual distance, evenly in its logarithm, and no share is a NaN."""
+    views = sweep_views(capture_of(RIGS[rig], grey))
+    places = sweep(views, 1000, torch.Generator().manual_seed(0))
+    axes = torch.stack([view.rotation[2] for view in views])
+    depth = (places.positions - places.origins).norm(dim=1) * (places.directions @ axes.T).amax(dim=1)
+    if rig == "one":
+        expected = torch.tensor([1.75 * 4**0.1, 3.5, 1.75 * 4**0.9], dtype=torch.float64)
+        levels = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+        torch.testing.assert_close(depth.quantile(levels), expected, rtol=0.1, atol=0)
+    torch.testing.assert_close(places.far_share, torch.full((1000,), 1 / 64))
+
+
+def test_where_nothing_agrees_no_share_is_a_nan():
+    """Photographs of such different exposure that none agrees with any other."""
+    bright = iter([0.1, 0.5, 0.9])
+    views = sweep_views(capture_of(arc(3), lambda origin, ray: grey(origin, ray) * 0 + next(bright)))
+    shares = sweep(views, 300, torch.Generator().manual_seed(0)).far_share
+    assert bool((shares <= 1).all())
+    assert float(shares.median()) == pytest.approx(1 / 64)
+
+
+@pytest.mark.parametrize("center", [(10.0, 20.0, 30.0), (0.0, 0.0, 0.0)])
+def test_what_rounding_leaves_between_cameras_is_no_baseline(center):
+    x, y, z = center
+    looking = [(x + math.sin(turn), y + 0.3, z + math.cos(turn)) for turn in (0.1, 1.1, 2.1, 3.1, 4.1, 5.1)]
+    given = [camera_at(center, target) for target in looking]
+    frame = Frame.around([camera.world_to_camera for camera in given])
+    capture = capture_of([replace(one, world_to_camera=frame.pose(one.world_to_camera)) for one in given], grey)
+    views = sweep_views(capture)
+    assert neighbours(views) == [[]] * 6
+    assert depth_range(views[0], [], 1e-13) == (1.75, 7.0)
+    distance = rows_of(capture, 60).positions.norm(dim=1)
+    assert 1.75 < float(distance.min()) < float(distance.max()) < 30
+
+
+def test_of_more_rows_than_a_quantile_takes_some_are_looked_at():
+    assert float(_reached(torch.ones((), dtype=torch.float64).expand(2**24 + 1))) == 1
+    torch.testing.assert_close(_reached(torch.arange(11.0)), torch.tensor(9.0))
+
+
+def test_places_do_not_pile_up_where_masks_refute_them(monkeypatch):
+    """Where ten of twelve masks are empty nearly every place is refuted, in all rounds."""
+    kept = []
+    draw = ray_start._drawn
+    monkeypatch.setattr(ray_start, "_drawn", lambda weights, *rest: kept.append(len(weights)) or draw(weights, *rest))
+    images = iter(range(12))
+    capture = capture_of(orbit(), lambda origin, ray: ball(origin, ray) * (0.0 if next(images) < 10 else 1.0))
+    assert len(rows_of(capture, 50).positions) == 50
+    assert kept == [150]

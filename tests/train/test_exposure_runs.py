@@ -125,6 +125,26 @@ def test_pruning_keeps_the_maps(trained, tmp_path):
     assert torch.equal(open_run(tmp_path / "pruned").exposure.maps, opened.exposure.maps)
 
 
+def test_pruning_a_scene_file_takes_the_maps_of_the_last_whole_checkpoint_or_solves_them(trained, tmp_path):
+    """As after a full disk: neither is the scene repaired towards photographs as they are."""
+    truth = open_run(trained.folder).exposure.maps
+    folder = tmp_path / "copy"
+    shutil.copytree(trained.folder, folder)
+    shutil.rmtree(folder / "checkpoints" / "step-000090")
+    opened, (older,) = open_run(folder), (folder / "checkpoints").iterdir()
+    assert opened.steps == 90
+    assert torch.equal(opened.exposure.maps, load_checkpoint(older).tensors["exposure.maps"])
+    assert any("the colour maps are of the latter" in warning for warning in opened.warnings)
+    prune(opened, PruneOptions(to=260, repair=2), tmp_path / "older")
+    assert torch.equal(open_run(tmp_path / "older").exposure.maps, opened.exposure.maps)
+    shutil.rmtree(folder / "checkpoints")
+    told: list[object] = []
+    prune(open_run(folder), PruneOptions(to=260, repair=2), tmp_path / "solved", tell=told.append)
+    solved = open_run(tmp_path / "solved").exposure.maps
+    assert float((solved - truth).abs().mean()) < 0.1 * float((truth - identity_maps(16)).abs().mean())
+    assert any("they are solved anew" in event.message for event in told if isinstance(event, Warned))
+
+
 def test_pictures_get_the_exposure_of_their_photographs(trained, tmp_path):
     plain, exposed = tmp_path / "plain", tmp_path / "exposed"
     assert render_main([str(trained.folder), "--path", "train", "--out", str(plain)]) == 0

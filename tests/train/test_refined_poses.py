@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -16,6 +17,7 @@ from splatopt.core.checks import InputError
 from splatopt.core.frame import Frame
 from splatopt.core.processes import Processes
 from splatopt.data import Capture, make_capture
+from splatopt.runs.events import Warned
 from splatopt.scene.photometric import PhotometricObjective
 from splatopt.train.config import TrainConfig
 from splatopt.train.loop import train
@@ -139,6 +141,32 @@ def test_a_pruned_run_keeps_them(run, tmp_path):
     pruned = prune(open_run(run.folder), PruneOptions(to=40, repair=4), tmp_path / "fewer")
     before, after = open_run(run.folder), open_run(pruned.folder)
     assert torch.equal(before.poses["world_to_camera"], after.poses["world_to_camera"])
+    assert json.loads((pruned.folder / "poses.json").read_text()) == json.loads((run.folder / "poses.json").read_text())
+
+
+@pytest.mark.parametrize("lost", ["last checkpoint", "last checkpoint and poses.json", "all checkpoints", "all"])
+def test_a_pruned_run_of_a_scene_file_has_the_poses_that_are_left(lost, run, scene, tmp_path):
+    """As after a full disk; whatever is left, the new run is one that goes on."""
+    folder = tmp_path / "copy"
+    shutil.copytree(run.folder, folder)
+    shutil.rmtree(folder / "checkpoints" / "step-000024")
+    if "all" in lost:
+        shutil.rmtree(folder / "checkpoints")
+    if lost == "all" or "json" in lost:
+        (folder / "poses.json").unlink()
+    opened, told = open_run(folder), []
+    assert opened.steps == 24
+    pruned = prune(opened, PruneOptions(to=40, repair=2), tmp_path / "fewer", tell=told.append)
+    kept = open_run(pruned.folder)
+    warned = any("are gone" in event.message for event in told if isinstance(event, Warned))
+    assert warned is not kept.config.scene.refine_poses is (lost != "all")
+    assert any("the refined poses are of the latter" in warning for warning in opened.warnings) is ("json" in lost)
+    if lost in ("last checkpoint", "all checkpoints"):
+        latest = open_run(run.folder).poses["world_to_camera"]
+        torch.testing.assert_close(kept.poses["world_to_camera"], latest, rtol=0, atol=1e-12)
+    assert (pruned.folder / "poses.json").is_file() is (lost != "all")
+    stages = kept.config.schedule.stages + ",adam:2"
+    train(TrainConfig.of(str(scene), out=pruned.folder, resume=True, stages=stages, steps=None, threads=1), ())
 
 
 def test_several_processes_are_refused():

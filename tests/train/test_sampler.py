@@ -87,6 +87,15 @@ def test_shuffling_forgets_the_order_at_hand():
     assert sorted(views.draw(5)) == [2, 3, 5, 7, 11]
 
 
+def test_shuffling_makes_another_order_even_where_none_was_begun():
+    """A checkpoint of step 0, or of an order's end, holds no view still to be drawn."""
+    usual, shuffled, again = sampler(views=tuple(range(20))), *(sampler(views=tuple(range(20))) for _ in range(2))
+    shuffled.shuffle()
+    again.shuffle()
+    assert shuffled.upcoming(20) != usual.upcoming(20)
+    assert shuffled.draw(40) == again.draw(40)
+
+
 def test_a_state_of_another_capture_is_refused():
     with pytest.raises(InputError, match="more training views than the 5"):
         sampler().load_state(torch.tensor([5]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -76,7 +77,7 @@ class MetaTrainOptions:
     """Processes that share out the streams; the result is the same for any number. Unit: processes."""
 
     seed: int = 0
-    """Decides on everything."""
+    """Decides on everything; below 2,147,483,648."""
 
     learning_rate: float = 1e-3
     """Of AdamW on the network's weights, at its highest. Unit: per meta-step. Source: 1e-4 in Learn2Splat, for a
@@ -214,14 +215,23 @@ def _work_for_parent(
     """Work, and leave what was refused as a file: a traceback in text is all that gets to the parent otherwise."""
     try:
         _work(rank, config, described, world_size, f"file://{folder}/meeting", until)
-    except InputError as error:
-        partial = Path(folder) / f"partial-{rank}"
-        partial.write_text(str(error), encoding="utf-8")
-        partial.replace(Path(folder) / f"{_REFUSAL}{rank}")
+    except (InputError, OSError) as error:
+        # Where the disk is full, this may fail as well, and the parent says no more than that a process was lost.
+        with contextlib.suppress(OSError):
+            partial = Path(folder) / f"partial-{rank}"
+            partial.write_text(_sentence(error), encoding="utf-8")
+            partial.replace(Path(folder) / f"{_REFUSAL}{rank}")
         sys.exit(2)
     except KeyboardInterrupt:
         # The parent says it.
         return
+
+
+def _sentence(error: Exception) -> str:
+    """What an error says to a person; that of the system names its file last."""
+    if not isinstance(error, OSError):
+        return str(error)
+    return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
 
 
 def _work(
@@ -267,6 +277,10 @@ def _config(options: MetaTrainOptions) -> MetaTrainConfig:
         raise InputError(f"--processes must be at least 1, got {options.processes}")
     if options.processes > options.streams:
         raise InputError(f"--processes must be at most --streams, {options.streams}, got {options.processes}")
+    if options.until < 0:
+        raise InputError(f"--until must be at least 0, got {options.until}")
+    if options.validation_scenes < 1:
+        raise InputError(f"--validation-scenes must be at least 1, got {options.validation_scenes}")
     scenes = scene_folders(options.data) if options.data else ()
     validation = scene_folders(options.validation)[: options.validation_scenes] if options.validation else ()
     _check_others(scenes, validation)

@@ -30,15 +30,28 @@ USUAL_DISTANCE = 3.5
 _MAX_SPACING = 1e-4
 """Of positions in a scene file, local units."""
 
-_TURNED_ON_THE_SPOT = 1e-6
-"""Cameras that are spread over a smaller share of the points' distance than this stand in one place."""
+ONE_PLACE = 1e-6
+"""Cameras that are spread over a smaller share of the scene's size than this stand in one place: what lies between them
+is rounding, and no baseline."""
 
 _MAX_POINTS = 1_000_000
 """Points that are looked at."""
 
-_SAME_PLACE = 1e-12
-"""Cameras whose median distance from their middle is a smaller share of their distance from the origin stand in one
-place: float64 hardly tells them apart."""
+_ROUNDING = 1e-12
+"""Cameras that are spread over a smaller share of their distance from the origin stand in one place as well: float64
+hardly tells them apart."""
+
+
+def in_one_place(spread: float, size: float = USUAL_DISTANCE, away: float = 0.0) -> bool:
+    """Return whether cameras stand in one place, so that nothing is measured by the distances between them.
+
+    Args:
+        spread: How far they stand from each other or from their middle.
+        size: The scene's, in the same unit: the median distance of its points from the cameras, and without points that
+            of the training frame.
+        away: The cameras' distance from the origin.
+    """
+    return spread <= max(ONE_PLACE * size, _ROUNDING * away)
 
 
 @dataclass(frozen=True)
@@ -60,15 +73,16 @@ class Frame:
         Args:
             poses: ``world_to_camera`` of each camera, (4, 4).
             points: The capture's points, (p, 3); where all cameras stand in one place, their median distance from there
-                is the size. Without them the unit is the world's own.
+                is the size. Without points the unit is then the world's own.
         """
         stacked = torch.stack([pose.double() for pose in poses])
         centers = -(stacked[:, :3, :3].transpose(1, 2) @ stacked[:, :3, 3:])[..., 0]
         origin = centers.quantile(0.5, dim=0)
         distance = float((centers - origin).norm(dim=1).quantile(0.5))
-        apart = origin[None] if points is None or not len(points) else points[:_MAX_POINTS].double()
-        reach = float((apart - origin).norm(dim=1).quantile(0.5))
-        if distance <= max(_SAME_PLACE * float(origin.norm()), _TURNED_ON_THE_SPOT * reach):
+        reach = USUAL_DISTANCE
+        if points is not None and len(points):
+            reach = float((points[:_MAX_POINTS].double() - origin).norm(dim=1).quantile(0.5))
+        if in_one_place(distance, reach, float(origin.norm())):
             distance = reach
         x, y, z = origin.tolist()
         return cls((x, y, z), distance / USUAL_DISTANCE if distance > 0 else 1.0)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError, cut, quoted, short, shown
-from splatopt.core.frame import WORLD, Frame
+from splatopt.core.frame import USUAL_DISTANCE, WORLD, Frame, in_one_place
 from splatopt.data.image_formats import UnreadFormatError, in_one_sentence
 from splatopt.data.image_store import ImageSource, ImageStore
 from splatopt.data.images import USUAL_MAX_SIDE, ImageHeader, UnreadableImageError, is_smaller_copy, read_header
@@ -138,16 +138,17 @@ class Capture:
 def scene_extent(cameras: Sequence[Camera], points: Points | None) -> float:
     """Return 1.1·max‖cᵢ - mean(c)‖ over the cameras' centres c.
 
-    Cameras that all stand in one place have none; 1.1 times the median distance of the points from
-    there stands in, and 1 where there are no points.
+    Cameras that all stand in one place, see ``splatopt.core.frame.in_one_place``, have none; 1.1 times the median
+    distance of the points from there stands in, and 1 where there are no points.
     """
     centers = torch.stack([camera.center.double() for camera in cameras])
     mean = centers.mean(dim=0)
     distance = float((centers - mean).norm(dim=1).max())
-    if distance <= 1e-9 * max(1.0, float(mean.norm())):
-        distance = 0.0
-        if points is not None and len(points):
-            distance = float((points.positions.double() - mean).norm(dim=1).median())
+    reach = None
+    if points is not None and len(points):
+        reach = float((points.positions.double() - mean).norm(dim=1).median())
+    if in_one_place(distance, USUAL_DISTANCE if reach is None else reach, float(mean.norm())):
+        distance = reach or 0.0
     return 1.1 * distance if distance > 0 else 1.0
 
 

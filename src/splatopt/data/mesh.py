@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,7 +29,7 @@ MAX_DISTANCE = 1e10
 _NO_MESHES = frozenset({"bz2", "zip", "tar.bz2", "tar.gz", "dxf", "xyz"})
 """What trimesh would unpack, a small archive of which may hold more than any memory, and what has no faces."""
 
-_PAIRS = 4_000_000
+_PAIRS = 1_000_000
 """Point-triangle pairs that are looked at together."""
 
 _LISTED = 32_000_000
@@ -214,9 +215,15 @@ def inside(mesh: Mesh, points: Float[Tensor, "count 3"]) -> Bool[Tensor, " count
         mesh: The surface; parts may overlap.
         points: (N, 3).
     """
+    return inside_test(mesh)(points)
+
+
+def inside_test(mesh: Mesh) -> Callable[[Tensor], Tensor]:
+    """Return :func:`inside` of a mesh as a function of points, for whoever asks often."""
     if mesh.watertight:
-        return crossings_above(mesh, points) != 0
-    return winding_numbers(mesh, points).abs() > 0.5
+        columns = _columns(mesh)
+        return lambda points: columns.crossings_above(points) != 0
+    return lambda points: winding_numbers(mesh, points).abs() > 0.5
 
 
 def crossings_above(mesh: Mesh, points: Float[Tensor, "count 3"]) -> Int[Tensor, " count"]:
@@ -229,27 +236,57 @@ def crossings_above(mesh: Mesh, points: Float[Tensor, "count 3"]) -> Int[Tensor,
         mesh: Watertight.
         points: (N, 3).
     """
-    rotation = _generic_rotation()
-    corners, rotated = mesh.corners @ rotation.T, points.double() @ rotation.T
+    return _columns(mesh).crossings_above(points)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Faces of a turned mesh in the cells of a grid over x and y.
+
+    Attributes:
+        corners: Of each face, turned, (F, 3, 3).
+        low: Where the grid begins, (2,).
+        size: Of a cell, (2,).
+        side: Cells along x and along y.
+        starts: Where the list of each cell begins, (side² + 1,).
+        listed: Faces that meet each cell, one cell after the other.
+    """
+
+    corners: Tensor
+    low: Tensor
+    size: Tensor
+    side: int
+    starts: Tensor
+    listed: Tensor
+
+    def crossings_above(self, points: Tensor) -> Tensor:
+        """Return the winding numbers of points, (N, 3) before the turn."""
+        rotated = points.double() @ _generic_rotation().T
+        cell = ((rotated[:, :2] - self.low) / self.size).floor().long()
+        within = ((cell >= 0) & (cell < self.side)).all(dim=1)
+        number = (cell[:, 0] * self.side + cell[:, 1]).clamp(0, self.side * self.side - 1)
+        candidates = torch.where(within, self.starts[number + 1] - self.starts[number], 0)
+        crossings = torch.zeros(len(points), dtype=torch.long)
+        for begin, end in _portions(candidates):
+            counts = candidates[begin:end]
+            owner = torch.repeat_interleave(torch.arange(begin, end), counts)
+            offset = torch.arange(len(owner)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+            face = self.listed[self.starts[number[owner]] + offset]
+            found = _crossed_above(self.corners[face], rotated[owner])
+            crossings[begin:end].index_add_(0, owner - begin, found)
+        return crossings
+
+
+def _columns(mesh: Mesh) -> _Columns:
+    """Turn a mesh and list its faces by column."""
+    corners = mesh.corners @ _generic_rotation().T
     side = max(1, min(512, round(math.sqrt(len(corners)))))
     low = corners[..., :2].amin(dim=(0, 1))
     size = (corners[..., :2].amax(dim=(0, 1)) - low).clamp(min=1e-12) / side
     # Faces as large as the mesh, of which there may be many, lie in all cells.
     while side > 1 and int(_spans(corners, low, size, side)[1].prod(dim=1).sum()) > _LISTED:
         size, side = size * (side / (side // 2)), side // 2
-    starts, listed = _cells(corners, low, size, side)
-    cell = ((rotated[:, :2] - low) / size).floor().long()
-    within = ((cell >= 0) & (cell < side)).all(dim=1)
-    number = (cell[:, 0] * side + cell[:, 1]).clamp(0, side * side - 1)
-    candidates = torch.where(within, starts[number + 1] - starts[number], 0)
-    crossings = torch.zeros(len(points), dtype=torch.long)
-    for begin, end in _portions(candidates):
-        counts = candidates[begin:end]
-        owner = torch.repeat_interleave(torch.arange(begin, end), counts)
-        offset = torch.arange(len(owner)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-        face = listed[starts[number[owner]] + offset]
-        crossings[begin:end].index_add_(0, owner - begin, _crossed_above(corners[face], rotated[owner]))
-    return crossings
+    return _Columns(corners, low, size, side, *_cells(corners, low, size, side))
 
 
 def winding_numbers(mesh: Mesh, points: Float[Tensor, "count 3"]) -> Float[Tensor, " count"]:

@@ -51,7 +51,7 @@ class ImageTask(Task):
 
     def predict(self) -> Float[Tensor, "height width channels"]:
         """Return the whole image as the field has it, clamped to [0, 1]."""
-        return in_chunks(self.module, self.points).clamp(0, 1).reshape(self.image.shape)
+        return in_chunks(self.module, self.points, self.chunk).clamp(0, 1).reshape(self.image.shape)
 
     def score(self) -> Mapping[str, float]:
         """Return PSNR and SSIM of the whole image; no SSIM where a side is below its window."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,14 +87,22 @@ class OccupancyTask(Task):
 
     def score(self) -> Mapping[str, float]:
         """Return the intersection over union of the held-out points."""
-        predicted = in_chunks(self.module, self.held_out.points).squeeze(-1) > 0
+        predicted = in_chunks(self.module, self.held_out.points, self.chunk).squeeze(-1) > 0
         return {"iou": intersection_over_union(predicted, self.held_out.labels > 0.5)}
 
     def grid(self, resolution: int) -> Float[Tensor, "x y z"]:
         """Return the logits on a grid of so many points along each edge of the box, ends included."""
-        axis = torch.linspace(-1, 1, resolution)
-        points = torch.cartesian_prod(axis, axis, axis)
-        return in_chunks(self.module, points).reshape(resolution, resolution, resolution)
+        grid = torch.empty(resolution, resolution, resolution)
+        for plane, points in zip(grid, grid_planes(resolution), strict=True):
+            plane.copy_(in_chunks(self.module, points, self.chunk).reshape(plane.shape))
+        return grid
+
+
+def grid_planes(resolution: int) -> Iterator[Float[Tensor, "yz 3"]]:
+    """Yield the points of a grid of the box plane by plane, x rising, and in each y before z."""
+    axis = torch.linspace(-1, 1, resolution)
+    for x in axis:
+        yield torch.cartesian_prod(x[None], axis, axis)
 
 
 def intersection_over_union(predicted: Bool[Tensor, " count"], truth: Bool[Tensor, " count"]) -> float:
@@ -126,22 +134,26 @@ def zero_surface(grid: Float[Tensor, "x y z"]) -> Surface | None:
     """
     from skimage.measure import marching_cubes
 
-    padded = np.pad(grid.numpy(), 1, constant_values=-abs(float(grid.abs().max())) - 1)
-    if not (grid > 0).any():
+    low, high = map(float, grid.aminmax())
+    if not high > 0:
         return None
+    padded = np.pad(grid.numpy(), 1, constant_values=-max(-low, high) - 1)
     step = 2 / (grid.shape[0] - 1)
     vertices, faces, _, _ = marching_cubes(padded, 0.0, spacing=(step,) * 3, gradient_direction="ascent")
     return Surface(torch.from_numpy(vertices.copy()) - 1 - step, torch.from_numpy(faces.copy()).long())
 
 
-def shaded(occupied: Bool[Tensor, "x y z"]) -> Float[Tensor, "z x 1"]:
+def shaded(occupied: Iterable[Bool[Tensor, "y z"]]) -> Float[Tensor, "z x 1"]:
     """Return a grey picture of what is occupied, seen along +y with z up, lit from the viewer.
 
     Args:
-        occupied: Cells of the box.
+        occupied: Cells of the box, plane by plane, x rising.
     """
-    depth = occupied.shape[1]
-    first = torch.where(occupied.any(dim=1), occupied.int().argmax(dim=1), depth).float()
+    depths = []
+    for plane in occupied:
+        depth = plane.shape[0]
+        depths.append(torch.where(plane.any(dim=0), plane.int().argmax(dim=0), depth))
+    first = torch.stack(depths).float()
     slope_x, slope_z = torch.gradient(first)
     facing = 1 / (1 + slope_x.clamp(-4, 4).square() + slope_z.clamp(-4, 4).square()).sqrt()
     grey = torch.where(first < depth, 0.15 + 0.75 * facing, torch.ones(()))

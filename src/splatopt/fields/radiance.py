@@ -15,7 +15,7 @@ from splatopt.core.camera import Camera
 from splatopt.core.graph import mean_squared_residual
 from splatopt.fields.image import MAX_DECIBELS, decibels
 from splatopt.fields.networks import Field, draw_linear, undrawn_linear
-from splatopt.fields.task import Task, in_chunks
+from splatopt.fields.task import Task, chunk_of, in_chunks
 from splatopt.metrics.image import SSIM_WINDOW, psnr, ssim
 
 FEATURES = 15
@@ -167,6 +167,11 @@ class RadianceTask(Task):
         """Number of rays of the training views."""
         return int(self._ends[-1])
 
+    @property
+    def chunk(self) -> int:
+        """Rays that are evaluated at once outside training."""
+        return chunk_of(self.module, self.samples)
+
     def draw(self, indices: Tensor, generator: torch.Generator) -> RayBatch:
         """Return the rays ``indices`` of all training views, one after the other, with fresh jitter."""
         position = torch.searchsorted(self._ends, indices, right=True)
@@ -217,7 +222,7 @@ class RadianceTask(Task):
         camera = self.cameras[view]
         pixels = torch.arange(camera.width * camera.height)
         middle = torch.tensor(0.5)
-        image = in_chunks(lambda part: self.shade(camera_rays(camera, part), middle), pixels, chunk=1024)
+        image = in_chunks(lambda part: self.shade(camera_rays(camera, part), middle), pixels, self.chunk)
         return image.clamp(0, 1).reshape(camera.height, camera.width, 3)
 
     def image(self, view: int) -> UInt8[Tensor, "height width 3"]:
@@ -226,10 +231,13 @@ class RadianceTask(Task):
 
     def score(self) -> Mapping[str, float]:
         """Return mean PSNR and SSIM over the test views; no SSIM where a side is below its window."""
-        weights = [None if self.weights is None else self.weights[view] for view in self.test]
-        images = [(self.render(view), self.image(view).float() / 255) for view in self.test]
-        pairs = [(*both, weight) for both, weight in zip(images, weights, strict=True)]
-        scores = {"psnr": sum(min(psnr(*pair), MAX_DECIBELS) for pair in pairs) / len(pairs)}
-        if min(min(image.shape[:2]) for image, _ in images) >= SSIM_WINDOW:
-            scores["ssim"] = sum(ssim(*pair) for pair in pairs) / len(pairs)
-        return scores
+        found: dict[str, list[float]] = {"psnr": [], "ssim": []}
+        cameras = [self.cameras[view] for view in self.test]
+        has_ssim = min(min(camera.height, camera.width) for camera in cameras) >= SSIM_WINDOW
+        for view in self.test:
+            weight = None if self.weights is None else self.weights[view]
+            pair = self.render(view), self.image(view).float() / 255, weight
+            found["psnr"].append(min(psnr(*pair), MAX_DECIBELS))
+            if has_ssim:
+                found["ssim"].append(ssim(*pair))
+        return {name: sum(values) / len(values) for name, values in found.items() if values}

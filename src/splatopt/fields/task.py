@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from splatopt.core.graph import GraphObjective
 
 CHUNK = 16_384
-"""Points that are evaluated at once outside training; 16 MiB for each layer of width 256."""
+"""Points that are evaluated at once outside training, of layers of 256 at most; 16 MiB for each."""
+
+_USUAL_WIDTH = 256
 
 
 class Task(GraphObjective):
@@ -31,6 +33,11 @@ class Task(GraphObjective):
         """Return the batch of the examples ``indices``, with whatever else is random about it."""
         return indices
 
+    @property
+    def chunk(self) -> int:
+        """Examples that are evaluated at once outside training."""
+        return chunk_of(self.module)
+
     @abstractmethod
     def score(self) -> Mapping[str, float]:
         """Return what the field is judged by, such as ``psnr``; the first is the headline."""
@@ -41,7 +48,13 @@ def device_of(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
-def in_chunks(call: Callable[[Tensor], Tensor], points: Tensor, chunk: int = CHUNK) -> Tensor:
+def chunk_of(module: nn.Module, samples: int = 1) -> int:
+    """Return how many examples of ``samples`` points are evaluated at once: CHUNK points, fewer of wider layers."""
+    width = max((layer.out_features for layer in module.modules() if isinstance(layer, nn.Linear)), default=1)
+    return max(1, CHUNK // (samples * -(-width // _USUAL_WIDTH)))
+
+
+def in_chunks(call: Callable[[Tensor], Tensor], points: Tensor, chunk: int) -> Tensor:
     """Return ``call`` at all rows of ``points``, without a graph and some at a time."""
     with torch.no_grad():
         return torch.cat([call(part) for part in _split(points, chunk)])

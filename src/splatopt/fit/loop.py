@@ -243,6 +243,11 @@ class _Fitter(ResumableRun):
     def _shuffle(self) -> None:
         self.sampler.shuffle()
 
+    @property
+    def has_order(self) -> bool:
+        """Whether a batch is less than everything."""
+        return self.sampler.per_epoch > 1
+
     # ------------------------------------------------------------------ run
 
     def run(self) -> FitResult:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from splatopt.core.files import make_folder
-from splatopt.data.mesh import inside, load_mesh, write_mesh
+from splatopt.data.mesh import inside_test, load_mesh, write_mesh
 from splatopt.fields.image import ImageTask
-from splatopt.fields.occupancy import OccupancyTask, shaded, zero_surface
+from splatopt.fields.occupancy import OccupancyTask, grid_planes, shaded, zero_surface
 from splatopt.fields.radiance import RadianceTask
 from splatopt.fields.task import Task
 from splatopt.fit.config import FitConfig
@@ -76,13 +76,13 @@ def result_pictures(config: FitConfig, task: Task) -> list[ResultPicture]:
 
 def _shape_pictures(config: FitConfig, grid: Tensor) -> list[ResultPicture]:
     """The mesh and the field; of an open mesh, whose inside takes long to find, the field alone."""
-    fitted = _bytes(shaded(grid > 0))
+    fitted = _bytes(shaded(plane > 0 for plane in grid))
     mesh = load_mesh(Path(config.data.target))
     if not mesh.watertight:
         return [ResultPicture("shape", None, fitted)]
-    axis = torch.linspace(-1, 1, len(grid))
-    truth = inside(mesh, torch.cartesian_prod(axis, axis, axis)).reshape(grid.shape)
-    return [ResultPicture("shape", _bytes(shaded(truth)), fitted)]
+    is_inside = inside_test(mesh)
+    truth = shaded(is_inside(points).reshape(grid.shape[1:]) for points in grid_planes(len(grid)))
+    return [ResultPicture("shape", _bytes(truth), fitted)]
 
 
 def _bytes(image: Tensor) -> Tensor:

@@ -38,8 +38,9 @@ class ExampleSampler:
         return drawn
 
     def shuffle(self) -> None:
-        """Forget the order at hand, so that the next draw makes a new one."""
+        """Forget the order at hand and seed the run's generator anew, so that whatever is drawn next is new."""
         self._position = self.size
+        self._generator.manual_seed(int(torch.randint(2**62, (), generator=self._generator)))
 
     def state(self) -> dict[str, int]:
         """Return the epoch's seed and how far it has come."""

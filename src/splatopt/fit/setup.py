@@ -156,8 +156,9 @@ def scene_bounds(capture: Capture) -> Bounds:
         for camera in cameras:
             pose = camera.world_to_camera.double()
             local = capture.points.positions.double() @ pose[:3, :3].T + pose[:3, 3]
-            x, y = local[:, 0] / local[:, 2] * camera.fx, local[:, 1] / local[:, 2] * camera.fy
-            seen = (local[:, 2] > 0) & (x.abs() < camera.width) & (y.abs() < camera.height)
+            x = local[:, 0] / local[:, 2] * camera.fx + camera.cx
+            y = local[:, 1] / local[:, 2] * camera.fy + camera.cy
+            seen = (local[:, 2] > 0) & (x >= 0) & (x < camera.width) & (y >= 0) & (y < camera.height)
             depths.append(local[seen].norm(dim=1))
         everything = torch.cat(depths).sort().values
         if len(everything):

@@ -35,13 +35,14 @@ from splatopt.core.checks import InputError
 from splatopt.core.objective import Tensors
 from splatopt.core.schema import GAUSSIAN_TENSORS
 from splatopt.meta.features import build_inputs
-from splatopt.meta.inner import InnerRates, InnerState, by_row
+from splatopt.meta.inner import InnerRates, InnerState
 from splatopt.meta.neighbours import NEIGHBOUR_REFRESH, nearest_others
 from splatopt.meta.network import LearnedNetwork
 from splatopt.meta.perceptual import ImageLoss, image_loss_gradient
 from splatopt.meta.step import Step, clock_of, learned_step
 from splatopt.meta.tasks import MetaTask
 from splatopt.optim.averaging import RunningAverage, average_weight
+from splatopt.raster.cpu import NativeRenderer
 
 _MIN_LOSS = 1e-4
 _ZERO = 1e-3
@@ -93,8 +94,15 @@ class EpisodeState:
     def begin(cls, task: MetaTask, network: LearnedNetwork, horizon: int = 0) -> EpisodeState:
         """Return ``task`` before the first step."""
         parameters = task.objective.parameters
-        near = nearest_others(parameters["means"], network.options.neighbours)
+        near = _nearest(task, network)
         return cls(task, InnerState.begin(parameters, network.options.latent), near, horizon)
+
+
+def _nearest(task: MetaTask, network: LearnedNetwork) -> Tensor:
+    """Return each Gaussian's nearest others, searched for on as many threads as the renderer has."""
+    renderer = task.objective.renderer
+    threads = renderer.threads if isinstance(renderer, NativeRenderer) else 1
+    return nearest_others(task.objective.parameters["means"], network.options.neighbours, threads)
 
 
 @dataclass(frozen=True)
@@ -137,7 +145,7 @@ def evaluate_step(
     """
     state, objective = episode_state.state, episode_state.task.objective
     if state.steps % NEIGHBOUR_REFRESH == 0:
-        episode_state.near = nearest_others(objective.parameters["means"], network.options.neighbours)
+        episode_state.near = _nearest(episode_state.task, network)
     with torch.no_grad():
         evaluation = objective.gradient(views)
         state.observe(evaluation.gradient, evaluation.loss, evaluation.seen, rates)
@@ -214,7 +222,7 @@ def run_episode(
             found.add_inputs(values, input_loss, gradient)
         found.note(step, gradient if delta_penalty else None)
         values = {name: value + step.changes[name] for name, value in values.items()}
-        averages = _averaged(averages, values, episode_state.state.age, number, rates)
+        averages = _averaged(averages, values, episode_state.state.steps, number, rates)
         episode_state.state.latent = step.latent
         if number >= steps - looks and not found.look_at(averages, perceptual):
             return None
@@ -288,7 +296,9 @@ class _MetaLoss:
     def note(self, step: Step, gradient: Tensors | None) -> None:
         """Take in a step's gates and lengths, and what it costs that it has no reason in ``gradient``."""
         if gradient is not None and self._options.delta_weight:
-            self.penalty = self.penalty + _delta_penalty(step, gradient) / self._steps
+            penalty = _delta_penalty(step, gradient) / self._steps
+            self.penalty = self.penalty + penalty
+            self.value += self._options.delta_weight * float(penalty.detach())
         self.gates += float(step.gates.detach().mean()) / self._steps
         lengths = [value.detach().abs().mean() for value in step.relative.values()]
         self.moved += float(sum(lengths)) / (len(GAUSSIAN_TENSORS) * self._steps)
@@ -299,10 +309,16 @@ class _MetaLoss:
         return self._options.delta_weight * self.penalty + product
 
 
-def _averaged(averages: Tensors, values: Tensors, ages: Tensor, number: int, rates: InnerRates) -> dict[str, Tensor]:
-    """Return θ̄ after step ``number`` of an episode; the first one forgets what was before."""
-    weight = average_weight(ages, rates.average_power).clamp(min=1 / (number + 1))
-    return {name: torch.lerp(averages[name], value, by_row(weight, value)) for name, value in values.items()}
+def _averaged(averages: Tensors, values: Tensors, steps: int, number: int, rates: InnerRates) -> dict[str, Tensor]:
+    """Return θ̄ after a run's ``steps`` steps, ``number`` of them before in its episode; what was before is forgotten.
+
+    No row comes or goes in a run, so that all are as many steps old.
+    """
+    if not rates.average_power:
+        return dict(values)
+    weight = average_weight(torch.tensor(float(steps)), rates.average_power).item()
+    weight = max(weight, 1 / (number + 1))
+    return {name: torch.lerp(averages[name], value, weight) for name, value in values.items()}
 
 
 def _target_gradient(

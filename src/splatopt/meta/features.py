@@ -101,13 +101,13 @@ def build_inputs(
     columns = [
         *(_squashed(_own(part, rotations, unit_quats)) for part in parts),
         power.sqrt(),
-        (sizes - (weight[:, None] * sizes).sum(dim=0)).clamp(-8, 8) / 2,
+        (sizes - _weighted(weight, sizes).sum(dim=0)).clamp(-8, 8) / 2,
         _shape_features(parameters, weight),
         (by_row(pace.log(), log_scales) - log_scales.mean(dim=1, keepdim=True)).clamp(-6, 6) / 2,
         torch.stack([torch.exp(-state.age / scale) for scale in AGES], dim=1),
     ]
     rows = torch.cat(columns, dim=1)
-    scene = torch.cat([(weight[:, None] * power).sum(dim=0), rows.new_tensor(history_features(state))])
+    scene = torch.cat([_weighted(weight, power).sum(dim=0), rows.new_tensor(history_features(state))])
     return Inputs(
         **vars(adam),
         rows=rows,
@@ -156,13 +156,19 @@ def _mean_square(values: Tensor) -> Float[Tensor, " n"]:
     return squares.flatten(1).sum(dim=1) / max(1, math.prod(values.shape[1:]))
 
 
+def _weighted(weight: Float[Tensor, " n"], values: Tensor) -> Tensor:
+    """Return ``weight`` · ``values`` (N, ...), 0 where a row has no weight: there it may hold any number, and NaN."""
+    weight = weight.reshape(-1, *[1] * (values.dim() - 1))
+    return torch.where(weight > 0, weight * values, 0.0)
+
+
 def _shape_features(parameters: Tensors, weight: Tensor) -> Float[Tensor, "n 10"]:
     """Return sizes relative to the scene's mean, their mean, opacity, colour, higher bands and offset."""
     log_scales, means = parameters["log_scales"], parameters["means"]
-    mean_scale = (weight[:, None] * log_scales).sum() / 3
-    middle = (weight[:, None] * means).sum(dim=0)
+    mean_scale = _weighted(weight, log_scales).sum() / 3
+    middle = _weighted(weight, means).sum(dim=0)
     distance = (means - middle).square().sum(dim=1)
-    typical = (weight * distance).sum().clamp(min=MIN_SQUARE)
+    typical = _weighted(weight, distance).sum().clamp(min=MIN_SQUARE)
     columns = [
         (log_scales - mean_scale).clamp(-6, 6) / 2,
         parameters["logit_opacities"][:, None].clamp(-8, 8) / 4,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -18,6 +17,8 @@ from splatopt.core.state import OptimizerState
 from splatopt.meta.features import adam_inputs, build_inputs
 from splatopt.meta.fused import FusedNetwork, fits
 from splatopt.meta.inner import InnerRates, InnerState
+from splatopt.meta.loss_watch import LossWatch
+from splatopt.meta.memory import native_row_bytes, torch_row_bytes
 from splatopt.meta.neighbours import NEIGHBOUR_REFRESH, nearest_others
 from splatopt.meta.step import adam_changes, clock_of, learned_step
 from splatopt.meta.weights import LearnedWeights, load_weights
@@ -25,11 +26,12 @@ from splatopt.optim.averaging import RunningAverage
 from splatopt.optim.growth import GrowthBound, check_growth
 from splatopt.optim.visited_views import VisitedViews, check_full_color_views
 
-_WATCHED = 1
-"""Which of the running losses is watched: the one over some fifty steps."""
+_ON_A_GPU = ("triton", "gsplat")
+"""Renderers whose Gaussians lie on a GPU; before a run those that it is counted for still lie on the host."""
 
-_MAX_NUMBER = 1e300
-"""Written for a lowest loss that there is not yet: JSON knows no infinity."""
+_EDITED_SHARE = 0.5
+"""Share of rows from which on an edit makes a scene of another loss. Unit: fraction. Source: an opacity reset edits
+all rows, clones and splits fewer."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,7 @@ class Learned(Optimizer):
         """Load the weights; see :class:`~splatopt.core.optimizer.Optimizer`.
 
         Raises:
-            InputError: The parameters are not those of Gaussians, there are too few of them, or the weights cannot
-                be used.
+            InputError: The parameters are not those of Gaussians, or the weights cannot be used.
         """
         super().__init__(objective, options, generator)
         self.weights: LearnedWeights = load_weights(options.weights)
@@ -113,9 +114,16 @@ class Learned(Optimizer):
         self._near: Tensor | None = None
         self._fallen = False
         self._settled = False
-        self._lowest, self._above, self._is_new_level = math.inf, 0, False
+        self._watch = self.remember(LossWatch())
+        self._is_new_level = False
         self._fused: FusedNetwork | None = None
-        self._neighbours(0)
+
+    def memory_needed(self, batch: Batch) -> int:
+        """Return the bytes of what the native passes keep between steps, or of what PyTorch makes in one at most."""
+        parameters, shape = self.objective.parameters, self._network.options
+        is_native = fits(parameters, parameters) and self.objective.backend not in _ON_A_GPU
+        row_bytes = native_row_bytes(shape) if is_native else torch_row_bytes(shape, parameters)
+        return row_bytes * len(parameters["means"])
 
     def at_last_iterate(self) -> AbstractContextManager[None]:
         """Have the last iterate change places with the average for a while."""
@@ -123,7 +131,11 @@ class Learned(Optimizer):
 
     @torch.no_grad()
     def step(self, batch: Batch, progress: Progress) -> Evaluation:
-        """Evaluate the gradient on ``batch`` and take the network's step."""
+        """Evaluate the gradient on ``batch`` and take the network's step.
+
+        Raises:
+            InputError: It is the run's first, and there are too few Gaussians.
+        """
         if self._average is None:
             return self._step(batch, progress)
         parameters = self.objective.parameters
@@ -136,6 +148,7 @@ class Learned(Optimizer):
         evaluation = self.objective.gradient(batch)
         if self._is_new_level:
             self._inner.rescale_losses(evaluation.loss)
+            self._watch.restart(self._inner)
             self._is_new_level = False
         self._visited_views.visit(self.objective.views(batch))
         state = self._inner
@@ -197,17 +210,14 @@ class Learned(Optimizer):
         if self._near is None or due:
             means, count = self.objective.parameters["means"], self._network.options.neighbours
             # A scene that was pruned below that many Gaussians goes on without neighbours.
-            count = count if step == 0 or len(means) > count else 0
+            count = count if step == 1 or len(means) > count else 0
             self._near = nearest_others(means, count, self.threads, self.instructions)
         return self._near
 
     def _watch_loss(self) -> None:
         """Give up on the network where the loss has stayed above its lowest for a window of steps."""
-        loss = self._inner.running_losses()[_WATCHED]
-        self._lowest = min(self._lowest, loss)
-        high = not loss <= (1 + self.options.fallback_rise) * self._lowest
-        self._above = self._above + 1 if high else 0
-        if self._above >= self.options.fallback_window:
+        window, rise = self.options.fallback_window, self.options.fallback_rise
+        if self._watch.is_high_for(window, rise, self._inner):
             self._fallen = True
             self.warnings.append(
                 f"the loss has stayed {self.options.fallback_rise:.0%} above its lowest for "
@@ -221,14 +231,14 @@ class Learned(Optimizer):
         size is to the latest of them: it sees neither a rise nor a fall in that.
         """
         super().follow_level(ratio)
-        self._lowest, self._above, self._is_new_level = math.inf, 0, True
+        self._watch.restart(self._inner)
+        self._is_new_level = True
 
     def state(self) -> OptimizerState:
         """Return the run's memory; neighbours are kept as well, since they were found some steps ago."""
         declared = super().state()
         near = {} if self._near is None else {"near": self._near}
-        own = {"fallen": int(self._fallen), "lowest": min(self._lowest, _MAX_NUMBER), "above": self._above}
-        own["weights"] = self.weights.mark
+        own = {"fallen": int(self._fallen), "weights": self.weights.mark}
         return OptimizerState({**declared.tensors, **near}, {**declared.scalars, **own})
 
     def load_state(self, state: OptimizerState) -> None:
@@ -243,8 +253,7 @@ class Learned(Optimizer):
                 "was begun with, or start a new run"
             )
         super().load_state(state)
-        self._fallen, self._above = bool(state.scalars["fallen"]), int(state.scalars["above"])
-        self._lowest = float(state.scalars["lowest"])
+        self._fallen = bool(state.scalars["fallen"])
         self._near = self._checked_neighbours(state.tensors.get("near"))
 
     def _checked_neighbours(self, near: Tensor | None) -> Tensor | None:
@@ -259,9 +268,25 @@ class Learned(Optimizer):
         return near.to(self._inner.age.device, copy=True)
 
     def edit_rows(self, edit: SceneEdit) -> None:
-        """Gather the memory; fresh rows start anew, and neighbours are searched for again."""
+        """Gather the memory; fresh rows start anew, and neighbours are searched for again.
+
+        Which loss was the lowest is forgotten where half of the rows are fresh, written or reset: an opacity reset
+        makes it several times what it was.
+        """
         super().edit_rows(edit)
         self._near, self._settled = None, False
+        if len(edit) and float(_edited(edit).float().mean()) >= _EDITED_SHARE:
+            self._watch.restart(self._inner)
+
+
+def _edited(edit: SceneEdit) -> Tensor:
+    """Return which rows are fresh, written or reset, (M,) bool."""
+    edited = edit.fresh.clone()
+    for written in edit.values.values():
+        edited[written.rows] = True
+    for reset in edit.resets.values():
+        edited |= reset
+    return edited
 
 
 register("learned", Learned, LearnedOptions, help="a meta-trained network corrects Adam's step; knows no horizon")

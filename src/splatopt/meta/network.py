@@ -199,7 +199,8 @@ class LearnedNetwork(nn.Module):
             near: Row indices of each Gaussian's nearest others; (N, 0) where the network has no attention.
             seen: Rows that the views saw.
         """
-        x = torch.cat([rows, latent], dim=1)
+        # Zeros for unseen rows: a share of 0 in a mean, or in what a neighbour says, would let a NaN through.
+        x = torch.where(seen[:, None], torch.cat([rows, latent], dim=1), 0.0)
         h = self.enter(x)
         weight = seen.to(h.dtype) / seen.sum().clamp(min=1)
         h = h + self.pool(torch.cat([weight @ torch.relu(h), scene]))

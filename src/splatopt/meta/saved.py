@@ -31,7 +31,7 @@ NETWORK, AVERAGE, ADAMW = "network.", "average.", "adamw."
 CURRENT, BUFFER = "current.", "buffer."
 """What the names of a stream's episode states begin with."""
 
-_SYNTHETIC = re.compile(r"synthetic:[0-9]{1,18}")
+_SYNTHETIC = re.compile(r"synthetic:[0-9]{1,19}")
 _CLASSES = 3
 _MAX_STATES = 1000
 _MAX_STEPS = 10**9

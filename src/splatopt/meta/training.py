@@ -27,12 +27,13 @@ from splatopt.core.checks import InputError, check_positive, writing
 from splatopt.core.files import append_only, make_folder, trim_lines
 from splatopt.core.reading import parse_json
 from splatopt.core.stop_signals import stop_requests
-from splatopt.meta.episode import EpisodeResult, LossOptions
+from splatopt.meta.episode import LossOptions
 from splatopt.meta.inner import InnerRates
 from splatopt.meta.log import LogLine, TrainLine, validations
 from splatopt.meta.network import LearnedNetwork, NetworkOptions
 from splatopt.meta.perceptual import ImageLoss
 from splatopt.meta.saved import ADAMW, AVERAGE, NETWORK, check_network, check_stream
+from splatopt.meta.shared import SharedEpisodes
 from splatopt.meta.stream import EpisodeOptions, EpisodeStream, StreamOptions, Variant
 from splatopt.meta.tasks import MetaTaskOptions
 from splatopt.meta.validation import Curve, validate
@@ -41,6 +42,9 @@ from splatopt.metrics.lpips import find_lpips
 from splatopt.raster.render import find_backend, open_backend
 
 _LOG_EVERY = 20
+
+_MAX_SEED = 2**31 - 1
+"""With the stream's number and the scene's it still makes a seed of 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class MetaTrainConfig:
         validation: Keys of captures to validate on.
         steps: Meta-steps, over which the learning rate falls.
         streams: Episodes of one meta-step.
-        seed: Decides on everything.
+        seed: Decides on everything; below 2³¹.
         learning_rate: Of AdamW on the network's weights, at its highest.
         warmup: Meta-steps over which it rises.
         average: Decay of the running mean of the weights that is kept and validated.
@@ -93,9 +97,11 @@ class MetaTrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot train, and give the network the variant's shape."""
-        for name in ("steps", "streams", "validate_every", "save_every", "warmup"):
+        for name in ("steps", "streams", "validate_every", "save_every", "warmup", "threads"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.seed <= _MAX_SEED:
+            raise InputError(f"seed must lie between 0 and {_MAX_SEED:,}, got {self.seed}")
         check_positive("learning_rate", self.learning_rate)
         shape = replace(
             self.network,
@@ -127,10 +133,11 @@ class MetaTrainer:
         self.streams = [self._stream(number) for number in range(rank, config.streams, world_size)]
         self.step = 0
         self.seconds = 0.0
-        self.recent: list[EpisodeResult] = []
+        self.recent: list[dict[str, float]] = []
+        self.depths, self.deepest = [0, 0, 0], 0
         self.warnings: list[str] = []
         self.requests: list[int] = []
-        self.stopping = False
+        self.stopping = self.is_unvalidated = False
         self._resume()
 
     def _stream(self, number: int) -> EpisodeStream:
@@ -173,33 +180,28 @@ class MetaTrainer:
                 self.seconds += time.perf_counter() - began
                 if self.step % _LOG_EVERY == 0 and self.rank == 0:
                     watch(self._log(self._summary()))
-                if self.step % self.config.save_every == 0 or self.step == end or self.stopping:
+                saves = self.step % self.config.save_every == 0 or self.step == end or self.stopping
+                # A validation may take longer than whoever asks to stop has patience.
+                if saves or self._is_validation_due(end):
                     self.save()
                 if not self.stopping:
                     self._validate_if_due(end, watch)
-        if self.stopping and self.step < end:
+        if self.stopping and (self.step < end or self.is_unvalidated):
             raise KeyboardInterrupt(f"stopped after meta-step {self.step:,} of {self.config.steps:,}")
 
     def _meta_step(self) -> None:
         """One episode in each stream, the mean of their gradients, one step of AdamW."""
         config = self.config
-        for parameter in self.network.parameters():
-            # None would keep AdamW from counting the step: episodes of one step never use the latent state.
-            parameter.grad = torch.zeros_like(parameter)
-        done = 0
+        episodes = SharedEpisodes(list(self.network.parameters()), config.streams)
         for stream in self.streams:
-            before = [self._gradient(parameter).clone() for parameter in self.network.parameters()]
-            result = stream.run(self.network)
-            if result is None or not self._gradient_is_finite():
-                for parameter, gradient in zip(self.network.parameters(), before, strict=True):
-                    parameter.grad = gradient
-                continue
-            done += 1
-            self.recent = [*self.recent[-99:], result]
-        done = self._share(done)
-        if done:
-            for parameter in self.network.parameters():
-                self._gradient(parameter).div_(done)
+            episodes.run(stream, self.network)
+        if self.world_size > 1:
+            episodes.exchange()
+        # Whoever of them was asked to stop: all stop after the same meta-step.
+        self.stopping = self._any(bool(self.requests))
+        self.recent = [*self.recent, *episodes.seen()][-100:]
+        self.depths, self.deepest = episodes.depths(), episodes.deepest()
+        if episodes.leave_mean_gradient():
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
             for group in self.optimizer.param_groups:
                 group["lr"] = self._learning_rate()
@@ -210,40 +212,19 @@ class MetaTrainer:
             for kept, new in zip(self.average.parameters(), self.network.parameters(), strict=True):
                 kept.lerp_(new, 1 - decay)
 
+    def _any(self, mine: bool) -> bool:
+        """Whether something is true of any process."""
+        found = torch.tensor(float(mine))
+        if self.world_size > 1:
+            torch.distributed.all_reduce(found)
+        return bool(found > 0)
+
     def _learning_rate(self) -> float:
         """Return the rate of this meta-step: a short rise, then half a cosine down to a twentieth."""
         config = self.config
         rise = min(1.0, (self.step + 1) / config.warmup)
         fall = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / config.steps)))
         return config.learning_rate * rise * fall
-
-    def _gradient_is_finite(self) -> bool:
-        return all(bool(torch.isfinite(self._gradient(parameter)).all()) for parameter in self.network.parameters())
-
-    @staticmethod
-    def _gradient(parameter: Tensor) -> Tensor:
-        """Return the gradient of ``parameter``, which every meta-step begins at zero."""
-        if parameter.grad is None:
-            raise RuntimeError("a parameter of the network has no gradient")
-        return parameter.grad
-
-    def _share(self, done: int) -> int:
-        """Add up the gradients of all processes; return how many episodes they are of.
-
-        Whether any of them was asked to stop is found as well, so that all stop after the same meta-step.
-        """
-        asked = float(bool(self.requests))
-        if self.world_size == 1:
-            self.stopping = bool(asked)
-            return done
-        flat = torch.cat([self._gradient(parameter).reshape(-1) for parameter in self.network.parameters()])
-        flat = torch.cat([flat, flat.new_tensor([asked, float(done)])])
-        torch.distributed.all_reduce(flat)
-        self.stopping = float(flat[-2]) > 0
-        parts = flat[:-2].split([p.numel() for p in self.network.parameters()])
-        for parameter, part in zip(self.network.parameters(), parts, strict=True):
-            parameter.grad = part.view_as(parameter).clone()
-        return round(float(flat[-1]))
 
     # ---- what is written ----
 
@@ -253,17 +234,15 @@ class MetaTrainer:
             "step": self.step,
             "hours": self.seconds / 3600,
             "learning_rate": self._learning_rate(),
-            "depths": [sum(len(stream.buffer.classes[place]) for stream in self.streams) for place in range(3)],
-            "deepest": max(
-                (s.state.steps for stream in self.streams for c in stream.buffer.classes for s in c), default=0
-            ),
+            "depths": self.depths,
+            "deepest": self.deepest,
         }
         if self.recent:
             record |= {
-                "meta_loss": statistics.fmean(result.meta_loss for result in self.recent),
-                "psnr": statistics.fmean(result.psnr for result in self.recent),
-                "gate": statistics.fmean(result.gate for result in self.recent),
-                "moved": statistics.fmean(result.moved for result in self.recent),
+                "meta_loss": statistics.fmean(seen["meta_loss"] for seen in self.recent),
+                "psnr": statistics.fmean(seen["psnr"] for seen in self.recent),
+                "gate": statistics.fmean(seen["gate"] for seen in self.recent),
+                "moved": statistics.fmean(seen["moved"] for seen in self.recent),
             }
         return record
 
@@ -279,11 +258,17 @@ class MetaTrainer:
     def _log_path(self) -> Path:
         return self.config.out / "log.jsonl"
 
+    def _is_validation_due(self, end: int) -> bool:
+        """Whether there is one before the first meta-step, after each so many, or at the end."""
+        return bool(self.config.validation) and (self.step % self.config.validate_every == 0 or self.step == end)
+
     def _validate_if_due(self, end: int, watch: Callable[[LogLine], None]) -> None:
-        """Validate before the first meta-step, after each so many, and at the end; once for each."""
-        due = self.step % self.config.validate_every == 0 or self.step == end
-        if self.rank == 0 and self.config.validation and due and self.step not in self._validated():
-            self._validate(watch)
+        """Validate, once for each meta-step where it is due; a request to stop ends it, and the next run does it."""
+        if not self._is_validation_due(end):
+            return
+        is_done = self.rank > 0 or self.step in self._validated() or self._validate(watch)
+        self.is_unvalidated = self._any(not is_done)
+        self.stopping = self._any(bool(self.requests))
 
     def _validated(self) -> set[int]:
         """Meta-steps whose validation the log holds."""
@@ -291,13 +276,23 @@ class MetaTrainer:
         log = str(self._log_path)
         return {line["step"] for line in validations([parse_json(line, log) for line in lines])}
 
-    def _validate(self, watch: Callable[[LogLine], None]) -> None:
+    def _validate(self, watch: Callable[[LogLine], None]) -> bool:
+        """Validate; False where we were asked to stop meanwhile."""
         config = self.config
         curve = validate(
-            self.average, config.rates, config.validation, self.renderer, seed=config.seed, device=self.device
+            self.average,
+            config.rates,
+            config.validation,
+            self.renderer,
+            seed=config.seed,
+            device=self.device,
+            stopping=lambda: bool(self.requests),
         )
+        if curve is None:
+            return False
         found = _by_step(curve)
         watch(self._log({"kind": "validation", "step": self.step, "hours": self.seconds / 3600, "psnr": found}))
+        return True
 
     def save(self) -> None:
         """Write each stream's checkpoint, then the network's, then the weights as they can be used."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 
@@ -30,8 +31,9 @@ def validate(
     steps: Sequence[int] = STEPS,
     sparse: float = 0.0,
     device: torch.device | str = "cpu",
-) -> Curve:
-    """Return the mean held-out PSNR over ``scenes`` after each number of ``steps``.
+    stopping: Callable[[], bool] = lambda: False,
+) -> Curve | None:
+    """Return the mean held-out PSNR over ``scenes`` after each number of ``steps``; None where it was stopped.
 
     An untrained network gives the curve of the Adam inside. Scenes, views and starts depend on ``seed`` alone.
 
@@ -44,6 +46,7 @@ def validate(
         steps: When to look, ascending.
         sparse: Share of scenes with few input views.
         device: Where network and clouds lie.
+        stopping: Asked before each step whether to stop.
     """
     sums = dict.fromkeys(steps, 0.0)
     shares = MetaTaskOptions.plain(sparse)
@@ -52,11 +55,14 @@ def validate(
         task = draw_task(scene, renderer, shares, generator, device)
         episode_state = EpisodeState.begin(task, network, horizon=max(steps))
         parameters = task.objective.parameters
-        average = RunningAverage(parameters, rates.average_power)
+        average = RunningAverage(parameters, rates.average_power) if rates.average_power else None
         for step in steps:
-            fine = roll_out(network, rates, episode_state, step - episode_state.state.steps, generator, average)
-            average.exchange(parameters)
-            psnr = task.objective.gradient(task.targets).metrics["psnr"] if fine else math.nan
-            average.exchange(parameters)
+            fine = True
+            while fine and episode_state.state.steps < step:
+                if stopping():
+                    return None
+                fine = roll_out(network, rates, episode_state, 1, generator, average)
+            with nullcontext() if average is None else average.stepping(parameters):
+                psnr = task.objective.gradient(task.targets).metrics["psnr"] if fine else math.nan
             sums[step] += psnr if math.isfinite(psnr) else 0.0
     return {step: total / len(scenes) for step, total in sums.items()}

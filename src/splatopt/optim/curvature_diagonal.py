@@ -40,8 +40,10 @@ class CurvatureDiagonal(RefusesGradScaler, torch.optim.Optimizer):
     """θ ← θ - rate · m̂ / (|D| + damping), with m̂ the bias-corrected mean of gradients and D from Hessian probes.
 
     A refresh takes Hv on the step's own minibatch and graph, by differentiating twice. Steps 1 to ``warmup``
-    refresh, then every ``interval``-th does, and one that meets a new parameter. The first refresh averages over
-    ``first_probes`` probes. With a ``floor``, |D| is nowhere below that part of its tensor's root mean square.
+    refresh, then every ``interval``-th does, and one that meets a new parameter. The first refresh, and each that
+    meets a new parameter, averages over ``first_probes`` probes. With a ``floor``, |D| is nowhere below that part of
+    its tensor's root mean square. Groups count steps and refreshes; a parameter that was frozen in some of them has
+    counts of its own, by which its means are corrected.
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class CurvatureDiagonal(RefusesGradScaler, torch.optim.Optimizer):
             damping: Added to the root of D.
             warmup: First steps that all refresh, at least 1.
             interval: Steps between refreshes later.
-            first_probes: Probes of the first refresh.
+            first_probes: Probes of the first refresh and of those that meet a new parameter.
             floor: Lower bound of |D| in parts of the root mean square of its tensor's. Rows of H that are zero by
                 chance, as an idle unit's, would else step by rate · m̂ / damping on the day that they are not.
             generator: Source of the probes; one with seed 0 when None. Its state is the caller's to keep: it is not in
@@ -94,8 +96,8 @@ class CurvatureDiagonal(RefusesGradScaler, torch.optim.Optimizer):
         """Bring D up to date with probes v and products Hv, in place."""
 
     @abstractmethod
-    def scale(self, diagonal: Tensor, group: Group) -> Tensor:
-        """Return |D| as the step divides by it, in units of the Hessian, of new memory."""
+    def scale(self, diagonal: Tensor, beta2: float, refreshes: int) -> Tensor:
+        """Return |D| of so many refreshes as the step divides by it, in units of the Hessian, of new memory."""
 
     def rate(self, group: Group) -> float:
         """Return the rate of the step at hand."""
@@ -118,9 +120,10 @@ class CurvatureDiagonal(RefusesGradScaler, torch.optim.Optimizer):
         params = [param for group in self.param_groups for param in _trained(group)]
         fresh = [param for param in params if not self.state[param]]
         refresh = self.is_refresh(self.param_groups[0]["steps"] + 1) or bool(fresh)
-        loss = self._closure.run(closure, type(self).__name__, keeps_graph=refresh)
-        for param in fresh:
-            self.state[param] |= {name: torch.zeros_like(param) for name in ("mean", "diagonal", "inverse")}
+        loss = self._closure.run(closure, type(self).__name__, params, keeps_graph=refresh)
+        if not params:
+            return loss.detach()
+        self._begin_states()
         backward = bool(self._closure.calls_backward)
         gradients: Sequence[Tensor] = ()
         if refresh or not backward:
@@ -131,16 +134,38 @@ class CurvatureDiagonal(RefusesGradScaler, torch.optim.Optimizer):
             elif param.grad is None:
                 param.grad = torch.zeros_like(param)
         if refresh:
-            probes, products = self._probe(params, gradients)
+            probes, products = self._probe(params, gradients, self.first_probes if fresh else 1)
         with torch.no_grad():
             if refresh:
                 self._refresh(probes, products)
             self._descend()
         return loss.detach()
 
-    def _probe(self, params: list[Tensor], gradients: Sequence[Tensor]) -> tuple[list[Probes], list[Probes]]:
-        """Return v and Hv of each parameter."""
-        count = self.first_probes if self.param_groups[0]["refreshes"] == 0 else 1
+    def _begin_states(self) -> None:
+        """Make the state of parameters that are met for the first time; late ones count for themselves."""
+        for group in self.param_groups:
+            counts = {key: 0 for key in ("steps", "refreshes") if group[key]}
+            for param in _trained(group):
+                if not self.state[param]:
+                    self.state[param] |= {name: torch.zeros_like(param) for name in ("mean", "diagonal", "inverse")}
+                    self.state[param] |= counts
+
+    def _count_one(self, group: Group, key: str) -> None:
+        """Count one of the steps or refreshes of a group; a parameter that sits one out has its own count from then."""
+        for param in group["params"]:
+            kept = self.state.get(param)
+            if not kept:
+                continue
+            if not param.requires_grad:
+                kept.setdefault(key, group[key])
+            elif key in kept:
+                kept[key] += 1
+        group[key] += 1
+
+    def _probe(
+        self, params: list[Tensor], gradients: Sequence[Tensor], count: int
+    ) -> tuple[list[Probes], list[Probes]]:
+        """Return v and Hv of each parameter, ``count`` of them."""
         probes = [[rademacher(param.detach(), self.generator) for param in params] for _ in range(count)]
         # A loss that is linear in a parameter leaves its gradient without a graph: those rows of H are zero.
         curved = [index for index, gradient in enumerate(gradients) if gradient.requires_grad]
@@ -161,11 +186,12 @@ class CurvatureDiagonal(RefusesGradScaler, torch.optim.Optimizer):
     def _refresh(self, probes: list[Probes], products: list[Probes]) -> None:
         position = 0
         for group in self.param_groups:
-            group["refreshes"] += 1
+            self._count_one(group, "refreshes")
             for param in _trained(group):
                 state = self.state[param]
                 self.refresh(state["diagonal"], probes[position], products[position], group["beta2"])
-                scale = self.scale(state["diagonal"], group)
+                refreshes = state.get("refreshes", group["refreshes"])
+                scale = self.scale(state["diagonal"], group["beta2"], refreshes)
                 if self.floor:
                     scale.clamp_(min=self.floor * scale.square().mean().sqrt())
                 state["inverse"] = scale.add_(group["damping"]).reciprocal_()
@@ -174,14 +200,17 @@ class CurvatureDiagonal(RefusesGradScaler, torch.optim.Optimizer):
     def _descend(self) -> None:
         """Take the step, one pass over each of mean and parameter."""
         for group in self.param_groups:
-            group["steps"] += 1
+            self._count_one(group, "steps")
             params = _trained(group)
-            means = [self.state[param]["mean"] for param in params]
-            inverses = [self.state[param]["inverse"] for param in params]
+            if not params:
+                continue
+            states = [self.state[param] for param in params]
+            means, inverses = ([state[name] for state in states] for name in ("mean", "inverse"))
             gradients = [param.grad for param in params if param.grad is not None]
             torch._foreach_lerp_(means, gradients, 1 - group["beta1"])
-            rate = self.rate(group) / bias_correction(group["beta1"], group["steps"])
-            torch._foreach_addcmul_(params, means, inverses, value=-rate)
+            rate, steps = float(self.rate(group)), [state.get("steps", group["steps"]) for state in states]
+            factors = [-(rate / bias_correction(group["beta1"], count)) for count in steps]
+            torch._foreach_addcmul_(params, means, inverses, factors)
 
 
 def _gradients(loss: Tensor, params: list[Tensor], *, create_graph: bool) -> tuple[Tensor, ...]:
@@ -214,9 +243,9 @@ class ESGD(CurvatureDiagonal):
         """D ← β₂D + (1-β₂)·mean of (Hv)²."""
         moving_average(diagonal, squared_row_norms(products), beta2)
 
-    def scale(self, diagonal: Tensor, group: Group) -> Tensor:
+    def scale(self, diagonal: Tensor, beta2: float, refreshes: int) -> Tensor:
         """Return √(D/(1-β₂ᵏ))."""
-        return (diagonal / bias_correction(group["beta2"], group["refreshes"])).sqrt_()
+        return (diagonal / bias_correction(beta2, refreshes)).sqrt_()
 
 
 class ESGDMax(CurvatureDiagonal):
@@ -234,7 +263,7 @@ class ESGDMax(CurvatureDiagonal):
         """D ← max(β₂D, mean of (Hv)²)."""
         decaying_maximum(diagonal, squared_row_norms(products), beta2)
 
-    def scale(self, diagonal: Tensor, group: Group) -> Tensor:
+    def scale(self, diagonal: Tensor, beta2: float, refreshes: int) -> Tensor:
         """Return √D."""
         return diagonal.sqrt()
 
@@ -265,6 +294,6 @@ class AdaHessianJ(CurvatureDiagonal):
         """D ← β₂D + (1-β₂)·mean of v⊙Hv."""
         moving_average(diagonal, diagonal_entries(probes, products), beta2)
 
-    def scale(self, diagonal: Tensor, group: Group) -> Tensor:
+    def scale(self, diagonal: Tensor, beta2: float, refreshes: int) -> Tensor:
         """Return |D/(1-β₂ᵏ)|."""
-        return kernel_average(diagonal / bias_correction(group["beta2"], group["refreshes"])).abs()
+        return kernel_average(diagonal / bias_correction(beta2, refreshes)).abs()

@@ -391,7 +391,7 @@ def field_options(name: str, field: str, options: Any = None) -> Any:
     found = find_field_optimizer(name)
     kind: Any = found.entry.options
     piecewise, chosen = field.startswith("relu"), kind() if options is None else options
-    if not isinstance(chosen, kind):
+    if type(chosen) is not kind:  # another optimizer's may be a subclass
         raise InputError(f"the options of optimizer {name!r} must be a {kind.__name__}, got a {type(chosen).__name__}")
     if getattr(chosen, "rate", 0.0) is None and found.rate is not None:
         chosen = replace(chosen, rate=found.relu_rate if piecewise else found.rate)

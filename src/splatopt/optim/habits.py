@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -50,19 +50,22 @@ class Closure:
     """A closure that returns the loss with its graph, and may have called ``loss.backward()`` on it.
 
     Attributes:
-        calls_backward: Whether it does; known once it has run with its graph kept.
+        calls_backward: Whether it did when it ran last.
     """
 
     def __init__(self) -> None:
         """Begin without knowing."""
         self.calls_backward: bool | None = None
 
-    def run(self, closure: Callable[[], Tensor] | None, who: str, *, keeps_graph: bool) -> Tensor:
+    def run(
+        self, closure: Callable[[], Tensor] | None, who: str, params: Sequence[Tensor], *, keeps_graph: bool
+    ) -> Tensor:
         """Return the loss with its graph.
 
         Args:
             closure: Returns it.
             who: The optimizer, for messages.
+            params: Whose gradients tell whether a closure that used to call ``backward`` still does.
             keeps_graph: Whether the graph is needed once more.
 
         Raises:
@@ -79,8 +82,23 @@ class Closure:
                 with _KeepsGraph() as mode:
                     loss = closure()
                 self.calls_backward = mode.called
+            elif self.calls_backward:
+                before = [_write_of(param.grad) for param in params]
+                loss = closure()
+                pairs = zip(params, before, strict=True)
+                self.calls_backward = any(_is_written(param.grad, *old) for param, old in pairs)
             else:
                 loss = closure()
         if not isinstance(loss, Tensor):
             raise InputError(f"the closure of {who} must return the loss as a tensor, got a {type(loss).__name__}")
         return loss
+
+
+def _write_of(gradient: Tensor | None) -> tuple[Tensor | None, int]:
+    """Return a gradient and how often it was written."""
+    return gradient, 0 if gradient is None else gradient._version
+
+
+def _is_written(gradient: Tensor | None, before: Tensor | None, version: int) -> bool:
+    """Whether there is a gradient that is another tensor than before, or was written since."""
+    return gradient is not None and (gradient is not before or gradient._version != version)

@@ -55,7 +55,7 @@ class KFAC(RefusesGradScaler, torch.optim.Optimizer):
         clip: float = 1e-2,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Watch the linear layers of ``module``.
+        """Watch the linear layers of ``module``; those that are frozen by now are left out.
 
         Args:
             module: All its parameters are those of linear layers with a bias.
@@ -68,7 +68,7 @@ class KFAC(RefusesGradScaler, torch.optim.Optimizer):
             generator: Source of the signs; one with seed 0 when None.
 
         Raises:
-            ValueError: A number is out of its range, or a parameter belongs to no such layer.
+            ValueError: A number is out of its range, a parameter belongs to no such layer, or half a layer is frozen.
         """
         for name, value in (("lr", lr), ("damping", damping), ("clip", clip)):
             check_positive(name, value)
@@ -81,9 +81,12 @@ class KFAC(RefusesGradScaler, torch.optim.Optimizer):
         strangers = [name for name, parameter in module.named_parameters() if id(parameter) not in held]
         if strangers:
             raise ValueError(f"K-FAC knows linear layers with a bias only, and {strangers[0]} belongs to none")
+        self.layers = [layer for layer in self.layers if layer.weight.requires_grad or layer.bias.requires_grad]
+        self._refuse_frozen()
         self.generator = generator or torch.Generator().manual_seed(0)
         names = {"lr": lr, "momentum": momentum, "decay": decay, "damping": damping, "interval": interval, "clip": clip}
-        super().__init__(list(module.parameters()), names | {"steps": 0, "refreshes": 0})
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        super().__init__(trained, names | {"steps": 0, "refreshes": 0})
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor:  # type: ignore[override]
         """Take one step and return the loss ½‖r‖² at the point it started from.
@@ -92,53 +95,78 @@ class KFAC(RefusesGradScaler, torch.optim.Optimizer):
             closure: Returns r with its graph.
 
         Raises:
-            InputError: There is no closure, or a ``GradScaler`` calls.
+            InputError: There is no closure, a ``GradScaler`` calls, or a parameter was frozen since the beginning.
         """
         self.refuse_scaler()
+        self._refuse_frozen()
         if closure is None:
             raise InputError("KFAC needs the residuals: call step(closure), where closure() returns r with its graph")
         (group,) = self.param_groups
         refresh = group["steps"] % group["interval"] == 0
-        group["steps"] += 1
         with torch.enable_grad(), _Watch(self.layers if refresh else []) as seen:
             residual = closure()
             loss = 0.5 * residual.square().sum()
         gradients = torch.autograd.grad(loss, group["params"], retain_graph=refresh)
         for param, gradient in zip(group["params"], gradients, strict=True):
             param.grad = gradient
+        found = layer_factors(residual, seen, self.generator) if refresh else []
+        group["steps"] += 1
         if refresh:
-            self._refresh(layer_factors(residual, seen, self.generator), group)
+            self._refresh(found, group)
         with torch.no_grad():
             self._descend(group)
         return loss.detach()
 
+    def _refuse_frozen(self) -> None:
+        """Raise InputError where a parameter of the layers is frozen."""
+        for place, layer in enumerate(self.layers):
+            for name, parameter in layer.named_parameters():
+                if not parameter.requires_grad:
+                    raise InputError(
+                        f"K-FAC moves weight and bias of a layer together, and the {name} of its layer {place} of "
+                        f"{tuple(layer.weight.shape)} is frozen; freeze all of a layer before the optimizer is made"
+                    )
+
     def _refresh(self, found: list[Factors], group: Group) -> None:
+        """Average the factors and invert them; what is not finite is passed over, and what cannot be inverted stays."""
+        if not all(torch.isfinite(part).all() for new in found for part in (new.inputs, new.outputs)):
+            return
         group["refreshes"] += 1
         correction = bias_correction(group["decay"], group["refreshes"])
         for layer, new in zip(self.layers, found, strict=True):
-            state = self.state[layer.weight]
-            if "inputs" not in state:
-                state["inputs"], state["outputs"] = torch.zeros_like(new.inputs), torch.zeros_like(new.outputs)
+            state = self._state_of(layer, group)
             moving_average(state["inputs"], new.inputs, group["decay"])
             moving_average(state["outputs"], new.outputs, group["decay"])
             averages = Factors(state["inputs"] / correction, state["outputs"] / correction)
-            state["inputs_inverse"], state["outputs_inverse"] = damped_inverses(averages, group["damping"])
+            inverses = damped_inverses(averages, group["damping"])
+            if inverses is not None:
+                state["inputs_inverse"], state["outputs_inverse"] = inverses
+
+    def _state_of(self, layer: nn.Linear, group: Group) -> Group:
+        """What is kept of a layer; it begins with a mean and factors of zero, and their inverses."""
+        state = self.state[layer.weight]
+        if not state:
+            weight, root = layer.weight.detach(), math.sqrt(group["damping"])
+            rows, columns = weight.shape[0], weight.shape[1] + 1
+            state["mean"] = weight.new_zeros(rows, columns)
+            for name, size in (("inputs", columns), ("outputs", rows)):
+                state[name] = weight.new_zeros(size, size)
+                state[f"{name}_inverse"] = torch.eye(size, dtype=weight.dtype, device=weight.device) / root
+        return state
 
     def _descend(self, group: Group) -> None:
         correction = bias_correction(group["momentum"], group["steps"])
         steps, squared_length = [], 0.0
         for layer in self.layers:
-            state = self.state[layer.weight]
+            state = self._state_of(layer, group)
             assert layer.weight.grad is not None
             assert layer.bias.grad is not None
             gradient = torch.cat([layer.weight.grad, layer.bias.grad[:, None]], dim=1)
-            if "mean" not in state:
-                state["mean"] = torch.zeros_like(gradient)
             moving_average(state["mean"], gradient, group["momentum"])
             mean = state["mean"] / correction
             steps.append(state["outputs_inverse"] @ mean @ state["inputs_inverse"])
             squared_length += float((steps[-1] * mean).sum())
-        length = group["lr"] ** 2 * squared_length
+        length = group["lr"] * group["lr"] * squared_length
         shrink = min(1.0, math.sqrt(group["clip"] / length)) if length > 0 else 1.0
         for layer, step in zip(self.layers, steps, strict=True):
             layer.weight.sub_(step[:, :-1], alpha=group["lr"] * shrink)
@@ -164,23 +192,31 @@ def layer_factors(residual: Tensor, seen: list[tuple[Tensor, Tensor]], generator
     return factors
 
 
-def damped_inverses(factors: Factors, damping: float) -> tuple[Tensor, Tensor]:
+def damped_inverses(factors: Factors, damping: float) -> tuple[Tensor, Tensor] | None:
     """Return (A + π√λ I)⁻¹ and (G + √λ/π I)⁻¹, π² the ratio of the mean diagonals (Martens and Grosse 2015, 6.3).
 
+    None where rounding leaves one of them none, or infinite.
+
     Args:
-        factors: A and G.
+        factors: A and G, finite.
         damping: λ.
     """
-    means = [float(factor.diagonal().mean()) for factor in (factors.inputs, factors.outputs)]
-    balance = math.sqrt(means[0] / means[1]) if min(means) > 0 else 1.0
+    means = [float(factor.diagonal().double().mean()) for factor in (factors.inputs, factors.outputs)]
+    # The roots first: a ratio of doubles may be too large or too small for one.
+    balance = math.sqrt(means[0]) / math.sqrt(means[1]) if 0 < min(means) <= max(means) < math.inf else 1.0
     root = math.sqrt(damping)
-    return _inverse(factors.inputs, balance * root), _inverse(factors.outputs, root / balance)
+    inputs, outputs = _inverse(factors.inputs, balance * root), _inverse(factors.outputs, root / balance)
+    return (inputs, outputs) if inputs is not None and outputs is not None else None
 
 
-def _inverse(matrix: Tensor, shift: float) -> Tensor:
-    """(A + shift·I)⁻¹ in double precision, in the type of A."""
+def _inverse(matrix: Tensor, shift: float) -> Tensor | None:
+    """(A + shift·I)⁻¹ in double precision, in the type of A; None where it has no finite one."""
     shifted = matrix.double() + shift * torch.eye(len(matrix), dtype=torch.float64, device=matrix.device)
-    return torch.cholesky_inverse(torch.linalg.cholesky(shifted)).to(matrix.dtype).contiguous()
+    factor, failed = torch.linalg.cholesky_ex(shifted)
+    if failed:
+        return None
+    inverse = torch.cholesky_inverse(factor).to(matrix.dtype).contiguous()
+    return inverse if torch.isfinite(inverse).all() else None
 
 
 class _Watch:

@@ -24,7 +24,8 @@ class Shampoo(RefusesGradScaler, torch.optim.Optimizer):
 
     M is the mean of gradients, hats are corrected for their start at zero, and t the mean of a factor's diagonal.
     The direction is Shampoo's and the length that of SGD with momentum, so a rate means what it means there. Vectors
-    are rows of one factor with the exponent -½; weights with more dimensions are flattened to (m, n).
+    are rows of one factor with the exponent -½; weights with more dimensions are flattened to (m, n). A GGᵀ that is not
+    finite is left out of its factor, and a root that cannot be taken stays what it was.
     """
 
     def __init__(
@@ -89,23 +90,36 @@ class Shampoo(RefusesGradScaler, torch.optim.Optimizer):
         if not state:
             state["mean"] = torch.zeros_like(gradient)
             state["factors"] = [torch.zeros_like(side) for side in sides]
-            state["roots"] = [torch.zeros_like(side) for side in sides]
+            state["roots"] = [torch.eye(len(side), dtype=side.dtype, device=side.device) for side in sides]
             state["steps"] = torch.zeros(())
         state["steps"] += 1
         steps = int(state["steps"])
         moving_average(state["mean"], gradient, group["beta1"])
         for factor, side in zip(state["factors"], sides, strict=True):
-            moving_average(factor, side, group["beta2"])
+            if torch.isfinite(side).all():
+                moving_average(factor, side, group["beta2"])
         if steps % group["interval"] == 1 or group["interval"] == 1:
             correction = bias_correction(group["beta2"], steps)
             exponent = -0.5 / len(sides)
             for root, factor in zip(state["roots"], state["factors"], strict=True):
-                root.copy_(matrix_power(factor / correction, exponent, group["epsilon"]))
+                _refresh(root, factor / correction, exponent, group["epsilon"])
         mean = state["mean"] / bias_correction(group["beta1"], steps)
         left = state["roots"][0] @ mean if len(sides) == 2 else mean
         direction = left @ state["roots"][-1]
-        length = mean.norm() / direction.norm().clamp(min=torch.finfo(mean.dtype).tiny)
+        # In double precision the square of any finite number is one.
+        own, other = (torch.linalg.vector_norm(part, dtype=torch.float64) for part in (mean, direction))
+        length = own / other.clamp(min=torch.finfo(mean.dtype).tiny)
         param.sub_((direction * (group["lr"] * length)).reshape(param.shape))
+
+
+def _refresh(root: Tensor, matrix: Tensor, exponent: float, epsilon: float) -> None:
+    """Put the power of a matrix in the place of ``root``, unless it cannot be taken."""
+    if not torch.isfinite(matrix).all():
+        return
+    try:
+        root.copy_(matrix_power(matrix, exponent, epsilon))
+    except torch.linalg.LinAlgError:  # it may not converge where entries differ by more than their precision
+        return
 
 
 def kronecker_sides(gradient: Tensor) -> list[Tensor]:
@@ -129,7 +143,7 @@ def matrix_power(matrix: Tensor, exponent: float, epsilon: float) -> Tensor:
         exponent: p, negative.
         epsilon: ε; the zero matrix gives the identity.
     """
-    mean = float(matrix.diagonal().mean())
+    mean = float(matrix.diagonal().double().mean())
     if mean <= 0:
         return torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
     values, vectors = torch.linalg.eigh(matrix)

@@ -120,7 +120,12 @@ class ResumableRun(ABC):
 
     @abstractmethod
     def _shuffle(self) -> None:
-        """Forget the order at hand, so that steps taken again see something else."""
+        """Forget the order at hand and what was to be drawn, so that steps taken again see something else."""
+
+    @property
+    def has_order(self) -> bool:
+        """Whether a step sees a part of the examples, so that they may come in another order."""
+        return True
 
     @abstractmethod
     def _start(self) -> None:
@@ -237,8 +242,8 @@ class ResumableRun(ABC):
         self.seconds = self.saved_at_seconds = spent
         self._shuffle()
         self.trim_logs()
-        told = f"{problem}; went back to the checkpoint of step {self.step}, with a new order of {self.examples}"
-        self.tell(Warned(told))
+        reordered = f", with a new order of {self.examples}" if self.has_order else ""
+        self.tell(Warned(f"{problem}; went back to the checkpoint of step {self.step}{reordered}"))
 
     def interrupted(self) -> InterruptedRunError:
         """Keep what can be kept and say how to go on."""

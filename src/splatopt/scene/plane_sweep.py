@@ -10,7 +10,8 @@ out.
 
 A masked pixel says nothing: no ray begins there, and a place that a neighbour has masked is not seen by it.
 
-Depths are measured by the distances between cameras, so that nothing depends on a capture's unit.
+Depths are measured by the distances between cameras. Cameras are in the training frame: those nearer than 3.5e-6 of its
+units stand in one place, and where all do, depths are those that captures usually have there.
 
 Source: Collins 1996, A space-sweep approach to true multi-image matching.
 """
@@ -21,6 +22,7 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +32,7 @@ from torch import Tensor
 
 from splatopt.core.camera import Camera
 from splatopt.core.checks import InputError
+from splatopt.core.frame import ONE_PLACE, USUAL_DISTANCE, in_one_place
 from splatopt.data import Capture
 from splatopt.data.seen_pixels import box_mean
 
@@ -57,13 +60,14 @@ _NEAR_OF_SPREAD = 0.01
 """Nearest depth at least, in largest distances of a camera from the cameras' mean."""
 _FAR_DISPARITY = 3.0
 """Farthest depth: where the farthest neighbour sees a point so far from where it sees one at infinity, pixels."""
-_LONE_DEPTH = 3.5
-"""Depth that is looked at where all cameras stand in one place, from a half to twice as much; that of most captures in
-the training frame."""
+_LONE_DEPTH = USUAL_DISTANCE
+"""Depth that is looked at where all cameras stand in one place, from a half to twice as much."""
 _MAX_RAYS = 4096
 """Rays that are looked at together, which bounds memory."""
-_SAME_PLACE = 1e-6
-"""Cameras nearer than this share of the farthest's distance stand in one place."""
+_NO_BASELINE = ONE_PLACE * USUAL_DISTANCE
+"""Cameras nearer to each other than this stand in one place."""
+_SAME_DISTANCE = 1e-6
+"""Distances that differ by a smaller share of the largest are the same."""
 _HALF_OPAQUE = 127
 _TRANSPARENT = 5
 """Alpha up to which a pixel of a small copy is transparent, of 255."""
@@ -125,7 +129,15 @@ class SweepView:
 
 
 @dataclass(frozen=True)
-class RayPlaces:
+class Columns:
+    """Tensors whose rows belong together, as the fields of a dataclass."""
+
+
+_Columns = TypeVar("_Columns", bound=Columns)
+
+
+@dataclass(frozen=True)
+class RayPlaces(Columns):
     """Places drawn on rays, one a ray.
 
     Attributes:
@@ -144,10 +156,16 @@ class RayPlaces:
     directions: Float[Tensor, "rays 3"]
     colors: Float[Tensor, "rays 3"]
 
-    @classmethod
-    def joined(cls, parts: list[RayPlaces]) -> RayPlaces:
-        """Return the places of all parts, one part after the other."""
-        return cls(**{one.name: torch.cat([getattr(part, one.name) for part in parts]) for one in fields(cls)})
+
+def joined(parts: Sequence[_Columns]) -> _Columns:
+    """Return the rows of all parts, one part after the other."""
+    kind = type(parts[0])
+    return kind(**{one.name: torch.cat([getattr(part, one.name) for part in parts]) for one in fields(kind)})
+
+
+def chosen_rows(columns: _Columns, rows: Int[Tensor, " chosen"]) -> _Columns:
+    """Return the rows of these numbers."""
+    return type(columns)(**{one.name: getattr(columns, one.name)[rows] for one in fields(columns)})
 
 
 def turned(places: Float[Tensor, "*places 3"], rotation: Float[Tensor, "3 3"]) -> Float[Tensor, "*places 3"]:
@@ -209,11 +227,11 @@ def neighbours(views: Sequence[SweepView]) -> list[list[int]]:
     chosen = []
     for center, axis in zip(centers, axes, strict=True):
         distances = (centers - center).norm(dim=1)
-        apart = distances > _SAME_PLACE * float(distances.max())
+        apart = distances > _NO_BASELINE
         alike = apart & ((axes * axis).sum(dim=1) > _MIN_COSINE)
         candidates = torch.nonzero(alike if alike.any() else apart)[:, 0]
         # Rounded, so that on a regular orbit the order is that of the views and not that of the last bits.
-        steps = (distances[candidates] / distances.max() / _SAME_PLACE).round()
+        steps = (distances[candidates] / distances.max() / _SAME_DISTANCE).round()
         ordered = candidates[steps.argsort(stable=True)].tolist()
         chosen.append([ordered[rank - 1] for rank in _RANKS if rank <= len(ordered)])
     return chosen
@@ -229,7 +247,7 @@ def depth_range(view: SweepView, others: Sequence[SweepView], spread: float) -> 
     """
     baselines = sorted(float((other.camera.center - view.camera.center).double().norm()) for other in others)
     if not baselines:
-        lone = spread if spread > 0 else _LONE_DEPTH
+        lone = _LONE_DEPTH if in_one_place(spread) else spread
         return lone / 2, lone * 2
     near = max(_NEAR * baselines[len(baselines) // 2], _NEAR_OF_SPREAD * spread)
     return near, max(4 * near, view.camera.fx * baselines[-1] / _FAR_DISPARITY)
@@ -259,7 +277,7 @@ def sweep(views: Sequence[SweepView], count: int, generator: torch.Generator) ->
         for first in range(0, rays, _MAX_RAYS):
             some = min(_MAX_RAYS, rays - first)
             parts.append(_places_of(view, others, some, depth_range(view, others, spread), generator))
-    return RayPlaces.joined(parts)
+    return joined(parts)
 
 
 def _places_of(
@@ -312,7 +330,7 @@ def _drawn_depth(
 ) -> _DrawnDepth:
     """Draw one of the ``depths`` of each ray, (rays, places), by the agreement there."""
     agreement = _agreement(view, others, pixels, slopes, depths)
-    weights = (agreement + _FLOOR).pow(_SHARPNESS).double()
+    weights = (agreement.double() + _FLOOR).pow(_SHARPNESS)  # of the floor alone 1e-96, which float32 takes for 0
     total = weights.cumsum(dim=1)
     draw = torch.rand(len(pixels), 1, generator=generator, dtype=torch.float64) * total[:, -1:]
     place = torch.searchsorted(total, draw).clamp_max(depths.shape[1] - 1)

@@ -214,6 +214,15 @@ class PoseRefinement:
             self._curvature, self._updates = found["curvature"].clone(), found["updates"].clone()
 
 
+def unmeasured_state(poses: Float[Tensor, "views 4 4"]) -> dict[str, Tensor]:
+    """Return a state, its names without :data:`POSES`, of cameras at ``poses`` before κ is measured; float64."""
+    return {
+        "world_to_camera": poses,
+        "curvature": torch.zeros((), dtype=torch.float64),
+        "updates": torch.zeros((), dtype=torch.int64),
+    }
+
+
 def _regular(motion: Tensor) -> Tensor:
     """Return M with a trace of itself on its diagonal, so that it can be solved for whatever a camera sees."""
     return motion + _JITTER * motion.diagonal().diag()

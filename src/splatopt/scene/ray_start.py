@@ -13,8 +13,9 @@ infinity.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from splatopt.data import Capture
 from splatopt.raster.threads import one_torch_thread
-from splatopt.scene.plane_sweep import RayPlaces, SweepView, sweep, sweep_views, turned
+from splatopt.scene.plane_sweep import Columns, RayPlaces, SweepView, chosen_rows, joined, sweep, sweep_views, turned
 
 FAR_SHARE = 0.1
 """Rows on the far sphere, as a share of all; none where photographs have alpha masks."""
@@ -36,6 +37,8 @@ _CANDIDATES = 2
 """Places drawn for each row."""
 _ROUNDS = 4
 """How often places are drawn at most, where too few are left of those drawn before."""
+_LOOKED_AT = 1_000_000
+"""Rows by whose distances the far sphere is placed, at most, evenly chosen."""
 _TOLERANCE = 0.1
 """τ of the judgement by all views, of colours in [0, 1]."""
 _FAR = 3.0
@@ -44,12 +47,12 @@ _MAX_SIZE = 4.0
 """Largest standard deviation of a row in any photograph, in spacings of all rows spread evenly over it."""
 _FLOOR = 1e-3
 
-BYTES_OF_A_ROW = 700
-"""Memory that is needed at most for each row while rows are drawn."""
+BYTES_OF_A_ROW = 1000
+"""Memory that is needed at most for each row while rows are drawn, in however many rounds."""
 
 
 @dataclass(frozen=True)
-class Rows:
+class Rows(Columns):
     """Where rows begin, and what they look like.
 
     Attributes:
@@ -66,7 +69,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class _Judgement:
+class _Judgement(Columns):
     """What all views say of places.
 
     Attributes:
@@ -107,6 +110,12 @@ def _judged(views: Sequence[SweepView], positions: Tensor, colors: Tensor) -> _J
     return _Judgement(seen, agreed / some, refuted / some, mean, sizes)
 
 
+def _candidates(views: Sequence[SweepView], count: int, generator: torch.Generator) -> tuple[RayPlaces, _Judgement]:
+    """Draw places for ``count`` rows, and have all views judge them."""
+    places = sweep(views, _CANDIDATES * count, generator)
+    return places, _judged(views, places.positions, places.colors)
+
+
 def _drawn(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Draw ``count`` of the indices of ``weights``, without replacement; those of weight 0 come last."""
     draw = 1 - torch.rand(len(weights), generator=generator, dtype=torch.float64)
@@ -115,26 +124,30 @@ def _drawn(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 def _near_rows(views: Sequence[SweepView], count: int, generator: torch.Generator) -> tuple[RayPlaces, Rows]:
     """Draw rows by score; returns the places that they were drawn from as well."""
-    parts: list[RayPlaces] = []
-    found: list[_Judgement] = []
-    kept = 0
-    while kept < count and len(parts) < _ROUNDS:
-        parts.append(sweep(views, _CANDIDATES * count, generator))
-        found.append(_judged(views, parts[-1].positions, parts[-1].colors))
-        kept += int((found[-1].refuted <= MAX_REFUTED).sum())
-    places = RayPlaces.joined(parts)
-    seen, score, refuted, colors, footprints = (
-        torch.cat([getattr(one, item.name) for one in found]) for item in fields(_Judgement)
-    )
-    allowed = refuted <= MAX_REFUTED
+    places, found = _candidates(views, count, generator)
+    usual = found.seen.median()
+    for _ in range(_ROUNDS - 1):
+        if int((found.refuted <= MAX_REFUTED).sum()) >= count:
+            break
+        # So that memory does not grow with the rounds; all that are not refuted are among them.
+        best = found.refuted.argsort(stable=True)[:count]
+        places, found = chosen_rows(places, best), chosen_rows(found, best)
+        more, judged = _candidates(views, count, generator)
+        places, found = joined([places, more]), joined([found, judged])
+    allowed = found.refuted <= MAX_REFUTED
     if any(view.alpha is not None for view in views):
         # Where hardly any view looks, no mask can refute.
-        allowed &= seen >= _MIN_SEEN * seen.median()
+        allowed &= found.seen >= _MIN_SEEN * usual
     # Where masks contradict each other, those that the fewest views refute stand in.
-    weights = torch.where(allowed, (places.agreement + 1e-4) * (score + 1e-4), 1e-20 * (1 - refuted))
+    weights = torch.where(allowed, (places.agreement + 1e-4) * (found.score + 1e-4), 1e-20 * (1 - found.refuted))
     rows = _drawn(weights, count, generator)
     is_far = torch.zeros(len(rows), dtype=torch.bool)
-    return places, Rows(places.positions[rows], colors[rows], footprints[rows], is_far)
+    return places, Rows(places.positions[rows], found.colors[rows], found.footprints[rows], is_far)
+
+
+def _reached(distances: Tensor) -> Tensor:
+    """Return the distance within which nine of ten lie."""
+    return distances[:: max(1, math.ceil(len(distances) / _LOOKED_AT))].quantile(0.9)
 
 
 def _far_rows(
@@ -143,7 +156,7 @@ def _far_rows(
     """Draw rows on the far sphere, where rays that agree in infinity meet it."""
     centers = torch.stack([view.camera.center.double() for view in views])
     middle = centers.mean(dim=0)
-    reached = (near.positions - middle).norm(dim=1).quantile(0.9)
+    reached = _reached((near.positions - middle).norm(dim=1))
     radius = _FAR * float(torch.maximum(reached, (centers - middle).norm(dim=1).max()))
     rays = _drawn(places.far_share + _FLOOR, count, generator)
     origins, directions = places.origins[rays], places.directions[rays]
@@ -171,5 +184,5 @@ def rows_on_rays(capture: Capture, count: int, generator: torch.Generator) -> Ro
     with one_torch_thread():
         places, near = _near_rows(views, count - far, generator)
         parts = [near, _far_rows(views, places, near, far, generator)] if far else [near]
-    rows = Rows(**{one.name: torch.cat([getattr(part, one.name) for part in parts]) for one in fields(Rows)})
+    rows = joined(parts)
     return replace(rows, max_sizes=_MAX_SIZE / count**0.5 * rows.max_sizes)

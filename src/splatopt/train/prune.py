@@ -23,6 +23,7 @@ from splatopt.scene.ply import save_ply
 from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import Scores, check_scorable, evaluation_record, scores_before
 from splatopt.train.pruning import PruneCurve, PruneOptions, PruneRound, RoundPlan, pruned_schedule
+from splatopt.train.refined_poses import write_saved_poses
 from splatopt.train.repair import Repair
 from splatopt.train.run import Run
 
@@ -134,6 +135,8 @@ class _Pruning:
             self.folder.check_free()
             stack.enter_context(resume_hint(self._kept_so_far))
             self._write_config()
+            if self.scene.poses:
+                write_saved_poses(self.folder, self.capture, self.scene.poses["world_to_camera"])
             self.log = MetricsLog(self.folder.metrics)
             stack.callback(self.log.close)
             for line in self._lines_so_far():
@@ -158,7 +161,7 @@ class _Pruning:
         """What the new run has seen."""
         run, repaired = self.run, self.scene.step - self.run.steps
         schedule = pruned_schedule(run.config.schedule, run.steps, self.options, repaired)
-        return run.config.changed(**schedule, out=self.folder.path)
+        return run.config.changed(**schedule, out=self.folder.path, refine_poses=bool(self.scene.poses))
 
     def _write_config(self) -> int:
         """Write what the new run has seen; returns the position of the repair among its stages."""

@@ -17,7 +17,7 @@ from splatopt.core.typed import Fields
 from splatopt.data import Capture
 from splatopt.runs.folder import RunFolder, write_json
 from splatopt.scene.photometric import PhotometricObjective
-from splatopt.scene.pose_refinement import PoseRefinement
+from splatopt.scene.pose_refinement import PoseRefinement, unmeasured_state
 from splatopt.scene.rigid_motion import angles_of
 from splatopt.train.config import TrainConfig
 
@@ -113,13 +113,22 @@ def write_poses(folder: RunFolder, capture: Capture, refinement: PoseRefinement)
         capture: What was trained on, in its training frame.
         refinement: What moved its cameras.
     """
-    if not len(refinement.poses):
-        return None
-    frame, names = capture.frame, [capture.cameras[view].name for view in capture.split.train]
-    motion = CameraMotion.between(list(refinement.given), list(refinement.poses), capture.extent)
+    return write_saved_poses(folder, capture, refinement.poses) if len(refinement.poses) else None
+
+
+def write_saved_poses(folder: RunFolder, capture: Capture, poses: Tensor) -> CameraMotion:
+    """Write ``poses.json`` of the training views of a capture and return how far they moved from where it has them.
+
+    Args:
+        folder: The run's.
+        capture: What was trained on, in its training frame, its cameras where they were given.
+        poses: Of its training views, (v, 4, 4), in that frame.
+    """
+    frame, cameras = capture.frame, [capture.cameras[view] for view in capture.split.train]
+    motion = CameraMotion.between([one.world_to_camera.double() for one in cameras], list(poses), capture.extent)
     views = [
-        {"name": name, "turned_degrees": turn, "moved_share": share, _POSE: frame.pose_to_world(pose).tolist()}
-        for name, turn, share, pose in zip(names, motion.degrees, motion.shares, refinement.poses, strict=True)
+        {"name": one.name, "turned_degrees": turn, "moved_share": share, _POSE: frame.pose_to_world(pose).tolist()}
+        for one, turn, share, pose in zip(cameras, motion.degrees, motion.shares, poses, strict=True)
     ]
     write_json(folder.poses, {"format": FORMAT, **motion.to_json(), "views": views})
     return motion
@@ -148,6 +157,21 @@ def saved_poses(tensors: Mapping[str, Tensor], file: Path, frame: Frame) -> Tens
     except (TypeError, ValueError) as error:
         raise InputError(f"{file}: it must hold poses of 4x4 numbers ({error})") from error
     return torch.stack([frame.pose(pose) for pose in _checked(poses, str(file))])
+
+
+def state_of_poses(tensors: Mapping[str, Tensor], file: Path, frame: Frame) -> dict[str, Tensor]:
+    """Return what a checkpoint has to hold of a run's refined poses; nothing where none are left.
+
+    Args:
+        tensors: What the run's checkpoint holds of them.
+        file: Its ``poses.json``, for a run whose checkpoint is gone.
+        frame: The training frame.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    poses = None if tensors else saved_poses({}, file, frame)
+    return dict(tensors) if poses is None else unmeasured_state(poses)
 
 
 def _checked(poses: Tensor, where: str) -> Tensor:

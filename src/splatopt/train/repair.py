@@ -19,10 +19,12 @@ from splatopt.density.removal import SCORES, cheapest
 from splatopt.runs.checkpoint_content import OPTIMIZER, load_optimizer
 from splatopt.runs.folder import MetricSums
 from splatopt.runs.resumable import NonFiniteError, is_due
+from splatopt.scene.exposure import Exposure
 from splatopt.scene.gaussians import GaussianCloud
 from splatopt.scene.pose_refinement import POSES
 from splatopt.train.checkpoint_content import CLOUD, EXPOSURE, scene_of
 from splatopt.train.evaluate import Scores, evaluate
+from splatopt.train.exposure import ExposureSolving
 from splatopt.train.finite_rows import FiniteRows, RowResets
 from splatopt.train.growth import metrics_of
 from splatopt.train.preflight import check_memory
@@ -40,6 +42,7 @@ class Repair:
         step: Steps that the scene has seen, the run's included.
         seconds: Seconds of training that it took; what was undone counts.
         scores: Of the scored views, when they were last measured.
+        poses: What a checkpoint holds of the run's refined poses; nothing where none were refined, or none are left.
     """
 
     def __init__(
@@ -75,8 +78,32 @@ class Repair:
         check_memory(self._config, capture, run.trained, run.machine.renderer, self.context)
         self._generator = torch.Generator().manual_seed(self._config.schedule.seed)
         self._sampler = ViewSampler(self._train, self._generator, training_positions(self._config, capture))
+        self._exposure, self.poses = run.exposure, self._poses_left()
         self._bind(run.trained.clone())
         self._optimizer.check_batch(self._train)
+        if self._exposure is None and run.config.scene.exposure is not Exposure.NONE:
+            self._solve_exposure()
+
+    def _poses_left(self) -> dict[str, torch.Tensor]:
+        """Return what is left of the run's refined poses; warns where there should be some and are none."""
+        poses = self._run.state_of_poses()
+        if len(poses.get("world_to_camera", ())) == len(self._train):
+            return poses
+        if self._run.config.scene.refine_poses:
+            self._warn(
+                f"the poses that {self._run.folder.path} refined are gone with its checkpoints and poses.json; the "
+                "scene is repaired from the capture's own, and the new run refines none"
+            )
+        return {}
+
+    def _solve_exposure(self) -> None:
+        """Solve the colour maps of a run whose own are gone, for its scene as it is."""
+        ExposureSolving(self._run.config.scene.exposure, self._objective, self._train, Processes()).before_step(0)
+        self._exposure = self._objective.exposure
+        self._warn(
+            f"the colour maps of {self._run.folder.path} are gone with its checkpoints; they are solved anew, for its "
+            "scene as it is"
+        )
 
     def _bind(self, cloud: GaussianCloud) -> None:
         """Make objective and optimizer around ``cloud``."""
@@ -85,7 +112,7 @@ class Repair:
         self._objective = make_objective(
             self._config, self._run.refined(self._capture), cloud, machine.renderer, self.context.images
         )
-        self._objective.exposure = self._run.exposure
+        self._objective.exposure = self._exposure
         self._set_degree(max(0, self.step - 1))
         self._guarded = FiniteRows(self.context.guard(self._objective, self._warn))
         self._optimizer = make_optimizer(self._options.optimizer, self._config, self._guarded, self._generator)
@@ -175,7 +202,7 @@ class Repair:
         tensors = {f"{CLOUD}{name}": value for name, value in self._objective.parameters.items()}
         tensors |= {f"{OPTIMIZER}{name}": value for name, value in state.tensors.items()}
         tensors |= {"sampler": self._sampler.state(), "generator": self._generator.get_state()}
-        tensors |= {f"{POSES}{name}": value for name, value in self._run.poses.items()}
+        tensors |= {f"{POSES}{name}": value for name, value in self.poses.items()}
         scalars = {
             "seconds": self.seconds,
             "stage": stage,
@@ -183,8 +210,8 @@ class Repair:
             "sums": MetricSums().to_json(),
             "resets": self._resets.to_json(),
         }
-        if self._run.exposure is not None:  # which whoever goes on solves anew after a while
-            tensors[f"{EXPOSURE}maps"] = self._run.exposure.maps
+        if self._exposure is not None:  # which whoever goes on solves anew after a while
+            tensors[f"{EXPOSURE}maps"] = self._exposure.maps
             scalars["exposure"] = {"seen": 0, "next": len(self._train)}
         return Checkpoint(self.step, {name: value.detach().clone() for name, value in tensors.items()}, scalars)
 

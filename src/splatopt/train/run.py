@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from splatopt.train.checkpoint_content import check_degree, check_scene, maps_of
 from splatopt.train.config import TrainConfig
 from splatopt.train.evaluate import Scores, check_scorable, evaluate, evaluation_record
 from splatopt.train.machine import Machine, on_this_machine, open_machine, with_own_instructions
-from splatopt.train.refined_poses import saved_poses, with_poses
+from splatopt.train.refined_poses import saved_poses, state_of_poses, with_poses
 from splatopt.train.setup import make_objective, open_capture
 
 
@@ -46,8 +46,9 @@ class Run:
         steps: Optimizer steps that the scene has seen.
         seconds: Seconds of training that it took.
         warnings: One sentence for each checkpoint that is damaged, and for a device that is not here.
-        exposure: The colour maps of its photographs; None where none were solved.
-        poses: What its checkpoint holds of refined poses.
+        exposure: The colour maps of its photographs, of that checkpoint also where the scene is of ``scene.ply``; None
+            where none were solved.
+        poses: What that checkpoint holds of refined poses; nothing where ``poses.json`` is as late as the scene.
     """
 
     folder: RunFolder
@@ -93,6 +94,10 @@ class Run:
     def refined(self, capture: Capture) -> Capture:
         """Return a capture in the training frame, its training cameras where the run refined their poses to."""
         return with_poses(self._local(capture), saved_poses(self.poses, self.folder.poses, self.frame))
+
+    def state_of_poses(self) -> dict[str, Tensor]:
+        """Return what a checkpoint of the run's scene has to hold of refined poses; raises InputError where damaged."""
+        return state_of_poses(self.poses, self.folder.poses, self.frame)
 
     def objective(self, capture: Capture, renderer: Renderer | None = None) -> PhotometricObjective:
         """Bind the scene to its capture, rendered as the last step rendered it.
@@ -194,7 +199,22 @@ def open_run(path: Path | str, renderer: str | None = None, device: str | None =
     warnings += [f"{damage}; using {folder.scene.name}" for damage in damages if checkpoint is None]
     cloud, steps = load_ply(folder.scene, warnings).in_local(frame), record.get("steps", config.schedule.total_steps)
     check_degree(cloud, config.scene.sh_degree, str(folder.scene))
-    return Run(folder, config, cloud, frame, steps, record.get("seconds", 0.0), tuple(warnings))
+    run = Run(folder, config, cloud, frame, steps, record.get("seconds", 0.0), tuple(warnings))
+    return run if checkpoint is None else _with_older(run, checkpoint)
+
+
+def _with_older(run: Run, checkpoint: Checkpoint) -> Run:
+    """Return a run whose scene is later than its last whole checkpoint with what that alone holds, and a warning."""
+    exposure = _exposure_of(checkpoint, run.config)
+    poses = {} if run.folder.poses.is_file() else below(checkpoint.tensors, POSES)
+    older = [name for name, found in (("colour maps", exposure), ("refined poses", poses)) if found]
+    if not older:
+        return run
+    warning = (
+        f"{run.folder.scene.name} is of step {run.steps} and the last whole checkpoint of step {checkpoint.step}: the "
+        f"{' and the '.join(older)} are of the latter"
+    )
+    return replace(run, warnings=(*run.warnings, warning), exposure=exposure, poses=poses)
 
 
 def run_at(
@@ -214,10 +234,15 @@ def run_at(
     """
     cloud = scene_of(checkpoint).clone()
     check_degree(cloud, config.scene.sh_degree, checkpoint.where)
-    seconds, maps = float(checkpoint.scalars["seconds"]), maps_of(checkpoint)
-    exposure = None if maps is None or config.scene.exposure is Exposure.NONE else ExposureMaps(maps)
+    seconds, exposure = float(checkpoint.scalars["seconds"]), _exposure_of(checkpoint, config)
     poses = below(checkpoint.tensors, POSES)
     return Run(folder, config, cloud, frame, checkpoint.step, seconds, warnings, exposure, poses)
+
+
+def _exposure_of(checkpoint: Checkpoint, config: TrainConfig) -> ExposureMaps | None:
+    """Return the colour maps that a checkpoint holds; None where there are none, or none were asked for."""
+    maps = maps_of(checkpoint)
+    return None if maps is None or config.scene.exposure is Exposure.NONE else ExposureMaps(maps)
 
 
 def _record(folder: RunFolder) -> tuple[dict[str, Any], list[str]]:

@@ -95,8 +95,9 @@ class ViewSampler:
         return tuple(self._views[position] for position in pending[:count])
 
     def shuffle(self) -> None:
-        """Forget the order at hand, so that the next draw makes a new one."""
+        """Forget the order at hand and seed the run's generator anew, so that whatever is drawn next is new."""
         self._pending.clear()
+        self._generator.manual_seed(int(torch.randint(2**62, (), generator=self._generator)))
 
     def state(self) -> Tensor:
         """Return the positions still to be drawn, (n,), int64."""
