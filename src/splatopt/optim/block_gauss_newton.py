@@ -37,7 +37,7 @@ class BlockGaussNewtonOptions(TrustRegionOptions):
     """ε at step 0, the squared Hellinger distance that a whole ball reaches along one axis. Unit: opacity.
     Source: own experiments."""
 
-    epsilon_end: float = 3e-6
+    epsilon_end: float = 1e-5
     """ε when the run ends; in between it decays exponentially. Unit: opacity. Source: own experiments."""
 
     max_relative_distance: float = 1.25e-3
