@@ -269,10 +269,10 @@ inline Vec directions_of(const HarmonicRows& rows, int64_t i, Mask lanes, Vec* d
 }
 
 // A colour that is black but for rounding keeps a trace, by which its gradient is known to pass; gradients of what lies
-// below do not.
+// below do not. What is no number stays so, to be seen.
 inline Vec shifted_color(Vec sum) {
     const Vec color = sum + Vec(0.5f), trace(1e-30f);
-    return select(color < Vec(-1e-6f), Vec(0.0f), max(color, trace));
+    return select(color < Vec(-1e-6f), Vec(0.0f), select(color < trace, trace, color));
 }
 
 // Σ_k coefficient_k Y_k(direction) of each channel, 0 where a row does not count.

@@ -150,11 +150,17 @@ def test_a_request_to_stop_in_a_validation_ends_it_and_it_is_done_at_last(scenes
         assert [line["step"] for line in log] == done
 
 
-def test_a_request_to_stop_in_the_last_validation_is_told(scenes, tmp_path, monkeypatch):
+@pytest.mark.parametrize("moment", ["save", "_meta_step"])
+def test_a_request_to_stop_before_the_last_validation_is_told(scenes, tmp_path, monkeypatch, moment):
     trainer = MetaTrainer(config(scenes, tmp_path, validation=("somewhere",), steps=1, streams=1))
-    answers = iter([{10: 1.0}, None])
+    answers, asked = iter([{10: 1.0}, None]), getattr(trainer, moment)
+
+    def request():  # in a step it is noticed by the end of that
+        trainer.requests.append(signal.SIGTERM)
+        asked()
+
     monkeypatch.setattr("splatopt.meta.training.validate", lambda *_, **__: next(answers))
-    monkeypatch.setattr(trainer, "save", lambda: trainer.requests.append(signal.SIGTERM))
+    monkeypatch.setattr(trainer, moment, request)
     with pytest.raises(KeyboardInterrupt, match="stopped after meta-step 1 of 1"):
         trainer.run()
 

@@ -96,6 +96,21 @@ def test_a_closure_that_calls_backward_no_more_is_noticed(zeroed):
     torch.testing.assert_close(plain.flat(), changing.flat())
 
 
+def test_a_step_whose_loss_has_no_part_of_the_parameters_is_none_of_theirs():
+    task, other = Task(), torch.nn.Parameter(torch.ones(()))
+    optimizer = ESGD(task.net.parameters(), warmup=2)
+
+    def elsewhere():
+        optimizer.zero_grad()
+        loss = (other * other).sum()
+        loss.backward()
+        return loss
+
+    for closure in [habitual(task, optimizer)] * 4 + [elsewhere] * 2 + [habitual(task, optimizer)] * 2:
+        optimizer.step(closure)
+    assert bool(task.flat().isfinite().all())
+
+
 def test_a_resumed_run_goes_on_whatever_its_closure_does():
     whole, resumed = Task(), Task()
     one = ESGD(whole.net.parameters(), warmup=2)

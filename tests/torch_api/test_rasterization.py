@@ -107,19 +107,30 @@ def test_every_mode_agrees_with_float64_in_values_and_gradients(mode, channels, 
 
 
 @needs_native
-def test_black_gaussians_get_a_gradient_and_what_lies_below_black_gets_none() -> None:
-    scene = plain_scene(torch.float32, rows=50, views=1, channels=None)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_black_gaussians_get_a_gradient_and_what_lies_below_black_gets_none(dtype) -> None:
+    scene = plain_scene(dtype, rows=50, views=1, channels=None)
     colors = scene["colors"].detach().clone()
     colors[:, 1:] = 0
     colors[::2, 0] = -0.5 / SH_C0  # black, but for rounding
     colors[1::2, 0] = -0.51 / SH_C0
-    scene |= {"colors": colors.requires_grad_(), "backgrounds": torch.zeros(1, 3)}
+    scene |= {"colors": colors.requires_grad_(), "backgrounds": torch.zeros(1, 3, dtype=dtype)}
     image, _, meta = rasterization(**arguments_of(scene, packed=False))
     assert image.abs().max() < 1e-6
     image.sum().backward()
     drawn = (meta["radii"][0] > 0).all(dim=-1)
     assert (scene["colors"].grad[::2, 0][drawn[::2]] > 0).all(dim=-1).float().mean() > 0.9
     assert (scene["colors"].grad[1::2] == 0).all()
+
+
+@needs_native
+def test_a_colour_that_is_no_number_is_seen() -> None:
+    scene = plain_scene(torch.float32, rows=50, views=1, channels=None)
+    colors = scene["colors"].detach().clone()
+    colors[:, 0, 1] = math.nan
+    image, _, _ = rasterization(**arguments_of({**scene, "colors": colors}))
+    assert image[..., 1].isnan().any()
+    assert image[..., 0].isfinite().all()
 
 
 @needs_native

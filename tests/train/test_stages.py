@@ -289,6 +289,7 @@ def test_rolling_back_lands_in_the_stage_of_the_checkpoint(staged, broken_call):
     (warning,) = listener.of(Warned)
     back = 12 if broken_call == 14 else 14
     assert f"went back to the checkpoint of step {back}" in warning.message
+    assert "with a new order" not in warning.message, "the second stage takes all views at once"
     assert [event.step for event in listener.of(Stepped)][-(28 - back) :] == list(range(back + 1, 29))
     assert result.steps == 28
     result.cloud.check_finite("result")

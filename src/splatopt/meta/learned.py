@@ -131,11 +131,7 @@ class Learned(Optimizer):
 
     @torch.no_grad()
     def step(self, batch: Batch, progress: Progress) -> Evaluation:
-        """Evaluate the gradient on ``batch`` and take the network's step.
-
-        Raises:
-            InputError: It is the run's first, and there are too few Gaussians.
-        """
+        """Evaluate the gradient on ``batch`` and take the network's step."""
         if self._average is None:
             return self._step(batch, progress)
         parameters = self.objective.parameters
@@ -209,10 +205,16 @@ class Learned(Optimizer):
             return None
         if self._near is None or due:
             means, count = self.objective.parameters["means"], self._network.options.neighbours
-            # A scene that was pruned below that many Gaussians goes on without neighbours.
-            count = count if step == 1 or len(means) > count else 0
+            if len(means) <= count:
+                self._warn_of_few(len(means), step)
+                count = 0
             self._near = nearest_others(means, count, self.threads, self.instructions)
         return self._near
+
+    def _warn_of_few(self, count: int, step: int) -> None:
+        """Say once that the network goes without neighbours; a scene may also have been pruned so far."""
+        if step == 1:
+            self.warnings.append(f"a scene of {count} Gaussians is too small for the learned step's neighbours")
 
     def _watch_loss(self) -> None:
         """Give up on the network where the loss has stayed above its lowest for a window of steps."""

@@ -184,7 +184,9 @@ class MetaTrainer:
                 # A validation may take longer than whoever asks to stop has patience.
                 if saves or self._is_validation_due(end):
                     self.save()
-                if not self.stopping:
+                if self.stopping:
+                    self.is_unvalidated = self._is_validation_due(end)
+                else:
                     self._validate_if_due(end, watch)
         if self.stopping and (self.step < end or self.is_unvalidated):
             raise KeyboardInterrupt(f"stopped after meta-step {self.step:,} of {self.config.steps:,}")

@@ -86,7 +86,9 @@ class Closure:
                 before = [_write_of(param.grad) for param in params]
                 loss = closure()
                 pairs = zip(params, before, strict=True)
-                self.calls_backward = any(_is_written(param.grad, *old) for param, old in pairs)
+                if params and not any(_is_written(param.grad, *old) for param, old in pairs):
+                    # It calls backward no more, or these had no part in the loss: the next call tells.
+                    self.calls_backward = None
             else:
                 loss = closure()
         if not isinstance(loss, Tensor):

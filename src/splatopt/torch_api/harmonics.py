@@ -16,6 +16,9 @@ from splatopt.torch_api.workers import native_module, torch_workers, uses_native
 
 MAX_DEGREE = 3
 
+_ROUNDING = 1e-6
+"""How far below black a colour may lie by rounding, that of a black point by its coefficient."""
+
 
 def spherical_harmonics(degrees_to_use: int, dirs: Tensor, coeffs: Tensor, masks: Tensor | None = None) -> Tensor:
     """Return Σ_k coefficient_k Y_k(direction), 0 where the mask is False; differentiable in both.
@@ -82,9 +85,13 @@ def harmonics_of_views(degree: int, directions: Tensor, coefficients: Tensor, co
 def seen_colors(degree: int, coefficients: Tensor, directions: Tensor, counted: Tensor) -> Tensor:
     """Return the colours that Gaussians show along ``directions``, max(Σ_k coefficient_k Y_k + 0.5, 0), (C, N, 3).
 
-    Shapes are those of :func:`harmonics_of_views`.
+    One that is black but for rounding passes its gradient, as in the native pass; what does not count is 0. Shapes are
+    those of :func:`harmonics_of_views`.
     """
-    return (harmonics_of_views(degree, directions, coefficients, counted) + 0.5).clamp_min(0.0)
+    colors = harmonics_of_views(degree, directions, coefficients, counted) + 0.5
+    black = colors - colors.detach()
+    colors = torch.where((colors < 0) & (colors >= -_ROUNDING), black, colors.clamp_min(0.0))
+    return torch.where(counted[..., None], colors, torch.zeros_like(colors))
 
 
 class _NativeHarmonics(torch.autograd.Function):

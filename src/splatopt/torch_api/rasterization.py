@@ -184,8 +184,8 @@ class _SeenRows:
         """Return gsplat's dictionary; what only its own kernels read is left out."""
         of_row: Meta = {"batch_ids": None, "camera_ids": None, "gaussian_ids": None}
         if self.packed:
-            of_row["batch_ids"] = of_row["camera_ids"] = torch.zeros_like(self.index)
-            of_row["gaussian_ids"] = self.index
+            of_row["batch_ids"], of_row["camera_ids"] = torch.zeros(2, len(self.index), dtype=torch.int64).unbind()
+            of_row["gaussian_ids"] = self.index.clone()  # a graph has the index itself
             if self.views > 1:
                 of_row["camera_ids"], of_row["gaussian_ids"] = self.index // self.rows, self.index % self.rows
         projected, width, height = self.projected, self.cameras.width, self.cameras.height

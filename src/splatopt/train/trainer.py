@@ -232,6 +232,12 @@ class Trainer(ResumableRun):
         # Last, so that nothing above draws from what the next step begins with.
         self.generator.set_state(checkpoint.tensors["generator"])
 
+    @property
+    def has_order(self) -> bool:
+        """Whether a step sees fewer views than all."""
+        wanted, count = self.optimizer.batch_size, len(self.capture.split.train)
+        return 0 < (self.config.schedule.views_a_step if wanted is None else wanted) < count
+
     def _shuffle(self) -> None:
         self.sampler.shuffle()
 
