@@ -18,17 +18,13 @@ from PIL import Image
 
 from splatopt.core.checkpoint import latest_checkpoint
 from splatopt.core.checks import InputError
-from splatopt.data import load_capture
 from splatopt.data.mesh import load_mesh, write_mesh
-from splatopt.data.source import Points
 from splatopt.data.torus_knot import make_torus_knot
 from splatopt.fields.image import ImageTask
 from splatopt.fit.config import FitConfig
 from splatopt.fit.events import FitProgress, FitScored, FitStarted, FitStepped
 from splatopt.fit.loop import FitResult, fit_field, open_field
 from splatopt.fit.results import result_pictures
-from splatopt.fit.sampler import ExampleSampler
-from splatopt.fit.setup import scene_bounds
 from splatopt.report.field_page import write_field_report
 from splatopt.runs import resumable as kept_run
 from splatopt.runs.events import Ended, Saved, Warned
@@ -407,83 +403,3 @@ def test_the_number_of_threads_is_put_back(settings):
     before = torch.get_num_threads()
     fit_field(settings(epochs=1, threads=before + 1))
     assert torch.get_num_threads() == before
-
-
-def test_bounds_of_a_capture_hold_its_points(tmp_path):
-    capture = load_capture(make_toy_capture(tmp_path / "toy", points=200))
-    bounds = scene_bounds(capture)
-    positions = capture.points.positions.double()
-    for view in capture.split.train:
-        distances = (positions - capture.cameras[view].center).norm(dim=1)
-        assert ((distances > bounds.near) & (distances < bounds.far)).double().mean() > 0.95
-    assert (positions - bounds.center).abs().max() < 1.5 * bounds.radius
-
-
-def test_bounds_are_of_the_points_in_the_picture(tmp_path):
-    """Half of these points lie beside it or above it, by less than half its width, a thousand times as far away."""
-    capture = load_capture(make_toy_capture(tmp_path / "toy", points=200))
-    camera = capture.cameras[0]
-    places = [(0.5, 0.5, 3.0)] * 4 + [(-0.4, 0.5, 3e3), (1.4, 0.5, 3e3), (0.5, -0.4, 3e3), (0.5, 1.4, 3e3)]
-    u, v, depth = torch.tensor(places, dtype=torch.float64).T
-    x, y = (u * camera.width - camera.cx) / camera.fx, (v * camera.height - camera.cy) / camera.fy
-    pose = camera.world_to_camera.double()
-    positions = (torch.stack([x, y, torch.ones(8)], dim=-1) * depth[:, None] - pose[:3, 3]) @ pose[:3, :3]
-    points = Points(positions, torch.zeros(8, 3, dtype=torch.uint8))
-    bounds = scene_bounds(replace(capture, points=points, split=replace(capture.split, train=(0,))))
-    assert (bounds.near, bounds.far) == pytest.approx((0.9 * 3, 1.1 * 3), rel=1e-3)
-
-
-def test_bounds_without_points_are_those_of_blenders_captures(data_folder):
-    bounds = scene_bounds(load_capture(data_folder / "lego_200"))
-    assert bounds.near == pytest.approx(2, rel=0.05)
-    assert bounds.far == pytest.approx(6, rel=0.05)
-    assert bounds.center.norm() < 0.01
-
-
-# ---------------------------------------------------------------------- the sampler
-
-
-def test_an_epoch_has_every_example_once_and_the_next_another_order():
-    sampler = ExampleSampler(23, 5, torch.Generator().manual_seed(0))
-    assert sampler.per_epoch == 5
-    epochs = [[sampler.draw() for _ in range(5)] for _ in range(2)]
-    for batches in epochs:
-        assert [len(batch) for batch in batches] == [5, 5, 5, 5, 3]
-        assert sorted(torch.cat(batches).tolist()) == list(range(23))
-    assert not torch.equal(torch.cat(epochs[0]), torch.cat(epochs[1]))
-
-
-def test_a_batch_of_everything_is_in_order():
-    sampler = ExampleSampler(4, 100, torch.Generator())
-    assert sampler.draw().tolist() == sampler.draw().tolist() == [0, 1, 2, 3]
-    assert sampler.per_epoch == 1
-
-
-def test_a_sampler_goes_on_where_it_was_and_shuffles_when_told():
-    generator = torch.Generator().manual_seed(0)
-    sampler = ExampleSampler(10, 3, generator)
-    sampler.draw()
-    state, drawn = json.loads(json.dumps(sampler.state())), generator.get_state()
-    expected = [sampler.draw().tolist() for _ in range(9)]
-    again = ExampleSampler(10, 3, torch.Generator())
-    again.load_state(state)
-    again._generator.set_state(drawn)
-    assert [again.draw().tolist() for _ in range(9)] == expected
-    again.shuffle()
-    assert again.state()["position"] == 10
-
-
-def test_shuffling_makes_another_order_even_where_none_was_begun():
-    """A checkpoint of step 0, or of an epoch's end, is followed by a new order anyway, which must be another."""
-    usual, shuffled, again = (ExampleSampler(20, 20 - 1, torch.Generator().manual_seed(0)) for _ in range(3))
-    shuffled.shuffle()
-    again.shuffle()
-    drawn = shuffled.draw()
-    assert not torch.equal(drawn, usual.draw())
-    assert torch.equal(drawn, again.draw())
-
-
-def test_a_sampler_refuses_a_state_of_other_examples():
-    state = ExampleSampler(10, 3, torch.Generator()).state()
-    with pytest.raises(InputError, match="written with 10 examples in batches of 3"):
-        ExampleSampler(10, 4, torch.Generator()).load_state(state)

@@ -6,7 +6,9 @@ import pytest
 
 from meta.clouds import stirred
 from meta.toys import SHAPE, make_scenes
+from splatopt.meta.inner import InnerRates
 from splatopt.meta.network import LearnedNetwork
+from splatopt.meta.weights import save_weights
 
 
 @pytest.fixture(scope="package")
@@ -17,3 +19,17 @@ def scenes(tmp_path_factory):
 @pytest.fixture
 def network():
     return stirred(LearnedNetwork(SHAPE), size=0.05)
+
+
+@pytest.fixture
+def untrained(tmp_path):
+    path = tmp_path / "untrained.safetensors"
+    save_weights(path, LearnedNetwork(SHAPE), InnerRates(), {"seed": 0})
+    return str(path)
+
+
+@pytest.fixture
+def trained(tmp_path):
+    path = tmp_path / "trained.safetensors"
+    save_weights(path, stirred(LearnedNetwork(SHAPE), size=0.1), InnerRates(), {"seed": 0})
+    return str(path)
