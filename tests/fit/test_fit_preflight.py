@@ -121,6 +121,15 @@ def test_the_estimate_counts_the_grid_of_a_shape(settings):
         check_field_memory(limited, shape, 10)
 
 
+def test_the_estimate_counts_scoring_of_more_points_than_are_trained_on(settings):
+    few, many = (LabelledPoints(torch.zeros(count, 3), torch.zeros(count)) for count in (50, 20_000))
+    field = make_field("sine", Architecture(3, 1, 64, 1), torch.Generator().manual_seed(0))
+    shape = OccupancyTask(field, few, many)
+    config = settings(optimizer="adam")
+    config = replace(config, scoring=replace(config.scoring, resolution=8))
+    assert peak(shape.score) < 1.1 * check_field_memory(config, shape, 10).parts["scoring"]
+
+
 def test_the_estimate_counts_the_whole_history_of_lbfgs(settings):
     fitted = task(24)
     numbers = 4 * sum(value.numel() for value in fitted.parameters.values())

@@ -79,7 +79,7 @@ def _estimate(config: FitConfig, task: Task, batch: int, max_bytes: int) -> Memo
         made.append(begun)
 
     def draw(examples: int) -> Any:
-        return task.draw(torch.arange(min(examples, task.size)), generator)
+        return task.draw(torch.arange(examples) % task.size, generator)
 
     def count(work: Callable[[], Any], who: str = config.schedule.optimizer) -> int:
         return count_memory(who, work, CountedMemory(max_bytes, SECONDS), _remedies(task))
